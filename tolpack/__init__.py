@@ -1,0 +1,52 @@
+"""tolpack: the feed-forward memory of trained MemoryLLM models in small, memory-mappable files.
+
+Importing it loads numpy and zstandard, never torch or click; `build` imports torch when called.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tolpack.errors import (
+    CheckpointError,
+    ChecksumError,
+    ConfigError,
+    FileAccessError,
+    FormatError,
+    TokenIdError,
+    TolpackError,
+    UnsupportedVersionError,
+)
+from tolpack.pack import Pack
+from tolpack.version import __version__
+
+if TYPE_CHECKING:
+    from tolpack.builder import BuildResult
+
+__all__ = [
+    "CheckpointError",
+    "ChecksumError",
+    "ConfigError",
+    "FileAccessError",
+    "FormatError",
+    "Pack",
+    "TokenIdError",
+    "TolpackError",
+    "UnsupportedVersionError",
+    "__version__",
+    "build",
+    "open",
+]
+
+
+def open(path: str | Path, io: str = "auto") -> Pack:
+    """Open the pack at `path` for reading rows; see `Pack` for `io` and errors."""
+    return Pack(path, io)
+
+
+def build(checkpoint: str | Path, output: str | Path | None = None, **settings: Any) -> BuildResult:
+    """Build a pack from a checkpoint or table; see `tolpack.builder.build` for the settings."""
+    from tolpack.builder import build as run
+
+    return run(checkpoint, output, **settings)

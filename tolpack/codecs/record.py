@@ -1,0 +1,131 @@
+"""One token's bytes: the scales of all kept layers, then their codes (SPEC §6).
+
+All kept layers of a token stand side by side, so a decode step reads one place. The first parts of
+all fields come first, then the second parts, and so on. Parts of neighbouring layers that are
+stored alike (same codec, group and number of values) form a run, and a run decodes in one step
+for all its layers: with no basis that is the whole record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tolpack.codecs.values import Bytes, Floats, decode_values, encode_values
+from tolpack.container.encodings import FieldEncoding, Part
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The same part of ``count`` neighbouring kept fields from number ``first`` on.
+
+    ``value_offset`` counts the field's values before this part; the other offsets are in bytes
+    from the record's start.
+    """
+
+    first: int
+    count: int
+    part: Part
+    value_offset: int
+    scale_offset_bytes: int
+    code_offset_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecordLayout:
+    """Where the parts of a record lie; ``stored_values`` counts each kept field's values."""
+
+    record_bytes: int
+    stored_values: tuple[int, ...]
+    runs: tuple[Run, ...]
+
+    def decode(self, records: Bytes, wanted: Collection[int]) -> dict[int, Floats]:
+        """Decode kept fields.
+
+        Parameters
+        ----------
+        records : ndarray
+            uint8 (rows, record_bytes).
+        wanted : collection of int
+            Numbers of kept fields.
+
+        Returns
+        -------
+        dict
+            Field number → float32 (rows, stored values); views of shared arrays.
+
+        Raises
+        ------
+        FormatError
+            Code ``scale-not-finite``.
+        """
+        out: dict[int, Floats] = {}
+        for run in self.runs:
+            fields = [n for n in range(run.count) if run.first + n in wanted]
+            whole = len(fields) == run.count
+            values = _decode(records, run, 0, run.count) if whole else None
+            for n in fields:
+                part = _decode(records, run, n, 1)[:, 0] if values is None else values[:, n]
+                self._collect(out, run, run.first + n, part)
+        return out
+
+    def encode(self, records: NDArray[np.uint8], kept: int, values: Floats) -> None:
+        """Encode float32 (rows, stored values) of kept field `kept` into uint8 `records`."""
+        for run in self.runs:
+            if not run.first <= kept < run.first + run.count:
+                continue
+            stop = run.value_offset + run.part.values
+            encoded = encode_values(values[:, run.value_offset : stop], run.part)
+            for data, offset in zip(encoded, (run.scale_offset_bytes, run.code_offset_bytes)):
+                start = offset + (kept - run.first) * data.shape[1]
+                records[:, start : start + data.shape[1]] = data
+
+    def _collect(self, out: dict[int, Floats], run: Run, field: int, part: Floats) -> None:
+        stored = self.stored_values[field]
+        if run.part.values == stored:
+            out[field] = part
+            return
+        if field not in out:
+            out[field] = np.empty((len(part), stored), np.float32)
+        out[field][:, run.value_offset : run.value_offset + run.part.values] = part
+
+
+def record_layout(fields: tuple[FieldEncoding, ...]) -> RecordLayout:
+    """Lay out the records of kept `fields`."""
+    depth = max(len(parts) for parts in fields)
+    segments = [
+        (field, parts[n], sum(part.values for part in parts[:n]))
+        for n in range(depth)
+        for field, parts in enumerate(fields)
+        if n < len(parts)
+    ]
+    scale_at, code_at = 0, sum(part.scale_bytes for _, part, _ in segments)
+    runs: list[Run] = []
+    for field, part, offset in segments:
+        last = runs[-1] if runs else None
+        if last and (last.first + last.count, last.part, last.value_offset) == (
+            field, part, offset,
+        ):  # fmt: skip
+            runs[-1] = replace(last, count=last.count + 1)
+        else:
+            runs.append(Run(field, 1, part, offset, scale_at, code_at))
+        scale_at, code_at = scale_at + part.scale_bytes, code_at + part.code_bytes
+    stored = tuple(sum(part.values for part in parts) for parts in fields)
+    return RecordLayout(code_at, stored, tuple(runs))
+
+
+def _decode(records: Bytes, run: Run, start: int, count: int) -> Floats:
+    """Decode `count` fields of `run` from its `start`-th on: float32 (rows, count, values)."""
+    part = run.part
+    scales = _slice(records, run.scale_offset_bytes, part.scale_bytes, start, count)
+    codes = _slice(records, run.code_offset_bytes, part.code_bytes, start, count)
+    return decode_values(scales, codes, part).reshape(len(records), count, part.values)
+
+
+def _slice(records: Bytes, offset: int, size: int, start: int, count: int) -> Bytes:
+    """Fields' bytes as (rows · fields, size); a view where the strides allow it."""
+    begin = offset + start * size
+    return records[:, begin : begin + count * size].reshape(len(records) * count, size)

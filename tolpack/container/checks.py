@@ -1,0 +1,154 @@
+"""Holding a header's parts against each other and against the file (SPEC §5, §10).
+
+All arithmetic is on Python integers, which do not wrap. After `check_header` every extent lies
+inside the file, no two overlap, nothing is left over, and every size that a reader allocates
+follows from numbers that were checked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+
+from tolpack.container.encodings import Encoding, raw_block_bytes
+from tolpack.container.header import ARRAY_DTYPES, Chunk, Field, Header, Table
+from tolpack.container.index import index_bytes
+from tolpack.container.preamble import (
+    MAX_ARRAY_BYTES,
+    MAX_BLOCK_BYTES,
+    PREAMBLE_BYTES,
+    SECTION_ALIGNMENT,
+    Preamble,
+    align,
+)
+from tolpack.errors import FormatError
+
+
+def check_header(header: Header, preamble: Preamble) -> None:
+    """Raise `FormatError` unless the header is consistent with itself and with the file."""
+    _check_extents(header, preamble)
+    for number, table in enumerate(header.tables):
+        place = f"tables[{number}]"
+        _check_fields(header, table, place)
+        _check_chunks(header, table, place)
+        if table.token_map is not None:
+            dtype = "uint32" if table.rows <= 2**32 else "uint64"
+            _check_array(
+                header, table.token_map, "token_map", dtype, (table.rows,), f"{place}.token_map"
+            )
+    _check_references(header)
+    _expect("feature-mismatch", "preamble.required_features", preamble.required_features,
+            header.required_features())  # fmt: skip
+
+
+def _check_extents(header: Header, preamble: Preamble) -> None:
+    end = PREAMBLE_BYTES + preamble.header_length
+    for number, section in enumerate(header.sections):
+        place = f"sections[{number}]"
+        expected = align(end, SECTION_ALIGNMENT)
+        _expect("section-offset", f"{place}.offset_bytes", section.offset_bytes, expected)
+        end = section.end_bytes
+        if end > preamble.file_length:
+            raise FormatError(
+                "extent-past-end", place, f"end {end}", f"at most {preamble.file_length}"
+            )
+        if section.shape is None or section.dtype is None:
+            continue
+        size = math.prod(section.shape) * ARRAY_DTYPES[section.dtype]
+        _expect("array-length", f"{place}.length_bytes", section.length_bytes, size)
+        if size > MAX_ARRAY_BYTES:
+            raise FormatError("array-length", place, size, f"at most {MAX_ARRAY_BYTES} bytes")
+    _expect("trailing-bytes", "file", preamble.file_length, end)
+
+
+def _check_fields(header: Header, table: Table, place: str) -> None:
+    if not table.kept_fields:
+        raise FormatError("no-data", f"{place}.fields", "every field dropped", "one kept field")
+    for number, field in enumerate(table.fields):
+        _check_field(header, table, field, f"{place}.fields[{number}]")
+
+
+def _check_field(header: Header, table: Table, field: Field, place: str) -> None:
+    if field.dropped and not field.rank is field.basis is field.mean is None:
+        raise FormatError("dropped-has-data", place, "rank, basis or mean", "nothing stored")
+    if (field.rank is None) != (field.basis is None):
+        raise FormatError("rank-without-basis", place, "only one of rank and basis", "both or none")
+    if field.rank is not None and field.basis is not None:
+        if field.rank > min(table.rows, field.width):
+            raise FormatError(
+                "rank", f"{place}.rank", field.rank, f"at most {min(table.rows, field.width)}"
+            )
+        shape = (field.rank, field.width)
+        _check_array(header, field.basis, "basis", "float16", shape, f"{place}.basis")
+    if field.mean is not None:
+        _check_array(header, field.mean, "mean", "float32", (field.width,), f"{place}.mean")
+
+
+def _check_chunks(header: Header, table: Table, place: str) -> None:
+    _expect("row-count", f"{place}.chunks", sum(c.rows for c in table.chunks), table.rows)
+    for number, chunk in enumerate(table.chunks):
+        where = f"{place}.chunks[{number}]"
+        if chunk.encoding >= len(header.encodings):
+            raise FormatError(
+                "reference", f"{where}.encoding", chunk.encoding, f"below {len(header.encodings)}"
+            )
+        _check_chunk(header, table, chunk, header.encodings[chunk.encoding], where)
+
+
+def _check_chunk(
+    header: Header, table: Table, chunk: Chunk, encoding: Encoding, place: str
+) -> None:
+    stored = [sum(part.values for part in parts) for parts in encoding.fields]
+    kept = [field.stored_values for field in table.kept_fields]
+    _expect("encoding-fields", f"{place}.encoding", stored, kept)
+    record = table.record_bytes(encoding)
+    if record * encoding.rows_per_block > MAX_BLOCK_BYTES:
+        raise FormatError(
+            "block-size", place, record * encoding.rows_per_block, f"at most {MAX_BLOCK_BYTES}"
+        )
+    blocks = -(-chunk.rows // encoding.rows_per_block)
+    section = header.sections[chunk.blocks]
+    _expect("section-kind", f"{place}.blocks", section.kind, "blocks")
+    if encoding.frame == "raw":
+        size = blocks * raw_block_bytes(record, encoding.rows_per_block)
+        _expect("chunk-length", f"{place}.blocks", section.length_bytes, size)
+        _expect("raw-with-index", f"{place}.index", chunk.index, None)
+        return
+    if chunk.index is None:
+        raise FormatError("frames-without-index", place, "no index", "an index section")
+    index = header.sections[chunk.index]
+    _expect("section-kind", f"{place}.index", index.kind, "index")
+    _expect("index-length", f"{place}.index", index.length_bytes, index_bytes(blocks))
+
+
+def _check_array(
+    header: Header, number: int, kind: str, dtype: str, shape: tuple[int, ...], place: str
+) -> None:
+    section = header.sections[number]
+    _expect("section-kind", place, section.kind, kind)
+    _expect("array-dtype", place, section.dtype, dtype)
+    _expect("array-shape", place, section.shape, shape)
+
+
+def _check_references(header: Header) -> None:
+    uses = Counter(_references(header))
+    for number, section in enumerate(header.sections):
+        place = f"sections[{number}]"
+        if uses[number] == 0:
+            raise FormatError("unused-section", place, f"an unused {section.kind}", "a reference")
+        if uses[number] > 1 and section.kind in ("blocks", "index", "token_map"):
+            raise FormatError("shared-section", place, f"{uses[number]} references", "one")
+
+
+def _references(header: Header) -> Iterator[int]:
+    for table in header.tables:
+        numbers = [table.token_map]
+        numbers += [n for field in table.fields for n in (field.basis, field.mean)]
+        numbers += [n for chunk in table.chunks for n in (chunk.blocks, chunk.index)]
+        yield from (number for number in numbers if number is not None)
+
+
+def _expect(code: str, place: str, found: object, expected: object) -> None:
+    if found != expected:
+        raise FormatError(code, place, found, expected)

@@ -1,0 +1,91 @@
+"""Sizes of stored values: what each codec needs per row (SPEC §6, §7).
+
+The container must know how many bytes a record takes to check extents before anything is
+allocated; what the bytes mean is `tolpack.codecs`' part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tolpack.container.preamble import BLOCK_ALIGNMENT, align
+
+CHECKSUM_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class CodecSizes:
+    """Bits of one code, bytes of one group's scale (0: no groups)."""
+
+    code_bits: int
+    scale_bytes: int
+
+
+CODEC_SIZES = {
+    "f32": CodecSizes(32, 0),
+    "f16": CodecSizes(16, 0),
+    "bf16": CodecSizes(16, 0),
+    "f8e4m3": CodecSizes(8, 4),
+    "int8": CodecSizes(8, 2),
+    "int4": CodecSizes(4, 2),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A run of one field's stored values with one codec.
+
+    Parameters
+    ----------
+    codec : str
+        A key of `CODEC_SIZES`.
+    values : int
+        Values per row.
+    group_size : int or None
+        Values that share a scale; ``None`` for codecs without scales.
+    """
+
+    codec: str
+    values: int
+    group_size: int | None = None
+
+    @property
+    def scale_bytes(self) -> int:
+        """Bytes of the scales; the last group may be shorter."""
+        if self.group_size is None:
+            return 0
+        return -(-self.values // self.group_size) * CODEC_SIZES[self.codec].scale_bytes
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of the codes; a trailing odd 4-bit code takes a whole byte."""
+        return -(-self.values * CODEC_SIZES[self.codec].code_bits // 8)
+
+
+# How one field is stored: its values in order, cut into parts. The leading coefficients of a
+# basis, which are the largest, may so have more bits than the rest.
+FieldEncoding = tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How the rows of a chunk are stored.
+
+    Parameters
+    ----------
+    frame : str
+        ``"raw"``: blocks of a fixed size. ``"zstd"``: one zstd frame per block.
+    rows_per_block : int
+        Rows that are read, checked and decoded together.
+    fields : tuple of tuple of Part
+        One per kept field of the table, in order.
+    """
+
+    frame: str
+    rows_per_block: int
+    fields: tuple[FieldEncoding, ...]
+
+
+def raw_block_bytes(record_bytes: int, rows_per_block: int) -> int:
+    """Bytes of one raw block: records, zero padding, CRC-32 in the last four bytes."""
+    return align(record_bytes * rows_per_block + CHECKSUM_BYTES, BLOCK_ALIGNMENT)

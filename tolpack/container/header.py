@@ -1,0 +1,362 @@
+"""The header: which tables, fields, encodings, chunks and sections a pack holds (SPEC §4–§5).
+
+`Header` is what the JSON says, with every field checked for type and range; `check_header`
+then holds the parts against each other and against the file. Nothing is trusted because a
+checksum was right.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from tolpack.container.encodings import CODEC_SIZES, Encoding, FieldEncoding, Part
+from tolpack.container.preamble import (
+    FEATURES,
+    MAX_CHUNKS,
+    MAX_FIELDS,
+    MAX_PARTS,
+    MAX_ROWS,
+    MAX_ROWS_PER_BLOCK,
+    MAX_WIDTH,
+)
+from tolpack.container.strict_json import parse
+from tolpack.errors import FormatError
+
+SECTION_KINDS = ("token_map", "basis", "mean", "blocks", "index")
+ARRAY_DTYPES = {"uint32": 4, "uint64": 8, "float16": 2, "float32": 4}
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One extent of the file.
+
+    Array sections (``token_map``, ``basis``, ``mean``) have ``dtype``, ``shape`` and the CRC-32 of
+    their bytes; ``blocks`` and ``index`` carry a checksum in every block instead.
+    """
+
+    kind: str
+    offset_bytes: int
+    length_bytes: int
+    crc32: int | None = None
+    dtype: str | None = None
+    shape: tuple[int, ...] | None = None
+
+    @property
+    def end_bytes(self) -> int:
+        """Offset of the first byte behind the section."""
+        return self.offset_bytes + self.length_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One layer's part of a row: ``width`` values of `dtype` once decoded.
+
+    A ``dropped`` field stores nothing and decodes to zeros. With a ``basis`` (a section number)
+    the record holds ``rank`` coefficients; a ``mean`` (a section number) is added last.
+    """
+
+    name: str
+    layer: int
+    width: int
+    dtype: str = "float32"
+    dropped: bool = False
+    rank: int | None = None
+    basis: int | None = None
+    mean: int | None = None
+
+    @property
+    def stored_values(self) -> int:
+        """Values per row in the record: 0 if dropped, the rank with a basis, else the width."""
+        if self.dropped:
+            return 0
+        return self.width if self.rank is None else self.rank
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A run of ``rows`` slots with one encoding; ``blocks`` and ``index`` are section numbers."""
+
+    rows: int
+    encoding: int
+    blocks: int
+    index: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows, their fields, and the chunks that hold them in slot order."""
+
+    name: str
+    rows: int
+    fields: tuple[Field, ...]
+    chunks: tuple[Chunk, ...]
+    token_map: int | None = None
+    multiplier: float = 1.0
+
+    @property
+    def kept_fields(self) -> tuple[Field, ...]:
+        """Fields that have stored values, in order."""
+        return tuple(field for field in self.fields if not field.dropped)
+
+    def record_bytes(self, encoding: Encoding) -> int:
+        """Bytes of one row in `encoding`: the scales of all kept fields, then their codes."""
+        parts = [part for field in encoding.fields for part in field]
+        return sum(part.scale_bytes + part.code_bytes for part in parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Everything a pack says about itself."""
+
+    tables: tuple[Table, ...]
+    encodings: tuple[Encoding, ...]
+    sections: tuple[Section, ...]
+    producer: str
+    part: tuple[int, int] = (0, 1)
+
+    def to_json(self) -> bytes:
+        """Return the header as compact UTF-8 JSON, the same bytes for the same header."""
+        value = {
+            "producer": self.producer,
+            "part": {"index": self.part[0], "count": self.part[1]},
+            "tables": [_table_json(table) for table in self.tables],
+            "encodings": [_encoding_json(encoding) for encoding in self.encodings],
+            "sections": [_section_json(section) for section in self.sections],
+        }
+        return json.dumps(value, separators=(",", ":"), ensure_ascii=True).encode()
+
+    def required_features(self) -> int:
+        """Bit mask of what a reader must know to read this pack (SPEC §9)."""
+        names = {f"codec:{p.codec}" for e in self.encodings for parts in e.fields for p in parts}
+        names |= {f"frame:{e.frame}" for e in self.encodings if e.frame != "raw"}
+        fields = [field for table in self.tables for field in table.fields]
+        names |= {"basis" for field in fields if field.basis is not None}
+        names |= {"mean" for field in fields if field.mean is not None}
+        names |= {"token_map" for table in self.tables if table.token_map is not None}
+        names |= {"multiplier" for table in self.tables if table.multiplier != 1.0}
+        names |= {"multiple_parts"} if self.part[1] != 1 else set()
+        names |= {"multiple_tables"} if len(self.tables) != 1 else set()
+        names |= {"mixed_widths"} if len({field.width for field in fields}) > 1 else set()
+        return sum(1 << FEATURES[name] for name in names)
+
+
+class _Node:
+    """One JSON object, with typed access that reports the place of what is wrong."""
+
+    def __init__(self, value: object, place: str) -> None:
+        if not isinstance(value, dict):
+            raise FormatError("header-field", place, value, "an object")
+        self.value: dict[str, Any] = value
+        self.place = place
+
+    def has(self, key: str) -> bool:
+        return self.value.get(key) is not None
+
+    def integer(self, key: str, low: int, high: int) -> int:
+        value = self._get(key)
+        if type(value) is not int or not low <= value <= high:
+            raise FormatError(
+                "header-field", f"{self.place}.{key}", value, f"an integer in {low} … {high}"
+            )
+        return value
+
+    def optional_integer(self, key: str, low: int, high: int) -> int | None:
+        return self.integer(key, low, high) if self.has(key) else None
+
+    def text(self, key: str, choices: tuple[str, ...] | None = None) -> str:
+        value = self._get(key)
+        plain = isinstance(value, str) and 0 < len(value) <= 128 and value.isprintable()
+        if not plain or (choices is not None and value not in choices):
+            expected = f"one of {', '.join(choices)}" if choices else "1 … 128 printable characters"
+            raise FormatError("header-field", f"{self.place}.{key}", value, expected)
+        return str(value)
+
+    def flag(self, key: str) -> bool:
+        value = self.value.get(key, False)
+        if not isinstance(value, bool):
+            raise FormatError("header-field", f"{self.place}.{key}", value, "true or false")
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        value = self.value.get(key, default)
+        if type(value) not in (int, float) or not 0 < abs(value) < float("inf"):
+            raise FormatError(
+                "header-field", f"{self.place}.{key}", value, "a finite number other than 0"
+            )
+        return float(value)
+
+    def items(self, key: str, low: int, high: int) -> list[_Node]:
+        return [_Node(v, f"{self.place}.{key}[{i}]") for i, v in self._list(key, low, high)]
+
+    def integers(self, key: str, low: int, high: int) -> tuple[int, ...]:
+        pairs = self._list(key, 1, 2)
+        node = _Node({str(i): v for i, v in pairs}, f"{self.place}.{key}")
+        return tuple(node.integer(str(i), low, high) for i, _ in pairs)
+
+    def node(self, key: str) -> _Node:
+        return _Node(self._get(key), f"{self.place}.{key}")
+
+    def _list(self, key: str, low: int, high: int) -> list[tuple[int, Any]]:
+        value = self._get(key)
+        if not isinstance(value, list) or not low <= len(value) <= high:
+            found = f"{len(value)} items" if isinstance(value, list) else value
+            raise FormatError(
+                "header-field", f"{self.place}.{key}", found, f"a list of {low} … {high} items"
+            )
+        return list(enumerate(value))
+
+    def _get(self, key: str) -> Any:
+        if key not in self.value:
+            raise FormatError("header-field", f"{self.place}.{key}", "nothing", "this field")
+        return self.value[key]
+
+
+def parse_header(data: bytes) -> Header:
+    """Decode header bytes, with every field's type and range checked.
+
+    Raises
+    ------
+    FormatError
+        ``header-json`` or ``header-field``, naming the place.
+    """
+    root = _Node(parse(data), "header")
+    part = root.node("part")
+    count = part.integer("count", 1, MAX_CHUNKS)
+    sections = tuple(_section(n) for n in root.items("sections", 1, 4 * MAX_CHUNKS))
+    last = len(sections) - 1
+    return Header(
+        tables=tuple(_table(node, last) for node in root.items("tables", 1, MAX_FIELDS)),
+        encodings=tuple(_encoding(node) for node in root.items("encodings", 1, MAX_CHUNKS)),
+        sections=sections,
+        producer=root.text("producer"),
+        part=(part.integer("index", 0, count - 1), count),
+    )
+
+
+def _section(node: _Node) -> Section:
+    kind = node.text("kind", SECTION_KINDS)
+    offset = node.integer("offset_bytes", 0, 2**63 - 1)
+    length = node.integer("length_bytes", 1, 2**63 - 1)
+    if kind in ("blocks", "index"):
+        return Section(kind, offset, length)
+    return Section(
+        kind,
+        offset,
+        length,
+        crc32=node.integer("crc32", 0, 2**32 - 1),
+        dtype=node.text("dtype", tuple(ARRAY_DTYPES)),
+        shape=node.integers("shape", 1, MAX_ROWS),
+    )
+
+
+def _table(node: _Node, last_section: int) -> Table:
+    return Table(
+        name=node.text("name"),
+        rows=node.integer("rows", 1, MAX_ROWS),
+        fields=tuple(_field(n, last_section) for n in node.items("fields", 1, MAX_FIELDS)),
+        chunks=tuple(_chunk(n, last_section) for n in node.items("chunks", 1, MAX_CHUNKS)),
+        token_map=node.optional_integer("token_map", 0, last_section),
+        multiplier=node.number("multiplier", 1.0),
+    )
+
+
+def _field(node: _Node, last_section: int) -> Field:
+    width = node.integer("width", 1, MAX_WIDTH)
+    return Field(
+        name=node.text("name"),
+        layer=node.integer("layer", 0, MAX_FIELDS - 1),
+        width=width,
+        dtype=node.text("dtype", ("float32", "float16", "bfloat16")),
+        dropped=node.flag("dropped"),
+        rank=node.optional_integer("rank", 1, width),
+        basis=node.optional_integer("basis", 0, last_section),
+        mean=node.optional_integer("mean", 0, last_section),
+    )
+
+
+def _chunk(node: _Node, last_section: int) -> Chunk:
+    return Chunk(
+        rows=node.integer("rows", 1, MAX_ROWS),
+        encoding=node.integer("encoding", 0, MAX_CHUNKS),
+        blocks=node.integer("blocks", 0, last_section),
+        index=node.optional_integer("index", 0, last_section),
+    )
+
+
+def _encoding(node: _Node) -> Encoding:
+    return Encoding(
+        frame=node.text("frame", ("raw", "zstd")),
+        rows_per_block=node.integer("rows_per_block", 1, MAX_ROWS_PER_BLOCK),
+        fields=tuple(_field_encoding(n) for n in node.items("fields", 1, MAX_FIELDS)),
+    )
+
+
+def _field_encoding(node: _Node) -> FieldEncoding:
+    return tuple(_part(n) for n in node.items("parts", 1, MAX_PARTS))
+
+
+def _part(node: _Node) -> Part:
+    codec = node.text("codec", tuple(CODEC_SIZES))
+    values = node.integer("values", 1, MAX_WIDTH)
+    if CODEC_SIZES[codec].scale_bytes == 0:
+        return Part(codec, values)
+    group_size = node.integer("group_size", 2, MAX_WIDTH)
+    if group_size % 2:
+        raise FormatError("header-field", f"{node.place}.group_size", group_size, "an even number")
+    return Part(codec, values, group_size)
+
+
+def _without_none(**values: object) -> dict[str, object]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _table_json(table: Table) -> dict[str, object]:
+    return _without_none(
+        name=table.name,
+        rows=table.rows,
+        multiplier=None if table.multiplier == 1.0 else table.multiplier,
+        token_map=table.token_map,
+        fields=[_field_json(field) for field in table.fields],
+        chunks=[
+            _without_none(rows=c.rows, encoding=c.encoding, blocks=c.blocks, index=c.index)
+            for c in table.chunks
+        ],
+    )
+
+
+def _field_json(field: Field) -> dict[str, object]:
+    return _without_none(
+        name=field.name,
+        layer=field.layer,
+        width=field.width,
+        dtype=field.dtype,
+        dropped=True if field.dropped else None,
+        rank=field.rank,
+        basis=field.basis,
+        mean=field.mean,
+    )
+
+
+def _encoding_json(encoding: Encoding) -> dict[str, object]:
+    return {
+        "frame": encoding.frame,
+        "rows_per_block": encoding.rows_per_block,
+        "fields": [{"parts": [_part_json(part) for part in parts]} for parts in encoding.fields],
+    }
+
+
+def _part_json(part: Part) -> dict[str, object]:
+    return _without_none(codec=part.codec, values=part.values, group_size=part.group_size)
+
+
+def _section_json(section: Section) -> dict[str, object]:
+    return _without_none(
+        kind=section.kind,
+        offset_bytes=section.offset_bytes,
+        length_bytes=section.length_bytes,
+        crc32=section.crc32,
+        dtype=section.dtype,
+        shape=None if section.shape is None else list(section.shape),
+    )

@@ -1,0 +1,79 @@
+"""Where the frames of a chunk lie: index blocks that are fetched and checked one at a time.
+
+An index block covers 512 frames: the first frame's offset in the chunk (u64), each frame's
+length with its checksum (u32), and a CRC-32. Block *k* stands at a fixed place, so a lookup in a
+table of any size fetches one block of 2 KiB and opening fetches none (SPEC §8).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tolpack.errors import ChecksumError, FormatError
+
+FRAMES_PER_INDEX_BLOCK = 512
+_FIXED_BYTES = 12
+FULL_INDEX_BLOCK_BYTES = _FIXED_BYTES + 4 * FRAMES_PER_INDEX_BLOCK
+
+
+def checksum(payload: bytes | memoryview, pack_id: int, number: int) -> int:
+    """CRC-32 of `payload`, started from a value that depends on the pack and the place.
+
+    A CRC of the same bytes from another start value always differs, so a block that was
+    displaced within a pack, or comes from another pack, is never taken for the right one.
+    """
+    return zlib.crc32(payload, (pack_id + number) & 0xFFFFFFFF)
+
+
+def index_bytes(frames: int) -> int:
+    """Bytes of the index section of a chunk of `frames` frames."""
+    blocks = -(-frames // FRAMES_PER_INDEX_BLOCK)
+    return blocks * _FIXED_BYTES + 4 * frames
+
+
+def index_block_extent(block: int, frames: int) -> tuple[int, int]:
+    """Offset in the index section and length, in bytes, of index block `block`."""
+    count = min(FRAMES_PER_INDEX_BLOCK, frames - block * FRAMES_PER_INDEX_BLOCK)
+    return block * FULL_INDEX_BLOCK_BYTES, _FIXED_BYTES + 4 * count
+
+
+def encode_index(lengths: Sequence[int], pack_id: int, first_slot: int) -> bytes:
+    """Return the index section for frames of `lengths` bytes, stored back to back."""
+    parts, offset = [], 0
+    for start in range(0, len(lengths), FRAMES_PER_INDEX_BLOCK):
+        part = np.asarray(lengths[start : start + FRAMES_PER_INDEX_BLOCK], dtype="<u4")
+        body = np.uint64(offset).astype("<u8").tobytes() + part.tobytes()
+        number = first_slot + start // FRAMES_PER_INDEX_BLOCK
+        parts += [body, checksum(body, pack_id, number).to_bytes(4, "little")]
+        offset += int(part.sum(dtype=np.uint64))
+    return b"".join(parts)
+
+
+def decode_index_block(
+    data: bytes | memoryview, pack_id: int, first_slot: int, block: int, chunk_bytes: int
+) -> NDArray[np.int64]:
+    """Check one index block and return frame boundaries, int64 (frames + 1,), in the chunk.
+
+    Raises
+    ------
+    ChecksumError
+        The block is damaged.
+    FormatError
+        A frame would lie outside the chunk's `chunk_bytes`.
+    """
+    place = f"index block {block} of the chunk at slot {first_slot}"
+    body = memoryview(data)[:-4]
+    found = checksum(body, pack_id, first_slot + block)
+    stored = int.from_bytes(data[-4:], "little")
+    if found != stored:
+        raise ChecksumError("index-checksum", place, f"CRC-32 {found:08x}", f"{stored:08x}")
+    start = int.from_bytes(body[:8], "little")
+    lengths = np.frombuffer(body[8:], dtype="<u4").astype(np.int64)
+    end = start + int(lengths.sum())
+    if end > chunk_bytes or (lengths <= 4).any():
+        raise FormatError("frame-extent", place, f"frames up to byte {end}", f"≤ {chunk_bytes}")
+    return start + np.concatenate([[0], np.cumsum(lengths)])

@@ -1,0 +1,138 @@
+"""The first 64 bytes of a pack, alignment, and the fixed limits (SPEC §2, §3).
+
+A fixed-size preamble tells a reader everything it needs before it allocates anything: whether it
+can read the file at all, how long the header is and how long the file has to be.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+
+from tolpack.errors import ChecksumError, FormatError, UnsupportedVersionError
+
+MAGIC = b"\x89TOLPACK"
+VERSION = (1, 0)
+PREAMBLE_BYTES = 64
+SECTION_ALIGNMENT = 4096
+BLOCK_ALIGNMENT = 64
+
+MAX_HEADER_BYTES = 1 << 20
+MAX_CHUNKS = 1 << 16
+MAX_FIELDS = 1 << 12
+MAX_PARTS = 16
+MAX_WIDTH = 1 << 16
+MAX_ROWS = 1 << 48
+MAX_BLOCK_BYTES = 1 << 24
+MAX_ROWS_PER_BLOCK = 1 << 12
+MAX_ARRAY_BYTES = 1 << 32
+
+# magic, major, minor, header length, file length, required features, optional features, pack id,
+# reserved, header CRC-32, preamble CRC-32
+_LAYOUT = struct.Struct("<8sHHIQQQQQII")
+
+# Bit numbers of the required-feature mask (SPEC §9). A reader refuses a bit that it does not know.
+FEATURES = {
+    "codec:f32": 0,
+    "codec:f16": 1,
+    "codec:bf16": 2,
+    "codec:f8e4m3": 3,
+    "codec:int8": 4,
+    "codec:int4": 5,
+    "frame:zstd": 8,
+    "basis": 16,
+    "mean": 17,
+    "token_map": 18,
+    "multiplier": 19,
+    "multiple_parts": 24,
+    "multiple_tables": 25,
+    "mixed_widths": 26,
+}
+SUPPORTED_FEATURES = sum(1 << FEATURES[name] for name in FEATURES if FEATURES[name] < 24)
+
+
+@dataclass(frozen=True, slots=True)
+class Preamble:
+    """Decoded preamble; lengths in bytes, features as bit masks."""
+
+    header_length: int
+    file_length: int
+    required_features: int
+    pack_id: int
+    header_crc32: int
+    optional_features: int = 0
+    version: tuple[int, int] = VERSION
+
+    def to_bytes(self) -> bytes:
+        """Return the 64 bytes, checksum included."""
+        major, minor = self.version
+        head = _LAYOUT.pack(
+            MAGIC,
+            major,
+            minor,
+            self.header_length,
+            self.file_length,
+            self.required_features,
+            self.optional_features,
+            self.pack_id,
+            0,
+            self.header_crc32,
+            0,
+        )[:-4]
+        return head + struct.pack("<I", zlib.crc32(head))
+
+
+def parse_preamble(data: bytes, file_length: int) -> Preamble:
+    """Decode and check the first 64 bytes of a file of `file_length` bytes.
+
+    The order of checks matters: identity, then version, then integrity, then features, so that a
+    newer file is called newer rather than damaged.
+
+    Raises
+    ------
+    FormatError, ChecksumError, UnsupportedVersionError
+        By the first check that fails.
+    """
+    if len(data) < PREAMBLE_BYTES:
+        raise FormatError("truncated", "preamble", f"{len(data)} bytes", f"{PREAMBLE_BYTES} bytes")
+    values = _LAYOUT.unpack(data[:PREAMBLE_BYTES])
+    magic, major, minor, header_length, declared, required, optional, pack_id = values[:8]
+    reserved, header_crc, crc = values[8:]
+    if magic != MAGIC:
+        raise FormatError("bad-magic", "preamble", magic.hex(" "), f"{MAGIC.hex(' ')} (a pack)")
+    if major != VERSION[0]:
+        raise UnsupportedVersionError(
+            "unsupported-version", "preamble", f"format {major}.{minor}", f"format {VERSION[0]}.x"
+        )
+    if zlib.crc32(data[: PREAMBLE_BYTES - 4]) != crc:
+        raise ChecksumError("preamble-checksum", "preamble", "other bytes", f"CRC-32 {crc:08x}")
+    if required & ~SUPPORTED_FEATURES:
+        raise UnsupportedVersionError(
+            "unsupported-feature",
+            "preamble.required_features",
+            _feature_names(required & ~SUPPORTED_FEATURES),
+            "features this version of tolpack reads: upgrade tolpack",
+        )
+    if reserved:
+        raise FormatError("reserved-not-zero", "preamble.reserved", reserved, 0)
+    if not 2 <= header_length <= MAX_HEADER_BYTES:
+        raise FormatError(
+            "header-length", "preamble.header_length", header_length, f"2 … {MAX_HEADER_BYTES}"
+        )
+    if declared != file_length:
+        code = "truncated" if declared > file_length else "trailing-bytes"
+        raise FormatError(code, "file", f"{file_length} bytes", f"{declared} bytes")
+    version = (major, minor)
+    return Preamble(header_length, declared, required, pack_id, header_crc, optional, version)
+
+
+def align(offset: int, alignment: int) -> int:
+    """Return the smallest multiple of `alignment` that is at least `offset`."""
+    return -(-offset // alignment) * alignment
+
+
+def _feature_names(mask: int) -> str:
+    known = {bit: name for name, bit in FEATURES.items()}
+    bits = [bit for bit in range(64) if mask >> bit & 1]
+    return ", ".join(known.get(bit, f"feature bit {bit}") for bit in bits)

@@ -1,0 +1,235 @@
+"""Opening a pack and fetching verified bytes from it.
+
+`Container.open` makes at most two small reads whatever the size of the table: the first 4 KiB
+(preamble and usually the whole header), then the rest of the header. Everything else is read
+when it is asked for, and nothing is handed out before its checksum was compared.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tolpack.container.checks import check_header
+from tolpack.container.encodings import CHECKSUM_BYTES, Encoding, raw_block_bytes
+from tolpack.container.header import Chunk, Header, Table, parse_header
+from tolpack.container.index import (
+    FRAMES_PER_INDEX_BLOCK,
+    checksum,
+    decode_index_block,
+    index_block_extent,
+)
+from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, Preamble, parse_preamble
+from tolpack.container.storage import Storage
+from tolpack.errors import ChecksumError, FormatError
+
+
+@dataclass(slots=True)
+class ReadCounters:
+    """Reads and bytes asked for, by purpose. ``array``: token map, bases, means."""
+
+    open_reads: int = 0
+    open_bytes: int = 0
+    array_reads: int = 0
+    array_bytes: int = 0
+    index_reads: int = 0
+    index_bytes: int = 0
+    block_reads: int = 0
+    block_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkView:
+    """A chunk with what follows from the header about it."""
+
+    chunk: Chunk
+    encoding: Encoding
+    first_slot: int
+    record_bytes: int
+    offset_bytes: int
+    length_bytes: int
+
+    @property
+    def rows_per_block(self) -> int:
+        """Rows that are read and checked together."""
+        return self.encoding.rows_per_block
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+        return -(-self.chunk.rows // self.rows_per_block)
+
+    def block_rows(self, block: int) -> int:
+        """Rows in block `block`; the last one may hold fewer."""
+        return min(self.rows_per_block, self.chunk.rows - block * self.rows_per_block)
+
+
+class Container:
+    """A verified view of a pack's first table.
+
+    Use `Container.open`; attributes ``preamble``, ``header``, ``table``, ``chunks`` (tuple of
+    `ChunkView`) and ``counters``. Safe to use from several threads.
+    """
+
+    def __init__(
+        self, storage: Storage, preamble: Preamble, header: Header, counters: ReadCounters
+    ) -> None:
+        self.storage = storage
+        self.preamble = preamble
+        self.header = header
+        self.counters = counters
+        self.table: Table = header.tables[0]
+        self.chunks = tuple(_chunk_views(header, self.table))
+        self._count_lock = threading.Lock()
+        self._index_cache: dict[tuple[int, int], NDArray[np.int64]] = {}
+
+    @classmethod
+    def open(cls, path: str | Path, io: str = "auto") -> Container:
+        """Open the pack at `path`; see `Storage` for `io`.
+
+        Raises
+        ------
+        FileAccessError, FormatError, ChecksumError, UnsupportedVersionError
+        """
+        storage = Storage(path, io)
+        try:
+            return cls(storage, *_read_header(storage))
+        except BaseException:
+            storage.close()
+            raise
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes a reader keeps: preamble, header, token map, bases, means and frame indexes."""
+        eager = [s.length_bytes for s in self.header.sections if s.kind != "blocks"]
+        return PREAMBLE_BYTES + self.preamble.header_length + sum(eager)
+
+    def array(self, number: int) -> NDArray[np.generic]:
+        """Read array section `number` and return it checked, in its stored dtype (read-only)."""
+        section = self.header.sections[number]
+        data = self.storage.read(section.offset_bytes, section.length_bytes)
+        self._count("array", section.length_bytes)
+        found = zlib.crc32(data)
+        if found != section.crc32:
+            raise ChecksumError(
+                "array-checksum", f"sections[{number}] ({section.kind})",
+                f"CRC-32 {found:08x}", f"{section.crc32:08x}",
+            )  # fmt: skip
+        dtype = np.dtype(str(section.dtype)).newbyteorder("<")
+        return np.frombuffer(data, dtype=dtype).reshape(section.shape or ())
+
+    def block_extent(self, number: int, block: int) -> tuple[int, int]:
+        """Offset in the file and length, in bytes, of block `block` of chunk `number`."""
+        view = self.chunks[number]
+        if view.encoding.frame == "raw":
+            length = raw_block_bytes(view.record_bytes, view.rows_per_block)
+            return view.offset_bytes + block * length, length
+        bounds = self._index_block(number, block // FRAMES_PER_INDEX_BLOCK)
+        start, end = bounds[block % FRAMES_PER_INDEX_BLOCK :][:2]
+        return view.offset_bytes + int(start), int(end - start)
+
+    def block(self, number: int, block: int) -> memoryview:
+        """Read block `block` of chunk `number` and return its checked bytes, checksum removed.
+
+        A raw block keeps its zero padding; a zstd block is one frame, still compressed.
+        """
+        view = self.chunks[number]
+        offset, length = self.block_extent(number, block)
+        data = memoryview(self.storage.read(offset, length))
+        self._count("block", length)
+        slot = view.first_slot + block * view.rows_per_block
+        payload = data[:-CHECKSUM_BYTES]
+        found = checksum(payload, self.preamble.pack_id, slot)
+        stored = int.from_bytes(data[-CHECKSUM_BYTES:], "little")
+        if found != stored:
+            raise ChecksumError(
+                "block-checksum",
+                f"chunk {number}, block {block} (slots from {slot}, byte {offset})",
+                f"CRC-32 {found:08x}",
+                f"{stored:08x}",
+            )
+        return payload
+
+    def check_padding(self) -> None:
+        """Raise `FormatError` unless every byte between sections is zero (the rest is summed)."""
+        end = PREAMBLE_BYTES + self.preamble.header_length
+        for number, section in enumerate(self.header.sections):
+            gap = self.storage.read(end, section.offset_bytes - end)
+            if any(gap):
+                raise FormatError("padding", f"bytes before sections[{number}]", "data", "zeros")
+            end = section.end_bytes
+
+    def check_frames_tile(self, number: int) -> None:
+        """Raise `FormatError` unless the frames of a zstd chunk lie back to back and fill it."""
+        view, end = self.chunks[number], 0
+        if view.encoding.frame == "raw":
+            return
+        for block in range(-(-view.blocks // FRAMES_PER_INDEX_BLOCK)):
+            bounds = self._index_block(number, block)
+            if int(bounds[0]) != end:
+                raise FormatError("frame-extent", f"chunk {number}", int(bounds[0]), end)
+            end = int(bounds[-1])
+        if end != view.length_bytes:
+            raise FormatError("frame-extent", f"chunk {number}", end, view.length_bytes)
+
+    def close(self) -> None:
+        """Close the file; running reads end first."""
+        self.storage.close()
+
+    def _index_block(self, number: int, block: int) -> NDArray[np.int64]:
+        key = (number, block)
+        if key not in self._index_cache:
+            view = self.chunks[number]
+            section = self.header.sections[int(view.chunk.index or 0)]
+            offset, length = index_block_extent(block, view.blocks)
+            data = self.storage.read(section.offset_bytes + offset, length)
+            self._count("index", length)
+            self._index_cache[key] = decode_index_block(
+                data, self.preamble.pack_id, view.first_slot, block, view.length_bytes
+            )
+        return self._index_cache[key]
+
+    def _count(self, purpose: str, length: int) -> None:
+        reads, size = f"{purpose}_reads", f"{purpose}_bytes"
+        with self._count_lock:
+            setattr(self.counters, reads, getattr(self.counters, reads) + 1)
+            setattr(self.counters, size, getattr(self.counters, size) + length)
+
+
+def _read_header(storage: Storage) -> tuple[Preamble, Header, ReadCounters]:
+    first = bytes(storage.read(0, min(storage.size, SECTION_ALIGNMENT)))
+    counters = ReadCounters(open_reads=1, open_bytes=len(first))
+    preamble = parse_preamble(first, storage.size)
+    end = PREAMBLE_BYTES + preamble.header_length
+    if end > storage.size:
+        raise FormatError("truncated", "header", f"{storage.size} bytes", f"{end} bytes")
+    data = first[PREAMBLE_BYTES:end]
+    if end > len(first):
+        data += bytes(storage.read(len(first), end - len(first)))
+        counters.open_reads += 1
+        counters.open_bytes += end - len(first)
+    found = zlib.crc32(data)
+    if found != preamble.header_crc32:
+        raise ChecksumError(
+            "header-checksum", "header", f"CRC-32 {found:08x}", f"{preamble.header_crc32:08x}"
+        )
+    header = parse_header(data)
+    check_header(header, preamble)
+    return preamble, header, counters
+
+
+def _chunk_views(header: Header, table: Table) -> list[ChunkView]:
+    starts = accumulate((chunk.rows for chunk in table.chunks), initial=0)
+    views = []
+    for chunk, first_slot in zip(table.chunks, starts):
+        encoding, section = header.encodings[chunk.encoding], header.sections[chunk.blocks]
+        record = table.record_bytes(encoding)
+        extent = (section.offset_bytes, section.length_bytes)
+        views.append(ChunkView(chunk, encoding, first_slot, record, *extent))
+    return views

@@ -1,0 +1,60 @@
+"""JSON as the header uses it: one object, no duplicate keys, no NaN, no surprises (SPEC §4)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+from tolpack.errors import FormatError
+
+_MAX_INTEGER = 2**63 - 1
+
+
+def parse(data: bytes) -> dict[str, Any]:
+    """Decode header bytes into a dict.
+
+    Raises
+    ------
+    FormatError
+        Code ``header-json``: not UTF-8, no JSON object, white space or a byte-order mark in
+        front, duplicate keys, NaN or Infinity, ``-0``, an integer beyond 2^63-1, or nested
+        too deep.
+    """
+    if data[:1] != b"{":
+        raise _error(f"first byte {data[:1]!r}", "'{'")
+    try:
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_refuse_constant,
+            parse_int=_integer,
+        )
+    except UnicodeDecodeError as error:
+        raise _error(f"no UTF-8 at byte {error.start}", "UTF-8") from error
+    except RecursionError as error:
+        raise _error("nested too deep", "a nesting of a few levels") from error
+    except ValueError as error:
+        raise _error(str(error), "valid JSON") from error
+    return dict(value)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _error(f"key {next(k for k in keys if keys.count(k) > 1)!r} twice", "unique keys")
+    return result
+
+
+def _integer(text: str) -> int:
+    if text == "-0" or len(text) > 20:
+        raise _error(f"integer {text[:24]}", f"an integer up to {_MAX_INTEGER}")
+    return int(text)
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise _error(text, "a finite number")
+
+
+def _error(found: str, expected: str) -> FormatError:
+    return FormatError("header-json", "header", found, expected)

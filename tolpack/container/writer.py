@@ -1,0 +1,303 @@
+"""Writing a pack: atomically, section by section, resumable after a kill.
+
+Sections go into ``NAME.partial`` in the folder of the output. After each one the data is synced
+and a line is added to ``NAME.partial.journal``; a build that was killed and is started again with
+the same key finds the finished sections there and repeats only the one that was cut off. `commit`
+writes the header into the room kept at the front, syncs, renames to the final name and syncs the
+folder: the final name never shows a half-written pack.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tolpack.container.encodings import CHECKSUM_BYTES, Encoding, raw_block_bytes
+from tolpack.container.header import ARRAY_DTYPES, Header, Section
+from tolpack.container.index import checksum, encode_index
+from tolpack.container.preamble import (
+    MAX_HEADER_BYTES,
+    PREAMBLE_BYTES,
+    SECTION_ALIGNMENT,
+    Preamble,
+    align,
+)
+from tolpack.errors import ConfigError, FileAccessError
+
+Compress = Callable[[bytes], bytes]
+
+
+class PackWriter:
+    """Writes one pack; use as a context manager, then `commit`.
+
+    Parameters
+    ----------
+    path : Path
+        Final name. An existing file is replaced only by `commit`.
+    key : bytes
+        At least 8 bytes that identify inputs and settings: the same key gives the same pack.
+        Its first 8 bytes become the pack id that seeds the block checksums.
+    header_room : int
+        Upper bound of the header's JSON in bytes; `commit` fails if the header is longer.
+    resume : bool
+        Continue an interrupted build of the same key. Without it a leftover is overwritten.
+
+    Raises
+    ------
+    ConfigError
+        The leftover that `resume` would continue was made with another key.
+    FileAccessError
+        The folder is not writable, the disk is full, or another build writes the same output.
+    """
+
+    def __init__(self, path: Path, key: bytes, header_room: int, *, resume: bool = False) -> None:
+        self.path = path
+        self.pack_id = int.from_bytes(key[:8], "little")
+        self.sections: list[Section] = []
+        self._partial = path.with_name(path.name + ".partial")
+        self._journal_path = path.with_name(path.name + ".partial.journal")
+        self._data_start = align(PREAMBLE_BYTES + header_room, SECTION_ALIGNMENT)
+        self._done: list[Section] = []
+        if resume and self._partial.exists():
+            self._done = self._read_journal(key.hex())
+        with _disk_errors(self._partial):
+            fd = os.open(self._partial, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+            self._file: BinaryIO = os.fdopen(fd, "r+b")
+            _lock(self._file, self._partial)  # before anything of another build is overwritten
+            if not self._done:
+                self._file.truncate(0)
+                self._start_journal(key.hex())
+
+    @property
+    def resumed_sections(self) -> int:
+        """Number of sections that an interrupted build had already finished."""
+        return len(self._done)
+
+    def add_array(
+        self, kind: str, make: Callable[[], NDArray[np.generic]]
+    ) -> tuple[int, NDArray[np.generic]]:
+        """Add an array section; returns its number and the array.
+
+        `make` is called only if an interrupted build had not written it already.
+        """
+        number = len(self.sections)
+        if number < len(self._done):
+            self.sections.append(self._done[number])
+            return number, self._read_array(self._done[number])
+        array = np.ascontiguousarray(make())
+        if array.dtype.name not in ARRAY_DTYPES:
+            raise ConfigError(f"{kind} arrays are {', '.join(ARRAY_DTYPES)}, not {array.dtype}")
+        data = array.astype(array.dtype.newbyteorder("<")).tobytes()
+        crc, shape = zlib.crc32(data), tuple(array.shape)
+        self._write_section(kind, [data], crc32=crc, dtype=array.dtype.name, shape=shape)
+        return number, array
+
+    def add_chunk(
+        self,
+        encoding: Encoding,
+        first_slot: int,
+        records: Callable[[], Iterable[NDArray[np.uint8]]],
+        compress: Compress,
+    ) -> tuple[int, int | None]:
+        """Add a chunk's blocks, and their index if they are frames; returns the section numbers.
+
+        Parameters
+        ----------
+        encoding : Encoding
+            ``raw`` or ``zstd``, and the rows in a block.
+        first_slot : int
+            Slot of the chunk's first row.
+        records : callable
+            Gives uint8 arrays (rows, record_bytes); every one but the last is a whole number of
+            blocks. Called only if an interrupted build had not written the chunk already.
+        compress : callable
+            Makes one frame of a block's records; used for ``zstd`` only.
+        """
+        number = len(self.sections)
+        lengths: list[int] = []
+        framed = encoding.frame == "zstd"
+        if number < len(self._done) and not (framed and number + 1 == len(self._done)):
+            self.sections += self._done[number : number + (2 if framed else 1)]
+            return number, number + 1 if framed else None
+        self._done = self._done[:number]  # blocks without their index are written again
+        blocks = _blocks(encoding, records(), first_slot, self.pack_id, compress)
+        self._write_section("blocks", _measured(blocks, lengths))
+        if not framed:
+            return number, None
+        self._write_section("index", [encode_index(lengths, self.pack_id, first_slot)])
+        return number, number + 1
+
+    def commit(self, header: Header) -> int:
+        """Write header and preamble, sync, and give the file its final name; returns its bytes."""
+        data = header.to_json()
+        room = self._data_start - PREAMBLE_BYTES
+        if len(data) > min(room, MAX_HEADER_BYTES):
+            raise ConfigError(f"the header takes {len(data)} bytes, but {room} were kept for it")
+        data = data.ljust(min(room, MAX_HEADER_BYTES))  # JSON may end in spaces
+        end = self.sections[-1].end_bytes
+        required = header.required_features()
+        preamble = Preamble(len(data), end, required, self.pack_id, zlib.crc32(data))
+        with _disk_errors(self._partial):
+            self._file.truncate(end)
+            self._file.seek(0)
+            self._file.write(preamble.to_bytes() + data)
+            _sync(self._file)
+            self._file.close()
+            os.replace(self._partial, self.path)
+            _sync_folder(self.path.parent)
+            self._journal_path.unlink(missing_ok=True)
+        return end
+
+    def discard(self) -> None:
+        """Remove what was written so far; the final name is not touched."""
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
+        self._journal_path.unlink(missing_ok=True)
+
+    def __enter__(self) -> PackWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def _write_section(
+        self,
+        kind: str,
+        parts: Iterable[bytes],
+        crc32: int | None = None,
+        dtype: str | None = None,
+        shape: tuple[int, ...] | None = None,
+    ) -> None:
+        previous = self.sections[-1].end_bytes if self.sections else self._data_start
+        offset = align(previous, SECTION_ALIGNMENT)
+        length = 0
+        with _disk_errors(self._partial):
+            self._file.seek(previous)
+            self._file.write(bytes(offset - previous))
+            for part in parts:
+                self._file.write(part)
+                length += len(part)
+            _sync(self._file)
+            section = Section(kind, offset, length, crc32, dtype, shape)
+            self.sections.append(section)
+            self._append_journal(asdict(section))
+
+    def _read_array(self, section: Section) -> NDArray[np.generic]:
+        self._file.seek(section.offset_bytes)
+        data = self._file.read(section.length_bytes)
+        if zlib.crc32(data) != section.crc32:
+            raise FileAccessError(
+                f"{self._partial} is damaged: delete it and build without --resume"
+            )
+        dtype = np.dtype(str(section.dtype)).newbyteorder("<")
+        return np.frombuffer(data, dtype=dtype).reshape(section.shape or ())
+
+    def _start_journal(self, key: str) -> None:
+        self._journal_path.write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
+
+    def _append_journal(self, entry: dict[str, object]) -> None:
+        with open(self._journal_path, "a", encoding="utf-8") as journal:
+            journal.write(json.dumps(entry) + "\n")
+            journal.flush()
+            os.fsync(journal.fileno())
+
+    def _read_journal(self, key: str) -> list[Section]:
+        try:
+            lines = self._journal_path.read_text(encoding="utf-8").splitlines()
+            found = json.loads(lines[0])["key"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return []  # killed before the first line was written: nothing to continue
+        if found != key:
+            raise ConfigError(
+                f"{self._partial} was begun with other inputs or settings: repeat those, or build "
+                "without --resume to start again"
+            )
+        sections = []
+        for line in lines[1:]:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                break  # the last line was cut off by the kill
+            shape = entry["shape"]
+            entry["shape"] = None if shape is None else tuple(shape)
+            sections.append(Section(**entry))
+        size = self._partial.stat().st_size
+        return sections if not sections or sections[-1].end_bytes <= size else []
+
+
+def _blocks(
+    encoding: Encoding,
+    records: Iterable[NDArray[np.uint8]],
+    first_slot: int,
+    pack_id: int,
+    compress: Compress,
+) -> Iterator[bytes]:
+    """Cut records into blocks: raw ones padded to their fixed size, or one frame each."""
+    slot, rows = first_slot, encoding.rows_per_block
+    for part in records:
+        room = raw_block_bytes(part.shape[1], rows) - CHECKSUM_BYTES
+        for start in range(0, len(part), rows):
+            data = part[start : start + rows].tobytes()
+            payload = compress(data) if encoding.frame == "zstd" else data.ljust(room, b"\0")
+            yield payload + checksum(payload, pack_id, slot).to_bytes(CHECKSUM_BYTES, "little")
+            slot += rows
+
+
+def _measured(blocks: Iterable[bytes], lengths: list[int]) -> Iterator[bytes]:
+    for block in blocks:
+        lengths.append(len(block))
+        yield block
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileAccessError:
+        raise
+    except OSError as error:
+        hint = "; free some space and continue with --resume" if error.errno == 28 else ""
+        raise FileAccessError(f"cannot write {path}: {error.strerror or error}{hint}") from error
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # a folder cannot be opened there; the rename is durable on its own
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Refuse a second build of the same output; the lock ends with the file's closing."""
+    try:
+        import fcntl
+    except ImportError:  # Windows already refuses to open a file that is being written
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise FileAccessError(f"another build is writing {path}: wait for it to end") from error

@@ -1,0 +1,62 @@
+"""Every error that tolpack raises on purpose.
+
+One tree with one root, so that a caller can write ``except TolpackError``. Each leaf also
+derives from the builtin that a caller who does not know tolpack would expect. A message
+names the field, the value, the limit and the remedy.
+"""
+
+from __future__ import annotations
+
+
+class TolpackError(Exception):
+    """Root of everything that tolpack raises on purpose."""
+
+
+class FormatError(TolpackError):
+    """A pack does not follow the format (``formats/v1/SPEC.md``).
+
+    Parameters
+    ----------
+    code : str
+        Stable name of the violated rule, such as ``"bad-magic"``.
+    place : str
+        Where in the file: a field, a section or a byte offset.
+    found, expected : object
+        What was read and what the format asks for.
+    """
+
+    def __init__(self, code: str, place: str, found: object, expected: object) -> None:
+        self.code = code
+        self.place = place
+        self.found = found
+        self.expected = expected
+        super().__init__(f"{code}: {place}: found {_short(found)}, expected {_short(expected)}")
+
+
+class ChecksumError(FormatError):
+    """Stored bytes do not match their checksum: the file is damaged or was overwritten."""
+
+
+class UnsupportedVersionError(FormatError):
+    """The file is newer than this reader, or needs a feature that it does not have."""
+
+
+class FileAccessError(TolpackError, OSError):
+    """A file could not be opened, read or written (missing, permission, disk full, I/O error)."""
+
+
+class TokenIdError(TolpackError, IndexError):
+    """Token ids are out of range or not a one-dimensional array of integers."""
+
+
+class ConfigError(TolpackError, ValueError):
+    """A setting is invalid or contradicts another."""
+
+
+class CheckpointError(TolpackError, ValueError):
+    """A checkpoint or table cannot be used as it is."""
+
+
+def _short(value: object, limit: int = 200) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"

@@ -1,0 +1,147 @@
+"""How a pack's rows are arranged: order of tokens, chunks, encodings, and the bytes that follow.
+
+Everything here follows from the shape of the table, the settings and the token counts, before a
+single row is computed: `tolpack plan` and `tolpack build` share it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tolpack.container.encodings import Encoding, FieldEncoding, Part, raw_block_bytes
+from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, align
+
+GROUP_SIZE = 64
+# The leading coefficients of a basis are many times larger than the rest of their group; at
+# 4 bits they would drown it. They get 8 bits and groups of their own (docs/lab-notes.md).
+LEADING_VALUES = 32
+# Tokens that make up this share of the text stay raw: no decompression where it counts.
+HOT_SHARE = 0.95
+
+_FIRST_CHUNK_ROWS = 1024
+_MAX_CHUNK_ROWS = 16384
+_RAW_PADDING_SHARE = 0.02
+_FRAME_BYTES = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOrder:
+    """Tokens in the order in which they are stored.
+
+    ``token_ids`` int64 (vocab,): the token of each slot; ``identity`` says that it is 0, 1, 2, ….
+    ``counts`` int64 (vocab,) by slot, or ``None`` when frequencies are not known.
+    """
+
+    token_ids: NDArray[np.int64]
+    identity: bool
+    counts: NDArray[np.int64] | None
+
+    @property
+    def slots(self) -> NDArray[np.int64]:
+        """The token map: the slot of each token id, int64 (vocab,)."""
+        slots = np.empty_like(self.token_ids)
+        slots[self.token_ids] = np.arange(len(slots))
+        return slots
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkPlan:
+    """A run of ``rows`` slots from ``first_slot`` on; hot ones stay raw."""
+
+    first_slot: int
+    rows: int
+    hot: bool
+
+
+def order_tokens(counts: NDArray[np.int64] | None, vocab_size: int) -> TokenOrder:
+    """Order tokens by descending count, ties by id; by id without counts."""
+    identity = np.arange(vocab_size, dtype=np.int64)
+    if counts is None:
+        return TokenOrder(identity, True, None)
+    token_ids = np.argsort(-counts, kind="stable").astype(np.int64)
+    return TokenOrder(token_ids, bool((token_ids == identity).all()), counts[token_ids])
+
+
+def plan_chunks(order: TokenOrder) -> list[ChunkPlan]:
+    """Cut slots into chunks of similar frequency: 1,024, then doubling, at most 16,384 rows."""
+    rows = len(order.token_ids)
+    bounds, start = [], 0
+    while start < rows:
+        size = min(max(start, _FIRST_CHUNK_ROWS), _MAX_CHUNK_ROWS)
+        bounds.append((start, min(size, rows - start)))
+        start += size
+    if order.counts is None or not order.counts.sum():
+        return [ChunkPlan(start, size, True) for start, size in bounds]
+    covered = np.concatenate([[0], np.cumsum(order.counts)]) / order.counts.sum()
+    return [ChunkPlan(start, size, bool(covered[start] < HOT_SHARE)) for start, size in bounds]
+
+
+def field_encoding(values: int, bits: int, has_basis: bool, lossless16: str) -> FieldEncoding:
+    """Choose the parts of one field.
+
+    Parameters
+    ----------
+    values : int
+        Stored values per row: the width, or the rank with a basis.
+    bits : int
+        16, 8 or 4.
+    has_basis : bool
+        Whether the values are coefficients, ordered by their size.
+    lossless16 : str
+        ``"f16"`` or ``"bf16"``: what 16 bits mean for this table.
+    """
+    if bits == 16:
+        return (Part("f16" if has_basis else lossless16, values),)
+    codec = f"int{bits}"
+    if not has_basis or bits == 8:
+        return (Part(codec, values, GROUP_SIZE),)
+    leading = min(LEADING_VALUES, values)
+    parts = [Part("int8", leading, LEADING_VALUES)]
+    if values > leading:
+        parts.append(Part(codec, values - leading, GROUP_SIZE))
+    return tuple(parts)
+
+
+def field_bytes(encoding: FieldEncoding) -> int:
+    """Bytes of one field in one record."""
+    return sum(part.scale_bytes + part.code_bytes for part in encoding)
+
+
+def raw_encoding(fields: tuple[FieldEncoding, ...]) -> Encoding:
+    """Choose the block size of raw records: the fewest rows that waste at most 2 %."""
+    record = sum(field_bytes(field) for field in fields)
+    rows = 1
+    while rows < 64 and raw_block_bytes(record, rows) > (1 + _RAW_PADDING_SHARE) * record * rows:
+        rows *= 2
+    return Encoding("raw", rows, fields)
+
+
+def zstd_encoding(fields: tuple[FieldEncoding, ...]) -> Encoding:
+    """Choose the block size of zstd frames: the fewest rows that make 8 KiB, for the coder."""
+    record = sum(field_bytes(field) for field in fields)
+    rows = 1
+    while rows < 64 and record * rows < _FRAME_BYTES:
+        rows *= 2
+    return Encoding("zstd", rows, fields)
+
+
+def build_header_room(layers: int, kept: int, chunks: int, *, has_basis: bool) -> int:
+    """Bytes to keep for the header's JSON: an upper bound that fills whole pages with the preamble.
+
+    Every chunk may have an index, every kept layer a basis, a mean and two parts, and there are at
+    most two encodings.
+    """
+    sections = 2 * chunks + (2 * kept if has_basis else 0) + 1
+    parts = 2 * kept if has_basis else kept
+    estimate = 512 + 112 * layers + 72 * chunks + 128 * sections + 2 * (64 + 56 * parts)
+    return align(PREAMBLE_BYTES + estimate, SECTION_ALIGNMENT) - PREAMBLE_BYTES
+
+
+def raw_chunk_bytes(encoding: Encoding, rows: int) -> int:
+    """Bytes of a raw chunk's section."""
+    record = sum(field_bytes(field) for field in encoding.fields)
+    block = raw_block_bytes(record, encoding.rows_per_block)
+    return -(-rows // encoding.rows_per_block) * block

@@ -1,0 +1,1 @@
+"""The reference decoder, perplexity and calibration: what packs are judged by (torch)."""

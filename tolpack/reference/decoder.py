@@ -1,0 +1,258 @@
+"""The reference decoder: dense Llama-style, MemoryLLM and Flex-MemoryLLM, in float32.
+
+It exists to judge packs, so it follows the paper's equations line by line and is not tuned.
+With ``X̃ = X + Attn(Norm_in(X))`` and ``M_l`` the layer's memory (arXiv 2602.00398 §3)::
+
+    memoryllm       X ← X̃ + M_l[token]
+    flex_memoryllm  X ← X̃ + FFN_C(Norm_post(X̃)) + M_l[token]     flex_input = post_attention
+                    X ← X̃ + FFN_C(Norm_post(X)) + M_l[token]     flex_input = residual
+    llama           X ← X̃ + FFN(Norm_post(X̃))
+
+``M_l`` is any callable ``memory(layer, token_ids) -> (…, hidden)``: the FFNs of the checkpoint
+(`FFNMemory`), or a pack through `tolpack.torch.ToLMemory`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from tolpack.errors import CheckpointError, ConfigError
+from tolpack.sources.checkpoint import Checkpoint
+from tolpack.sources.config import ModelConfig
+from tolpack.sources.ffn import GatedFFN, Norm, load_ffn, load_memory, load_norm
+
+Memory = Callable[[int, torch.Tensor], torch.Tensor]
+KVCache = list[tuple[torch.Tensor, torch.Tensor] | None]
+
+
+class FFNMemory:
+    """Memory outputs computed from the checkpoint's FFNs, once per distinct token.
+
+    ``memory(layer, token_ids)`` takes int64 ids of any shape and returns float32
+    (…, hidden_size).
+    """
+
+    def __init__(self, checkpoint: Checkpoint, embedding: torch.Tensor) -> None:
+        layers = range(checkpoint.config.num_hidden_layers)
+        self._embedding = embedding
+        self._layers = [load_memory(checkpoint, layer) for layer in layers]
+
+    def __call__(self, layer: int, token_ids: torch.Tensor) -> torch.Tensor:
+        """Return layer `layer`'s memory output for `token_ids`."""
+        norm, ffn = self._layers[layer]
+        distinct, inverse = torch.unique(token_ids, return_inverse=True)
+        return ffn(norm(self._embedding[distinct]))[inverse]
+
+
+@dataclass(frozen=True, slots=True)
+class _Attention:
+    """Causal multi-head attention with rotary positions; weights as in the checkpoint."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    o: torch.Tensor
+    head_dim: int
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        rotary: Callable[[torch.Tensor], torch.Tensor],
+        past: tuple[torch.Tensor, torch.Tensor] | None,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        q, k, v = (self._heads(F.linear(x, w)) for w in (self.q, self.k, self.v))
+        q, k = rotary(q), rotary(k)
+        if past is not None:
+            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
+        groups = q.shape[1] // k.shape[1]
+        keys, values = (t.repeat_interleave(groups, dim=1) if groups > 1 else t for t in (k, v))
+        mask = _causal_mask(q.shape[2], k.shape[2])
+        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+        return F.linear(y.transpose(1, 2).flatten(2), self.o), (k, v)
+
+    def _heads(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    attention: _Attention
+    input_norm: Norm
+    post_norm: Norm | None
+    mlp: Callable[[torch.Tensor], torch.Tensor] | None
+
+
+class Decoder:
+    """A decoder with its weights in float32.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        The weights. Every config field that the model needs must be there.
+
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        config = checkpoint.config
+        self.config = config
+        shape = (config.vocab_size, config.hidden_size)
+        self.embedding = checkpoint.tensor("embed_tokens.weight", *shape).float()
+        tied = config.require("tie_word_embeddings", "the output head")
+        self.head = self.embedding if tied else checkpoint.tensor("lm_head.weight", *shape).float()
+        self.norm = load_norm(checkpoint, "norm")
+        self.layers = [_load_layer(checkpoint, n) for n in range(config.num_hidden_layers)]
+        self.memory: Memory | None = None
+        if config.has_memory:
+            self.memory = FFNMemory(checkpoint, self.embedding)
+
+    def __call__(
+        self, token_ids: torch.Tensor, cache: KVCache | None = None, memory: Memory | None = None
+    ) -> torch.Tensor:
+        """Return float32 logits (batch, length, vocab_size) for int64 ids (batch, length).
+
+        Parameters
+        ----------
+        token_ids : torch.Tensor
+            int64 (batch, length), every id in ``0 … vocab_size-1``.
+        cache : list, optional
+            From `new_cache`; the ids continue the tokens already in it, and it is extended.
+        memory : callable, optional
+            Used for this call in place of ``self.memory``.
+        """
+        memory = memory or self.memory
+        past = cache or [None] * len(self.layers)
+        start = 0 if past[0] is None else past[0][0].shape[2]
+        rotary = _rotary(self.config, start, token_ids.shape[1])
+        x = F.embedding(token_ids, self.embedding)
+        for n, layer in enumerate(self.layers):
+            attended, kept = layer.attention(layer.input_norm(x), rotary, past[n])
+            before, x = x, x + attended
+            if layer.mlp is not None and layer.post_norm is not None:
+                reads_residual = self.config.flex_input == "residual" and self.config.has_memory
+                x = x + layer.mlp(layer.post_norm(before if reads_residual else x))
+            if memory is not None:
+                x = x + memory(n, token_ids)
+            if cache is not None:
+                cache[n] = kept
+        return F.linear(self.norm(x), self.head)
+
+    def with_memory(self, memory: Memory) -> Decoder:
+        """Return a decoder with the same weights and another memory.
+
+        Raises
+        ------
+        ConfigError
+            The model is dense and has no memory to replace.
+        """
+        if self.memory is None:
+            raise ConfigError(f"model_type {self.config.model_type!r} has no memory to replace")
+        other = copy.copy(self)
+        other.memory = memory
+        return other
+
+    def new_cache(self) -> KVCache:
+        """Return an empty key–value cache for `__call__`."""
+        return [None] * len(self.layers)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompt: list[int],
+        max_new_tokens: int,
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Iterator[int]:
+        """Yield token ids that continue `prompt`: greedy at temperature 0, else sampled.
+
+        The cache grows with the text; positions beyond ``max_position_embeddings`` are computed
+        but were not trained.
+        """
+        if not prompt:
+            raise ConfigError("prompt is empty: give at least one token id")
+        cache = self.new_cache()
+        source = torch.Generator().manual_seed(seed)
+        ids = torch.tensor([prompt], dtype=torch.int64)
+        for _ in range(max_new_tokens):
+            logits = self(ids, cache)[:, -1]
+            ids = sample(logits, temperature, source)
+            yield int(ids[0, 0])
+
+
+def sample(logits: torch.Tensor, temperature: float, source: torch.Generator) -> torch.Tensor:
+    """Choose one id per row of `logits` (batch, vocab): int64 (batch, 1); greedy at 0."""
+    if temperature <= 0:
+        return logits.argmax(-1, keepdim=True)
+    return torch.multinomial(torch.softmax(logits / temperature, -1), 1, generator=source)
+
+
+def _load_layer(checkpoint: Checkpoint, layer: int) -> _Layer:
+    config, base = checkpoint.config, f"layers.{layer}"
+    post_norm = mlp = None
+    if config.model_type != "memoryllm":
+        post_norm = load_norm(checkpoint, f"{base}.post_attention_layernorm")
+        mlp = _load_mlp(checkpoint, f"{base}.mlp")
+    if config.model_type == "flex_memoryllm":
+        config.require("flex_input", "Flex-MemoryLLM ('post_attention' or 'residual')")
+    attention = _load_attention(checkpoint, f"{base}.self_attn")
+    return _Layer(attention, load_norm(checkpoint, f"{base}.input_layernorm"), post_norm, mlp)
+
+
+def _load_mlp(checkpoint: Checkpoint, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Load FFN-C (or the dense FFN): SwiGLU, or one linear map ``{name}.weight``."""
+    hidden = checkpoint.config.hidden_size
+    if checkpoint.has(f"{name}.weight"):
+        weight = checkpoint.tensor(f"{name}.weight", hidden, hidden).float()
+        return lambda x: F.linear(x, weight)
+    inner = checkpoint.config.require("intermediate_size", f"{name}.*")
+    ffn: GatedFFN = load_ffn(checkpoint, name, inner)
+    return ffn
+
+
+def _load_attention(checkpoint: Checkpoint, name: str) -> _Attention:
+    config, hidden = checkpoint.config, checkpoint.config.hidden_size
+    heads = config.require("num_attention_heads", "attention")
+    kv_heads = config.num_key_value_heads or heads
+    if hidden % heads or heads % kv_heads or (hidden // heads) % 2:
+        raise CheckpointError(
+            f"hidden_size {hidden}, num_attention_heads {heads} and num_key_value_heads {kv_heads} "
+            "do not fit: heads must divide hidden_size into an even width, and be a multiple of "
+            "the key–value heads"
+        )
+    head_dim = hidden // heads
+    rows = {"q": hidden, "k": kv_heads * head_dim, "v": kv_heads * head_dim, "o": hidden}
+    weights = [
+        checkpoint.tensor(f"{name}.{part}_proj.weight", count, hidden).float()
+        for part, count in rows.items()
+    ]
+    return _Attention(weights[0], weights[1], weights[2], weights[3], head_dim)
+
+
+def _rotary(config: ModelConfig, start: int, length: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Rotary embedding of positions ``start … start+length-1``, in halves or in pairs."""
+    head_dim = config.hidden_size // config.require("num_attention_heads", "attention")
+    theta = float(config.require("rope_theta", "rotary embeddings"))
+    frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    positions = torch.arange(start, start + length, dtype=torch.float64)
+    angle = torch.outer(positions, frequency)
+    cos, sin = angle.cos().float(), angle.sin().float()
+
+    def halves(x: torch.Tensor) -> torch.Tensor:
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+    def pairs(x: torch.Tensor) -> torch.Tensor:
+        a, b = x[..., 0::2], x[..., 1::2]
+        return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
+
+    return pairs if config.rope_interleaved else halves
+
+
+def _causal_mask(queries: int, keys: int) -> torch.Tensor:
+    """Boolean (queries, keys): a query sees the keys up to its own position."""
+    return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)

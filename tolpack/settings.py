@@ -1,0 +1,116 @@
+"""What a user may ask of a build, parsed from the command line's words or from Python values.
+
+Ranks, dropped layers and sizes are kept as small values that know nothing of a model yet;
+`Ranks.for_layers` and `dropped_layers` hold them against one.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from tolpack.errors import ConfigError
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
+_RANK_FORMS = "auto, full, none, an integer, a percentage like 50%, or one integer per layer"
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """The ``--rank`` setting: one of the words, a number, a percentage, or a list."""
+
+    word: str | None = None
+    percent: float | None = None
+    values: tuple[int, ...] = ()
+
+    def for_layers(self, num_layers: int, full: int) -> tuple[int | None, ...] | None:
+        """Return each layer's rank (``None``: no basis), or ``None`` for ``auto``.
+
+        Parameters
+        ----------
+        num_layers : int
+            Layers of the model.
+        full : int
+            Largest rank: ``min(hidden_size, vocab_size)``.
+
+        Raises
+        ------
+        ConfigError
+            A rank outside ``1 … full``, or a list of another length.
+        """
+        if self.word is not None:
+            return {"none": (None,) * num_layers, "full": (full,) * num_layers}.get(self.word)
+        if self.percent is not None:
+            return (max(1, round(full * self.percent / 100)),) * num_layers
+        values = self.values * num_layers if len(self.values) == 1 else self.values
+        if len(values) != num_layers:
+            raise ConfigError(
+                f"--rank lists {len(values)} ranks, but there are {num_layers} layers"
+            )
+        wrong = [value for value in values if not 1 <= value <= full]
+        if wrong:
+            raise ConfigError(
+                f"--rank {wrong[0]} is outside 1 … {full} (min of hidden_size and vocab_size)"
+                + ("; to leave a layer out, use --drop" if wrong[0] == 0 else "")
+            )
+        return tuple(values)
+
+
+def parse_rank(value: str | int) -> Ranks:
+    """Parse ``auto|full|none|INT|PERCENT%|r0,r1,…``."""
+    text = str(value).strip().lower()
+    if text in ("auto", "full", "none"):
+        return Ranks(word=text)
+    if re.fullmatch(r"\d+(\.\d+)?%", text):
+        percent = float(text[:-1])
+        if not 0 < percent <= 100:
+            raise ConfigError(f"--rank {value} is outside 0% … 100%")
+        return Ranks(percent=percent)
+    if re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
+        return Ranks(values=tuple(int(part) for part in text.split(",")))
+    raise ConfigError(f"--rank {value!r} is not understood: expected {_RANK_FORMS}")
+
+
+def parse_drop(value: str) -> tuple[int, ...]:
+    """Parse ``none`` or layer numbers and ranges like ``3,7-9``: ascending, each once."""
+    text = value.strip().lower()
+    if text == "none":
+        return ()
+    layers: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part.strip())
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise ConfigError(f"--drop {value!r} is not understood: expected none or 3,7-9")
+        layers |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return tuple(sorted(layers))
+
+
+def parse_size(value: str | int, full_bytes: int) -> int:
+    """Parse ``800MB`` (bytes, decimal or binary units) or ``12%`` of `full_bytes`.
+
+    Parameters
+    ----------
+    value : str or int
+        The setting; an integer is a number of bytes.
+    full_bytes : int
+        Bytes of the FP16 table of all layers.
+    """
+    text = str(value).strip().upper().replace(" ", "")
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(%|[KMGT]?I?B)?", text)
+    if match is None or (match[2] or "B") not in {*_UNITS, "%"}:
+        raise ConfigError(f"--size {value!r} is not understood: expected e.g. 800MB or 12%")
+    scale = full_bytes / 100 if match[2] == "%" else _UNITS[match[2] or "B"]
+    size = int(float(match[1]) * scale)
+    if size < 1:
+        raise ConfigError(f"--size {value!r} is nothing")
+    return size
+
+
+def dropped_layers(drop: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
+    """Check `drop` against a model of `num_layers` layers and return it."""
+    if drop and drop[-1] >= num_layers:
+        raise ConfigError(f"--drop {drop[-1]} is out of range 0 … {num_layers - 1}")
+    if len(drop) == num_layers:
+        raise ConfigError("--drop names every layer: keep at least one")
+    return drop

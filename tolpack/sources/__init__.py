@@ -1,0 +1,1 @@
+"""Where tables come from: checkpoints (FFNs to compute) and plain arrays."""

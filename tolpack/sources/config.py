@@ -1,0 +1,113 @@
+"""The model configuration that stands beside the weights (``docs/checkpoints.md``).
+
+A field that is missing stays ``None`` and is asked for by whoever needs it, with ``require``:
+the tables need the norm and the activation, the reference decoder also needs heads and rotary
+settings. Nothing is guessed, because a wrong guess gives plausible garbage.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tolpack.errors import CheckpointError
+
+MODEL_TYPES = ("memoryllm", "flex_memoryllm", "llama")
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "model_type": MODEL_TYPES,
+    "norm": ("rmsnorm", "layernorm"),
+    "hidden_act": ("silu", "gelu"),
+    "flex_input": ("post_attention", "residual"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Settings of a MemoryLLM, Flex-MemoryLLM or dense Llama-style decoder.
+
+    ``model_type``, ``vocab_size``, ``hidden_size`` and ``num_hidden_layers`` are always there;
+    every other field is ``None`` when the file does not give it.
+    """
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int | None = None
+    num_key_value_heads: int | None = None
+    memory_intermediate_size: int | None = None
+    intermediate_size: int | None = None
+    norm: str | None = None
+    rms_norm_eps: float | None = None
+    rope_theta: float | None = None
+    rope_interleaved: bool | None = None
+    max_position_embeddings: int | None = None
+    hidden_act: str | None = None
+    tie_word_embeddings: bool | None = None
+    flex_input: str | None = None
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether the model has context-free FFNs, so that token-wise lookups exist."""
+        return self.model_type != "llama"
+
+    def require(self, name: str, purpose: str) -> Any:
+        """Return field `name`, or raise `CheckpointError` that says what it is needed for."""
+        value = getattr(self, name)
+        if value is None:
+            raise CheckpointError(
+                f"config field {name!r} is missing and needed for {purpose}: "
+                f"add it to config.json, or give a complete file with --config"
+            )
+        return value
+
+
+def parse_config(raw: object) -> ModelConfig:
+    """Check a decoded JSON object and return it as `ModelConfig`; unknown keys are ignored.
+
+    Raises
+    ------
+    CheckpointError
+        A field is missing, of the wrong type, or outside its choices.
+    """
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"config must be a JSON object, found {type(raw).__name__}")
+    values = {f.name: _field(f.name, str(f.type), raw.get(f.name)) for f in fields(ModelConfig)}
+    for name in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers"):
+        if values[name] is None:
+            hint = f" (one of {', '.join(MODEL_TYPES)})" if name == "model_type" else ""
+            raise CheckpointError(f"config field {name!r} is missing: add it{hint}")
+    return ModelConfig(**values)
+
+
+def read_config(path: Path) -> ModelConfig:
+    """Read a ``config.json``; see `parse_config`."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"cannot read config {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"config {path} is not valid JSON: {error}") from error
+    return parse_config(raw)
+
+
+def _field(name: str, annotation: str, value: object) -> Any:
+    if value is None:
+        return None
+    kind = annotation.split(" | ")[0]
+    if kind == "int":
+        ok = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
+        expected = "a positive integer below 2^31"
+    elif kind == "float":
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        ok = number and 0 < float(str(value)) < float("inf")
+        expected = "a positive number"
+    elif kind == "bool":
+        ok, expected = isinstance(value, bool), "true or false"
+    else:
+        ok, expected = value in _CHOICES[name], f"one of {', '.join(_CHOICES[name])}"
+    if not ok:
+        raise CheckpointError(f"config field {name!r} is {value!r}, expected {expected}")
+    return value

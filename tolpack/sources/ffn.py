@@ -1,0 +1,84 @@
+"""Memory FFNs of one layer: embedding rows in, table rows out (MemoryLLM, arXiv 2602.00398 §3).
+
+``FFN(x̂) = W_down( (W_up x̂) ⊙ act(W_gate x̂) )`` with ``x̂ = Norm_L(x0)``, each layer having its
+own norm of the token embedding. Everything is computed in float32, whatever the weights are
+stored in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from tolpack.sources.checkpoint import MEMORY_PARTS, Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """RMSNorm or LayerNorm over the last axis.
+
+    ``weight`` and ``bias`` are float32 (hidden,); ``bias`` is used by LayerNorm only.
+    """
+
+    kind: str
+    eps: float
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise `x` (…, hidden) in its own dtype."""
+        if self.kind == "layernorm":
+            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+@dataclass(frozen=True, slots=True)
+class GatedFFN:
+    """SwiGLU without biases: float32 weights ``gate``, ``up`` (inner, hidden), ``down`` (hidden,
+    inner).
+    """
+
+    act: str
+    gate: torch.Tensor
+    up: torch.Tensor
+    down: torch.Tensor
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Map `x` (…, hidden) to (…, hidden)."""
+        gate = F.linear(x, self.gate)
+        gate = F.silu(gate) if self.act == "silu" else F.gelu(gate)
+        return F.linear(F.linear(x, self.up).mul_(gate), self.down)
+
+
+def load_norm(checkpoint: Checkpoint, name: str) -> Norm:
+    """Load the norm whose weight is ``{name}.weight``, in float32."""
+    config = checkpoint.config
+    hidden = config.hidden_size
+    kind = config.require("norm", "the norms")
+    bias = None
+    if checkpoint.has(f"{name}.bias"):
+        bias = checkpoint.tensor(f"{name}.bias", hidden).float()
+    weight = checkpoint.tensor(f"{name}.weight", hidden).float()
+    return Norm(kind, float(config.require("rms_norm_eps", "the norms")), weight, bias)
+
+
+def load_ffn(checkpoint: Checkpoint, name: str, inner: int) -> GatedFFN:
+    """Load the gated FFN ``{name}.{gate,up,down}_proj.weight`` of width `inner`, in float32."""
+    config = checkpoint.config
+    hidden = config.hidden_size
+    shapes = [(inner, hidden), (inner, hidden), (hidden, inner)]
+    weights = [
+        checkpoint.tensor(f"{name}.{part}.weight", *shape).float()
+        for part, shape in zip(MEMORY_PARTS, shapes)
+    ]
+    return GatedFFN(config.require("hidden_act", "the FFNs"), *weights)
+
+
+def load_memory(checkpoint: Checkpoint, layer: int) -> tuple[Norm, GatedFFN]:
+    """Load layer `layer`'s own norm of the embedding and its memory FFN, in float32."""
+    inner = checkpoint.config.require("memory_intermediate_size", "the memory FFNs")
+    base = f"layers.{layer}"
+    norm = load_norm(checkpoint, f"{base}.memory_layernorm")
+    return norm, load_ffn(checkpoint, f"{base}.memory_mlp", inner)

@@ -1,0 +1,273 @@
+"""Where rows come from, whatever the source: the `TableSource` protocol and its two kinds.
+
+`MemoryTable` computes a layer's rows from a checkpoint's FFNs; `ArrayTable` reads them from a
+plain ``.npy``, ``.safetensors`` or ``.h5`` of shape ``[vocab, layers, hidden]`` or
+``[vocab, layers·hidden]``. Both hand out float32 rows for any list of token ids, one layer at a
+time, and never hold the whole table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tolpack.errors import CheckpointError, ConfigError
+from tolpack.sources.checkpoint import Checkpoint, open_checkpoint
+from tolpack.sources.ffn import load_memory
+from tolpack.sources.tensors import open_safetensors
+
+LayerRows = Callable[[NDArray[np.int64]], NDArray[np.float32]]
+
+# Rows that tell two tables apart; the fingerprint is an identity, not an integrity check.
+_FINGERPRINT_ROWS = 256
+
+
+class TableSource(Protocol):
+    """A table of ``vocab_size`` rows of ``num_layers`` fields of ``hidden_size`` values.
+
+    ``dtype`` is ``"float32"``, ``"float16"`` or ``"bfloat16"``: what the values are exact in.
+    ``ffn_bytes`` are the bytes of the FFN weights that the table replaces, if there are any.
+    """
+
+    vocab_size: int
+    num_layers: int
+    hidden_size: int
+    dtype: str
+    ffn_bytes: int | None
+
+    def layer(self, layer: int) -> LayerRows:
+        """Return a function that maps int64 ids (n,) to layer `layer`'s rows, float32 (n, hidden).
+
+        Weights are loaded here, once; the function may be called from several threads.
+        """
+        ...
+
+    def fingerprint(self) -> bytes:
+        """Return 32 bytes that differ for different tables and do not depend on file names."""
+        ...
+
+    def describe(self) -> list[str]:
+        """Return lines that say what was matched, with shapes."""
+        ...
+
+
+class MemoryTable:
+    """Token-wise lookups computed from a MemoryLLM or Flex checkpoint, in float32."""
+
+    dtype = "float32"
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        shapes = checkpoint.memory_shapes()
+        config = checkpoint.config
+        self.checkpoint = checkpoint
+        self.vocab_size = config.vocab_size
+        self.num_layers = config.num_hidden_layers
+        self.hidden_size = config.hidden_size
+        self._shapes = shapes
+        self._embedding = checkpoint.tensor("embed_tokens.weight", *shapes["embed_tokens.weight"])
+        self.ffn_bytes: int | None = sum(
+            checkpoint.stored_bytes(name) for name in shapes if ".memory_" in name
+        )
+
+    def layer(self, layer: int) -> LayerRows:
+        """See `TableSource.layer`."""
+        norm, ffn = load_memory(self.checkpoint, layer)
+
+        @torch.inference_mode()
+        def rows(ids: NDArray[np.int64]) -> NDArray[np.float32]:
+            x = self._embedding[torch.from_numpy(ids)].float()
+            return np.asarray(ffn(norm(x)).numpy())
+
+        return rows
+
+    def fingerprint(self) -> bytes:
+        """See `TableSource.fingerprint`: configuration, and evenly spaced rows of every weight."""
+        config = self.checkpoint.config
+        digest = hashlib.sha256(f"{config.norm} {config.rms_norm_eps} {config.hidden_act}".encode())
+        for name, shape in sorted(self._shapes.items()):
+            tensor = self.checkpoint.tensor(name, *shape)
+            step = max(1, len(tensor) // _FINGERPRINT_ROWS)
+            digest.update(f"{name} {shape} {tensor.dtype}".encode())
+            digest.update(tensor[::step].float().numpy().tobytes())
+        return digest.digest()
+
+    def describe(self) -> list[str]:
+        """See `TableSource.describe`."""
+        return self.checkpoint.describe()
+
+
+class ArrayTable:
+    """A plain table on disk.
+
+    Parameters
+    ----------
+    take : callable
+        ``take(ids, start, stop)`` returns float rows (n, stop - start) of the flattened table.
+    shape : tuple of int
+        ``[vocab, layers, hidden]`` or ``[vocab, layers · hidden]``.
+    dtype : str
+        Stored dtype.
+    layers : int or None
+        Number of layers; required for a two-dimensional table.
+    """
+
+    ffn_bytes: int | None = None
+
+    def __init__(
+        self,
+        take: Callable[[NDArray[np.int64], int, int], NDArray[np.float32]],
+        shape: tuple[int, ...],
+        dtype: str,
+        layers: int | None,
+    ) -> None:
+        if dtype not in ("float32", "float16", "bfloat16"):
+            raise CheckpointError(
+                f"the table is {dtype}, expected float32, float16 or bfloat16: convert it"
+            )
+        self._take = take
+        self.dtype = dtype
+        self.vocab_size, self.num_layers, self.hidden_size = _table_shape(shape, layers)
+
+    def layer(self, layer: int) -> LayerRows:
+        """See `TableSource.layer`."""
+        start = layer * self.hidden_size
+
+        def rows(ids: NDArray[np.int64]) -> NDArray[np.float32]:
+            values = self._take(ids, start, start + self.hidden_size)
+            if not np.isfinite(values).all():
+                token = ids[~np.isfinite(values).all(axis=1)][0]
+                raise CheckpointError(
+                    f"the table holds NaN or Inf at token {token}, layer {layer}: repair it first"
+                )
+            return values
+
+        return rows
+
+    def fingerprint(self) -> bytes:
+        """See `TableSource.fingerprint`: shape and evenly spaced rows."""
+        shape = (self.vocab_size, self.num_layers, self.hidden_size)
+        digest = hashlib.sha256(f"{shape} {self.dtype}".encode())
+        step = max(1, self.vocab_size // _FINGERPRINT_ROWS)
+        ids = np.arange(0, self.vocab_size, step, dtype=np.int64)
+        for layer in range(self.num_layers):
+            digest.update(self.layer(layer)(ids).tobytes())
+        return digest.digest()
+
+    def describe(self) -> list[str]:
+        """See `TableSource.describe`."""
+        return [f"table [{self.vocab_size}, {self.num_layers}, {self.hidden_size}] {self.dtype}"]
+
+
+def open_source(
+    path: str | Path, config: str | Path | None = None, layers: int | None = None
+) -> MemoryTable | ArrayTable:
+    """Open a checkpoint or a plain table.
+
+    Parameters
+    ----------
+    path : str or Path
+        ``.pt``, ``.pth``, a folder, or ``.safetensors`` for checkpoints; ``.npy``, ``.h5`` or
+        a ``.safetensors`` with one tensor and no config for tables.
+    config : str or Path, optional
+        For a checkpoint without its own.
+    layers : int, optional
+        Layers of a two-dimensional table.
+
+    Raises
+    ------
+    CheckpointError, ConfigError
+        It cannot be used; the message says what to do.
+    """
+    path = Path(path)
+    if path.is_file() and path.suffix in _TABLE_OPENERS:
+        opened = _TABLE_OPENERS[path.suffix](path)
+        if opened is not None:
+            return ArrayTable(*opened, layers)
+    if layers is not None:
+        raise ConfigError("--layers is for two-dimensional tables; a checkpoint has its config")
+    return MemoryTable(open_checkpoint(path, config))
+
+
+_Opened = tuple[Callable[..., NDArray[np.float32]], tuple[int, ...], str]
+
+
+def _open_npy(path: Path) -> _Opened:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CheckpointError(f"cannot read table {path}: {error}") from error
+
+    def take(ids: NDArray[np.int64], start: int, stop: int) -> NDArray[np.float32]:
+        flat = array.reshape(len(array), -1)
+        return np.asarray(flat[ids, start:stop], dtype=np.float32)
+
+    return take, array.shape, str(array.dtype)
+
+
+def _open_tensor(path: Path) -> _Opened | None:
+    store = open_safetensors([path])
+    if len(store.shapes) != 1:
+        return None  # a checkpoint
+    name = next(iter(store.shapes))
+    tensor = store.load(name)
+
+    def take(ids: NDArray[np.int64], start: int, stop: int) -> NDArray[np.float32]:
+        flat = tensor.flatten(1)
+        return np.asarray(flat[torch.from_numpy(ids), start:stop].float().numpy())
+
+    return take, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+
+
+def _open_h5(path: Path) -> _Opened:
+    try:
+        import h5py
+    except ImportError as error:
+        raise ConfigError("reading .h5 needs h5py: pip install 'tolpack[build]'") from error
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise CheckpointError(f"cannot read table {path}: {error}") from error
+    found: list[Any] = []
+    file.visititems(lambda _, node: found.append(node) if isinstance(node, h5py.Dataset) else None)
+    if len(found) != 1:
+        names = ", ".join(dataset.name for dataset in found) or "none"
+        raise CheckpointError(f"{path} must hold one dataset, found {names}")
+    dataset = found[0]
+
+    def take(ids: NDArray[np.int64], start: int, stop: int) -> NDArray[np.float32]:
+        distinct, inverse = np.unique(ids, return_inverse=True)  # h5py wants increasing indices
+        if dataset.ndim == 3:
+            layer = start // dataset.shape[2]
+            return np.asarray(dataset[distinct, layer], dtype=np.float32)[inverse]
+        return np.asarray(dataset[distinct, start:stop], dtype=np.float32)[inverse]
+
+    return take, tuple(dataset.shape), str(dataset.dtype)
+
+
+_TABLE_OPENERS: dict[str, Callable[[Path], _Opened | None]] = {
+    ".npy": _open_npy,
+    ".safetensors": _open_tensor,
+    ".h5": _open_h5,
+    ".hdf5": _open_h5,
+}
+
+
+def _table_shape(shape: tuple[int, ...], layers: int | None) -> tuple[int, int, int]:
+    if len(shape) == 3 and layers in (None, shape[1]) and min(shape) > 0:
+        return shape[0], shape[1], shape[2]
+    if len(shape) == 2 and layers is None:
+        raise ConfigError(
+            f"the table has shape {list(shape)}: say how many layers a row holds with --layers N"
+        )
+    if len(shape) == 2 and layers and min(shape) > 0 and shape[1] % layers == 0:
+        return shape[0], layers, shape[1] // layers
+    raise CheckpointError(
+        f"the table has shape {list(shape)}, expected [vocab, layers, hidden] or "
+        f"[vocab, layers·hidden] with --layers (given: {layers})"
+    )

@@ -1,0 +1,99 @@
+"""What a pack holds, as plain values: the contract of ``tolpack inspect --json``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tolpack.codecs.record import record_layout
+from tolpack.container.reader import ChunkView
+from tolpack.layout import field_bytes
+from tolpack.pack import Pack
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSummary:
+    """One layer: ``rank`` (``None`` without a basis), mean stored bits per stored value (scales
+    included, basis not), and bytes with basis and mean; a dropped layer has 0 bits and bytes.
+    """
+
+    layer: int
+    rank: int | None
+    bits: float
+    bytes: int
+
+
+def fp16_bytes(pack: Pack) -> int:
+    """Bytes of the FP16 table of all layers, dropped ones included."""
+    return pack.vocab_size * pack.num_layers * pack.hidden_size * 2
+
+
+def ratio_fp16(pack: Pack) -> float:
+    """How many times smaller the file is than the FP16 table, every byte counted."""
+    return fp16_bytes(pack) / pack.nbytes
+
+
+def bits_per_weight(pack: Pack) -> float:
+    """Bits of the file per value of the full table."""
+    return 16 / ratio_fp16(pack)
+
+
+def layer_summaries(pack: Pack) -> list[LayerSummary]:
+    """Summarise each layer; a compressed chunk's bytes are shared out by the layers' raw bytes."""
+    container, table = pack.container, pack.container.table
+    kept = 0
+    layers = []
+    for layer, field in enumerate(table.fields):
+        if field.dropped:
+            layers.append(LayerSummary(layer, None, 0.0, 0))
+            continue
+        stored = sum(_share(view, kept) for view in container.chunks)
+        arrays = [n for n in (field.basis, field.mean) if n is not None]
+        extra = sum(container.header.sections[n].length_bytes for n in arrays)
+        bits = 8 * stored / (pack.vocab_size * field.stored_values)
+        layers.append(LayerSummary(layer, field.rank, bits, round(stored) + extra))
+        kept += 1
+    return layers
+
+
+def describe_pack(pack: Pack) -> dict[str, Any]:
+    """Return the object that ``tolpack inspect --json`` prints."""
+    container = pack.container
+    major, minor = container.preamble.version
+    dropped = [n for n, field in enumerate(container.table.fields) if field.dropped]
+    return {
+        "format_version": f"{major}.{minor}",
+        "producer": container.header.producer,
+        "vocab_size": pack.vocab_size,
+        "hidden_size": pack.hidden_size,
+        "num_layers": pack.num_layers,
+        "kept_layers": list(pack.kept_layers),
+        "dropped_layers": dropped,
+        "bytes": pack.nbytes,
+        "ratio_fp16": ratio_fp16(pack),
+        "bits_per_weight": bits_per_weight(pack),
+        "resident_bytes": pack.resident_bytes,
+        "macs_per_token": pack.macs_per_token,
+        "token_map": container.table.token_map is not None,
+        "layers": [
+            {"layer": s.layer, "rank": s.rank, "bits": s.bits, "bytes": s.bytes}
+            for s in layer_summaries(pack)
+        ],
+        "chunks": [_describe_chunk(view) for view in container.chunks],
+    }
+
+
+def _describe_chunk(view: ChunkView) -> dict[str, Any]:
+    return {
+        "tokens": view.chunk.rows,
+        "bytes": view.length_bytes,
+        "encoding": view.encoding.frame,
+        "rows_per_block": view.rows_per_block,
+        "record_bytes": view.record_bytes,
+    }
+
+
+def _share(view: ChunkView, kept: int) -> float:
+    """Bytes of kept field number `kept` in a chunk."""
+    record = record_layout(view.encoding.fields).record_bytes
+    return view.length_bytes * field_bytes(view.encoding.fields[kept]) / record

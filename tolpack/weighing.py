@@ -1,0 +1,150 @@
+"""What is known about tokens and losses before a build: order, token weights, loss metrics.
+
+Best first: a calibration text gives counts and metrics; ``--frequencies`` gives counts; a model
+that can be run gives a sampled text; a bare table gives nothing. What was used is always said.
+
+The basis is weighted by ``(count + 1)^0.7`` rather than by the count itself: frequent tokens
+matter more, but a count from one text overstates how much (docs/lab-notes.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tolpack.codecs.lowrank import Doubles
+from tolpack.errors import CheckpointError, ConfigError
+from tolpack.layout import TokenOrder, order_tokens
+from tolpack.progress import Reporter
+from tolpack.reference.calibrate import Calibration, calibrate, gradient_tokens, sample_text
+from tolpack.reference.decoder import Decoder
+from tolpack.reference.text import find_tokenizer, read_token_ids
+from tolpack.sources.table import ArrayTable, MemoryTable
+
+COUNT_EXPONENT = 0.7
+_MAX_CONTEXT = 512
+_SAMPLED_SEQUENCES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Weighing:
+    """Storage order, token weights and loss metrics.
+
+    ``weights`` float64 (vocab,), summing to 1; ``metrics`` float64 (layers, hidden, hidden), or
+    ``None`` where no metric is needed or known (every direction then counts alike).
+    ``fingerprint`` identifies what went in.
+    """
+
+    order: TokenOrder
+    weights: Doubles
+    metrics: Doubles | None
+    fingerprint: bytes
+
+
+def weigh(
+    source: MemoryTable | ArrayTable,
+    *,
+    needs_metrics: bool,
+    text: str | Path | None,
+    frequencies: str | Path | None,
+    tokenizer: str | Path | None,
+    reporter: Reporter,
+) -> Weighing:
+    """Collect what is known; see the module.
+
+    Parameters
+    ----------
+    source : MemoryTable or ArrayTable
+        The table; a checkpoint can also be run for metrics.
+    needs_metrics : bool
+        Whether ranks are to be allocated.
+    text : path, optional
+        Calibration text or token ids (``--calibrate``).
+    frequencies : path, optional
+        ``.npy`` of token counts, (vocab_size,).
+    tokenizer : path, optional
+        For the text.
+
+    Raises
+    ------
+    ConfigError, CheckpointError
+        An input is unusable.
+    """
+    counts = None if frequencies is None else read_counts(frequencies, source.vocab_size)
+    ids = None
+    if text is not None:
+        found = tokenizer
+        if isinstance(source, MemoryTable):
+            found = find_tokenizer(source.checkpoint.path, tokenizer)
+        ids = read_token_ids(text, source.vocab_size, found)
+        if counts is None:
+            counts = np.bincount(ids, minlength=source.vocab_size)
+    if counts is None:
+        reporter.say(
+            "token order: by token id, all records raw (no --frequencies or --calibrate given)"
+        )
+    calibration = _calibrate(source, ids, reporter) if needs_metrics else None
+    order = order_tokens(counts, source.vocab_size)
+    if counts is None and calibration is not None:
+        counts = calibration.counts
+    digest = hashlib.sha256(b"counts" if counts is None else counts.astype("<i8").tobytes())
+    digest.update(b"no text" if ids is None else ids.astype("<i8").tobytes())
+    metrics = None if calibration is None else calibration.metrics
+    return Weighing(order, token_weights(counts, source.vocab_size), metrics, digest.digest())
+
+
+def token_weights(counts: NDArray[np.int64] | None, vocab_size: int) -> Doubles:
+    """Weights ``∝ (count + 1)^0.7``, float64 (vocab,), summing to 1; uniform without counts."""
+    if counts is None:
+        return np.full(vocab_size, 1 / vocab_size)
+    weights = (counts.astype(np.float64) + 1) ** COUNT_EXPONENT
+    return np.asarray(weights / weights.sum())
+
+
+def read_counts(path: str | Path, vocab_size: int) -> NDArray[np.int64]:
+    """Read token counts from a ``.npy`` of non-negative integers, (vocab_size,)."""
+    try:
+        counts = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ConfigError(f"cannot read --frequencies {path}: {error}") from error
+    if not isinstance(counts, np.ndarray) or counts.dtype.kind not in "iu":
+        raise ConfigError(f"--frequencies {path} must hold integer counts")
+    if counts.shape != (vocab_size,):
+        raise ConfigError(
+            f"--frequencies {path} has shape {list(counts.shape)}, expected [{vocab_size}]: one "
+            "count for each token of this model"
+        )
+    if counts.size and (int(counts.min()) < 0 or int(counts.max()) >= 2**62):
+        raise ConfigError(f"--frequencies {path} holds counts outside 0 … 2^62")
+    return counts.astype(np.int64)
+
+
+def _calibrate(
+    source: MemoryTable | ArrayTable, ids: NDArray[np.int64] | None, reporter: Reporter
+) -> Calibration | None:
+    if not isinstance(source, MemoryTable):
+        reporter.say("rank auto: a bare table cannot be run, so every direction counts alike")
+        return None
+    try:
+        decoder = Decoder(source.checkpoint)
+    except CheckpointError as error:
+        if ids is not None:
+            raise
+        reporter.say(
+            f"rank auto: the model cannot be run ({error}), so every direction counts alike"
+        )
+        return None
+    context = min(decoder.config.max_position_embeddings or _MAX_CONTEXT, _MAX_CONTEXT)
+    if ids is None:
+        reporter.say(
+            "rank auto: no --calibrate text, so losses are measured on a text sampled from the "
+            "model itself (seed 0)"
+        )
+        with reporter.phase("sampling", _SAMPLED_SEQUENCES * (context - 1), "tok") as done:
+            ids = sample_text(decoder, context, progress=done)
+    with reporter.phase("calibration", gradient_tokens(len(ids), context), "tok") as done:
+        return calibrate(decoder, ids, context, done)
