@@ -47,6 +47,8 @@ def open(path: str | Path, io: str = "auto") -> Pack:
 
 def build(checkpoint: str | Path, output: str | Path | None = None, **settings: Any) -> BuildResult:
     """Build a pack from a checkpoint or table; see `tolpack.builder.build` for the settings."""
-    from tolpack.builder import build as run
-
+    try:
+        from tolpack.builder import build as run
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"building needs {error.name}: pip install 'tolpack[build]'") from error
     return run(checkpoint, output, **settings)

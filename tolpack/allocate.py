@@ -1,100 +1,98 @@
-"""Which layer gets which rank: one slope of predicted loss per byte for all layers.
+"""Which layer gets how many bytes: one slope of predicted loss per byte for all layers.
 
-Each layer offers a curve, rank → (bytes, predicted loss). On the lower convex hull of that curve
-every step has a slope, loss saved per byte spent; taking all steps of all layers whose slope is
-at least ``λ`` minimises the summed loss at the bytes it takes (Shoham & Gersho 1988). So one
-number, ``λ``, allocates everything.
+Each layer offers points: a rank and a number of leading coefficients at 8 bits, with the bytes
+and the loss that they cost. On the lower convex hull of a layer's points every step has a slope,
+loss saved per byte spent; taking all steps of all layers whose slope is at least ``λ`` minimises
+the summed loss at the bytes it takes (Shoham & Gersho 1988). So one number, ``λ``, allocates
+everything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 from tolpack.errors import ConfigError
 
-Doubles = NDArray[np.float64]
-
 
 @dataclass(frozen=True, slots=True)
-class LayerCurve:
-    """What a layer offers: ascending ``ranks`` int64 (n,), their ``bytes`` and ``loss`` (n,)."""
+class Point:
+    """One way to store a layer.
 
-    ranks: NDArray[np.int64]
-    bytes: Doubles
-    loss: Doubles
+    ``rank`` coefficients, the first ``leading`` of them at 8 bits; ``truncation`` is the part of
+    ``loss`` (nats per token) that the cut components cause, the rest is rounding.
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    slope: float
-    layer: int
     rank: int
+    leading: int
     bytes: float
+    truncation: float
+    loss: float
 
 
-def allocate_to_size(curves: Sequence[LayerCurve], budget_bytes: float) -> tuple[int, ...]:
-    """Return each layer's rank such that the summed bytes stay within `budget_bytes`.
+Allocation = tuple[Point, ...]
+
+
+def allocate_to_size(
+    layers: Sequence[Sequence[Point]], fits: Callable[[Allocation], bool]
+) -> Allocation:
+    """Take steps, steepest first, for as long as the file still `fits`.
+
+    A step that does not fit ends its layer; flatter ones of other layers may still fit.
 
     Raises
     ------
     ConfigError
-        Even the smallest ranks do not fit.
+        Even the cheapest points do not fit.
     """
-    used = sum(float(curve.bytes[0]) for curve in curves)
-    if used > budget_bytes:
-        raise ConfigError(
-            f"--size leaves {budget_bytes:.0f} bytes for records and bases, but the smallest ranks "
-            f"take {used:.0f}: ask for more, or drop layers"
-        )
-    ranks = [int(curve.ranks[0]) for curve in curves]
+    hulls = [lower_hull(points) for points in layers]
+    chosen = [hull[0] for hull in hulls]
+    if not fits(tuple(chosen)):
+        raise ConfigError("--size is too small even for the smallest ranks: ask for more bytes")
     closed: set[int] = set()
-    for step in _steps(curves):
-        # A step that does not fit ends its layer; flatter ones of other layers may still fit.
-        if step.layer in closed or used + step.bytes > budget_bytes:
-            closed.add(step.layer)
+    for layer, point in _steps(hulls):
+        if layer in closed:
             continue
-        used += step.bytes
-        ranks[step.layer] = step.rank
-    return tuple(ranks)
+        before, chosen[layer] = chosen[layer], point
+        if not fits(tuple(chosen)):
+            chosen[layer] = before
+            closed.add(layer)
+    return tuple(chosen)
 
 
-def allocate_to_loss(curves: Sequence[LayerCurve], rounding_loss: float) -> tuple[int, ...]:
-    """Return the smallest ranks whose summed truncation loss is at most `rounding_loss`."""
-    ranks = [int(curve.ranks[0]) for curve in curves]
-    loss = {(n, int(r)): float(v) for n, c in enumerate(curves) for r, v in zip(c.ranks, c.loss)}
-    left = sum(loss[n, rank] for n, rank in enumerate(ranks))
-    for step in _steps(curves):
-        if left <= rounding_loss:
+def allocate_to_loss(layers: Sequence[Sequence[Point]], truncation: float) -> Allocation:
+    """Take steps, steepest first, until the summed truncation is at most `truncation`."""
+    hulls = [lower_hull(points) for points in layers]
+    chosen = [hull[0] for hull in hulls]
+    for layer, point in _steps(hulls):
+        if sum(p.truncation for p in chosen) <= truncation:
             break
-        left += loss[step.layer, step.rank] - loss[step.layer, ranks[step.layer]]
-        ranks[step.layer] = step.rank
-    return tuple(ranks)
+        chosen[layer] = point
+    return tuple(chosen)
 
 
-def _steps(curves: Sequence[LayerCurve]) -> list[_Step]:
-    """All hull steps, steepest first; within a layer they come in the order of their ranks."""
-    steps = []
-    for layer, curve in enumerate(curves):
-        hull = _lower_hull(curve.bytes, curve.loss)
-        for a, b in zip(hull, hull[1:]):
-            extra = float(curve.bytes[b] - curve.bytes[a])
-            slope = float(curve.loss[a] - curve.loss[b]) / extra
-            steps.append(_Step(slope, layer, int(curve.ranks[b]), extra))
-    return sorted(steps, key=lambda step: (-step.slope, step.layer, step.rank))
-
-
-def _lower_hull(x: Doubles, y: Doubles) -> list[int]:
-    """Indices of the lower convex hull of points with ascending `x`."""
-    hull: list[int] = []
-    for n in range(len(x)):
-        while len(hull) > 1:
-            a, b = hull[-2], hull[-1]
-            if (y[b] - y[a]) * (x[n] - x[a]) < (y[n] - y[a]) * (x[b] - x[a]):
-                break
+def lower_hull(points: Sequence[Point]) -> list[Point]:
+    """Points on the lower convex hull of (bytes, loss), cheapest first, loss falling."""
+    hull: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.bytes, p.loss)):
+        if hull and point.loss >= hull[-1].loss:
+            continue
+        while len(hull) > 1 and _slope(hull[-2], hull[-1]) <= _slope(hull[-1], point):
             hull.pop()
-        hull.append(n)
+        hull.append(point)
     return hull
+
+
+def _steps(hulls: Sequence[Sequence[Point]]) -> list[tuple[int, Point]]:
+    """All hull steps as (layer, point reached), steepest first; in order within a layer."""
+    steps = [
+        (-_slope(a, b), layer, number, b)
+        for layer, hull in enumerate(hulls)
+        for number, (a, b) in enumerate(zip(hull, hull[1:]))
+    ]
+    return [(layer, point) for _, layer, _, point in sorted(steps, key=lambda step: step[:3])]
+
+
+def _slope(a: Point, b: Point) -> float:
+    """Loss saved per byte from `a` to the dearer `b`."""
+    return (a.loss - b.loss) / (b.bytes - a.bytes)

@@ -9,25 +9,26 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.allocate import LayerCurve, allocate_to_loss, allocate_to_size
+from tolpack.allocate import Allocation, Point, allocate_to_loss, allocate_to_size
+from tolpack.auto_rank import LossModel, describe
 from tolpack.codecs.frames import LEVEL, compress
 from tolpack.codecs.record import record_layout
 from tolpack.container.encodings import Encoding, FieldEncoding
 from tolpack.container.header import Chunk, Field, Header, Table
-from tolpack.container.preamble import SECTION_ALIGNMENT, VERSION
+from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, VERSION, align
 from tolpack.container.writer import PackWriter
 from tolpack.errors import ConfigError
 from tolpack.layout import (
     ChunkPlan,
     build_header_room,
-    field_bytes,
     field_encoding,
     plan_chunks,
     raw_chunk_bytes,
@@ -41,8 +42,6 @@ from tolpack.passes import (
     encode_records,
     encoded_sample,
     measure_moments,
-    rounding_loss,
-    sample_tokens,
     worker_threads,
 )
 from tolpack.progress import Reporter
@@ -52,8 +51,9 @@ from tolpack.summary import bits_per_weight, layer_summaries, ratio_fp16
 from tolpack.version import __version__
 from tolpack.weighing import Weighing, weigh
 
-RANK_STEP = 8
 _SAMPLE_TOKENS = 512
+# Truncation is measured at the ranks it leads to; a third time changed nothing on data at hand.
+_MEASUREMENTS = 2
 # zstd must save this share of a cold chunk, or its rows stay raw and need no decompression.
 _MIN_ZSTD_SAVING = 0.03
 
@@ -82,6 +82,10 @@ class BuildResult:
     ratio_fp16: float
     bits_per_weight: float
     layers: tuple[LayerResult, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {**asdict(self), "path": str(self.path)}
 
 
 def build(
@@ -253,11 +257,15 @@ class _Build:
         return measure_moments(self.source, self.kept, self.weighing.weights, self.reporter)
 
     @cached_property
-    def ranks(self) -> dict[int, int | None]:
-        """Rank of every kept layer."""
-        if self.fixed_ranks is not None:
-            return {layer: self.fixed_ranks[layer] for layer in self.kept}
-        return dict(zip(self.kept, self._allocated()))
+    def allocation(self) -> dict[int, Point]:
+        """``--rank auto``: what every kept layer is stored as, by one slope."""
+        model = LossModel(self.source, self.moments, self.weighing, self.settings.bits)
+        chosen = self._allocate(model)
+        for _ in range(_MEASUREMENTS):
+            model.measure(chosen, self.reporter)
+            chosen = self._allocate(model)
+        self.reporter.say(describe(chosen))
+        return dict(zip(self.kept, chosen))
 
     def write_fields(self, writer: PackWriter) -> tuple[list[Field], list[FieldProjection]]:
         """Write bases and means; returns the fields and how rows become stored values."""
@@ -307,21 +315,20 @@ class _Build:
         return writer.add_array("token_map", lambda: self.weighing.order.slots.astype(dtype))[0]
 
     def _basis(self, layer: int) -> NDArray[np.float16]:
-        rank = self.ranks[layer]
-        if rank is None:
-            raise ConfigError(f"layer {layer} has no basis")
-        return self.moments[layer].spectrum.basis(rank)
+        rank = None if self.fixed_ranks is None else self.fixed_ranks[layer]
+        return self.moments[layer].spectrum.basis(rank or self.allocation[layer].rank)
 
     def _mean(self, layer: int) -> NDArray[np.float32]:
         return self.moments[layer].mean.astype(np.float32)
 
     def _field_encoding(self, projection: FieldProjection) -> FieldEncoding:
-        has_basis = projection.matrix is not None
-        values = self.source.hidden_size
-        if projection.matrix is not None:
-            values = projection.matrix.shape[1]
-        lossless16 = "bf16" if self.source.dtype == "bfloat16" else "f16"
-        return field_encoding(values, self.settings.bits, has_basis, lossless16)
+        if projection.matrix is None:
+            codec16 = "bf16" if self.source.dtype == "bfloat16" else "f16"
+            return field_encoding(self.source.hidden_size, self.settings.bits, codec16)
+        leading = 0
+        if self.fixed_ranks is None:
+            leading = self.allocation[projection.layer].leading
+        return field_encoding(projection.matrix.shape[1], self.settings.bits, "f16", leading)
 
     def _chunk_encodings(
         self, fields: tuple[FieldEncoding, ...], projections: list[FieldProjection]
@@ -355,66 +362,25 @@ class _Build:
     def _chunk_tokens(self, plan: ChunkPlan) -> NDArray[np.int64]:
         return self.weighing.order.token_ids[plan.first_slot : plan.first_slot + plan.rows]
 
-    def _allocated(self) -> tuple[int, ...]:
-        """Ranks by one slope: down to `size`, or until truncation costs what rounding does."""
-        curves = [self._curve(layer) for layer in self.kept]
-        if self.size is not None:
-            return self._allocated_to_size(curves, self.size)
-        sample = sample_tokens(self.weighing.weights, _SAMPLE_TOKENS)
-        loss = sum(
-            rounding_loss(
-                self.source,
-                layer,
-                self.moments[layer],
-                field_encoding(self.source.hidden_size, self.settings.bits, True, "f16"),
-                self._metric(layer),
-                sample,
-            )
-            for layer in self.kept
-        )
-        self.reporter.say(f"rank auto: rounding is predicted to add {loss:.2e} nats per token")
-        return allocate_to_loss(curves, loss)
+    def _allocate(self, model: LossModel) -> Allocation:
+        """Down to `size`, or until truncation costs what rounding the plain table to bits does."""
+        layers = [model.points(layer) for layer in self.kept]
+        size = self.size
+        if size is None:
+            return allocate_to_loss(layers, model.plain_rounding)
+        return allocate_to_size(layers, lambda chosen: self._file_bytes(chosen) <= size)
 
-    def _allocated_to_size(self, curves: list[LayerCurve], size: int) -> tuple[int, ...]:
-        """Largest ranks whose file, counted in full and with all records raw, fits `size`."""
-        budget = float(size)
-        while True:
-            ranks = allocate_to_size(curves, budget)
-            excess = self._file_bytes(ranks) - size
-            if excess <= 0:
-                return ranks
-            budget -= excess
-
-    def _file_bytes(self, ranks: tuple[int, ...]) -> int:
-        """Upper bound of the file's bytes: exact with raw records, sections rounded to pages."""
+    def _file_bytes(self, allocation: Allocation) -> int:
+        """Upper bound of the file's bytes: all records raw, every section in whole pages."""
         encoding = raw_encoding(
-            tuple(field_encoding(rank, self.settings.bits, True, "f16") for rank in ranks)
+            tuple(field_encoding(p.rank, self.settings.bits, "f16", p.leading) for p in allocation)
         )
         sizes = [raw_chunk_bytes(encoding, plan.rows) for plan in self.chunks]
         hidden = self.source.hidden_size
-        sizes += [size for rank in ranks for size in (2 * hidden * rank, 4 * hidden)]
+        sizes += [size for p in allocation for size in (2 * hidden * p.rank, 4 * hidden)]
         sizes += [] if self.weighing.order.identity else [4 * self.source.vocab_size]
-        pages = sum(-(-size // SECTION_ALIGNMENT) * SECTION_ALIGNMENT for size in sizes)
-        return pages + 64 + self.header_room
-
-    def _curve(self, layer: int) -> LayerCurve:
-        """Rank → bytes, and the predicted loss of truncation ``½ Σ_{i≥r} λ_i v_iᵀ G v_i``."""
-        spectrum, hidden = self.moments[layer].spectrum, self.source.hidden_size
-        metric, vectors = self._metric(layer), spectrum.vectors
-        full = min(hidden, self.source.vocab_size)
-        carried = 0.5 * spectrum.values * np.einsum("ji,jk,ki->i", vectors, metric, vectors)
-        left = np.append(np.cumsum(carried[::-1])[::-1], 0.0)
-        ranks = np.unique(np.minimum(np.arange(RANK_STEP, full + RANK_STEP, RANK_STEP), full))
-        record = [
-            field_bytes(field_encoding(int(r), self.settings.bits, True, "f16")) for r in ranks
-        ]
-        size = np.array(record) * self.source.vocab_size + 2.0 * hidden * ranks
-        return LayerCurve(ranks, size, left[ranks])
-
-    def _metric(self, layer: int) -> NDArray[np.float64]:
-        if self.weighing.metrics is None:
-            return np.eye(self.source.hidden_size)
-        return np.asarray(self.weighing.metrics[layer])
+        pages = sum(align(size, SECTION_ALIGNMENT) for size in sizes)
+        return pages + PREAMBLE_BYTES + self.header_room
 
 
 def _result(path: Path, source: TableSource) -> BuildResult:

@@ -15,9 +15,9 @@ from tolpack.container.encodings import Encoding, FieldEncoding, Part, raw_block
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, align
 
 GROUP_SIZE = 64
-# The leading coefficients of a basis are many times larger than the rest of their group; at
-# 4 bits they would drown it. They get 8 bits and groups of their own (docs/lab-notes.md).
-LEADING_VALUES = 32
+# How many leading coefficients of a basis may have 8 bits beside 4-bit ones: they are many times
+# larger than the rest of their group and drown it (docs/lab-notes.md). `auto` chooses.
+LEADING_CHOICES = (0, 8, 16, 32, 64)
 # Tokens that make up this share of the text stay raw: no decompression where it counts.
 HOT_SHARE = 0.95
 
@@ -79,7 +79,7 @@ def plan_chunks(order: TokenOrder) -> list[ChunkPlan]:
     return [ChunkPlan(start, size, bool(covered[start] < HOT_SHARE)) for start, size in bounds]
 
 
-def field_encoding(values: int, bits: int, has_basis: bool, lossless16: str) -> FieldEncoding:
+def field_encoding(values: int, bits: int, codec16: str, leading: int = 0) -> FieldEncoding:
     """Choose the parts of one field.
 
     Parameters
@@ -88,20 +88,19 @@ def field_encoding(values: int, bits: int, has_basis: bool, lossless16: str) -> 
         Stored values per row: the width, or the rank with a basis.
     bits : int
         16, 8 or 4.
-    has_basis : bool
-        Whether the values are coefficients, ordered by their size.
-    lossless16 : str
-        ``"f16"`` or ``"bf16"``: what 16 bits mean for this table.
+    codec16 : str
+        ``"f16"`` or ``"bf16"``: what 16 bits mean for these values.
+    leading : int
+        At 4 bits: how many of the first values have 8 bits, in a group of their own.
     """
     if bits == 16:
-        return (Part("f16" if has_basis else lossless16, values),)
-    codec = f"int{bits}"
-    if not has_basis or bits == 8:
-        return (Part(codec, values, GROUP_SIZE),)
-    leading = min(LEADING_VALUES, values)
-    parts = [Part("int8", leading, LEADING_VALUES)]
+        return (Part(codec16, values),)
+    leading = min(leading, values) if bits == 4 else 0
+    parts = []
+    if leading:
+        parts.append(Part("int8", leading, min(leading, GROUP_SIZE)))
     if values > leading:
-        parts.append(Part(codec, values - leading, GROUP_SIZE))
+        parts.append(Part(f"int{bits}", values - leading, GROUP_SIZE))
     return tuple(parts)
 
 

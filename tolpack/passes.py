@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tolpack.codecs.lowrank import Doubles, Spectrum, projection, spectrum
 from tolpack.codecs.record import RecordLayout, record_layout
-from tolpack.codecs.values import Floats, decode_values, encode_values
+from tolpack.codecs.values import Floats
 from tolpack.container.encodings import FieldEncoding
 from tolpack.progress import Reporter
 from tolpack.sources.table import LayerRows, TableSource
@@ -91,40 +91,6 @@ def measure_moments(
                 done(len(ids))
             result[layer] = Moments(mean, spectrum(second, mean))
     return result
-
-
-def rounding_loss(
-    source: TableSource,
-    layer: int,
-    moments: Moments,
-    encoding: FieldEncoding,
-    metric: Doubles,
-    token_ids: NDArray[np.int64],
-) -> float:
-    """Mean ``½ e G eᵀ`` over sampled tokens, in nats, of rounding full-rank coefficients.
-
-    Parameters
-    ----------
-    encoding : FieldEncoding
-        Parts of all ``hidden`` coefficients.
-    metric : ndarray
-        ``G``, float64 (hidden, hidden).
-    token_ids : ndarray
-        int64 (n,), drawn with the tokens' weights.
-    """
-    rows = source.layer(layer)(token_ids)
-    basis = moments.spectrum.vectors.T
-    coefficients = ((rows - moments.mean) @ basis.T).astype(np.float32)
-    error = np.empty(rows.shape)
-    start = 0
-    for part in encoding:
-        values = coefficients[:, start : start + part.values]
-        error[:, start : start + part.values] = (
-            decode_values(*encode_values(values, part), part) - values
-        )
-        start += part.values
-    plain = error @ basis
-    return float(0.5 * np.einsum("ti,ij,tj->", plain, metric, plain, optimize=True) / len(rows))
 
 
 @dataclass(frozen=True, slots=True)

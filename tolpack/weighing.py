@@ -20,7 +20,7 @@ from tolpack.codecs.lowrank import Doubles
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.layout import TokenOrder, order_tokens
 from tolpack.progress import Reporter
-from tolpack.reference.calibrate import Calibration, calibrate, gradient_tokens, sample_text
+from tolpack.reference.calibrate import calibrate, gradient_tokens, sample_text
 from tolpack.reference.decoder import Decoder
 from tolpack.reference.text import find_tokenizer, read_token_ids
 from tolpack.sources.table import ArrayTable, MemoryTable
@@ -31,17 +31,31 @@ _SAMPLED_SEQUENCES = 64
 
 
 @dataclass(frozen=True, slots=True)
+class CalibratedModel:
+    """A model that can be run, the text it was measured on, and what was measured.
+
+    ``metrics`` float64 (layers, hidden, hidden); see `tolpack.reference.calibrate`.
+    """
+
+    decoder: Decoder
+    token_ids: NDArray[np.int64]
+    context: int
+    counts: NDArray[np.int64]
+    metrics: Doubles
+
+
+@dataclass(frozen=True, slots=True)
 class Weighing:
     """Storage order, token weights and loss metrics.
 
-    ``weights`` float64 (vocab,), summing to 1; ``metrics`` float64 (layers, hidden, hidden), or
-    ``None`` where no metric is needed or known (every direction then counts alike).
-    ``fingerprint`` identifies what went in.
+    ``weights`` float64 (vocab,), summing to 1; ``model`` is ``None`` where no losses are needed
+    or none can be measured (every direction then counts alike). ``fingerprint`` identifies what
+    went in.
     """
 
     order: TokenOrder
     weights: Doubles
-    metrics: Doubles | None
+    model: CalibratedModel | None
     fingerprint: bytes
 
 
@@ -87,14 +101,13 @@ def weigh(
         reporter.say(
             "token order: by token id, all records raw (no --frequencies or --calibrate given)"
         )
-    calibration = _calibrate(source, ids, reporter) if needs_metrics else None
+    model = _calibrate(source, ids, reporter) if needs_metrics else None
     order = order_tokens(counts, source.vocab_size)
-    if counts is None and calibration is not None:
-        counts = calibration.counts
+    if counts is None and model is not None:
+        counts = model.counts
     digest = hashlib.sha256(b"counts" if counts is None else counts.astype("<i8").tobytes())
     digest.update(b"no text" if ids is None else ids.astype("<i8").tobytes())
-    metrics = None if calibration is None else calibration.metrics
-    return Weighing(order, token_weights(counts, source.vocab_size), metrics, digest.digest())
+    return Weighing(order, token_weights(counts, source.vocab_size), model, digest.digest())
 
 
 def token_weights(counts: NDArray[np.int64] | None, vocab_size: int) -> Doubles:
@@ -125,7 +138,7 @@ def read_counts(path: str | Path, vocab_size: int) -> NDArray[np.int64]:
 
 def _calibrate(
     source: MemoryTable | ArrayTable, ids: NDArray[np.int64] | None, reporter: Reporter
-) -> Calibration | None:
+) -> CalibratedModel | None:
     if not isinstance(source, MemoryTable):
         reporter.say("rank auto: a bare table cannot be run, so every direction counts alike")
         return None
@@ -147,4 +160,5 @@ def _calibrate(
         with reporter.phase("sampling", _SAMPLED_SEQUENCES * (context - 1), "tok") as done:
             ids = sample_text(decoder, context, progress=done)
     with reporter.phase("calibration", gradient_tokens(len(ids), context), "tok") as done:
-        return calibrate(decoder, ids, context, done)
+        found = calibrate(decoder, ids, context, done)
+    return CalibratedModel(decoder, ids, context, found.counts, found.metrics)

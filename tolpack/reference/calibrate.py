@@ -11,7 +11,7 @@ Without a text, one is sampled from the model itself with a fixed seed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,7 @@ _TOKENS_PER_BATCH = 2048
 _SAMPLED_SEQUENCES = 64
 
 Progress = Callable[[int], object] | None
+_Error = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def calibrate(
     step = max(1, _TOKENS_PER_BATCH // windows.shape[1])
     tokens = 0
     for batch in torch.split(windows, step):
-        for layer, gradient in enumerate(_gradients(decoder, batch)):
+        for layer, (gradient, _) in enumerate(_gradients(decoder, batch)):
             flat = gradient.reshape(-1, hidden)
             sums[layer] += (flat.T @ flat).double()
         tokens += batch[:, 1:].numel()
@@ -72,6 +73,42 @@ def calibrate(
             progress(batch[:, 1:].numel())
     counts = np.bincount(token_ids, minlength=config.vocab_size)
     return Calibration(counts, (sums / tokens).numpy())
+
+
+def truncation_slopes(
+    decoder: Decoder,
+    token_ids: NDArray[np.int64],
+    context: int,
+    tails: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]] | None],
+    progress: Progress = None,
+) -> NDArray[np.float64]:
+    """Slope of the loss along each layer's truncation error, with all layers truncated.
+
+    If the loss were quadratic in the errors, half of a layer's slope would be its share of the
+    whole increase, what it shares with other layers split evenly.
+
+    Parameters
+    ----------
+    tails : sequence
+        Per layer: the mean (hidden,) and the directions left out (hidden, n); ``None``: as it is.
+
+    Returns
+    -------
+    ndarray
+        float64 (num_layers,), nats per token: ``E[g_l · e_l]``.
+    """
+    errors = [
+        None if tail is None else _truncation(torch.from_numpy(tail[0]), torch.from_numpy(tail[1]))
+        for tail in tails
+    ]
+    windows = _windows(token_ids, context)
+    slopes = np.zeros(len(tails))
+    for batch in torch.split(windows, max(1, _TOKENS_PER_BATCH // windows.shape[1])):
+        for layer, (gradient, error) in enumerate(_gradients(decoder, batch, errors)):
+            slopes[layer] += float((gradient.double() * error).sum())
+        if progress is not None:
+            progress(batch[:, 1:].numel())
+    return np.asarray(slopes / windows[:, 1:].numel())
 
 
 @torch.inference_mode()
@@ -110,13 +147,22 @@ def _windows(token_ids: NDArray[np.int64], context: int) -> torch.Tensor:
     return torch.from_numpy(np.stack(rows))
 
 
-def _gradients(decoder: Decoder, windows: torch.Tensor) -> list[torch.Tensor]:
-    """Gradient of the summed loss at each layer's memory output, (batch, length, hidden) each."""
+def _gradients(
+    decoder: Decoder, windows: torch.Tensor, errors: Sequence[_Error | None] | None = None
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Per layer: gradient of the summed loss at the memory's output, and the error added there.
+
+    Both are (batch, length, hidden); the error is zero where none is given.
+    """
     outputs: list[torch.Tensor] = []
+    added: list[torch.Tensor] = []
 
     def recorded(memory: Memory) -> Memory:
         def call(layer: int, token_ids: torch.Tensor) -> torch.Tensor:
-            outputs.append(memory(layer, token_ids).requires_grad_())
+            output = memory(layer, token_ids)
+            error = None if errors is None else errors[layer]
+            added.append(torch.zeros_like(output) if error is None else error(output))
+            outputs.append((output + added[-1]).requires_grad_())
             return outputs[-1]
 
         return call
@@ -125,4 +171,9 @@ def _gradients(decoder: Decoder, windows: torch.Tensor) -> list[torch.Tensor]:
         raise ValueError("a dense decoder has no memory to calibrate")
     logits = decoder(windows[:, :-1], memory=recorded(decoder.memory))
     loss = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten(), reduction="sum")
-    return list(torch.autograd.grad(loss, outputs))
+    return list(zip(torch.autograd.grad(loss, outputs), added))
+
+
+def _truncation(mean: torch.Tensor, directions: torch.Tensor) -> _Error:
+    """Error of leaving out `directions` (hidden, n) of what is around `mean`."""
+    return lambda output: -((output - mean) @ directions) @ directions.T

@@ -1,0 +1,165 @@
+"""``--rank auto``: what each layer's rank and leading bits are predicted to cost in loss.
+
+Two errors, two predictions, both in nats per token:
+
+* Rounding errors are independent between layers and positions, so the quadratic form with the
+  layer's own metric holds: ``½ E[e G_l eᵀ]``, measured on sampled tokens.
+* Truncation removes the same directions everywhere; its errors add up along the residual stream,
+  and the sum of ``½ Σ_{i≥r} λ_i v_iᵀ G_l v_i`` over layers is too small by a factor of 2 to 8
+  (docs/lab-notes.md). The factor of each layer is measured: with all layers truncated, the slope
+  of the loss along the layer's own truncation error is twice its share of a quadratic loss.
+  The measurement is repeated at the ranks that follow from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tolpack.allocate import Allocation, Point
+from tolpack.codecs.lowrank import Doubles
+from tolpack.codecs.values import Floats, decode_values, encode_values
+from tolpack.container.encodings import FieldEncoding
+from tolpack.layout import LEADING_CHOICES, field_bytes, field_encoding
+from tolpack.passes import Moments, sample_tokens
+from tolpack.progress import Reporter
+from tolpack.reference.calibrate import gradient_tokens, truncation_slopes
+from tolpack.sources.table import TableSource
+from tolpack.weighing import Weighing
+
+RANK_STEP = 8
+# A measured factor outside this range is noise of a short text.
+_FACTOR_RANGE = (0.5, 32.0)
+_SAMPLE_TOKENS = 512
+
+
+class LossModel:
+    """Predicted loss of storing each kept layer with a basis.
+
+    Parameters
+    ----------
+    source : TableSource
+        The table.
+    moments : mapping of int to Moments
+        Of the kept layers.
+    weighing : Weighing
+        Token weights, metrics, and the model to measure with, if there is one.
+    bits : int
+        16, 8 or 4.
+    """
+
+    def __init__(
+        self,
+        source: TableSource,
+        moments: Mapping[int, Moments],
+        weighing: Weighing,
+        bits: int,
+    ) -> None:
+        self._source = source
+        self._moments = moments
+        self._weighing = weighing
+        self._bits = bits
+        self._full = min(source.hidden_size, source.vocab_size)
+        self._tails = {layer: self._tail(layer) for layer in moments}
+        self._factors = dict.fromkeys(moments, 1.0)
+        sample = sample_tokens(weighing.weights, _SAMPLE_TOKENS)
+        self._rounding: dict[int, dict[int, Doubles]] = {}
+        self.plain_rounding = 0.0
+        for layer in moments:
+            rows = source.layer(layer)(sample)
+            plain = field_encoding(source.hidden_size, bits, "f16")
+            metric = self._metric(layer)
+            self.plain_rounding += _mean_loss(_rounding_error(rows, plain), metric)
+            self._rounding[layer] = self._rounding_by_leading(layer, rows)
+
+    @property
+    def factors(self) -> dict[int, float]:
+        """Measured factor of each kept layer's truncation loss (1 before `measure`)."""
+        return dict(self._factors)
+
+    def points(self, layer: int) -> list[Point]:
+        """Everything that layer `layer` may be stored as."""
+        result = []
+        hidden, vocab = self._source.hidden_size, self._source.vocab_size
+        for leading, rounding in self._rounding[layer].items():
+            for rank in range(RANK_STEP, self._full + RANK_STEP, RANK_STEP):
+                rank = min(rank, self._full)
+                record = field_bytes(field_encoding(rank, self._bits, "f16", leading))
+                truncation = float(self._tails[layer][rank]) * self._factors[layer]
+                loss = truncation + float(rounding[rank])
+                size = record * vocab + 2.0 * hidden * rank
+                result.append(Point(rank, leading, size, truncation, loss))
+        return result
+
+    def measure(self, allocation: Allocation, reporter: Reporter) -> None:
+        """Measure each layer's factor at `allocation`'s ranks, if there is a model to run."""
+        if self._weighing.model is None:
+            return
+        tails: list[tuple[Floats, Floats] | None] = [None] * self._source.num_layers
+        for layer, point in zip(self._moments, allocation):
+            moments = self._moments[layer]
+            directions = moments.spectrum.vectors[:, point.rank :].astype(np.float32)
+            tails[layer] = (moments.mean.astype(np.float32), directions)
+        model = self._weighing.model
+        tokens = gradient_tokens(len(model.token_ids), model.context)
+        with reporter.phase("measuring truncation", tokens, "tok") as done:
+            slopes = truncation_slopes(model.decoder, model.token_ids, model.context, tails, done)
+        low, high = _FACTOR_RANGE
+        for layer, point in zip(self._moments, allocation):
+            predicted = float(self._tails[layer][point.rank])
+            if predicted > 0:
+                factor = 0.5 * float(slopes[layer]) / predicted
+                self._factors[layer] = min(max(factor, low), high)
+
+    def _tail(self, layer: int) -> Doubles:
+        """Uncorrected truncation loss by rank, float64 (hidden + 1,)."""
+        spectrum = self._moments[layer].spectrum
+        vectors, metric = spectrum.vectors, self._metric(layer)
+        carried = 0.5 * spectrum.values * np.einsum("ji,jk,ki->i", vectors, metric, vectors)
+        return np.append(np.cumsum(carried[::-1])[::-1], 0.0)
+
+    def _rounding_by_leading(self, layer: int, rows: Floats) -> dict[int, Doubles]:
+        """Rounding loss by rank, float64 (hidden + 1,), for each number of leading values."""
+        moments, metric = self._moments[layer], self._metric(layer)
+        vectors = moments.spectrum.vectors
+        coefficients = ((rows - moments.mean) @ vectors).astype(np.float32)
+        weight = np.einsum("ji,jk,ki->i", vectors, metric, vectors)
+        result = {}
+        for leading in LEADING_CHOICES if self._bits == 4 else (0,):
+            encoding = field_encoding(self._source.hidden_size, self._bits, "f16", leading)
+            error = np.square(_rounding_error(coefficients, encoding)).mean(axis=0)
+            result[leading] = np.concatenate([[0.0], np.cumsum(0.5 * weight * error)])
+        return result
+
+    def _metric(self, layer: int) -> Doubles:
+        if self._weighing.model is None:
+            return np.eye(self._source.hidden_size)
+        return np.asarray(self._weighing.model.metrics[layer])
+
+
+def _rounding_error(values: Floats, encoding: FieldEncoding) -> NDArray[np.float64]:
+    """Decoded minus given values, float64 (rows, values)."""
+    decoded = []
+    start = 0
+    for part in encoding:
+        piece = values[:, start : start + part.values]
+        decoded.append(decode_values(*encode_values(piece, part), part))
+        start += part.values
+    return np.concatenate(decoded, axis=1).astype(np.float64) - values
+
+
+def _mean_loss(errors: NDArray[np.float64], metric: Doubles) -> float:
+    """``½ E[e G eᵀ]`` over rows of `errors`."""
+    return float(0.5 * np.einsum("ti,ij,tj->", errors, metric, errors, optimize=True) / len(errors))
+
+
+def describe(allocation: Sequence[Point]) -> str:
+    """Say the predicted loss of an allocation."""
+    truncation = sum(point.truncation for point in allocation)
+    rounding = sum(point.loss for point in allocation) - truncation
+    return (
+        f"rank auto: predicted loss {truncation:.2e} nats per token by truncation, "
+        f"{rounding:.2e} by rounding"
+    )

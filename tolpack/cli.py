@@ -1,0 +1,288 @@
+"""The command line: parse, call, print. Nothing is computed here.
+
+torch is imported only by the commands that need it, so that ``inspect``, ``verify`` and ``rows``
+work where only the reader is installed.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import tqdm
+
+import tolpack
+from tolpack import report
+from tolpack.errors import ConfigError, TolpackError
+from tolpack.progress import Reporter
+from tolpack.settings import parse_drop, parse_rank, parse_size
+
+_BUILD_MODULES = ("torch", "safetensors", "scipy", "tokenizers", "h5py")
+_PATH = click.Path(path_type=Path)
+
+
+class _Terminal(Reporter):
+    """Lines and progress bars on stderr; a bar appears after a second."""
+
+    def say(self, text: str) -> None:
+        click.echo(text, err=True)
+
+    @contextmanager
+    def phase(self, name: str, total: int, unit: str) -> Iterator[Callable[[int], object]]:
+        with tqdm.tqdm(
+            desc=name, total=total, unit=unit, unit_scale=True, delay=1.0, leave=False
+        ) as bar:
+            yield bar.update
+
+
+class _Group(click.Group):
+    """Turns tolpack's errors into one line and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TolpackError as error:
+            raise click.ClickException(" ".join(str(error).split())) from error
+        except ModuleNotFoundError as error:
+            if (error.name or "").split(".")[0] not in _BUILD_MODULES:
+                raise
+            raise click.ClickException(
+                f"this command needs {error.name}: pip install 'tolpack[build]'"
+            ) from error
+
+
+def _checked(parse: Callable[[str], object]) -> Callable[..., str | None]:
+    """Make a click callback that refuses what `parse` refuses, as wrong usage."""
+
+    def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                parse(value)
+            except ConfigError as error:
+                raise click.BadParameter(str(error)) from error
+        return value
+
+    return callback
+
+
+def _print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2))
+
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+_config_option = click.option(
+    "--config", type=_PATH, help="config.json, where the checkpoint has none."
+)
+_tokenizer_option = click.option(
+    "--tokenizer", type=_PATH, help="tokenizer.json; default: the one beside the checkpoint."
+)
+_layers_option = click.option(
+    "--layers", type=click.IntRange(1), help="Layers of a two-dimensional plain table."
+)
+_drop_option = click.option(
+    "--drop", default="none", show_default=True, callback=_checked(parse_drop),
+    help="Layers to leave out: none, or numbers and ranges like 3,7-9.",
+)  # fmt: skip
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(tolpack.__version__, prog_name="tolpack")
+def main() -> None:
+    """Make the feed-forward memory of MemoryLLM models small, and read its rows back fast.
+
+    \b
+    tolpack build model.pt                      a pack at 4 bits, ÷3.7
+    tolpack eval model.pt model.tolpack --text held-out.txt
+    tolpack demo                                all of it on a bundled model
+    """
+
+
+@main.command()
+@click.argument("checkpoint", type=_PATH)
+@click.option("-o", "--output", type=_PATH, help="The pack [default: NAME.tolpack beside it].")
+@click.option(
+    "--rank", default="none", show_default=True, callback=_checked(parse_rank),
+    help="auto, full, none (no basis), a number, a percentage like 50%, or r0,r1,… by layer.",
+)  # fmt: skip
+@click.option("--bits", type=click.Choice(["16", "8", "4"]), default="4", show_default=True)
+@_drop_option
+@click.option(
+    "--size", callback=_checked(lambda value: parse_size(value, 100)),
+    help="With --rank auto: largest file, like 800MB or 12% of the FP16 table.",
+)  # fmt: skip
+@click.option("--calibrate", type=_PATH, help="Text or .npy of token ids: counts, and losses.")
+@click.option("--frequencies", type=_PATH, help=".npy of token counts; frequent tokens first.")
+@_tokenizer_option
+@_config_option
+@_layers_option
+@click.option("--resume", is_flag=True, help="Continue an interrupted build.")
+@click.option("--force", is_flag=True, help="Replace an existing pack.")
+@_json_option
+def build(checkpoint: Path, bits: str, as_json: bool, **settings: Any) -> None:
+    """Build a pack from CHECKPOINT.
+
+    CHECKPOINT is a .pt or .pth, a .safetensors, a folder with config.json and .safetensors, or a
+    plain table (.npy, .h5, .safetensors) of shape [vocab, layers, hidden].
+
+    \b
+    tolpack build model.pt
+    tolpack build model/ -o small.tolpack --rank auto --calibrate text.txt
+    tolpack build model.pt --bits 8 --drop 3,7-9 --frequencies counts.npy
+    tolpack build table.npy --layers 24 --bits 16
+    """
+    output = settings.pop("output")
+    result = tolpack.build(checkpoint, output, bits=int(bits), reporter=_Terminal(), **settings)
+    if as_json:
+        _print_json(result.to_json())
+    else:
+        click.echo(report.build_table(result))
+
+
+@main.command(name="eval")
+@click.argument("checkpoint", type=_PATH)
+@click.argument("packs", nargs=-1, type=_PATH)
+@click.option("--text", type=_PATH, required=True, help="UTF-8 text, or .npy of token ids.")
+@_tokenizer_option
+@_config_option
+@click.option(
+    "--context", type=click.IntRange(1),
+    help="Window length in tokens [default: the model's max_position_embeddings].",
+)  # fmt: skip
+@_json_option
+def evaluate(
+    checkpoint: Path, packs: tuple[Path, ...], text: Path, as_json: bool, **settings: Any
+) -> None:
+    """Measure perplexity of CHECKPOINT, and of each of its PACKS in place of the memory.
+
+    \b
+    tolpack eval model.pt model.tolpack --text held-out.txt --tokenizer tokenizer.json
+    tolpack eval model/ a.tolpack b.tolpack --text ids.npy --context 256 --json
+    """
+    from tolpack.evaluate import evaluate as run
+
+    evaluation = run(checkpoint, packs, text, reporter=_Terminal(), **settings)
+    if as_json:
+        _print_json(evaluation.to_json())
+    else:
+        click.echo(report.evaluation_table(evaluation))
+
+
+@main.command()
+@click.argument("pack", type=_PATH)
+@_json_option
+def inspect(pack: Path, as_json: bool) -> None:
+    """Show what PACK holds: shape, layers, chunks, sizes.
+
+    \b
+    tolpack inspect model.tolpack
+    tolpack inspect model.tolpack --json
+    """
+    from tolpack.summary import describe_pack
+
+    with tolpack.open(pack) as opened:
+        info = describe_pack(opened)
+    if as_json:
+        _print_json(info)
+    else:
+        click.echo(report.pack_table(info, str(pack)))
+
+
+@main.command()
+@click.argument("pack", type=_PATH)
+@_json_option
+@click.pass_context
+def verify(ctx: click.Context, pack: Path, as_json: bool) -> None:
+    """Read all of PACK and check every checksum; exit 1 if anything is damaged.
+
+    \b
+    tolpack verify model.tolpack
+    """
+    with tolpack.open(pack) as opened, _Terminal().phase("verifying", opened.nbytes, "B") as done:
+        damages = opened.verify(done)
+    if as_json:
+        found = [
+            {"place": d.place, "first_slot": d.first_slot, "rows": d.rows, "message": d.message}
+            for d in damages
+        ]
+        _print_json({"path": str(pack), "ok": not damages, "damages": found})
+    else:
+        for damage in damages:
+            slots = f"slots {damage.first_slot} … {damage.first_slot + damage.rows - 1}"
+            click.echo(f"{damage.place} ({slots}): {damage.message}")
+        click.echo(f"{pack}: {f'{len(damages)} damaged places' if damages else 'ok'}")
+    ctx.exit(1 if damages else 0)
+
+
+@main.command()
+@click.argument("pack", type=_PATH)
+@click.argument("token_ids", metavar="TOKEN_ID...", nargs=-1, type=int, required=True)
+@_json_option
+def rows(pack: Path, token_ids: tuple[int, ...], as_json: bool) -> None:
+    """Show the rows of TOKEN_IDs: norm and first values of each layer, or all with --json.
+
+    \b
+    tolpack rows model.tolpack 5 17
+    tolpack rows model.tolpack 5 --json
+    """
+    with tolpack.open(pack) as opened:
+        found = opened.rows(list(token_ids))
+        stats = opened.stats()
+    if as_json:
+        _print_json({"token_ids": list(token_ids), "rows": found.tolist(), "stats": stats})
+    else:
+        click.echo(report.rows_table(token_ids, found))
+        reads = f"{stats['block_reads']} reads of records, {stats['block_bytes']} bytes"
+        click.echo(f"\n{reads}; opening: {stats['open_reads']} reads, {stats['open_bytes']} bytes")
+
+
+@main.command()
+@click.argument("checkpoint", type=_PATH)
+@click.option("--rank", callback=_checked(parse_rank), help="Plan this rank only; not auto.")
+@click.option("--bits", type=click.Choice(["16", "8", "4"]), help="Plan these bits only.")
+@_drop_option
+@_config_option
+@_layers_option
+@_json_option
+def plan(checkpoint: Path, as_json: bool, **settings: Any) -> None:
+    """Predict sizes and costs of packs of CHECKPOINT, before any work.
+
+    \b
+    tolpack plan model.pt
+    tolpack plan model.pt --rank 50% --bits 4 --drop 5
+    """
+    from tolpack.planning import plan_checkpoint
+
+    plans = plan_checkpoint(checkpoint, **settings)
+    if as_json:
+        _print_json({"plans": [one.to_json() for one in plans]})
+    else:
+        click.echo(report.plan_table(plans))
+
+
+@main.command()
+@click.option("-o", "--output", type=_PATH, help="Keep the packs in this folder.")
+@_json_option
+def demo(output: Path | None, as_json: bool) -> None:
+    """Build packs of the bundled model at several settings and judge them.
+
+    \b
+    tolpack demo
+    tolpack demo -o packs/
+    """
+    from tolpack.demo import run_demo
+
+    with tempfile.TemporaryDirectory() as scratch:
+        evaluation = run_demo(output or Path(scratch), _Terminal())
+    if as_json:
+        _print_json(evaluation.to_json())
+    else:
+        click.echo(report.evaluation_table(evaluation))
+
+
+if __name__ == "__main__":
+    main()

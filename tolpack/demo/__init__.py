@@ -1,0 +1,40 @@
+"""``tolpack demo``: packs of a small trained model that ships with the package, judged.
+
+The model (``model/``) is made by ``examples/train_demo_model.py`` from the documentation in
+Python's standard library, a part of which is held out for the evaluation here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tolpack.builder import build
+from tolpack.evaluate import Evaluation, evaluate
+from tolpack.progress import Reporter
+
+MODEL = Path(__file__).parent / "model"
+SETTINGS: tuple[tuple[str, str, int], ...] = (
+    ("16-bit", "none", 16),
+    ("8-bit", "none", 8),
+    ("4-bit", "none", 4),
+    ("rank-auto-4-bit", "auto", 4),
+    ("rank-50%-4-bit", "50%", 4),
+)
+
+
+def run_demo(folder: Path, reporter: Reporter | None = None) -> Evaluation:
+    """Build a pack at each of `SETTINGS` in `folder` and evaluate all of them.
+
+    Parameters
+    ----------
+    folder : Path
+        An existing folder for the packs.
+    reporter : Reporter, optional
+        Receives progress.
+    """
+    paths = []
+    for name, rank, bits in SETTINGS:
+        path = folder / f"{name}.tolpack"
+        build(MODEL, path, rank=rank, bits=bits, force=True)
+        paths.append(path)
+    return evaluate(MODEL, paths, MODEL / "heldout.txt", reporter=reporter)

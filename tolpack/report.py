@@ -1,0 +1,164 @@
+"""Results as text tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # these load torch, which reading a pack must not
+    from tolpack.builder import BuildResult
+    from tolpack.evaluate import Evaluation
+    from tolpack.planning import Plan
+
+
+def format_bytes(size: float) -> str:
+    """Write a number of bytes with a decimal unit and three to four digits."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.2f} {unit}"
+        size /= 1000
+    return f"{size:.2f} TB"
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Align columns: the first to the left, the others to the right."""
+    cells = [list(header), *[list(row) for row in rows]]
+    widths = [max(len(row[n]) for row in cells) for n in range(len(header))]
+    lines = []
+    for row in cells:
+        first, *rest = [
+            cell.ljust(width) if n == 0 else cell.rjust(width)
+            for n, (cell, width) in enumerate(zip(row, widths))
+        ]
+        lines.append("  ".join([first, *rest]).rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def build_table(result: BuildResult) -> str:
+    """Write what `tolpack.build` made: a line per layer, then the totals."""
+    rows = []
+    for layer in result.layers:
+        dropped = layer.relative_error is None
+        rows.append(
+            [
+                str(layer.layer),
+                "dropped" if dropped else str(layer.rank or "no basis"),
+                "-" if dropped else f"{layer.bits:.2f}",
+                "-" if layer.relative_error is None else f"{layer.relative_error:.2%}",
+                format_bytes(layer.bytes),
+            ]
+        )
+    table = format_table(["layer", "rank", "bits", "rel. error", "bytes"], rows)
+    return (
+        f"{table}\n\n{result.path}: {format_bytes(result.bytes)}, "
+        f"× {result.ratio_fp16:.2f} smaller than FP16, {result.bits_per_weight:.2f} bits per value"
+    )
+
+
+def evaluation_table(evaluation: Evaluation) -> str:
+    """Write perplexity against cost: the checkpoint first, then its packs."""
+    base = evaluation.baseline
+    header = ["", "perplexity", "increase", "bytes", "× FP16", "bits/value", "read/token",
+              "resident", "MACs/token"]  # fmt: skip
+    ffn = "-" if base.ffn_bytes is None else format_bytes(base.ffn_bytes)
+    rows = [["checkpoint", f"{base.ppl:.3f} ± {base.ppl_se:.2f}", "", ffn, "", "", "", "", ""]]
+    for pack in evaluation.packs:
+        rows.append(
+            [
+                pack.path,
+                f"{pack.ppl:.3f} ± {pack.ppl_se:.2f}",
+                f"{pack.ppl_increase_pct:+.3f} ± {pack.ppl_increase_se_pct:.3f} %",
+                format_bytes(pack.bytes),
+                f"{pack.ratio_fp16:.2f}",
+                f"{pack.bits_per_weight:.2f}",
+                format_bytes(pack.read_bytes_per_token),
+                format_bytes(pack.resident_bytes),
+                str(pack.macs_per_token),
+            ]
+        )
+    note = (
+        f"{base.tokens} tokens in windows of {evaluation.context}; the increase is paired window "
+        "by window; the checkpoint's bytes are its memory FFNs"
+    )
+    return f"{format_table(header, rows)}\n\n{note}"
+
+
+def plan_table(plans: Sequence[Plan]) -> str:
+    """Write predicted costs, a line per setting, with the paper's formula beside them."""
+    header = ["rank", "bits", "bytes on disk", "× FP16", "bits/value", "read/token", "resident",
+              "MACs/token", "paper's formula"]  # fmt: skip
+    rows = [
+        [
+            plan.rank,
+            str(plan.bits),
+            format_bytes(plan.bytes),
+            f"{plan.ratio_fp16:.2f}",
+            f"{plan.bits_per_weight:.2f}",
+            format_bytes(plan.read_bytes_per_token),
+            format_bytes(plan.resident_bytes),
+            str(plan.macs_per_token),
+            format_bytes(plan.paper_bytes),
+        ]
+        for plan in plans
+    ]
+    text = format_table(header, rows)
+    if plans[0].ffn_bytes is not None:
+        text += f"\n\nmemory FFNs as stored in the checkpoint: {format_bytes(plans[0].ffn_bytes)}"
+    return text
+
+
+def rows_table(token_ids: Sequence[int], rows: NDArray[np.float32]) -> str:
+    """Write norm and first values of rows (ids, layers, hidden)."""
+    lines = [
+        [
+            str(token),
+            str(layer),
+            f"{np.linalg.norm(values):.4f}",
+            *[f"{value:.4f}" for value in values[:4]],
+        ]
+        for token, row in zip(token_ids, rows)
+        for layer, values in enumerate(row)
+    ]
+    shown = min(4, rows.shape[2])
+    return format_table(["token", "layer", "norm", *[f"[{n}]" for n in range(shown)]], lines)
+
+
+def pack_table(info: dict[str, Any], path: str) -> str:
+    """Write what `tolpack inspect` found."""
+    dropped = ", ".join(map(str, info["dropped_layers"])) or "none"
+    head = (
+        f"{path}: format {info['format_version']}, made by {info['producer']}\n"
+        f"{info['vocab_size']} tokens × {info['num_layers']} layers × {info['hidden_size']}, "
+        f"dropped layers: {dropped}\n"
+        f"{format_bytes(info['bytes'])}, × {info['ratio_fp16']:.2f} smaller than FP16, "
+        f"{info['bits_per_weight']:.2f} bits per value; resident "
+        f"{format_bytes(info['resident_bytes'])}, {info['macs_per_token']} MACs per token"
+    )
+    layers = [
+        [str(n["layer"]), str(n["rank"] or "-"), f"{n['bits']:.2f}", format_bytes(n["bytes"])]
+        for n in info["layers"]
+    ]
+    chunks = [
+        [
+            str(number),
+            str(chunk["tokens"]),
+            chunk["encoding"],
+            str(chunk["rows_per_block"]),
+            f"{chunk['bytes'] / chunk['tokens']:.0f} B",
+            format_bytes(chunk["bytes"]),
+        ]
+        for number, chunk in enumerate(info["chunks"])
+    ]
+    return "\n\n".join(
+        [
+            head,
+            format_table(["layer", "rank", "bits", "bytes"], layers),
+            format_table(
+                ["chunk", "tokens", "encoding", "rows/block", "per token", "bytes"], chunks
+            ),
+        ]
+    )
