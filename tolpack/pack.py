@@ -23,7 +23,8 @@ from tolpack.codecs.frames import decompress
 from tolpack.codecs.record import record_layout
 from tolpack.codecs.values import Bytes, Floats
 from tolpack.container.reader import ChunkView, Container
-from tolpack.errors import ConfigError, FormatError, TokenIdError
+from tolpack.errors import ConfigError, FormatError
+from tolpack.lookup import Scatter, check_ids, check_out, check_permutation
 
 # Rows decoded together: small enough that codes and rows of a 1B model stay in the L2 cache.
 _DECODE_BYTES = 1 << 20
@@ -148,9 +149,9 @@ class Pack:
         FileAccessError
             The pack is closed, or reading failed.
         """
-        ids = _check_ids(token_ids, self.vocab_size)
+        ids = check_ids(token_ids, self.vocab_size)
         wanted = self._check_layers(layers)
-        out = _check_out(out, (len(ids), len(wanted), self.hidden_size), np.dtype(dtype))
+        out = check_out(out, (len(ids), len(wanted), self.hidden_size), np.dtype(dtype))
         positions = {layer: n for n, layer in reversed(list(enumerate(wanted)))}
         with self._container.storage.lease():
             slots = self._slots_of(ids)
@@ -161,7 +162,7 @@ class Pack:
                     stop = min(start + self._decode_rows(number), end)
                     records = self._records(number, distinct[start:stop])
                     bounds = first[start:stop], first[stop] if stop < len(first) else len(ids)
-                    self._decode(records, number, positions, _Scatter(out, order, *bounds))
+                    self._decode(records, number, positions, Scatter(out, order, *bounds))
         for n, layer in enumerate(wanted):
             if layer not in self._kept:
                 out[:, n] = 0
@@ -187,7 +188,7 @@ class Pack:
             int64 (ids, 2): offset and length in bytes. One extent holds all layers of a token.
         """
         with self._container.storage.lease():
-            slots = self._slots_of(_check_ids(token_ids, self.vocab_size))
+            slots = self._slots_of(check_ids(token_ids, self.vocab_size))
             distinct, inverse = np.unique(slots, return_inverse=True)
             found = np.empty((len(distinct), 2), np.int64)
             for number, begin, end in self._spans(distinct):
@@ -263,7 +264,7 @@ class Pack:
             return ids
         if self._slots is None:
             slots = self._container.array(self._table.token_map)
-            _check_permutation(slots)
+            check_permutation(slots)
             self._slots = slots  # type: ignore[assignment]
         return np.asarray(self._slots)[ids].astype(np.int64)
 
@@ -305,7 +306,7 @@ class Pack:
         return records.reshape(rows, view.record_bytes)
 
     def _decode(
-        self, records: Bytes, number: int, positions: dict[int, int], scatter: _Scatter
+        self, records: Bytes, number: int, positions: dict[int, int], scatter: Scatter
     ) -> None:
         """Decode the wanted layers of `records` and scatter them."""
         layout = self._layouts[self._container.chunks[number].chunk.encoding]
@@ -364,65 +365,3 @@ class Pack:
             used = view.block_rows(block) * view.record_bytes
             if any(self._container.block(number, block)[used:]):
                 raise FormatError("padding", f"chunk {number}, block {block}", "data", "zeros")
-
-
-@dataclass(frozen=True, slots=True)
-class _Scatter:
-    """Puts decoded rows of distinct slots where they were asked for.
-
-    ``order[first[i] : first[i+1]]`` are the places of distinct row ``i``; ``end`` closes the last.
-    """
-
-    out: NDArray[Any]
-    order: NDArray[np.intp]
-    first: NDArray[np.intp]
-    end: int
-
-    def put(self, position: int, values: Floats) -> None:
-        counts = np.diff(self.first, append=self.end)
-        places = self.order[self.first[0] : self.end]
-        repeated = values if (counts == 1).all() else np.repeat(values, counts, axis=0)
-        self.out[places, position] = repeated
-
-
-def _check_ids(token_ids: ArrayLike, vocab_size: int) -> NDArray[np.int64]:
-    ids = np.asarray(token_ids)
-    if ids.size == 0 and ids.ndim == 1:
-        return np.empty(0, np.int64)
-    if ids.dtype.kind not in "iu":
-        raise TokenIdError(f"token ids are {ids.dtype}, expected integers")
-    if ids.ndim != 1:
-        raise TokenIdError(
-            f"token ids have {ids.ndim} dimensions, expected 1: pass a list, or ids.ravel()"
-        )
-    wrong = (ids < 0) | (ids >= vocab_size)
-    if wrong.any():
-        raise TokenIdError(
-            f"token id {ids[wrong][0]} is out of range 0 … {vocab_size - 1} (vocab_size)"
-        )
-    return ids.astype(np.int64)
-
-
-def _check_out(
-    out: NDArray[Any] | None, shape: tuple[int, ...], dtype: np.dtype[Any]
-) -> NDArray[Any]:
-    if dtype not in (np.dtype(np.float32), np.dtype(np.float16)):
-        raise ConfigError(
-            f"dtype is {dtype}, expected float32 or float16 (bfloat16: tolpack.torch.ToLMemory)"
-        )
-    if out is None:
-        return np.empty(shape, dtype)
-    if out.shape != shape or out.dtype != dtype or not out.flags.writeable:
-        raise ConfigError(
-            f"out is {out.dtype} {out.shape}, expected a writable {dtype} array of {shape}"
-        )
-    return out
-
-
-def _check_permutation(slots: NDArray[np.generic]) -> None:
-    seen = np.zeros(len(slots), bool)
-    inside = slots < np.uint64(len(slots))
-    if inside.all():
-        seen[slots.astype(np.int64)] = True
-    if not seen.all():
-        raise FormatError("token-map", "token map", "no permutation", "each slot exactly once")

@@ -29,7 +29,8 @@ class Plan:
 
     ``bytes`` counts the whole file with every record raw: zstd can only make it smaller.
     ``paper_bytes`` is the paper's ``vocab × layers × hidden × bits / 8`` (arXiv 2602.00398,
-    Table 7), which counts neither scales nor bases nor header. ``ffn_bytes`` are the memory FFNs
+    Table 7), with a basis ``layers × rank × (vocab × bits / 8 + 2 × hidden)`` (Table 8); it counts
+    neither scales nor header. ``ffn_bytes`` are the memory FFNs
     as stored, ``None`` for a plain table.
     """
 
@@ -140,6 +141,12 @@ def plan_pack(
         read_bytes_per_token=raw_chunk_bytes(encoding, 1),
         resident_bytes=header + sum(arrays),
         macs_per_token=int(np.sum([(rank or 0) * hidden for rank in kept])),
-        paper_bytes=vocab * len(kept) * hidden * bits // 8,
+        paper_bytes=sum(_paper_bytes(vocab, hidden, rank, bits) for rank in kept),
         ffn_bytes=source.ffn_bytes,
     )
+
+
+def _paper_bytes(vocab: int, hidden: int, rank: int | None, bits: int) -> int:
+    if rank is None:
+        return vocab * hidden * bits // 8
+    return vocab * rank * bits // 8 + 2 * rank * hidden
