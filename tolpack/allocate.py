@@ -19,8 +19,9 @@ from tolpack.errors import ConfigError
 class Point:
     """One way to store a layer.
 
-    ``rank`` coefficients, the first ``leading`` of them at 8 bits; ``truncation`` is the part of
-    ``loss`` (nats per token) that the cut components cause, the rest is rounding.
+    ``rank`` coefficients, the first ``leading`` of them at 8 bits. ``loss`` decides between points
+    (only its differences matter); ``truncation`` predicts what the cut components add in all. Both
+    in nats per token.
     """
 
     rank: int

@@ -6,8 +6,10 @@ Two errors, two predictions, both in nats per token:
   layer's own metric holds: ``½ E[e G_l eᵀ]``, measured on sampled tokens.
 * Truncation removes the same directions everywhere; its errors add up along the residual stream,
   and the sum of ``½ Σ_{i≥r} λ_i v_iᵀ G_l v_i`` over layers is too small by a factor of 2 to 8
-  (docs/lab-notes.md). The factor of each layer is measured: with all layers truncated, the slope
-  of the loss along the layer's own truncation error is twice its share of a quadratic loss.
+  (docs/lab-notes.md). So two factors of each layer are measured with all layers truncated, from
+  the slope ``s_i`` of the loss along losing component ``i``: what the next component to be cut or
+  restored is worth (``s_i`` plus or minus its own quadratic part), which decides between layers;
+  and the layer's share of the whole increase (``½ Σ_{i≥r} s_i``), which decides where to stop.
   The measurement is repeated at the ranks that follow from it.
 """
 
@@ -22,16 +24,19 @@ from tolpack.allocate import Allocation, Point
 from tolpack.codecs.lowrank import Doubles
 from tolpack.codecs.values import Floats, decode_values, encode_values
 from tolpack.container.encodings import FieldEncoding
-from tolpack.layout import LEADING_CHOICES, field_bytes, field_encoding
+from tolpack.layout import LEADING_CHOICES, field_encoding, smooth_field_bytes
 from tolpack.passes import Moments, sample_tokens
 from tolpack.progress import Reporter
-from tolpack.reference.calibrate import gradient_tokens, truncation_slopes
+from tolpack.reference.calibrate import TruncatedLayer, gradient_tokens, truncation_slopes
 from tolpack.sources.table import TableSource
 from tolpack.weighing import Weighing
 
-RANK_STEP = 8
+# Two 4-bit coefficients share a byte, so ranks go in pairs.
+RANK_STEP = 2
 # A measured factor outside this range is noise of a short text.
 _FACTOR_RANGE = (0.5, 32.0)
+# Components on each side of the cut that a layer's marginal factor is measured over.
+_NEAR_CUT = 24
 _SAMPLE_TOKENS = 512
 
 
@@ -63,7 +68,8 @@ class LossModel:
         self._bits = bits
         self._full = min(source.hidden_size, source.vocab_size)
         self._tails = {layer: self._tail(layer) for layer in moments}
-        self._factors = dict.fromkeys(moments, 1.0)
+        self._marginal = dict.fromkeys(moments, 1.0)
+        self._share = dict.fromkeys(moments, 1.0)
         sample = sample_tokens(weighing.weights, _SAMPLE_TOKENS)
         self._rounding: dict[int, dict[int, Doubles]] = {}
         self.plain_rounding = 0.0
@@ -76,42 +82,52 @@ class LossModel:
 
     @property
     def factors(self) -> dict[int, float]:
-        """Measured factor of each kept layer's truncation loss (1 before `measure`)."""
-        return dict(self._factors)
+        """Measured factor of what a component at the cut is worth, by kept layer; 1 at first."""
+        return dict(self._marginal)
 
     def points(self, layer: int) -> list[Point]:
         """Everything that layer `layer` may be stored as."""
         result = []
         hidden, vocab = self._source.hidden_size, self._source.vocab_size
         for leading, rounding in self._rounding[layer].items():
-            for rank in range(RANK_STEP, self._full + RANK_STEP, RANK_STEP):
+            first = max(RANK_STEP, leading)
+            for rank in range(first, self._full + RANK_STEP, RANK_STEP):
                 rank = min(rank, self._full)
-                record = field_bytes(field_encoding(rank, self._bits, "f16", leading))
-                truncation = float(self._tails[layer][rank]) * self._factors[layer]
-                loss = truncation + float(rounding[rank])
+                record = smooth_field_bytes(rank, self._bits, min(leading, rank))
+                tail = float(self._tails[layer][rank])
+                loss = tail * self._marginal[layer] + float(rounding[rank])
                 size = record * vocab + 2.0 * hidden * rank
-                result.append(Point(rank, leading, size, truncation, loss))
+                result.append(Point(rank, leading, size, tail * self._share[layer], loss))
         return result
 
     def measure(self, allocation: Allocation, reporter: Reporter) -> None:
         """Measure each layer's factor at `allocation`'s ranks, if there is a model to run."""
         if self._weighing.model is None:
             return
-        tails: list[tuple[Floats, Floats] | None] = [None] * self._source.num_layers
-        for layer, point in zip(self._moments, allocation):
-            moments = self._moments[layer]
-            directions = moments.spectrum.vectors[:, point.rank :].astype(np.float32)
-            tails[layer] = (moments.mean.astype(np.float32), directions)
+        ranks = {layer: point.rank for layer, point in zip(self._moments, allocation)}
+        cuts: list[TruncatedLayer | None] = [None] * self._source.num_layers
+        for layer, moments in self._moments.items():
+            vectors = moments.spectrum.vectors.astype(np.float32)
+            cuts[layer] = TruncatedLayer(moments.mean.astype(np.float32), vectors, ranks[layer])
         model = self._weighing.model
         tokens = gradient_tokens(len(model.token_ids), model.context)
         with reporter.phase("measuring truncation", tokens, "tok") as done:
-            slopes = truncation_slopes(model.decoder, model.token_ids, model.context, tails, done)
+            slopes = truncation_slopes(model.decoder, model.token_ids, model.context, cuts, done)
+        for layer, rank in ranks.items():
+            self._set_factors(layer, rank, slopes[layer])
+
+    def _set_factors(self, layer: int, rank: int, slopes: Doubles) -> None:
+        """Set the layer's factors from measured slopes (hidden,) at a cut at `rank`."""
+        own = -np.diff(self._tails[layer])
+        near = slice(max(rank - _NEAR_CUT, 0), rank + _NEAR_CUT)
+        restored = np.arange(len(own)) >= rank
+        worth = slopes + np.where(restored, -own, own)
         low, high = _FACTOR_RANGE
-        for layer, point in zip(self._moments, allocation):
-            predicted = float(self._tails[layer][point.rank])
-            if predicted > 0:
-                factor = 0.5 * float(slopes[layer]) / predicted
-                self._factors[layer] = min(max(factor, low), high)
+        if own[near].sum() > 0:
+            self._marginal[layer] = float(np.clip(worth[near].sum() / own[near].sum(), low, high))
+        if self._tails[layer][rank] > 0:
+            share = 0.5 * slopes[rank:].sum() / self._tails[layer][rank]
+            self._share[layer] = float(np.clip(share, low, high))
 
     def _tail(self, layer: int) -> Doubles:
         """Uncorrected truncation loss by rank, float64 (hidden + 1,)."""
@@ -155,11 +171,11 @@ def _mean_loss(errors: NDArray[np.float64], metric: Doubles) -> float:
     return float(0.5 * np.einsum("ti,ij,tj->", errors, metric, errors, optimize=True) / len(errors))
 
 
-def describe(allocation: Sequence[Point]) -> str:
-    """Say the predicted loss of an allocation."""
+def describe(allocation: Sequence[Point], factors: Mapping[int, float]) -> str:
+    """Say the predicted loss of an allocation, and the measured factors behind it."""
     truncation = sum(point.truncation for point in allocation)
-    rounding = sum(point.loss for point in allocation) - truncation
     return (
-        f"rank auto: predicted loss {truncation:.2e} nats per token by truncation, "
-        f"{rounding:.2e} by rounding"
+        f"rank auto: truncation is predicted to add {truncation:.2e} nats per token (a component "
+        f"at the cut is worth {min(factors.values()):.1f} … {max(factors.values()):.1f} times its "
+        "own quadratic form)"
     )

@@ -7,6 +7,7 @@ work where only the reader is installed.
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,8 +35,15 @@ class _Terminal(Reporter):
 
     @contextmanager
     def phase(self, name: str, total: int, unit: str) -> Iterator[Callable[[int], object]]:
+        interval = 0.1 if sys.stderr.isatty() else 10.0  # a log needs few lines
         with tqdm.tqdm(
-            desc=name, total=total, unit=unit, unit_scale=True, delay=1.0, leave=False
+            desc=name,
+            total=total,
+            unit=unit,
+            unit_scale=True,
+            delay=1.0,
+            mininterval=interval,
+            leave=False,
         ) as bar:
             yield bar.update
 

@@ -296,12 +296,16 @@ class Pack:
         return out
 
     def _block(self, number: int, block: int) -> Bytes:
+        """Read a block's records: uint8 (rows of the block, record_bytes)."""
+        return self._open_block(self._container.block(number, block), number, block)
+
+    def _open_block(self, payload: memoryview, number: int, block: int) -> Bytes:
         view = self._container.chunks[number]
         rows = view.block_rows(block)
-        data: bytes | memoryview = self._container.block(number, block)
+        data: bytes | memoryview = payload
         if view.encoding.frame == "zstd":
             place = f"chunk {number}, block {block}"
-            data = decompress(data, rows * view.record_bytes, place)
+            data = decompress(payload, rows * view.record_bytes, place)
         records = np.frombuffer(data, np.uint8, rows * view.record_bytes)
         return records.reshape(rows, view.record_bytes)
 
@@ -345,12 +349,9 @@ class Pack:
         self, number: int, view: ChunkView, progress: Callable[[int], object] | None
     ) -> list[Damage]:
         damages = []
-        layout = self._layouts[view.chunk.encoding]
         for block in range(view.blocks):
             try:
-                records = self._block(number, block)
-                layout.decode(records, range(len(self._kept)))
-                self._check_block_padding(number, block)
+                self._verify_block(number, view, block)
             except FormatError as error:
                 slot = view.first_slot + block * view.rows_per_block
                 place = f"chunk {number}, block {block}"
@@ -359,9 +360,9 @@ class Pack:
                 progress(view.record_bytes * view.block_rows(block))
         return damages
 
-    def _check_block_padding(self, number: int, block: int) -> None:
-        view = self._container.chunks[number]
-        if view.encoding.frame == "raw":
-            used = view.block_rows(block) * view.record_bytes
-            if any(self._container.block(number, block)[used:]):
-                raise FormatError("padding", f"chunk {number}, block {block}", "data", "zeros")
+    def _verify_block(self, number: int, view: ChunkView, block: int) -> None:
+        payload = self._container.block(number, block)
+        records = self._open_block(payload, number, block)
+        self._layouts[view.chunk.encoding].decode(records, range(len(self._kept)))
+        if view.encoding.frame == "raw" and any(payload[records.size :]):
+            raise FormatError("padding", f"chunk {number}, block {block}", "data", "zeros")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,10 +67,13 @@ def evaluation_table(evaluation: Evaluation) -> str:
               "resident", "MACs/token"]  # fmt: skip
     ffn = "-" if base.ffn_bytes is None else format_bytes(base.ffn_bytes)
     rows = [["checkpoint", f"{base.ppl:.3f} ± {base.ppl_se:.2f}", "", ffn, "", "", "", "", ""]]
-    for pack in evaluation.packs:
+    names = [Path(pack.path).name for pack in evaluation.packs]
+    if len(set(names)) < len(names):
+        names = [pack.path for pack in evaluation.packs]
+    for name, pack in zip(names, evaluation.packs):
         rows.append(
             [
-                pack.path,
+                name,
                 f"{pack.ppl:.3f} ± {pack.ppl_se:.2f}",
                 f"{pack.ppl_increase_pct:+.3f} ± {pack.ppl_increase_se_pct:.3f} %",
                 format_bytes(pack.bytes),

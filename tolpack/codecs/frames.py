@@ -14,7 +14,7 @@ import zstandard
 from tolpack.errors import FormatError
 
 # Records are noise to a match finder; what is gained comes from the Huffman stage, which every
-# level has. Level 3 is within 0.5 % of level 19 on 4-bit records (docs/lab-notes.md).
+# level has: levels 1 to 19 save the same on 4-bit records (docs/lab-notes.md).
 LEVEL = 3
 
 _local = threading.local()

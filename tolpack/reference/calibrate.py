@@ -75,40 +75,61 @@ def calibrate(
     return Calibration(counts, (sums / tokens).numpy())
 
 
+@dataclass(frozen=True, slots=True)
+class TruncatedLayer:
+    """A layer's basis and where it is cut.
+
+    ``mean`` float32 (hidden,); ``vectors`` float32 (hidden, hidden), orthonormal columns;
+    ``rank``: the columns that are kept.
+    """
+
+    mean: NDArray[np.float32]
+    vectors: NDArray[np.float32]
+    rank: int
+
+
 def truncation_slopes(
     decoder: Decoder,
     token_ids: NDArray[np.int64],
     context: int,
-    tails: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]] | None],
+    layers: Sequence[TruncatedLayer | None],
     progress: Progress = None,
 ) -> NDArray[np.float64]:
-    """Slope of the loss along each layer's truncation error, with all layers truncated.
-
-    If the loss were quadratic in the errors, half of a layer's slope would be its share of the
-    whole increase, what it shares with other layers split evenly.
+    """Slope of the loss along the loss of each component, with all layers truncated.
 
     Parameters
     ----------
-    tails : sequence
-        Per layer: the mean (hidden,) and the directions left out (hidden, n); ``None``: as it is.
+    layers : sequence of TruncatedLayer or None
+        One per layer; ``None`` leaves a layer as it is.
 
     Returns
     -------
     ndarray
-        float64 (num_layers,), nats per token: ``E[g_l · e_l]``.
+        float64 (num_layers, hidden), nats per token: ``E[-(g · v_i) c_i]`` with ``c_i`` the
+        untruncated coefficient of component ``i``; zeros where no layer was given. If the loss
+        were quadratic, half the sum over the components cut would be the layer's share of the
+        increase.
     """
-    errors = [
-        None if tail is None else _truncation(torch.from_numpy(tail[0]), torch.from_numpy(tail[1]))
-        for tail in tails
+    frames = [
+        None
+        if layer is None
+        else (torch.from_numpy(layer.mean), torch.from_numpy(layer.vectors), layer.rank)
+        for layer in layers
     ]
+    errors = [None if f is None else _truncation(f[0], f[1][:, f[2] :]) for f in frames]
     windows = _windows(token_ids, context)
-    slopes = np.zeros(len(tails))
+    slopes = torch.zeros(len(layers), decoder.config.hidden_size, dtype=torch.float64)
     for batch in torch.split(windows, max(1, _TOKENS_PER_BATCH // windows.shape[1])):
-        for layer, (gradient, error) in enumerate(_gradients(decoder, batch, errors)):
-            slopes[layer] += float((gradient.double() * error).sum())
+        for number, (gradient, output) in enumerate(_gradients(decoder, batch, errors)):
+            frame = frames[number]
+            if frame is not None:
+                mean, vectors, _ = frame
+                whole = output - mean
+                products = (gradient @ vectors) * (whole @ vectors)
+                slopes[number] -= products.flatten(0, 1).double().sum(0)
         if progress is not None:
             progress(batch[:, 1:].numel())
-    return np.asarray(slopes / windows[:, 1:].numel())
+    return np.asarray((slopes / windows[:, 1:].numel()).numpy())
 
 
 @torch.inference_mode()
@@ -150,19 +171,20 @@ def _windows(token_ids: NDArray[np.int64], context: int) -> torch.Tensor:
 def _gradients(
     decoder: Decoder, windows: torch.Tensor, errors: Sequence[_Error | None] | None = None
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Per layer: gradient of the summed loss at the memory's output, and the error added there.
+    """Per layer: gradient of the summed loss at the memory's output, and the output.
 
-    Both are (batch, length, hidden); the error is zero where none is given.
+    Both are (batch, length, hidden). The gradient is taken with `errors` added to the outputs; the
+    output is the one without.
     """
     outputs: list[torch.Tensor] = []
-    added: list[torch.Tensor] = []
+    exact: list[torch.Tensor] = []
 
     def recorded(memory: Memory) -> Memory:
         def call(layer: int, token_ids: torch.Tensor) -> torch.Tensor:
             output = memory(layer, token_ids)
             error = None if errors is None else errors[layer]
-            added.append(torch.zeros_like(output) if error is None else error(output))
-            outputs.append((output + added[-1]).requires_grad_())
+            exact.append(output)
+            outputs.append((output if error is None else output + error(output)).requires_grad_())
             return outputs[-1]
 
         return call
@@ -171,7 +193,7 @@ def _gradients(
         raise ValueError("a dense decoder has no memory to calibrate")
     logits = decoder(windows[:, :-1], memory=recorded(decoder.memory))
     loss = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten(), reduction="sum")
-    return list(zip(torch.autograd.grad(loss, outputs), added))
+    return list(zip(torch.autograd.grad(loss, outputs), exact))
 
 
 def _truncation(mean: torch.Tensor, directions: torch.Tensor) -> _Error:

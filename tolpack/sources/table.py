@@ -204,8 +204,9 @@ def _open_npy(path: Path) -> _Opened:
         raise CheckpointError(f"cannot read table {path}: {error}") from error
 
     def take(ids: NDArray[np.int64], start: int, stop: int) -> NDArray[np.float32]:
-        flat = array.reshape(len(array), -1)
-        return np.asarray(flat[ids, start:stop], dtype=np.float32)
+        if array.ndim == 3:  # no reshape: it would copy a table in Fortran order
+            return np.asarray(array[ids, start // array.shape[2]], dtype=np.float32)
+        return np.asarray(array[ids, start:stop], dtype=np.float32)
 
     return take, array.shape, str(array.dtype)
 
