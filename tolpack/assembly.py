@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.allocate import Allocation, Point, allocate_to_loss, allocate_to_size
-from tolpack.auto_rank import LossModel, describe
+from tolpack.auto_rank import LossModel, choose, describe
 from tolpack.codecs.frames import LEVEL, compress
 from tolpack.codecs.record import record_layout
 from tolpack.container.encodings import CHECKSUM_BYTES, Encoding, FieldEncoding
@@ -28,6 +28,7 @@ from tolpack.errors import ConfigError
 from tolpack.layout import (
     ChunkPlan,
     build_header_room,
+    field_bytes,
     field_encoding,
     plan_chunks,
     raw_chunk_bytes,
@@ -48,12 +49,12 @@ from tolpack.sources.table import ArrayTable, MemoryTable, TableSource
 from tolpack.version import __version__
 from tolpack.weighing import Weighing
 
-_SAMPLE_TOKENS = 1024
+_SAMPLE_TOKENS = 4096
 # Truncation is measured at the ranks it leads to; each time moves the ranks less.
-_MEASUREMENTS = 3
+_MEASUREMENTS = 2
 # zstd must save this share of a cold chunk, or its rows stay raw and need no decompression.
 _MIN_ZSTD_SAVING = 0.03
-# Kept back when a sample's saving decides what fits --size.
+# Kept back when the saving of a sample, not of all cold tokens, decides what fits --size.
 _SAVING_MARGIN = 0.002
 
 
@@ -135,6 +136,10 @@ class Assembly:
             model.measure(chosen, self.reporter)
             chosen = self._allocate(model)
         self.reporter.say(describe(chosen, model.factors))
+        limit = self.size or self._estimated_bytes(chosen)
+        chosen = choose(
+            model, chosen, lambda found: self._estimated_bytes(found) <= limit, self.reporter
+        )
         return dict(zip(self.kept, chosen))
 
     def write_fields(self, writer: PackWriter) -> tuple[list[Field], list[FieldProjection]]:
@@ -253,7 +258,13 @@ class Assembly:
             basis = self.moments[layer].spectrum.basis(point.rank)
             projections.append(FieldProjection.onto(layer, basis, self._mean(layer)))
         saved = self._zstd_saving(fields, projections)
-        return max(0.0, saved - _SAVING_MARGIN) if saved >= _MIN_ZSTD_SAVING else 0.0
+        if saved < _MIN_ZSTD_SAVING:
+            return 0.0
+        cold = sum(plan.rows for plan in self.chunks if not plan.hot)
+        return saved if cold <= _SAMPLE_TOKENS else max(0.0, saved - _SAVING_MARGIN)
+
+    def _estimated_bytes(self, allocation: Allocation) -> int:
+        return self._file_bytes(allocation, self._saving_of(allocation))
 
     def _auto_fields(self, allocation: Allocation) -> tuple[FieldEncoding, ...]:
         bits = self.settings.bits
@@ -265,8 +276,11 @@ class Assembly:
         `saved` is the share of the cold chunks that zstd saves.
         """
         encoding = raw_encoding(self._auto_fields(allocation))
+        record = sum(field_bytes(field) for field in encoding.fields)
         sizes = [
-            raw_chunk_bytes(encoding, plan.rows) * (1 if plan.hot else 1 - saved)
+            raw_chunk_bytes(encoding, plan.rows)
+            if plan.hot or not saved
+            else plan.rows * record * (1 - saved)
             for plan in self.chunks
         ]
         hidden = self.source.hidden_size

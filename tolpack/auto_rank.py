@@ -15,9 +15,11 @@ Two errors, two predictions, both in nats per token:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from tolpack.allocate import Allocation, Point
@@ -27,9 +29,16 @@ from tolpack.container.encodings import FieldEncoding
 from tolpack.layout import LEADING_CHOICES, field_encoding, smooth_field_bytes
 from tolpack.passes import Moments, sample_tokens
 from tolpack.progress import Reporter
-from tolpack.reference.calibrate import TruncatedLayer, gradient_tokens, truncation_slopes
+from tolpack.reference.calibrate import (
+    MAX_LOSS_TOKENS,
+    TruncatedLayer,
+    mean_loss,
+    measured_tokens,
+    truncation_slopes,
+)
+from tolpack.reference.decoder import Decoder, Memory
 from tolpack.sources.table import TableSource
-from tolpack.weighing import Weighing
+from tolpack.weighing import CalibratedModel, Weighing
 
 # Two 4-bit coefficients share a byte, so ranks go in pairs.
 RANK_STEP = 2
@@ -87,18 +96,26 @@ class LossModel:
 
     def points(self, layer: int) -> list[Point]:
         """Everything that layer `layer` may be stored as."""
-        result = []
-        hidden, vocab = self._source.hidden_size, self._source.vocab_size
-        for leading, rounding in self._rounding[layer].items():
-            first = max(RANK_STEP, leading)
-            for rank in range(first, self._full + RANK_STEP, RANK_STEP):
-                rank = min(rank, self._full)
-                record = smooth_field_bytes(rank, self._bits, min(leading, rank))
-                tail = float(self._tails[layer][rank])
-                loss = tail * self._marginal[layer] + float(rounding[rank])
-                size = record * vocab + 2.0 * hidden * rank
-                result.append(Point(rank, leading, size, tail * self._share[layer], loss))
-        return result
+        return [
+            self.point(layer, rank, leading)
+            for leading in self._rounding[layer]
+            for rank in range(max(RANK_STEP, leading), self._full + RANK_STEP, RANK_STEP)
+        ]
+
+    def point(self, layer: int, rank: int, leading: int) -> Point:
+        """Predict one way of storing layer `layer`; the rank is moved into what is possible."""
+        rank = min(max(rank, RANK_STEP, leading), self._full)
+        leading = min(leading, rank)
+        hidden = self._source.hidden_size
+        size = smooth_field_bytes(rank, self._bits, leading) * self._source.vocab_size
+        tail = float(self._tails[layer][rank])
+        loss = tail * self._marginal[layer] + float(self._rounding_loss(layer, leading)[rank])
+        return Point(rank, leading, size + 2.0 * hidden * rank, tail * self._share[layer], loss)
+
+    def _rounding_loss(self, layer: int, leading: int) -> Doubles:
+        """Rounding loss by rank for the nearest number of leading values that was measured."""
+        known = self._rounding[layer]
+        return known[min(known, key=lambda choice: abs(choice - leading))]
 
     def measure(self, allocation: Allocation, reporter: Reporter) -> None:
         """Measure each layer's factor at `allocation`'s ranks, if there is a model to run."""
@@ -110,7 +127,7 @@ class LossModel:
             vectors = moments.spectrum.vectors.astype(np.float32)
             cuts[layer] = TruncatedLayer(moments.mean.astype(np.float32), vectors, ranks[layer])
         model = self._weighing.model
-        tokens = gradient_tokens(len(model.token_ids), model.context)
+        tokens = measured_tokens(len(model.token_ids), model.context)
         with reporter.phase("measuring truncation", tokens, "tok") as done:
             slopes = truncation_slopes(model.decoder, model.token_ids, model.context, cuts, done)
         for layer, rank in ranks.items():
@@ -128,6 +145,49 @@ class LossModel:
         if self._tails[layer][rank] > 0:
             share = 0.5 * slopes[rank:].sum() / self._tails[layer][rank]
             self._share[layer] = float(np.clip(share, low, high))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Kept layers, in order: an allocation has one point for each."""
+        return tuple(self._moments)
+
+    @property
+    def runnable(self) -> CalibratedModel | None:
+        """The model to run, if there is one."""
+        return self._weighing.model
+
+    @property
+    def full_rank(self) -> int:
+        """Largest possible rank."""
+        return self._full
+
+    def uniform(self, rank: int) -> Allocation:
+        """Give every layer the same rank, all coefficients at the same bits."""
+        return tuple(self.point(layer, rank, 0) for layer in self.layers)
+
+    def blend(self, a: Allocation, b: Allocation, step: int) -> Allocation:
+        """Mean ranks of two allocations with `a`'s leading values, moved so as to end at `step`.
+
+        `step` counts the rank of the first layer; the others keep their distance to it.
+        """
+        means = [(p.rank + q.rank) // 2 for p, q in zip(a, b)]
+        offset = step - min(means)
+        return tuple(
+            self.point(layer, mean + offset, point.leading)
+            for layer, mean, point in zip(self.layers, means, a)
+        )
+
+    def trial(self, allocation: Allocation, reporter: Reporter) -> float:
+        """Loss on the calibration text in nats per token, with memory stored as `allocation`."""
+        model = self._weighing.model
+        if model is None:
+            raise ValueError("no model to run")
+        memory = _StoredMemory(model.decoder, dict(zip(self.layers, allocation)), self._moments,
+                               self._bits)  # fmt: skip
+        tokens = measured_tokens(len(model.token_ids), model.context, MAX_LOSS_TOKENS)
+        with reporter.phase("trying ranks", tokens, "tok") as done:
+            decoder = model.decoder.with_memory(memory)
+            return mean_loss(decoder, model.token_ids, model.context, done)
 
     def _tail(self, layer: int) -> Doubles:
         """Uncorrected truncation loss by rank, float64 (hidden + 1,)."""
@@ -155,6 +215,55 @@ class LossModel:
         return np.asarray(self._weighing.model.metrics[layer])
 
 
+def choose(
+    model: LossModel,
+    sloped: Allocation,
+    fits: Callable[[Allocation], bool],
+    reporter: Reporter,
+) -> Allocation:
+    """Hold the allocation by slope against one uniform rank, and the mean of both, by trial.
+
+    Predictions are noisy, and where layers are much alike a uniform rank is hard to beat; the loss
+    is convex, so the mean of two good allocations is often better than either. All three are run on
+    the calibration text, coefficients rounded as they will be stored, and the best is taken.
+
+    Parameters
+    ----------
+    sloped : tuple of Point
+        The allocation by slope.
+    fits : callable
+        Whether an allocation takes no more bytes than it may.
+    """
+    if model.runnable is None:
+        return sloped
+    uniform = _largest(model.uniform, fits, model.full_rank)
+    candidates = {"by slope": sloped}
+    if uniform is not None:
+        candidates["uniform rank"] = uniform
+        blended = _largest(partial(model.blend, sloped, uniform), fits, model.full_rank)
+        if blended is not None:
+            candidates["between both"] = blended
+    losses = {name: model.trial(found, reporter) for name, found in candidates.items()}
+    best = min(losses, key=lambda name: losses[name])
+    listed = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+    reporter.say(f"rank auto: nats per token on the calibration text: {listed}; taking {best}")
+    return candidates[best]
+
+
+def _largest(
+    make: Callable[[int], Allocation], fits: Callable[[Allocation], bool], full: int
+) -> Allocation | None:
+    """Return the last of ``make(RANK_STEP), make(2 · RANK_STEP), …`` that fits, by bisection."""
+    low, high = 0, -(-full // RANK_STEP)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(make(middle * RANK_STEP)):
+            low = middle
+        else:
+            high = middle - 1
+    return make(low * RANK_STEP) if low else None
+
+
 def _rounding_error(values: Floats, encoding: FieldEncoding) -> NDArray[np.float64]:
     """Decoded minus given values, float64 (rows, values)."""
     decoded = []
@@ -179,3 +288,35 @@ def describe(allocation: Sequence[Point], factors: Mapping[int, float]) -> str:
         f"at the cut is worth {min(factors.values()):.1f} … {max(factors.values()):.1f} times its "
         "own quadratic form)"
     )
+
+
+class _StoredMemory:
+    """A decoder's own memory, rounded and truncated as an allocation would store it."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        points: Mapping[int, Point],
+        moments: Mapping[int, Moments],
+        bits: int,
+    ) -> None:
+        if decoder.memory is None:
+            raise ValueError("a dense decoder has no memory")
+        self._exact: Memory = decoder.memory
+        self._points = points
+        self._moments = moments
+        self._bits = bits
+
+    def __call__(self, layer: int, token_ids: torch.Tensor) -> torch.Tensor:
+        distinct, inverse = torch.unique(token_ids, return_inverse=True)
+        rows = self._exact(layer, distinct)
+        point = self._points.get(layer)
+        if point is None:
+            return torch.zeros_like(rows)[inverse]
+        mean = torch.from_numpy(self._moments[layer].mean.astype(np.float32))
+        basis = self._moments[layer].spectrum.vectors[:, : point.rank].astype(np.float32)
+        kept = ((rows - mean) @ torch.from_numpy(basis)).numpy()
+        encoding = field_encoding(point.rank, self._bits, "f16", point.leading)
+        stored = kept + _rounding_error(kept, encoding)
+        restored = torch.from_numpy(stored.astype(np.float32)) @ torch.from_numpy(basis).T
+        return (restored + mean)[inverse]

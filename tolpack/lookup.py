@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from tolpack.codecs.values import Floats
 from tolpack.errors import ConfigError, FormatError, TokenIdError
@@ -34,7 +34,10 @@ class Scatter:
 
 def check_ids(token_ids: ArrayLike, vocab_size: int) -> NDArray[np.int64]:
     """Return `token_ids` as int64 (ids,), or raise `TokenIdError`."""
-    ids = np.asarray(token_ids)
+    try:
+        ids = np.asarray(token_ids)
+    except ValueError as error:
+        raise TokenIdError(f"token ids are no array of integers: {error}") from error
     if ids.size == 0 and ids.ndim == 1:
         return np.empty(0, np.int64)
     if ids.dtype.kind not in "iu":
@@ -51,16 +54,20 @@ def check_ids(token_ids: ArrayLike, vocab_size: int) -> NDArray[np.int64]:
     return ids.astype(np.int64)
 
 
-def check_out(
-    out: NDArray[Any] | None, shape: tuple[int, ...], dtype: np.dtype[Any]
-) -> NDArray[Any]:
+def check_out(out: NDArray[Any] | None, shape: tuple[int, ...], wanted: DTypeLike) -> NDArray[Any]:
     """Return `out`, or a new array if it is ``None``; raise `ConfigError` if it does not fit."""
+    try:
+        dtype = np.dtype(wanted)
+    except TypeError:
+        dtype = np.dtype(object)
     if dtype not in (np.dtype(np.float32), np.dtype(np.float16)):
         raise ConfigError(
-            f"dtype is {dtype}, expected float32 or float16 (bfloat16: tolpack.torch.ToLMemory)"
+            f"dtype is {wanted!r}, expected float32 or float16 (bfloat16: tolpack.torch.ToLMemory)"
         )
     if out is None:
         return np.empty(shape, dtype)
+    if not isinstance(out, np.ndarray):
+        raise ConfigError(f"out is {type(out).__name__}, expected a {dtype} array of {shape}")
     if out.shape != shape or out.dtype != dtype or not out.flags.writeable:
         raise ConfigError(
             f"out is {out.dtype} {out.shape}, expected a writable {dtype} array of {shape}"

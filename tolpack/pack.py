@@ -8,6 +8,7 @@ that needs them and stay resident; rows are not cached here.
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -151,25 +152,21 @@ class Pack:
         """
         ids = check_ids(token_ids, self.vocab_size)
         wanted = self._check_layers(layers)
-        out = check_out(out, (len(ids), len(wanted), self.hidden_size), np.dtype(dtype))
+        out = check_out(out, (len(ids), len(wanted), self.hidden_size), dtype)
         positions = {layer: n for n, layer in reversed(list(enumerate(wanted)))}
-        with self._container.storage.lease():
+        with self._container.storage.lease(), np.errstate(over="ignore", invalid="ignore"):
             slots = self._slots_of(ids)
             order = np.argsort(slots, kind="stable")
             distinct, first = np.unique(slots[order], return_index=True)
-            for number, begin, end in self._spans(distinct):
-                for start in range(begin, end, self._decode_rows(number)):
-                    stop = min(start + self._decode_rows(number), end)
-                    records = self._records(number, distinct[start:stop])
-                    bounds = first[start:stop], first[stop] if stop < len(first) else len(ids)
-                    self._decode(records, number, positions, Scatter(out, order, *bounds))
+            for number, start, stop in self._steps(distinct):
+                records = self._records(number, distinct[start:stop])
+                bounds = first[start:stop], first[stop] if stop < len(first) else len(ids)
+                self._decode(records, number, positions, Scatter(out, order, *bounds))
         for n, layer in enumerate(wanted):
             if layer not in self._kept:
                 out[:, n] = 0
             elif positions[layer] != n:
                 out[:, n] = out[:, positions[layer]]
-        if self._table.multiplier != 1.0:
-            out *= out.dtype.type(self._table.multiplier)
         with self._lock:
             self._rows_served += len(ids)
         return out
@@ -202,8 +199,9 @@ class Pack:
 
         A hint: where the system has no such call (macOS, Windows) nothing happens.
         """
-        extents = np.unique(self.extents(token_ids), axis=0)
-        self._container.storage.advise([(int(o), int(n)) for o, n in extents])
+        with self._container.storage.lease():
+            extents = np.unique(self.extents(token_ids), axis=0)
+            self._container.storage.advise([(int(o), int(n)) for o, n in extents])
 
     def stats(self) -> dict[str, int | str]:
         """Return the I/O mode and counters since opening: reads and bytes by purpose, rows."""
@@ -253,7 +251,12 @@ class Pack:
     def _check_layers(self, layers: Sequence[int] | None) -> list[int]:
         if layers is None:
             return list(range(self.num_layers))
-        wanted = [int(layer) for layer in layers]
+        try:
+            wanted = [operator.index(layer) for layer in layers]
+            if any(isinstance(layer, (bool, np.bool_)) for layer in layers):
+                raise TypeError("bool is no layer number")
+        except TypeError as error:
+            raise ConfigError(f"layers are {layers!r}, expected a list of integers") from error
         wrong = [layer for layer in wanted if not 0 <= layer < self.num_layers]
         if wrong:
             raise ConfigError(f"layer {wrong[0]} is out of range 0 … {self.num_layers - 1}")
@@ -263,10 +266,29 @@ class Pack:
         if self._table.token_map is None:
             return ids
         if self._slots is None:
-            slots = self._container.array(self._table.token_map)
-            check_permutation(slots)
-            self._slots = slots  # type: ignore[assignment]
+            self._slots = self._read_token_map(self._table.token_map)
         return np.asarray(self._slots)[ids].astype(np.int64)
+
+    def _read_token_map(self, number: int) -> NDArray[np.integer[Any]]:
+        # A copy: what was checked must not change afterwards under a mapped file.
+        slots: NDArray[np.integer[Any]] = self._container.array(number).copy()  # type: ignore[assignment]
+        check_permutation(slots)
+        return slots
+
+    def _steps(self, slots: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
+        """Cut ascending slots into (chunk, begin, end) that are decoded together.
+
+        A step never ends within a block, so that each block is read once.
+        """
+        for number, begin, end in self._spans(slots):
+            view, start = self._container.chunks[number], begin
+            while start < end:
+                stop = min(start + self._decode_rows(number), end)
+                if stop < end:
+                    into = (int(slots[stop]) - view.first_slot) % view.rows_per_block
+                    stop = int(np.searchsorted(slots, int(slots[stop]) - into))
+                yield number, start, stop
+                start = stop
 
     def _spans(self, slots: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
         """Cut ascending slots by chunk: (chunk, begin, end) of the runs that are not empty."""
@@ -320,25 +342,32 @@ class Pack:
             values = stored if field.basis is None else stored @ self._array(field.basis)
             if field.mean is not None:
                 values = values + self._array(field.mean)
+            if self._table.multiplier != 1.0:
+                values = values * np.float32(self._table.multiplier)
             scatter.put(positions[self._kept[kept]], values)
 
     def _array(self, number: int) -> Floats:
         if number not in self._arrays:
-            array = self._container.array(number).astype(np.float32)
-            if not np.isfinite(array).all():
-                raise FormatError("array-not-finite", f"sections[{number}]", "NaN or Inf", "finite")
-            self._arrays[number] = array
+            self._arrays[number] = self._read_array(number)
         return self._arrays[number]
+
+    def _read_array(self, number: int) -> Floats:
+        array = self._container.array(number).astype(np.float32)
+        if not np.isfinite(array).all():
+            raise FormatError("array-not-finite", f"sections[{number}]", "NaN or Inf", "finite")
+        return array
 
     def _whole_checks(self) -> list[tuple[str, Callable[[], object]]]:
         checks: list[tuple[str, Callable[[], object]]] = [
+            ("header", self._container.check_header),
             ("padding", self._container.check_padding),
-            ("token map", lambda: self._slots_of(np.zeros(1, np.int64))),
         ]
+        if self._table.token_map is not None:
+            checks.append(("token map", partial(self._read_token_map, self._table.token_map)))
         for field in self._table.kept_fields:
             for kind, number in (("basis", field.basis), ("mean", field.mean)):
                 if number is not None:
-                    checks.append((f"{kind} of {field.name}", partial(self._array, number)))
+                    checks.append((f"{kind} of {field.name}", partial(self._read_array, number)))
         for number in range(len(self._container.chunks)):
             checks.append(
                 (f"index of chunk {number}", partial(self._container.check_frames_tile, number))

@@ -20,7 +20,7 @@ from tolpack.codecs.lowrank import Doubles
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.layout import TokenOrder, order_tokens
 from tolpack.progress import Reporter
-from tolpack.reference.calibrate import calibrate, gradient_tokens, sample_text
+from tolpack.reference.calibrate import calibrate, measured_tokens, sample_text
 from tolpack.reference.decoder import Decoder
 from tolpack.reference.text import find_tokenizer, read_token_ids
 from tolpack.sources.table import ArrayTable, MemoryTable
@@ -159,6 +159,6 @@ def _calibrate(
         )
         with reporter.phase("sampling", _SAMPLED_SEQUENCES * (context - 1), "tok") as done:
             ids = sample_text(decoder, context, progress=done)
-    with reporter.phase("calibration", gradient_tokens(len(ids), context), "tok") as done:
+    with reporter.phase("calibration", measured_tokens(len(ids), context), "tok") as done:
         found = calibrate(decoder, ids, context, done)
     return CalibratedModel(decoder, ids, context, found.counts, found.metrics)

@@ -58,8 +58,8 @@ class _GroupCodec:
         for start, stop, group in _spans(part):
             groups = values[:, start:stop].reshape(len(values), -1, group)
             scale = from_bfloat16(to_bfloat16(np.abs(groups).max(axis=2) / self._limit))
-            inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
-            code = np.rint(groups * inverse[:, :, None])
+            divisor = np.where(scale > 0, scale, np.inf)  # a group of zeros has scale 0
+            code = np.rint(groups / divisor[:, :, None])
             np.clip(code, -self._limit, self._limit, out=code)
             scales.append(to_bfloat16(scale))
             codes.append(self._pack(code.astype(np.int8)))
@@ -175,7 +175,8 @@ def decode_values(scales: Bytes, codes: Bytes, part: Part) -> Floats:
     FormatError
         Code ``scale-not-finite``.
     """
-    return _CODECS[part.codec].decode(scales, codes, part)
+    with np.errstate(over="ignore", invalid="ignore"):  # huge scales may give infinite values
+        return _CODECS[part.codec].decode(scales, codes, part)
 
 
 def to_bfloat16(values: Floats) -> NDArray[np.uint16]:

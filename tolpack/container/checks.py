@@ -11,12 +11,13 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from tolpack.container.encodings import Encoding, raw_block_bytes
+from tolpack.container.encodings import raw_block_bytes
 from tolpack.container.header import ARRAY_DTYPES, Chunk, Field, Header, Table
 from tolpack.container.index import index_bytes
 from tolpack.container.preamble import (
     MAX_ARRAY_BYTES,
     MAX_BLOCK_BYTES,
+    MAX_ROW_VALUES,
     PREAMBLE_BYTES,
     SECTION_ALIGNMENT,
     Preamble,
@@ -65,7 +66,11 @@ def _check_extents(header: Header, preamble: Preamble) -> None:
 def _check_fields(header: Header, table: Table, place: str) -> None:
     if not table.kept_fields:
         raise FormatError("no-data", f"{place}.fields", "every field dropped", "one kept field")
+    values = sum(field.width for field in table.fields)
+    if values > MAX_ROW_VALUES:
+        raise FormatError("row-size", f"{place}.fields", values, f"at most {MAX_ROW_VALUES} values")
     for number, field in enumerate(table.fields):
+        _expect("field-layer", f"{place}.fields[{number}].layer", field.layer, number)
         _check_field(header, table, field, f"{place}.fields[{number}]")
 
 
@@ -87,26 +92,32 @@ def _check_field(header: Header, table: Table, field: Field, place: str) -> None
 
 def _check_chunks(header: Header, table: Table, place: str) -> None:
     _expect("row-count", f"{place}.chunks", sum(c.rows for c in table.chunks), table.rows)
+    used = {chunk.encoding for chunk in table.chunks}
+    if max(used) >= len(header.encodings):
+        raise FormatError(
+            "reference", f"{place}.chunks", max(used), f"encodings below {len(header.encodings)}"
+        )
+    records = {number: _check_encoding(header, table, number) for number in sorted(used)}
     for number, chunk in enumerate(table.chunks):
-        where = f"{place}.chunks[{number}]"
-        if chunk.encoding >= len(header.encodings):
-            raise FormatError(
-                "reference", f"{where}.encoding", chunk.encoding, f"below {len(header.encodings)}"
-            )
-        _check_chunk(header, table, chunk, header.encodings[chunk.encoding], where)
+        _check_chunk(header, chunk, records[chunk.encoding], f"{place}.chunks[{number}]")
 
 
-def _check_chunk(
-    header: Header, table: Table, chunk: Chunk, encoding: Encoding, place: str
-) -> None:
+def _check_encoding(header: Header, table: Table, number: int) -> int:
+    """Hold an encoding against the table's fields and return its record's bytes."""
+    encoding, place = header.encodings[number], f"encodings[{number}]"
     stored = [sum(part.values for part in parts) for parts in encoding.fields]
     kept = [field.stored_values for field in table.kept_fields]
-    _expect("encoding-fields", f"{place}.encoding", stored, kept)
+    _expect("encoding-fields", f"{place}.fields", stored, kept)
     record = table.record_bytes(encoding)
     if record * encoding.rows_per_block > MAX_BLOCK_BYTES:
         raise FormatError(
             "block-size", place, record * encoding.rows_per_block, f"at most {MAX_BLOCK_BYTES}"
         )
+    return record
+
+
+def _check_chunk(header: Header, chunk: Chunk, record: int, place: str) -> None:
+    encoding = header.encodings[chunk.encoding]
     blocks = -(-chunk.rows // encoding.rows_per_block)
     section = header.sections[chunk.blocks]
     _expect("section-kind", f"{place}.blocks", section.kind, "blocks")

@@ -8,8 +8,11 @@ checksum was right.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from tolpack.container.encodings import CODEC_SIZES, Encoding, FieldEncoding, Part
 from tolpack.container.preamble import (
@@ -145,6 +148,8 @@ class Header:
 class _Node:
     """One JSON object, with typed access that reports the place of what is wrong."""
 
+    __slots__ = ("place", "value")
+
     def __init__(self, value: object, place: str) -> None:
         if not isinstance(value, dict):
             raise FormatError("header-field", place, value, "an object")
@@ -174,38 +179,40 @@ class _Node:
         return str(value)
 
     def flag(self, key: str) -> bool:
-        value = self.value.get(key, False)
+        value = self.value[key] if self.has(key) else False
         if not isinstance(value, bool):
             raise FormatError("header-field", f"{self.place}.{key}", value, "true or false")
         return value
 
     def number(self, key: str, default: float) -> float:
-        value = self.value.get(key, default)
-        if type(value) not in (int, float) or not 0 < abs(value) < float("inf"):
+        value = self.value[key] if self.has(key) else default
+        low, high = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+        if type(value) not in (int, float) or not low <= abs(value) <= high:
             raise FormatError(
-                "header-field", f"{self.place}.{key}", value, "a finite number other than 0"
+                "header-field", f"{self.place}.{key}", value, "a normal float32 number"
             )
         return float(value)
 
-    def items(self, key: str, low: int, high: int) -> list[_Node]:
-        return [_Node(v, f"{self.place}.{key}[{i}]") for i, v in self._list(key, low, high)]
+    def items(self, key: str, low: int, high: int) -> Iterator[_Node]:
+        for number, value in enumerate(self._list(key, low, high)):
+            yield _Node(value, f"{self.place}.{key}[{number}]")
 
     def integers(self, key: str, low: int, high: int) -> tuple[int, ...]:
-        pairs = self._list(key, 1, 2)
-        node = _Node({str(i): v for i, v in pairs}, f"{self.place}.{key}")
-        return tuple(node.integer(str(i), low, high) for i, _ in pairs)
+        values = {str(number): value for number, value in enumerate(self._list(key, 1, 2))}
+        node = _Node(values, f"{self.place}.{key}")
+        return tuple(node.integer(number, low, high) for number in values)
 
     def node(self, key: str) -> _Node:
         return _Node(self._get(key), f"{self.place}.{key}")
 
-    def _list(self, key: str, low: int, high: int) -> list[tuple[int, Any]]:
+    def _list(self, key: str, low: int, high: int) -> list[Any]:
         value = self._get(key)
         if not isinstance(value, list) or not low <= len(value) <= high:
             found = f"{len(value)} items" if isinstance(value, list) else value
             raise FormatError(
                 "header-field", f"{self.place}.{key}", found, f"a list of {low} … {high} items"
             )
-        return list(enumerate(value))
+        return value
 
     def _get(self, key: str) -> Any:
         if key not in self.value:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.container.encodings import CHECKSUM_BYTES
 from tolpack.errors import ChecksumError, FormatError
 
 FRAMES_PER_INDEX_BLOCK = 512
@@ -54,8 +55,18 @@ def encode_index(lengths: Sequence[int], pack_id: int, first_slot: int) -> bytes
     return b"".join(parts)
 
 
+def longest_frame(content_bytes: int) -> int:
+    """Bytes of the longest frame of `content_bytes` (zstd's own bound), its checksum included."""
+    return content_bytes + content_bytes // 256 + 64 + CHECKSUM_BYTES
+
+
 def decode_index_block(
-    data: bytes | memoryview, pack_id: int, first_slot: int, block: int, chunk_bytes: int
+    data: bytes | memoryview,
+    pack_id: int,
+    first_slot: int,
+    block: int,
+    chunk_bytes: int,
+    frame_bytes: int,
 ) -> NDArray[np.int64]:
     """Check one index block and return frame boundaries, int64 (frames + 1,), in the chunk.
 
@@ -64,7 +75,7 @@ def decode_index_block(
     ChecksumError
         The block is damaged.
     FormatError
-        A frame would lie outside the chunk's `chunk_bytes`.
+        A frame would lie outside the chunk's `chunk_bytes`, or be longer than `frame_bytes`.
     """
     place = f"index block {block} of the chunk at slot {first_slot}"
     body = memoryview(data)[:-4]
@@ -75,6 +86,6 @@ def decode_index_block(
     start = int.from_bytes(body[:8], "little")
     lengths = np.frombuffer(body[8:], dtype="<u4").astype(np.int64)
     end = start + int(lengths.sum())
-    if end > chunk_bytes or (lengths <= 4).any():
+    if end > chunk_bytes or (lengths <= CHECKSUM_BYTES).any() or (lengths > frame_bytes).any():
         raise FormatError("frame-extent", place, f"frames up to byte {end}", f"≤ {chunk_bytes}")
     return start + np.concatenate([[0], np.cumsum(lengths)])

@@ -24,6 +24,7 @@ from tolpack.container.index import (
     checksum,
     decode_index_block,
     index_block_extent,
+    longest_frame,
 )
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, Preamble, parse_preamble
 from tolpack.container.storage import Storage
@@ -99,7 +100,9 @@ class Container:
         """
         storage = Storage(path, io)
         try:
-            return cls(storage, *_read_header(storage))
+            container = cls(storage, *_read_header(storage))
+            storage.load()
+            return container
         except BaseException:
             storage.close()
             raise
@@ -156,6 +159,12 @@ class Container:
             )
         return payload
 
+    def check_header(self) -> None:
+        """Read preamble and header again; raise if they are damaged or have changed."""
+        preamble, header, _ = _read_header(self.storage)
+        if (preamble, header) != (self.preamble, self.header):
+            raise FormatError("changed", "header", "another header", "the one at opening")
+
     def check_padding(self) -> None:
         """Raise `FormatError` unless every byte between sections is zero (the rest is summed)."""
         end = PREAMBLE_BYTES + self.preamble.header_length
@@ -171,7 +180,7 @@ class Container:
         if view.encoding.frame == "raw":
             return
         for block in range(-(-view.blocks // FRAMES_PER_INDEX_BLOCK)):
-            bounds = self._index_block(number, block)
+            bounds = self._read_index_block(number, block)
             if int(bounds[0]) != end:
                 raise FormatError("frame-extent", f"chunk {number}", int(bounds[0]), end)
             end = int(bounds[-1])
@@ -185,15 +194,23 @@ class Container:
     def _index_block(self, number: int, block: int) -> NDArray[np.int64]:
         key = (number, block)
         if key not in self._index_cache:
-            view = self.chunks[number]
-            section = self.header.sections[int(view.chunk.index or 0)]
-            offset, length = index_block_extent(block, view.blocks)
-            data = self.storage.read(section.offset_bytes + offset, length)
-            self._count("index", length)
-            self._index_cache[key] = decode_index_block(
-                data, self.preamble.pack_id, view.first_slot, block, view.length_bytes
-            )
+            self._index_cache[key] = self._read_index_block(number, block)
         return self._index_cache[key]
+
+    def _read_index_block(self, number: int, block: int) -> NDArray[np.int64]:
+        view = self.chunks[number]
+        section = self.header.sections[int(view.chunk.index or 0)]
+        offset, length = index_block_extent(block, view.blocks)
+        data = self.storage.read(section.offset_bytes + offset, length)
+        self._count("index", length)
+        return decode_index_block(
+            bytes(data),
+            self.preamble.pack_id,
+            view.first_slot,
+            block,
+            view.length_bytes,
+            longest_frame(view.rows_per_block * view.record_bytes),
+        )
 
     def _count(self, purpose: str, length: int) -> None:
         reads, size = f"{purpose}_reads", f"{purpose}_bytes"
@@ -226,10 +243,12 @@ def _read_header(storage: Storage) -> tuple[Preamble, Header, ReadCounters]:
 
 def _chunk_views(header: Header, table: Table) -> list[ChunkView]:
     starts = accumulate((chunk.rows for chunk in table.chunks), initial=0)
+    records = {number: table.record_bytes(header.encodings[number])
+               for number in {chunk.encoding for chunk in table.chunks}}  # fmt: skip
     views = []
     for chunk, first_slot in zip(table.chunks, starts):
         encoding, section = header.encodings[chunk.encoding], header.sections[chunk.blocks]
-        record = table.record_bytes(encoding)
+        record = records[chunk.encoding]
         extent = (section.offset_bytes, section.length_bytes)
         views.append(ChunkView(chunk, encoding, first_slot, record, *extent))
     return views

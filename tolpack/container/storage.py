@@ -54,11 +54,9 @@ class Storage:
             if self.mode == "mmap" and self.size:
                 self._map = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
                 self._view = memoryview(self._map)
-            elif self.mode == "memory":
-                self._view = memoryview(self._read_fd(0, self.size))
-        except OSError as error:
+        except (OSError, ValueError) as error:
             os.close(self._fd)
-            raise FileAccessError(f"cannot map {path}: {error.strerror}") from error
+            raise FileAccessError(f"cannot map {path}: {error}") from error
 
     def read(self, offset: int, length: int) -> bytes | memoryview:
         """Return exactly `length` bytes at `offset`; a view unless the mode is ``pread``.
@@ -70,7 +68,7 @@ class Storage:
         FileAccessError
             The operating system reports an error, or the pack is closed.
         """
-        if self._closed:
+        if self._fd < 0:
             raise FileAccessError("the pack is closed")
         if self._view is None:
             return self._read_fd(offset, length)
@@ -80,9 +78,19 @@ class Storage:
             raise _truncated(offset, length, self.size)
         return self._view[offset : offset + length]
 
+    def load(self) -> None:
+        """Read the whole file, in mode ``memory``; called once its header was found valid."""
+        if self.mode == "memory":
+            try:
+                self._view = memoryview(self._read_fd(0, self.size))
+            except MemoryError as error:
+                raise FileAccessError(
+                    f"{self.size} bytes do not fit into memory: use another io mode"
+                ) from error
+
     def advise(self, extents: list[tuple[int, int]]) -> None:
         """Ask the system to read (offset, length) extents ahead; does nothing where it cannot."""
-        if hasattr(os, "posix_fadvise") and self.mode != "memory" and not self._closed:
+        if hasattr(os, "posix_fadvise") and self.mode != "memory":
             for offset, length in extents:
                 os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
 

@@ -39,15 +39,16 @@ def parse(data: bytes) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _error(f"key {next(k for k in keys if keys.count(k) > 1)!r} twice", "unique keys")
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise _error(f"key {key[:64]!r} twice", "unique keys")
+        result[key] = value
     return result
 
 
 def _integer(text: str) -> int:
-    if text == "-0" or len(text) > 20:
+    if text == "-0" or len(text) > 20 or abs(int(text)) > _MAX_INTEGER:
         raise _error(f"integer {text[:24]}", f"an integer up to {_MAX_INTEGER}")
     return int(text)
 

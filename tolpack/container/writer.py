@@ -61,22 +61,28 @@ class PackWriter:
     """
 
     def __init__(self, path: Path, key: bytes, header_room: int, *, resume: bool = False) -> None:
+        if header_room > MAX_HEADER_BYTES:
+            raise ConfigError(
+                f"the header may take {header_room} bytes, but the format allows "
+                f"{MAX_HEADER_BYTES}: the table has too many layers or chunks"
+            )
         self.path = path
         self.pack_id = int.from_bytes(key[:8], "little")
+        self._key = key.hex()
         self.sections: list[Section] = []
         self._partial = path.with_name(path.name + ".partial")
         self._journal_path = path.with_name(path.name + ".partial.journal")
         self._data_start = align(PREAMBLE_BYTES + header_room, SECTION_ALIGNMENT)
         self._done: list[Section] = []
         if resume and self._partial.exists():
-            self._done = self._read_journal(key.hex())
+            self._done = self._read_journal()
         with _disk_errors(self._partial):
             fd = os.open(self._partial, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
             self._file: BinaryIO = os.fdopen(fd, "r+b")
             _lock(self._file, self._partial)  # before anything of another build is overwritten
             if not self._done:
                 self._file.truncate(0)
-                self._start_journal(key.hex())
+            self._write_journal()
 
     @property
     def resumed_sections(self) -> int:
@@ -129,7 +135,9 @@ class PackWriter:
         if number < len(self._done) and not (framed and number + 1 == len(self._done)):
             self.sections += self._done[number : number + (2 if framed else 1)]
             return number, number + 1 if framed else None
-        self._done = self._done[:number]  # blocks without their index are written again
+        if number < len(self._done):  # blocks without their index are written again
+            self._done = self._done[:number]
+            self._write_journal()
         blocks = _blocks(encoding, records(), first_slot, self.pack_id, compress)
         self._write_section("blocks", _measured(blocks, lengths))
         if not framed:
@@ -160,7 +168,8 @@ class PackWriter:
 
     def discard(self) -> None:
         """Remove what was written so far; the final name is not touched."""
-        self._file.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
         self._partial.unlink(missing_ok=True)
         self._journal_path.unlink(missing_ok=True)
 
@@ -173,7 +182,11 @@ class PackWriter:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._file.close()
+        if kind is not None:  # what could not be written must not hide the first error
+            with contextlib.suppress(OSError):
+                self._file.close()
+        with _disk_errors(self._partial):
+            self._file.close()
 
     def _write_section(
         self,
@@ -207,8 +220,13 @@ class PackWriter:
         dtype = np.dtype(str(section.dtype)).newbyteorder("<")
         return np.frombuffer(data, dtype=dtype).reshape(section.shape or ())
 
-    def _start_journal(self, key: str) -> None:
-        self._journal_path.write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
+    def _write_journal(self) -> None:
+        """Write the journal anew: the key, and the sections that are known to be done."""
+        entries: list[dict[str, object]] = [{"key": self._key}]
+        entries += [asdict(section) for section in self._done]
+        fresh = self._journal_path.with_name(self._journal_path.name + ".new")
+        fresh.write_text("".join(json.dumps(e) + "\n" for e in entries), encoding="utf-8")
+        os.replace(fresh, self._journal_path)
 
     def _append_journal(self, entry: dict[str, object]) -> None:
         with open(self._journal_path, "a", encoding="utf-8") as journal:
@@ -216,13 +234,13 @@ class PackWriter:
             journal.flush()
             os.fsync(journal.fileno())
 
-    def _read_journal(self, key: str) -> list[Section]:
+    def _read_journal(self) -> list[Section]:
         try:
             lines = self._journal_path.read_text(encoding="utf-8").splitlines()
             found = json.loads(lines[0])["key"]
         except (OSError, ValueError, LookupError, TypeError):
             return []  # killed before the first line was written: nothing to continue
-        if found != key:
+        if found != self._key:
             raise ConfigError(
                 f"{self._partial} was begun with other inputs or settings: repeat those, or build "
                 "without --resume to start again"
@@ -231,11 +249,10 @@ class PackWriter:
         for line in lines[1:]:
             try:
                 entry = json.loads(line)
-            except ValueError:
+                entry["shape"] = None if entry["shape"] is None else tuple(entry["shape"])
+                sections.append(Section(**entry))
+            except (ValueError, KeyError, TypeError):
                 break  # the last line was cut off by the kill
-            shape = entry["shape"]
-            entry["shape"] = None if shape is None else tuple(shape)
-            sections.append(Section(**entry))
         size = self._partial.stat().st_size
         return sections if not sections or sections[-1].end_bytes <= size else []
 

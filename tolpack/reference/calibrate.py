@@ -23,6 +23,7 @@ from tolpack.reference.decoder import Decoder, Memory, sample
 
 # 131,072 tokens leave about 1 % noise in G_l's trace at hidden 256 (docs/lab-notes.md).
 MAX_GRADIENT_TOKENS = 1 << 17
+MAX_LOSS_TOKENS = 1 << 16
 _TOKENS_PER_BATCH = 2048
 _SAMPLED_SEQUENCES = 64
 
@@ -133,6 +134,24 @@ def truncation_slopes(
 
 
 @torch.inference_mode()
+def mean_loss(
+    decoder: Decoder, token_ids: NDArray[np.int64], context: int, progress: Progress = None
+) -> float:
+    """Mean negative log-likelihood in nats per token, over at most `MAX_LOSS_TOKENS`.
+
+    The windows are spread evenly over the text and are the same for every call.
+    """
+    windows = _windows(token_ids, context, MAX_LOSS_TOKENS)
+    total = 0.0
+    for batch in torch.split(windows, max(1, _TOKENS_PER_BATCH // windows.shape[1])):
+        logits, targets = decoder(batch[:, :-1]), batch[:, 1:]
+        total += float(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"))
+        if progress is not None:
+            progress(targets.numel())
+    return total / windows[:, 1:].numel()
+
+
+@torch.inference_mode()
 def sample_text(
     decoder: Decoder, length: int, seed: int = 0, progress: Progress = None
 ) -> NDArray[np.int64]:
@@ -152,17 +171,19 @@ def sample_text(
     return torch.cat(sequence, 1).flatten().numpy()
 
 
-def gradient_tokens(tokens: int, context: int) -> int:
-    """Return how many tokens `calibrate` differentiates for a text of `tokens` tokens."""
+def measured_tokens(tokens: int, context: int, most: int = MAX_GRADIENT_TOKENS) -> int:
+    """Return how many of `tokens` tokens are measured in windows of `context`."""
     window = min(context, tokens - 1)
-    return window * min(max(1, (tokens - 1) // window), max(1, MAX_GRADIENT_TOKENS // window))
+    return window * min(max(1, (tokens - 1) // window), max(1, most // window))
 
 
-def _windows(token_ids: NDArray[np.int64], context: int) -> torch.Tensor:
+def _windows(
+    token_ids: NDArray[np.int64], context: int, most: int = MAX_GRADIENT_TOKENS
+) -> torch.Tensor:
     """Evenly spread windows, int64 (windows, context + 1): each feeds and scores its tokens."""
     window = min(context, len(token_ids) - 1)
     available = max(1, (len(token_ids) - 1) // window)
-    chosen = gradient_tokens(len(token_ids), context) // window
+    chosen = measured_tokens(len(token_ids), context, most) // window
     starts = (np.arange(chosen) * available // chosen) * window
     rows = [token_ids[start : start + window + 1] for start in starts]
     return torch.from_numpy(np.stack(rows))

@@ -1,0 +1,513 @@
+"""Small packs for tests: written straight with `PackWriter`, forged bit by bit, decoded slowly.
+
+`write` makes a pack from a `Recipe`; `reference_rows` decodes one value at a time from the file's
+bytes with nothing of tolpack, so that the two can be held against each other; `forge` changes a
+pack's header or preamble and computes the checksums anew, so that a test meets the check behind
+them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import tracemalloc
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zstandard
+
+from tolpack.codecs.frames import compress as plain_compress
+from tolpack.codecs.record import record_layout
+from tolpack.container.encodings import Encoding, Part
+from tolpack.container.header import Chunk, Field, Header, Table
+from tolpack.container.writer import PackWriter
+
+PREAMBLE = struct.Struct("<8sHHIQQQQQII")
+PREAMBLE_KEYS = (
+    "magic", "major", "minor", "header_length", "file_length", "required_features",
+    "optional_features", "pack_id", "reserved", "header_crc32", "crc32",
+)  # fmt: skip
+KEY = bytes(range(1, 33))
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer: its parts, and whether it has a basis of ``rank``, a mean, or nothing at all."""
+
+    parts: tuple[Part, ...] = ()
+    rank: int | None = None
+    mean: bool = False
+    dropped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A chunk: its rows, frame and block size, and other parts than the layers' if given."""
+
+    rows: int
+    frame: str = "raw"
+    rows_per_block: int = 1
+    parts: tuple[tuple[Part, ...], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that `write` needs to know."""
+
+    width: int
+    layers: tuple[Layer, ...]
+    runs: tuple[Run, ...]
+    shuffled: bool = False
+    multiplier: float = 1.0
+    header_room: int = 4032
+    magnitude: float = 1.0
+
+    @property
+    def rows(self) -> int:
+        """Number of tokens."""
+        return sum(run.rows for run in self.runs)
+
+    @property
+    def kept(self) -> tuple[Layer, ...]:
+        """Layers with stored values."""
+        return tuple(layer for layer in self.layers if not layer.dropped)
+
+
+@dataclass(slots=True)
+class Sample:
+    """A written pack and what went into it; ``values`` by kept layer, rows in slot order."""
+
+    path: Path
+    recipe: Recipe
+    header: Header
+    slots: np.ndarray
+    values: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def data(self) -> bytes:
+        """The file's bytes."""
+        return self.path.read_bytes()
+
+
+def int4(values: int, group: int = 4) -> Part:
+    return Part("int4", values, group)
+
+
+def int8(values: int, group: int = 4) -> Part:
+    return Part("int8", values, group)
+
+
+def _layers(part: Part, count: int) -> tuple[Layer, ...]:
+    return tuple(Layer((part,)) for _ in range(count))
+
+
+_F8 = Part("f8e4m3", 11, 4)
+_MIXED = (
+    Layer((int8(3, 2), int4(8, 4), Part("f32", 2))),
+    Layer((int8(3, 2), int4(8, 4), Part("f32", 2))),
+    Layer((int4(13, 6),)),
+    Layer((Part("bf16", 6), Part("f16", 7))),
+)
+
+RECIPES = {
+    "smallest": Recipe(1, (Layer((Part("f32", 1),)),), (Run(1),)),
+    "f32": Recipe(5, _layers(Part("f32", 5), 3), (Run(7, "raw", 2),), shuffled=True),
+    "f16": Recipe(6, _layers(Part("f16", 6), 2), (Run(5),)),
+    "bf16": Recipe(7, _layers(Part("bf16", 7), 2), (Run(9, "zstd", 4),)),
+    "f8e4m3": Recipe(11, _layers(_F8, 2), (Run(6, "raw", 4), Run(3, "zstd", 2))),
+    "int8": Recipe(9, _layers(int8(9), 3), (Run(10, "raw", 3),), shuffled=True),
+    "int4": Recipe(9, _layers(int4(9), 3), (Run(10, "zstd", 3),), shuffled=True),
+    "int4-odd-remainder": Recipe(7, _layers(int4(7, 4), 2), (Run(5, "raw", 2),)),
+    "mixed-parts": Recipe(13, _MIXED, (Run(8, "raw", 3), Run(9, "zstd", 2)), shuffled=True),
+    "hot-and-cold": Recipe(
+        8,
+        _layers(int8(8), 2),
+        (Run(3), Run(7, "zstd", 4, ((int4(8),), (int4(8),))), Run(4, "raw", 8)),
+        shuffled=True,
+    ),
+    "dropped": Recipe(
+        6,
+        (Layer(dropped=True), Layer((int4(6),)), Layer(dropped=True), Layer((int8(6),))),
+        (Run(6, "raw", 4),),
+    ),
+    "basis": Recipe(
+        12,
+        (Layer((int8(3, 2), int4(2, 2)), rank=5), Layer((int4(4),), rank=4, mean=True)),
+        (Run(9, "raw", 2), Run(6, "zstd", 4)),
+        shuffled=True,
+    ),
+    "everything": Recipe(
+        8,
+        (
+            Layer((int4(8),)),
+            Layer(dropped=True),
+            Layer((int8(3, 2),), rank=3, mean=True),
+            Layer((Part("f16", 8),), mean=True),
+        ),
+        (Run(3, "raw", 2), Run(5, "zstd", 2), Run(4)),
+        shuffled=True,
+    ),
+    "multiplier": Recipe(4, _layers(Part("f16", 4), 2), (Run(4),), multiplier=16.0),
+    "tiny-values": Recipe(8, _layers(int8(8), 1), (Run(4),), magnitude=1e-30),
+    "huge-values": Recipe(8, _layers(int4(8), 1), (Run(4),), magnitude=1e30),
+}
+# What the hostile-header tests change: every kind of section, two chunks, a dropped layer.
+TARGET = Recipe(
+    8,
+    (Layer((int4(8),)), Layer(dropped=True), Layer((int8(3, 2),), rank=3, mean=True)),
+    (Run(3, "raw", 2), Run(3, "zstd", 2)),
+    shuffled=True,
+)
+
+
+def write(
+    path: Path,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    key: bytes = KEY,
+    compress: Callable[[bytes], bytes] = plain_compress,
+    resume: bool = False,
+    stop_after: int | None = None,
+) -> Sample:
+    """Write `recipe` as a pack; with `stop_after`, fail after that many sections instead."""
+    rng = np.random.default_rng(seed)
+    permutation = rng.permutation(recipe.rows)
+    slots = permutation if recipe.shuffled else np.arange(recipe.rows)
+    values = [_stored_values(rng, recipe, layer) for layer in recipe.kept]
+    bases = [_basis(rng, recipe, layer) for layer in recipe.layers]
+    means = [rng.normal(size=recipe.width).astype(np.float32) for _ in recipe.layers]
+    with _Writer(path, key, recipe.header_room, resume=resume) as writer:
+        writer.stop_after = stop_after
+        writer.check_stop()
+        token_map = None
+        if recipe.shuffled:
+            token_map, _ = writer.add_array("token_map", lambda: slots.astype(np.uint32))
+        fields = []
+        for number, layer in enumerate(recipe.layers):
+            basis = mean = None
+            if layer.rank is not None:
+                basis, _ = writer.add_array("basis", lambda n=number: bases[n])
+            if layer.mean:
+                mean, _ = writer.add_array("mean", lambda n=number: means[n])
+            stored = {"rank": layer.rank, "basis": basis, "mean": mean, "dropped": layer.dropped}
+            fields.append(Field(f"layer {number}", number, recipe.width, **stored))
+        encodings, chunks = _write_chunks(writer, recipe, values, seed, compress)
+        table = Table("tols", recipe.rows, tuple(fields), chunks, token_map, recipe.multiplier)
+        header = Header((table,), encodings, tuple(writer.sections), "tests")
+        writer.commit(header)
+    return Sample(path, recipe, header, slots, values)
+
+
+class Stopped(Exception):
+    """Raised by `write` where a build is to be cut off."""
+
+
+class _Writer(PackWriter):
+    """Stops, as a kill would, right after the journal line of a given number of sections."""
+
+    stop_after: int | None = None
+
+    def check_stop(self) -> None:
+        if self.stop_after is not None and len(self.sections) >= self.stop_after:
+            raise Stopped
+
+    def _append_journal(self, entry: dict[str, object]) -> None:
+        super()._append_journal(entry)
+        self.check_stop()
+
+
+def _stored_values(rng: np.random.Generator, recipe: Recipe, layer: Layer) -> np.ndarray:
+    count = recipe.width if layer.rank is None else layer.rank
+    values = rng.normal(size=(recipe.rows, count)) * recipe.magnitude
+    values[rng.random(values.shape) < 0.1] = 0
+    return values.astype(np.float32)
+
+
+def _basis(rng: np.random.Generator, recipe: Recipe, layer: Layer) -> np.ndarray:
+    return rng.normal(size=(layer.rank or 1, recipe.width)).astype(np.float16)
+
+
+def _write_chunks(
+    writer: PackWriter,
+    recipe: Recipe,
+    values: list[np.ndarray],
+    seed: int,
+    compress: Callable[[bytes], bytes],
+) -> tuple[tuple[Encoding, ...], tuple[Chunk, ...]]:
+    encodings: list[Encoding] = []
+    chunks: list[Chunk] = []
+    start = 0
+    for run in recipe.runs:
+        parts = run.parts or tuple(layer.parts for layer in recipe.kept)
+        encoding = Encoding(run.frame, run.rows_per_block, parts)
+        if encoding not in encodings:
+            encodings.append(encoding)
+        part = [array[start : start + run.rows] for array in values]
+        records = encode_records(encoding, part, seed)
+        blocks, index = writer.add_chunk(encoding, start, lambda r=records: iter([r]), compress)
+        chunks.append(Chunk(run.rows, encodings.index(encoding), blocks, index))
+        start += run.rows
+    return tuple(encodings), tuple(chunks)
+
+
+def encode_records(encoding: Encoding, values: list[np.ndarray], seed: int = 0) -> np.ndarray:
+    """Encode kept fields' values; f8e4m3 parts get random codes (not NaN) and scales."""
+    rng = np.random.default_rng(seed)
+    layout = record_layout(encoding.fields)
+    records = np.zeros((len(values[0]), layout.record_bytes), np.uint8)
+    for kept, array in enumerate(values):
+        if not any(part.codec == "f8e4m3" for part in encoding.fields[kept]):
+            layout.encode(records, kept, array)
+    for run in layout.runs:
+        if run.part.codec == "f8e4m3":
+            codes = rng.integers(0, 127, (len(records), run.count * run.part.code_bytes), np.uint8)
+            codes |= rng.integers(0, 2, codes.shape, np.uint8) << 7
+            scales = rng.normal(size=(len(records), run.count * run.part.scale_bytes // 4))
+            scales = scales.astype("<f4").view(np.uint8)
+            records[:, run.scale_offset_bytes :][:, : scales.shape[1]] = scales
+            records[:, run.code_offset_bytes :][:, : codes.shape[1]] = codes
+    return records
+
+
+# ---- decoding, one value at a time --------------------------------------------------------------
+
+
+def split(data: bytes) -> tuple[dict[str, Any], dict[str, Any], bytes]:
+    """Return a pack's preamble fields, header object, and the bytes behind the header."""
+    preamble = dict(zip(PREAMBLE_KEYS, PREAMBLE.unpack(data[:64])))
+    end = 64 + preamble["header_length"]
+    return preamble, json.loads(data[64:end]), data[end:]
+
+
+def reference_rows(data: bytes) -> np.ndarray:
+    """Decode a whole pack by token id, slowly: float64 (tokens, layers, width)."""
+    preamble, header, _ = split(data)
+    table = header["tables"][0]
+    width = table["fields"][0]["width"]
+    slots: list[int] = list(range(table["rows"]))
+    if "token_map" in table:
+        slots = [int(v) for v in _array(data, header, table["token_map"])]
+    records = _records(data, header, preamble["pack_id"])
+    out = np.zeros((table["rows"], len(table["fields"]), width))
+    for token, slot in enumerate(slots):
+        encoding, record = records[slot]
+        stored = reference_record(encoding["fields"], record)
+        kept = iter(stored)
+        for number, spec in enumerate(table["fields"]):
+            if not spec.get("dropped"):
+                values = _expand(data, header, spec, next(kept))
+                out[token, number] = [_f32(v * table.get("multiplier", 1.0)) for v in values]
+    return out
+
+
+def _array(data: bytes, header: dict[str, Any], number: int) -> np.ndarray:
+    section = header["sections"][number]
+    raw = data[section["offset_bytes"] :][: section["length_bytes"]]
+    assert zlib.crc32(raw) == section["crc32"]
+    kinds = {"uint32": "<I", "uint64": "<Q", "float16": "<e", "float32": "<f"}
+    values = [v for (v,) in struct.iter_unpack(kinds[section["dtype"]], raw)]
+    return np.array(values, dtype=np.float64).reshape(section["shape"])
+
+
+def _records(data: bytes, header: dict[str, Any], pack_id: int) -> list[tuple[Any, bytes]]:
+    found: list[tuple[Any, bytes]] = []
+    for chunk in header["tables"][0]["chunks"]:
+        encoding = header["encodings"][chunk["encoding"]]
+        size = sum(_sizes(part)[0] + _sizes(part)[1] for f in encoding["fields"] for part in
+                   f["parts"])  # fmt: skip
+        per_block = encoding["rows_per_block"]
+        lengths = _block_lengths(data, header, chunk, encoding, size)
+        at = header["sections"][chunk["blocks"]]["offset_bytes"]
+        first = len(found)
+        for number, length in enumerate(lengths):
+            block, stored = data[at : at + length - 4], data[at + length - 4 : at + length]
+            start = (pack_id + first + number * per_block) % 2**32
+            assert zlib.crc32(block, start) == int.from_bytes(stored, "little")
+            count = min(per_block, chunk["rows"] - number * per_block)
+            if encoding["frame"] == "zstd":
+                block = zstandard.ZstdDecompressor().decompress(block)
+                assert len(block) == count * size
+            found += [(encoding, block[n * size : (n + 1) * size]) for n in range(count)]
+            at += length
+    return found
+
+
+def _block_lengths(
+    data: bytes, header: dict[str, Any], chunk: dict[str, Any], encoding: Any, size: int
+) -> list[int]:
+    blocks = math.ceil(chunk["rows"] / encoding["rows_per_block"])
+    if encoding["frame"] == "raw":
+        return [math.ceil((size * encoding["rows_per_block"] + 4) / 64) * 64] * blocks
+    at = header["sections"][chunk["index"]]["offset_bytes"]
+    lengths: list[int] = []
+    while len(lengths) < blocks:
+        count = min(512, blocks - len(lengths))
+        lengths += struct.unpack(f"<{count}I", data[at + 8 : at + 8 + 4 * count])
+        at += 12 + 4 * count
+    return lengths
+
+
+def _sizes(part: dict[str, Any]) -> tuple[int, int]:
+    """Bytes of a part's scales and of its codes."""
+    values, codec = part["values"], part["codec"]
+    bits = {"f32": 32, "f16": 16, "bf16": 16, "f8e4m3": 8, "int8": 8, "int4": 4}[codec]
+    scale = {"f8e4m3": 4, "int8": 2, "int4": 2}.get(codec, 0)
+    groups = math.ceil(values / part["group_size"]) if scale else 0
+    return groups * scale, math.ceil(values * bits / 8)
+
+
+def reference_record(fields: list[dict[str, Any]], record: bytes) -> list[list[float]]:
+    """Decode one record: the stored values of each kept field, one at a time."""
+    depth = max(len(f["parts"]) for f in fields)
+    order = [
+        (number, f["parts"][n])
+        for n in range(depth)
+        for number, f in enumerate(fields)
+        if n < len(f["parts"])
+    ]
+    scale_at, code_at = 0, sum(_sizes(part)[0] for _, part in order)
+    out: list[list[float]] = [[] for _ in fields]
+    for number, part in order:
+        scale_bytes, code_bytes = _sizes(part)
+        scales = record[scale_at : scale_at + scale_bytes]
+        codes = record[code_at : code_at + code_bytes]
+        out[number] += [reference_value(part, scales, codes, n) for n in range(part["values"])]
+        scale_at, code_at = scale_at + scale_bytes, code_at + code_bytes
+    return out
+
+
+def reference_value(part: dict[str, Any], scales: bytes, codes: bytes, n: int) -> float:
+    """Decode value number `n` of a part."""
+    codec = part["codec"]
+    if codec == "f32":
+        return struct.unpack_from("<f", codes, 4 * n)[0]
+    if codec == "f16":
+        return struct.unpack_from("<e", codes, 2 * n)[0]
+    if codec == "bf16":
+        return bfloat16(codes[2 * n : 2 * n + 2])
+    group = part["group_size"]
+    number, inside = divmod(n, group)
+    if codec == "f8e4m3":
+        return _f32(e4m3(codes[n]) * struct.unpack_from("<f", scales, 4 * number)[0])
+    scale = bfloat16(scales[2 * number : 2 * number + 2])
+    if codec == "int8":
+        return _f32(struct.unpack_from("<b", codes, n)[0] * scale)
+    half = (min(group, part["values"] - number * group) + 1) // 2
+    byte = codes[number * (group // 2) + inside % half]
+    return _f32(((byte >> 4 if inside >= half else byte & 15) - 8) * scale)
+
+
+def bfloat16(two: bytes) -> float:
+    """Decode two bytes of bfloat16."""
+    return struct.unpack("<f", b"\0\0" + two)[0]
+
+
+def e4m3(code: int) -> float:
+    """Decode one fp8 code: sign, four bits of exponent (bias 7), three of mantissa, no infinity."""
+    sign, exponent, mantissa = -1.0 if code & 0x80 else 1.0, (code >> 3) & 15, code & 7
+    if exponent == 15 and mantissa == 7:
+        return math.nan
+    if exponent == 0:
+        return sign * mantissa * 2.0**-9
+    return sign * (8 + mantissa) * 2.0 ** (exponent - 10)
+
+
+def _expand(
+    data: bytes, header: dict[str, Any], spec: dict[str, Any], stored: list[float]
+) -> list[float]:
+    values = stored
+    if "basis" in spec:
+        values = list(np.array(stored) @ _array(data, header, spec["basis"]))
+    if "mean" in spec:
+        mean = _array(data, header, spec["mean"])
+        values = [_f32(value + m) for value, m in zip(values, mean)]
+    return values
+
+
+def _f32(value: float) -> float:
+    return float(np.float32(value))
+
+
+# ---- forging -------------------------------------------------------------------------------------
+
+
+def forge(
+    data: bytes,
+    edit: Callable[[dict[str, Any]], object] | None = None,
+    *,
+    text: bytes | None = None,
+    **preamble: Any,
+) -> bytes:
+    """Change a pack's header (by `edit`, or to `text`) and preamble; checksums are made anew.
+
+    The header keeps its length, padded with spaces, unless it outgrows it; ``crc32`` and
+    ``header_crc32`` among `preamble` override the right checksums.
+    """
+    fields, header, rest = split(data)
+    room = fields["header_length"]
+    if edit is not None:
+        edit(header)
+        text = json.dumps(header, separators=(",", ":")).encode()
+    body = data[64 : 64 + room] if text is None else text.ljust(room)
+    length = len(data) - room + len(body)
+    fields |= {"header_length": len(body), "file_length": length, "header_crc32": zlib.crc32(body)}
+    fields |= preamble
+    head = PREAMBLE.pack(*fields.values())[:60]
+    crc = preamble.get("crc32", zlib.crc32(head))
+    return head + struct.pack("<I", crc) + body + rest
+
+
+def reseal_block(data: bytes, offset: int, length: int, slot: int, payload: bytes) -> bytes:
+    """Put `payload` and its right checksum into the block of `length` bytes at `offset`."""
+    pack_id = split(data)[0]["pack_id"]
+    crc = zlib.crc32(payload, (pack_id + slot) % 2**32)
+    block = payload + struct.pack("<I", crc)
+    assert len(block) == length
+    return data[:offset] + block + data[offset + length :]
+
+
+def from_scratch(
+    header: dict[str, Any], file_length: int, required_features: int, **preamble: Any
+) -> bytes:
+    """Return preamble, header and zeros up to `file_length` bytes at most one megabyte."""
+    text = json.dumps(header, separators=(",", ":")).encode()
+    fields = dict.fromkeys(PREAMBLE_KEYS, 0)
+    fields |= {"magic": b"\x89TOLPACK", "major": 1, "header_length": len(text)}
+    fields |= {"file_length": file_length, "required_features": required_features}
+    fields |= {"header_crc32": zlib.crc32(text)} | preamble
+    head = PREAMBLE.pack(*fields.values())[:60]
+    data = head + struct.pack("<I", zlib.crc32(head)) + text
+    return data.ljust(min(file_length, 1 << 20), b"\0")
+
+
+def plain_header(rows: int, width: int, per_block: int, length: int) -> dict[str, Any]:
+    """Return the header of one f32 field in one raw chunk, for `from_scratch` (features: 1)."""
+    parts = {"parts": [{"codec": "f32", "values": width}]}
+    spec = {"name": "a", "layer": 0, "width": width, "dtype": "float32"}
+    chunk = {"rows": rows, "encoding": 0, "blocks": 0}
+    return {
+        "producer": "tests",
+        "part": {"index": 0, "count": 1},
+        "tables": [{"name": "t", "rows": rows, "fields": [spec], "chunks": [chunk]}],
+        "encodings": [{"frame": "raw", "rows_per_block": per_block, "fields": [parts]}],
+        "sections": [{"kind": "blocks", "offset_bytes": 4096, "length_bytes": length}],
+    }
+
+
+@contextmanager
+def memory_limit(megabytes: int = 64) -> Iterator[None]:
+    """Fail if the block allocates more than this at any moment."""
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak <= megabytes << 20, f"{peak / 2**20:.0f} MiB were allocated"
