@@ -21,7 +21,7 @@ from tolpack.codecs.frames import LEVEL, compress
 from tolpack.codecs.record import record_layout
 from tolpack.container.encodings import CHECKSUM_BYTES, Encoding, FieldEncoding
 from tolpack.container.header import Chunk, Field
-from tolpack.container.index import INDEX_ENTRY_BYTES
+from tolpack.container.index import index_bytes
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, VERSION, align
 from tolpack.container.writer import PackWriter
 from tolpack.errors import ConfigError
@@ -70,7 +70,7 @@ class BuildSettings:
     @classmethod
     def parse(cls, rank: str | int, bits: int, drop: str, size: str | int | None) -> BuildSettings:
         """Parse the settings, or raise `ConfigError`."""
-        if bits not in (16, 8, 4):
+        if type(bits) is not int or bits not in (16, 8, 4):
             raise ConfigError(f"--bits is {bits}, expected 16, 8 or 4")
         ranks = parse_rank(rank)
         if size is not None and ranks.word != "auto":
@@ -103,14 +103,20 @@ class Assembly:
         if settings.size is not None:
             fp16 = 2 * source.vocab_size * source.num_layers * source.hidden_size
             self.size = parse_size(settings.size, fp16)
+        self.kept_back = 0
 
     @property
     def key(self) -> bytes:
         """Identifies inputs and settings: equal keys give equal packs."""
-        resolved = (VERSION, __version__, LEVEL, self.settings, self.size)
+        resolved = (VERSION, __version__, LEVEL, self.settings, self.size, self.kept_back)
         digest = hashlib.sha256(repr(resolved).encode())
         digest.update(self.source.fingerprint() + self.weighing.fingerprint)
         return digest.digest()
+
+    @property
+    def target(self) -> int | None:
+        """Bytes to aim at: ``--size`` less what an earlier attempt was over it."""
+        return None if self.size is None else self.size - self.kept_back
 
     @property
     def header_room(self) -> int:
@@ -121,6 +127,11 @@ class Assembly:
             len(self.chunks),
             has_basis=self.settings.ranks.word != "none",
         )
+
+    def keep_back(self, excess_bytes: int) -> None:
+        """Forget the allocation and aim lower: the last one came out too large."""
+        self.kept_back += excess_bytes
+        self.__dict__.pop("allocation", None)
 
     @cached_property
     def moments(self) -> dict[int, Moments]:
@@ -136,7 +147,7 @@ class Assembly:
             model.measure(chosen, self.reporter)
             chosen = self._allocate(model)
         self.reporter.say(describe(chosen, model.factors))
-        limit = self.size or self._estimated_bytes(chosen)
+        limit = self.target or self._estimated_bytes(chosen)
         chosen = choose(
             model, chosen, lambda found: self._estimated_bytes(found) <= limit, self.reporter
         )
@@ -234,8 +245,8 @@ class Assembly:
         records = encoded_sample(self.source, projections, fields, sample)
         rows = zstd_encoding(fields).rows_per_block
         frames = [compress(records[n : n + rows].tobytes()) for n in range(0, len(records), rows)]
-        overhead = (CHECKSUM_BYTES + INDEX_ENTRY_BYTES) * len(frames)
-        return 1 - (sum(map(len, frames)) + overhead) / records.size
+        stored = sum(len(frame) + CHECKSUM_BYTES for frame in frames)
+        return 1 - stored / records.size
 
     def _chunk_tokens(self, plan: ChunkPlan) -> NDArray[np.int64]:
         return self.weighing.order.token_ids[plan.first_slot : plan.first_slot + plan.rows]
@@ -243,7 +254,7 @@ class Assembly:
     def _allocate(self, model: LossModel) -> Allocation:
         """Down to `size`, or until truncation costs what rounding the plain table to bits does."""
         layers = [model.points(layer) for layer in self.kept]
-        size = self.size
+        size = self.target
         if size is None:
             return allocate_to_loss(layers, model.plain_rounding)
         chosen = allocate_to_size(layers, lambda found: self._file_bytes(found, 0.0) <= size)
@@ -277,12 +288,13 @@ class Assembly:
         """
         encoding = raw_encoding(self._auto_fields(allocation))
         record = sum(field_bytes(field) for field in encoding.fields)
-        sizes = [
-            raw_chunk_bytes(encoding, plan.rows)
-            if plan.hot or not saved
-            else plan.rows * record * (1 - saved)
-            for plan in self.chunks
-        ]
+        sizes: list[float] = []
+        for plan in self.chunks:
+            if plan.hot or not saved:
+                sizes.append(raw_chunk_bytes(encoding, plan.rows))
+                continue
+            frames = -(-plan.rows // zstd_encoding(encoding.fields).rows_per_block)
+            sizes += [plan.rows * record * (1 - saved), index_bytes(frames)]
         hidden = self.source.hidden_size
         sizes += [size for p in allocation for size in (2 * hidden * p.rank, 4 * hidden)]
         sizes += [] if self.weighing.order.identity else [4 * self.source.vocab_size]

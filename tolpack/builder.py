@@ -7,6 +7,7 @@ name in the package.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def build(
     """
     reporter = reporter or Reporter()
     settings = BuildSettings.parse(rank, bits, drop, size)
-    path = output_path(checkpoint, output, force)
+    path = output_path(checkpoint, output, force, (calibrate, frequencies, tokenizer, config))
     source = open_source(checkpoint, config, layers)
     for line in source.describe():
         reporter.say(line)
@@ -129,34 +130,66 @@ def build(
         reporter=reporter,
     )
     work = Assembly(source, settings, weighing, reporter)
+    while not _write(work, path, resume, reporter):
+        resume = False
+    return _result(path, source)
+
+
+def _write(work: Assembly, path: Path, resume: bool, reporter: Reporter) -> bool:
+    """Write the pack; false, and nothing under its name, if it came out larger than ``--size``."""
     with PackWriter(path, work.key, work.header_room, resume=resume) as writer:
         if resume:
             reporter.say(f"resuming after {writer.resumed_sections} finished sections")
         fields, projections = work.write_fields(writer)
         encodings, chunks = work.write_chunks(writer, projections)
         token_map = work.write_token_map(writer)
-        table = Table("tol", source.vocab_size, tuple(fields), tuple(chunks), token_map)
+        excess = writer.end_bytes - work.size if work.size is not None else 0
+        if excess > 0:
+            reporter.say(f"{excess} bytes over --size: cold rows compress less than their sample")
+            writer.discard()
+            work.keep_back(excess)
+            return False
+        table = Table("tol", work.source.vocab_size, tuple(fields), tuple(chunks), token_map)
         writer.commit(Header((table,), encodings, tuple(writer.sections), f"tolpack {__version__}"))
-    return _result(path, source)
+    return True
 
 
-def output_path(checkpoint: str | Path, output: str | Path | None, force: bool) -> Path:
+def output_path(
+    checkpoint: str | Path,
+    output: str | Path | None,
+    force: bool,
+    inputs: Sequence[str | Path | None] = (),
+) -> Path:
     """Return where the pack goes, after checking that nothing is lost by writing it.
 
     Raises
     ------
     ConfigError
-        The output is the input, or exists and `force` is false.
+        The output is one of the inputs, or exists and `force` is false.
     """
     source = Path(checkpoint)
-    path = Path(output) if output is not None else source.with_suffix(".tolpack")
-    if path.exists() and source.exists() and os.path.samefile(path, source):
-        raise ConfigError(f"output {path} is the input: choose another name with -o")
+    path = Path(output) if output is not None else _default_output(source)
     if path.is_dir():
         raise ConfigError(f"output {path} is a folder: give a file name with -o")
-    if path.exists() and not force:
+    if not path.exists():
+        return path
+    given = [source, *(Path(one) for one in inputs if one is not None)]
+    if source.is_dir():
+        given += [file for file in source.iterdir() if file.suffix != ".tolpack"]
+    if any(one.exists() and os.path.samefile(path, one) for one in given):
+        raise ConfigError(
+            f"output {path} is the input, or a part of it: use another -o"
+        )
+    if not force:
         raise ConfigError(f"output {path} exists: use --force to replace it, or another -o")
     return path
+
+
+def _default_output(source: Path) -> Path:
+    """``NAME.tolpack`` beside the checkpoint; a dot in a folder's name is no suffix."""
+    source = source if source.name else source.resolve()
+    name = source.name if source.is_dir() else source.stem
+    return source.with_name(f"{name}.tolpack")
 
 
 def _result(path: Path, source: TableSource) -> BuildResult:

@@ -81,6 +81,8 @@ def plan_checkpoint(
     """
     source = open_source(checkpoint, config, layers)
     dropped = dropped_layers(parse_drop(drop), source.num_layers)
+    if bits is not None and str(bits) not in ("16", "8", "4"):
+        raise ConfigError(f"--bits is {bits}, expected 16, 8 or 4")
     settings = _SETTINGS if rank is bits is None else ((rank or "none", int(bits or 4)),)
     full = min(source.hidden_size, source.vocab_size)
     plans = []

@@ -101,10 +101,10 @@ def parse_size(value: str | int, full_bytes: int) -> int:
     if match is None or (match[2] or "B") not in {*_UNITS, "%"}:
         raise ConfigError(f"--size {value!r} is not understood: expected e.g. 800MB or 12%")
     scale = full_bytes / 100 if match[2] == "%" else _UNITS[match[2] or "B"]
-    size = int(float(match[1]) * scale)
-    if size < 1:
-        raise ConfigError(f"--size {value!r} is nothing")
-    return size
+    size = float(match[1]) * scale
+    if not 1 <= size < 2**63:
+        raise ConfigError(f"--size {text[:40]!r} is outside 1 … 2^63 bytes")
+    return int(size)
 
 
 def dropped_layers(drop: tuple[int, ...], num_layers: int) -> tuple[int, ...]:

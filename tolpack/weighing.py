@@ -23,6 +23,7 @@ from tolpack.progress import Reporter
 from tolpack.reference.calibrate import calibrate, measured_tokens, sample_text
 from tolpack.reference.decoder import Decoder
 from tolpack.reference.text import find_tokenizer, read_token_ids
+from tolpack.sources.npy import read_npy
 from tolpack.sources.table import ArrayTable, MemoryTable
 
 COUNT_EXPONENT = 0.7
@@ -107,6 +108,8 @@ def weigh(
         counts = model.counts
     digest = hashlib.sha256(b"counts" if counts is None else counts.astype("<i8").tobytes())
     digest.update(b"no text" if ids is None else ids.astype("<i8").tobytes())
+    if model is not None and isinstance(source, MemoryTable):  # all its weights shape the losses
+        digest.update(source.checkpoint.fingerprint())
     return Weighing(order, token_weights(counts, source.vocab_size), model, digest.digest())
 
 
@@ -120,11 +123,8 @@ def token_weights(counts: NDArray[np.int64] | None, vocab_size: int) -> Doubles:
 
 def read_counts(path: str | Path, vocab_size: int) -> NDArray[np.int64]:
     """Read token counts from a ``.npy`` of non-negative integers, (vocab_size,)."""
-    try:
-        counts = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ConfigError(f"cannot read --frequencies {path}: {error}") from error
-    if not isinstance(counts, np.ndarray) or counts.dtype.kind not in "iu":
+    counts = read_npy(path, "--frequencies")
+    if counts.dtype.kind not in "iu":
         raise ConfigError(f"--frequencies {path} must hold integer counts")
     if counts.shape != (vocab_size,):
         raise ConfigError(

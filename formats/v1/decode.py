@@ -180,7 +180,7 @@ def scale_bytes(part: dict[str, Any]) -> int:
 
 
 def code_bytes(part: dict[str, Any]) -> int:
-    return ceil(part["values"] * CODECS[part["codec"]][0] / 8)
+    return int(ceil(part["values"] * CODECS[part["codec"]][0] / 8))
 
 
 def record_bytes(encoding: dict[str, Any]) -> int:

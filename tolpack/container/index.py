@@ -18,7 +18,6 @@ from tolpack.errors import ChecksumError, FormatError
 
 FRAMES_PER_INDEX_BLOCK = 512
 _FIXED_BYTES = 12
-INDEX_ENTRY_BYTES = 4
 FULL_INDEX_BLOCK_BYTES = _FIXED_BYTES + 4 * FRAMES_PER_INDEX_BLOCK
 
 

@@ -89,6 +89,11 @@ class PackWriter:
         """Number of sections that an interrupted build had already finished."""
         return len(self._done)
 
+    @property
+    def end_bytes(self) -> int:
+        """Bytes of the file so far."""
+        return self.sections[-1].end_bytes if self.sections else self._data_start
+
     def add_array(
         self, kind: str, make: Callable[[], NDArray[np.generic]]
     ) -> tuple[int, NDArray[np.generic]]:
@@ -152,7 +157,7 @@ class PackWriter:
         if len(data) > min(room, MAX_HEADER_BYTES):
             raise ConfigError(f"the header takes {len(data)} bytes, but {room} were kept for it")
         data = data.ljust(min(room, MAX_HEADER_BYTES))  # JSON may end in spaces
-        end = self.sections[-1].end_bytes
+        end = self.end_bytes
         required = header.required_features()
         preamble = Preamble(len(data), end, required, self.pack_id, zlib.crc32(data))
         with _disk_errors(self._partial):
@@ -196,7 +201,7 @@ class PackWriter:
         dtype: str | None = None,
         shape: tuple[int, ...] | None = None,
     ) -> None:
-        previous = self.sections[-1].end_bytes if self.sections else self._data_start
+        previous = self.end_bytes
         offset = align(previous, SECTION_ALIGNMENT)
         length = 0
         with _disk_errors(self._partial):

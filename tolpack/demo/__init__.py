@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tolpack.builder import build
+from tolpack.errors import FileAccessError
 from tolpack.evaluate import Evaluation, evaluate
 from tolpack.progress import Reporter
 
@@ -28,10 +29,14 @@ def run_demo(folder: Path, reporter: Reporter | None = None) -> Evaluation:
     Parameters
     ----------
     folder : Path
-        An existing folder for the packs.
+        For the packs; made if it does not exist.
     reporter : Reporter, optional
         Receives progress.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileAccessError(f"cannot make folder {folder}: {error.strerror}") from error
     paths = []
     for name, rank, bits in SETTINGS:
         path = folder / f"{name}.tolpack"

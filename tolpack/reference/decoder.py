@@ -225,6 +225,7 @@ def _load_attention(checkpoint: Checkpoint, name: str) -> _Attention:
             "the key–value heads"
         )
     head_dim = hidden // heads
+    checkpoint.refuse_bias(*(f"{name}.{part}_proj" for part in "qkvo"))
     rows = {"q": hidden, "k": kv_heads * head_dim, "v": kv_heads * head_dim, "o": hidden}
     weights = [
         checkpoint.tensor(f"{name}.{part}_proj.weight", count, hidden).float()

@@ -48,7 +48,7 @@ class Score:
     @property
     def ppl(self) -> float:
         """Perplexity."""
-        return math.exp(self.mean_nll_nats)
+        return _exp(self.mean_nll_nats)
 
     @property
     def ppl_se(self) -> float:
@@ -64,7 +64,7 @@ def increase_pct(score: Score, baseline: Score) -> tuple[float, float]:
     if not np.array_equal(score.tokens, baseline.tokens):
         raise ConfigError("the two scores are of different windows and cannot be paired")
     difference = score.nll_nats - baseline.nll_nats
-    ratio = math.exp(difference.sum() / score.total_tokens)
+    ratio = _exp(float(difference.sum()) / score.total_tokens)
     return 100 * (ratio - 1), 100 * ratio * _ratio_se(difference, score.tokens)
 
 
@@ -107,6 +107,13 @@ def score(
         if progress is not None:
             progress(target.numel())
     return Score(torch.cat(nll).numpy(), torch.cat(tokens).numpy())
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
 
 def _ratio_se(values: NDArray[np.float64], tokens: NDArray[np.int64]) -> float:

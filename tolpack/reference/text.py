@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.errors import CheckpointError, ConfigError
+from tolpack.sources.npy import read_npy
 
 
 def read_token_ids(
@@ -61,11 +62,8 @@ def find_tokenizer(checkpoint: Path, given: str | Path | None) -> Path | None:
 
 
 def _read_ids(path: Path) -> NDArray[np.int64]:
-    try:
-        ids = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read token ids from {path}: {error}") from error
-    if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind not in "iu":
+    ids = read_npy(path, "token ids")
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise ConfigError(f"{path} must hold a one-dimensional array of integers")
     return ids.astype(np.int64)
 

@@ -7,6 +7,8 @@ What was matched can be printed with `Checkpoint.describe`.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -21,6 +23,7 @@ from tolpack.sources.tensors import (
     shard_paths,
 )
 
+_FINGERPRINT_ROWS = 256
 MEMORY_PARTS = ("gate_proj", "up_proj", "down_proj")
 
 
@@ -65,9 +68,37 @@ class Checkpoint:
             raise CheckpointError(
                 f"tensor {name!r} is {tensor.dtype}, expected float32, bfloat16 or float16"
             )
+        if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+            raise CheckpointError(
+                f"tensor {name!r} is {tensor.layout} on {tensor.device}, expected a dense tensor "
+                "with its data: convert it and save again"
+            )
         if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"tensor {name!r} holds NaN or Inf: the checkpoint is damaged")
         return tensor
+
+    def fingerprint(self, names: Iterable[str] | None = None) -> bytes:
+        """Return 32 bytes from evenly spaced rows of tensors `names` (default: of all).
+
+        An identity, not an integrity check: it tells two checkpoints apart.
+        """
+        digest = hashlib.sha256()
+        for name in sorted(self._names if names is None else names):
+            tensor = self._store.load(self._names[name])
+            rows = tensor.reshape(-1) if tensor.ndim < 2 else tensor
+            step = max(1, len(rows) // _FINGERPRINT_ROWS)
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(rows[::step].float().contiguous().numpy().tobytes())
+        return digest.digest()
+
+    def refuse_bias(self, *names: str) -> None:
+        """Raise `CheckpointError` if one of ``{name}.bias`` exists: it would be left out."""
+        for name in names:
+            if self.has(f"{name}.bias"):
+                raise CheckpointError(
+                    f"tensor {name + '.bias'!r} has no place in this architecture, and results "
+                    "without it would be wrong: remove it if it is zero"
+                )
 
     def check(self, name: str, *shape: int) -> None:
         """Raise `CheckpointError` unless tensor `name` is there with `shape`."""
@@ -134,12 +165,14 @@ class Checkpoint:
         return lines
 
     def _refuse_extra_layers(self) -> None:
-        beyond = f"layers.{self.config.num_hidden_layers}."
-        if any(name.startswith(beyond) for name in self._names):
-            raise CheckpointError(
-                f"{self.path} holds {beyond}*, but the config says num_hidden_layers = "
-                f"{self.config.num_hidden_layers}: correct config.json"
-            )
+        layers = self.config.num_hidden_layers
+        for name in self._names:
+            number = name.removeprefix("layers.").split(".")[0]
+            if name.startswith("layers.") and number.isdecimal() and int(number[:9]) >= layers:
+                raise CheckpointError(
+                    f"{self.path} holds {name!r}, but the config says num_hidden_layers = "
+                    f"{layers}: correct config.json"
+                )
 
 
 def open_checkpoint(path: str | Path, config: str | Path | None = None) -> Checkpoint:

@@ -93,7 +93,7 @@ def read_config(path: Path) -> ModelConfig:
     return parse_config(raw)
 
 
-def _field(name: str, annotation: str, value: object) -> Any:
+def _field(name: str, annotation: str, value: Any) -> Any:
     if value is None:
         return None
     kind = annotation.split(" | ")[0]
@@ -102,12 +102,14 @@ def _field(name: str, annotation: str, value: object) -> Any:
         expected = "a positive integer below 2^31"
     elif kind == "float":
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        ok = number and 0 < float(str(value)) < float("inf")
-        expected = "a positive number"
+        ok = number and 0 < value < 1e300
+        expected = "a positive number below 1e300"
     elif kind == "bool":
         ok, expected = isinstance(value, bool), "true or false"
     else:
         ok, expected = value in _CHOICES[name], f"one of {', '.join(_CHOICES[name])}"
     if not ok:
-        raise CheckpointError(f"config field {name!r} is {value!r}, expected {expected}")
+        huge = isinstance(value, int) and abs(value) >= 2**63  # too long to be written out
+        found = "a huge integer" if huge else repr(value)[:200]
+        raise CheckpointError(f"config field {name!r} is {found}, expected {expected}")
     return value

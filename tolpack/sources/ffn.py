@@ -57,6 +57,8 @@ def load_norm(checkpoint: Checkpoint, name: str) -> Norm:
     config = checkpoint.config
     hidden = config.hidden_size
     kind = config.require("norm", "the norms")
+    if kind == "rmsnorm":
+        checkpoint.refuse_bias(name)
     bias = None
     if checkpoint.has(f"{name}.bias"):
         bias = checkpoint.tensor(f"{name}.bias", hidden).float()
@@ -69,6 +71,7 @@ def load_ffn(checkpoint: Checkpoint, name: str, inner: int) -> GatedFFN:
     config = checkpoint.config
     hidden = config.hidden_size
     shapes = [(inner, hidden), (inner, hidden), (hidden, inner)]
+    checkpoint.refuse_bias(*(f"{name}.{part}" for part in MEMORY_PARTS))
     weights = [
         checkpoint.tensor(f"{name}.{part}.weight", *shape).float()
         for part, shape in zip(MEMORY_PARTS, shapes)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.sources.checkpoint import Checkpoint, open_checkpoint
 from tolpack.sources.ffn import load_memory
+from tolpack.sources.npy import read_npy
 from tolpack.sources.tensors import open_safetensors
 
 LayerRows = Callable[[NDArray[np.int64]], NDArray[np.float32]]
@@ -49,7 +50,7 @@ class TableSource(Protocol):
         ...
 
     def fingerprint(self) -> bytes:
-        """Return 32 bytes that differ for different tables and do not depend on file names."""
+        """Return bytes that differ for different tables and do not depend on file names."""
         ...
 
     def describe(self) -> list[str]:
@@ -82,7 +83,9 @@ class MemoryTable:
         @torch.inference_mode()
         def rows(ids: NDArray[np.int64]) -> NDArray[np.float32]:
             x = self._embedding[torch.from_numpy(ids)].float()
-            return np.asarray(ffn(norm(x)).numpy())
+            values = np.asarray(ffn(norm(x)).numpy())
+            _check_finite(values, ids, layer)
+            return values
 
         return rows
 
@@ -90,12 +93,7 @@ class MemoryTable:
         """See `TableSource.fingerprint`: configuration, and evenly spaced rows of every weight."""
         config = self.checkpoint.config
         digest = hashlib.sha256(f"{config.norm} {config.rms_norm_eps} {config.hidden_act}".encode())
-        for name, shape in sorted(self._shapes.items()):
-            tensor = self.checkpoint.tensor(name, *shape)
-            step = max(1, len(tensor) // _FINGERPRINT_ROWS)
-            digest.update(f"{name} {shape} {tensor.dtype}".encode())
-            digest.update(tensor[::step].float().numpy().tobytes())
-        return digest.digest()
+        return digest.digest() + self.checkpoint.fingerprint(self._shapes)
 
     def describe(self) -> list[str]:
         """See `TableSource.describe`."""
@@ -140,11 +138,7 @@ class ArrayTable:
 
         def rows(ids: NDArray[np.int64]) -> NDArray[np.float32]:
             values = self._take(ids, start, start + self.hidden_size)
-            if not np.isfinite(values).all():
-                token = ids[~np.isfinite(values).all(axis=1)][0]
-                raise CheckpointError(
-                    f"the table holds NaN or Inf at token {token}, layer {layer}: repair it first"
-                )
+            _check_finite(values, ids, layer)
             return values
 
         return rows
@@ -199,9 +193,9 @@ _Opened = tuple[Callable[..., NDArray[np.float32]], tuple[int, ...], str]
 
 def _open_npy(path: Path) -> _Opened:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise CheckpointError(f"cannot read table {path}: {error}") from error
+        array = read_npy(path, "table", mapped=True)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
 
     def take(ids: NDArray[np.int64], start: int, stop: int) -> NDArray[np.float32]:
         if array.ndim == 3:  # no reshape: it would copy a table in Fortran order
@@ -257,6 +251,15 @@ _TABLE_OPENERS: dict[str, Callable[[Path], _Opened | None]] = {
     ".h5": _open_h5,
     ".hdf5": _open_h5,
 }
+
+
+def _check_finite(values: NDArray[np.float32], ids: NDArray[np.int64], layer: int) -> None:
+    finite = np.isfinite(values)
+    if not finite.all():
+        token = ids[~finite.all(axis=1)][0]
+        raise CheckpointError(
+            f"the table holds NaN or Inf at token {token}, layer {layer}: repair the checkpoint"
+        )
 
 
 def _table_shape(shape: tuple[int, ...], layers: int | None) -> tuple[int, int, int]:

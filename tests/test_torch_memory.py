@@ -1,0 +1,137 @@
+"""`ToLMemory`: rows of a pack as the module that inference code mounts."""
+
+import models
+import numpy as np
+import pytest
+import torch
+
+import tolpack
+from tolpack.errors import ConfigError, TokenIdError
+from tolpack.reference.decoder import Decoder
+from tolpack.sources.checkpoint import open_checkpoint
+from tolpack.torch import ToLMemory
+
+
+@pytest.fixture(scope="module")
+def path(memoryllm, tmp_path_factory):
+    """A pack of the tiny MemoryLLM with a basis and a dropped layer."""
+    out = tmp_path_factory.mktemp("pack") / "p.tolpack"
+    return tolpack.build(memoryllm, out, rank="9,24,3", drop="1", bits=8).path
+
+
+@pytest.fixture
+def pack(path):
+    """The open pack."""
+    with tolpack.open(path) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "ids", [5, [3], [3, 96, 3], [[0, 7], [7, 1]], [[[4]]], [], [[], []]]
+)  # fmt: skip
+def test_rows_have_the_shape_of_the_ids(pack, dtype, ids):
+    """Ids of any shape give (*shape, hidden) in the dtype asked for; dropped layers are zeros."""
+    ids = torch.tensor(ids, dtype=torch.int64)
+    memory = ToLMemory(pack, dtype)
+    expected = pack.rows(ids.reshape(-1).numpy())
+    for layer in range(3):
+        found = memory(layer, ids)
+        assert found.dtype == dtype
+        assert found.shape == (*ids.shape, 24)
+        wanted = torch.from_numpy(expected[:, layer]).reshape(found.shape).to(dtype)
+        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
+        assert layer != 1 or not found.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+def test_ids_of_any_integer_dtype(pack, dtype):
+    """Ids of narrower integer dtypes give the same rows."""
+    ids = torch.tensor([1, 90, 1])
+    memory = ToLMemory(pack)
+    torch.testing.assert_close(memory(0, ids.to(dtype)), memory(0, ids))
+
+
+def test_all_layers_cost_one_fetch(pack):
+    """Calling layer after layer with the same ids reads the pack once."""
+    memory, ids = ToLMemory(pack), torch.tensor([[1, 2, 3, 2]])
+    before = pack.stats()["rows"]
+    for layer in range(3):
+        memory(layer, ids.clone())
+    assert pack.stats()["rows"] - before == 3
+
+
+def test_changed_ids_are_fetched_again(pack):
+    """Ids that were changed in place, or differ in shape only, never give old rows."""
+    memory, ids = ToLMemory(pack), torch.tensor([1, 2])
+    memory(0, ids)
+    ids[0] = 50
+    torch.testing.assert_close(memory(0, ids), torch.from_numpy(pack.rows([50, 2])[:, 0]))
+    assert memory(0, ids[None]).shape == (1, 2, 24)
+
+
+def test_decoder_runs_on_it(memoryllm, tmp_path):
+    """A decoder with a 16-bit pack for its memory gives the logits of its own FFNs."""
+    with tolpack.open(tolpack.build(memoryllm, tmp_path / "p.tolpack", bits=16).path) as pack:
+        decoder = Decoder(open_checkpoint(memoryllm))
+        ids = torch.from_numpy(models.zipf_ids(12, 97))[None]
+        packed = decoder.with_memory(ToLMemory(pack))
+        torch.testing.assert_close(packed(ids), decoder(ids), atol=0.02, rtol=0.02)
+        assert list(packed.generate([5], 8)) == list(decoder.generate([5], 8))
+
+
+def test_failed_lookup_leaves_the_module_usable(pack):
+    """After an error the next lookup gives right rows, not those of the failed one."""
+    memory, good = ToLMemory(pack), torch.tensor([7, 8])
+    memory(0, good)
+    with pytest.raises(TokenIdError, match="token id 97 is out of range"):
+        memory(0, torch.tensor([7, 97]))
+    torch.testing.assert_close(memory(2, good), torch.from_numpy(pack.rows([7, 8])[:, 2]))
+
+
+@pytest.mark.parametrize(
+    "ids", [torch.tensor([0.0]), torch.tensor([True]), torch.tensor([-1]), torch.tensor([2**40])]
+)
+def test_wrong_ids_are_refused(pack, ids):
+    """Ids of another kind or out of range give TokenIdError."""
+    with pytest.raises(TokenIdError):
+        ToLMemory(pack)(0, ids)
+
+
+@pytest.mark.parametrize("layer", [-1, 3])
+def test_wrong_layer_is_refused(pack, layer):
+    """A layer that the pack does not have is refused with the range."""
+    with pytest.raises(ConfigError, match=rf"layer {layer} is out of range 0 … 2"):
+        ToLMemory(pack)(layer, torch.tensor([0]))
+
+
+def test_wrong_dtype_is_refused(pack):
+    """Outputs are float32, bfloat16 or float16."""
+    with pytest.raises(ConfigError, match="expected float32, bfloat16 or float16"):
+        ToLMemory(pack, torch.float64)
+
+
+def test_closed_pack_gives_our_error(path):
+    """A lookup after the pack was closed gives tolpack's error."""
+    pack = tolpack.open(path)
+    memory = ToLMemory(pack)
+    pack.close()
+    with pytest.raises(tolpack.TolpackError):
+        memory(0, torch.tensor([0]))
+
+
+def test_it_is_a_module_without_weights(pack):
+    """Mounted in a model it adds nothing to the state dict and survives train and eval."""
+    model = torch.nn.ModuleDict({"memory": ToLMemory(pack)})
+    assert model.state_dict() == {}
+    assert model.eval()["memory"](0, torch.tensor([1])).shape == (1, 24)
+
+
+def test_gradients_flow_around_it_after_inference(pack):
+    """Rows first fetched in inference mode can be used where gradients are recorded."""
+    memory, ids = ToLMemory(pack), torch.tensor([1, 2])
+    with torch.inference_mode():
+        memory(0, ids)
+    scale = torch.ones(24, requires_grad=True)
+    (scale * memory(0, ids)).sum().backward()
+    np.testing.assert_allclose(scale.grad, pack.rows([1, 2])[:, 0].sum(0), rtol=1e-5)
