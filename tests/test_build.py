@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import tolpack
+from tolpack.assembly import Assembly
 from tolpack.builder import output_path
 from tolpack.errors import CheckpointError, ConfigError, FileAccessError, TolpackError
 from tolpack.progress import Reporter
@@ -733,12 +734,18 @@ def test_auto_build_resumes_to_the_same_bytes(memoryllm, token_ids, tmp_path):
         out.unlink()
 
 
-def test_build_to_a_size_resumes_to_the_same_bytes(tmp_path):
-    """A build to a size that needs more than one attempt resumes from a kill in any of them."""
+def test_build_to_a_size_resumes_to_the_same_bytes(tmp_path, monkeypatch):
+    """A build whose size was misjudged tries again, and resumes from a kill in any attempt."""
     given = misleading(tmp_path, 2040) | {"size": "30%"}
+    monkeypatch.setattr(Assembly, "_saving_of", lambda *_: 0.9)  # far too hopeful
     reference, out = tmp_path / "reference.tolpack", tmp_path / "p.tolpack"
+    log = Log()
+    result = tolpack.build(output=reference, reporter=log, **given)
+    assert [name for name, _, _ in log.phases].count("encoding") > 1
+    assert result.bytes <= 0.3 * 2 * 3064 * 2 * 48
+    reference.unlink()
     total = interrupted({**given, "output": reference})
-    for after in range(0, total, 3):
+    for after in range(0, total, 4):
         with pytest.raises(Killed):
             tolpack.build(output=out, reporter=Killer(after), **given)
         assert not out.exists()

@@ -113,7 +113,8 @@ def test_eval_json(memoryllm, pack, token_ids):
     assert set(found["baseline"]) == scores | {"ffn_bytes"}
     assert set(found["packs"][0]) == scores | {
         "path", "bytes", "ratio_fp16", "bits_per_weight", "ppl_increase_pct",
-        "ppl_increase_se_pct", "read_bytes_per_token", "resident_bytes", "macs_per_token",
+        "ffn_bytes", "ppl_increase_se_pct", "read_bytes_per_token", "resident_bytes",
+        "macs_per_token",
     }  # fmt: skip
     assert found["context"] == 8
     assert found["packs"][0]["path"] == str(pack)

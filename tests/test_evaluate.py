@@ -18,7 +18,7 @@ BASELINE_KEYS = {"ppl", "ppl_se", "nll_nats", "tokens", "ffn_bytes"}
 PACK_KEYS = {
     "path", "ppl", "ppl_se", "nll_nats", "tokens", "bytes", "ratio_fp16", "bits_per_weight",
     "ppl_increase_pct", "ppl_increase_se_pct", "read_bytes_per_token", "resident_bytes",
-    "macs_per_token",
+    "macs_per_token", "ffn_bytes",
 }  # fmt: skip
 
 

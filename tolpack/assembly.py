@@ -108,7 +108,7 @@ class Assembly:
     @property
     def key(self) -> bytes:
         """Identifies inputs and settings: equal keys give equal packs."""
-        resolved = (VERSION, __version__, LEVEL, self.settings, self.size, self.kept_back)
+        resolved = (VERSION, __version__, LEVEL, self.settings, self.size)
         digest = hashlib.sha256(repr(resolved).encode())
         digest.update(self.source.fingerprint() + self.weighing.fingerprint)
         return digest.digest()

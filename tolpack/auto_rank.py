@@ -32,9 +32,9 @@ from tolpack.progress import Reporter
 from tolpack.reference.calibrate import (
     MAX_LOSS_TOKENS,
     TruncatedLayer,
-    mean_loss,
     measured_tokens,
     truncation_slopes,
+    window_losses,
 )
 from tolpack.reference.decoder import Decoder, Memory
 from tolpack.sources.table import TableSource
@@ -177,8 +177,24 @@ class LossModel:
             for layer, mean, point in zip(self.layers, means, a)
         )
 
-    def trial(self, allocation: Allocation, reporter: Reporter) -> float:
-        """Loss on the calibration text in nats per token, with memory stored as `allocation`."""
+    def next_point(self, layer: int, point: Point) -> Point:
+        """Return `point` with the next larger rank; the same rank if there is none."""
+        return self.point(layer, point.rank + RANK_STEP, point.leading)
+
+    def worth(self, layer: int, point: Point, larger: Point) -> float:
+        """Loss saved per byte by going from `point` to `larger`; 0 if it is not larger."""
+        fresh = self.point(layer, point.rank, point.leading)  # by today's factors
+        extra = larger.bytes - fresh.bytes
+        return (fresh.loss - larger.loss) / extra if extra > 0 else 0.0
+
+    def trial(self, allocation: Allocation, reporter: Reporter) -> Doubles:
+        """Run the calibration text with memory stored as `allocation`.
+
+        Returns
+        -------
+        ndarray
+            float64 (windows,): nats per token of each window.
+        """
         model = self._weighing.model
         if model is None:
             raise ValueError("no model to run")
@@ -187,7 +203,7 @@ class LossModel:
         tokens = measured_tokens(len(model.token_ids), model.context, MAX_LOSS_TOKENS)
         with reporter.phase("trying ranks", tokens, "tok") as done:
             decoder = model.decoder.with_memory(memory)
-            return mean_loss(decoder, model.token_ids, model.context, done)
+            return window_losses(decoder, model.token_ids, model.context, done)
 
     def _tail(self, layer: int) -> Doubles:
         """Uncorrected truncation loss by rank, float64 (hidden + 1,)."""
@@ -224,8 +240,9 @@ def choose(
     """Hold the allocation by slope against one uniform rank, and the mean of both, by trial.
 
     Predictions are noisy, and where layers are much alike a uniform rank is hard to beat; the loss
-    is convex, so the mean of two good allocations is often better than either. All three are run on
-    the calibration text, coefficients rounded as they will be stored, and the best is taken.
+    is convex, so the mean of two good allocations is often better than either. All are run on the
+    calibration text, coefficients rounded as they will be stored. A less uniform one is taken only
+    if it is better by more than the paired standard error.
 
     Parameters
     ----------
@@ -234,20 +251,41 @@ def choose(
     fits : callable
         Whether an allocation takes no more bytes than it may.
     """
-    if model.runnable is None:
-        return sloped
     uniform = _largest(model.uniform, fits, model.full_rank)
-    candidates = {"by slope": sloped}
-    if uniform is not None:
-        candidates["uniform rank"] = uniform
-        blended = _largest(partial(model.blend, sloped, uniform), fits, model.full_rank)
-        if blended is not None:
-            candidates["between both"] = blended
+    if model.runnable is None or uniform is None:
+        return sloped
+    candidates = {"uniform rank": _filled(model, uniform, fits)}
+    blended = _largest(partial(model.blend, sloped, uniform), fits, model.full_rank)
+    if blended is not None:
+        candidates["between both"] = _filled(model, blended, fits)
+    candidates["by slope"] = sloped
     losses = {name: model.trial(found, reporter) for name, found in candidates.items()}
-    best = min(losses, key=lambda name: losses[name])
-    listed = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+    best = "uniform rank"
+    for name, loss in losses.items():
+        difference = losses[best] - loss
+        if difference.mean() > difference.std() / np.sqrt(len(difference)):
+            best = name
+    listed = ", ".join(f"{name} {loss.mean():.4f}" for name, loss in losses.items())
     reporter.say(f"rank auto: nats per token on the calibration text: {listed}; taking {best}")
     return candidates[best]
+
+
+def _filled(
+    model: LossModel, allocation: Allocation, fits: Callable[[Allocation], bool]
+) -> Allocation:
+    """Raise single layers' ranks, the most useful first, until no more fits."""
+    chosen = list(allocation)
+    open_layers = set(range(len(chosen)))
+    while open_layers:
+        steps = {n: model.next_point(model.layers[n], chosen[n]) for n in open_layers}
+        worth = {n: model.worth(model.layers[n], chosen[n], step) for n, step in steps.items()}
+        best = max(worth, key=lambda n: (worth[n], -n))
+        raised = [*chosen[:best], steps[best], *chosen[best + 1 :]]
+        if worth[best] <= 0 or not fits(tuple(raised)):
+            open_layers.discard(best)
+        else:
+            chosen = raised
+    return tuple(chosen)
 
 
 def _largest(

@@ -137,7 +137,8 @@ def build(
 
 def _write(work: Assembly, path: Path, resume: bool, reporter: Reporter) -> bool:
     """Write the pack; false, and nothing under its name, if it came out larger than ``--size``."""
-    with PackWriter(path, work.key, work.header_room, resume=resume) as writer:
+    attempt = work.kept_back
+    with PackWriter(path, work.key, work.header_room, resume=resume, attempt=attempt) as writer:
         if resume:
             reporter.say(f"resuming after {writer.resumed_sections} finished sections")
         fields, projections = work.write_fields(writer)
@@ -177,9 +178,7 @@ def output_path(
     if source.is_dir():
         given += [file for file in source.iterdir() if file.suffix != ".tolpack"]
     if any(one.exists() and os.path.samefile(path, one) for one in given):
-        raise ConfigError(
-            f"output {path} is the input, or a part of it: use another -o"
-        )
+        raise ConfigError(f"output {path} is the input, or a part of it: use another -o")
     if not force:
         raise ConfigError(f"output {path} exists: use --force to replace it, or another -o")
     return path

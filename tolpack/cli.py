@@ -78,6 +78,11 @@ def _checked(parse: Callable[[str], object]) -> Callable[..., str | None]:
     return callback
 
 
+def _fixed_rank(value: str) -> None:
+    if parse_rank(value).word == "auto":
+        raise ConfigError("the ranks of auto follow from the table: plan a number or a percentage")
+
+
 def _print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2))
 
@@ -143,6 +148,8 @@ def build(checkpoint: Path, bits: str, as_json: bool, **settings: Any) -> None:
     tolpack build model.pt --bits 8 --drop 3,7-9 --frequencies counts.npy
     tolpack build table.npy --layers 24 --bits 16
     """
+    if settings["size"] is not None and parse_rank(settings["rank"]).word != "auto":
+        raise click.UsageError("--size chooses the ranks, so it needs --rank auto")
     output = settings.pop("output")
     result = tolpack.build(checkpoint, output, bits=int(bits), reporter=_Terminal(), **settings)
     if as_json:
@@ -250,7 +257,7 @@ def rows(pack: Path, token_ids: tuple[int, ...], as_json: bool) -> None:
 
 @main.command()
 @click.argument("checkpoint", type=_PATH)
-@click.option("--rank", callback=_checked(parse_rank), help="Plan this rank only; not auto.")
+@click.option("--rank", callback=_checked(_fixed_rank), help="Plan this rank only; not auto.")
 @click.option("--bits", type=click.Choice(["16", "8", "4"]), help="Plan these bits only.")
 @_drop_option
 @_config_option

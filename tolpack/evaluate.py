@@ -48,6 +48,7 @@ class PackScore:
     ppl_se: float
     nll_nats: float
     tokens: int
+    ffn_bytes: int | None
     bytes: int
     ratio_fp16: float
     bits_per_weight: float
@@ -122,7 +123,7 @@ def evaluate(
             _check_fits(pack, decoder, path)
             memory = ToLMemory(pack)
             packed = _score(decoder.with_memory(memory), tokens, context, Path(path).name, reporter)
-            scores.append(_pack_score(path, pack, packed, base, tokens))
+            scores.append(_pack_score(path, pack, packed, base, tokens, ffn_bytes))
     baseline = Baseline(base.ppl, base.ppl_se, base.mean_nll_nats, base.total_tokens, ffn_bytes)
     return Evaluation(context, baseline, tuple(scores))
 
@@ -135,7 +136,12 @@ def _score(
 
 
 def _pack_score(
-    path: str | Path, pack: Pack, packed: Score, base: Score, tokens: NDArray[np.int64]
+    path: str | Path,
+    pack: Pack,
+    packed: Score,
+    base: Score,
+    tokens: NDArray[np.int64],
+    ffn_bytes: int | None,
 ) -> PackScore:
     increase, increase_se = increase_pct(packed, base)
     return PackScore(
@@ -144,6 +150,7 @@ def _pack_score(
         ppl_se=packed.ppl_se,
         nll_nats=packed.mean_nll_nats,
         tokens=packed.total_tokens,
+        ffn_bytes=ffn_bytes,
         bytes=pack.nbytes,
         ratio_fp16=ratio_fp16(pack),
         bits_per_weight=bits_per_weight(pack),

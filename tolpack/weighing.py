@@ -108,8 +108,9 @@ def weigh(
         counts = model.counts
     digest = hashlib.sha256(b"counts" if counts is None else counts.astype("<i8").tobytes())
     digest.update(b"no text" if ids is None else ids.astype("<i8").tobytes())
-    if model is not None and isinstance(source, MemoryTable):  # all its weights shape the losses
+    if model is not None and isinstance(source, MemoryTable):  # all of it shapes the losses
         digest.update(source.checkpoint.fingerprint())
+        digest.update(repr((source.checkpoint.config, model.context)).encode())
     return Weighing(order, token_weights(counts, source.vocab_size), model, digest.digest())
 
 

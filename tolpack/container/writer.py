@@ -51,6 +51,8 @@ class PackWriter:
         Upper bound of the header's JSON in bytes; `commit` fails if the header is longer.
     resume : bool
         Continue an interrupted build of the same key. Without it a leftover is overwritten.
+    attempt : int
+        Tells tries of one key with other contents apart: a leftover of another one is overwritten.
 
     Raises
     ------
@@ -60,7 +62,9 @@ class PackWriter:
         The folder is not writable, the disk is full, or another build writes the same output.
     """
 
-    def __init__(self, path: Path, key: bytes, header_room: int, *, resume: bool = False) -> None:
+    def __init__(
+        self, path: Path, key: bytes, header_room: int, *, resume: bool = False, attempt: int = 0
+    ) -> None:
         if header_room > MAX_HEADER_BYTES:
             raise ConfigError(
                 f"the header may take {header_room} bytes, but the format allows "
@@ -69,6 +73,7 @@ class PackWriter:
         self.path = path
         self.pack_id = int.from_bytes(key[:8], "little")
         self._key = key.hex()
+        self._attempt = attempt
         self.sections: list[Section] = []
         self._partial = path.with_name(path.name + ".partial")
         self._journal_path = path.with_name(path.name + ".partial.journal")
@@ -227,7 +232,7 @@ class PackWriter:
 
     def _write_journal(self) -> None:
         """Write the journal anew: the key, and the sections that are known to be done."""
-        entries: list[dict[str, object]] = [{"key": self._key}]
+        entries: list[dict[str, object]] = [{"key": self._key, "attempt": self._attempt}]
         entries += [asdict(section) for section in self._done]
         fresh = self._journal_path.with_name(self._journal_path.name + ".new")
         fresh.write_text("".join(json.dumps(e) + "\n" for e in entries), encoding="utf-8")
@@ -242,7 +247,8 @@ class PackWriter:
     def _read_journal(self) -> list[Section]:
         try:
             lines = self._journal_path.read_text(encoding="utf-8").splitlines()
-            found = json.loads(lines[0])["key"]
+            first = json.loads(lines[0])
+            found, attempt = first["key"], first["attempt"]
         except (OSError, ValueError, LookupError, TypeError):
             return []  # killed before the first line was written: nothing to continue
         if found != self._key:
@@ -250,6 +256,8 @@ class PackWriter:
                 f"{self._partial} was begun with other inputs or settings: repeat those, or build "
                 "without --resume to start again"
             )
+        if attempt != self._attempt:
+            return []
         sections = []
         for line in lines[1:]:
             try:

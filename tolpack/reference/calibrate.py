@@ -134,21 +134,27 @@ def truncation_slopes(
 
 
 @torch.inference_mode()
-def mean_loss(
+def window_losses(
     decoder: Decoder, token_ids: NDArray[np.int64], context: int, progress: Progress = None
-) -> float:
-    """Mean negative log-likelihood in nats per token, over at most `MAX_LOSS_TOKENS`.
+) -> NDArray[np.float64]:
+    """Nats per token of windows spread over the text, at most `MAX_LOSS_TOKENS` tokens in all.
 
-    The windows are spread evenly over the text and are the same for every call.
+    The windows are the same for every call, so that two results can be paired.
+
+    Returns
+    -------
+    ndarray
+        float64 (windows,).
     """
     windows = _windows(token_ids, context, MAX_LOSS_TOKENS)
-    total = 0.0
+    losses = []
     for batch in torch.split(windows, max(1, _TOKENS_PER_BATCH // windows.shape[1])):
         logits, targets = decoder(batch[:, :-1]), batch[:, 1:]
-        total += float(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"))
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        losses.append(loss.view(targets.shape).double().mean(1))
         if progress is not None:
             progress(targets.numel())
-    return total / windows[:, 1:].numel()
+    return np.asarray(torch.cat(losses).numpy())
 
 
 @torch.inference_mode()
