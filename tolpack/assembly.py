@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -147,11 +147,18 @@ class Assembly:
             model.measure(chosen, self.reporter)
             chosen = self._allocate(model)
         self.reporter.say(describe(chosen, model.factors))
-        limit = self.target or self._estimated_bytes(chosen)
-        chosen = choose(
-            model, chosen, lambda found: self._estimated_bytes(found) <= limit, self.reporter
-        )
+        chosen = choose(model, chosen, self._fits_like(chosen), self.reporter)
         return dict(zip(self.kept, chosen))
+
+    def _fits_like(self, allocation: Allocation) -> Callable[[Allocation], bool]:
+        """Whether an allocation's file fits `size`; without one, whether it is no larger than
+        `allocation`.
+        """
+        target = self.target
+        if target is not None:
+            return lambda found: self._estimated_bytes(found) <= target
+        limit = sum(point.bytes for point in allocation)
+        return lambda found: sum(point.bytes for point in found) <= limit
 
     def write_fields(self, writer: PackWriter) -> tuple[list[Field], list[FieldProjection]]:
         """Write bases and means; returns the fields and how rows become stored values."""
