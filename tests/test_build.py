@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import save_file
 
 import tolpack
-from tolpack.assembly import Assembly
 from tolpack.builder import output_path
+from tolpack.building.assembly import Assembly
+from tolpack.building.settings import parse_size
 from tolpack.errors import CheckpointError, ConfigError, FileAccessError, TolpackError
 from tolpack.progress import Reporter
-from tolpack.settings import parse_size
 from tolpack.sources.table import MemoryTable
 from tolpack.summary import describe_pack
 

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tolpack.container.encodings import Encoding, Part
-from tolpack.layout import (
+from tolpack.building.layout import (
     HOT_SHARE,
     build_header_room,
     field_bytes,
@@ -19,6 +18,7 @@ from tolpack.layout import (
     smooth_field_bytes,
     zstd_encoding,
 )
+from tolpack.container.encodings import Encoding, Part
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=60))

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from tolpack.assembly import Assembly, BuildSettings
+from tolpack.building.assembly import Assembly, BuildSettings
+from tolpack.building.weighing import weigh
 from tolpack.container.header import Header, Table
 from tolpack.container.writer import PackWriter
 from tolpack.errors import ConfigError
@@ -23,7 +24,6 @@ from tolpack.progress import Reporter
 from tolpack.sources.table import TableSource, open_source
 from tolpack.summary import bits_per_weight, layer_summaries, ratio_fp16
 from tolpack.version import __version__
-from tolpack.weighing import weigh
 
 _SAMPLE_TOKENS = 512
 

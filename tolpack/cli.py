@@ -19,9 +19,9 @@ import tqdm
 
 import tolpack
 from tolpack import report
+from tolpack.building.settings import parse_drop, parse_rank, parse_size
 from tolpack.errors import ConfigError, TolpackError
 from tolpack.progress import Reporter
-from tolpack.settings import parse_drop, parse_rank, parse_size
 
 _BUILD_MODULES = ("torch", "safetensors", "scipy", "tokenizers", "h5py")
 _PATH = click.Path(path_type=Path)

@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, align
-from tolpack.errors import ConfigError
-from tolpack.layout import (
+from tolpack.building.layout import (
     build_header_room,
     field_encoding,
     order_tokens,
@@ -19,7 +17,9 @@ from tolpack.layout import (
     raw_chunk_bytes,
     raw_encoding,
 )
-from tolpack.settings import dropped_layers, parse_drop, parse_rank
+from tolpack.building.settings import dropped_layers, parse_drop, parse_rank
+from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, align
+from tolpack.errors import ConfigError
 from tolpack.sources.table import TableSource, open_source
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tolpack.building.layout import field_bytes
 from tolpack.codecs.record import record_layout
 from tolpack.container.reader import ChunkView
-from tolpack.layout import field_bytes
 from tolpack.pack import Pack
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.building.layout import TokenOrder, order_tokens
 from tolpack.codecs.lowrank import Doubles
 from tolpack.errors import CheckpointError, ConfigError
-from tolpack.layout import TokenOrder, order_tokens
 from tolpack.progress import Reporter
 from tolpack.reference.calibrate import calibrate, measured_tokens, sample_text
 from tolpack.reference.decoder import Decoder

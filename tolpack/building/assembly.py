@@ -15,17 +15,8 @@ from functools import cached_property, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.allocate import Allocation, Point, allocate_to_loss, allocate_to_size
-from tolpack.auto_rank import LossModel, choose, describe
-from tolpack.codecs.frames import LEVEL, compress
-from tolpack.codecs.record import record_layout
-from tolpack.container.encodings import CHECKSUM_BYTES, Encoding, FieldEncoding
-from tolpack.container.header import Chunk, Field
-from tolpack.container.index import index_bytes
-from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, VERSION, align
-from tolpack.container.writer import PackWriter
-from tolpack.errors import ConfigError
-from tolpack.layout import (
+from tolpack.building.allocate import Allocation, Point, allocate_to_loss, allocate_to_size
+from tolpack.building.layout import (
     ChunkPlan,
     build_header_room,
     field_bytes,
@@ -35,7 +26,8 @@ from tolpack.layout import (
     raw_encoding,
     zstd_encoding,
 )
-from tolpack.passes import (
+from tolpack.building.loss_model import LossModel, describe
+from tolpack.building.passes import (
     FieldProjection,
     Moments,
     encode_records,
@@ -43,11 +35,20 @@ from tolpack.passes import (
     measure_moments,
     worker_threads,
 )
+from tolpack.building.rank_trial import choose
+from tolpack.building.settings import Ranks, dropped_layers, parse_drop, parse_rank, parse_size
+from tolpack.building.weighing import Weighing
+from tolpack.codecs.frames import LEVEL, compress
+from tolpack.codecs.record import record_layout
+from tolpack.container.encodings import CHECKSUM_BYTES, Encoding, FieldEncoding
+from tolpack.container.header import Chunk, Field
+from tolpack.container.index import index_bytes
+from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, VERSION, align
+from tolpack.container.writer import PackWriter
+from tolpack.errors import ConfigError
 from tolpack.progress import Reporter
-from tolpack.settings import Ranks, dropped_layers, parse_drop, parse_rank, parse_size
 from tolpack.sources.table import ArrayTable, MemoryTable, TableSource
 from tolpack.version import __version__
-from tolpack.weighing import Weighing
 
 _SAMPLE_TOKENS = 4096
 # Truncation is measured at the ranks it leads to; each time moves the ranks less.

@@ -15,30 +15,25 @@ Two errors, two predictions, both in nats per token:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from tolpack.allocate import Allocation, Point
+from tolpack.building.allocate import Allocation, Point
+from tolpack.building.layout import LEADING_CHOICES, field_encoding, smooth_field_bytes
+from tolpack.building.passes import Moments, sample_tokens
+from tolpack.building.weighing import CalibratedModel, Weighing
 from tolpack.codecs.lowrank import Doubles
 from tolpack.codecs.values import Floats, decode_values, encode_values
 from tolpack.container.encodings import FieldEncoding
-from tolpack.layout import LEADING_CHOICES, field_encoding, smooth_field_bytes
-from tolpack.passes import Moments, sample_tokens
 from tolpack.progress import Reporter
 from tolpack.reference.calibrate import (
-    MAX_LOSS_TOKENS,
     TruncatedLayer,
     measured_tokens,
     truncation_slopes,
-    window_losses,
 )
-from tolpack.reference.decoder import Decoder, Memory
 from tolpack.sources.table import TableSource
-from tolpack.weighing import CalibratedModel, Weighing
 
 # Two 4-bit coefficients share a byte, so ranks go in pairs.
 RANK_STEP = 2
@@ -72,9 +67,9 @@ class LossModel:
         bits: int,
     ) -> None:
         self._source = source
-        self._moments = moments
+        self.moments = moments
+        self.bits = bits
         self._weighing = weighing
-        self._bits = bits
         self._full = min(source.hidden_size, source.vocab_size)
         self._tails = {layer: self._tail(layer) for layer in moments}
         self._marginal = dict.fromkeys(moments, 1.0)
@@ -86,7 +81,7 @@ class LossModel:
             rows = source.layer(layer)(sample)
             plain = field_encoding(source.hidden_size, bits, "f16")
             metric = self._metric(layer)
-            self.plain_rounding += _mean_loss(_rounding_error(rows, plain), metric)
+            self.plain_rounding += _mean_loss(rounding_error(rows, plain), metric)
             self._rounding[layer] = self._rounding_by_leading(layer, rows)
 
     @property
@@ -107,7 +102,7 @@ class LossModel:
         rank = min(max(rank, RANK_STEP, leading), self._full)
         leading = min(leading, rank)
         hidden = self._source.hidden_size
-        size = smooth_field_bytes(rank, self._bits, leading) * self._source.vocab_size
+        size = smooth_field_bytes(rank, self.bits, leading) * self._source.vocab_size
         tail = float(self._tails[layer][rank])
         loss = tail * self._marginal[layer] + float(self._rounding_loss(layer, leading)[rank])
         return Point(rank, leading, size + 2.0 * hidden * rank, tail * self._share[layer], loss)
@@ -121,9 +116,9 @@ class LossModel:
         """Measure each layer's factor at `allocation`'s ranks, if there is a model to run."""
         if self._weighing.model is None:
             return
-        ranks = {layer: point.rank for layer, point in zip(self._moments, allocation)}
+        ranks = {layer: point.rank for layer, point in zip(self.moments, allocation)}
         cuts: list[TruncatedLayer | None] = [None] * self._source.num_layers
-        for layer, moments in self._moments.items():
+        for layer, moments in self.moments.items():
             vectors = moments.spectrum.vectors.astype(np.float32)
             cuts[layer] = TruncatedLayer(moments.mean.astype(np.float32), vectors, ranks[layer])
         model = self._weighing.model
@@ -149,10 +144,10 @@ class LossModel:
     @property
     def layers(self) -> tuple[int, ...]:
         """Kept layers, in order: an allocation has one point for each."""
-        return tuple(self._moments)
+        return tuple(self.moments)
 
     @property
-    def runnable(self) -> CalibratedModel | None:
+    def calibrated(self) -> CalibratedModel | None:
         """The model to run, if there is one."""
         return self._weighing.model
 
@@ -161,67 +156,23 @@ class LossModel:
         """Largest possible rank."""
         return self._full
 
-    def uniform(self, rank: int) -> Allocation:
-        """Give every layer the same rank, all coefficients at the same bits."""
-        return tuple(self.point(layer, rank, 0) for layer in self.layers)
-
-    def blend(self, a: Allocation, b: Allocation, step: int) -> Allocation:
-        """Mean ranks of two allocations with `a`'s leading values, moved so as to end at `step`.
-
-        `step` counts the rank of the first layer; the others keep their distance to it.
-        """
-        means = [(p.rank + q.rank) // 2 for p, q in zip(a, b)]
-        offset = step - min(means)
-        return tuple(
-            self.point(layer, mean + offset, point.leading)
-            for layer, mean, point in zip(self.layers, means, a)
-        )
-
-    def next_point(self, layer: int, point: Point) -> Point:
-        """Return `point` with the next larger rank; the same rank if there is none."""
-        return self.point(layer, point.rank + RANK_STEP, point.leading)
-
-    def worth(self, layer: int, point: Point, larger: Point) -> float:
-        """Loss saved per byte by going from `point` to `larger`; 0 if it is not larger."""
-        fresh = self.point(layer, point.rank, point.leading)  # by today's factors
-        extra = larger.bytes - fresh.bytes
-        return (fresh.loss - larger.loss) / extra if extra > 0 else 0.0
-
-    def trial(self, allocation: Allocation, reporter: Reporter) -> Doubles:
-        """Run the calibration text with memory stored as `allocation`.
-
-        Returns
-        -------
-        ndarray
-            float64 (windows,): nats per token of each window.
-        """
-        model = self._weighing.model
-        if model is None:
-            raise ValueError("no model to run")
-        memory = _StoredMemory(model.decoder, dict(zip(self.layers, allocation)), self._moments,
-                               self._bits)  # fmt: skip
-        tokens = measured_tokens(len(model.token_ids), model.context, MAX_LOSS_TOKENS)
-        with reporter.phase("trying ranks", tokens, "tok") as done:
-            decoder = model.decoder.with_memory(memory)
-            return window_losses(decoder, model.token_ids, model.context, done)
-
     def _tail(self, layer: int) -> Doubles:
         """Uncorrected truncation loss by rank, float64 (hidden + 1,)."""
-        spectrum = self._moments[layer].spectrum
+        spectrum = self.moments[layer].spectrum
         vectors, metric = spectrum.vectors, self._metric(layer)
         carried = 0.5 * spectrum.values * np.einsum("ji,jk,ki->i", vectors, metric, vectors)
         return np.append(np.cumsum(carried[::-1])[::-1], 0.0)
 
     def _rounding_by_leading(self, layer: int, rows: Floats) -> dict[int, Doubles]:
         """Rounding loss by rank, float64 (hidden + 1,), for each number of leading values."""
-        moments, metric = self._moments[layer], self._metric(layer)
+        moments, metric = self.moments[layer], self._metric(layer)
         vectors = moments.spectrum.vectors
         coefficients = ((rows - moments.mean) @ vectors).astype(np.float32)
         weight = np.einsum("ji,jk,ki->i", vectors, metric, vectors)
         result = {}
-        for leading in LEADING_CHOICES if self._bits == 4 else (0,):
-            encoding = field_encoding(self._source.hidden_size, self._bits, "f16", leading)
-            error = np.square(_rounding_error(coefficients, encoding)).mean(axis=0)
+        for leading in LEADING_CHOICES if self.bits == 4 else (0,):
+            encoding = field_encoding(self._source.hidden_size, self.bits, "f16", leading)
+            error = np.square(rounding_error(coefficients, encoding)).mean(axis=0)
             result[leading] = np.concatenate([[0.0], np.cumsum(0.5 * weight * error)])
         return result
 
@@ -231,79 +182,8 @@ class LossModel:
         return np.asarray(self._weighing.model.metrics[layer])
 
 
-def choose(
-    model: LossModel,
-    sloped: Allocation,
-    fits: Callable[[Allocation], bool],
-    reporter: Reporter,
-) -> Allocation:
-    """Hold the allocation by slope against one uniform rank, and the mean of both, by trial.
-
-    Predictions are noisy, and where layers are much alike a uniform rank is hard to beat; the loss
-    is convex, so the mean of two good allocations is often better than either. All are run on the
-    calibration text, coefficients rounded as they will be stored. A less uniform one is taken only
-    if it is better by more than the paired standard error.
-
-    Parameters
-    ----------
-    sloped : tuple of Point
-        The allocation by slope.
-    fits : callable
-        Whether an allocation takes no more bytes than it may.
-    """
-    uniform = _largest(model.uniform, fits, model.full_rank)
-    if model.runnable is None or uniform is None:
-        return sloped
-    candidates = {"uniform rank": _filled(model, uniform, fits)}
-    blended = _largest(partial(model.blend, sloped, uniform), fits, model.full_rank)
-    if blended is not None:
-        candidates["between both"] = _filled(model, blended, fits)
-    candidates["by slope"] = sloped
-    losses = {name: model.trial(found, reporter) for name, found in candidates.items()}
-    best = "uniform rank"
-    for name, loss in losses.items():
-        difference = losses[best] - loss
-        if difference.mean() > difference.std() / np.sqrt(len(difference)):
-            best = name
-    listed = ", ".join(f"{name} {loss.mean():.4f}" for name, loss in losses.items())
-    reporter.say(f"rank auto: nats per token on the calibration text: {listed}; taking {best}")
-    return candidates[best]
-
-
-def _filled(
-    model: LossModel, allocation: Allocation, fits: Callable[[Allocation], bool]
-) -> Allocation:
-    """Raise single layers' ranks, the most useful first, until no more fits."""
-    chosen = list(allocation)
-    open_layers = set(range(len(chosen)))
-    while open_layers:
-        steps = {n: model.next_point(model.layers[n], chosen[n]) for n in open_layers}
-        worth = {n: model.worth(model.layers[n], chosen[n], step) for n, step in steps.items()}
-        best = max(worth, key=lambda n: (worth[n], -n))
-        raised = [*chosen[:best], steps[best], *chosen[best + 1 :]]
-        if worth[best] <= 0 or not fits(tuple(raised)):
-            open_layers.discard(best)
-        else:
-            chosen = raised
-    return tuple(chosen)
-
-
-def _largest(
-    make: Callable[[int], Allocation], fits: Callable[[Allocation], bool], full: int
-) -> Allocation | None:
-    """Return the last of ``make(RANK_STEP), make(2 · RANK_STEP), …`` that fits, by bisection."""
-    low, high = 0, -(-full // RANK_STEP)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if fits(make(middle * RANK_STEP)):
-            low = middle
-        else:
-            high = middle - 1
-    return make(low * RANK_STEP) if low else None
-
-
-def _rounding_error(values: Floats, encoding: FieldEncoding) -> NDArray[np.float64]:
-    """Decoded minus given values, float64 (rows, values)."""
+def rounding_error(values: Floats, encoding: FieldEncoding) -> NDArray[np.float64]:
+    """Return decoded minus given values, float64 (rows, values)."""
     decoded = []
     start = 0
     for part in encoding:
@@ -326,35 +206,3 @@ def describe(allocation: Sequence[Point], factors: Mapping[int, float]) -> str:
         f"at the cut is worth {min(factors.values()):.1f} … {max(factors.values()):.1f} times its "
         "own quadratic form)"
     )
-
-
-class _StoredMemory:
-    """A decoder's own memory, rounded and truncated as an allocation would store it."""
-
-    def __init__(
-        self,
-        decoder: Decoder,
-        points: Mapping[int, Point],
-        moments: Mapping[int, Moments],
-        bits: int,
-    ) -> None:
-        if decoder.memory is None:
-            raise ValueError("a dense decoder has no memory")
-        self._exact: Memory = decoder.memory
-        self._points = points
-        self._moments = moments
-        self._bits = bits
-
-    def __call__(self, layer: int, token_ids: torch.Tensor) -> torch.Tensor:
-        distinct, inverse = torch.unique(token_ids, return_inverse=True)
-        rows = self._exact(layer, distinct)
-        point = self._points.get(layer)
-        if point is None:
-            return torch.zeros_like(rows)[inverse]
-        mean = torch.from_numpy(self._moments[layer].mean.astype(np.float32))
-        basis = self._moments[layer].spectrum.vectors[:, : point.rank].astype(np.float32)
-        kept = ((rows - mean) @ torch.from_numpy(basis)).numpy()
-        encoding = field_encoding(point.rank, self._bits, "f16", point.leading)
-        stored = kept + _rounding_error(kept, encoding)
-        restored = torch.from_numpy(stored.astype(np.float32)) @ torch.from_numpy(basis).T
-        return (restored + mean)[inverse]
