@@ -80,38 +80,28 @@ def build(
     Parameters
     ----------
     checkpoint : str or Path
-        See `tolpack.sources.table.open_source`.
+        See `tolpack.sources.table.open_source`; `config`, `layers` as there.
     output : str or Path, optional
-        The pack; default: ``NAME.tolpack`` beside the checkpoint.
+        The pack; default: ``NAME.tolpack`` beside the checkpoint; replaced only with `force`.
     rank : str or int
         ``"none"`` (no basis), ``"full"``, ``"auto"``, a number, ``"50%"``, or ``"r0,r1,…"``.
-    bits : int
-        16 (float16), 8 or 4 (integers with a scale per 64 values).
-    drop : str
-        ``"none"`` or layers like ``"3,7-9"``.
+    bits, drop : int, str
+        16, 8 or 4; ``"none"`` or layers like ``"3,7-9"``.
     size : str or int, optional
         With rank ``"auto"``: the file's largest size, ``"800MB"`` or ``"12%"`` of FP16.
-    calibrate : str or Path, optional
-        Text (with `tokenizer`) or ``.npy`` of token ids: token counts, and the losses for ``auto``.
+    calibrate, tokenizer : str or Path, optional
+        Text or ``.npy`` of token ids: token counts, and the losses for ``auto``.
     frequencies : str or Path, optional
         ``.npy`` of token counts; frequent tokens are stored first and uncompressed.
-    tokenizer, config : str or Path, optional
-        ``tokenizer.json`` and ``config.json``, where the checkpoint has none.
-    layers : int, optional
-        Layers of a two-dimensional plain table.
     resume : bool
         Continue a build of the same inputs and settings that was interrupted.
-    force : bool
-        Replace an existing output.
     reporter : Reporter, optional
         Receives progress.
 
     Raises
     ------
-    ConfigError
-        A setting is invalid, or the output exists and `force` is false.
-    CheckpointError
-        The checkpoint cannot be used.
+    ConfigError, CheckpointError
+        A setting or an input cannot be used, or the output exists.
     FileAccessError
         Reading or writing failed; what was written stays for `resume`.
     """

@@ -71,8 +71,9 @@ class ToLMemory(torch.nn.Module):
 
     def _fetch(self, token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows of the distinct ids, (distinct, layers, hidden), and each id's number among them."""
-        same = self._ids is not None and (
-            self._ids is token_ids or torch.equal(self._ids, token_ids)
+        known = self._ids
+        same = (
+            known is not None and known.device == token_ids.device and torch.equal(known, token_ids)
         )
         if not same or self._rows is None or self._inverse is None:
             if token_ids.dtype.is_floating_point or token_ids.dtype == torch.bool:
