@@ -51,7 +51,7 @@ def choose(model: LossModel, sloped: Allocation, fits: Fits, reporter: Reporter)
     blended = _largest(partial(_blended, model, sloped, uniform), fits, model.full_rank)
     if blended is not None:
         candidates["between both"] = _filled(model, blended, fits)
-    candidates["by slope"] = sloped
+    candidates["by slope"] = _filled(model, sloped, fits)
     losses = {
         name: _losses(model, model.calibrated, found, reporter)
         for name, found in candidates.items()
