@@ -53,6 +53,9 @@ from tolpack.version import __version__
 _SAMPLE_TOKENS = 4096
 # Truncation is measured at the ranks it leads to; each time moves the ranks less.
 _MEASUREMENTS = 2
+# Truncation may be predicted to add this share of what rounding the plain table adds: coefficients
+# are rounded besides, and together they must not cost more than twice the plain table's rounding.
+_TRUNCATION_SHARE = 2 / 3
 # zstd must save this share of a cold chunk, or its rows stay raw and need no decompression.
 _MIN_ZSTD_SAVING = 0.03
 # Kept back when the saving of a sample, not of all cold tokens, decides what fits --size.
@@ -260,11 +263,11 @@ class Assembly:
         return self.weighing.order.token_ids[plan.first_slot : plan.first_slot + plan.rows]
 
     def _allocate(self, model: LossModel) -> Allocation:
-        """Down to `size`, or until truncation costs what rounding the plain table to bits does."""
+        """Down to `size`, or until truncation costs about what rounding the plain table does."""
         layers = [model.points(layer) for layer in self.kept]
         size = self.target
         if size is None:
-            return allocate_to_loss(layers, model.plain_rounding)
+            return allocate_to_loss(layers, _TRUNCATION_SHARE * model.plain_rounding)
         chosen = allocate_to_size(layers, lambda found: self._file_bytes(found, 0.0) <= size)
         saved = self._saving_of(chosen)
         return allocate_to_size(layers, lambda found: self._file_bytes(found, saved) <= size)
