@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("--text", required=True)
     parser.add_argument("--tokenizer")
     parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--shares", default=",".join(map(str, SHARES)), help="percent, by commas")
     parser.add_argument("--json")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -128,7 +129,7 @@ def main() -> None:
         }
         print(json.dumps(result, indent=1), flush=True)
         rows = []
-        for share in SHARES:
+        for share in map(float, arguments.shares.split(",")):
             rows.append(bench.row(share, full.bytes))
             print(json.dumps(asdict(rows[-1])), flush=True)
     result["rows"] = [asdict(row) for row in rows]

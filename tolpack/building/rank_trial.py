@@ -30,7 +30,7 @@ Fits = Callable[[Allocation], bool]
 def choose(model: LossModel, sloped: Allocation, fits: Fits, reporter: Reporter) -> Allocation:
     """Hold the allocation by slope against a uniform rank, and the mean of both, by trial.
 
-    A less uniform one is taken only if it is better by more than the paired standard error over
+    A less uniform one is taken only if it is better by more than two paired standard errors over
     windows. Without a model to run, the allocation by slope is returned.
 
     Parameters
@@ -59,7 +59,7 @@ def choose(model: LossModel, sloped: Allocation, fits: Fits, reporter: Reporter)
     best = "uniform rank"
     for name, loss in losses.items():
         difference = losses[best] - loss
-        if difference.mean() > difference.std() / np.sqrt(len(difference)):
+        if difference.mean() > 2 * difference.std() / np.sqrt(len(difference)):
             best = name
     listed = ", ".join(f"{name} {loss.mean():.4f}" for name, loss in losses.items())
     reporter.say(f"rank auto: nats per token on the calibration text: {listed}; taking {best}")
