@@ -21,6 +21,7 @@ from tolpack.container.writer import PackWriter
 from tolpack.errors import ConfigError
 from tolpack.pack import Pack
 from tolpack.progress import Reporter
+from tolpack.sources.checkpoint import Reading
 from tolpack.sources.table import TableSource, open_source
 from tolpack.summary import bits_per_weight, layer_summaries, ratio_fp16
 from tolpack.version import __version__
@@ -70,6 +71,9 @@ def build(
     frequencies: str | Path | None = None,
     tokenizer: str | Path | None = None,
     config: str | Path | None = None,
+    arch: str | None = None,
+    map_name: str | None = None,
+    key_map: str | Path | None = None,
     layers: int | None = None,
     resume: bool = False,
     force: bool = False,
@@ -80,7 +84,7 @@ def build(
     Parameters
     ----------
     checkpoint : str or Path
-        See `tolpack.sources.table.open_source`; `config`, `layers` as there.
+        See `tolpack.sources.table.open_source`; `layers` as there.
     output : str or Path, optional
         The pack; default: ``NAME.tolpack`` beside the checkpoint; replaced only with `force`.
     rank : str or int
@@ -91,6 +95,8 @@ def build(
         With rank ``"auto"``: the file's largest size, ``"800MB"`` or ``"12%"`` of FP16.
     calibrate, tokenizer : str or Path, optional
         Text or ``.npy`` of token ids: token counts, and the losses for ``auto``.
+    config, arch, map_name, key_map : str or Path, optional
+        What a checkpoint does not say itself: see `tolpack.sources.checkpoint.Reading`.
     frequencies : str or Path, optional
         ``.npy`` of token counts; frequent tokens are stored first and uncompressed.
     resume : bool
@@ -107,8 +113,9 @@ def build(
     """
     reporter = reporter or Reporter()
     settings = BuildSettings.parse(rank, bits, drop, size)
-    path = output_path(checkpoint, output, force, (calibrate, frequencies, tokenizer, config))
-    source = open_source(checkpoint, config, layers)
+    inputs = (calibrate, frequencies, tokenizer, config, key_map)
+    path = output_path(checkpoint, output, force, inputs)
+    source = open_source(checkpoint, Reading(config, arch, map_name, key_map), layers)
     for line in source.describe():
         reporter.say(line)
     weighing = weigh(

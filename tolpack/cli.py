@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import tqdm
@@ -22,8 +22,14 @@ from tolpack import report
 from tolpack.building.settings import parse_drop, parse_rank, parse_size
 from tolpack.errors import ConfigError, TolpackError
 from tolpack.progress import Reporter
+from tolpack.sources.config import MODEL_TYPES
+from tolpack.sources.key_map import BUILT_IN as BUILT_IN_MAPS
+
+if TYPE_CHECKING:  # it loads torch
+    from tolpack.sources.checkpoint import Reading
 
 _BUILD_MODULES = ("torch", "safetensors", "scipy", "tokenizers", "h5py")
+_CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 _PATH = click.Path(path_type=Path)
 
 
@@ -83,14 +89,42 @@ def _fixed_rank(value: str) -> None:
         raise ConfigError("the ranks of auto follow from the table: plan a number or a percentage")
 
 
+def _reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what a checkpoint does not say itself."""
+    options = (
+        click.option("--config", type=_PATH, help="config.json, where the checkpoint has none."),
+        click.option(
+            "--arch", type=click.Choice(MODEL_TYPES), help="Model type, in place of the config's."
+        ),
+        click.option(
+            "--map", "map_name", type=click.Choice(BUILT_IN_MAPS),
+            help="Tensor names to expect [default: found by inspection].",
+        ),
+        click.option("--key-map", type=_PATH, help="Your own map of tensor names, a .toml."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _refuse_two_maps(settings: dict[str, Any]) -> None:
+    if settings["map_name"] is not None and settings["key_map"] is not None:
+        raise click.UsageError("--map and --key-map both choose the names: give one of them")
+
+
+def _reading(settings: dict[str, Any]) -> Reading:
+    """Take the settings of `_reading_options` out of `settings`."""
+    from tolpack.sources.checkpoint import Reading
+
+    _refuse_two_maps(settings)
+    return Reading(*(settings.pop(name) for name in ("config", "arch", "map_name", "key_map")))
+
+
 def _print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-_config_option = click.option(
-    "--config", type=_PATH, help="config.json, where the checkpoint has none."
-)
 _tokenizer_option = click.option(
     "--tokenizer", type=_PATH, help="tokenizer.json; default: the one beside the checkpoint."
 )
@@ -131,7 +165,7 @@ def main() -> None:
 @click.option("--calibrate", type=_PATH, help="Text or .npy of token ids: counts, and losses.")
 @click.option("--frequencies", type=_PATH, help=".npy of token counts; frequent tokens first.")
 @_tokenizer_option
-@_config_option
+@_reading_options
 @_layers_option
 @click.option("--resume", is_flag=True, help="Continue an interrupted build.")
 @click.option("--force", is_flag=True, help="Replace an existing pack.")
@@ -150,6 +184,7 @@ def build(checkpoint: Path, bits: str, as_json: bool, **settings: Any) -> None:
     """
     if settings["size"] is not None and parse_rank(settings["rank"]).word != "auto":
         raise click.UsageError("--size chooses the ranks, so it needs --rank auto")
+    _refuse_two_maps(settings)
     output = settings.pop("output")
     result = tolpack.build(checkpoint, output, bits=int(bits), reporter=_Terminal(), **settings)
     if as_json:
@@ -163,7 +198,7 @@ def build(checkpoint: Path, bits: str, as_json: bool, **settings: Any) -> None:
 @click.argument("packs", nargs=-1, type=_PATH)
 @click.option("--text", type=_PATH, required=True, help="UTF-8 text, or .npy of token ids.")
 @_tokenizer_option
-@_config_option
+@_reading_options
 @click.option(
     "--context", type=click.IntRange(1),
     help="Window length in tokens [default: the model's max_position_embeddings].",
@@ -180,7 +215,8 @@ def evaluate(
     """
     from tolpack.evaluate import evaluate as run
 
-    evaluation = run(checkpoint, packs, text, reporter=_Terminal(), **settings)
+    reading = _reading(settings)
+    evaluation = run(checkpoint, packs, text, reading=reading, reporter=_Terminal(), **settings)
     if as_json:
         _print_json(evaluation.to_json())
     else:
@@ -188,23 +224,36 @@ def evaluate(
 
 
 @main.command()
-@click.argument("pack", type=_PATH)
+@click.argument("path", metavar="PACK|CHECKPOINT", type=_PATH)
+@_reading_options
 @_json_option
-def inspect(pack: Path, as_json: bool) -> None:
-    """Show what PACK holds: shape, layers, chunks, sizes.
+def inspect(path: Path, as_json: bool, **settings: Any) -> None:
+    """Show what a pack holds, or what is recognised in a checkpoint.
+
+    Of a checkpoint: the key map that fits its tensor names, every kind of tensor with shape and
+    dtype, what is left over, and whether it is ready for build and eval.
 
     \b
     tolpack inspect model.tolpack
-    tolpack inspect model.tolpack --json
+    tolpack inspect model.pt
+    tolpack inspect model/ --key-map map.toml --json
     """
-    from tolpack.summary import describe_pack
+    if path.is_dir() or path.suffix in _CHECKPOINT_SUFFIXES:
+        from tolpack.sources.checkpoint import open_checkpoint
+        from tolpack.sources.description import summarize_checkpoint
 
-    with tolpack.open(pack) as opened:
-        info = describe_pack(opened)
+        summary = summarize_checkpoint(open_checkpoint(path, _reading(settings)))
+        info, text = summary.to_json(), report.checkpoint_table(summary)
+    else:
+        from tolpack.summary import describe_pack
+
+        with tolpack.open(path) as opened:
+            info = describe_pack(opened)
+        text = report.pack_table(info, str(path))
     if as_json:
         _print_json(info)
     else:
-        click.echo(report.pack_table(info, str(pack)))
+        click.echo(text)
 
 
 @main.command()
@@ -260,7 +309,7 @@ def rows(pack: Path, token_ids: tuple[int, ...], as_json: bool) -> None:
 @click.option("--rank", callback=_checked(_fixed_rank), help="Plan this rank only; not auto.")
 @click.option("--bits", type=click.Choice(["16", "8", "4"]), help="Plan these bits only.")
 @_drop_option
-@_config_option
+@_reading_options
 @_layers_option
 @_json_option
 def plan(checkpoint: Path, as_json: bool, **settings: Any) -> None:
@@ -272,7 +321,7 @@ def plan(checkpoint: Path, as_json: bool, **settings: Any) -> None:
     """
     from tolpack.planning import plan_checkpoint
 
-    plans = plan_checkpoint(checkpoint, **settings)
+    plans = plan_checkpoint(checkpoint, reading=_reading(settings), **settings)
     if as_json:
         _print_json({"plans": [one.to_json() for one in plans]})
     else:

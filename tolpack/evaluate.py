@@ -16,7 +16,7 @@ from tolpack.progress import Reporter
 from tolpack.reference.decoder import Decoder
 from tolpack.reference.perplexity import Score, increase_pct, score
 from tolpack.reference.text import find_tokenizer, read_token_ids
-from tolpack.sources.checkpoint import open_checkpoint
+from tolpack.sources.checkpoint import Reading, open_checkpoint
 from tolpack.sources.table import MemoryTable
 from tolpack.summary import bits_per_weight, ratio_fp16
 from tolpack.torch import ToLMemory
@@ -82,7 +82,7 @@ def evaluate(
     text: str | Path,
     *,
     tokenizer: str | Path | None = None,
-    config: str | Path | None = None,
+    reading: Reading | None = None,
     context: int | None = None,
     reporter: Reporter | None = None,
 ) -> Evaluation:
@@ -96,8 +96,10 @@ def evaluate(
         Packs made from it.
     text : str or Path
         UTF-8 text, or ``.npy`` of token ids.
-    tokenizer, config : str or Path, optional
+    tokenizer : str or Path, optional
         Where the checkpoint has none beside it.
+    reading : Reading, optional
+        What the checkpoint does not say itself.
     context : int, optional
         Window length in tokens; default: the model's ``max_position_embeddings``.
     reporter : Reporter, optional
@@ -109,7 +111,7 @@ def evaluate(
         An input cannot be used, or a pack does not fit the checkpoint.
     """
     reporter = reporter or Reporter()
-    opened = open_checkpoint(checkpoint, config)
+    opened = open_checkpoint(checkpoint, reading)
     ffn_bytes = MemoryTable(opened).ffn_bytes if opened.config.has_memory else None
     decoder = Decoder(opened)
     context = context or decoder.config.max_position_embeddings

@@ -20,6 +20,7 @@ from tolpack.building.layout import (
 from tolpack.building.settings import dropped_layers, parse_drop, parse_rank
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, align
 from tolpack.errors import ConfigError
+from tolpack.sources.checkpoint import Reading
 from tolpack.sources.table import TableSource, open_source
 
 
@@ -60,14 +61,14 @@ def plan_checkpoint(
     rank: str | None = None,
     bits: int | str | None = None,
     drop: str = "none",
-    config: str | Path | None = None,
+    reading: Reading | None = None,
     layers: int | None = None,
 ) -> list[Plan]:
     """Plan packs of a checkpoint or table: of one setting, or of a range of usual ones.
 
     Parameters
     ----------
-    checkpoint, config, layers
+    checkpoint, reading, layers
         As for `tolpack.builder.build`.
     rank, bits : optional
         One setting; default ``none`` and 4 if only the other is given.
@@ -79,7 +80,7 @@ def plan_checkpoint(
     ConfigError
         Rank ``auto``, whose ranks follow from the table itself.
     """
-    source = open_source(checkpoint, config, layers)
+    source = open_source(checkpoint, reading, layers)
     dropped = dropped_layers(parse_drop(drop), source.num_layers)
     if bits is not None and str(bits) not in ("16", "8", "4"):
         raise ConfigError(f"--bits is {bits}, expected 16, 8 or 4")

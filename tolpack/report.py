@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # these load torch, which reading a pack must not
     from tolpack.builder import BuildResult
     from tolpack.evaluate import Evaluation
     from tolpack.planning import Plan
+    from tolpack.sources.description import CheckpointSummary
 
 
 def format_bytes(size: float) -> str:
@@ -129,6 +130,27 @@ def rows_table(token_ids: Sequence[int], rows: NDArray[np.float32]) -> str:
     ]
     shown = min(4, rows.shape[2])
     return format_table(["token", "layer", "norm", *[f"[{n}]" for n in range(shown)]], lines)
+
+
+def checkpoint_table(summary: CheckpointSummary) -> str:
+    """Write what `tolpack inspect` recognised in a checkpoint."""
+    rotary = {None: "not said", True: "neighbouring pairs", False: "halves"}
+    head = (
+        f"{summary.path}: {summary.model_type}, names of {summary.key_map}\n"
+        f"{summary.vocab_size} tokens × {summary.num_layers} layers × {summary.hidden_size}, "
+        f"rotary embeddings: {rotary[summary.rope_interleaved]}"
+    )
+    left = "\n".join(f"  {name}" for name in summary.left_over[:20])
+    more = len(summary.left_over) - 20
+    left += f"\n  … and {more} more" if more > 0 else ""
+    ready = "\n".join(
+        f"{name}: {'ready' if reason is None else f'no: {reason}'}"
+        for name, reason in (("build", summary.build), ("eval", summary.eval))
+    )
+    tensors = "\n".join(map(str, summary.tensors))
+    return "\n\n".join(
+        [head, tensors, f"left over:{chr(10) + left if left else ' nothing'}", ready]
+    )
 
 
 def pack_table(info: dict[str, Any], path: str) -> str:

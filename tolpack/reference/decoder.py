@@ -100,10 +100,12 @@ class Decoder:
     def __init__(self, checkpoint: Checkpoint) -> None:
         config = checkpoint.config
         self.config = config
-        shape = (config.vocab_size, config.hidden_size)
-        self.embedding = checkpoint.tensor("embed_tokens.weight", *shape).float()
-        tied = config.require("tie_word_embeddings", "the output head")
-        self.head = self.embedding if tied else checkpoint.tensor("lm_head.weight", *shape).float()
+        checkpoint.check_decoder()
+        self.embedding = checkpoint.tensor("embed_tokens.weight").float()
+        tied = bool(config.tie_word_embeddings)
+        if tied:
+            _check_tied(checkpoint)
+        self.head = self.embedding if tied else checkpoint.tensor("lm_head.weight").float()
         self.norm = load_norm(checkpoint, "norm")
         self.layers = [_load_layer(checkpoint, n) for n in range(config.num_hidden_layers)]
         self.memory: Memory | None = None
@@ -205,38 +207,33 @@ def _load_layer(checkpoint: Checkpoint, layer: int) -> _Layer:
 
 def _load_mlp(checkpoint: Checkpoint, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """Load FFN-C (or the dense FFN): SwiGLU, or one linear map ``{name}.weight``."""
-    hidden = checkpoint.config.hidden_size
     if checkpoint.has(f"{name}.weight"):
-        weight = checkpoint.tensor(f"{name}.weight", hidden, hidden).float()
+        weight = checkpoint.tensor(f"{name}.weight").float()
         return lambda x: F.linear(x, weight)
-    inner = checkpoint.config.require("intermediate_size", f"{name}.*")
-    ffn: GatedFFN = load_ffn(checkpoint, name, inner)
+    ffn: GatedFFN = load_ffn(checkpoint, name)
     return ffn
 
 
 def _load_attention(checkpoint: Checkpoint, name: str) -> _Attention:
-    config, hidden = checkpoint.config, checkpoint.config.hidden_size
-    heads = config.require("num_attention_heads", "attention")
-    kv_heads = config.num_key_value_heads or heads
-    if hidden % heads or heads % kv_heads or (hidden // heads) % 2:
-        raise CheckpointError(
-            f"hidden_size {hidden}, num_attention_heads {heads} and num_key_value_heads {kv_heads} "
-            "do not fit: heads must divide hidden_size into an even width, and be a multiple of "
-            "the key–value heads"
-        )
-    head_dim = hidden // heads
+    head_dim = checkpoint.config.head_dim()
     checkpoint.refuse_bias(*(f"{name}.{part}_proj" for part in "qkvo"))
-    rows = {"q": hidden, "k": kv_heads * head_dim, "v": kv_heads * head_dim, "o": hidden}
-    weights = [
-        checkpoint.tensor(f"{name}.{part}_proj.weight", count, hidden).float()
-        for part, count in rows.items()
-    ]
+    weights = [checkpoint.tensor(f"{name}.{part}_proj.weight").float() for part in "qkvo"]
     return _Attention(weights[0], weights[1], weights[2], weights[3], head_dim)
+
+
+def _check_tied(checkpoint: Checkpoint) -> None:
+    """Refuse a head that is stored besides and differs: the config must be wrong then."""
+    names = ("lm_head.weight", "embed_tokens.weight")
+    if checkpoint.has(names[0]) and not torch.equal(*map(checkpoint.tensor, names)):
+        raise CheckpointError(
+            "tensor 'lm_head.weight' differs from the embedding, but the config says "
+            "tie_word_embeddings: set it to false"
+        )
 
 
 def _rotary(config: ModelConfig, start: int, length: int) -> Callable[[torch.Tensor], torch.Tensor]:
     """Rotary embedding of positions ``start … start+length-1``, in halves or in pairs."""
-    head_dim = config.hidden_size // config.require("num_attention_heads", "attention")
+    head_dim = config.head_dim()
     theta = float(config.require("rope_theta", "rotary embeddings"))
     frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     positions = torch.arange(start, start + length, dtype=torch.float64)
@@ -251,7 +248,7 @@ def _rotary(config: ModelConfig, start: int, length: int) -> Callable[[torch.Ten
         a, b = x[..., 0::2], x[..., 1::2]
         return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
 
-    return pairs if config.rope_interleaved else halves
+    return pairs if config.require("rope_interleaved", "rotary embeddings") else halves
 
 
 def _causal_mask(queries: int, keys: int) -> torch.Tensor:

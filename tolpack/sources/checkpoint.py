@@ -1,30 +1,85 @@
-"""A MemoryLLM, Flex-MemoryLLM or dense checkpoint in tolpack's schema (``docs/checkpoints.md``).
+"""A MemoryLLM, Flex-MemoryLLM or dense checkpoint, under the names of tolpack's schema.
 
-`open_checkpoint` finds the configuration and the tensors, checks every shape against the
-configuration once, and gives tensors by their schema name without the optional ``model.`` prefix.
-What was matched can be printed with `Checkpoint.describe`.
+`open_checkpoint` finds the files, the configuration and the key map, and gives tensors by their
+schema name (`tolpack.sources.schema`), whatever they are called, fused or split on disk. Every
+tensor's shape is held against the configuration before it is used.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from tolpack.errors import CheckpointError, ConfigError
-from tolpack.sources.config import ModelConfig, parse_config, read_config
-from tolpack.sources.tensors import (
-    FLOAT_DTYPES,
-    TensorStore,
-    open_pt,
-    open_safetensors,
-    shard_paths,
+from tolpack.sources.config import MODEL_TYPES, ModelConfig, parse_config, read_config
+from tolpack.sources.key_map import (
+    KeyMap,
+    Matches,
+    Part,
+    built_in,
+    match,
+    nearest,
+    read_key_map,
 )
+from tolpack.sources.parts import (
+    joined_dimension,
+    memory_in_place,
+    stored_shape,
+    take,
+    take_rows,
+)
+from tolpack.sources.schema import (
+    decoder_names,
+    decoder_patterns,
+    expected_shape,
+    memory_names,
+    pattern_of,
+)
+from tolpack.sources.shards import open_store
+from tolpack.sources.tensors import FLOAT_DTYPES, TensorStore
 
 _FINGERPRINT_ROWS = 256
-MEMORY_PARTS = ("gate_proj", "up_proj", "down_proj")
+# Values that are checked to be finite at once, so that a large tensor is not doubled in memory.
+_CHECKED_VALUES = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a checkpoint is to be read, where it does not say so itself.
+
+    Parameters
+    ----------
+    config : str or Path, optional
+        A ``config.json`` that replaces the checkpoint's own.
+    arch : str, optional
+        Replaces the config's ``model_type``.
+    map_name : str, optional
+        A built-in key map, in place of the one that fits best (``--map``).
+    key_map : str or Path, optional
+        The user's own key map.
+    """
+
+    config: str | Path | None = None
+    arch: str | None = None
+    map_name: str | None = None
+    key_map: str | Path | None = None
+
+    def chosen_map(self) -> KeyMap | None:
+        """Return the map that was asked for, or raise `ConfigError`."""
+        if self.map_name is not None and self.key_map is not None:
+            raise ConfigError("--map and --key-map both choose the names: give one of them")
+        if self.key_map is not None:
+            return read_key_map(self.key_map)
+        return None if self.map_name is None else built_in(self.map_name)
+
+    def check_arch(self) -> None:
+        """Raise `ConfigError` if ``arch`` is none of the model types."""
+        if self.arch is not None and self.arch not in MODEL_TYPES:
+            raise ConfigError(f"--arch {self.arch!r} is unknown: one of {', '.join(MODEL_TYPES)}")
 
 
 class Checkpoint:
@@ -33,58 +88,71 @@ class Checkpoint:
     Parameters
     ----------
     store : TensorStore
-        Tensors under the names of the file.
+        Tensors under the names of the files.
     config : ModelConfig
         The model's settings.
     path : Path
         For messages only; never written into a pack.
+    matches : Matches
+        Which tensor of the schema is where.
     """
 
-    def __init__(self, store: TensorStore, config: ModelConfig, path: Path) -> None:
+    def __init__(
+        self, store: TensorStore, config: ModelConfig, path: Path, matches: Matches
+    ) -> None:
+        implied = matches.key_map.rope_interleaved
+        if config.rope_interleaved is None and implied is not None:
+            config = replace(config, rope_interleaved=implied)
         self.config = config
         self.path = path
+        self.key_map = matches.key_map
+        self.unknown = matches.unknown
+        plain = config.model_type == "memoryllm"
+        self.parts = memory_in_place(matches.parts) if plain else matches.parts
         self._store = store
-        self._names = {name.removeprefix("model."): name for name in store.shapes}
-        if len(self._names) != len(store.shapes):
-            raise CheckpointError(
-                f"{path} holds tensors both with and without the 'model.' prefix: keep one set"
-            )
+        self._finite: set[str] = set()
 
     def has(self, name: str) -> bool:
         """Whether the checkpoint holds schema name `name`."""
-        return name in self._names
+        return name in self.parts
 
-    def tensor(self, name: str, *shape: int) -> torch.Tensor:
+    def tensor(self, name: str) -> torch.Tensor:
         """Return tensor `name` as stored (fp32, bf16 or fp16), checked to be finite.
+
+        It is a view of the mapped file, unless it is split over files or stored by head groups.
 
         Raises
         ------
         CheckpointError
             The tensor is missing, or has another shape or dtype, or holds NaN or Inf.
         """
-        self.check(name, *shape)
-        tensor = self._store.load(self._names[name])
-        if tensor.dtype not in FLOAT_DTYPES:
-            raise CheckpointError(
-                f"tensor {name!r} is {tensor.dtype}, expected float32, bfloat16 or float16"
-            )
-        if tensor.layout is not torch.strided or tensor.device.type != "cpu":
-            raise CheckpointError(
-                f"tensor {name!r} is {tensor.layout} on {tensor.device}, expected a dense tensor "
-                "with its data: convert it and save again"
-            )
-        if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"tensor {name!r} holds NaN or Inf: the checkpoint is damaged")
+        self.check(name)
+        tensor = self._take(name)
+        if name not in self._finite:
+            _check_finite(tensor, name, self.parts[name].stored)
+            self._finite.add(name)
         return tensor
+
+    def rows(self, name: str, ids: torch.Tensor) -> torch.Tensor:
+        """Return rows `ids`, int64 (n,), of tensor `name` as stored; reads no others."""
+        part = self.parts[name]
+        if len(part.rule.targets) > 1 or part.rule.transpose:
+            return self._take(name)[ids]
+        return take_rows(self._store.load(part.stored), expected_shape(self.config, name), ids)
+
+    def release(self) -> None:
+        """Drop the maps of the files, and the resident memory that their pages take."""
+        self._store.release()
 
     def fingerprint(self, names: Iterable[str] | None = None) -> bytes:
         """Return 32 bytes from evenly spaced rows of tensors `names` (default: of all).
 
-        An identity, not an integrity check: it tells two checkpoints apart.
+        An identity, not an integrity check: it tells two checkpoints apart, and not how their
+        tensors are called or stored.
         """
         digest = hashlib.sha256()
-        for name in sorted(self._names if names is None else names):
-            tensor = self._store.load(self._names[name])
+        for name in sorted(self.parts if names is None else names):
+            tensor = self._take(name)
             rows = tensor.reshape(-1) if tensor.ndim < 2 else tensor
             step = max(1, len(rows) // _FINGERPRINT_ROWS)
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -96,126 +164,211 @@ class Checkpoint:
         for name in names:
             if self.has(f"{name}.bias"):
                 raise CheckpointError(
-                    f"tensor {name + '.bias'!r} has no place in this architecture, and results "
-                    "without it would be wrong: remove it if it is zero"
+                    f"tensor {self.parts[name + '.bias'].stored!r} has no place in this "
+                    "architecture, and results without it would be wrong: remove it if it is zero"
                 )
 
-    def check(self, name: str, *shape: int) -> None:
-        """Raise `CheckpointError` unless tensor `name` is there with `shape`."""
-        if name not in self._names:
-            near = [n for n in self._names if n.split(".")[-2:] == name.split(".")[-2:]][:3]
-            hint = f"; similar names: {', '.join(near)}" if near else ""
+    def check(self, name: str) -> None:
+        """Raise `CheckpointError` unless tensor `name` is there with the config's shape."""
+        if name not in self.parts:
+            raise CheckpointError(self._missing(name))
+        part = self.parts[name]
+        infos = self._store.infos[part.stored]
+        expected = stored_shape(self.config, name, part)
+        shapes = [info.shape for info in infos]
+        try:
+            joined_dimension(shapes, expected)
+        except ValueError:
+            raise CheckpointError(self._misshapen(part, shapes, expected)) from None
+        if len(shapes) > 1 and len(part.rule.targets) > 1:
             raise CheckpointError(
-                f"tensor {name!r} is missing from {self.path}{hint} (names: docs/checkpoints.md)"
+                f"tensor {part.stored!r} is fused and split over {len(shapes)} files, so its rows "
+                "are in no known order: save it whole"
             )
-        found = self._store.shapes[self._names[name]]
-        if found != shape:
-            raise CheckpointError(
-                f"tensor {name!r} has shape {list(found)}, but the config asks for {list(shape)}: "
-                "correct config.json or the checkpoint"
-            )
+        for info in infos:
+            if info.dtype not in FLOAT_DTYPES:
+                raise CheckpointError(
+                    f"tensor {part.stored!r} is {info.dtype} in {info.path.name}, expected "
+                    "float32, bfloat16 or float16: convert it and save again"
+                )
 
     def stored_bytes(self, name: str) -> int:
         """Bytes of tensor `name` as stored."""
-        tensor = self._store.load(self._names[name])
-        return tensor.numel() * tensor.element_size()
+        rows = expected_shape(self.config, name)
+        dtype = getattr(torch, self.dtype(name))
+        return int(torch.Size(rows).numel() * dtype.itemsize)
 
-    def memory_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the tensors that the tables are made of, by schema name, all checked.
+    def dtype(self, name: str) -> str:
+        """Stored dtype of tensor `name`, as torch calls it."""
+        return self._store.infos[self.parts[name].stored][0].dtype
+
+    def check_memory(self) -> list[str]:
+        """Check the tensors that the tables are made of, and return their names.
 
         Raises
         ------
         CheckpointError
-            The model is dense, or a tensor is missing or misshapen.
+            The model is dense, or a tensor is missing, misshapen or of no use.
         """
         config = self.config
         if not config.has_memory:
             raise CheckpointError(
                 f"{self.path} is a dense model (model_type {config.model_type!r}): its FFNs read "
                 "the residual stream, so no lookup table exists. If it is a MemoryLLM, set "
-                "model_type to 'memoryllm' or 'flex_memoryllm' in its config"
+                "model_type to 'memoryllm' or 'flex_memoryllm' in its config, or say --arch "
+                "memoryllm or --arch flex_memoryllm"
             )
-        hidden = config.hidden_size
-        inner = config.require("memory_intermediate_size", "the memory FFNs")
-        shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (config.vocab_size, hidden)}
-        for layer in range(config.num_hidden_layers):
-            base = f"layers.{layer}"
-            shapes[f"{base}.memory_layernorm.weight"] = (hidden,)
-            if self.has(f"{base}.memory_layernorm.bias"):
-                shapes[f"{base}.memory_layernorm.bias"] = (hidden,)
-            for part, shape in zip(MEMORY_PARTS, [(inner, hidden)] * 2 + [(hidden, inner)]):
-                shapes[f"{base}.memory_mlp.{part}.weight"] = shape
-        for name, shape in shapes.items():
-            self.check(name, *shape)
+        names = memory_names(range(config.num_hidden_layers))
+        biases = [name.removesuffix("weight") + "bias" for name in names if "norm" in name]
+        names += [name for name in biases if name in self.parts]
+        for name in names:
+            self.check(name)
         self._refuse_extra_layers()
-        return shapes
+        self._refuse_unknown_in_memory(names)
+        return names
 
-    def describe(self) -> list[str]:
-        """Lines that say what was matched: pattern, shape and dtype, one per kind of tensor."""
-        kinds: dict[str, list[str]] = {}
-        for name in self.memory_shapes():
-            pattern = ".".join("N" if part.isdigit() else part for part in name.split("."))
-            kinds.setdefault(pattern, []).append(name)
-        lines = []
-        for pattern, names in kinds.items():
-            tensor = self._store.load(self._names[names[0]])
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            count = f" × {len(names)}" if "N" in pattern.split(".") else ""
-            lines.append(f"{pattern:<40} {list(tensor.shape)!s:<14} {dtype}{count}")
-        return lines
+    def check_decoder(self) -> None:
+        """Check that a decoder can be made: every tensor is there, and none is left over.
+
+        Raises
+        ------
+        CheckpointError
+            A tensor or config field is missing, misshapen, or would not be used.
+        """
+        config = self.config
+        if config.unsupported:
+            raise CheckpointError(
+                f"the config sets {', '.join(config.unsupported)}, which the decoder does not "
+                "know: its results would be wrong"
+            )
+        tied = config.require("tie_word_embeddings", "the output head")
+        for field in ("rope_theta", "rope_interleaved"):
+            config.require(field, "rotary embeddings")
+        if config.has_memory:
+            self.check_memory()
+        linear = self.has("layers.0.mlp.weight")
+        for name in decoder_names(config, linear_mlp=linear, tied=tied):
+            self.check(name)
+        self._refuse_unused()
+
+    def _refuse_unused(self) -> None:
+        patterns = decoder_patterns(self.config)
+        unused = [
+            part.stored for name, part in self.parts.items() if pattern_of(name) not in patterns
+        ]
+        left = sorted({*unused, *self.unknown})
+        if left:
+            more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+            raise CheckpointError(
+                f"tensor {left[0]!r}{more} would not be used by a {self.config.model_type}, and "
+                "results could be wrong: correct model_type or --arch, or, if it is no part of the "
+                "model, remove it or name it under 'ignore' in a --key-map"
+            )
+
+    def _missing(self, name: str) -> str:
+        pattern = pattern_of(name)
+        number = name.split(".")[1] if "{N}" in pattern else ""
+        sought = [
+            rule.source.replace("{N}", number)
+            for rule in self.key_map.rules
+            if {pattern, pattern.replace("memory_mlp", "mlp")} & set(rule.targets)
+        ]
+        stored = [part.stored for part in self.parts.values()] + list(self.unknown)
+        return (
+            f"tensor {name!r} is missing from {self.path}: key map {self.key_map.name} looks for "
+            f"{' or '.join(sought) or 'none'}{nearest(sought[0] if sought else name, stored)} "
+            "(names: docs/checkpoints.md)"
+        )
+
+    def _misshapen(
+        self, part: Part, shapes: list[tuple[int, ...]], expected: tuple[int, ...]
+    ) -> str:
+        fused = f" for {' and '.join(part.rule.targets)}" if len(part.rule.targets) > 1 else ""
+        if len(shapes) > 1:
+            found = f"has pieces of shapes {', '.join(str(list(shape)) for shape in shapes)}"
+        else:
+            found = f"has shape {list(shapes[0])}"
+        turned = shapes[0] == expected[::-1] and len(expected) == 2
+        hint = " (or, as it is stored the other way round, transpose it)" if turned else ""
+        return (
+            f"tensor {part.stored!r} {found}, but the config asks for {list(expected)}{fused}: "
+            f"correct config.json or the checkpoint{hint}"
+        )
+
+    def _take(self, name: str) -> torch.Tensor:
+        """Read the tensor, without looking at its values."""
+        part = self.parts[name]
+        pieces = self._store.load(part.stored)
+        for piece in pieces:
+            if piece.layout is not torch.strided or piece.device.type != "cpu":
+                raise CheckpointError(
+                    f"tensor {part.stored!r} is {piece.layout} on {piece.device}, expected a dense "
+                    "tensor with its data: convert it and save again"
+                )
+        return take(self.config, name, part, pieces)
 
     def _refuse_extra_layers(self) -> None:
         layers = self.config.num_hidden_layers
-        for name in self._names:
-            number = name.removeprefix("layers.").split(".")[0]
-            if name.startswith("layers.") and number.isdecimal() and int(number[:9]) >= layers:
+        for name, part in self.parts.items():
+            if name.startswith("layers.") and int(name.split(".")[1]) >= layers:
                 raise CheckpointError(
-                    f"{self.path} holds {name!r}, but the config says num_hidden_layers = "
+                    f"{self.path} holds {part.stored!r}, but the config says num_hidden_layers = "
                     f"{layers}: correct config.json"
                 )
 
+    def _refuse_unknown_in_memory(self, names: Iterable[str]) -> None:
+        """Refuse what no map knows but what belongs to the memory: rows would be wrong."""
+        modules = tuple({self.parts[name].stored.rpartition(".")[0] + "." for name in names})
+        for stored in self.unknown:
+            if stored.startswith(modules) or "memory" in stored:
+                raise CheckpointError(
+                    f"tensor {stored!r} seems to be part of the memory, but key map "
+                    f"{self.key_map.name} does not know it: merge or remove it, or name it in a "
+                    "--key-map"
+                )
 
-def open_checkpoint(path: str | Path, config: str | Path | None = None) -> Checkpoint:
-    """Open a ``.pt``/``.pth``, a ``.safetensors`` or a folder with ``config.json``.
+
+def open_checkpoint(path: str | Path, reading: Reading | None = None) -> Checkpoint:
+    """Open a ``.pt``/``.pth``, a ``.safetensors`` or a folder of shards with ``config.json``.
 
     Parameters
     ----------
     path : str or Path
         The checkpoint.
-    config : str or Path, optional
-        A ``config.json`` that replaces the checkpoint's own.
+    reading : Reading, optional
+        What the checkpoint does not say itself.
 
     Raises
     ------
-    CheckpointError
+    CheckpointError, ConfigError
         Nothing usable there; the message says what to do.
     """
-    path = Path(path)
+    path, reading = Path(path), reading or Reading()
+    reading.check_arch()
+    key_map = reading.chosen_map()
     if not path.exists():
         raise CheckpointError(f"checkpoint {path} does not exist")
-    embedded: object = None
-    beside = (path if path.is_dir() else path.parent) / "config.json"
-    if path.is_dir():
-        store = open_safetensors(shard_paths(path))
-    elif path.suffix == ".safetensors":
-        store = open_safetensors([path])
-    elif path.suffix in (".pt", ".pth"):
-        store, embedded = open_pt(path)
-    else:
-        raise ConfigError(
-            f"cannot tell what {path} is: expected .pt, .pth, .safetensors, or a folder with "
-            "config.json and .safetensors (tables: .npy, .safetensors, .h5)"
-        )
-    return Checkpoint(store, _find_config(config, embedded, beside, path), path)
+    store, embedded = open_store(path)
+    config = _find_config(reading, embedded, path)
+    return Checkpoint(store, config, path, match(store.infos, key_map))
 
 
-def _find_config(
-    given: str | Path | None, embedded: object, beside: Path, path: Path
-) -> ModelConfig:
-    if given is not None:
-        return read_config(Path(given))
+def _find_config(reading: Reading, embedded: object, path: Path) -> ModelConfig:
+    if reading.config is not None:
+        return read_config(Path(reading.config), reading.arch)
     if embedded is not None:
-        return parse_config(embedded)
-    if path.suffix not in (".pt", ".pth") and beside.exists():
-        return read_config(beside)
+        return parse_config(embedded, reading.arch)
+    beside = (path if path.is_dir() else path.parent) / "config.json"
+    if path.suffix not in (".pt", ".pth", ".bin") and beside.exists():
+        return read_config(beside, reading.arch)
     raise CheckpointError(f"{path} carries no config: give one with --config config.json")
+
+
+def _check_finite(tensor: torch.Tensor, name: str, stored: str) -> None:
+    rows = max(1, _CHECKED_VALUES // max(1, tensor[0].numel())) if len(tensor) else 1
+    for block in torch.split(tensor, rows):
+        if not bool(torch.isfinite(block).all()):
+            also = f" ({stored!r})" if stored.removeprefix("model.") != name else ""
+            raise CheckpointError(
+                f"tensor {name!r}{also} holds NaN or Inf: the checkpoint is damaged"
+            )

@@ -21,6 +21,14 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "hidden_act": ("silu", "gelu"),
     "flex_input": ("post_attention", "residual"),
 }
+# Settings of other decoders that tolpack's can follow only where they say what is usual.
+_USUAL: dict[str, tuple[object, ...]] = {
+    "rope_scaling": (None,),
+    "partial_rotary_factor": (None, 1),
+    "sliding_window": (None,),
+    "logits_soft_cap": (None,),
+    "final_logit_softcapping": (None,),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +36,8 @@ class ModelConfig:
     """Settings of a MemoryLLM, Flex-MemoryLLM or dense Llama-style decoder.
 
     ``model_type``, ``vocab_size``, ``hidden_size`` and ``num_hidden_layers`` are always there;
-    every other field is ``None`` when the file does not give it.
+    every other field is ``None`` when the file does not give it. ``unsupported`` names settings
+    of the file that change what a decoder computes in ways that tolpack's does not know.
     """
 
     model_type: str
@@ -47,6 +56,7 @@ class ModelConfig:
     hidden_act: str | None = None
     tie_word_embeddings: bool | None = None
     flex_input: str | None = None
+    unsupported: tuple[str, ...] = ()
 
     @property
     def has_memory(self) -> bool:
@@ -63,9 +73,33 @@ class ModelConfig:
             )
         return value
 
+    def head_dim(self) -> int:
+        """Width of an attention head; `CheckpointError` if the heads do not fit hidden_size."""
+        hidden = self.hidden_size
+        heads = self.require("num_attention_heads", "attention")
+        kv_heads = self.num_key_value_heads or heads
+        if hidden % heads or heads % kv_heads or (hidden // heads) % 2:
+            raise CheckpointError(
+                f"hidden_size {hidden}, num_attention_heads {heads} and num_key_value_heads "
+                f"{kv_heads} do not fit: heads must divide hidden_size into an even width, and be "
+                "a multiple of the key–value heads"
+            )
+        return int(hidden // heads)
 
-def parse_config(raw: object) -> ModelConfig:
+    def kv_heads(self) -> int:
+        """Number of key–value heads: all heads, unless the config says otherwise."""
+        return int(self.num_key_value_heads or self.require("num_attention_heads", "attention"))
+
+
+def parse_config(raw: object, arch: str | None = None) -> ModelConfig:
     """Check a decoded JSON object and return it as `ModelConfig`; unknown keys are ignored.
+
+    Parameters
+    ----------
+    raw : object
+        The decoded JSON.
+    arch : str, optional
+        Replaces ``model_type``, whatever it is.
 
     Raises
     ------
@@ -74,15 +108,28 @@ def parse_config(raw: object) -> ModelConfig:
     """
     if not isinstance(raw, dict):
         raise CheckpointError(f"config must be a JSON object, found {type(raw).__name__}")
-    values = {f.name: _field(f.name, str(f.type), raw.get(f.name)) for f in fields(ModelConfig)}
+    if arch is not None:
+        raw = {**raw, "model_type": arch}
+    values = {
+        f.name: _field(f.name, str(f.type), raw.get(f.name))
+        for f in fields(ModelConfig)
+        if f.name != "unsupported"
+    }
     for name in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers"):
         if values[name] is None:
-            hint = f" (one of {', '.join(MODEL_TYPES)})" if name == "model_type" else ""
-            raise CheckpointError(f"config field {name!r} is missing: add it{hint}")
-    return ModelConfig(**values)
+            raise CheckpointError(f"config field {name!r} is missing: add it{_hint(name)}")
+    unsupported = [
+        f"{name} {raw[name]!r}"[:200]
+        for name, usual in _USUAL.items()
+        if name in raw and raw[name] not in usual
+    ]
+    head_dim, heads = raw.get("head_dim"), values["num_attention_heads"]
+    if head_dim is not None and heads and head_dim * heads != values["hidden_size"]:
+        unsupported.append(f"head_dim {head_dim!r}")
+    return ModelConfig(**values, unsupported=tuple(unsupported))
 
 
-def read_config(path: Path) -> ModelConfig:
+def read_config(path: Path, arch: str | None = None) -> ModelConfig:
     """Read a ``config.json``; see `parse_config`."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -90,7 +137,12 @@ def read_config(path: Path) -> ModelConfig:
         raise CheckpointError(f"cannot read config {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"config {path} is not valid JSON: {error}") from error
-    return parse_config(raw)
+    return parse_config(raw, arch)
+
+
+def _hint(name: str) -> str:
+    choices = f" (one of {', '.join(_CHOICES[name])})" if name in _CHOICES else ""
+    return choices + (", or say it with --arch" if name == "model_type" else "")
 
 
 def _field(name: str, annotation: str, value: Any) -> Any:
@@ -111,5 +163,6 @@ def _field(name: str, annotation: str, value: Any) -> Any:
     if not ok:
         huge = isinstance(value, int) and abs(value) >= 2**63  # too long to be written out
         found = "a huge integer" if huge else repr(value)[:200]
-        raise CheckpointError(f"config field {name!r} is {found}, expected {expected}")
+        remedy = ": say which it is with --arch" if name == "model_type" else ""
+        raise CheckpointError(f"config field {name!r} is {found}, expected {expected}{remedy}")
     return value

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from tolpack.sources.checkpoint import MEMORY_PARTS, Checkpoint
+from tolpack.sources.checkpoint import Checkpoint
+from tolpack.sources.schema import FFN_PARTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,33 +56,25 @@ class GatedFFN:
 def load_norm(checkpoint: Checkpoint, name: str) -> Norm:
     """Load the norm whose weight is ``{name}.weight``, in float32."""
     config = checkpoint.config
-    hidden = config.hidden_size
     kind = config.require("norm", "the norms")
     if kind == "rmsnorm":
         checkpoint.refuse_bias(name)
     bias = None
     if checkpoint.has(f"{name}.bias"):
-        bias = checkpoint.tensor(f"{name}.bias", hidden).float()
-    weight = checkpoint.tensor(f"{name}.weight", hidden).float()
+        bias = checkpoint.tensor(f"{name}.bias").float()
+    weight = checkpoint.tensor(f"{name}.weight").float()
     return Norm(kind, float(config.require("rms_norm_eps", "the norms")), weight, bias)
 
 
-def load_ffn(checkpoint: Checkpoint, name: str, inner: int) -> GatedFFN:
-    """Load the gated FFN ``{name}.{gate,up,down}_proj.weight`` of width `inner`, in float32."""
-    config = checkpoint.config
-    hidden = config.hidden_size
-    shapes = [(inner, hidden), (inner, hidden), (hidden, inner)]
-    checkpoint.refuse_bias(*(f"{name}.{part}" for part in MEMORY_PARTS))
-    weights = [
-        checkpoint.tensor(f"{name}.{part}.weight", *shape).float()
-        for part, shape in zip(MEMORY_PARTS, shapes)
-    ]
-    return GatedFFN(config.require("hidden_act", "the FFNs"), *weights)
+def load_ffn(checkpoint: Checkpoint, name: str) -> GatedFFN:
+    """Load the gated FFN ``{name}.{gate,up,down}_proj.weight``, in float32."""
+    checkpoint.refuse_bias(*(f"{name}.{part}" for part in FFN_PARTS))
+    weights = [checkpoint.tensor(f"{name}.{part}.weight").float() for part in FFN_PARTS]
+    return GatedFFN(checkpoint.config.require("hidden_act", "the FFNs"), *weights)
 
 
 def load_memory(checkpoint: Checkpoint, layer: int) -> tuple[Norm, GatedFFN]:
     """Load layer `layer`'s own norm of the embedding and its memory FFN, in float32."""
-    inner = checkpoint.config.require("memory_intermediate_size", "the memory FFNs")
     base = f"layers.{layer}"
     norm = load_norm(checkpoint, f"{base}.memory_layernorm")
-    return norm, load_ffn(checkpoint, f"{base}.memory_mlp", inner)
+    return norm, load_ffn(checkpoint, f"{base}.memory_mlp")

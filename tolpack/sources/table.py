@@ -18,10 +18,11 @@ import torch
 from numpy.typing import NDArray
 
 from tolpack.errors import CheckpointError, ConfigError
-from tolpack.sources.checkpoint import Checkpoint, open_checkpoint
+from tolpack.sources.checkpoint import Checkpoint, Reading, open_checkpoint
+from tolpack.sources.description import group_tensors
 from tolpack.sources.ffn import load_memory
 from tolpack.sources.npy import read_npy
-from tolpack.sources.tensors import open_safetensors
+from tolpack.sources.tensors import SafetensorsFile
 
 LayerRows = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 
@@ -64,16 +65,15 @@ class MemoryTable:
     dtype = "float32"
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        shapes = checkpoint.memory_shapes()
+        self._names = checkpoint.check_memory()
         config = checkpoint.config
         self.checkpoint = checkpoint
         self.vocab_size = config.vocab_size
         self.num_layers = config.num_hidden_layers
         self.hidden_size = config.hidden_size
-        self._shapes = shapes
-        self._embedding = checkpoint.tensor("embed_tokens.weight", *shapes["embed_tokens.weight"])
+        checkpoint.tensor("embed_tokens.weight")  # checks that it is finite
         self.ffn_bytes: int | None = sum(
-            checkpoint.stored_bytes(name) for name in shapes if ".memory_" in name
+            checkpoint.stored_bytes(name) for name in self._names if ".memory_" in name
         )
 
     def layer(self, layer: int) -> LayerRows:
@@ -82,7 +82,7 @@ class MemoryTable:
 
         @torch.inference_mode()
         def rows(ids: NDArray[np.int64]) -> NDArray[np.float32]:
-            x = self._embedding[torch.from_numpy(ids)].float()
+            x = self.checkpoint.rows("embed_tokens.weight", torch.from_numpy(ids)).float()
             values = np.asarray(ffn(norm(x)).numpy())
             _check_finite(values, ids, layer)
             return values
@@ -93,11 +93,13 @@ class MemoryTable:
         """See `TableSource.fingerprint`: configuration, and evenly spaced rows of every weight."""
         config = self.checkpoint.config
         digest = hashlib.sha256(f"{config.norm} {config.rms_norm_eps} {config.hidden_act}".encode())
-        return digest.digest() + self.checkpoint.fingerprint(self._shapes)
+        return digest.digest() + self.checkpoint.fingerprint(self._names)
 
     def describe(self) -> list[str]:
         """See `TableSource.describe`."""
-        return self.checkpoint.describe()
+        named = f"tensor names: {self.checkpoint.key_map.name}"
+        groups = group_tensors(self.checkpoint, self._names)
+        return [named, *map(str, groups), *_left_over(self.checkpoint.unknown)]
 
 
 class ArrayTable:
@@ -159,7 +161,7 @@ class ArrayTable:
 
 
 def open_source(
-    path: str | Path, config: str | Path | None = None, layers: int | None = None
+    path: str | Path, reading: Reading | None = None, layers: int | None = None
 ) -> MemoryTable | ArrayTable:
     """Open a checkpoint or a plain table.
 
@@ -168,8 +170,8 @@ def open_source(
     path : str or Path
         ``.pt``, ``.pth``, a folder, or ``.safetensors`` for checkpoints; ``.npy``, ``.h5`` or
         a ``.safetensors`` with one tensor and no config for tables.
-    config : str or Path, optional
-        For a checkpoint without its own.
+    reading : Reading, optional
+        What a checkpoint does not say itself.
     layers : int, optional
         Layers of a two-dimensional table.
 
@@ -185,7 +187,7 @@ def open_source(
             return ArrayTable(*opened, layers)
     if layers is not None:
         raise ConfigError("--layers is for two-dimensional tables; a checkpoint has its config")
-    return MemoryTable(open_checkpoint(path, config))
+    return MemoryTable(open_checkpoint(path, reading))
 
 
 _Opened = tuple[Callable[..., NDArray[np.float32]], tuple[int, ...], str]
@@ -206,11 +208,11 @@ def _open_npy(path: Path) -> _Opened:
 
 
 def _open_tensor(path: Path) -> _Opened | None:
-    store = open_safetensors([path])
-    if len(store.shapes) != 1:
+    file = SafetensorsFile(path)
+    names = list(file.infos())
+    if len(names) != 1:
         return None  # a checkpoint
-    name = next(iter(store.shapes))
-    tensor = store.load(name)
+    tensor = file.load(names[0])
 
     def take(ids: NDArray[np.int64], start: int, stop: int) -> NDArray[np.float32]:
         flat = tensor.flatten(1)
@@ -243,6 +245,13 @@ def _open_h5(path: Path) -> _Opened:
         return np.asarray(dataset[distinct, start:stop], dtype=np.float32)[inverse]
 
     return take, tuple(dataset.shape), str(dataset.dtype)
+
+
+def _left_over(names: tuple[str, ...]) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return [f"not used: {', '.join(names[:3])}{more}"]
 
 
 _TABLE_OPENERS: dict[str, Callable[[Path], _Opened | None]] = {

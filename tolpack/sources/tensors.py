@@ -1,133 +1,230 @@
-"""Named tensors of a checkpoint on disk, read one at a time.
+"""Named tensors of a checkpoint on disk, read in place and one at a time.
 
-Formats: ``.pt``/``.pth`` through ``torch.load(weights_only=True, mmap=True)`` only, so that no
-pickled code can run; ``.safetensors``, alone or as the shards of a folder. A store maps the files
-and hands out tensors by name; nothing is loaded whole.
+Formats: ``.pt``, ``.pth`` and ``.bin`` through ``torch.load(weights_only=True, mmap=True)`` only,
+so that no pickled code can run; ``.safetensors``. A store maps its files and hands out tensors as
+views of the maps. Pages that were touched count as resident memory for as long as a map lives, so
+`TensorStore.release` drops the maps; the next tensor maps its file anew.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from tolpack.errors import CheckpointError
 
-FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FLOAT_DTYPES = ("float32", "bfloat16", "float16")
+# Where trainers put the state dict in what they save.
+_STATE_KEYS = ("model", "state_dict", "model_state_dict", "module")
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+_LFS_POINTER = b"version https://git-lfs"
 
 
-class TensorStore:
-    """Tensors by name, loaded on demand.
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Shape, dtype (torch's name) and file of a stored tensor."""
 
-    Parameters
-    ----------
-    shapes : mapping of str to tuple of int
-        Every tensor in the checkpoint.
-    load : callable
-        Gives the tensor of a name, as stored (any dtype).
-    """
+    shape: tuple[int, ...]
+    dtype: str
+    path: Path
 
-    def __init__(
-        self, shapes: Mapping[str, tuple[int, ...]], load: Callable[[str], torch.Tensor]
-    ) -> None:
-        self.shapes = dict(shapes)
-        self._load = load
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the tensor as stored."""
+        itemsize = getattr(torch, self.dtype).itemsize if hasattr(torch, self.dtype) else 1
+        return int(torch.Size(self.shape).numel() * itemsize)
+
+
+class TensorFile(Protocol):
+    """One file of named tensors."""
+
+    path: Path
+
+    def infos(self) -> dict[str, TensorInfo]:
+        """Return every tensor's shape and dtype."""
+        ...
 
     def load(self, name: str) -> torch.Tensor:
-        """Return tensor `name` as stored; it may be a view of a mapped file."""
-        return self._load(name)
+        """Return a tensor as stored, usually a view of the mapped file."""
+        ...
+
+    def release(self) -> None:
+        """Drop the map; tensors that are still referenced keep theirs."""
+        ...
 
 
-def open_pt(path: Path) -> tuple[TensorStore, object]:
-    """Open a ``.pt``/``.pth``: returns the store and its ``"config"`` (``None`` if bare).
+class PtFile:
+    """A ``.pt``, ``.pth`` or ``.bin``: a state dict, or one under ``"model"`` and the like.
+
+    ``config`` is what stands beside the state dict under ``"config"``, ``None`` if nothing does.
 
     Raises
     ------
     CheckpointError
         Not a checkpoint, or a pickle that would run code (refused, nothing is run).
     """
-    loaded = _torch_load(path)
-    config: object = None
-    if isinstance(loaded, dict) and isinstance(loaded.get("model"), dict):
-        config = loaded.get("config")
-        loaded = loaded["model"]
-    if not isinstance(loaded, dict) or not loaded:
-        raise CheckpointError(
-            f"{path} holds {type(loaded).__name__}, expected a state dict or "
-            '{"model": state_dict, "config": {...}}: save it with torch.save in that form'
-        )
-    tensors = {str(k): v for k, v in loaded.items() if isinstance(v, torch.Tensor)}
-    shapes = {k: tuple(v.shape) for k, v in tensors.items()}
-    return TensorStore(shapes, tensors.__getitem__), config
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._mapped = True
+        self.config: object = None
+        self._tensors: dict[str, torch.Tensor] | None = self._read()
+
+    def infos(self) -> dict[str, TensorInfo]:
+        """See `TensorFile.infos`."""
+        return {
+            name: TensorInfo(tuple(t.shape), str(t.dtype).removeprefix("torch."), self.path)
+            for name, t in self._open().items()
+        }
+
+    def load(self, name: str) -> torch.Tensor:
+        """See `TensorFile.load`."""
+        return self._open()[name]
+
+    def release(self) -> None:
+        """See `TensorFile.release`; a file that cannot be mapped stays loaded."""
+        if self._mapped:
+            self._tensors = None
+
+    def _open(self) -> dict[str, torch.Tensor]:
+        tensors = self._tensors
+        if tensors is None:
+            tensors = self._tensors = self._read()
+        return tensors
+
+    def _read(self) -> dict[str, torch.Tensor]:
+        loaded = self._load()
+        if isinstance(loaded, dict):
+            for key in _STATE_KEYS:
+                if isinstance(loaded.get(key), dict):
+                    self.config = loaded.get("config")
+                    loaded = loaded[key]
+                    break
+        tensors = _tensors_of(loaded)
+        if not tensors:
+            raise CheckpointError(
+                f"{self.path} holds {type(loaded).__name__}, expected a state dict or "
+                '{"model": state_dict, "config": {...}}: save it with torch.save in that form'
+            )
+        return tensors
+
+    def _load(self) -> object:
+        try:
+            return torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # noqa: BLE001 (unpicklers fail in many ways on foreign bytes)
+            if not (isinstance(error, RuntimeError) and "mmap" in str(error)):
+                raise _refusal(self.path, error) from error
+        self._mapped = False  # the format before torch 1.6 cannot be mapped
+        try:
+            return torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise _refusal(self.path, error) from error
 
 
-def open_safetensors(paths: list[Path]) -> TensorStore:
-    """Open one or more ``.safetensors`` files as one store; a name in two files is an error."""
-    owner: dict[str, Any] = {}
-    source: dict[str, Path] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in paths:
-        handle = _safe_open(path)
+class SafetensorsFile:
+    """A ``.safetensors``, or `CheckpointError` if it is none."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._handle: Any = None
+        self._open()
+
+    def infos(self) -> dict[str, TensorInfo]:
+        """See `TensorFile.infos`."""
+        handle, found = self._open(), {}
         for name in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
-            if name in owner:
+            part = handle.get_slice(name)
+            dtype = str(part.get_dtype())
+            found[name] = TensorInfo(tuple(part.get_shape()), _DTYPES.get(dtype, dtype), self.path)
+        return found
+
+    def load(self, name: str) -> torch.Tensor:
+        """See `TensorFile.load`."""
+        tensor: torch.Tensor = self._open().get_tensor(name)
+        return tensor
+
+    def release(self) -> None:
+        """See `TensorFile.release`."""
+        self._handle = None
+
+    def _open(self) -> Any:
+        handle = self._handle
+        if handle is None:
+            try:
+                handle = self._handle = safe_open(str(self.path), framework="pt")
+            except (SafetensorError, OSError) as error:
                 raise CheckpointError(
-                    f"tensor {name!r} is in both {source[name].name} and {path.name}: "
-                    "remove one of the two files"
-                )
-            owner[name], source[name] = handle, path
-            shapes[name] = tuple(handle.get_slice(name).get_shape())
-    return TensorStore(shapes, lambda name: owner[name].get_tensor(name))
+                    f"{self.path} is not a readable .safetensors file: {error}{_lfs(self.path)}"
+                ) from error
+        return handle
 
 
-def shard_paths(folder: Path) -> list[Path]:
-    """List the ``.safetensors`` files of a checkpoint folder, by its index file if it has one."""
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        paths = sorted(folder.glob("*.safetensors"))
-        if not paths:
-            raise CheckpointError(f"{folder} holds no .safetensors file")
-        return paths
-    names = sorted(set(_weight_map(index).values()))
-    for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
-            raise CheckpointError(f"{index.name} names shard {name!r}, which is not in {folder}")
-    return [folder / name for name in names]
+class TensorStore:
+    """All tensors of a checkpoint, by name.
+
+    Parameters
+    ----------
+    files : sequence of TensorFile
+        The checkpoint's files.
+    pieces : bool
+        Whether a name may be in several files, each holding a piece of the tensor, as tensor
+        parallel trainers save it; otherwise that is an error.
+    """
+
+    def __init__(self, files: Sequence[TensorFile], *, pieces: bool = False) -> None:
+        self._files: dict[str, list[TensorFile]] = {}
+        self.infos: dict[str, tuple[TensorInfo, ...]] = {}
+        for file in files:
+            for name, info in file.infos().items():
+                others = self._files.setdefault(name, [])
+                if others and not pieces:
+                    raise CheckpointError(
+                        f"tensor {name!r} is in both {others[0].path.name} and {file.path.name}: "
+                        "remove one of the two files"
+                    )
+                others.append(file)
+                self.infos[name] = (*self.infos.get(name, ()), info)
+        self._all = list(files)
+
+    def load(self, name: str) -> list[torch.Tensor]:
+        """Return the tensor's pieces, one unless it is split over files, as stored."""
+        return [file.load(name) for file in self._files[name]]
+
+    def release(self) -> None:
+        """Drop the maps of all files, and with them the resident pages."""
+        for file in self._all:
+            file.release()
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return {str(k): str(v) for k, v in weight_map.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{index} is no index with a 'weight_map': {error}") from error
+def open_file(path: Path) -> PtFile | SafetensorsFile:
+    """Open one file by its suffix."""
+    return SafetensorsFile(path) if path.suffix == ".safetensors" else PtFile(path)
 
 
-def _safe_open(path: Path) -> Any:
-    try:
-        return safe_open(str(path), framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a readable .safetensors file: {error}") from error
-
-
-def _torch_load(path: Path) -> object:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # noqa: BLE001 (unpicklers fail in many ways on foreign bytes)
-        if not (isinstance(error, RuntimeError) and "mmap" in str(error)):
-            raise _refusal(path, error) from error
-    try:  # the format before torch 1.6 cannot be mapped
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise _refusal(path, error) from error
+def _tensors_of(loaded: object) -> dict[str, torch.Tensor]:
+    if not isinstance(loaded, dict):
+        return {}
+    return {str(k): v for k, v in loaded.items() if isinstance(v, torch.Tensor)}
 
 
 def _refusal(path: Path, error: Exception) -> CheckpointError:
     first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return CheckpointError(
         f"{path} cannot be loaded with weights_only=True ({first_line}): save a plain state dict, "
-        "or convert it to .safetensors"
+        f"or convert it to .safetensors{_lfs(path)}"
     )
+
+
+def _lfs(path: Path) -> str:
+    """Say so if a file is only Git LFS's note of where the file is."""
+    try:
+        with open(path, "rb") as file:
+            pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
+    except OSError:
+        return ""
+    return " (it is a Git LFS pointer, not the file itself: run git lfs pull)" if pointer else ""
