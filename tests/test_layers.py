@@ -7,12 +7,12 @@ import tolpack
 
 ROOT = Path(tolpack.__file__).parent
 LEVELS = {
-    "errors": 0, "version": 0, "progress": 0,
+    "errors": 0, "version": 0, "progress": 0, "scratch": 0,
     "container": 1,
     "codecs": 2,
     "pack": 3, "lookup": 3,
     "torch": 4, "sources": 4, "summary": 4, "building": 4, "building.allocate": 4,
-    "building.settings": 4, "building.layout": 4,
+    "building.settings": 4, "building.layout": 4, "building.limits": 4,
     "reference": 5, "building.passes": 5,
     "building.weighing": 6, "building.loss_model": 6, "building.rank_trial": 6,
     "building.assembly": 6, "planning": 6, "builder": 6, "evaluate": 6,

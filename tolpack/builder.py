@@ -15,12 +15,16 @@ from typing import Any
 import numpy as np
 
 from tolpack.building.assembly import Assembly, BuildSettings
+from tolpack.building.limits import plan_limits
+from tolpack.building.passes import torch_threads
+from tolpack.building.settings import DEFAULT_MAX_MEMORY
 from tolpack.building.weighing import weigh
 from tolpack.container.header import Header, Table
 from tolpack.container.writer import PackWriter
 from tolpack.errors import ConfigError
 from tolpack.pack import Pack
 from tolpack.progress import Reporter
+from tolpack.scratch import Scratch
 from tolpack.sources.checkpoint import Reading
 from tolpack.sources.table import TableSource, open_source
 from tolpack.summary import bits_per_weight, layer_summaries, ratio_fp16
@@ -75,6 +79,8 @@ def build(
     map_name: str | None = None,
     key_map: str | Path | None = None,
     layers: int | None = None,
+    max_memory: str | int = DEFAULT_MAX_MEMORY,
+    threads: int | None = None,
     resume: bool = False,
     force: bool = False,
     reporter: Reporter | None = None,
@@ -99,6 +105,10 @@ def build(
         What a checkpoint does not say itself: see `tolpack.sources.checkpoint.Reading`.
     frequencies : str or Path, optional
         ``.npy`` of token counts; frequent tokens are stored first and uncompressed.
+    max_memory : str or int
+        Largest resident memory of the process, ``"4GB"`` or a number of bytes.
+    threads : int, optional
+        Cores to use; default: all. Neither changes a byte of the pack.
     resume : bool
         Continue a build of the same inputs and settings that was interrupted.
     reporter : Reporter, optional
@@ -116,20 +126,24 @@ def build(
     inputs = (calibrate, frequencies, tokenizer, config, key_map)
     path = output_path(checkpoint, output, force, inputs)
     source = open_source(checkpoint, Reading(config, arch, map_name, key_map), layers)
+    limits = plan_limits(source, max_memory, threads)
     for line in source.describe():
         reporter.say(line)
-    weighing = weigh(
-        source,
-        needs_metrics=settings.ranks.word == "auto",
-        text=calibrate,
-        frequencies=frequencies,
-        tokenizer=tokenizer,
-        reporter=reporter,
-    )
-    work = Assembly(source, settings, weighing, reporter)
-    while not _write(work, path, resume, reporter):
-        resume = False
-    return _result(path, source)
+    with Scratch(path.parent, limits.scratch_bytes) as scratch, torch_threads(limits.threads):
+        weighing = weigh(
+            source,
+            needs_metrics=settings.ranks.word == "auto",
+            text=calibrate,
+            frequencies=frequencies,
+            tokenizer=tokenizer,
+            limits=limits,
+            scratch=scratch,
+            reporter=reporter,
+        )
+        work = Assembly(source, settings, weighing, limits, scratch, reporter)
+        while not _write(work, path, resume, reporter):
+            resume = False
+        return _result(path, source, reporter)
 
 
 def _write(work: Assembly, path: Path, resume: bool, reporter: Reporter) -> bool:
@@ -188,11 +202,12 @@ def _default_output(source: Path) -> Path:
     return source.with_name(f"{name}.tolpack")
 
 
-def _result(path: Path, source: TableSource) -> BuildResult:
+def _result(path: Path, source: TableSource, reporter: Reporter) -> BuildResult:
     """Open the finished pack and hold a sample of it against the source."""
     ids = np.arange(0, source.vocab_size, max(1, source.vocab_size // _SAMPLE_TOKENS))
     layers = []
-    with Pack(path) as pack:
+    total = source.num_layers * len(ids)
+    with Pack(path) as pack, reporter.phase("checking", total, "rows") as done:
         for summary in layer_summaries(pack):
             error = None
             if summary.bytes:
@@ -200,6 +215,7 @@ def _result(path: Path, source: TableSource) -> BuildResult:
                 difference = pack.rows(ids, layers=[summary.layer])[:, 0] - rows
                 norm = float(np.square(rows, dtype=np.float64).sum())
                 error = float(np.sqrt(np.square(difference, dtype=np.float64).sum() / (norm or 1)))
+            done(len(ids))
             layers.append(
                 LayerResult(summary.layer, summary.rank, summary.bits, error, summary.bytes)
             )

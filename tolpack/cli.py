@@ -19,7 +19,13 @@ import tqdm
 
 import tolpack
 from tolpack import report
-from tolpack.building.settings import parse_drop, parse_rank, parse_size
+from tolpack.building.settings import (
+    DEFAULT_MAX_MEMORY,
+    parse_bytes,
+    parse_drop,
+    parse_rank,
+    parse_size,
+)
 from tolpack.errors import ConfigError, TolpackError
 from tolpack.progress import Reporter
 from tolpack.sources.config import MODEL_TYPES
@@ -167,6 +173,14 @@ def main() -> None:
 @_tokenizer_option
 @_reading_options
 @_layers_option
+@click.option(
+    "--max-memory",
+    default=DEFAULT_MAX_MEMORY,
+    show_default=True,
+    callback=_checked(lambda value: parse_bytes(value, "--max-memory")),
+    help="Largest resident memory of the build, like 4GB or 800MB.",
+)
+@click.option("--threads", type=click.IntRange(1), help="Cores to use [default: all].")
 @click.option("--resume", is_flag=True, help="Continue an interrupted build.")
 @click.option("--force", is_flag=True, help="Replace an existing pack.")
 @_json_option

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from tolpack.building.layout import (
     raw_encoding,
     zstd_encoding,
 )
+from tolpack.building.limits import Limits
 from tolpack.building.loss_model import LossModel, describe
 from tolpack.building.passes import (
     FieldProjection,
@@ -39,6 +41,7 @@ from tolpack.building.rank_trial import choose
 from tolpack.building.settings import Ranks, dropped_layers, parse_drop, parse_rank, parse_size
 from tolpack.building.weighing import Weighing
 from tolpack.codecs.frames import LEVEL, compress
+from tolpack.codecs.lowrank import projection
 from tolpack.codecs.record import record_layout
 from tolpack.container.encodings import CHECKSUM_BYTES, Encoding, FieldEncoding
 from tolpack.container.header import Chunk, Field
@@ -47,10 +50,13 @@ from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, VERSIO
 from tolpack.container.writer import PackWriter
 from tolpack.errors import ConfigError
 from tolpack.progress import Reporter
+from tolpack.scratch import Scratch
 from tolpack.sources.table import ArrayTable, MemoryTable, TableSource
 from tolpack.version import __version__
 
+# What zstd saves is measured on this many tokens, or on fewer where a row is large.
 _SAMPLE_TOKENS = 4096
+_SAMPLE_BYTES = 64 << 20
 # Truncation is measured at the ranks it leads to; each time moves the ranks less.
 _MEASUREMENTS = 2
 # Truncation may be predicted to add this share of what rounding the plain table adds: coefficients
@@ -92,11 +98,15 @@ class Assembly:
         source: MemoryTable | ArrayTable,
         settings: BuildSettings,
         weighing: Weighing,
+        limits: Limits,
+        scratch: Scratch,
         reporter: Reporter,
     ) -> None:
         self.source: TableSource = source
         self.settings = settings
         self.weighing = weighing
+        self.limits = limits
+        self.scratch = scratch
         self.reporter = reporter
         dropped = set(dropped_layers(settings.drop, source.num_layers))
         self.kept = [n for n in range(source.num_layers) if n not in dropped]
@@ -140,7 +150,23 @@ class Assembly:
     @cached_property
     def moments(self) -> dict[int, Moments]:
         """Mean and spectrum of every kept layer: one pass over the table."""
-        return measure_moments(self.source, self.kept, self.weighing.weights, self.reporter)
+        found = {}
+        with self._measuring(len(self.kept)) as measure:
+            for layer in self.kept:
+                found[layer] = measure(layer)
+        return found
+
+    @contextmanager
+    def _measuring(self, layers: int) -> Iterator[Callable[[int], Moments]]:
+        """Yield a function that measures one layer, with workers and progress for `layers`."""
+        total, weights = layers * self.source.vocab_size, self.weighing.weights
+        with (
+            self.reporter.phase("Gram matrices", total, "rows") as done,
+            worker_threads(self.limits.threads) as pool,
+        ):
+            yield lambda layer: measure_moments(
+                self.source, layer, weights, pool, self.scratch, done
+            )
 
     @cached_property
     def allocation(self) -> dict[int, Point]:
@@ -166,41 +192,60 @@ class Assembly:
 
     def write_fields(self, writer: PackWriter) -> tuple[list[Field], list[FieldProjection]]:
         """Write bases and means; returns the fields and how rows become stored values."""
+        width, dtype = self.source.hidden_size, self.source.dtype
         fields, projections = [], []
-        for layer in range(self.source.num_layers):
-            name, width, dtype = f"layer.{layer}", self.source.hidden_size, self.source.dtype
-            if layer not in self.kept:
-                fields.append(Field(name, layer, width, dtype, dropped=True))
-                continue
-            if self.settings.ranks.word == "none":
-                fields.append(Field(name, layer, width, dtype))
-                projections.append(FieldProjection.onto(layer, None, None))
-                continue
-            basis_id, basis = writer.add_array("basis", partial(self._basis, layer))
-            mean_id, mean = writer.add_array("mean", partial(self._mean, layer))
-            rank = len(basis)
-            fields.append(Field(name, layer, width, dtype, False, rank, basis_id, mean_id))
-            projections.append(FieldProjection.onto(layer, basis, mean.astype(np.float32)))
+        with self._bases() as moments_of:
+            for layer in range(self.source.num_layers):
+                field = Field(f"layer.{layer}", layer, width, dtype, dropped=layer not in self.kept)
+                project = FieldProjection(layer)
+                if not field.dropped and self.settings.ranks.word != "none":
+                    moments = cache(partial(moments_of, layer))
+                    field, project = self._write_basis(writer, field, moments)
+                fields.append(field)
+                projections += [] if field.dropped else [project]
         return fields, projections
+
+    def _write_basis(
+        self, writer: PackWriter, field: Field, found: Callable[[], Moments]
+    ) -> tuple[Field, FieldProjection]:
+        basis_id, basis = writer.add_array("basis", lambda: found().basis(self._rank(field.layer)))
+        mean_id, mean = writer.add_array("mean", lambda: found().mean.astype(np.float32))
+        field = replace(field, rank=len(basis), basis=basis_id, mean=mean_id)
+        matrix = self.scratch.keep(projection(basis))
+        centre = mean.astype(np.float32)
+        return field, FieldProjection(field.layer, len(basis), centre, matrix.load)
+
+    def _bases(self) -> AbstractContextManager[Callable[[int], Moments]]:
+        """Give layers' moments: one at a time where ranks are fixed, all first to choose them."""
+        if self.fixed_ranks is None or self.settings.ranks.word == "none":
+            return nullcontext(lambda layer: self.moments[layer])
+        return self._measuring(len(self.kept))
 
     def write_chunks(
         self, writer: PackWriter, projections: list[FieldProjection]
     ) -> tuple[tuple[Encoding, ...], list[Chunk]]:
         """Write the records of all tokens, chunk by chunk; returns the encodings and chunks."""
-        fields = tuple(self._field_encoding(projection) for projection in projections)
+        fields = tuple(self._field_encoding(field) for field in projections)
         encodings, numbers = self._chunk_encodings(fields, projections)
         layout = record_layout(fields)
         chunks = []
         total = self.source.vocab_size * len(projections)
-        with self.reporter.phase("encoding", total, "rows") as done, worker_threads() as pool:
+        superblock = self.limits.superblock_tokens(layout.record_bytes)
+        with (
+            self.reporter.phase("encoding", total, "rows") as done,
+            worker_threads(self.limits.threads) as pool,
+        ):
             for plan, number in zip(self.chunks, numbers):
                 ids = self._chunk_tokens(plan)
                 blocks, index = writer.add_chunk(
                     encodings[number],
                     plan.first_slot,
-                    partial(encode_records, self.source, projections, layout, ids, pool, done),
+                    partial(
+                        encode_records, self.source, projections, layout, ids,
+                        superblock=superblock, pool=pool, done=done,
+                    ),
                     compress,
-                )
+                )  # fmt: skip
                 chunks.append(Chunk(plan.rows, number, blocks, index))
         return encodings, chunks
 
@@ -211,21 +256,16 @@ class Assembly:
         dtype = np.uint32 if self.source.vocab_size <= 2**32 else np.uint64
         return writer.add_array("token_map", lambda: self.weighing.order.slots.astype(dtype))[0]
 
-    def _basis(self, layer: int) -> NDArray[np.float16]:
+    def _rank(self, layer: int) -> int:
         rank = None if self.fixed_ranks is None else self.fixed_ranks[layer]
-        return self.moments[layer].spectrum.basis(rank or self.allocation[layer].rank)
+        return rank or self.allocation[layer].rank
 
-    def _mean(self, layer: int) -> NDArray[np.float32]:
-        return self.moments[layer].mean.astype(np.float32)
-
-    def _field_encoding(self, projection: FieldProjection) -> FieldEncoding:
-        if projection.matrix is None:
+    def _field_encoding(self, field: FieldProjection) -> FieldEncoding:
+        if field.rank is None:
             codec16 = "bf16" if self.source.dtype == "bfloat16" else "f16"
             return field_encoding(self.source.hidden_size, self.settings.bits, codec16)
-        leading = 0
-        if self.fixed_ranks is None:
-            leading = self.allocation[projection.layer].leading
-        return field_encoding(projection.matrix.shape[1], self.settings.bits, "f16", leading)
+        leading = self.allocation[field.layer].leading if self.fixed_ranks is None else 0
+        return field_encoding(field.rank, self.settings.bits, "f16", leading)
 
     def _chunk_encodings(
         self, fields: tuple[FieldEncoding, ...], projections: list[FieldProjection]
@@ -248,16 +288,22 @@ class Assembly:
         self, fields: tuple[FieldEncoding, ...], projections: Sequence[FieldProjection]
     ) -> float:
         """Share of the bytes of cold chunks that zstd saves, measured on spread tokens."""
-        cold = [self._chunk_tokens(plan) for plan in self.chunks if not plan.hot]
-        if not cold:
+        if all(plan.hot for plan in self.chunks):
             return 0.0
-        tokens = np.concatenate(cold)
-        sample = tokens[:: max(1, len(tokens) // _SAMPLE_TOKENS)][:_SAMPLE_TOKENS]
-        records = encoded_sample(self.source, projections, fields, sample)
+        records = encoded_sample(self._cold_sample, projections, fields)
         rows = zstd_encoding(fields).rows_per_block
         frames = [compress(records[n : n + rows].tobytes()) for n in range(0, len(records), rows)]
         stored = sum(len(frame) + CHECKSUM_BYTES for frame in frames)
         return 1 - stored / records.size
+
+    @cached_property
+    def _cold_sample(self) -> NDArray[np.float32]:
+        """Rows of spread tokens of the cold chunks, float32 (n, kept layers, hidden)."""
+        tokens = np.concatenate([self._chunk_tokens(plan) for plan in self.chunks if not plan.hot])
+        row_bytes = 4 * len(self.kept) * self.source.hidden_size
+        count = max(1, min(_SAMPLE_TOKENS, _SAMPLE_BYTES // row_bytes))
+        sample = tokens[:: max(1, len(tokens) // count)][:count]
+        return np.stack([self.source.layer(layer)(sample) for layer in self.kept], axis=1)
 
     def _chunk_tokens(self, plan: ChunkPlan) -> NDArray[np.int64]:
         return self.weighing.order.token_ids[plan.first_slot : plan.first_slot + plan.rows]
@@ -277,8 +323,10 @@ class Assembly:
         fields = self._auto_fields(allocation)
         projections = []
         for layer, point in zip(self.kept, allocation):
-            basis = self.moments[layer].spectrum.basis(point.rank)
-            projections.append(FieldProjection.onto(layer, basis, self._mean(layer)))
+            moments = self.moments[layer]
+            matrix = partial(_projection, moments, point.rank)
+            mean = moments.mean.astype(np.float32)
+            projections.append(FieldProjection(layer, point.rank, mean, matrix))
         saved = self._zstd_saving(fields, projections)
         if saved < _MIN_ZSTD_SAVING:
             return 0.0
@@ -311,3 +359,7 @@ class Assembly:
         sizes += [] if self.weighing.order.identity else [4 * self.source.vocab_size]
         pages = sum(align(math.ceil(size), SECTION_ALIGNMENT) for size in sizes)
         return pages + PREAMBLE_BYTES + self.header_room
+
+
+def _projection(moments: Moments, rank: int) -> NDArray[np.float32]:
+    return projection(moments.basis(rank))

@@ -30,7 +30,7 @@ from tolpack.container.encodings import FieldEncoding
 from tolpack.progress import Reporter
 from tolpack.reference.calibrate import (
     TruncatedLayer,
-    measured_tokens,
+    gradient_tokens,
     truncation_slopes,
 )
 from tolpack.sources.table import TableSource
@@ -71,18 +71,14 @@ class LossModel:
         self.bits = bits
         self._weighing = weighing
         self._full = min(source.hidden_size, source.vocab_size)
-        self._tails = {layer: self._tail(layer) for layer in moments}
+        self._tails: dict[int, Doubles] = {}
         self._marginal = dict.fromkeys(moments, 1.0)
         self._share = dict.fromkeys(moments, 1.0)
         sample = sample_tokens(weighing.weights, _SAMPLE_TOKENS)
         self._rounding: dict[int, dict[int, Doubles]] = {}
         self.plain_rounding = 0.0
         for layer in moments:
-            rows = source.layer(layer)(sample)
-            plain = field_encoding(source.hidden_size, bits, "f16")
-            metric = self._metric(layer)
-            self.plain_rounding += _mean_loss(rounding_error(rows, plain), metric)
-            self._rounding[layer] = self._rounding_by_leading(layer, rows)
+            self._predict(layer, source.layer(layer)(sample))
 
     @property
     def factors(self) -> dict[int, float]:
@@ -119,10 +115,10 @@ class LossModel:
         ranks = {layer: point.rank for layer, point in zip(self.moments, allocation)}
         cuts: list[TruncatedLayer | None] = [None] * self._source.num_layers
         for layer, moments in self.moments.items():
-            vectors = moments.spectrum.vectors.astype(np.float32)
-            cuts[layer] = TruncatedLayer(moments.mean.astype(np.float32), vectors, ranks[layer])
+            mean = moments.mean.astype(np.float32)
+            cuts[layer] = TruncatedLayer(mean, moments.kept_vectors.load, ranks[layer])
         model = self._weighing.model
-        tokens = measured_tokens(len(model.token_ids), model.context)
+        tokens = gradient_tokens(model.decoder, len(model.token_ids), model.context)
         with reporter.phase("measuring truncation", tokens, "tok") as done:
             slopes = truncation_slopes(model.decoder, model.token_ids, model.context, cuts, done)
         for layer, rank in ranks.items():
@@ -156,30 +152,28 @@ class LossModel:
         """Largest possible rank."""
         return self._full
 
-    def _tail(self, layer: int) -> Doubles:
-        """Uncorrected truncation loss by rank, float64 (hidden + 1,)."""
-        spectrum = self.moments[layer].spectrum
-        vectors, metric = spectrum.vectors, self._metric(layer)
-        carried = 0.5 * spectrum.values * np.einsum("ji,jk,ki->i", vectors, metric, vectors)
-        return np.append(np.cumsum(carried[::-1])[::-1], 0.0)
-
-    def _rounding_by_leading(self, layer: int, rows: Floats) -> dict[int, Doubles]:
-        """Rounding loss by rank, float64 (hidden + 1,), for each number of leading values."""
-        moments, metric = self.moments[layer], self._metric(layer)
-        vectors = moments.spectrum.vectors
+    def _predict(self, layer: int, rows: Floats) -> None:
+        """Predict, from a layer's metric and sampled rows (n, hidden), what can be lost by rank:
+        by truncation, uncorrected, and by rounding, each float64 (hidden + 1,).
+        """
+        metric, moments = self._metric(layer), self.moments[layer]
+        vectors = moments.vectors.astype(np.float64)
+        weight = 0.5 * np.sum(vectors * (metric @ vectors), axis=0)
+        carried = weight * moments.values
+        self._tails[layer] = np.append(np.cumsum(carried[::-1])[::-1], 0.0)
+        plain = field_encoding(self._source.hidden_size, self.bits, "f16")
+        self.plain_rounding += _mean_loss(rounding_error(rows, plain), metric)
         coefficients = ((rows - moments.mean) @ vectors).astype(np.float32)
-        weight = np.einsum("ji,jk,ki->i", vectors, metric, vectors)
-        result = {}
+        self._rounding[layer] = {}
         for leading in LEADING_CHOICES if self.bits == 4 else (0,):
             encoding = field_encoding(self._source.hidden_size, self.bits, "f16", leading)
             error = np.square(rounding_error(coefficients, encoding)).mean(axis=0)
-            result[leading] = np.concatenate([[0.0], np.cumsum(0.5 * weight * error)])
-        return result
+            self._rounding[layer][leading] = np.concatenate([[0.0], np.cumsum(weight * error)])
 
     def _metric(self, layer: int) -> Doubles:
         if self._weighing.model is None:
             return np.eye(self._source.hidden_size)
-        return np.asarray(self._weighing.model.metrics[layer])
+        return np.asarray(self._weighing.model.metrics[layer].load())
 
 
 def rounding_error(values: Floats, encoding: FieldEncoding) -> NDArray[np.float64]:
@@ -195,7 +189,7 @@ def rounding_error(values: Floats, encoding: FieldEncoding) -> NDArray[np.float6
 
 def _mean_loss(errors: NDArray[np.float64], metric: Doubles) -> float:
     """``½ E[e G eᵀ]`` over rows of `errors`."""
-    return float(0.5 * np.einsum("ti,ij,tj->", errors, metric, errors, optimize=True) / len(errors))
+    return float(0.5 * np.sum((errors @ metric) * errors) / len(errors))
 
 
 def describe(allocation: Sequence[Point], factors: Mapping[int, float]) -> str:

@@ -7,114 +7,128 @@ timing.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tolpack.codecs.lowrank import Doubles, Spectrum, projection, spectrum
+from tolpack.building.limits import BLOCK_TOKENS
+from tolpack.codecs.lowrank import Doubles, spectrum
 from tolpack.codecs.record import RecordLayout, record_layout
 from tolpack.codecs.values import Floats
 from tolpack.container.encodings import FieldEncoding
-from tolpack.progress import Reporter
+from tolpack.scratch import Kept, Scratch
 from tolpack.sources.table import LayerRows, TableSource
 
-# Tokens that one worker computes together: fixed, because matrix products of other shapes round
-# differently.
-BLOCK_TOKENS = 512
-# Tokens whose records are held while the layers are computed one after the other.
-SUPERBLOCK_TOKENS = 4096
-
-_T = TypeVar("_T")
-_R = TypeVar("_R")
+# Blocks whose second moments are summed in float32 before they go into the float64 sum.
+_MOMENT_BLOCKS = 4
 
 
 @contextmanager
-def worker_threads() -> Iterator[ThreadPoolExecutor]:
-    """Yield one worker per core, with one torch thread in each."""
+def worker_threads(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Yield `threads` workers with one torch thread in each."""
+    with torch_threads(1), ThreadPoolExecutor(threads) as pool:
+        yield pool
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Let torch use `threads` threads inside."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch.set_num_threads(threads)
     try:
-        with ThreadPoolExecutor(workers or 1) as pool:
-            yield pool
+        yield
     finally:
         torch.set_num_threads(before)
 
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """One layer's weighted mean, float64 (hidden,), and the spectrum around it."""
+    """One layer's weighted mean, float64 (hidden,), and the spectrum around it: eigenvalues,
+    float64 (hidden,) descending, and eigenvectors, which may have to be read back.
+    """
 
     mean: Doubles
-    spectrum: Spectrum
+    values: Doubles
+    kept_vectors: Kept
+
+    @property
+    def vectors(self) -> Floats:
+        """Eigenvectors in columns, float32 (hidden, hidden)."""
+        return self.kept_vectors.load()
+
+    def basis(self, rank: int) -> NDArray[np.float16]:
+        """Return the leading eigenvectors as they are stored, float16 (rank, hidden)."""
+        return self.vectors[:, :rank].T.astype(np.float16)
 
 
 def measure_moments(
-    source: TableSource, layers: Sequence[int], weights: Doubles, reporter: Reporter
-) -> dict[int, Moments]:
-    """Stream the table once and decompose each layer.
+    source: TableSource,
+    layer: int,
+    weights: Doubles,
+    pool: ThreadPoolExecutor,
+    scratch: Scratch,
+    done: Callable[[int], object],
+) -> Moments:
+    """Stream one layer of the table once and decompose it.
 
     Parameters
     ----------
     source : TableSource
         The table.
-    layers : sequence of int
-        Layers to measure.
+    layer : int
+        Which layer.
     weights : ndarray
         float64 (vocab_size,), summing to 1.
+    pool, scratch : ThreadPoolExecutor, Scratch
+        Workers, and where the eigenvectors are kept.
+    done : callable
+        Called with the number of rows done since the last call.
     """
-    result = {}
-    blocks = _cut(np.arange(source.vocab_size, dtype=np.int64), BLOCK_TOKENS)
+    rows = source.layer(layer)
     roots = np.sqrt(weights).astype(np.float32)
-    total = len(layers) * source.vocab_size
-    with reporter.phase("Gram matrices", total, "rows") as done, worker_threads() as pool:
-        for layer in layers:
-            rows = source.layer(layer)
 
-            def moments(ids: NDArray[np.int64], rows: LayerRows = rows) -> tuple[Doubles, Doubles]:
-                root = torch.from_numpy(roots[ids])[:, None]
-                weighted = torch.from_numpy(rows(ids)) * root
-                return (weighted.T @ weighted).double().numpy(), (weighted * root).sum(0).numpy()
+    def moments(ids: NDArray[np.int64]) -> tuple[Doubles, Doubles]:
+        parts = [torch.from_numpy(rows(part)) for part in _cut(ids, BLOCK_TOKENS)]
+        root = torch.from_numpy(roots[ids])[:, None]
+        weighted = torch.cat(parts).mul_(root)
+        second, mean = weighted.T @ weighted, (weighted * root).sum(0)
+        return second.double().numpy(), mean.double().numpy()
 
-            second = np.zeros((source.hidden_size, source.hidden_size))
-            mean = np.zeros(source.hidden_size)
-            for ids, (block_second, block_mean) in zip(blocks, pool.map(moments, blocks)):
-                second += block_second
-                mean += block_mean
-                done(len(ids))
-            result[layer] = Moments(mean, spectrum(second, mean))
-    return result
+    second = np.zeros((source.hidden_size, source.hidden_size))
+    mean = np.zeros(source.hidden_size)
+    blocks = _cut(np.arange(source.vocab_size, dtype=np.int64), _MOMENT_BLOCKS * BLOCK_TOKENS)
+    for ids, (block_second, block_mean) in zip(blocks, pool.map(moments, blocks)):
+        second += block_second
+        mean += block_mean
+        done(len(ids))
+    found = spectrum(second, mean)
+    return Moments(mean, found.values, scratch.keep(found.vectors.astype(np.float32)))
 
 
 @dataclass(frozen=True, slots=True)
 class FieldProjection:
-    """How a kept layer's rows become stored values: ``(row - mean) @ matrix``; ``None``: as is."""
+    """How a kept layer's rows become stored values: ``(row - mean) @ matrix``; ``None``: as is.
+
+    ``mean`` float32 (hidden,); ``matrix`` gives `tolpack.codecs.lowrank.projection`, float32
+    (hidden, rank), which may have to be read back or computed.
+    """
 
     layer: int
-    mean: Floats | None
-    matrix: Floats | None
-
-    @classmethod
-    def onto(cls, layer: int, basis: NDArray[np.generic] | None, mean: Floats | None) -> (
-        FieldProjection
-    ):  # fmt: skip
-        """Project onto a stored basis (rank, hidden) around a stored mean (hidden,)."""
-        matrix = None if basis is None else np.asarray(projection(basis))
-        return cls(layer, mean, matrix)
+    rank: int | None = None
+    mean: Floats | None = None
+    matrix: Callable[[], Floats] | None = None
 
     def __call__(self, rows: Floats) -> Floats:
         """Map float32 (n, hidden) to float32 (n, stored values)."""
         if self.matrix is None or self.mean is None:
             return rows
         centred = torch.from_numpy(rows - self.mean)
-        return np.asarray((centred @ torch.from_numpy(self.matrix)).numpy())
+        return np.asarray((centred @ torch.from_numpy(self.matrix())).numpy())
 
 
 def encode_records(
@@ -122,11 +136,15 @@ def encode_records(
     fields: Sequence[FieldProjection],
     layout: RecordLayout,
     token_ids: NDArray[np.int64],
+    superblock: int,
     pool: ThreadPoolExecutor,
     done: Callable[[int], object],
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield records of `token_ids` in order, uint8 (n, record_bytes), a superblock at a time."""
-    for ids in _cut(token_ids, SUPERBLOCK_TOKENS):
+    """Yield records of `token_ids` in order, uint8 (n, record_bytes), a superblock at a time.
+
+    Layers are computed one after the other for `superblock` tokens, whose records are held.
+    """
+    for ids in _cut(token_ids, superblock):
         records = np.zeros((len(ids), layout.record_bytes), np.uint8)
         for kept, field in enumerate(fields):
             rows = source.layer(field.layer)
@@ -145,6 +163,7 @@ def encode_records(
                 return len(part)
 
             _drain(pool.map(encode, range(0, len(ids), BLOCK_TOKENS)), done)
+            del rows, encode  # the next layer's weights must not meet these
         yield records
 
 
@@ -156,16 +175,19 @@ def sample_tokens(weights: Doubles, count: int) -> NDArray[np.int64]:
 
 
 def encoded_sample(
-    source: TableSource,
+    rows: NDArray[np.float32],
     fields: Sequence[FieldProjection],
     encoding: tuple[FieldEncoding, ...],
-    token_ids: NDArray[np.int64],
 ) -> NDArray[np.uint8]:
-    """Return the records of a few tokens in `encoding`, uint8 (n, record_bytes)."""
+    """Return the records of a few tokens, uint8 (n, record_bytes).
+
+    `rows` are the table's, float32 (n, kept fields, hidden).
+    """
     layout = record_layout(encoding)
-    with worker_threads() as pool:
-        parts = encode_records(source, fields, layout, token_ids, pool, lambda _: None)
-        return np.concatenate(list(parts))
+    records = np.zeros((len(rows), layout.record_bytes), np.uint8)
+    for kept, field in enumerate(fields):
+        layout.encode(records, kept, field(rows[:, kept]))
+    return records
 
 
 def _cut(ids: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:

@@ -21,7 +21,7 @@ from tolpack.building.passes import Moments
 from tolpack.building.weighing import CalibratedModel
 from tolpack.codecs.lowrank import Doubles
 from tolpack.progress import Reporter
-from tolpack.reference.calibrate import MAX_LOSS_TOKENS, measured_tokens, window_losses
+from tolpack.reference.calibrate import loss_tokens, window_losses
 from tolpack.reference.decoder import Memory
 
 Fits = Callable[[Allocation], bool]
@@ -125,7 +125,7 @@ def _losses(
     """Nats per token of each window of the calibration text, memory stored as `allocation`."""
     points = dict(zip(model.layers, allocation))
     memory = _stored(calibrated, points, model.moments, model.bits)
-    tokens = measured_tokens(len(calibrated.token_ids), calibrated.context, MAX_LOSS_TOKENS)
+    tokens = loss_tokens(calibrated.decoder, len(calibrated.token_ids), calibrated.context)
     with reporter.phase("trying ranks", tokens, "tok") as done:
         decoder = calibrated.decoder.with_memory(memory)
         return window_losses(decoder, calibrated.token_ids, calibrated.context, done)
@@ -146,7 +146,7 @@ def _stored(
             return torch.zeros(*token_ids.shape, len(next(iter(moments.values())).mean))
         rows, point = exact(layer, distinct), points[layer]
         mean = torch.from_numpy(moments[layer].mean.astype(np.float32))
-        basis = moments[layer].spectrum.vectors[:, : point.rank].astype(np.float32)
+        basis = moments[layer].vectors[:, : point.rank]
         kept = ((rows - mean) @ torch.from_numpy(basis)).numpy()
         encoding = field_encoding(point.rank, bits, "f16", point.leading)
         stored = (kept + rounding_error(kept, encoding)).astype(np.float32)

@@ -17,32 +17,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.building.layout import TokenOrder, order_tokens
+from tolpack.building.limits import Limits
 from tolpack.codecs.lowrank import Doubles
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.progress import Reporter
-from tolpack.reference.calibrate import calibrate, measured_tokens, sample_text
+from tolpack.reference.calibrate import (
+    SAMPLED_SEQUENCES,
+    calibrate,
+    gradient_tokens,
+    sample_text,
+    sampled_length,
+)
 from tolpack.reference.decoder import Decoder
 from tolpack.reference.text import find_tokenizer, read_token_ids
+from tolpack.scratch import Kept, Scratch
 from tolpack.sources.npy import read_npy
 from tolpack.sources.table import ArrayTable, MemoryTable
 
 COUNT_EXPONENT = 0.7
 _MAX_CONTEXT = 512
-_SAMPLED_SEQUENCES = 64
 
 
 @dataclass(frozen=True, slots=True)
 class CalibratedModel:
     """A model that can be run, the text it was measured on, and what was measured.
 
-    ``metrics`` float64 (layers, hidden, hidden); see `tolpack.reference.calibrate`.
+    ``metrics``: one per layer, float64 (hidden, hidden); see `tolpack.reference.calibrate`.
     """
 
     decoder: Decoder
     token_ids: NDArray[np.int64]
     context: int
     counts: NDArray[np.int64]
-    metrics: Doubles
+    metrics: tuple[Kept, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +74,8 @@ def weigh(
     text: str | Path | None,
     frequencies: str | Path | None,
     tokenizer: str | Path | None,
+    limits: Limits,
+    scratch: Scratch,
     reporter: Reporter,
 ) -> Weighing:
     """Collect what is known; see the module.
@@ -83,6 +92,8 @@ def weigh(
         ``.npy`` of token counts, (vocab_size,).
     tokenizer : path, optional
         For the text.
+    limits, scratch : Limits, Scratch
+        What a decoder may take, and where metrics are kept.
 
     Raises
     ------
@@ -102,7 +113,7 @@ def weigh(
         reporter.say(
             "token order: by token id, all records raw (no --frequencies or --calibrate given)"
         )
-    model = _calibrate(source, ids, reporter) if needs_metrics else None
+    model = _calibrate(source, ids, limits, scratch, reporter) if needs_metrics else None
     order = order_tokens(counts, source.vocab_size)
     if counts is None and model is not None:
         counts = model.counts
@@ -138,13 +149,19 @@ def read_counts(path: str | Path, vocab_size: int) -> NDArray[np.int64]:
 
 
 def _calibrate(
-    source: MemoryTable | ArrayTable, ids: NDArray[np.int64] | None, reporter: Reporter
+    source: MemoryTable | ArrayTable,
+    ids: NDArray[np.int64] | None,
+    limits: Limits,
+    scratch: Scratch,
+    reporter: Reporter,
 ) -> CalibratedModel | None:
     if not isinstance(source, MemoryTable):
         reporter.say("rank auto: a bare table cannot be run, so every direction counts alike")
         return None
     try:
-        decoder = Decoder(source.checkpoint)
+        source.checkpoint.check_decoder()
+        fits = source.checkpoint.decoder_bytes() <= limits.decoder_bytes
+        decoder = Decoder(source.checkpoint, resident=fits)
     except CheckpointError as error:
         if ids is not None:
             raise
@@ -158,8 +175,10 @@ def _calibrate(
             "rank auto: no --calibrate text, so losses are measured on a text sampled from the "
             "model itself (seed 0)"
         )
-        with reporter.phase("sampling", _SAMPLED_SEQUENCES * (context - 1), "tok") as done:
+        context = sampled_length(decoder, context)
+        with reporter.phase("sampling", SAMPLED_SEQUENCES * (context - 1), "tok") as done:
             ids = sample_text(decoder, context, progress=done)
-    with reporter.phase("calibration", measured_tokens(len(ids), context), "tok") as done:
-        found = calibrate(decoder, ids, context, done)
+    total = gradient_tokens(decoder, len(ids), context)
+    with reporter.phase("calibration", total, "tok") as done:
+        found = calibrate(decoder, ids, context, done, scratch)
     return CalibratedModel(decoder, ids, context, found.counts, found.metrics)

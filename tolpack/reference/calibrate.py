@@ -6,47 +6,63 @@ gradient of the window's summed negative log-likelihood at that output (the empi
 matrix in place of the Hessian). ``G_l`` is accumulated in float64 over windows of the text; the
 weights get no gradient.
 
+Since the memory's output is added to the residual stream, its gradient is the gradient of the
+stream behind the layer: one backward pass through the layers, from the last to the first, gives
+all of them, and only the inputs of the layers are held. What a large model costs is bounded by
+`affordable_tokens`.
+
 Without a text, one is sampled from the model itself with a fixed seed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
-from tolpack.reference.decoder import Decoder, Memory, sample
+from tolpack.reference.decoder import Decoder, sample
+from tolpack.reference.head import nll, nll_gradient
+from tolpack.scratch import Kept, Scratch
+from tolpack.sources.config import ModelConfig
 
 # 131,072 tokens leave about 1 % noise in G_l's trace at hidden 256 (docs/lab-notes.md).
 MAX_GRADIENT_TOKENS = 1 << 17
 MAX_LOSS_TOKENS = 1 << 16
+SAMPLED_SEQUENCES = 64
+# One measurement of gradients may cost this many floating-point operations: minutes on two cores.
+# Models below some 40 million weights are never cut short by it.
+_MAX_OPERATIONS = 3e13
+_MIN_SAMPLED_LENGTH = 32
 _TOKENS_PER_BATCH = 2048
-_SAMPLED_SEQUENCES = 64
+_ACTIVATION_BYTES = 1 << 28
 
 Progress = Callable[[int], object] | None
-_Error = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """Token counts and loss metrics.
 
-    ``counts`` int64 (vocab_size,); ``metrics`` float64 (num_layers, hidden, hidden), nats per
+    ``counts`` int64 (vocab_size,); ``metrics``: one per layer, float64 (hidden, hidden), nats per
     squared unit of table value.
     """
 
     counts: NDArray[np.int64]
-    metrics: NDArray[np.float64]
+    metrics: tuple[Kept, ...]
 
 
 def calibrate(
-    decoder: Decoder, token_ids: NDArray[np.int64], context: int, progress: Progress = None
+    decoder: Decoder,
+    token_ids: NDArray[np.int64],
+    context: int,
+    progress: Progress = None,
+    scratch: Scratch | None = None,
 ) -> Calibration:
-    """Measure counts over all of `token_ids`, and metrics over at most `MAX_GRADIENT_TOKENS`.
+    """Measure counts over all of `token_ids`, and metrics over `gradient_tokens` of them.
 
     Parameters
     ----------
@@ -58,34 +74,34 @@ def calibrate(
         Window length in tokens; windows are spread evenly over the text.
     progress : callable, optional
         Called with the number of tokens differentiated since the last call.
+    scratch : Scratch, optional
+        Keeps the metrics; default: memory.
     """
-    config = decoder.config
-    windows = _windows(token_ids, context)
-    hidden = config.hidden_size
-    sums = torch.zeros(config.num_hidden_layers, hidden, hidden, dtype=torch.float64)
-    step = max(1, _TOKENS_PER_BATCH // windows.shape[1])
-    tokens = 0
-    for batch in torch.split(windows, step):
-        for layer, (gradient, _) in enumerate(_gradients(decoder, batch)):
+    config, hidden = decoder.config, decoder.config.hidden_size
+    scratch = scratch or Scratch(Path(), 2**63)
+    metrics = [scratch.keep(np.zeros((hidden, hidden))) for _ in range(config.num_hidden_layers)]
+    windows = _windows(token_ids, context, gradient_tokens(decoder, len(token_ids), context))
+    for batch in _batches(decoder, windows):
+        for layer, gradient, _ in _gradients(decoder, batch):
             flat = gradient.reshape(-1, hidden)
-            sums[layer] += (flat.T @ flat).double()
-        tokens += batch[:, 1:].numel()
+            metrics[layer].replace(metrics[layer].load() + (flat.T @ flat).double().numpy())
         if progress is not None:
             progress(batch[:, 1:].numel())
-    counts = np.bincount(token_ids, minlength=config.vocab_size)
-    return Calibration(counts, (sums / tokens).numpy())
+    for metric in metrics:
+        metric.replace(metric.load() / windows[:, 1:].numel())
+    return Calibration(np.bincount(token_ids, minlength=config.vocab_size), tuple(metrics))
 
 
 @dataclass(frozen=True, slots=True)
 class TruncatedLayer:
     """A layer's basis and where it is cut.
 
-    ``mean`` float32 (hidden,); ``vectors`` float32 (hidden, hidden), orthonormal columns;
+    ``mean`` float32 (hidden,); ``vectors`` gives float32 (hidden, hidden), orthonormal columns;
     ``rank``: the columns that are kept.
     """
 
     mean: NDArray[np.float32]
-    vectors: NDArray[np.float32]
+    vectors: Callable[[], NDArray[np.float32]]
     rank: int
 
 
@@ -111,21 +127,14 @@ def truncation_slopes(
         were quadratic, half the sum over the components cut would be the layer's share of the
         increase.
     """
-    frames = [
-        None
-        if layer is None
-        else (torch.from_numpy(layer.mean), torch.from_numpy(layer.vectors), layer.rank)
-        for layer in layers
-    ]
-    errors = [None if f is None else _truncation(f[0], f[1][:, f[2] :]) for f in frames]
-    windows = _windows(token_ids, context)
+    windows = _windows(token_ids, context, gradient_tokens(decoder, len(token_ids), context))
     slopes = torch.zeros(len(layers), decoder.config.hidden_size, dtype=torch.float64)
-    for batch in torch.split(windows, max(1, _TOKENS_PER_BATCH // windows.shape[1])):
-        for number, (gradient, output) in enumerate(_gradients(decoder, batch, errors)):
-            frame = frames[number]
-            if frame is not None:
-                mean, vectors, _ = frame
-                whole = output - mean
+    for batch in _batches(decoder, windows):
+        for number, gradient, output in _gradients(decoder, batch, layers):
+            layer = layers[number]
+            if layer is not None and output is not None:
+                vectors = torch.from_numpy(layer.vectors())
+                whole = output - torch.from_numpy(layer.mean)
                 products = (gradient @ vectors) * (whole @ vectors)
                 slopes[number] -= products.flatten(0, 1).double().sum(0)
         if progress is not None:
@@ -137,7 +146,7 @@ def truncation_slopes(
 def window_losses(
     decoder: Decoder, token_ids: NDArray[np.int64], context: int, progress: Progress = None
 ) -> NDArray[np.float64]:
-    """Nats per token of windows spread over the text, at most `MAX_LOSS_TOKENS` tokens in all.
+    """Nats per token of windows spread over `loss_tokens` of the text.
 
     The windows are the same for every call, so that two results can be paired.
 
@@ -146,11 +155,11 @@ def window_losses(
     ndarray
         float64 (windows,).
     """
-    windows = _windows(token_ids, context, MAX_LOSS_TOKENS)
+    windows = _windows(token_ids, context, loss_tokens(decoder, len(token_ids), context))
     losses = []
-    for batch in torch.split(windows, max(1, _TOKENS_PER_BATCH // windows.shape[1])):
-        logits, targets = decoder(batch[:, :-1]), batch[:, 1:]
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    for batch in _batches(decoder, windows):
+        states, targets = decoder.norm(decoder.states(batch[:, :-1])), batch[:, 1:]
+        loss = nll(decoder.head, states.flatten(0, 1), targets.flatten())
         losses.append(loss.view(targets.shape).double().mean(1))
         if progress is not None:
             progress(targets.numel())
@@ -166,63 +175,112 @@ def sample_text(
     The first token of each is drawn uniformly, the rest from the model at temperature 1.
     """
     source = torch.Generator().manual_seed(seed)
-    shape = (_SAMPLED_SEQUENCES, 1)
+    shape = (SAMPLED_SEQUENCES, 1)
     ids = torch.randint(decoder.config.vocab_size, shape, generator=source)
     cache, sequence = decoder.new_cache(), [ids]
     for _ in range(length - 1):
         ids = sample(decoder(ids, cache)[:, -1], 1.0, source)
         sequence.append(ids)
         if progress is not None:
-            progress(_SAMPLED_SEQUENCES)
+            progress(SAMPLED_SEQUENCES)
     return torch.cat(sequence, 1).flatten().numpy()
 
 
-def measured_tokens(tokens: int, context: int, most: int = MAX_GRADIENT_TOKENS) -> int:
-    """Return how many of `tokens` tokens are measured in windows of `context`."""
+def sampled_length(decoder: Decoder, context: int) -> int:
+    """Return how long sampled sequences should be: a window, or less for a large model."""
+    most = affordable_tokens(decoder.config, MAX_GRADIENT_TOKENS) // SAMPLED_SEQUENCES
+    return min(context, max(most, _MIN_SAMPLED_LENGTH))
+
+
+def gradient_tokens(decoder: Decoder, tokens: int, context: int) -> int:
+    """Return how many of `tokens` tokens are differentiated, in windows of `context`."""
+    return _measured(tokens, context, affordable_tokens(decoder.config, MAX_GRADIENT_TOKENS))
+
+
+def loss_tokens(decoder: Decoder, tokens: int, context: int) -> int:
+    """Return how many of `tokens` tokens losses are measured on, in windows of `context`."""
+    return _measured(tokens, context, affordable_tokens(decoder.config, MAX_LOSS_TOKENS))
+
+
+def affordable_tokens(config: ModelConfig, most: int) -> int:
+    """Return `most`, or as many tokens as one measurement may cost on a large model.
+
+    A token costs about six operations per weight: two forward, four backward.
+    """
+    hidden = config.hidden_size
+    inner = (config.memory_intermediate_size or 0) + (config.intermediate_size or 0)
+    weights = config.num_hidden_layers * hidden * (4 * hidden + 3 * inner)
+    return int(min(most, _MAX_OPERATIONS / (6 * (weights + config.vocab_size * hidden))))
+
+
+def _measured(tokens: int, context: int, most: int) -> int:
     window = min(context, tokens - 1)
     return window * min(max(1, (tokens - 1) // window), max(1, most // window))
 
 
-def _windows(
-    token_ids: NDArray[np.int64], context: int, most: int = MAX_GRADIENT_TOKENS
-) -> torch.Tensor:
-    """Evenly spread windows, int64 (windows, context + 1): each feeds and scores its tokens."""
+def _windows(token_ids: NDArray[np.int64], context: int, tokens: int) -> torch.Tensor:
+    """Evenly spread windows with `tokens` tokens, int64 (windows, context + 1): each feeds and
+    scores its tokens.
+    """
     window = min(context, len(token_ids) - 1)
     available = max(1, (len(token_ids) - 1) // window)
-    chosen = measured_tokens(len(token_ids), context, most) // window
-    starts = (np.arange(chosen) * available // chosen) * window
+    starts = (np.arange(tokens // window) * available // (tokens // window)) * window
     rows = [token_ids[start : start + window + 1] for start in starts]
     return torch.from_numpy(np.stack(rows))
 
 
+def _batches(decoder: Decoder, windows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Cut windows into batches whose layers' inputs and outputs fit in memory."""
+    token_bytes = 8 * decoder.config.num_hidden_layers * decoder.config.hidden_size
+    tokens = min(_TOKENS_PER_BATCH, _ACTIVATION_BYTES // token_bytes)
+    return torch.split(windows, max(1, tokens // windows.shape[1]))
+
+
 def _gradients(
-    decoder: Decoder, windows: torch.Tensor, errors: Sequence[_Error | None] | None = None
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Per layer: gradient of the summed loss at the memory's output, and the output.
+    decoder: Decoder,
+    windows: torch.Tensor,
+    cuts: Sequence[TruncatedLayer | None] | None = None,
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor | None]]:
+    """Yield (layer, gradient of the summed loss at the memory's output, that output), last first.
 
-    Both are (batch, length, hidden). The gradient is taken with `errors` added to the outputs; the
-    output is the one without.
+    Both are (batch, length, hidden). With `cuts` the gradient is taken with all layers truncated,
+    and the output yielded is the one without; else no output is held.
     """
-    outputs: list[torch.Tensor] = []
-    exact: list[torch.Tensor] = []
-
-    def recorded(memory: Memory) -> Memory:
-        def call(layer: int, token_ids: torch.Tensor) -> torch.Tensor:
-            output = memory(layer, token_ids)
-            error = None if errors is None else errors[layer]
-            exact.append(output)
-            outputs.append((output if error is None else output + error(output)).requires_grad_())
-            return outputs[-1]
-
-        return call
-
     if decoder.memory is None:
         raise ValueError("a dense decoder has no memory to calibrate")
-    logits = decoder(windows[:, :-1], memory=recorded(decoder.memory))
-    loss = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten(), reduction="sum")
-    return list(zip(torch.autograd.grad(loss, outputs), exact))
+    fed, targets = windows[:, :-1], windows[:, 1:]
+    rotary = decoder.rotary(0, fed.shape[1])
+    inputs: list[torch.Tensor] = []
+    outputs: list[torch.Tensor | None] = []
+    with torch.no_grad():
+        x = decoder.embedding.rows(fed)
+        for layer in range(len(decoder.layers)):
+            inputs.append(x)
+            output = decoder.memory(layer, fed)
+            cut = None if cuts is None else cuts[layer]
+            outputs.append(None if cuts is None else output)
+            x = decoder.block(layer, x, rotary)[0] + (output if cut is None else _cut(output, cut))
+    gradient = _loss_gradient(decoder, x, targets)
+    for layer in reversed(range(len(decoder.layers))):
+        yield layer, gradient, outputs.pop()
+        with torch.enable_grad():
+            x = inputs.pop().requires_grad_()
+            y = decoder.block(layer, x, rotary)[0]
+            (gradient,) = torch.autograd.grad(y, x, gradient)
 
 
-def _truncation(mean: torch.Tensor, directions: torch.Tensor) -> _Error:
-    """Error of leaving out `directions` (hidden, n) of what is around `mean`."""
-    return lambda output: -((output - mean) @ directions) @ directions.T
+def _loss_gradient(decoder: Decoder, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Gradient of the summed loss at the residual stream `x` behind the last layer."""
+    with torch.enable_grad():
+        x = x.requires_grad_()
+        states = decoder.norm(x)
+    flat = states.detach().flatten(0, 1)
+    outer = nll_gradient(decoder.head, flat, targets.flatten()).view(states.shape)
+    (gradient,) = torch.autograd.grad(states, x, outer)
+    return gradient
+
+
+def _cut(output: torch.Tensor, layer: TruncatedLayer) -> torch.Tensor:
+    """Leave out the components of `output` behind the layer's rank."""
+    directions = torch.from_numpy(layer.vectors()[:, layer.rank :])
+    return output - ((output - torch.from_numpy(layer.mean)) @ directions) @ directions.T

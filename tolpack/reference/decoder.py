@@ -17,17 +17,37 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Generic, TypeVar
 
 import torch
 from torch.nn import functional as F
 
 from tolpack.errors import CheckpointError, ConfigError
+from tolpack.reference.head import VocabularyMatrix
 from tolpack.sources.checkpoint import Checkpoint
 from tolpack.sources.config import ModelConfig
 from tolpack.sources.ffn import GatedFFN, Norm, load_ffn, load_memory, load_norm
 
 Memory = Callable[[int, torch.Tensor], torch.Tensor]
-KVCache = list[tuple[torch.Tensor, torch.Tensor] | None]
+Rotary = Callable[[torch.Tensor], torch.Tensor]
+KVPair = tuple[torch.Tensor, torch.Tensor]
+KVCache = list[KVPair | None]
+_T = TypeVar("_T")
+
+
+class _Layers(Generic[_T]):
+    """One object per layer, all loaded at once, or each anew whenever it is asked for."""
+
+    def __init__(self, count: int, load: Callable[[int], _T], *, resident: bool) -> None:
+        self._count, self._load = count, load
+        self._held = [load(n) for n in range(count)] if resident else None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, layer: int) -> _T:
+        return self._load(layer) if self._held is None else self._held[layer]
 
 
 class FFNMemory:
@@ -37,16 +57,18 @@ class FFNMemory:
     (…, hidden_size).
     """
 
-    def __init__(self, checkpoint: Checkpoint, embedding: torch.Tensor) -> None:
-        layers = range(checkpoint.config.num_hidden_layers)
+    def __init__(
+        self, checkpoint: Checkpoint, embedding: VocabularyMatrix, *, resident: bool
+    ) -> None:
         self._embedding = embedding
-        self._layers = [load_memory(checkpoint, layer) for layer in layers]
+        count = checkpoint.config.num_hidden_layers
+        self._layers = _Layers(count, partial(load_memory, checkpoint), resident=resident)
 
     def __call__(self, layer: int, token_ids: torch.Tensor) -> torch.Tensor:
         """Return layer `layer`'s memory output for `token_ids`."""
         norm, ffn = self._layers[layer]
         distinct, inverse = torch.unique(token_ids, return_inverse=True)
-        return ffn(norm(self._embedding[distinct]))[inverse]
+        return ffn(norm(self._embedding.rows(distinct)))[inverse]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +84,9 @@ class _Attention:
     def __call__(
         self,
         x: torch.Tensor,
-        rotary: Callable[[torch.Tensor], torch.Tensor],
-        past: tuple[torch.Tensor, torch.Tensor] | None,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        rotary: Rotary,
+        past: KVPair | None,
+    ) -> tuple[torch.Tensor, KVPair]:
         q, k, v = (self._heads(F.linear(x, w)) for w in (self.q, self.k, self.v))
         q, k = rotary(q), rotary(k)
         if past is not None:
@@ -88,29 +110,33 @@ class _Layer:
 
 
 class Decoder:
-    """A decoder with its weights in float32.
+    """A decoder that computes in float32.
 
     Parameters
     ----------
     checkpoint : Checkpoint
         The weights. Every config field that the model needs must be there.
-
+    resident : bool
+        Whether to hold all weights in memory; else each is read when it is needed, and no more
+        than a layer is held.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, resident: bool = True) -> None:
+        checkpoint.check_decoder()
         config = checkpoint.config
         self.config = config
-        checkpoint.check_decoder()
-        self.embedding = checkpoint.tensor("embed_tokens.weight").float()
-        tied = bool(config.tie_word_embeddings)
-        if tied:
+        self.embedding = VocabularyMatrix(checkpoint, "embed_tokens.weight", resident=resident)
+        self.head = self.embedding
+        if not config.tie_word_embeddings:
+            self.head = VocabularyMatrix(checkpoint, "lm_head.weight", resident=resident)
+        elif checkpoint.has("lm_head.weight"):
             _check_tied(checkpoint)
-        self.head = self.embedding if tied else checkpoint.tensor("lm_head.weight").float()
         self.norm = load_norm(checkpoint, "norm")
-        self.layers = [_load_layer(checkpoint, n) for n in range(config.num_hidden_layers)]
+        load = partial(_load_layer, checkpoint)
+        self.layers = _Layers(config.num_hidden_layers, load, resident=resident)
         self.memory: Memory | None = None
         if config.has_memory:
-            self.memory = FFNMemory(checkpoint, self.embedding)
+            self.memory = FFNMemory(checkpoint, self.embedding, resident=resident)
 
     def __call__(
         self, token_ids: torch.Tensor, cache: KVCache | None = None, memory: Memory | None = None
@@ -126,22 +152,40 @@ class Decoder:
         memory : callable, optional
             Used for this call in place of ``self.memory``.
         """
+        return self.head.logits(self.norm(self.states(token_ids, cache, memory)))
+
+    def states(
+        self, token_ids: torch.Tensor, cache: KVCache | None = None, memory: Memory | None = None
+    ) -> torch.Tensor:
+        """Return the residual stream after the last layer, float32 (batch, length, hidden)."""
         memory = memory or self.memory
         past = cache or [None] * len(self.layers)
         start = 0 if past[0] is None else past[0][0].shape[2]
-        rotary = _rotary(self.config, start, token_ids.shape[1])
-        x = F.embedding(token_ids, self.embedding)
-        for n, layer in enumerate(self.layers):
-            attended, kept = layer.attention(layer.input_norm(x), rotary, past[n])
-            before, x = x, x + attended
-            if layer.mlp is not None and layer.post_norm is not None:
-                reads_residual = self.config.flex_input == "residual" and self.config.has_memory
-                x = x + layer.mlp(layer.post_norm(before if reads_residual else x))
+        rotary = self.rotary(start, token_ids.shape[1])
+        x = self.embedding.rows(token_ids)
+        for n in range(len(self.layers)):
+            x, kept = self.block(n, x, rotary, past[n])
             if memory is not None:
                 x = x + memory(n, token_ids)
             if cache is not None:
                 cache[n] = kept
-        return F.linear(self.norm(x), self.head)
+        return x
+
+    def block(
+        self, layer: int, x: torch.Tensor, rotary: Rotary, past: KVPair | None = None
+    ) -> tuple[torch.Tensor, KVPair]:
+        """Apply layer `layer` without its memory to `x` (batch, length, hidden)."""
+        weights = self.layers[layer]
+        attended, kept = weights.attention(weights.input_norm(x), rotary, past)
+        before, x = x, x + attended
+        if weights.mlp is not None and weights.post_norm is not None:
+            reads_residual = self.config.flex_input == "residual" and self.config.has_memory
+            x = x + weights.mlp(weights.post_norm(before if reads_residual else x))
+        return x, kept
+
+    def rotary(self, start: int, length: int) -> Rotary:
+        """Rotary embedding of positions ``start … start+length-1``."""
+        return _rotary(self.config, start, length)
 
     def with_memory(self, memory: Memory) -> Decoder:
         """Return a decoder with the same weights and another memory.
@@ -224,14 +268,15 @@ def _load_attention(checkpoint: Checkpoint, name: str) -> _Attention:
 def _check_tied(checkpoint: Checkpoint) -> None:
     """Refuse a head that is stored besides and differs: the config must be wrong then."""
     names = ("lm_head.weight", "embed_tokens.weight")
-    if checkpoint.has(names[0]) and not torch.equal(*map(checkpoint.tensor, names)):
+    checkpoint.check(names[0])
+    if checkpoint.row_digest(names[0]) != checkpoint.row_digest(names[1]):
         raise CheckpointError(
             "tensor 'lm_head.weight' differs from the embedding, but the config says "
             "tie_word_embeddings: set it to false"
         )
 
 
-def _rotary(config: ModelConfig, start: int, length: int) -> Callable[[torch.Tensor], torch.Tensor]:
+def _rotary(config: ModelConfig, start: int, length: int) -> Rotary:
     """Rotary embedding of positions ``start … start+length-1``, in halves or in pairs."""
     head_dim = config.head_dim()
     theta = float(config.require("rope_theta", "rotary embeddings"))

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from tolpack.errors import CheckpointError, ConfigError
@@ -32,6 +33,7 @@ from tolpack.sources.parts import (
     take,
     take_rows,
 )
+from tolpack.sources.residency import Residency
 from tolpack.sources.schema import (
     decoder_names,
     decoder_patterns,
@@ -45,6 +47,7 @@ from tolpack.sources.tensors import FLOAT_DTYPES, TensorStore
 _FINGERPRINT_ROWS = 256
 # Values that are checked to be finite at once, so that a large tensor is not doubled in memory.
 _CHECKED_VALUES = 1 << 22
+_CHECKED_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,7 @@ class Checkpoint:
         plain = config.model_type == "memoryllm"
         self.parts = memory_in_place(matches.parts) if plain else matches.parts
         self._store = store
+        self._residency = Residency(store.release)
         self._finite: set[str] = set()
 
     def has(self, name: str) -> bool:
@@ -131,18 +135,26 @@ class Checkpoint:
         if name not in self._finite:
             _check_finite(tensor, name, self.parts[name].stored)
             self._finite.add(name)
+        self._residency.touch(tensor.nbytes)
         return tensor
 
     def rows(self, name: str, ids: torch.Tensor) -> torch.Tensor:
-        """Return rows `ids`, int64 (n,), of tensor `name` as stored; reads no others."""
+        """Return rows `ids`, int64 (n,), of tensor `name` as stored: a copy; reads no others."""
         part = self.parts[name]
         if len(part.rule.targets) > 1 or part.rule.transpose:
-            return self._take(name)[ids]
-        return take_rows(self._store.load(part.stored), expected_shape(self.config, name), ids)
+            rows = self._take(name)[ids]
+        else:
+            rows = take_rows(self._store.load(part.stored), expected_shape(self.config, name), ids)
+        self._residency.touch_rows(ids.numpy(), rows[:1].nbytes)
+        return rows
 
-    def release(self) -> None:
-        """Drop the maps of the files, and the resident memory that their pages take."""
-        self._store.release()
+    def check_finite_rows(self, name: str) -> None:
+        """Raise `CheckpointError` if tensor `name` holds NaN or Inf; never holds all of it."""
+        self.check(name)
+        count = expected_shape(self.config, name)[0]
+        for start in range(0, count, _CHECKED_ROWS):
+            ids = torch.arange(start, min(count, start + _CHECKED_ROWS))
+            _check_finite(self.rows(name, ids), name, self.parts[name].stored)
 
     def fingerprint(self, names: Iterable[str] | None = None) -> bytes:
         """Return 32 bytes from evenly spaced rows of tensors `names` (default: of all).
@@ -152,12 +164,22 @@ class Checkpoint:
         """
         digest = hashlib.sha256()
         for name in sorted(self.parts if names is None else names):
-            tensor = self._take(name)
-            rows = tensor.reshape(-1) if tensor.ndim < 2 else tensor
-            step = max(1, len(rows) // _FINGERPRINT_ROWS)
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(rows[::step].float().contiguous().numpy().tobytes())
+            digest.update(f"{name} {expected_shape(self.config, name)} {self.dtype(name)}".encode())
+            digest.update(self.row_digest(name))
         return digest.digest()
+
+    def row_digest(self, name: str) -> bytes:
+        """Return 32 bytes from evenly spaced rows of tensor `name`, whatever its dtype."""
+        tensor = self._take(name)
+        rows = tensor.reshape(-1) if tensor.ndim < 2 else tensor
+        step = max(1, len(rows) // _FINGERPRINT_ROWS)
+        spread = rows[::step].float().contiguous().numpy().tobytes()
+        self._residency.touch_rows(np.arange(0, len(rows), step), rows[:1].nbytes)
+        return hashlib.sha256(spread).digest()
+
+    def decoder_bytes(self) -> int:
+        """Bytes of all the weights of a decoder in float32."""
+        return sum(4 * torch.Size(expected_shape(self.config, n)).numel() for n in self.parts)
 
     def refuse_bias(self, *names: str) -> None:
         """Raise `CheckpointError` if one of ``{name}.bias`` exists: it would be left out."""

@@ -22,6 +22,7 @@ from tolpack.sources.checkpoint import Checkpoint, Reading, open_checkpoint
 from tolpack.sources.description import group_tensors
 from tolpack.sources.ffn import load_memory
 from tolpack.sources.npy import read_npy
+from tolpack.sources.residency import Residency
 from tolpack.sources.tensors import SafetensorsFile
 
 LayerRows = Callable[[NDArray[np.int64]], NDArray[np.float32]]
@@ -34,12 +35,14 @@ class TableSource(Protocol):
     """A table of ``vocab_size`` rows of ``num_layers`` fields of ``hidden_size`` values.
 
     ``dtype`` is ``"float32"``, ``"float16"`` or ``"bfloat16"``: what the values are exact in.
-    ``ffn_bytes`` are the bytes of the FFN weights that the table replaces, if there are any.
+    ``ffn_bytes`` are the bytes of the FFN weights that the table replaces, if there are any;
+    ``inner_size`` is their inner width, 0 if there are none.
     """
 
     vocab_size: int
     num_layers: int
     hidden_size: int
+    inner_size: int
     dtype: str
     ffn_bytes: int | None
 
@@ -71,7 +74,8 @@ class MemoryTable:
         self.vocab_size = config.vocab_size
         self.num_layers = config.num_hidden_layers
         self.hidden_size = config.hidden_size
-        checkpoint.tensor("embed_tokens.weight")  # checks that it is finite
+        self.inner_size = int(config.require("memory_intermediate_size", "the memory FFNs"))
+        checkpoint.check_finite_rows("embed_tokens.weight")
         self.ffn_bytes: int | None = sum(
             checkpoint.stored_bytes(name) for name in self._names if ".memory_" in name
         )
@@ -118,6 +122,7 @@ class ArrayTable:
     """
 
     ffn_bytes: int | None = None
+    inner_size = 0
 
     def __init__(
         self,
@@ -194,31 +199,45 @@ _Opened = tuple[Callable[..., NDArray[np.float32]], tuple[int, ...], str]
 
 
 def _open_npy(path: Path) -> _Opened:
-    try:
-        array = read_npy(path, "table", mapped=True)
-    except ConfigError as error:
-        raise CheckpointError(str(error)) from error
+    def map_file() -> NDArray[Any]:
+        try:
+            return read_npy(path, "table", mapped=True)
+        except ConfigError as error:
+            raise CheckpointError(str(error)) from error
+
+    held = [map_file()]
+    shape, dtype = held[0].shape, str(held[0].dtype)
+    residency = Residency(held.clear)
 
     def take(ids: NDArray[np.int64], start: int, stop: int) -> NDArray[np.float32]:
+        array = next(iter(held), None)
+        if array is None:
+            held[:] = [array := map_file()]
         if array.ndim == 3:  # no reshape: it would copy a table in Fortran order
-            return np.asarray(array[ids, start // array.shape[2]], dtype=np.float32)
-        return np.asarray(array[ids, start:stop], dtype=np.float32)
+            rows = np.asarray(array[ids, start // array.shape[2]], dtype=np.float32)
+        else:
+            rows = np.asarray(array[ids, start:stop], dtype=np.float32)
+        residency.touch_rows(ids, array[:1].nbytes)
+        return rows
 
-    return take, array.shape, str(array.dtype)
+    return take, shape, dtype
 
 
 def _open_tensor(path: Path) -> _Opened | None:
     file = SafetensorsFile(path)
-    names = list(file.infos())
-    if len(names) != 1:
+    infos = file.infos()
+    if len(infos) != 1:
         return None  # a checkpoint
-    tensor = file.load(names[0])
+    name, info = next(iter(infos.items()))
+    residency = Residency(file.release)
 
     def take(ids: NDArray[np.int64], start: int, stop: int) -> NDArray[np.float32]:
-        flat = tensor.flatten(1)
-        return np.asarray(flat[torch.from_numpy(ids), start:stop].float().numpy())
+        flat = file.load(name).flatten(1)
+        rows = np.asarray(flat[torch.from_numpy(ids), start:stop].float().numpy())
+        residency.touch_rows(ids, flat[:1].nbytes)
+        return rows
 
-    return take, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+    return take, info.shape, info.dtype
 
 
 def _open_h5(path: Path) -> _Opened:

@@ -1,0 +1,77 @@
+"""What a build may use: memory (``--max-memory``) and cores (``--threads``).
+
+The peak of resident memory is the sum of what cannot be made smaller (the libraries, the weights
+of two layers, blocks in work, a layer's Gram matrix, numbers per token) and of what can: records
+that wait to be written, and arrays kept for later. The second kind shares what the first leaves.
+Neither changes a byte of the pack.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from tolpack.building.settings import parse_bytes
+from tolpack.errors import ConfigError
+from tolpack.sources.residency import MAPPED_BYTES
+from tolpack.sources.table import TableSource
+
+# Tokens that one worker computes together: fixed, because matrix products of other shapes round
+# differently.
+BLOCK_TOKENS = 512
+# Interpreter, torch, scipy and the allocator's slack, as measured (docs/lab-notes.md).
+_LIBRARY_BYTES = 480 << 20
+# Arrays of 8 bytes a token that are alive at once: order, counts, weights, map.
+_TOKEN_ARRAYS = 8
+_MIN_SUPERBLOCK, _MAX_SUPERBLOCK = BLOCK_TOKENS, 1 << 15
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Memory and cores of one build; all in bytes.
+
+    ``scratch_bytes``: arrays that may be kept in memory. ``record_bytes``: records that may wait.
+    ``decoder_bytes``: what a decoder may take for good before it has to be streamed.
+    """
+
+    threads: int
+    scratch_bytes: int
+    record_bytes: int
+    decoder_bytes: int
+
+    def superblock_tokens(self, record_bytes: int) -> int:
+        """Tokens whose records are held while the layers are computed: a power of two."""
+        tokens = _MIN_SUPERBLOCK
+        while 2 * tokens * record_bytes <= self.record_bytes and tokens < _MAX_SUPERBLOCK:
+            tokens *= 2
+        return tokens
+
+
+def plan_limits(source: TableSource, max_memory: str | int, threads: int | None) -> Limits:
+    """Divide `max_memory` for a build of `source` on `threads` cores (default: all).
+
+    Raises
+    ------
+    ConfigError
+        It is not enough even for the smallest steps; the message says how much is.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if threads is not None and threads < 1:
+        raise ConfigError(f"--threads is {threads}, expected at least 1")
+    workers = threads or cores or 1
+    total = parse_bytes(max_memory, "--max-memory")
+    hidden, inner = source.hidden_size, source.inner_size
+    weights = 2 * 3 * hidden * inner * 4
+    blocks = workers * BLOCK_TOKENS * (3 * inner + 4 * hidden) * 4
+    gram = (6 + 2 * workers) * 8 * hidden**2
+    record_floor = _MIN_SUPERBLOCK * source.num_layers * hidden * 4
+    tokens = _TOKEN_ARRAYS * 8 * source.vocab_size
+    fixed = _LIBRARY_BYTES + 2 * MAPPED_BYTES + weights + blocks + gram + tokens
+    free = total - fixed - record_floor
+    if free < 0:
+        needed = -(-(fixed + record_floor) // 10**8) / 10
+        raise ConfigError(
+            f"--max-memory {max_memory} is too small for layers of {hidden} × {inner} and "
+            f"{source.vocab_size} tokens on {workers} threads: give at least {needed:.1f}GB"
+        )
+    return Limits(workers, free // 2, record_floor + free // 4, free // 4)

@@ -1,0 +1,94 @@
+"""Arrays that a build needs again later: in memory up to a limit, beyond it in a temporary file.
+
+Bases of all layers, loss metrics and the like grow with layers × hidden². A `Scratch` keeps them
+within ``--max-memory``: what does not fit is written to an unnamed file beside the output and read
+back when it is asked for.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Kept:
+    """An array put into a `Scratch`; `load` gives it back, `replace` stores another one of the
+    same shape and dtype in its place.
+    """
+
+    def __init__(self, scratch: Scratch, array: NDArray[Any]) -> None:
+        self.shape, self.dtype, self.nbytes = array.shape, array.dtype, array.nbytes
+        self._scratch = scratch
+        self._array: NDArray[Any] | None = None
+        self._offset: int | None = None
+        self.replace(array)
+
+    def load(self) -> NDArray[Any]:
+        """Return the array; not to be changed."""
+        if self._array is not None:
+            return self._array
+        data = self._scratch.read(self._offset or 0, self.nbytes)
+        return np.frombuffer(data, self.dtype).reshape(self.shape)
+
+    def replace(self, array: NDArray[Any]) -> None:
+        """Store `array` in place of what was stored."""
+        if self._offset is None and (self._array is not None or self._scratch.holds(self.nbytes)):
+            self._array = array
+        else:
+            self._offset = self._scratch.write(array, self._offset)
+
+
+class Scratch:
+    """See the module; use as a context manager.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the temporary file goes, if one is needed.
+    limit : int
+        Bytes that may stay in memory.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self._folder = folder
+        self._left = limit
+        self._file: Any = None
+        self._end = 0
+
+    def keep(self, array: NDArray[Any]) -> Kept:
+        """Put an array aside."""
+        return Kept(self, array)
+
+    def holds(self, size: int) -> bool:
+        """Whether `size` more bytes may stay in memory; if so, they are taken from the limit."""
+        if size > self._left:
+            return False
+        self._left -= size
+        return True
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Read back bytes that were written at `offset`."""
+        self._file.seek(offset)
+        data: bytes = self._file.read(size)
+        return data
+
+    def write(self, array: NDArray[Any], offset: int | None) -> int:
+        """Write an array, over what is at `offset` or at the end; returns where it is."""
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 (closed on exit)
+        if offset is None:
+            offset, self._end = self._end, self._end + array.nbytes
+        self._file.seek(offset)
+        self._file.write(np.ascontiguousarray(array).data)
+        return offset
+
+    def __enter__(self) -> Scratch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
