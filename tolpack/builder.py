@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tolpack.building.assembly import Assembly, BuildSettings
-from tolpack.building.limits import plan_limits
+from tolpack.building.limits import choose_compute, plan_limits
 from tolpack.building.passes import torch_threads
 from tolpack.building.settings import DEFAULT_MAX_MEMORY
 from tolpack.building.weighing import weigh
@@ -26,7 +27,7 @@ from tolpack.pack import Pack
 from tolpack.progress import Reporter
 from tolpack.scratch import Scratch
 from tolpack.sources.checkpoint import Reading
-from tolpack.sources.table import TableSource, open_source
+from tolpack.sources.table import MemoryTable, TableSource, open_source
 from tolpack.summary import bits_per_weight, layer_summaries, ratio_fp16
 from tolpack.version import __version__
 
@@ -79,6 +80,7 @@ def build(
     map_name: str | None = None,
     key_map: str | Path | None = None,
     layers: int | None = None,
+    compute: str = "auto",
     max_memory: str | int = DEFAULT_MAX_MEMORY,
     threads: int | None = None,
     resume: bool = False,
@@ -105,6 +107,9 @@ def build(
         What a checkpoint does not say itself: see `tolpack.sources.checkpoint.Reading`.
     frequencies : str or Path, optional
         ``.npy`` of token counts; frequent tokens are stored first and uncompressed.
+    compute : str
+        What FFNs are multiplied in: ``"float32"``, ``"bfloat16"`` (not for 16 bits), or
+        ``"auto"``: bfloat16 for large tables where the processor has instructions for it.
     max_memory : str or int
         Largest resident memory of the process, ``"4GB"`` or a number of bytes.
     threads : int, optional
@@ -125,10 +130,15 @@ def build(
     settings = BuildSettings.parse(rank, bits, drop, size)
     inputs = (calibrate, frequencies, tokenizer, config, key_map)
     path = output_path(checkpoint, output, force, inputs)
-    source = open_source(checkpoint, Reading(config, arch, map_name, key_map), layers)
+    exact = open_source(checkpoint, Reading(config, arch, map_name, key_map), layers)
+    source = exact
+    if isinstance(exact, MemoryTable):
+        source = exact.computed_in(choose_compute(compute, exact, settings.bits))
     limits = plan_limits(source, max_memory, threads)
     for line in source.describe():
         reporter.say(line)
+    if isinstance(source, MemoryTable) and source.compute is not torch.float32:
+        reporter.say("FFNs are multiplied in bfloat16 (--compute float32 is exact, and slower)")
     with Scratch(path.parent, limits.scratch_bytes) as scratch, torch_threads(limits.threads):
         weighing = weigh(
             source,
@@ -143,7 +153,7 @@ def build(
         work = Assembly(source, settings, weighing, limits, scratch, reporter)
         while not _write(work, path, resume, reporter):
             resume = False
-        return _result(path, source, reporter)
+        return _result(path, exact, reporter)
 
 
 def _write(work: Assembly, path: Path, resume: bool, reporter: Reporter) -> bool:

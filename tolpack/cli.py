@@ -20,6 +20,7 @@ import tqdm
 import tolpack
 from tolpack import report
 from tolpack.building.settings import (
+    COMPUTE,
     DEFAULT_MAX_MEMORY,
     parse_bytes,
     parse_drop,
@@ -173,6 +174,13 @@ def main() -> None:
 @_tokenizer_option
 @_reading_options
 @_layers_option
+@click.option(
+    "--compute",
+    type=click.Choice(COMPUTE),
+    default="auto",
+    show_default=True,
+    help="What FFNs are multiplied in; auto: bfloat16 for large tables, where it is fast.",
+)
 @click.option(
     "--max-memory",
     default=DEFAULT_MAX_MEMORY,

@@ -8,6 +8,7 @@ back when it is asked for.
 from __future__ import annotations
 
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ class Kept:
         """Return the array; not to be changed."""
         if self._array is not None:
             return self._array
-        data = self._scratch.read(self._offset or 0, self.nbytes)
-        return np.frombuffer(data, self.dtype).reshape(self.shape)
+        array = np.empty(self.shape, self.dtype)
+        self._scratch.read_into(array, self._offset or 0)
+        return array
 
     def replace(self, array: NDArray[Any]) -> None:
         """Store `array` in place of what was stored."""
@@ -58,6 +60,7 @@ class Scratch:
         self._left = limit
         self._file: Any = None
         self._end = 0
+        self._lock = threading.Lock()  # workers read projections back
 
     def keep(self, array: NDArray[Any]) -> Kept:
         """Put an array aside."""
@@ -70,20 +73,21 @@ class Scratch:
         self._left -= size
         return True
 
-    def read(self, offset: int, size: int) -> bytes:
-        """Read back bytes that were written at `offset`."""
-        self._file.seek(offset)
-        data: bytes = self._file.read(size)
-        return data
+    def read_into(self, array: NDArray[Any], offset: int) -> None:
+        """Fill a contiguous `array` with what was written at `offset`."""
+        with self._lock:
+            self._file.seek(offset)
+            self._file.readinto(array.data.cast("B"))
 
     def write(self, array: NDArray[Any], offset: int | None) -> int:
         """Write an array, over what is at `offset` or at the end; returns where it is."""
         if self._file is None:
             self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 (closed on exit)
-        if offset is None:
-            offset, self._end = self._end, self._end + array.nbytes
-        self._file.seek(offset)
-        self._file.write(np.ascontiguousarray(array).data)
+        with self._lock:
+            if offset is None:
+                offset, self._end = self._end, self._end + array.nbytes
+            self._file.seek(offset)
+            self._file.write(np.ascontiguousarray(array).data.cast("B"))
         return offset
 
     def __enter__(self) -> Scratch:

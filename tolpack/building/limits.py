@@ -11,10 +11,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from tolpack.building.settings import parse_bytes
+import torch
+
+from tolpack.building.settings import COMPUTE, parse_bytes
 from tolpack.errors import ConfigError
+from tolpack.sources.ffn import multiplies_bfloat16
 from tolpack.sources.residency import MAPPED_BYTES
-from tolpack.sources.table import TableSource
+from tolpack.sources.table import MemoryTable, TableSource
 
 # Tokens that one worker computes together: fixed, because matrix products of other shapes round
 # differently.
@@ -23,6 +26,8 @@ BLOCK_TOKENS = 512
 _LIBRARY_BYTES = 480 << 20
 # Arrays of 8 bytes a token that are alive at once: order, counts, weights, map.
 _TOKEN_ARRAYS = 8
+# Operations of a pass from which bfloat16 is worth a difference: a minute on two cores.
+_LARGE_PASS = 1e13
 _MIN_SUPERBLOCK, _MAX_SUPERBLOCK = BLOCK_TOKENS, 1 << 15
 
 
@@ -45,6 +50,30 @@ class Limits:
         while 2 * tokens * record_bytes <= self.record_bytes and tokens < _MAX_SUPERBLOCK:
             tokens *= 2
         return tokens
+
+
+def choose_compute(word: str, source: MemoryTable, bits: int) -> torch.dtype:
+    """Return what the FFNs of `source` are multiplied in.
+
+    Parameters
+    ----------
+    word : str
+        ``float32``, ``bfloat16``, or ``auto``: bfloat16 if the table is rounded to 8 bits or fewer,
+        the processor has instructions for it, and the pass takes long enough to matter.
+
+    Raises
+    ------
+    ConfigError
+        Another word, or bfloat16 for a table of 16 bits.
+    """
+    if word not in COMPUTE:
+        raise ConfigError(f"--compute {word!r} is unknown: expected one of {', '.join(COMPUTE)}")
+    if word == "bfloat16" and bits == 16:
+        raise ConfigError("--compute bfloat16 is less exact than --bits 16 keeps: use float32")
+    operations = 6.0 * source.vocab_size * source.num_layers * source.hidden_size
+    large = operations * source.inner_size >= _LARGE_PASS
+    faster = word == "bfloat16" or (large and bits < 16 and multiplies_bfloat16())
+    return torch.bfloat16 if faster and word != "float32" else torch.float32
 
 
 def plan_limits(source: TableSource, max_memory: str | int, threads: int | None) -> Limits:

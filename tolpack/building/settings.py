@@ -14,6 +14,7 @@ from tolpack.errors import ConfigError
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
 DEFAULT_MAX_MEMORY = "4GB"
+COMPUTE = ("auto", "float32", "bfloat16")
 _RANK_FORMS = "auto, full, none, an integer, a percentage like 50%, or one integer per layer"
 
 

@@ -1,13 +1,17 @@
 """Memory FFNs of one layer: embedding rows in, table rows out (MemoryLLM, arXiv 2602.00398 §3).
 
 ``FFN(x̂) = W_down( (W_up x̂) ⊙ act(W_gate x̂) )`` with ``x̂ = Norm_L(x0)``, each layer having its
-own norm of the token embedding. Everything is computed in float32, whatever the weights are
-stored in.
+own norm of the token embedding. Weights of any dtype are computed with in float32. Tables that will
+be rounded to 8 bits or fewer may be computed with bfloat16 operands, accumulated in float32, where
+the processor multiplies them faster: the norm is still taken in float32, and the rounding of the
+output, 2⁻⁹ of a value at most, is far below that of the codes (docs/lab-notes.md).
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
@@ -37,8 +41,9 @@ class Norm:
 
 @dataclass(frozen=True, slots=True)
 class GatedFFN:
-    """SwiGLU without biases: float32 weights ``gate``, ``up`` (inner, hidden), ``down`` (hidden,
-    inner).
+    """SwiGLU without biases.
+
+    ``gate``, ``up`` (inner, hidden) and ``down`` (hidden, inner): all float32 or all bfloat16.
     """
 
     act: str
@@ -47,7 +52,7 @@ class GatedFFN:
     down: torch.Tensor
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Map `x` (…, hidden) to (…, hidden)."""
+        """Map `x` (…, hidden) to (…, hidden), both of the weights' dtype."""
         gate = F.linear(x, self.gate)
         gate = F.silu(gate) if self.act == "silu" else F.gelu(gate)
         return F.linear(F.linear(x, self.up).mul_(gate), self.down)
@@ -66,15 +71,26 @@ def load_norm(checkpoint: Checkpoint, name: str) -> Norm:
     return Norm(kind, float(config.require("rms_norm_eps", "the norms")), weight, bias)
 
 
-def load_ffn(checkpoint: Checkpoint, name: str) -> GatedFFN:
-    """Load the gated FFN ``{name}.{gate,up,down}_proj.weight``, in float32."""
+def load_ffn(checkpoint: Checkpoint, name: str, dtype: torch.dtype = torch.float32) -> GatedFFN:
+    """Load the gated FFN ``{name}.{gate,up,down}_proj.weight`` in `dtype`."""
     checkpoint.refuse_bias(*(f"{name}.{part}" for part in FFN_PARTS))
-    weights = [checkpoint.tensor(f"{name}.{part}.weight").float() for part in FFN_PARTS]
+    weights = [checkpoint.tensor(f"{name}.{part}.weight").to(dtype) for part in FFN_PARTS]
     return GatedFFN(checkpoint.config.require("hidden_act", "the FFNs"), *weights)
 
 
-def load_memory(checkpoint: Checkpoint, layer: int) -> tuple[Norm, GatedFFN]:
-    """Load layer `layer`'s own norm of the embedding and its memory FFN, in float32."""
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16 products (known on Linux only)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        return False
+    return re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", flags) is not None
+
+
+def load_memory(
+    checkpoint: Checkpoint, layer: int, dtype: torch.dtype = torch.float32
+) -> tuple[Norm, GatedFFN]:
+    """Load layer `layer`'s own norm of the embedding, in float32, and its memory FFN in `dtype`."""
     base = f"layers.{layer}"
     norm = load_norm(checkpoint, f"{base}.memory_layernorm")
-    return norm, load_ffn(checkpoint, f"{base}.memory_mlp")
+    return norm, load_ffn(checkpoint, f"{base}.memory_mlp", dtype)

@@ -8,6 +8,7 @@ time, and never hold the whole table.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -63,14 +64,23 @@ class TableSource(Protocol):
 
 
 class MemoryTable:
-    """Token-wise lookups computed from a MemoryLLM or Flex checkpoint, in float32."""
+    """Token-wise lookups computed from a MemoryLLM or Flex checkpoint.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        The model.
+    compute : torch.dtype
+        What the FFNs are multiplied in; see `tolpack.sources.ffn`. Rows are float32.
+    """
 
     dtype = "float32"
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, compute: torch.dtype = torch.float32) -> None:
         self._names = checkpoint.check_memory()
         config = checkpoint.config
         self.checkpoint = checkpoint
+        self.compute = compute
         self.vocab_size = config.vocab_size
         self.num_layers = config.num_hidden_layers
         self.hidden_size = config.hidden_size
@@ -82,21 +92,28 @@ class MemoryTable:
 
     def layer(self, layer: int) -> LayerRows:
         """See `TableSource.layer`."""
-        norm, ffn = load_memory(self.checkpoint, layer)
+        norm, ffn = load_memory(self.checkpoint, layer, self.compute)
 
         @torch.inference_mode()
         def rows(ids: NDArray[np.int64]) -> NDArray[np.float32]:
             x = self.checkpoint.rows("embed_tokens.weight", torch.from_numpy(ids)).float()
-            values = np.asarray(ffn(norm(x)).numpy())
+            values = np.asarray(ffn(norm(x).to(self.compute)).float().numpy())
             _check_finite(values, ids, layer)
             return values
 
         return rows
 
+    def computed_in(self, compute: torch.dtype) -> MemoryTable:
+        """Return the same table, its FFNs multiplied in `compute`."""
+        other = copy.copy(self)
+        other.compute = compute
+        return other
+
     def fingerprint(self) -> bytes:
         """See `TableSource.fingerprint`: configuration, and evenly spaced rows of every weight."""
         config = self.checkpoint.config
-        digest = hashlib.sha256(f"{config.norm} {config.rms_norm_eps} {config.hidden_act}".encode())
+        settings = (config.norm, config.rms_norm_eps, config.hidden_act, self.compute)
+        digest = hashlib.sha256(repr(settings).encode())
         return digest.digest() + self.checkpoint.fingerprint(self._names)
 
     def describe(self) -> list[str]:
