@@ -34,8 +34,8 @@ MAX_GRADIENT_TOKENS = 1 << 17
 MAX_LOSS_TOKENS = 1 << 16
 SAMPLED_SEQUENCES = 64
 # One measurement of gradients may cost this many floating-point operations: minutes on two cores.
-# Models below some 40 million weights are never cut short by it.
-_MAX_OPERATIONS = 3e13
+# Models below some 25 million weights are never cut short by it.
+_MAX_OPERATIONS = 2e13
 _MIN_SAMPLED_LENGTH = 32
 _TOKENS_PER_BATCH = 2048
 _ACTIVATION_BYTES = 1 << 28
