@@ -171,13 +171,14 @@ class Assembly:
     @cached_property
     def allocation(self) -> dict[int, Point]:
         """``--rank auto``: what every kept layer is stored as, by one slope."""
-        model = LossModel(self.source, self.moments, self.weighing, self.settings.bits)
+        bits, reporter = self.settings.bits, self.reporter
+        model = LossModel(self.source, self.moments, self.weighing, bits, reporter)
         chosen = self._allocate(model)
         for _ in range(_MEASUREMENTS):
-            model.measure(chosen, self.reporter)
+            model.measure(chosen)
             chosen = self._allocate(model)
-        self.reporter.say(describe(chosen, model.factors))
-        chosen = choose(model, chosen, self._fits_like(chosen), self.reporter)
+        reporter.say(describe(chosen, model.factors))
+        chosen = choose(model, chosen, self._fits_like(chosen), reporter)
         return dict(zip(self.kept, chosen))
 
     def _fits_like(self, allocation: Allocation) -> Callable[[Allocation], bool]:

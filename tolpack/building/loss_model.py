@@ -57,6 +57,8 @@ class LossModel:
         Token weights, metrics, and the model to measure with, if there is one.
     bits : int
         16, 8 or 4.
+    reporter : Reporter
+        Receives progress.
     """
 
     def __init__(
@@ -65,8 +67,10 @@ class LossModel:
         moments: Mapping[int, Moments],
         weighing: Weighing,
         bits: int,
+        reporter: Reporter,
     ) -> None:
         self._source = source
+        self._reporter = reporter
         self.moments = moments
         self.bits = bits
         self._weighing = weighing
@@ -77,8 +81,10 @@ class LossModel:
         sample = sample_tokens(weighing.weights, _SAMPLE_TOKENS)
         self._rounding: dict[int, dict[int, Doubles]] = {}
         self.plain_rounding = 0.0
-        for layer in moments:
-            self._predict(layer, source.layer(layer)(sample))
+        with reporter.phase("predicting losses", len(moments), "layers") as done:
+            for layer in moments:
+                self._predict(layer, source.layer(layer)(sample))
+                done(1)
 
     @property
     def factors(self) -> dict[int, float]:
@@ -108,7 +114,7 @@ class LossModel:
         known = self._rounding[layer]
         return known[min(known, key=lambda choice: abs(choice - leading))]
 
-    def measure(self, allocation: Allocation, reporter: Reporter) -> None:
+    def measure(self, allocation: Allocation) -> None:
         """Measure each layer's factor at `allocation`'s ranks, if there is a model to run."""
         if self._weighing.model is None:
             return
@@ -119,7 +125,7 @@ class LossModel:
             cuts[layer] = TruncatedLayer(mean, moments.kept_vectors.load, ranks[layer])
         model = self._weighing.model
         tokens = gradient_tokens(model.decoder, len(model.token_ids), model.context)
-        with reporter.phase("measuring truncation", tokens, "tok") as done:
+        with self._reporter.phase("measuring truncation", tokens, "tok") as done:
             slopes = truncation_slopes(model.decoder, model.token_ids, model.context, cuts, done)
         for layer, rank in ranks.items():
             self._set_factors(layer, rank, slopes[layer])

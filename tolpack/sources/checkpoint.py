@@ -381,9 +381,11 @@ def _find_config(reading: Reading, embedded: object, path: Path) -> ModelConfig:
     if embedded is not None:
         return parse_config(embedded, reading.arch)
     beside = (path if path.is_dir() else path.parent) / "config.json"
-    if path.suffix not in (".pt", ".pth", ".bin") and beside.exists():
+    if beside.exists():
         return read_config(beside, reading.arch)
-    raise CheckpointError(f"{path} carries no config: give one with --config config.json")
+    raise CheckpointError(
+        f"{path} carries no config: give one with --config config.json, or put it beside"
+    )
 
 
 def _check_finite(tensor: torch.Tensor, name: str, stored: str) -> None:
