@@ -27,7 +27,7 @@ from tolpack.pack import Pack
 from tolpack.progress import Reporter
 from tolpack.scratch import Scratch
 from tolpack.sources.checkpoint import Reading
-from tolpack.sources.table import MemoryTable, TableSource, open_source
+from tolpack.sources.table import ArrayTable, MemoryTable, TableSource, open_source
 from tolpack.summary import bits_per_weight, layer_summaries, ratio_fp16
 from tolpack.version import __version__
 
@@ -131,14 +131,8 @@ def build(
     inputs = (calibrate, frequencies, tokenizer, config, key_map)
     path = output_path(checkpoint, output, force, inputs)
     exact = open_source(checkpoint, Reading(config, arch, map_name, key_map), layers)
-    source = exact
-    if isinstance(exact, MemoryTable):
-        source = exact.computed_in(choose_compute(compute, exact, settings.bits))
-    limits = plan_limits(source, max_memory, threads)
-    for line in source.describe():
-        reporter.say(line)
-    if isinstance(source, MemoryTable) and source.compute is not torch.float32:
-        reporter.say("FFNs are multiplied in bfloat16 (--compute float32 is exact, and slower)")
+    limits = plan_limits(exact, max_memory, threads)
+    source = _prepare(exact, compute, settings.bits, reporter)
     with Scratch(path.parent, limits.scratch_bytes) as scratch, torch_threads(limits.threads):
         weighing = weigh(
             source,
@@ -154,6 +148,22 @@ def build(
         while not _write(work, path, resume, reporter):
             resume = False
         return _result(path, exact, reporter)
+
+
+def _prepare(
+    source: MemoryTable | ArrayTable, compute: str, bits: int, reporter: Reporter
+) -> MemoryTable | ArrayTable:
+    """Say what was matched, and return the source as rows are to be computed."""
+    for line in source.describe():
+        reporter.say(line)
+    if not isinstance(source, MemoryTable):
+        return source
+    with reporter.phase("checking the embedding", source.vocab_size, "rows") as done:
+        source.check_embedding(done)
+    dtype = choose_compute(compute, source, bits)
+    if dtype is not torch.float32:
+        reporter.say("FFNs are multiplied in bfloat16 (--compute float32 is exact, and slower)")
+    return source.computed_in(dtype)
 
 
 def _write(work: Assembly, path: Path, resume: bool, reporter: Reporter) -> bool:

@@ -8,7 +8,7 @@ tensor's shape is held against the configuration before it is used.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -148,13 +148,16 @@ class Checkpoint:
         self._residency.touch_rows(ids.numpy(), rows[:1].nbytes)
         return rows
 
-    def check_finite_rows(self, name: str) -> None:
+    def check_finite_rows(
+        self, name: str, done: Callable[[int], object] = lambda rows: None
+    ) -> None:
         """Raise `CheckpointError` if tensor `name` holds NaN or Inf; never holds all of it."""
         self.check(name)
         count = expected_shape(self.config, name)[0]
         for start in range(0, count, _CHECKED_ROWS):
             ids = torch.arange(start, min(count, start + _CHECKED_ROWS))
             _check_finite(self.rows(name, ids), name, self.parts[name].stored)
+            done(len(ids))
 
     def fingerprint(self, names: Iterable[str] | None = None) -> bytes:
         """Return 32 bytes from evenly spaced rows of tensors `names` (default: of all).

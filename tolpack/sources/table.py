@@ -85,7 +85,6 @@ class MemoryTable:
         self.num_layers = config.num_hidden_layers
         self.hidden_size = config.hidden_size
         self.inner_size = int(config.require("memory_intermediate_size", "the memory FFNs"))
-        checkpoint.check_finite_rows("embed_tokens.weight")
         self.ffn_bytes: int | None = sum(
             checkpoint.stored_bytes(name) for name in self._names if ".memory_" in name
         )
@@ -102,6 +101,12 @@ class MemoryTable:
             return values
 
         return rows
+
+    def check_embedding(self, done: Callable[[int], object]) -> None:
+        """Raise `CheckpointError` if the embedding holds NaN or Inf; FFNs are checked as they are
+        loaded. `done` is called with the number of rows read since the last call.
+        """
+        self.checkpoint.check_finite_rows("embed_tokens.weight", done)
 
     def computed_in(self, compute: torch.dtype) -> MemoryTable:
         """Return the same table, its FFNs multiplied in `compute`."""
