@@ -5,8 +5,8 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from edits import MEANINGS, RANGES
 from packs import RECIPES, TARGET, forge, split, write
-from test_hostile_packs import MEANINGS, RANGES
 
 SCHEMA = json.loads(
     (Path(__file__).parents[1] / "formats" / "v1" / "header.schema.json").read_text("utf-8")

@@ -18,6 +18,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zstandard
+from edits import (
+    FIELD0,
+    MEANINGS,
+    RANGES,
+    change_array,
+    change_index,
+    change_raw_block,
+    frame_lengths,
+    set_value,
+    swap,
+)
 from packs import (
     KEY,
     TARGET,
@@ -28,7 +39,6 @@ from packs import (
     from_scratch,
     memory_limit,
     plain_header,
-    reseal_block,
     split,
     write,
 )
@@ -286,201 +296,6 @@ def test_numbers_and_texts_of_another_kind_are_refused(old, new, target, tmp_pat
     assert refused(tmp_path / "pack", data) in ("header-field", "header-json")
 
 
-def _set(path, value):
-    """Make an edit that sets what a path such as ``tables.0.rows`` leads to."""
-
-    def edit(header):
-        *keys, last = [int(k) if k.isdigit() else k for k in path.split(".")]
-        for key in keys:
-            header = header[key]
-        header[last] = value
-
-    edit.__name__ = f"{path}={value!r}"[:60]
-    return edit
-
-
-def _remove(path):
-    def edit(header):
-        *keys, last = [int(k) if k.isdigit() else k for k in path.split(".")]
-        for key in keys:
-            header = header[key]
-        del header[last]
-
-    edit.__name__ = f"no {path}"
-    return edit
-
-
-def _many(*edits):
-    def edit(header):
-        for one in edits:
-            one(header)
-
-    edit.__name__ = ", ".join(one.__name__ for one in edits)[:80]
-    return edit
-
-
-FIELD0, FIELD2 = "tables.0.fields.0", "tables.0.fields.2"
-PART0 = "encodings.0.fields.0.parts.0"
-RANGES = [
-    (_set(path, value), "header-json" if type(value) is int and value >= 2**63 else "header-field")
-    for path, values in {
-        "tables": ([], {}, None, "x"),
-        "sections": ([], 7),
-        "encodings": ([], None),
-        "part": ({"index": 1, "count": 1}, {"index": 0, "count": 0}, {"index": -1, "count": 1}),
-        "tables.0.fields": ([], [[]], [None], [{}] * 4097),
-        "tables.0.chunks": ([], [{}], [7]),
-        "tables.0.name": ("", "\0", "a\nb", "\u202etxt", "\u2066x\u2069", "\ud800", "x" * 129),
-        "tables.0.token_map": (-1, 6, 2**63, "0", 0.0, True),
-        "tables.0.multiplier": (0, 0.0, "2", True, [], {}),
-        "tables.0.chunks.0.rows": (0, -1, 2**48 + 1),
-        "tables.0.chunks.0.encoding": (-1, 2**17, None, 0.5),
-        "tables.0.chunks.0.blocks": (-1, 6, 2**64 - 1),
-        "tables.0.chunks.1.index": (-1, 6),
-        f"{FIELD0}.width": (0, -8, 65537, 8.0),
-        f"{FIELD0}.layer": (-1, 4096, 2**31),
-        f"{FIELD0}.dtype": ("complex64", "", None, "float64", 16),
-        f"{FIELD0}.dropped": (1, 0, "true", []),
-        f"{FIELD2}.rank": (0, -1, 9, 2**62, True),
-        f"{FIELD2}.basis": (-1, 6, "1"),
-        f"{FIELD2}.mean": (-1, 6, [2]),
-        "encodings.0.frame": ("lz4", "", "RAW", None),
-        "encodings.0.rows_per_block": (0, -1, 4097, 2**31, 13.5),
-        "encodings.0.fields": ([], None),
-        "encodings.0.fields.0": ({}, {"parts": []}, {"parts": [{}] * 17}, []),
-        f"{PART0}.codec": ("int3", "int2", "INT4", "", 4, None),
-        f"{PART0}.values": (0, -8, 65537),
-        f"{PART0}.group_size": (0, 1, 3, 13, -2, 65538, 2**31, None, 4.0),
-        "sections.0.kind": ("code", "", None),
-        "sections.0.offset_bytes": (-1, -4096, 2**63, 2**64 - 1, 4096.0),
-        "sections.0.length_bytes": (0, -1, 2**63, 2**64),
-        "sections.0.crc32": (-1, 2**32, None, "0"),
-        "sections.0.dtype": ("object", "float64", "O", "V8", None),
-        "sections.0.shape": ([], [0], [6, 1, 1], [-6], [2**48 + 1], [0, 2**48], 6, [6.0], [True]),
-        "sections.1.shape": ([0, 2**62], [2**62, 2**62]),
-    }.items()
-    for value in values
-]
-RANGES += [
-    (_remove(path), "header-field")
-    for path in (
-        "producer", "part", "tables", "encodings", "sections", "part.count", "tables.0.name",
-        "tables.0.rows", f"{FIELD0}.width", f"{FIELD0}.dtype", f"{FIELD0}.name", f"{FIELD0}.layer",
-        f"{PART0}.codec", f"{PART0}.values", f"{PART0}.group_size", "sections.0.offset_bytes",
-        "sections.0.length_bytes", "sections.0.crc32", "sections.0.dtype", "sections.0.shape",
-        "tables.0.chunks.0.blocks", "tables.0.chunks.0.encoding", "encodings.0.frame",
-    )
-]  # fmt: skip
-
-
-def _swap(path, a, b):
-    def edit(header):
-        for key in [int(k) if k.isdigit() else k for k in path.split(".")]:
-            header = header[key]
-        header[a], header[b] = header[b], header[a]
-
-    edit.__name__ = f"{path} {a} and {b} swapped"
-    return edit
-
-
-def _same_chunk_twice(header):
-    header["tables"][0]["chunks"][1] = dict(header["tables"][0]["chunks"][0])
-
-
-def _second_table(header):
-    header["tables"].append(json.loads(json.dumps(header["tables"][0])))
-
-
-def _drop_all(header):
-    for spec in header["tables"][0]["fields"]:
-        for key in ("rank", "basis", "mean"):
-            spec.pop(key, None)
-        spec["dropped"] = True
-
-
-def _unused_section(header):
-    del header["tables"][0]["token_map"]
-
-
-MEANINGS = [
-    # extents
-    (_set("sections.0.offset_bytes", 0), "section-offset"),  # inside the preamble
-    (_set("sections.0.offset_bytes", 4095), "section-offset"),  # unaligned
-    (_set("sections.0.offset_bytes", 8192), "section-offset"),  # a hole
-    (_set("sections.3.offset_bytes", 4096), "section-offset"),  # an overlap
-    (_set("sections.5.offset_bytes", 2**63 - 1), "section-offset"),  # wraps if added
-    (_set("sections.0.length_bytes", 2**63 - 1), "extent-past-end"),
-    (_set("sections.5.length_bytes", 21), "extent-past-end"),
-    (_set("sections.5.length_bytes", 1), "trailing-bytes"),
-    (_set("sections.0.length_bytes", 20), "array-length"),
-    (_set("sections.0.length_bytes", 8000), "array-length"),
-    (_swap("sections", 3, 4), "section-offset"),
-    (_remove("sections.5"), "header-field"),
-    # arrays
-    (_set("sections.0.shape", [5]), "array-length"),
-    (_set("sections.0.shape", [2**33, 2**31]), "array-length"),  # the product is 2^64
-    (_set("sections.0.shape", [2**48, 2**48]), "array-length"),
-    (_set("sections.0.shape", [3, 2]), "array-shape"),
-    (_set("sections.0.dtype", "float32"), "array-dtype"),
-    (_set("sections.0.dtype", "uint64"), "array-length"),
-    (_set("sections.1.shape", [8, 3]), "array-shape"),
-    (_set("sections.2.shape", [4, 2]), "array-shape"),
-    (_set("sections.0.kind", "mean"), "section-kind"),
-    (_set("sections.1.kind", "mean"), "section-kind"),
-    # fields
-    (_set(f"{FIELD2}.rank", 2), "array-shape"),
-    (_set(f"{FIELD2}.rank", 7), "rank"),  # above the number of rows
-    (_remove(f"{FIELD2}.rank"), "rank-without-basis"),
-    (_remove(f"{FIELD2}.basis"), "rank-without-basis"),
-    (_set("tables.0.fields.1.rank", 3), "dropped-has-data"),
-    (_set("tables.0.fields.1.mean", 2), "dropped-has-data"),
-    (_set("tables.0.fields.1.basis", 1), "dropped-has-data"),
-    (_set(f"{FIELD2}.dropped", True), "dropped-has-data"),
-    (_set("tables.0.fields.1.dropped", False), "encoding-fields"),  # kept, but has no data
-    (_set(f"{FIELD0}.dropped", True), "encoding-fields"),
-    (_set(f"{FIELD0}.width", 9), "encoding-fields"),
-    (_set(f"{FIELD2}.width", 9), "array-shape"),
-    (_drop_all, "no-data"),
-    (_set(f"{FIELD2}.basis", 0), "section-kind"),
-    (_set(f"{FIELD2}.mean", 1), "section-kind"),
-    (_set("tables.0.token_map", 2), "section-kind"),
-    # chunks and encodings
-    (_set("tables.0.rows", 5), "row-count"),
-    (_set("tables.0.rows", 2**48), "row-count"),
-    (_many(_set("tables.0.rows", 2**40 + 3), _set("tables.0.chunks.0.rows", 2**40)),
-     "chunk-length"),
-    (_many(_set("tables.0.rows", 6 + 2**40), _set("tables.0.chunks.1.rows", 3 + 2**40)),
-     "index-length"),
-    (_many(_set("tables.0.chunks.0.rows", 2), _set("tables.0.chunks.1.rows", 4)), "chunk-length"),
-    (_many(_set("tables.0.chunks.0.rows", 1), _set("tables.0.chunks.1.rows", 5)), "chunk-length"),
-    (_set("tables.0.chunks.0.encoding", 2), "reference"),
-    (_set("tables.0.chunks.0.encoding", 65536), "reference"),
-    (_set("tables.0.chunks.0.encoding", 1), "frames-without-index"),
-    (_set("tables.0.chunks.1.encoding", 0), "chunk-length"),
-    (_set("tables.0.chunks.0.index", 5), "raw-with-index"),
-    (_remove("tables.0.chunks.1.index"), "frames-without-index"),
-    (_set("tables.0.chunks.1.index", 4), "section-kind"),
-    (_set("tables.0.chunks.0.blocks", 0), "section-kind"),
-    (_set("tables.0.chunks.0.blocks", 5), "section-kind"),
-    (_set("encodings.0.rows_per_block", 1), "chunk-length"),
-    (_set("encodings.1.rows_per_block", 1), "index-length"),
-    (_set("encodings.0.frame", "zstd"), "frames-without-index"),
-    (_set("encodings.1.frame", "raw"), "chunk-length"),
-    (_set(f"{PART0}.values", 9), "encoding-fields"),
-    (_set(f"{PART0}.codec", "f8e4m3"), "feature-mismatch"),
-    (_set(f"{PART0}.values", 7), "encoding-fields"),
-    (_swap("encodings.0.fields", 0, 1), "encoding-fields"),
-    (_remove("encodings.0.fields.1"), "encoding-fields"),
-    (_same_chunk_twice, "shared-section"),
-    (_second_table, "shared-section"),
-    (_unused_section, "unused-section"),
-    (_many(_remove(f"{FIELD2}.mean")), "unused-section"),
-    # features
-    (_set("tables.0.multiplier", 2.0), "feature-mismatch"),
-    (_set("part", {"index": 0, "count": 2}), "feature-mismatch"),
-]  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("edit", "code"), RANGES + MEANINGS, ids=lambda v: v if isinstance(v, str) else v.__name__
 )
@@ -505,7 +320,7 @@ def test_an_edit_of_nothing_is_no_error(target, expected, tmp_path):
 def test_null_means_absent(path, target, expected, tmp_path):
     """An optional key that is null is as good as absent (SPEC section 4); so is an unknown one."""
     copy = tmp_path / "pack"
-    copy.write_bytes(forge(target.data, _set(path, None)))
+    copy.write_bytes(forge(target.data, set_value(path, None)))
     with tolpack.open(copy) as pack:
         assert (pack.rows(range(6)) == expected).all()
 
@@ -523,7 +338,7 @@ def test_multipliers_beyond_numbers_are_refused(multiplier, target, tmp_path):
 def test_multipliers_beyond_float32_are_refused(multiplier, target, tmp_path):
     """A multiplier that is infinite or zero as a float32 would make every row worthless."""
     features = split(target.data)[0]["required_features"] | 1 << 19
-    edit = _set("tables.0.multiplier", multiplier)
+    edit = set_value("tables.0.multiplier", multiplier)
     data = forge(target.data, edit, required_features=features)
     assert refused(tmp_path / "pack", data) == "header-field"
 
@@ -531,7 +346,7 @@ def test_multipliers_beyond_float32_are_refused(multiplier, target, tmp_path):
 def test_names_are_never_paths(target, tmp_path):
     """A name such as ../x is text like any other: nothing is opened or written by it."""
     path = tmp_path / "pack"
-    path.write_bytes(forge(target.data, _set("tables.0.name", "../../etc/passwd")))
+    path.write_bytes(forge(target.data, set_value("tables.0.name", "../../etc/passwd")))
     with tolpack.open(path) as pack:
         assert pack.verify() == []
     assert os.listdir(tmp_path) == ["pack"]
@@ -604,22 +419,13 @@ def test_many_chunks_of_many_fields_end_soon(tmp_path):
 # ---- a right checksum over malformed content ----------------------------------------------------
 
 
-def _array_changed(data, number, change):
-    """Change an array section's bytes and its checksum in the header."""
-    section = split(data)[1]["sections"][number]
-    offset, length = section["offset_bytes"], section["length_bytes"]
-    content = change(data[offset : offset + length])
-    data = data[:offset] + content + data[offset + length :]
-    return forge(data, _set(f"sections.{number}.crc32", zlib.crc32(content)))
-
-
 @pytest.mark.parametrize("slots", [
     [0, 1, 2, 3, 4, 6], [0, 1, 2, 3, 4, 2**32 - 1], [0, 1, 2, 3, 4, 4], [5, 5, 5, 5, 5, 5],
     [0, 0, 1, 2, 3, 4],
 ])  # fmt: skip
 def test_a_token_map_is_a_permutation(slots, target, tmp_path):
     """A map with a slot out of range, twice or missing is refused by the first lookup."""
-    data = _array_changed(target.data, 0, lambda _: struct.pack("<6I", *slots))
+    data = change_array(target.data, 0, lambda _: struct.pack("<6I", *slots))
     for ids in ([0], range(6)):
         assert refused_by_rows(tmp_path / "pack", data, ids) == "token-map"
 
@@ -630,23 +436,15 @@ def test_a_token_map_is_a_permutation(slots, target, tmp_path):
 ])  # fmt: skip
 def test_bases_and_means_are_finite(number, value, target, tmp_path):
     """A basis or mean with NaN or infinity is refused by the lookup that needs it."""
-    data = _array_changed(target.data, number, lambda old: old[: -len(value)] + value)
+    data = change_array(target.data, number, lambda old: old[: -len(value)] + value)
     assert refused_by_rows(tmp_path / "pack", data) == "array-not-finite"
-
-
-def _raw_block(target, number, change):
-    """Change a raw block of chunk 0 and reseal it."""
-    section = target.header.sections[3]
-    offset = section.offset_bytes + 64 * number
-    payload = target.data[offset : offset + 60]
-    return reseal_block(target.data, offset, 64, 2 * number, change(payload))
 
 
 @pytest.mark.parametrize("scale", [b"\x80\x7f", b"\x80\xff", b"\xc0\x7f", b"\xff\xff"])
 @pytest.mark.parametrize("at", [0, 2, 6, 15])
 def test_scales_are_finite(scale, at, target, tmp_path):
     """A NaN or infinite scale of any layer and record is refused by the lookup that meets it."""
-    data = _raw_block(target, 0, lambda old: old[:at] + scale + old[at + 2 :])
+    data = change_raw_block(target, 0, lambda old: old[:at] + scale + old[at + 2 :])
     assert refused_by_rows(tmp_path / "pack", data) == "scale-not-finite"
 
 
@@ -654,7 +452,7 @@ def test_scales_are_finite(scale, at, target, tmp_path):
 def test_zero_and_subnormal_scales_are_numbers(scale, target, tmp_path):
     """Such scales are allowed: rows are finite and verify finds nothing."""
     path = tmp_path / "pack"
-    path.write_bytes(_raw_block(target, 0, lambda old: scale * 4 + old[8:]))
+    path.write_bytes(change_raw_block(target, 0, lambda old: scale * 4 + old[8:]))
     with tolpack.open(path) as pack:
         assert np.isfinite(pack.rows(range(6))).all()
         assert pack.verify() == []
@@ -663,7 +461,7 @@ def test_zero_and_subnormal_scales_are_numbers(scale, target, tmp_path):
 def test_data_in_a_blocks_padding_shows_in_verify(target, expected, tmp_path):
     """Bytes that no record owns must be zero, though a lookup does not look at them."""
     path = tmp_path / "pack"
-    path.write_bytes(_raw_block(target, 1, lambda old: old[:-1] + b"\1"))
+    path.write_bytes(change_raw_block(target, 1, lambda old: old[:-1] + b"\1"))
     with tolpack.open(path) as pack:
         assert (pack.rows(range(6)) == expected).all()
         (damage,) = pack.verify()
@@ -702,7 +500,7 @@ def test_chunks_out_of_order_are_refused_by_their_checksums(tmp_path):
     """Two chunks of equal shape that are named in the wrong order do not give wrong rows."""
     recipe = replace(TARGET, runs=(Run(3, "raw", 2), Run(3, "raw", 2)))
     data = write(tmp_path / "good", recipe).data
-    data = forge(data, _swap("tables.0.chunks", 0, 1))
+    data = forge(data, swap("tables.0.chunks", 0, 1))
     assert refused_by_rows(tmp_path / "pack", data, kind=ChecksumError) == "block-checksum"
 
 
@@ -770,19 +568,6 @@ def test_plain_frames_of_that_kind_are_read(tmp_path):
         assert a.verify() == b.verify() == []
 
 
-def _index(data, start, lengths):
-    """Replace the index of a `FRAMED` pack by one of other numbers, with a right checksum."""
-    body = struct.pack(f"<Q{len(lengths)}I", start, *lengths)
-    section = split(data)[1]["sections"][1]
-    offset, length = section["offset_bytes"], section["length_bytes"]
-    return reseal_block(data, offset, length, 0, body)
-
-
-def _frame_lengths(sample):
-    section = sample.header.sections[1]
-    return list(struct.unpack("<3I", sample.data[section.offset_bytes + 8 :][:12]))
-
-
 @pytest.mark.parametrize(("start", "change"), [
     (2**64 - 1, (0, 0, 0)), (2**63, (0, 0, 0)), (1, (0, 0, 0)), (0, (0, 0, 1)),
     (0, (2**31, 0, 0)), (0, (0, None, 0)),
@@ -790,18 +575,18 @@ def _frame_lengths(sample):
 def test_frames_outside_their_chunk_are_refused(start, change, tmp_path):
     """An index that leads past the end of the chunk, by any arithmetic, is refused."""
     sample = write(tmp_path / "good", FRAMED)
-    pairs = zip(_frame_lengths(sample), change)
+    pairs = zip(frame_lengths(sample), change)
     lengths = [0 if extra is None else length + extra for length, extra in pairs]
-    data = _index(sample.data, start, lengths)
+    data = change_index(sample.data, start, lengths)
     assert refused_by_rows(tmp_path / "pack", data, [0]) == "frame-extent"
 
 
 def test_frames_that_leave_a_hole_show_in_verify(tmp_path):
     """Frames must fill their chunk: bytes that no frame owns are damage."""
     sample = write(tmp_path / "good", FRAMED)
-    lengths = _frame_lengths(sample)
+    lengths = frame_lengths(sample)
     path = tmp_path / "pack"
-    path.write_bytes(_index(sample.data, 0, [lengths[0], lengths[1], lengths[2] - 1]))
+    path.write_bytes(change_index(sample.data, 0, [lengths[0], lengths[1], lengths[2] - 1]))
     with tolpack.open(path) as pack:
         damages = pack.verify()
     assert [d.place for d in damages] == ["index of chunk 0", "chunk 0, block 2"]
@@ -811,12 +596,12 @@ def test_frames_that_leave_a_hole_show_in_verify(tmp_path):
 def test_frames_in_another_order_are_refused(tmp_path):
     """Frames that changed places, with an index that follows, have checksums of other places."""
     sample = write(tmp_path / "good", FRAMED)
-    a, b, c = _frame_lengths(sample)
+    a, b, c = frame_lengths(sample)
     offset = sample.header.sections[0].offset_bytes
     data = sample.data
     frames = data[offset : offset + a + b]
     data = data[:offset] + frames[a:] + frames[:a] + data[offset + a + b :]
-    data = _index(data, 0, [b, a, c])
+    data = change_index(data, 0, [b, a, c])
     path = tmp_path / "pack"
     assert refused_by_rows(path, data, [0], ChecksumError) == "block-checksum"
 
@@ -990,7 +775,7 @@ def test_replacing_by_rename_keeps_the_old_rows(mode, target, expected, tmp_path
 def test_messages_are_short_and_name_the_place(target, tmp_path):
     """A message names code, place, what was found and what was expected, and quotes no megabyte."""
     path = tmp_path / "pack"
-    path.write_bytes(forge(target.data, _set("tables.0.name", "x" * 900_000)))
+    path.write_bytes(forge(target.data, set_value("tables.0.name", "x" * 900_000)))
     with pytest.raises(FormatError) as caught:
         tolpack.open(path)
     error = caught.value

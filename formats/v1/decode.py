@@ -85,15 +85,21 @@ class Pack:
         need(zlib.crc32(data) == entry["crc32"], "§5: array checksum")
         dtype = np.dtype(entry["dtype"]).newbyteorder("<")
         need(len(data) == prod(entry["shape"]) * dtype.itemsize, "§5: array length")
-        return np.frombuffer(data, dtype).reshape(entry["shape"])
+        array = np.frombuffer(data, dtype).reshape(entry["shape"])
+        need(bool(np.isfinite(array).all()), "§5: finite values")
+        return array
+
+    def slot(self, token_id: int) -> int:  # §5
+        need(0 <= token_id < self.table["rows"], "token id out of range")
+        if self.table.get("token_map") is None:
+            return token_id
+        slots = self.array(self.table["token_map"])
+        need(bool((np.sort(slots) == np.arange(len(slots))).all()), "§5: a permutation")
+        return int(slots[token_id])
 
     def row(self, token_id: int) -> Array:
         """One token: float32 (fields, width)."""
-        need(0 <= token_id < self.table["rows"], "token id out of range")
-        slot = token_id
-        if self.table.get("token_map") is not None:
-            slot = int(self.array(self.table["token_map"])[token_id])
-        first = 0
+        slot, first = self.slot(token_id), 0
         for chunk in self.table["chunks"]:
             if slot < first + chunk["rows"]:
                 break
