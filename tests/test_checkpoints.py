@@ -9,9 +9,11 @@ import models
 import numpy as np
 import pytest
 import torch
+from packs import memory_limit
 
 from tolpack.errors import CheckpointError, ConfigError, TolpackError
 from tolpack.sources.checkpoint import Reading, open_checkpoint
+from tolpack.sources.readiness import check_decoder
 from tolpack.sources.table import open_source
 
 CONFIG = models.make_config()
@@ -269,6 +271,17 @@ def test_extra_layers_are_refused(tmp_path, count):
         CheckpointError, match=rf"layers.{count}.*num_hidden_layers = {count}: correct"
     ):
         open_source(path)
+
+
+def test_config_with_absurdly_many_layers_is_refused_at_once(tmp_path):
+    """A config that promises two billion layers names the first that is missing, cheaply."""
+    for model_type in ("memoryllm", "flex_memoryllm", "llama"):
+        config = models.make_config(model_type)
+        path = models.save_pt(
+            tmp_path / "m.pt", models.make_state(config), config | {"num_hidden_layers": 2**31 - 1}
+        )
+        with memory_limit(), pytest.raises(CheckpointError, match=r"'layers\.3\..*' is missing"):
+            check_decoder(open_checkpoint(path))
 
 
 def test_extra_layer_after_a_gap_is_refused(tmp_path):

@@ -32,6 +32,7 @@ from tolpack.reference.decoder import Decoder
 from tolpack.reference.text import find_tokenizer, read_token_ids
 from tolpack.scratch import Kept, Scratch
 from tolpack.sources.npy import read_npy
+from tolpack.sources.readiness import check_decoder
 from tolpack.sources.table import ArrayTable, MemoryTable
 
 COUNT_EXPONENT = 0.7
@@ -159,7 +160,7 @@ def _calibrate(
         reporter.say("rank auto: a bare table cannot be run, so every direction counts alike")
         return None
     try:
-        source.checkpoint.check_decoder()
+        check_decoder(source.checkpoint)
         fits = source.checkpoint.decoder_bytes() <= limits.decoder_bytes
         decoder = Decoder(source.checkpoint, resident=fits)
     except CheckpointError as error:

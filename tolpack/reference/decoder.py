@@ -28,6 +28,7 @@ from tolpack.reference.head import VocabularyMatrix
 from tolpack.sources.checkpoint import Checkpoint
 from tolpack.sources.config import ModelConfig
 from tolpack.sources.ffn import GatedFFN, Norm, load_ffn, load_memory, load_norm
+from tolpack.sources.readiness import check_decoder
 
 Memory = Callable[[int, torch.Tensor], torch.Tensor]
 Rotary = Callable[[torch.Tensor], torch.Tensor]
@@ -122,7 +123,7 @@ class Decoder:
     """
 
     def __init__(self, checkpoint: Checkpoint, *, resident: bool = True) -> None:
-        checkpoint.check_decoder()
+        check_decoder(checkpoint)
         config = checkpoint.config
         self.config = config
         self.embedding = VocabularyMatrix(checkpoint, "embed_tokens.weight", resident=resident)

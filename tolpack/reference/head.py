@@ -51,8 +51,8 @@ class VocabularyMatrix:
             return
         vocab = self._checkpoint.config.vocab_size
         for start in range(0, vocab, _BLOCK_ROWS):
-            ids = torch.arange(start, min(vocab, start + _BLOCK_ROWS))
-            yield start, self._checkpoint.rows(self._name, ids).float()
+            stop = min(vocab, start + _BLOCK_ROWS)
+            yield start, self._checkpoint.row_block(self._name, start, stop).float()
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return float32 (…, vocab) for `hidden` (…, hidden)."""

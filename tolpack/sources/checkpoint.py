@@ -34,13 +34,7 @@ from tolpack.sources.parts import (
     take_rows,
 )
 from tolpack.sources.residency import Residency
-from tolpack.sources.schema import (
-    decoder_names,
-    decoder_patterns,
-    expected_shape,
-    memory_names,
-    pattern_of,
-)
+from tolpack.sources.schema import expected_shape, pattern_of
 from tolpack.sources.shards import open_store
 from tolpack.sources.tensors import FLOAT_DTYPES, TensorStore
 
@@ -148,6 +142,16 @@ class Checkpoint:
         self._residency.touch_rows(ids.numpy(), rows[:1].nbytes)
         return rows
 
+    def row_block(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Return rows ``start … stop-1`` of tensor `name` as stored, if possible as a view."""
+        part = self.parts[name]
+        pieces = self._store.load(part.stored)
+        if len(pieces) > 1 or len(part.rule.targets) > 1 or part.rule.transpose:
+            return self.rows(name, torch.arange(start, stop))
+        block = pieces[0][start:stop]
+        self._residency.touch(block.nbytes)
+        return block
+
     def check_finite_rows(
         self, name: str, done: Callable[[int], object] = lambda rows: None
     ) -> None:
@@ -155,9 +159,9 @@ class Checkpoint:
         self.check(name)
         count = expected_shape(self.config, name)[0]
         for start in range(0, count, _CHECKED_ROWS):
-            ids = torch.arange(start, min(count, start + _CHECKED_ROWS))
-            _check_finite(self.rows(name, ids), name, self.parts[name].stored)
-            done(len(ids))
+            block = self.row_block(name, start, min(count, start + _CHECKED_ROWS))
+            _check_finite(block, name, self.parts[name].stored)
+            done(len(block))
 
     def fingerprint(self, names: Iterable[str] | None = None) -> bytes:
         """Return 32 bytes from evenly spaced rows of tensors `names` (default: of all).
@@ -227,69 +231,6 @@ class Checkpoint:
         """Stored dtype of tensor `name`, as torch calls it."""
         return self._store.infos[self.parts[name].stored][0].dtype
 
-    def check_memory(self) -> list[str]:
-        """Check the tensors that the tables are made of, and return their names.
-
-        Raises
-        ------
-        CheckpointError
-            The model is dense, or a tensor is missing, misshapen or of no use.
-        """
-        config = self.config
-        if not config.has_memory:
-            raise CheckpointError(
-                f"{self.path} is a dense model (model_type {config.model_type!r}): its FFNs read "
-                "the residual stream, so no lookup table exists. If it is a MemoryLLM, set "
-                "model_type to 'memoryllm' or 'flex_memoryllm' in its config, or say --arch "
-                "memoryllm or --arch flex_memoryllm"
-            )
-        names = memory_names(range(config.num_hidden_layers))
-        biases = [name.removesuffix("weight") + "bias" for name in names if "norm" in name]
-        names += [name for name in biases if name in self.parts]
-        for name in names:
-            self.check(name)
-        self._refuse_extra_layers()
-        self._refuse_unknown_in_memory(names)
-        return names
-
-    def check_decoder(self) -> None:
-        """Check that a decoder can be made: every tensor is there, and none is left over.
-
-        Raises
-        ------
-        CheckpointError
-            A tensor or config field is missing, misshapen, or would not be used.
-        """
-        config = self.config
-        if config.unsupported:
-            raise CheckpointError(
-                f"the config sets {', '.join(config.unsupported)}, which the decoder does not "
-                "know: its results would be wrong"
-            )
-        tied = config.require("tie_word_embeddings", "the output head")
-        for field in ("rope_theta", "rope_interleaved"):
-            config.require(field, "rotary embeddings")
-        if config.has_memory:
-            self.check_memory()
-        linear = self.has("layers.0.mlp.weight")
-        for name in decoder_names(config, linear_mlp=linear, tied=tied):
-            self.check(name)
-        self._refuse_unused()
-
-    def _refuse_unused(self) -> None:
-        patterns = decoder_patterns(self.config)
-        unused = [
-            part.stored for name, part in self.parts.items() if pattern_of(name) not in patterns
-        ]
-        left = sorted({*unused, *self.unknown})
-        if left:
-            more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-            raise CheckpointError(
-                f"tensor {left[0]!r}{more} would not be used by a {self.config.model_type}, and "
-                "results could be wrong: correct model_type or --arch, or, if it is no part of the "
-                "model, remove it or name it under 'ignore' in a --key-map"
-            )
-
     def _missing(self, name: str) -> str:
         pattern = pattern_of(name)
         number = name.split(".")[1] if "{N}" in pattern else ""
@@ -331,26 +272,6 @@ class Checkpoint:
                     "tensor with its data: convert it and save again"
                 )
         return take(self.config, name, part, pieces)
-
-    def _refuse_extra_layers(self) -> None:
-        layers = self.config.num_hidden_layers
-        for name, part in self.parts.items():
-            if name.startswith("layers.") and int(name.split(".")[1]) >= layers:
-                raise CheckpointError(
-                    f"{self.path} holds {part.stored!r}, but the config says num_hidden_layers = "
-                    f"{layers}: correct config.json"
-                )
-
-    def _refuse_unknown_in_memory(self, names: Iterable[str]) -> None:
-        """Refuse what no map knows but what belongs to the memory: rows would be wrong."""
-        modules = tuple({self.parts[name].stored.rpartition(".")[0] + "." for name in names})
-        for stored in self.unknown:
-            if stored.startswith(modules) or "memory" in stored:
-                raise CheckpointError(
-                    f"tensor {stored!r} seems to be part of the memory, but key map "
-                    f"{self.key_map.name} does not know it: merge or remove it, or name it in a "
-                    "--key-map"
-                )
 
 
 def open_checkpoint(path: str | Path, reading: Reading | None = None) -> Checkpoint:

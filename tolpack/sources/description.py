@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tolpack.errors import CheckpointError
 from tolpack.sources.checkpoint import Checkpoint
+from tolpack.sources.readiness import check_decoder, check_memory
 from tolpack.sources.schema import expected_shape, pattern_of
 
 
@@ -76,8 +77,8 @@ def summarize_checkpoint(checkpoint: Checkpoint) -> CheckpointSummary:
         rope_interleaved=config.rope_interleaved,
         tensors=tuple(group_tensors(checkpoint, checkpoint.parts)),
         left_over=tuple(checkpoint.unknown),
-        build=_refusal(checkpoint.check_memory),
-        eval=_refusal(checkpoint.check_decoder),
+        build=_refusal(check_memory, checkpoint),
+        eval=_refusal(check_decoder, checkpoint),
     )
 
 
@@ -105,9 +106,9 @@ def _shown(pattern: str) -> str:
     return pattern.replace("{N}", "N")
 
 
-def _refusal(check: Any) -> str | None:
+def _refusal(check: Callable[[Checkpoint], object], checkpoint: Checkpoint) -> str | None:
     try:
-        check()
+        check(checkpoint)
     except CheckpointError as error:
         return str(error)
     return None

@@ -8,7 +8,7 @@ nothing beyond this package sees any other name. ``docs/checkpoints.md`` shows t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 from tolpack.sources.config import ModelConfig
 
@@ -63,32 +63,32 @@ def expected_shape(config: ModelConfig, name: str) -> tuple[int, ...]:
     return tuple(_dimension(config, letter, name) for letter in _SHAPES[pattern])
 
 
-def memory_names(layers: Iterable[int]) -> list[str]:
-    """Names of the tensors that the tables of `layers` are computed from, norm biases left out."""
-    names = ["embed_tokens.weight"]
-    for layer in layers:
+def memory_names(config: ModelConfig) -> Iterator[str]:
+    """Names of the tensors that the tables are computed from, norm biases left out.
+
+    One at a time: a config may say that there are more layers than names fit in memory.
+    """
+    yield "embed_tokens.weight"
+    for layer in range(config.num_hidden_layers):
         base = f"layers.{layer}"
-        names.append(f"{base}.memory_layernorm.weight")
-        names += [f"{base}.memory_mlp.{part}.weight" for part in FFN_PARTS]
-    return names
+        yield f"{base}.memory_layernorm.weight"
+        yield from (f"{base}.memory_mlp.{part}.weight" for part in FFN_PARTS)
 
 
-def decoder_names(config: ModelConfig, *, linear_mlp: bool, tied: bool) -> list[str]:
-    """Names of the tensors that a decoder needs beside the memory's.
+def decoder_names(config: ModelConfig, *, linear_mlp: bool, tied: bool) -> Iterator[str]:
+    """Names of the tensors that a decoder needs beside the memory's, one at a time.
 
     `linear_mlp`: FFN-C is one linear map; `tied`: the embedding is also the head.
     """
-    names = ["embed_tokens.weight"]
+    yield from ("embed_tokens.weight", "norm.weight", *(() if tied else ("lm_head.weight",)))
+    inner = ["mlp"] if linear_mlp else [f"mlp.{part}" for part in FFN_PARTS]
     for layer in range(config.num_hidden_layers):
         base = f"layers.{layer}"
-        names.append(f"{base}.input_layernorm.weight")
-        names += [f"{base}.self_attn.{part}_proj.weight" for part in "qkvo"]
-        if config.model_type == "memoryllm":
-            continue
-        names.append(f"{base}.post_attention_layernorm.weight")
-        inner = ["mlp"] if linear_mlp else [f"mlp.{part}" for part in FFN_PARTS]
-        names += [f"{base}.{module}.weight" for module in inner]
-    return [*names, "norm.weight", *([] if tied else ["lm_head.weight"])]
+        yield f"{base}.input_layernorm.weight"
+        yield from (f"{base}.self_attn.{part}_proj.weight" for part in "qkvo")
+        if config.model_type != "memoryllm":
+            yield f"{base}.post_attention_layernorm.weight"
+            yield from (f"{base}.{module}.weight" for module in inner)
 
 
 def decoder_patterns(config: ModelConfig) -> set[str]:

@@ -23,6 +23,7 @@ from tolpack.sources.checkpoint import Checkpoint, Reading, open_checkpoint
 from tolpack.sources.description import group_tensors
 from tolpack.sources.ffn import load_memory
 from tolpack.sources.npy import read_npy
+from tolpack.sources.readiness import check_memory
 from tolpack.sources.residency import Residency
 from tolpack.sources.tensors import SafetensorsFile
 
@@ -77,7 +78,7 @@ class MemoryTable:
     dtype = "float32"
 
     def __init__(self, checkpoint: Checkpoint, compute: torch.dtype = torch.float32) -> None:
-        self._names = checkpoint.check_memory()
+        self._names = check_memory(checkpoint)
         config = checkpoint.config
         self.checkpoint = checkpoint
         self.compute = compute
