@@ -415,3 +415,73 @@ def test_schema_shapes_are_those_of_a_generated_model():
         parsed = parse_config(config)
         for name, tensor in models.make_state(config).items():
             assert expected_shape(parsed, name) == tuple(tensor.shape)
+
+
+# -- what outsiders met ---------------------------------------------------------------------------
+
+
+def test_parameters_that_require_gradients_build(tmp_path):
+    """A dict of parameters, as ``dict(model.named_parameters())`` gives it, is read as values."""
+    from tolpack.builder import build
+
+    state = {n: torch.nn.Parameter(t) for n, t in models.make_state(PLAIN).items()}
+    path = models.save_pt(tmp_path / "m.pt", state, PLAIN)
+    plain = models.save_pt(tmp_path / "p.pt", models.make_state(PLAIN), PLAIN)
+    first, second = (build(p, tmp_path / f"{p.stem}.tolpack", rank="auto") for p in (path, plain))
+    assert first.path.read_bytes() == second.path.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["sparse_coo", "without values"])
+@pytest.mark.parametrize("name", ["embed_tokens.weight", "layers.1.memory_mlp.up_proj.weight"])
+def test_tensors_without_plain_values_are_named(tmp_path, kind, name):
+    """A sparse or storage-less tensor is refused by name, by `inspect` already."""
+    state = models.make_state(PLAIN)
+    state[name] = state[name].to_sparse() if "sparse" in kind else state[name].to("meta")
+    path = models.save_pt(tmp_path / "m.pt", state, PLAIN)
+    reason = str(summarize_checkpoint(open_checkpoint(path)).build)
+    assert f"'{name}' is " in reason
+    assert kind in reason
+    with pytest.raises(CheckpointError, match="expected dense float32"):
+        open_source(path)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ('"layers.{N}.memory_layernorm.weight"', '"layers.{N}.memory_layernorm"', "nearest names"),
+        ('"blocks.{N}.mem.in" = { to', '"blocks.{N}.mem.in" = { grouped = true, to', "head groups"),
+    ],
+)
+def test_half_names_and_groups_outside_attention_are_refused(own, before, after, message):
+    """A target without ``.weight``, and groups where there are no heads, are wrong maps."""
+    path, key_map, _ = own
+    assert before in OWN
+    key_map.write_text(OWN.replace(before, after), encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        open_source(path, Reading(key_map=key_map))
+
+
+@pytest.mark.parametrize("field", ["norm", "rms_norm_eps", "hidden_act"])
+def test_inspect_is_not_ready_without_what_build_asks_for(tmp_path, field):
+    """`inspect` calls a checkpoint ready only if `build` will not ask for more."""
+    path = models.save_pt(tmp_path / "m.pt", models.make_state(PLAIN), {**PLAIN, field: None})
+    assert f"'{field}' is missing" in str(summarize_checkpoint(open_checkpoint(path)).build)
+
+
+@pytest.mark.parametrize("bias", ["memory_mlp.up_proj.bias", "memory_layernorm.bias"])
+def test_inspect_is_not_ready_with_a_bias_that_build_refuses(tmp_path, bias):
+    """Nor with a bias that has no place in the memory."""
+    state = models.make_state(PLAIN) | {f"layers.0.{bias}": torch.ones(24)}
+    path = models.save_pt(tmp_path / "m.pt", state, PLAIN)
+    assert f"{bias}' has no place" in str(summarize_checkpoint(open_checkpoint(path)).build)
+
+
+def test_rope_theta_is_found_where_newer_files_keep_it(tmp_path):
+    """``rope_parameters`` of newer configs gives the base; another type than default is refused."""
+    config = {**PLAIN, "rope_theta": None}
+    for kind, ready in (("default", True), ("yarn", False)):
+        rotary = {"rope_type": kind, "rope_theta": 100.0}
+        path = models.save_pt(
+            tmp_path / "m.pt", models.make_state(PLAIN), {**config, "rope_parameters": rotary}
+        )
+        assert (summarize_checkpoint(open_checkpoint(path)).eval is None) == ready

@@ -217,3 +217,13 @@ def test_pieces_that_do_not_fit_are_refused(shapes):
     """Pieces that do not make the whole are an error, never a guess."""
     with pytest.raises(ValueError, match="do not make"):
         joined_dimension(shapes, (4, 3))
+
+
+def test_one_shard_of_several_asks_for_the_folder(tmp_path):
+    """A single shard is not a checkpoint: its folder is."""
+    state = models.make_state(CONFIG)
+    folder = models.save_folder(tmp_path / "m", state, CONFIG, shards=2)
+    pieces = save_pieces(tmp_path / "p", state, CONFIG, 2)
+    for path in (folder / "model-00001-of-00002.safetensors", pieces / "consolidated.00.pth"):
+        with pytest.raises(CheckpointError, match="one of several files .*give their folder"):
+            open_checkpoint(path)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # it loads torch
 
 _BUILD_MODULES = ("torch", "safetensors", "scipy", "tokenizers", "h5py")
 _CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+_TABLE_SUFFIXES = (".npy", ".h5", ".hdf5", ".json", ".toml")
 _PATH = click.Path(path_type=Path)
 
 
@@ -266,6 +267,9 @@ def inspect(path: Path, as_json: bool, **settings: Any) -> None:
 
         summary = summarize_checkpoint(open_checkpoint(path, _reading(settings)))
         info, text = summary.to_json(), report.checkpoint_table(summary)
+    elif path.suffix in _TABLE_SUFFIXES:
+        raise ConfigError(f"{path} is no pack and no checkpoint: expected .tolpack, "
+                          f"{', '.join(_CHECKPOINT_SUFFIXES)} or a folder")  # fmt: skip
     else:
         from tolpack.summary import describe_pack
 

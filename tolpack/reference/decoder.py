@@ -244,8 +244,6 @@ def _load_layer(checkpoint: Checkpoint, layer: int) -> _Layer:
     if config.model_type != "memoryllm":
         post_norm = load_norm(checkpoint, f"{base}.post_attention_layernorm")
         mlp = _load_mlp(checkpoint, f"{base}.mlp")
-    if config.model_type == "flex_memoryllm":
-        config.require("flex_input", "Flex-MemoryLLM ('post_attention' or 'residual')")
     attention = _load_attention(checkpoint, f"{base}.self_attn")
     return _Layer(attention, load_norm(checkpoint, f"{base}.input_layernorm"), post_norm, mlp)
 

@@ -204,6 +204,12 @@ class Checkpoint:
         part = self.parts[name]
         infos = self._store.infos[part.stored]
         expected = stored_shape(self.config, name, part)
+        for info in infos:
+            if info.dtype not in FLOAT_DTYPES:
+                raise CheckpointError(
+                    f"tensor {part.stored!r} is {info.dtype} in {info.path.name}, expected dense "
+                    "float32, bfloat16 or float16: convert it and save again"
+                )
         shapes = [info.shape for info in infos]
         try:
             joined_dimension(shapes, expected)
@@ -214,12 +220,6 @@ class Checkpoint:
                 f"tensor {part.stored!r} is fused and split over {len(shapes)} files, so its rows "
                 "are in no known order: save it whole"
             )
-        for info in infos:
-            if info.dtype not in FLOAT_DTYPES:
-                raise CheckpointError(
-                    f"tensor {part.stored!r} is {info.dtype} in {info.path.name}, expected "
-                    "float32, bfloat16 or float16: convert it and save again"
-                )
 
     def stored_bytes(self, name: str) -> int:
         """Bytes of tensor `name` as stored."""
@@ -241,9 +241,9 @@ class Checkpoint:
         ]
         stored = [part.stored for part in self.parts.values()] + list(self.unknown)
         return (
-            f"tensor {name!r} is missing from {self.path}: key map {self.key_map.name} looks for "
-            f"{' or '.join(sought) or 'none'}{nearest(sought[0] if sought else name, stored)} "
-            "(names: docs/checkpoints.md)"
+            f"tensor {name!r} is missing from {self.path}: key map {self.key_map.name} "
+            f"{'looks for ' + ' or '.join(sought) if sought else 'has no rule for it'}"
+            f"{nearest(sought[0] if sought else name, stored)} (names: docs/checkpoints.md)"
         )
 
     def _misshapen(
@@ -265,12 +265,6 @@ class Checkpoint:
         """Read the tensor, without looking at its values."""
         part = self.parts[name]
         pieces = self._store.load(part.stored)
-        for piece in pieces:
-            if piece.layout is not torch.strided or piece.device.type != "cpu":
-                raise CheckpointError(
-                    f"tensor {part.stored!r} is {piece.layout} on {piece.device}, expected a dense "
-                    "tensor with its data: convert it and save again"
-                )
         return take(self.config, name, part, pieces)
 
 

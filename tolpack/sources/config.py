@@ -23,11 +23,21 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 # Settings of other decoders that tolpack's can follow only where they say what is usual.
 _USUAL: dict[str, tuple[object, ...]] = {
-    "rope_scaling": (None,),
+    "rope_scaling": (None, {"rope_type": "default"}, {"type": "default"}),
     "partial_rotary_factor": (None, 1),
+    "rotary_percentage": (None, 1),
+    "alibi": (None, False),
     "sliding_window": (None,),
-    "logits_soft_cap": (None,),
+    "clip_qkv": (None,),
+    "attention_multiplier": (None,),
+    "query_pre_attn_scalar": (None,),
+    "attn_logit_softcapping": (None,),
     "final_logit_softcapping": (None,),
+    "logits_scaling": (None, 1),
+    "residual_multiplier": (None, 1),
+    "embedding_multiplier": (None, 1),
+    "scale_embeddings": (None, False),
+    "parallel_residual": (None, False),
 }
 
 
@@ -110,6 +120,9 @@ def parse_config(raw: object, arch: str | None = None) -> ModelConfig:
         raise CheckpointError(f"config must be a JSON object, found {type(raw).__name__}")
     if arch is not None:
         raw = {**raw, "model_type": arch}
+    rotary = raw.get("rope_parameters")  # where newer Hugging Face files keep it
+    if isinstance(rotary, dict) and raw.get("rope_theta") is None:
+        raw = {**raw, "rope_theta": rotary.get("rope_theta")}
     values = {
         f.name: _field(f.name, str(f.type), raw.get(f.name))
         for f in fields(ModelConfig)
@@ -123,6 +136,8 @@ def parse_config(raw: object, arch: str | None = None) -> ModelConfig:
         for name, usual in _USUAL.items()
         if name in raw and raw[name] not in usual
     ]
+    if isinstance(rotary, dict) and rotary.get("rope_type") not in (None, "default"):
+        unsupported.append(f"rope_parameters {rotary!r}"[:200])
     head_dim, heads = raw.get("head_dim"), values["num_attention_heads"]
     if head_dim is not None and heads and head_dim * heads != values["hidden_size"]:
         unsupported.append(f"head_dim {head_dim!r}")

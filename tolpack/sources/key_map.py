@@ -274,6 +274,10 @@ def _rule(source: str, value: Any, where: str) -> Rule:
         )
     for target in targets:
         _check_target(source, target, where)
+        if flags[1] and ".self_attn." not in target:
+            raise ConfigError(
+                f"{where}: {source!r} is grouped, but only attention has head groups: leave it out"
+            )
     return Rule(source, tuple(targets), *flags)
 
 

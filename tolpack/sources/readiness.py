@@ -37,6 +37,12 @@ def check_memory(checkpoint: Checkpoint) -> list[str]:
         if "norm" in name and checkpoint.has(bias):
             checkpoint.check(bias)
             names.append(bias)
+    kind = config.require("norm", "the norms")
+    for field in ("rms_norm_eps", "hidden_act"):
+        config.require(field, "the memory FFNs and their norms")
+    modules = [name.removesuffix(".weight") for name in names if ".memory_" in name]
+    biased = [m for m in modules if "norm" not in m or kind == "rmsnorm"]
+    checkpoint.refuse_bias(*(module for module in biased if not module.endswith(".bias")))
     _refuse_extra_layers(checkpoint)
     _refuse_unknown_in_memory(checkpoint, names)
     return names
@@ -59,6 +65,8 @@ def check_decoder(checkpoint: Checkpoint) -> None:
     tied = config.require("tie_word_embeddings", "the output head")
     for field in ("rope_theta", "rope_interleaved"):
         config.require(field, "rotary embeddings")
+    if config.model_type == "flex_memoryllm":
+        config.require("flex_input", "Flex-MemoryLLM ('post_attention' or 'residual')")
     if config.has_memory:
         check_memory(checkpoint)
     linear = checkpoint.has("layers.0.mlp.weight")

@@ -46,7 +46,8 @@ def pattern_of(name: str) -> str:
 
 def is_known(pattern: str) -> bool:
     """Whether `pattern` is in the schema; the ``.bias`` of a weight counts as known."""
-    return pattern.removesuffix(".bias").removesuffix(".weight") + ".weight" in _SHAPES
+    weight = pattern.removesuffix("bias") + "weight" if pattern.endswith(".bias") else pattern
+    return weight in _SHAPES
 
 
 def expected_shape(config: ModelConfig, name: str) -> tuple[int, ...]:

@@ -38,6 +38,10 @@ def open_store(path: Path) -> tuple[TensorStore, object]:
             f"cannot tell what {path} is: expected .pt, .pth, .safetensors, or a folder with "
             "config.json and .safetensors (tables: .npy, .safetensors, .h5)"
         )
+    numbered, piece = _NUMBERED.search(path.name), _PIECE.fullmatch(path.name)
+    others = len(list(path.parent.glob("consolidated.*.pth"))) if piece else 1
+    if others > 1 or (numbered and int(numbered[2]) > 1):
+        raise CheckpointError(f"{path} is one of several files of a checkpoint: give their folder")
     file = open_file(path)
     return TensorStore([file]), file.config if isinstance(file, PtFile) else None
 

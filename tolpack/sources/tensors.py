@@ -77,10 +77,7 @@ class PtFile:
 
     def infos(self) -> dict[str, TensorInfo]:
         """See `TensorFile.infos`."""
-        return {
-            name: TensorInfo(tuple(t.shape), str(t.dtype).removeprefix("torch."), self.path)
-            for name, t in self._open().items()
-        }
+        return {name: _info(tensor, self.path) for name, tensor in self._open().items()}
 
     def load(self, name: str) -> torch.Tensor:
         """See `TensorFile.load`."""
@@ -209,7 +206,19 @@ def open_file(path: Path) -> PtFile | SafetensorsFile:
 def _tensors_of(loaded: object) -> dict[str, torch.Tensor]:
     if not isinstance(loaded, dict):
         return {}
-    return {str(k): v for k, v in loaded.items() if isinstance(v, torch.Tensor)}
+    return {str(k): v.detach() for k, v in loaded.items() if isinstance(v, torch.Tensor)}
+
+
+def _info(tensor: torch.Tensor, path: Path) -> TensorInfo:
+    """Describe a tensor; one whose values are not plainly there has no dtype to compute in."""
+    if tensor.is_nested:
+        return TensorInfo((), "nested", path)
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if tensor.layout is not torch.strided:
+        dtype = str(tensor.layout).removeprefix("torch.")
+    elif tensor.device.type != "cpu":
+        dtype = f"{dtype} without values"
+    return TensorInfo(tuple(tensor.shape), dtype, path)
 
 
 def _refusal(path: Path, error: Exception) -> CheckpointError:
