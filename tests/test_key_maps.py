@@ -227,6 +227,7 @@ def test_summary_names_parts_and_what_is_left_over(own, tmp_path):
         ("rope_interleaved", "rope", "unknown entry 'rope'"),
         ('ignore = ["router.*"]', 'ignore = "router.*"', "expected a list of patterns"),
         ("[tensors]", "[names]", "unknown entry 'names'"),
+        ('["router.*"]', '["routers.*"]', "pattern 'routers.*' of key map map.toml matches no"),
         ('"blocks.{N}.attn_g" = "layers.{N}.input_layernorm.weight"',
          '"blocks.{N}.*_g" = "layers.{N}.input_layernorm.weight"\\n"blocks.{N}.mem.*" = '
          '"layers.{N}.input_layernorm.weight"', "both are 'layers.0.input_layernorm.weight'"),
@@ -450,6 +451,7 @@ def test_tensors_without_plain_values_are_named(tmp_path, kind, name):
     [
         ('"layers.{N}.memory_layernorm.weight"', '"layers.{N}.memory_layernorm"', "nearest names"),
         ('"blocks.{N}.mem.in" = { to', '"blocks.{N}.mem.in" = { grouped = true, to', "head groups"),
+        ('"blocks.{N}.o" = { to', '"blocks.{N}.o" = { grouped = true, to', "in this order"),
     ],
 )
 def test_half_names_and_groups_outside_attention_are_refused(own, before, after, message):
@@ -485,3 +487,7 @@ def test_rope_theta_is_found_where_newer_files_keep_it(tmp_path):
             tmp_path / "m.pt", models.make_state(PLAIN), {**config, "rope_parameters": rotary}
         )
         assert (summarize_checkpoint(open_checkpoint(path)).eval is None) == ready
+    both = {**PLAIN, "rope_parameters": {"rope_theta": 5e5}}
+    path = models.save_pt(tmp_path / "m.pt", models.make_state(PLAIN), both)
+    with pytest.raises(CheckpointError, match="'rope_theta' is 100.0, but 'rope_parameters'"):
+        open_checkpoint(path)

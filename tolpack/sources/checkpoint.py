@@ -256,6 +256,9 @@ class Checkpoint:
             found = f"has shape {list(shapes[0])}"
         turned = shapes[0] == expected[::-1] and len(expected) == 2
         hint = " (or, as it is stored the other way round, transpose it)" if turned else ""
+        files = {info.path.name for info in self._store.infos[part.stored]}
+        if any(name.startswith("consolidated.") for name in files):
+            hint += " (or, as these are pieces of tensors, add the file that is missing)"
         return (
             f"tensor {part.stored!r} {found}, but the config asks for {list(expected)}{fused}: "
             f"correct config.json or the checkpoint{hint}"

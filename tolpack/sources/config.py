@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tolpack.errors import CheckpointError
+from tolpack.sources.lfs import lfs_hint
 
 MODEL_TYPES = ("memoryllm", "flex_memoryllm", "llama")
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -26,6 +27,7 @@ _USUAL: dict[str, tuple[object, ...]] = {
     "rope_scaling": (None, {"rope_type": "default"}, {"type": "default"}),
     "partial_rotary_factor": (None, 1),
     "rotary_percentage": (None, 1),
+    "rope_pct": (None, 1),
     "alibi": (None, False),
     "sliding_window": (None,),
     "clip_qkv": (None,),
@@ -123,6 +125,11 @@ def parse_config(raw: object, arch: str | None = None) -> ModelConfig:
     rotary = raw.get("rope_parameters")  # where newer Hugging Face files keep it
     if isinstance(rotary, dict) and raw.get("rope_theta") is None:
         raw = {**raw, "rope_theta": rotary.get("rope_theta")}
+    elif isinstance(rotary, dict) and rotary.get("rope_theta") not in (None, raw["rope_theta"]):
+        raise CheckpointError(
+            f"config field 'rope_theta' is {raw['rope_theta']!r}, but 'rope_parameters' says "
+            f"{rotary['rope_theta']!r}: remove one of them"
+        )
     values = {
         f.name: _field(f.name, str(f.type), raw.get(f.name))
         for f in fields(ModelConfig)
@@ -151,7 +158,9 @@ def read_config(path: Path, arch: str | None = None) -> ModelConfig:
     except OSError as error:
         raise CheckpointError(f"cannot read config {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"config {path} is not valid JSON: {error}") from error
+        raise CheckpointError(
+            f"config {path} is not valid JSON: {error}{lfs_hint(path)}"
+        ) from error
     return parse_config(raw, arch)
 
 

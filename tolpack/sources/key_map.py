@@ -38,6 +38,7 @@ from tolpack.sources.schema import PATTERNS, is_known
 BUILT_IN = ("hf-llama", "meta", "lit-gpt", "olmo", "openlm")
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 _LEADING = ("model.", "module.")
+_GROUPED = tuple(f"layers.{{N}}.self_attn.{part}_proj.weight" for part in "qkv")
 # Buffers that some trainers save; they follow from the configuration.
 _BUFFERS = re.compile(r"(^|\.)(inv_freq|freqs|freqs_cis|cos_cached|sin_cached|masked_bias)$")
 
@@ -205,12 +206,12 @@ def _check_own(found: Matches, plain: Mapping[str, str]) -> None:
             f"{nearest(key_map.rules[0].source.replace('{N}', '0'), plain)}: choose another --map, "
             "or write one (docs/checkpoints.md)"
         )
-    for rule in key_map.rules if key_map.own else ():
-        expression = _expression(rule.source)
-        if not any(expression.fullmatch(short) for short in plain):
+    patterns = [rule.source for rule in key_map.rules] + list(key_map.ignore)
+    for pattern in patterns if key_map.own else ():
+        if not any(_expression(pattern).fullmatch(short) for short in plain):
             raise CheckpointError(
-                f"pattern {rule.source!r} of key map {key_map.name} matches no tensor"
-                f"{nearest(rule.source.replace('{N}', '0'), plain)}: correct it, or remove it"
+                f"pattern {pattern!r} of key map {key_map.name} matches no tensor"
+                f"{nearest(pattern.replace('{N}', '0'), plain)}: correct it, or remove it"
             )
 
 
@@ -274,10 +275,11 @@ def _rule(source: str, value: Any, where: str) -> Rule:
         )
     for target in targets:
         _check_target(source, target, where)
-        if flags[1] and ".self_attn." not in target:
-            raise ConfigError(
-                f"{where}: {source!r} is grouped, but only attention has head groups: leave it out"
-            )
+    if flags[1] and tuple(targets) != _GROUPED:
+        raise ConfigError(
+            f"{where}: {source!r} is grouped, but only attention has head groups: expected "
+            f"{', '.join(_GROUPED)}, in this order"
+        )
     return Rule(source, tuple(targets), *flags)
 
 

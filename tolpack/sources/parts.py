@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import torch
 
+from tolpack.errors import CheckpointError
 from tolpack.sources.config import ModelConfig
 from tolpack.sources.key_map import Part
 from tolpack.sources.schema import expected_shape, pattern_of
@@ -49,6 +50,11 @@ def take(
     Pieces must make `stored_shape`. A copy if there are several, or if rows go by head groups.
     """
     dimension = joined_dimension([tuple(p.shape) for p in pieces], stored_shape(config, name, part))
+    if dimension is None and any(not torch.equal(piece, pieces[0]) for piece in pieces[1:]):
+        raise CheckpointError(
+            f"tensor {part.stored!r} differs between the files that hold it: they are pieces of "
+            "different checkpoints; copy all of one"
+        )
     tensor = pieces[0] if dimension is None else torch.cat(list(pieces), dimension)
     tensor = tensor.T if part.rule.transpose else tensor
     sizes = _rows_of_targets(config, name, part)

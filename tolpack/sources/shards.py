@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tolpack.errors import CheckpointError, ConfigError
+from tolpack.sources.lfs import lfs_hint
 from tolpack.sources.tensors import PtFile, TensorStore, open_file
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -98,7 +99,7 @@ def _indexed_files(index: Path, weight_map: Mapping[str, str]) -> list[Path]:
             lost = sorted(tensor for tensor, shard in weight_map.items() if shard == name)
             raise CheckpointError(
                 f"{index.name} names shard {name!r}, which is not in {index.parent}: copy it "
-                f"there; it holds {lost[0]!r} and {len(lost) - 1} more tensors"
+                f"there; it holds {len(lost)} tensors, {lost[0]!r} among them"
             )
     return [index.parent / name for name in names]
 
@@ -119,7 +120,9 @@ def _weight_map(index: Path) -> dict[str, str]:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         found = {str(k): str(v) for k, v in weight_map.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{index} is no index with a 'weight_map': {error}") from error
+        raise CheckpointError(
+            f"{index} is no index with a 'weight_map': {error}{lfs_hint(index)}"
+        ) from error
     if not found:
         raise CheckpointError(f"{index} is no index with a 'weight_map': it names no tensor")
     return found

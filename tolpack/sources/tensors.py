@@ -17,12 +17,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from tolpack.errors import CheckpointError
+from tolpack.sources.lfs import lfs_hint
 
 FLOAT_DTYPES = ("float32", "bfloat16", "float16")
 # Where trainers put the state dict in what they save.
 _STATE_KEYS = ("model", "state_dict", "model_state_dict", "module")
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
-_LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,7 @@ class SafetensorsFile:
                 handle = self._handle = safe_open(str(self.path), framework="pt")
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(
-                    f"{self.path} is not a readable .safetensors file: {error}{_lfs(self.path)}"
+                    f"{self.path} is not a readable .safetensors file: {error}{lfs_hint(self.path)}"
                 ) from error
         return handle
 
@@ -224,16 +224,7 @@ def _info(tensor: torch.Tensor, path: Path) -> TensorInfo:
 def _refusal(path: Path, error: Exception) -> CheckpointError:
     first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return CheckpointError(
-        f"{path} cannot be loaded with weights_only=True ({first_line}): save a plain state dict, "
-        f"or convert it to .safetensors{_lfs(path)}"
+        f"{path} cannot be loaded with weights_only=True ({first_line[:200]}): it is cut off, or "
+        "no checkpoint, or holds more than tensors: copy it anew, save a plain state dict, or "
+        f"convert it to .safetensors{lfs_hint(path)}"
     )
-
-
-def _lfs(path: Path) -> str:
-    """Say so if a file is only Git LFS's note of where the file is."""
-    try:
-        with open(path, "rb") as file:
-            pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
-    except OSError:
-        return ""
-    return " (it is a Git LFS pointer, not the file itself: run git lfs pull)" if pointer else ""
