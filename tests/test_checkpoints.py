@@ -253,13 +253,14 @@ def test_shape_against_config_is_named(tmp_path, field, value, name):
 
 
 def test_transposed_weight_is_refused(tmp_path):
-    """A projection stored the other way round is refused rather than used."""
+    """A projection stored the other way round is refused with that hint, rather than used."""
     state = models.make_state(CONFIG)
     name = "layers.2.memory_mlp.down_proj.weight"
     state[name] = state[name].T.contiguous()
     path = models.save_pt(tmp_path / "m.pt", state, CONFIG)
-    with pytest.raises(CheckpointError, match=rf"'{name}' has shape \[20, 24\]"):
+    with pytest.raises(CheckpointError, match=rf"'{name}' has shape \[20, 24\]") as caught:
         open_source(path)
+    assert "stored the other way round, transpose it" in str(caught.value)
 
 
 @pytest.mark.parametrize("count", [2, 1])

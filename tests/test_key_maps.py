@@ -300,16 +300,6 @@ def test_fused_tensor_of_another_size_names_its_parts(tmp_path):
         open_source(path)
 
 
-def test_transposed_tensor_says_so(tmp_path):
-    """A matrix stored the other way round is refused with that hint."""
-    state = models.make_state(PLAIN)
-    name = "layers.0.memory_mlp.up_proj.weight"
-    state[name] = state[name].T.contiguous()
-    path = models.save_pt(tmp_path / "m.pt", state, PLAIN)
-    with pytest.raises(CheckpointError, match="stored the other way round, transpose it"):
-        open_source(path)
-
-
 @pytest.mark.parametrize(
     "extra", ["layers.0.memory_feed_forward.w12.lora_a", "layers.1.memory_scale"]
 )

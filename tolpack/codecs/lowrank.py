@@ -32,10 +32,6 @@ class Spectrum:
     values: Doubles
     vectors: Doubles
 
-    def basis(self, rank: int) -> NDArray[np.float16]:
-        """Return ``B``, float16 (rank, hidden), as it is stored."""
-        return self.vectors[:, :rank].T.astype(np.float16)
-
 
 def spectrum(second_moment: Doubles, mean: Doubles) -> Spectrum:
     """Decompose ``S = Σ w TᵀT - μᵀμ``.

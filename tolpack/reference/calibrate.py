@@ -263,6 +263,8 @@ def _gradients(
     gradient = _loss_gradient(decoder, x, targets)
     for layer in reversed(range(len(decoder.layers))):
         yield layer, gradient, outputs.pop()
+        if layer == 0:
+            return  # nothing lies below the first layer that a gradient is asked of
         with torch.enable_grad():
             x = inputs.pop().requires_grad_()
             y = decoder.block(layer, x, rotary)[0]

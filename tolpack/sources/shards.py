@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tolpack.errors import CheckpointError, ConfigError
@@ -80,16 +80,21 @@ def _check_numbers(folder: Path, paths: Sequence[Path]) -> None:
     """Refuse a set of numbered shards that is not complete."""
     names = {path.name for path in paths}
     for path in paths:
-        found = _NUMBERED.search(path.name)
-        for number in range(1, int(found[2]) + 1) if found else ():
-            digits = f"{number:0{len(found[1])}}" if found else ""
-            name = _NUMBERED.sub(f"-{digits}-of-{found[2]}.", path.name) if found else ""
+        for name in _expected_beside(path.name):
             if name not in names:
                 raise CheckpointError(f"shard {name!r} is missing from {folder}: copy it there")
-        piece = _PIECE.fullmatch(path.name)
-        before = f"consolidated.{int(piece[1]) - 1:0{len(piece[1])}}.pth" if piece else ""
-        if piece and int(piece[1]) and before not in names:
-            raise CheckpointError(f"shard {before!r} is missing from {folder}: copy it there")
+
+
+def _expected_beside(name: str) -> Iterator[str]:
+    """Names of the shards that the number in a shard's name promises."""
+    numbered, piece = _NUMBERED.search(name), _PIECE.fullmatch(name)
+    if numbered:
+        before, after = name[: numbered.start()], name[numbered.end() :]
+        for number in range(1, int(numbered[2]) + 1):
+            yield f"{before}-{number:0{len(numbered[1])}}-of-{numbered[2]}.{after}"
+    if piece:
+        for number in range(int(piece[1])):
+            yield f"consolidated.{number:0{len(piece[1])}}.pth"
 
 
 def _indexed_files(index: Path, weight_map: Mapping[str, str]) -> list[Path]:

@@ -33,12 +33,6 @@ class TensorInfo:
     dtype: str
     path: Path
 
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes of the tensor as stored."""
-        itemsize = getattr(torch, self.dtype).itemsize if hasattr(torch, self.dtype) else 1
-        return int(torch.Size(self.shape).numel() * itemsize)
-
 
 class TensorFile(Protocol):
     """One file of named tensors."""
