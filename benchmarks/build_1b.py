@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from machine import described
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
@@ -70,9 +70,7 @@ def main() -> None:
     if not (checkpoint / "config.json").exists():
         make_checkpoint(checkpoint, arguments.vocab, arguments.layers)
     result: dict[str, object] = {
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
-        "versions": {"tolpack": tolpack.__version__, "torch": torch.__version__},
-        "commit": commit(),
+        **described("torch"),
         "shape": [arguments.vocab, arguments.layers, HIDDEN, INNER],
         "max_memory": arguments.max_memory,
         "compute": arguments.compute,
@@ -184,13 +182,6 @@ def matrix(rows: int, columns: int, decay: float, source: torch.Generator) -> to
         for start in range(0, rows, 8192)
     ]
     return torch.cat(parts)
-
-
-def commit() -> str:
-    """Commit of the working tree, if there is one."""
-    command = ["git", "describe", "--always", "--dirty"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

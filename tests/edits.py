@@ -58,7 +58,18 @@ RANGES = [
         "part": ({"index": 1, "count": 1}, {"index": 0, "count": 0}, {"index": -1, "count": 1}),
         "tables.0.fields": ([], [[]], [None], [{}] * 4097),
         "tables.0.chunks": ([], [{}], [7]),
-        "tables.0.name": ("", "\0", "a\nb", "\u202etxt", "\u2066x\u2069", "\ud800", "x" * 129),
+        "tables.0.name": (
+            "",
+            "\0",
+            "a\nb",
+            "\u202etxt",
+            "\u2066x\u2069",
+            "\ud800",
+            "x" * 129,
+            "é",
+            "表",
+            "a\u00a0b",
+        ),
         "tables.0.token_map": (-1, 6, 2**63, "0", 0.0, True),
         "tables.0.multiplier": (0, 0.0, "2", True, [], {}),
         "tables.0.chunks.0.rows": (0, -1, 2**48 + 1),
@@ -76,7 +87,7 @@ RANGES = [
         "encodings.0.rows_per_block": (0, -1, 4097, 2**31, 13.5),
         "encodings.0.fields": ([], None),
         "encodings.0.fields.0": ({}, {"parts": []}, {"parts": [{}] * 17}, []),
-        f"{PART0}.codec": ("int3", "int2", "INT4", "", 4, None),
+        f"{PART0}.codec": ("int3", "int2", "INT4", "", 4, None, "f16"),
         f"{PART0}.values": (0, -8, 65537),
         f"{PART0}.group_size": (0, 1, 3, 13, -2, 65538, 2**31, None, 4.0),
         "sections.0.kind": ("code", "", None),
@@ -124,6 +135,10 @@ def _drop_all(header):
         for key in ("rank", "basis", "mean"):
             spec.pop(key, None)
         spec["dropped"] = True
+
+
+def _unused_encoding(header):
+    header["encodings"].append(json.loads(json.dumps(header["encodings"][0])))
 
 
 def _unused_section(header):
@@ -204,6 +219,8 @@ MEANINGS = [
     (_same_chunk_twice, "shared-section"),
     (_second_table, "shared-section"),
     (_unused_section, "unused-section"),
+    (_unused_encoding, "unused-encoding"),
+    (set_value("tables.0.fields.1.name", "layer 0"), "field-name"),
     (many(remove(f"{FIELD2}.mean")), "unused-section"),
     # features
     (set_value("tables.0.multiplier", 2.0), "feature-mismatch"),

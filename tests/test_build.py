@@ -211,7 +211,7 @@ def test_value_beyond_float16_is_refused_with_the_remedy(tmp_path):
     """A value that float16 cannot hold is refused at 16 bits, and fine at 8."""
     table = np.full((5, 1, 4), 1e5, np.float32)
     path = save_array(tmp_path / "t.npy", table)
-    with pytest.raises(ConfigError, match="65504: use --bits 8 or 4"):
+    with pytest.raises(ConfigError, match="layer 0: .*65504: use --bits 8 or 4"):
         tolpack.build(path, bits=16)
     rows = all_rows(tolpack.build(path, tmp_path / "other.tolpack", bits=8).path)
     np.testing.assert_allclose(rows, table, rtol=0.01)

@@ -203,6 +203,7 @@ def test_summary_names_parts_and_what_is_left_over(own, tmp_path):
         "blocks.{N}.mem.in", "2 of 2", (20, 24), 3,
     )  # fmt: skip
     assert (summary.left_over, summary.build, summary.eval) == ((), None, None)
+    assert summary.files == (path.name,)
     key_map.write_text(OWN.replace('ignore = ["router.*"]', ""), encoding="utf-8")
     summary = summarize_checkpoint(open_checkpoint(path, Reading(key_map=key_map)))
     assert summary.left_over == ("router.w",)

@@ -12,7 +12,7 @@ import torch
 
 import tolpack
 from tolpack.building.limits import choose_compute, plan_limits
-from tolpack.errors import ConfigError
+from tolpack.errors import ConfigError, FileAccessError
 from tolpack.reference.calibrate import affordable_tokens, calibrate, sampled_length, window_losses
 from tolpack.reference.decoder import Decoder
 from tolpack.reference.head import VocabularyMatrix, nll, nll_gradient
@@ -51,6 +51,17 @@ def test_scratch_holds_no_more_than_its_limit(tmp_path):
         assert first.load() is first.load()
         assert second.load() is not second.load()
         assert third.load() is third.load()
+
+
+def test_a_full_disk_under_scratch_is_an_access_error(tmp_path):
+    """What cannot be put aside ends in one of our errors that names the way out."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, old[1]))
+        with Scratch(tmp_path, 0) as scratch, pytest.raises(FileAccessError, match="--max-memory"):
+            scratch.keep(np.zeros(1000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
 # -- mapped files ----------------------------------------------------------------------------------

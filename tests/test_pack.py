@@ -1,5 +1,6 @@
 """`Pack`: the right rows for any ids, layers, dtype and I/O mode, from any thread."""
 
+import contextlib
 import errno
 import os
 import runpy
@@ -538,12 +539,11 @@ def test_many_frames_use_several_index_blocks(tmp_path):
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("io", MODES)
 def test_good_packs_verify(name, io, samples):
-    """`verify` finds nothing in a good pack, and reports all its record bytes as progress."""
+    """`verify` finds nothing in a good pack, and reports all its bytes as progress."""
     done = []
     with tolpack.open(samples[name].path, io=io) as pack:
         assert pack.verify(done.append) == []
-        views = pack.container.chunks
-    assert sum(done) == sum(view.chunk.rows * view.record_bytes for view in views)
+    assert sum(done) == samples[name].path.stat().st_size
 
 
 def _flip(path, offset, bit=0):
@@ -567,10 +567,98 @@ def test_verify_names_what_is_damaged(number, tmp_path):
         4: "chunk 0, block 0", 5: "chunk 1, block 0", 6: "index of chunk 1", 7: "chunk 2, block 0",
     }[number]  # fmt: skip
     assert damages[0].place == place
-    slots = {4: (0, 2), 5: (3, 2), 7: (8, 1)}.get(number, (0, 12))
-    assert (damages[0].first_slot, damages[0].rows) == slots
-    assert "checksum" in damages[0].message
-    assert len(damages) == 1 if number != 6 else len(damages) == 4
+    slots = {4: (0, 2), 5: (3, 2), 6: (3, 5), 7: (8, 1)}.get(number, (0, 12))
+    (damage,) = damages
+    assert (damage.first_slot, damage.rows) == slots
+    assert "checksum" in damage.message
+    assert damage.code == damage.message.split(":")[0]
+
+
+def _ids(ranges):
+    return [token for first, last in ranges for token in range(first, last + 1)]
+
+
+def test_verify_names_the_tokens_that_are_hit(tmp_path):
+    """The tokens of a finding are those whose lookup fails; with a damaged map they are unknown."""
+    sample = write(tmp_path / "pack", RECIPES["everything"])
+    sections = sample.header.sections
+    _flip(sample.path, sections[5].offset_bytes + 1)
+    with tolpack.open(sample.path) as pack:
+        (damage,) = pack.verify()
+        hit = []
+        for token in range(12):
+            try:
+                pack.rows([token])
+            except ChecksumError:
+                hit.append(token)
+    assert _ids(damage.token_ranges) == hit
+    assert len(hit) == damage.rows == 2
+    _flip(sample.path, sections[0].offset_bytes)
+    with tolpack.open(sample.path) as pack:
+        found = {damage.place: damage.token_ranges for damage in pack.verify()}
+    assert found == {"token map": ((0, 11),), "chunk 1, block 0": None}
+
+
+def test_neighbouring_blocks_are_one_finding(tmp_path):
+    """Blocks that are damaged alike and lie side by side are named together; others are not."""
+    sample = write(tmp_path / "pack", RECIPES["int8"])  # 10 rows, 3 in a block
+    with tolpack.open(sample.path) as pack:
+        length = pack.extents([0])[0, 1]
+        start = sample.header.tables[0].chunks[0].blocks
+        offset = sample.header.sections[start].offset_bytes
+        for block in (0, 1, 3):
+            _flip(sample.path, offset + block * length)
+        found = [(damage.place, damage.first_slot, damage.rows) for damage in pack.verify()]
+    assert found == [("chunk 0, blocks 0 … 1", 0, 6), ("chunk 0, block 3", 9, 1)]
+
+
+def test_verify_goes_on_behind_what_cannot_be_read(samples, monkeypatch):
+    """A bad sector is named like other damage, and what lies behind it is still checked."""
+    plain, sample = os.pread, samples["int8"]
+    section = sample.header.sections[sample.header.tables[0].chunks[0].blocks]
+
+    def pread(fd, length, offset):
+        if offset == section.offset_bytes:
+            raise OSError(errno.EIO, "Input/output error")
+        return plain(fd, length, offset)
+
+    with tolpack.open(sample.path) as pack:
+        monkeypatch.setattr(os, "pread", pread)
+        (damage,) = pack.verify()
+    assert (damage.place, damage.code, damage.rows) == ("chunk 0, block 0", "unreadable", 3)
+    assert "Input/output error" in damage.message
+
+
+# ---- without checksums --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("io", MODES)
+def test_rows_are_the_same_without_checksums(name, io, samples):
+    """Switching checksums off changes no row of a good pack."""
+    with tolpack.open(samples[name].path, io=io) as pack:
+        expected = pack.rows(range(pack.vocab_size))
+    with tolpack.open(samples[name].path, io=io, checksums=False) as pack:
+        assert pack.rows(range(pack.vocab_size)).tobytes() == expected.tobytes()
+        with pytest.raises(ConfigError, match="checksums=True"):
+            pack.verify()
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_damage_without_checksums_is_never_a_foreign_error(number, tmp_path):
+    """Each damaged byte gives rows or one of our errors; only a token map is checked still."""
+    sample = write(tmp_path / "pack", RECIPES["everything"])
+    section, rows = sample.header.sections[number], 0
+    offsets = range(section.offset_bytes, section.end_bytes)
+    for offset in offsets:
+        _flip(sample.path, offset, offset % 8)
+        with (
+            tolpack.open(sample.path, checksums=False) as pack,
+            contextlib.suppress(FormatError),
+        ):
+            rows += pack.rows(range(12)).shape == (12, *pack.rows([0]).shape[1:])
+        _flip(sample.path, offset, offset % 8)
+    assert (rows > 0) == (number != 0)
 
 
 def test_damage_in_one_block_leaves_the_others_readable(tmp_path):

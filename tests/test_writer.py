@@ -1,6 +1,8 @@
 """Writing packs: atomic, resumable with the same bytes, refused where it would do harm."""
 
+import re
 import resource
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -256,6 +258,62 @@ def test_a_full_disk_is_an_access_error(limit, tmp_path, whole):
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
     assert not (tmp_path / "pack").exists()
     assert write(tmp_path / "pack", RECIPE, resume=True).data == whole[0]
+
+
+@pytest.mark.parametrize("limit", [4096, 10_000, 20_000])
+def test_a_disk_that_fills_up_says_what_is_missing(limit, tmp_path):
+    """The error counts what was still to be written when the disk was full."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
+        with (
+            pytest.raises(FileAccessError, match="more bytes are needed") as caught,
+            PackWriter(tmp_path / "pack", KEY, 100) as writer,
+        ):
+            writer.expect(40_000)
+            for _ in range(10):
+                writer.add_array("mean", lambda: np.zeros(1000, np.float32))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    missing = int(re.search(r"([\d,]+) more bytes", str(caught.value))[1].replace(",", ""))
+    written = (tmp_path / "pack.partial").stat().st_size
+    assert written == (limit if limit > 4096 else 0)
+    assert missing == 4096 + 40_000 - written
+    assert "--resume" in str(caught.value)
+    assert names(tmp_path) == ["pack.partial", "pack.partial.journal"]
+
+
+def test_a_disk_too_small_is_refused_before_anything_is_written(tmp_path):
+    """What is missing is said at once, and nothing stays behind."""
+    free = shutil.disk_usage(tmp_path).free
+    with (
+        pytest.raises(FileAccessError, match="its disk lacks") as caught,
+        PackWriter(tmp_path / "pack", KEY, 100) as writer,
+    ):
+        writer.expect(free + 10**12)
+    missing = int(re.search(r"lacks ([\d,]+)", str(caught.value))[1].replace(",", ""))
+    assert abs(missing - 10**12) < 10**10  # others write to the disk, too
+    assert "-o" in str(caught.value)
+    assert names(tmp_path) == []
+
+
+def test_a_disk_too_small_keeps_what_was_computed(tmp_path):
+    """Sections that are written already stay for --resume."""
+    with (
+        pytest.raises(FileAccessError, match="--resume"),
+        PackWriter(tmp_path / "pack", KEY, 100) as writer,
+    ):
+        writer.add_array("mean", lambda: np.zeros(4, np.float32))
+        writer.expect(2**60)
+    assert names(tmp_path) == ["pack.partial", "pack.partial.journal"]
+    with (
+        pytest.raises(FileAccessError, match="--resume"),
+        PackWriter(tmp_path / "pack", KEY, 100, resume=True) as writer,
+    ):
+        assert writer.resumed_sections == 1
+        writer.expect(2**60)
+    with PackWriter(tmp_path / "pack", KEY, 100, resume=True) as writer:
+        assert writer.resumed_sections == 1
 
 
 def test_a_header_longer_than_its_room_is_refused(tmp_path):

@@ -40,9 +40,9 @@ __all__ = [
 ]
 
 
-def open(path: str | Path, io: str = "auto") -> Pack:
-    """Open the pack at `path` for reading rows; see `Pack` for `io` and errors."""
-    return Pack(path, io)
+def open(path: str | Path, io: str = "auto", *, checksums: bool = True) -> Pack:
+    """Open the pack at `path` for reading rows; see `Pack` for the settings and errors."""
+    return Pack(path, io, checksums=checksums)
 
 
 def build(checkpoint: str | Path, output: str | Path | None = None, **settings: Any) -> BuildResult:

@@ -17,7 +17,7 @@ import torch
 
 from tolpack.building.assembly import Assembly, BuildSettings
 from tolpack.building.limits import choose_compute, plan_limits
-from tolpack.building.passes import torch_threads
+from tolpack.building.passes import product_precision, torch_threads
 from tolpack.building.settings import DEFAULT_MAX_MEMORY
 from tolpack.building.weighing import weigh
 from tolpack.container.header import Header, Table
@@ -132,8 +132,12 @@ def build(
     path = output_path(checkpoint, output, force, inputs)
     exact = open_source(checkpoint, Reading(config, arch, map_name, key_map), layers)
     limits = plan_limits(exact, max_memory, threads)
-    source = _prepare(exact, compute, settings.bits, reporter)
-    with Scratch(path.parent, limits.scratch_bytes) as scratch, torch_threads(limits.threads):
+    source, dtype = _prepare(exact, compute, settings.bits, reporter)
+    with (
+        Scratch(path.parent, limits.scratch_bytes) as scratch,
+        torch_threads(limits.threads),
+        product_precision(dtype),
+    ):
         weighing = weigh(
             source,
             needs_metrics=settings.ranks.word == "auto",
@@ -152,18 +156,18 @@ def build(
 
 def _prepare(
     source: MemoryTable | ArrayTable, compute: str, bits: int, reporter: Reporter
-) -> MemoryTable | ArrayTable:
-    """Say what was matched, and return the source as rows are to be computed."""
+) -> tuple[MemoryTable | ArrayTable, torch.dtype]:
+    """Say what was matched; returns the source, and what it and all else is multiplied in."""
     for line in source.describe():
         reporter.say(line)
     if not isinstance(source, MemoryTable):
-        return source
+        return source, torch.float32
     with reporter.phase("checking the embedding", source.vocab_size, "rows") as done:
         source.check_embedding(done)
     dtype = choose_compute(compute, source, bits)
     if dtype is not torch.float32:
-        reporter.say("FFNs are multiplied in bfloat16 (--compute float32 is exact, and slower)")
-    return source.computed_in(dtype)
+        reporter.say("multiplying in bfloat16 (--compute float32 is exact, and slower)")
+    return source.computed_in(dtype), dtype
 
 
 def _write(work: Assembly, path: Path, resume: bool, reporter: Reporter) -> bool:

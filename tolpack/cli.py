@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -289,22 +290,21 @@ def inspect(path: Path, as_json: bool, **settings: Any) -> None:
 def verify(ctx: click.Context, pack: Path, as_json: bool) -> None:
     """Read all of PACK and check every checksum; exit 1 if anything is damaged.
 
+    Each damaged place is named with the tokens that it hits; other tokens can still be read.
+
     \b
     tolpack verify model.tolpack
     """
     with tolpack.open(pack) as opened, _Terminal().phase("verifying", opened.nbytes, "B") as done:
         damages = opened.verify(done)
     if as_json:
-        found = [
-            {"place": d.place, "first_slot": d.first_slot, "rows": d.rows, "message": d.message}
-            for d in damages
-        ]
+        found = [asdict(damage) for damage in damages]
         _print_json({"path": str(pack), "ok": not damages, "damages": found})
     else:
         for damage in damages:
-            slots = f"slots {damage.first_slot} … {damage.first_slot + damage.rows - 1}"
-            click.echo(f"{damage.place} ({slots}): {damage.message}")
-        click.echo(f"{pack}: {f'{len(damages)} damaged places' if damages else 'ok'}")
+            click.echo(report.damage_line(damage))
+        count = f"{len(damages)} damaged place{'s' * (len(damages) > 1)}" if damages else "ok"
+        click.echo(f"{pack}: {count}")
     ctx.exit(1 if damages else 0)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from tolpack.codecs.values import Floats
-from tolpack.errors import ConfigError, FormatError, TokenIdError
+from tolpack.errors import ConfigError, TokenIdError
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +73,3 @@ def check_out(out: NDArray[Any] | None, shape: tuple[int, ...], wanted: DTypeLik
             f"out is {out.dtype} {out.shape}, expected a writable {dtype} array of {shape}"
         )
     return out
-
-
-def check_permutation(slots: NDArray[np.generic]) -> None:
-    """Raise `FormatError` unless a token map holds each slot exactly once."""
-    seen = np.zeros(len(slots), bool)
-    inside = slots < np.uint64(len(slots))
-    if inside.all():
-        seen[slots.astype(np.int64)] = True
-    if not seen.all():
-        raise FormatError("token-map", "token map", "no permutation", "each slot exactly once")

@@ -11,8 +11,7 @@ from __future__ import annotations
 import operator
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,25 +19,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from tolpack.codecs.frames import decompress
 from tolpack.codecs.record import record_layout
 from tolpack.codecs.values import Bytes, Floats
-from tolpack.container.reader import ChunkView, Container
-from tolpack.errors import ConfigError, FormatError
-from tolpack.lookup import Scatter, check_ids, check_out, check_permutation
+from tolpack.container.reader import Container
+from tolpack.errors import ConfigError
+from tolpack.lookup import Scatter, check_ids, check_out
+from tolpack.sections import read_floats, read_records, read_token_map
+from tolpack.verification import Damage, find_damage
 
 # Rows decoded together: small enough that codes and rows of a 1B model stay in the L2 cache.
 _DECODE_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """One thing that `Pack.verify` found: the tokens it hits (slots, in stored order) and why."""
-
-    place: str
-    first_slot: int
-    rows: int
-    message: str
 
 
 class Pack:
@@ -53,6 +43,10 @@ class Pack:
     io : str
         ``"auto"`` and ``"pread"`` read each block into private memory; ``"mmap"`` maps the file
         (see `tolpack.container.storage` for its risk); ``"memory"`` reads the whole file now.
+    checksums : bool
+        Whether the checksum of everything that a lookup reads is compared before it is decoded.
+        Without, damaged bytes give wrong rows or another error; extents and sizes are still
+        checked.
 
     Raises
     ------
@@ -62,8 +56,8 @@ class Pack:
         The file is not a valid pack (`ChecksumError`: damaged; `UnsupportedVersionError`: newer).
     """
 
-    def __init__(self, path: str | Path, io: str = "auto") -> None:
-        self._container = Container.open(path, io)
+    def __init__(self, path: str | Path, io: str = "auto", *, checksums: bool = True) -> None:
+        self._container = Container.open(path, io, checksums=checksums)
         self._table = self._container.table
         self._lock = threading.Lock()
         self._slots: NDArray[np.integer[Any]] | None = None
@@ -214,18 +208,17 @@ class Pack:
         Parameters
         ----------
         progress : callable, optional
-            Called with the number of bytes checked since the last call.
+            Called with the number of bytes of the file checked since the last call.
+
+        Raises
+        ------
+        ConfigError
+            The pack was opened without `checksums`, which this would compare.
         """
-        damages = []
+        if not self._container.checksums:
+            raise ConfigError("verify compares checksums: open the pack with checksums=True")
         with self._container.storage.lease():
-            for place, check in self._whole_checks():
-                try:
-                    check()
-                except FormatError as error:
-                    damages.append(Damage(place, 0, self.vocab_size, str(error)))
-            for number, view in enumerate(self._container.chunks):
-                damages += self._verify_chunk(number, view, progress)
-        return damages
+            return find_damage(self._container, progress)
 
     def close(self) -> None:
         """Close the file. Reads that run in other threads end first; later ones fail."""
@@ -266,14 +259,8 @@ class Pack:
         if self._table.token_map is None:
             return ids
         if self._slots is None:
-            self._slots = self._read_token_map(self._table.token_map)
+            self._slots = read_token_map(self._container, self._table.token_map)
         return np.asarray(self._slots)[ids].astype(np.int64)
-
-    def _read_token_map(self, number: int) -> NDArray[np.integer[Any]]:
-        # A copy: what was checked must not change afterwards under a mapped file.
-        slots: NDArray[np.integer[Any]] = self._container.array(number).copy()  # type: ignore[assignment]
-        check_permutation(slots)
-        return slots
 
     def _steps(self, slots: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
         """Cut ascending slots into (chunk, begin, end) that are decoded together.
@@ -309,27 +296,13 @@ class Pack:
         local = slots - view.first_slot
         blocks = local // view.rows_per_block
         if view.rows_per_block == 1 and len(slots) == 1:
-            return self._block(number, int(blocks[0]))
+            return read_records(self._container, number, int(blocks[0]))
         out = np.empty((len(slots), view.record_bytes), np.uint8)
         bounds = np.flatnonzero(np.diff(blocks, prepend=-1)).tolist() + [len(slots)]
         for begin, end in zip(bounds, bounds[1:]):
-            records = self._block(number, int(blocks[begin]))
+            records = read_records(self._container, number, int(blocks[begin]))
             out[begin:end] = records[local[begin:end] % view.rows_per_block]
         return out
-
-    def _block(self, number: int, block: int) -> Bytes:
-        """Read a block's records: uint8 (rows of the block, record_bytes)."""
-        return self._open_block(self._container.block(number, block), number, block)
-
-    def _open_block(self, payload: memoryview, number: int, block: int) -> Bytes:
-        view = self._container.chunks[number]
-        rows = view.block_rows(block)
-        data: bytes | memoryview = payload
-        if view.encoding.frame == "zstd":
-            place = f"chunk {number}, block {block}"
-            data = decompress(payload, rows * view.record_bytes, place)
-        records = np.frombuffer(data, np.uint8, rows * view.record_bytes)
-        return records.reshape(rows, view.record_bytes)
 
     def _decode(
         self, records: Bytes, number: int, positions: dict[int, int], scatter: Scatter
@@ -348,50 +321,5 @@ class Pack:
 
     def _array(self, number: int) -> Floats:
         if number not in self._arrays:
-            self._arrays[number] = self._read_array(number)
+            self._arrays[number] = read_floats(self._container, number)
         return self._arrays[number]
-
-    def _read_array(self, number: int) -> Floats:
-        array = self._container.array(number).astype(np.float32)
-        if not np.isfinite(array).all():
-            raise FormatError("array-not-finite", f"sections[{number}]", "NaN or Inf", "finite")
-        return array
-
-    def _whole_checks(self) -> list[tuple[str, Callable[[], object]]]:
-        checks: list[tuple[str, Callable[[], object]]] = [
-            ("header", self._container.check_header),
-            ("padding", self._container.check_padding),
-        ]
-        if self._table.token_map is not None:
-            checks.append(("token map", partial(self._read_token_map, self._table.token_map)))
-        for field in self._table.kept_fields:
-            for kind, number in (("basis", field.basis), ("mean", field.mean)):
-                if number is not None:
-                    checks.append((f"{kind} of {field.name}", partial(self._read_array, number)))
-        for number in range(len(self._container.chunks)):
-            checks.append(
-                (f"index of chunk {number}", partial(self._container.check_frames_tile, number))
-            )
-        return checks
-
-    def _verify_chunk(
-        self, number: int, view: ChunkView, progress: Callable[[int], object] | None
-    ) -> list[Damage]:
-        damages = []
-        for block in range(view.blocks):
-            try:
-                self._verify_block(number, view, block)
-            except FormatError as error:
-                slot = view.first_slot + block * view.rows_per_block
-                place = f"chunk {number}, block {block}"
-                damages.append(Damage(place, slot, view.block_rows(block), str(error)))
-            if progress is not None:
-                progress(view.record_bytes * view.block_rows(block))
-        return damages
-
-    def _verify_block(self, number: int, view: ChunkView, block: int) -> None:
-        payload = self._container.block(number, block)
-        records = self._open_block(payload, number, block)
-        self._layouts[view.chunk.encoding].decode(records, range(len(self._kept)))
-        if view.encoding.frame == "raw" and any(payload[records.size :]):
-            raise FormatError("padding", f"chunk {number}, block {block}", "data", "zeros")

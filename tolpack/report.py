@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.verification import Damage
+
 if TYPE_CHECKING:  # these load torch, which reading a pack must not
     from tolpack.builder import BuildResult
     from tolpack.evaluate import Evaluation
@@ -135,8 +137,10 @@ def rows_table(token_ids: Sequence[int], rows: NDArray[np.float32]) -> str:
 def checkpoint_table(summary: CheckpointSummary) -> str:
     """Write what `tolpack inspect` recognised in a checkpoint."""
     rotary = {None: "not said", True: "neighbouring pairs", False: "halves"}
+    count, first = len(summary.files), summary.files[0]
+    files = first if count == 1 else f"{count} files, {first} … {summary.files[-1]}"
     head = (
-        f"{summary.path}: {summary.model_type}, names of {summary.key_map}\n"
+        f"{summary.path}: {summary.model_type}, names of {summary.key_map}, read from {files}\n"
         f"{summary.vocab_size} tokens × {summary.num_layers} layers × {summary.hidden_size}, "
         f"rotary embeddings: {rotary[summary.rope_interleaved]}"
     )
@@ -188,3 +192,16 @@ def pack_table(info: dict[str, Any], path: str) -> str:
             ),
         ]
     )
+
+
+def damage_line(damage: Damage, shown: int = 8) -> str:
+    """Write one finding of `Pack.verify`: place, the first of the tokens that it hits, error."""
+    slots = f"slots {damage.first_slot} … {damage.first_slot + damage.rows - 1}"
+    if damage.token_ranges is None:
+        return f"{damage.place} (tokens unknown, {slots}): {damage.message}"
+    runs = [
+        str(first) if first == last else f"{first}-{last}" for first, last in damage.token_ranges
+    ]
+    more = f" and {len(runs) - shown} more runs" if len(runs) > shown else ""
+    tokens = f"{damage.rows} token{'s' * (damage.rows > 1)}: {', '.join(runs[:shown])}{more}"
+    return f"{damage.place} ({tokens}; {slots}): {damage.message}"

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.errors import FileAccessError
+
 
 class Kept:
     """An array put into a `Scratch`; `load` gives it back, `replace` stores another one of the
@@ -80,14 +82,27 @@ class Scratch:
             self._file.readinto(array.data.cast("B"))
 
     def write(self, array: NDArray[Any], offset: int | None) -> int:
-        """Write an array, over what is at `offset` or at the end; returns where it is."""
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 (closed on exit)
-        with self._lock:
-            if offset is None:
-                offset, self._end = self._end, self._end + array.nbytes
-            self._file.seek(offset)
-            self._file.write(np.ascontiguousarray(array).data.cast("B"))
+        """Write an array, over what is at `offset` or at the end; returns where it is.
+
+        Raises
+        ------
+        FileAccessError
+            The disk is full, or the folder is not writable.
+        """
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 (closed on exit)
+            with self._lock:
+                if offset is None:
+                    offset, self._end = self._end, self._end + array.nbytes
+                self._file.seek(offset)
+                self._file.write(np.ascontiguousarray(array).data.cast("B"))
+                self._file.flush()
+        except OSError as error:
+            raise FileAccessError(
+                f"cannot put {array.nbytes:,} bytes aside in {self._folder}: "
+                f"{error.strerror or error}; free some space, or give more --max-memory"
+            ) from error
         return offset
 
     def __enter__(self) -> Scratch:

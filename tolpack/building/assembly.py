@@ -227,7 +227,9 @@ class Assembly:
     ) -> tuple[tuple[Encoding, ...], list[Chunk]]:
         """Write the records of all tokens, chunk by chunk; returns the encodings and chunks."""
         fields = tuple(self._field_encoding(field) for field in projections)
-        encodings, numbers = self._chunk_encodings(fields, projections)
+        encodings, numbers, saved = self._chunk_encodings(fields, projections)
+        sizes = [*self._chunk_sizes(fields, saved), self._token_map_bytes]
+        writer.expect(sum(align(math.ceil(size), SECTION_ALIGNMENT) for size in sizes))
         layout = record_layout(fields)
         chunks = []
         total = self.source.vocab_size * len(projections)
@@ -270,20 +272,23 @@ class Assembly:
 
     def _chunk_encodings(
         self, fields: tuple[FieldEncoding, ...], projections: list[FieldProjection]
-    ) -> tuple[tuple[Encoding, ...], list[int]]:
-        """Raw for hot chunks; zstd for cold ones if a sample of them shows that it pays."""
+    ) -> tuple[tuple[Encoding, ...], list[int], float]:
+        """Raw for hot chunks; zstd for cold ones if a sample of them shows that it pays.
+
+        Returns the encodings, the number of each chunk's, and the share that zstd saves.
+        """
         raw, framed = raw_encoding(fields), zstd_encoding(fields)
-        if not any(not plan.hot for plan in self.chunks):
-            return (raw,), [0] * len(self.chunks)
+        if all(plan.hot for plan in self.chunks):
+            return (raw,), [0] * len(self.chunks), 0.0
         saved = self._zstd_saving(fields, projections)
         pays = saved >= _MIN_ZSTD_SAVING
         verdict = "zstd frames" if pays else "raw records"
         self.reporter.say(f"cold chunks: zstd saves {saved:.1%} of a sample, stored as {verdict}")
         if not pays:
-            return (raw,), [0] * len(self.chunks)
+            return (raw,), [0] * len(self.chunks), 0.0
         if not any(plan.hot for plan in self.chunks):
-            return (framed,), [0] * len(self.chunks)
-        return (raw, framed), [0 if plan.hot else 1 for plan in self.chunks]
+            return (framed,), [0] * len(self.chunks), saved
+        return (raw, framed), [0 if plan.hot else 1 for plan in self.chunks], saved
 
     def _zstd_saving(
         self, fields: tuple[FieldEncoding, ...], projections: Sequence[FieldProjection]
@@ -346,20 +351,29 @@ class Assembly:
 
         `saved` is the share of the cold chunks that zstd saves.
         """
-        encoding = raw_encoding(self._auto_fields(allocation))
-        record = sum(field_bytes(field) for field in encoding.fields)
+        sizes = self._chunk_sizes(self._auto_fields(allocation), saved)
+        hidden = self.source.hidden_size
+        sizes += [size for p in allocation for size in (2 * hidden * p.rank, 4 * hidden)]
+        sizes += [self._token_map_bytes]
+        pages = sum(align(math.ceil(size), SECTION_ALIGNMENT) for size in sizes)
+        return pages + PREAMBLE_BYTES + self.header_room
+
+    def _chunk_sizes(self, fields: tuple[FieldEncoding, ...], saved: float) -> list[float]:
+        """Bytes of all chunks' sections; `saved` is the share that zstd saves of cold ones."""
+        encoding = raw_encoding(fields)
+        record = sum(field_bytes(field) for field in fields)
         sizes: list[float] = []
         for plan in self.chunks:
             if plan.hot or not saved:
                 sizes.append(raw_chunk_bytes(encoding, plan.rows))
                 continue
-            frames = -(-plan.rows // zstd_encoding(encoding.fields).rows_per_block)
+            frames = -(-plan.rows // zstd_encoding(fields).rows_per_block)
             sizes += [plan.rows * record * (1 - saved), index_bytes(frames)]
-        hidden = self.source.hidden_size
-        sizes += [size for p in allocation for size in (2 * hidden * p.rank, 4 * hidden)]
-        sizes += [] if self.weighing.order.identity else [4 * self.source.vocab_size]
-        pages = sum(align(math.ceil(size), SECTION_ALIGNMENT) for size in sizes)
-        return pages + PREAMBLE_BYTES + self.header_room
+        return sizes
+
+    @property
+    def _token_map_bytes(self) -> int:
+        return 0 if self.weighing.order.identity else 4 * self.source.vocab_size
 
 
 def _projection(moments: Moments, rank: int) -> NDArray[np.float32]:

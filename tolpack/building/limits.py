@@ -19,37 +19,53 @@ from tolpack.sources.ffn import multiplies_bfloat16
 from tolpack.sources.residency import MAPPED_BYTES
 from tolpack.sources.table import MemoryTable, TableSource
 
-# Tokens that one worker computes together: fixed, because matrix products of other shapes round
-# differently.
-BLOCK_TOKENS = 512
 # Interpreter, torch, scipy and the allocator's slack, as measured (docs/lab-notes.md).
 _LIBRARY_BYTES = 480 << 20
 # Arrays of 8 bytes a token that are alive at once: order, counts, weights, map.
 _TOKEN_ARRAYS = 8
+# Blocks whose second moments are summed in float32 before they go into the float64 sum.
+MOMENT_BLOCKS = 4
 # Operations of a pass from which bfloat16 is worth a difference: a minute on two cores.
 _LARGE_PASS = 1e13
-_MIN_SUPERBLOCK, _MAX_SUPERBLOCK = BLOCK_TOKENS, 1 << 15
+_MIN_BLOCK, _MAX_BLOCK, _MAX_SUPERBLOCK = 512, 2048, 1 << 15
+# Records of 16 bits at most.
+_RECORD_VALUE_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Memory and cores of one build; all in bytes.
+    """Memory, in bytes, and cores of one build.
 
-    ``scratch_bytes``: arrays that may be kept in memory. ``record_bytes``: records that may wait.
-    ``decoder_bytes``: what a decoder may take for good before it has to be streamed.
+    ``block_tokens``: tokens that a worker computes together. ``scratch_bytes``: arrays that may be
+    kept in memory. ``record_bytes``: records that may wait. ``decoder_bytes``: what a decoder may
+    take for good before it has to be streamed.
     """
 
     threads: int
+    block_tokens: int
     scratch_bytes: int
     record_bytes: int
     decoder_bytes: int
 
     def superblock_tokens(self, record_bytes: int) -> int:
         """Tokens whose records are held while the layers are computed: a power of two."""
-        tokens = _MIN_SUPERBLOCK
+        tokens = self.block_tokens
         while 2 * tokens * record_bytes <= self.record_bytes and tokens < _MAX_SUPERBLOCK:
             tokens *= 2
         return tokens
+
+
+def block_tokens(hidden_size: int) -> int:
+    """Tokens that one worker computes together.
+
+    By the model's width alone, as matrix products of other shapes round differently. Small blocks
+    lose time to the weights, which are brought into another order at each product
+    (docs/lab-notes.md); for wide models the Gram matrices leave no room for large ones.
+    """
+    block = _MAX_BLOCK
+    while block > _MIN_BLOCK and block * hidden_size**2 > _MAX_BLOCK * 2048**2:
+        block //= 2
+    return block
 
 
 def choose_compute(word: str, source: MemoryTable, bits: int) -> torch.dtype:
@@ -91,9 +107,10 @@ def plan_limits(source: TableSource, max_memory: str | int, threads: int | None)
     total = parse_bytes(max_memory, "--max-memory")
     hidden, inner = source.hidden_size, source.inner_size
     weights = 2 * 3 * hidden * inner * 4
-    blocks = workers * BLOCK_TOKENS * (3 * inner + 4 * hidden) * 4
+    block = block_tokens(hidden)
+    blocks = workers * block * (3 * inner + 4 * hidden + MOMENT_BLOCKS * hidden) * 4
     gram = (6 + 2 * workers) * 8 * hidden**2
-    record_floor = _MIN_SUPERBLOCK * source.num_layers * hidden * 4
+    record_floor = block * source.num_layers * hidden * _RECORD_VALUE_BYTES
     tokens = _TOKEN_ARRAYS * 8 * source.vocab_size
     fixed = _LIBRARY_BYTES + 2 * MAPPED_BYTES + weights + blocks + gram + tokens
     free = total - fixed - record_floor
@@ -103,4 +120,4 @@ def plan_limits(source: TableSource, max_memory: str | int, threads: int | None)
             f"--max-memory {max_memory} is too small for layers of {hidden} × {inner} and "
             f"{source.vocab_size} tokens on {workers} threads: give at least {needed:.1f}GB"
         )
-    return Limits(workers, free // 2, record_floor + free // 4, free // 4)
+    return Limits(workers, block, free // 2, record_floor + free // 4, free // 4)

@@ -16,16 +16,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tolpack.building.limits import BLOCK_TOKENS
+from tolpack.building.limits import MOMENT_BLOCKS, block_tokens
 from tolpack.codecs.lowrank import Doubles, spectrum
 from tolpack.codecs.record import RecordLayout, record_layout
 from tolpack.codecs.values import Floats
 from tolpack.container.encodings import FieldEncoding
+from tolpack.container.preamble import align
+from tolpack.errors import ConfigError
 from tolpack.scratch import Kept, Scratch
 from tolpack.sources.table import LayerRows, TableSource
 
-# Blocks whose second moments are summed in float32 before they go into the float64 sum.
-_MOMENT_BLOCKS = 4
+# Smaller vocabularies are cut into this many runs at least, so that all workers have something.
+_MOMENT_RUNS = 16
 
 
 @contextmanager
@@ -44,6 +46,20 @@ def torch_threads(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def product_precision(compute: torch.dtype) -> Iterator[None]:
+    """Let float32 products round their operands to `compute` inside; sums stay in float32.
+
+    What a table is multiplied in is exact enough for its Gram matrices, projections and losses too.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium" if compute is torch.bfloat16 else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,22 +105,25 @@ def measure_moments(
     done : callable
         Called with the number of rows done since the last call.
     """
-    rows = source.layer(layer)
+    rows, block = source.layer(layer), block_tokens(source.hidden_size)
     roots = np.sqrt(weights).astype(np.float32)
 
     def moments(ids: NDArray[np.int64]) -> tuple[Doubles, Doubles]:
-        parts = [torch.from_numpy(rows(part)) for part in _cut(ids, BLOCK_TOKENS)]
         root = torch.from_numpy(roots[ids])[:, None]
-        weighted = torch.cat(parts).mul_(root)
+        weighted = torch.empty(len(ids), source.hidden_size)
+        for part, target in zip(_cut(ids, block), torch.split(weighted, block)):
+            target.copy_(torch.from_numpy(rows(part)))
+        weighted.mul_(root)
         second, mean = weighted.T @ weighted, (weighted * root).sum(0)
         return second.double().numpy(), mean.double().numpy()
 
     second = np.zeros((source.hidden_size, source.hidden_size))
     mean = np.zeros(source.hidden_size)
-    blocks = _cut(np.arange(source.vocab_size, dtype=np.int64), _MOMENT_BLOCKS * BLOCK_TOKENS)
-    for ids, (block_second, block_mean) in zip(blocks, pool.map(moments, blocks)):
-        second += block_second
-        mean += block_mean
+    run = min(MOMENT_BLOCKS * block, align(source.vocab_size // _MOMENT_RUNS + 1, block))
+    runs = _cut(np.arange(source.vocab_size, dtype=np.int64), run)
+    for ids, (run_second, run_mean) in zip(runs, pool.map(moments, runs)):
+        second += run_second
+        mean += run_mean
         done(len(ids))
     found = spectrum(second, mean)
     return Moments(mean, found.values, scratch.keep(found.vectors.astype(np.float32)))
@@ -123,12 +142,12 @@ class FieldProjection:
     mean: Floats | None = None
     matrix: Callable[[], Floats] | None = None
 
-    def __call__(self, rows: Floats) -> Floats:
-        """Map float32 (n, hidden) to float32 (n, stored values)."""
+    def load(self) -> Callable[[Floats], Floats]:
+        """Return a function that maps float32 (n, hidden) to float32 (n, stored values)."""
         if self.matrix is None or self.mean is None:
-            return rows
-        centred = torch.from_numpy(rows - self.mean)
-        return np.asarray((centred @ torch.from_numpy(self.matrix())).numpy())
+            return lambda rows: rows
+        mean, matrix = self.mean, torch.from_numpy(self.matrix())
+        return lambda rows: np.asarray((torch.from_numpy(rows - mean) @ matrix).numpy())
 
 
 def encode_records(
@@ -144,26 +163,31 @@ def encode_records(
 
     Layers are computed one after the other for `superblock` tokens, whose records are held.
     """
+    block = block_tokens(source.hidden_size)
     for ids in _cut(token_ids, superblock):
         records = np.zeros((len(ids), layout.record_bytes), np.uint8)
         for kept, field in enumerate(fields):
-            rows = source.layer(field.layer)
+            rows, project = source.layer(field.layer), field.load()
 
             def encode(
                 start: int,
                 ids: NDArray[np.int64] = ids,
                 records: NDArray[np.uint8] = records,
                 kept: int = kept,
-                field: FieldProjection = field,
+                layer: int = field.layer,
+                project: Callable[[Floats], Floats] = project,
                 rows: LayerRows = rows,
             ) -> int:
-                part = ids[start : start + BLOCK_TOKENS]
-                target = records[start : start + BLOCK_TOKENS]
-                layout.encode(target, kept, field(rows(part)))
+                part = ids[start : start + block]
+                target = records[start : start + block]
+                try:
+                    layout.encode(target, kept, project(rows(part)))
+                except ConfigError as error:
+                    raise ConfigError(f"layer {layer}: {error}") from error
                 return len(part)
 
-            _drain(pool.map(encode, range(0, len(ids), BLOCK_TOKENS)), done)
-            del rows, encode  # the next layer's weights must not meet these
+            _drain(pool.map(encode, range(0, len(ids), block)), done)
+            del rows, project, encode  # the next layer's weights must not meet these
         yield records
 
 
@@ -186,7 +210,7 @@ def encoded_sample(
     layout = record_layout(encoding)
     records = np.zeros((len(rows), layout.record_bytes), np.uint8)
     for kept, field in enumerate(fields):
-        layout.encode(records, kept, field(rows[:, kept]))
+        layout.encode(records, kept, field.load()(rows[:, kept]))
     return records
 
 

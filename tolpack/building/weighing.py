@@ -162,7 +162,7 @@ def _calibrate(
     try:
         check_decoder(source.checkpoint)
         fits = source.checkpoint.decoder_bytes() <= limits.decoder_bytes
-        decoder = Decoder(source.checkpoint, resident=fits)
+        decoder = Decoder(source.checkpoint, resident=fits, compute=source.compute)
     except CheckpointError as error:
         if ids is not None:
             raise

@@ -69,6 +69,9 @@ def _check_fields(header: Header, table: Table, place: str) -> None:
     values = sum(field.width for field in table.fields)
     if values > MAX_ROW_VALUES:
         raise FormatError("row-size", f"{place}.fields", values, f"at most {MAX_ROW_VALUES} values")
+    twice = [name for name, uses in Counter(f.name for f in table.fields).items() if uses > 1]
+    if twice:
+        raise FormatError("field-name", f"{place}.fields", f"{twice[0]!r} twice", "unique names")
     for number, field in enumerate(table.fields):
         _expect("field-layer", f"{place}.fields[{number}].layer", field.layer, number)
         _check_field(header, table, field, f"{place}.fields[{number}]")
@@ -92,12 +95,10 @@ def _check_field(header: Header, table: Table, field: Field, place: str) -> None
 
 def _check_chunks(header: Header, table: Table, place: str) -> None:
     _expect("row-count", f"{place}.chunks", sum(c.rows for c in table.chunks), table.rows)
-    used = {chunk.encoding for chunk in table.chunks}
-    if max(used) >= len(header.encodings):
-        raise FormatError(
-            "reference", f"{place}.chunks", max(used), f"encodings below {len(header.encodings)}"
-        )
-    records = {number: _check_encoding(header, table, number) for number in sorted(used)}
+    used, count = {chunk.encoding for chunk in table.chunks}, len(header.encodings)
+    if max(used) >= count:
+        raise FormatError("reference", f"{place}.chunks", max(used), f"encodings below {count}")
+    records = [_check_encoding(header, table, number) for number in range(count)]
     for number, chunk in enumerate(table.chunks):
         _check_chunk(header, chunk, records[chunk.encoding], f"{place}.chunks[{number}]")
 
@@ -150,6 +151,10 @@ def _check_references(header: Header) -> None:
             raise FormatError("unused-section", place, f"an unused {section.kind}", "a reference")
         if uses[number] > 1 and section.kind in ("blocks", "index", "token_map"):
             raise FormatError("shared-section", place, f"{uses[number]} references", "one")
+    used = {chunk.encoding for table in header.tables for chunk in table.chunks}
+    for number in range(len(header.encodings)):
+        if number not in used:
+            raise FormatError("unused-encoding", f"encodings[{number}]", "no chunk", "a reference")
 
 
 def _references(header: Header) -> Iterator[int]:

@@ -19,6 +19,7 @@ from tolpack.container.preamble import (
     FEATURES,
     MAX_CHUNKS,
     MAX_FIELDS,
+    MAX_NAME,
     MAX_PARTS,
     MAX_ROWS,
     MAX_ROWS_PER_BLOCK,
@@ -172,9 +173,9 @@ class _Node:
 
     def text(self, key: str, choices: tuple[str, ...] | None = None) -> str:
         value = self._get(key)
-        plain = isinstance(value, str) and 0 < len(value) <= 128 and value.isprintable()
+        plain = isinstance(value, str) and 0 < len(value) <= MAX_NAME and _is_printable_ascii(value)
         if not plain or (choices is not None and value not in choices):
-            expected = f"one of {', '.join(choices)}" if choices else "1 … 128 printable characters"
+            expected = f"one of {', '.join(choices)}" if choices else "1 … 128 printable ASCII"
             raise FormatError("header-field", f"{self.place}.{key}", value, expected)
         return str(value)
 
@@ -308,11 +309,20 @@ def _part(node: _Node) -> Part:
     codec = node.text("codec", tuple(CODEC_SIZES))
     values = node.integer("values", 1, MAX_WIDTH)
     if CODEC_SIZES[codec].scale_bytes == 0:
+        if node.has("group_size"):
+            found = node.value["group_size"]
+            raise FormatError(
+                "header-field", f"{node.place}.group_size", found, f"no groups with codec {codec}"
+            )
         return Part(codec, values)
     group_size = node.integer("group_size", 2, MAX_WIDTH)
     if group_size % 2:
         raise FormatError("header-field", f"{node.place}.group_size", group_size, "an even number")
     return Part(codec, values, group_size)
+
+
+def _is_printable_ascii(text: str) -> bool:
+    return text.isascii() and text.isprintable()
 
 
 def _without_none(**values: object) -> dict[str, object]:

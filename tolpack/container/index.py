@@ -30,6 +30,13 @@ def checksum(payload: bytes | memoryview, pack_id: int, number: int) -> int:
     return zlib.crc32(payload, (pack_id + number) & 0xFFFFFFFF)
 
 
+def compare(code: str, place: str, found: int, stored: bytes | memoryview) -> None:
+    """Raise `ChecksumError` unless `found` is the CRC-32 in the four bytes `stored`."""
+    expected = int.from_bytes(stored, "little")
+    if found != expected:
+        raise ChecksumError(code, place, f"CRC-32 {found:08x}", f"{expected:08x}")
+
+
 def index_bytes(frames: int) -> int:
     """Bytes of the index section of a chunk of `frames` frames."""
     blocks = -(-frames // FRAMES_PER_INDEX_BLOCK)
@@ -66,8 +73,12 @@ def decode_index_block(
     block: int,
     chunk_bytes: int,
     frame_bytes: int,
+    *,
+    check: bool = True,
 ) -> NDArray[np.int64]:
     """Check one index block and return frame boundaries, int64 (frames + 1,), in the chunk.
+
+    Without `check` its checksum is not compared.
 
     Raises
     ------
@@ -78,10 +89,8 @@ def decode_index_block(
     """
     place = f"index block {block} of the chunk at slot {first_slot}"
     body = memoryview(data)[:-4]
-    found = checksum(body, pack_id, first_slot + block)
-    stored = int.from_bytes(data[-4:], "little")
-    if found != stored:
-        raise ChecksumError("index-checksum", place, f"CRC-32 {found:08x}", f"{stored:08x}")
+    if check:
+        compare("index-checksum", place, checksum(body, pack_id, first_slot + block), data[-4:])
     start = int.from_bytes(body[:8], "little")
     lengths = np.frombuffer(body[8:], dtype="<u4").astype(np.int64)
     end = start + int(lengths.sum())

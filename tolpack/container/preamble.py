@@ -19,6 +19,8 @@ SECTION_ALIGNMENT = 4096
 BLOCK_ALIGNMENT = 64
 
 MAX_HEADER_BYTES = 1 << 20
+MAX_NESTING = 16
+MAX_NAME = 128
 MAX_CHUNKS = 1 << 16
 MAX_FIELDS = 1 << 12
 MAX_PARTS = 16
@@ -49,6 +51,7 @@ FEATURES = {
     "multiple_parts": 24,
     "multiple_tables": 25,
     "mixed_widths": 26,
+    "other_layers": 27,
 }
 SUPPORTED_FEATURES = sum(1 << FEATURES[name] for name in FEATURES if FEATURES[name] < 24)
 

@@ -8,10 +8,10 @@ when it is asked for, and nothing is handed out before its checksum was compared
 from __future__ import annotations
 
 import threading
-import zlib
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +22,14 @@ from tolpack.container.header import Chunk, Header, Table, parse_header
 from tolpack.container.index import (
     FRAMES_PER_INDEX_BLOCK,
     checksum,
+    compare,
     decode_index_block,
     index_block_extent,
     longest_frame,
 )
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, Preamble, parse_preamble
 from tolpack.container.storage import Storage
-from tolpack.errors import ChecksumError, FormatError
+from tolpack.errors import FormatError
 
 
 @dataclass(slots=True)
@@ -79,9 +80,16 @@ class Container:
     """
 
     def __init__(
-        self, storage: Storage, preamble: Preamble, header: Header, counters: ReadCounters
+        self,
+        storage: Storage,
+        preamble: Preamble,
+        header: Header,
+        counters: ReadCounters,
+        *,
+        checksums: bool,
     ) -> None:
         self.storage = storage
+        self.checksums = checksums
         self.preamble = preamble
         self.header = header
         self.counters = counters
@@ -91,8 +99,8 @@ class Container:
         self._index_cache: dict[tuple[int, int], NDArray[np.int64]] = {}
 
     @classmethod
-    def open(cls, path: str | Path, io: str = "auto") -> Container:
-        """Open the pack at `path`; see `Storage` for `io`.
+    def open(cls, path: str | Path, io: str = "auto", *, checksums: bool = True) -> Container:
+        """Open the pack at `path`; see `Storage` for `io`, `tolpack.Pack` for `checksums`.
 
         Raises
         ------
@@ -100,7 +108,7 @@ class Container:
         """
         storage = Storage(path, io)
         try:
-            container = cls(storage, *_read_header(storage))
+            container = cls(storage, *_read_header(storage), checksums=checksums)
             storage.load()
             return container
         except BaseException:
@@ -118,12 +126,9 @@ class Container:
         section = self.header.sections[number]
         data = self.storage.read(section.offset_bytes, section.length_bytes)
         self._count("array", section.length_bytes)
-        found = zlib.crc32(data)
-        if found != section.crc32:
-            raise ChecksumError(
-                "array-checksum", f"sections[{number}] ({section.kind})",
-                f"CRC-32 {found:08x}", f"{section.crc32:08x}",
-            )  # fmt: skip
+        if self.checksums:
+            stored = int(section.crc32 or 0).to_bytes(CHECKSUM_BYTES, "little")
+            compare("array-checksum", f"sections[{number}] ({section.kind})", crc32(data), stored)
         dtype = np.dtype(str(section.dtype)).newbyteorder("<")
         return np.frombuffer(data, dtype=dtype).reshape(section.shape or ())
 
@@ -146,18 +151,36 @@ class Container:
         offset, length = self.block_extent(number, block)
         data = memoryview(self.storage.read(offset, length))
         self._count("block", length)
-        slot = view.first_slot + block * view.rows_per_block
         payload = data[:-CHECKSUM_BYTES]
-        found = checksum(payload, self.preamble.pack_id, slot)
-        stored = int.from_bytes(data[-CHECKSUM_BYTES:], "little")
-        if found != stored:
-            raise ChecksumError(
-                "block-checksum",
-                f"chunk {number}, block {block} (slots from {slot}, byte {offset})",
-                f"CRC-32 {found:08x}",
-                f"{stored:08x}",
-            )
+        if self.checksums:
+            slot = view.first_slot + block * view.rows_per_block
+            place = f"chunk {number}, block {block} (slots from {slot}, byte {offset})"
+            found = checksum(payload, self.preamble.pack_id, slot)
+            compare("block-checksum", place, found, data[-CHECKSUM_BYTES:])
         return payload
+
+    def read_index_block(self, number: int, block: int) -> NDArray[np.int64]:
+        """Read block `block` of the index of zstd chunk `number`, whether known already or not.
+
+        Returns
+        -------
+        ndarray
+            int64 (frames + 1,): where the frames begin and end in the chunk's section, in bytes.
+        """
+        view = self.chunks[number]
+        section = self.header.sections[int(view.chunk.index or 0)]
+        offset, length = index_block_extent(block, view.blocks)
+        data = self.storage.read(section.offset_bytes + offset, length)
+        self._count("index", length)
+        return decode_index_block(
+            bytes(data),
+            self.preamble.pack_id,
+            view.first_slot,
+            block,
+            view.length_bytes,
+            longest_frame(view.rows_per_block * view.record_bytes),
+            check=self.checksums,
+        )
 
     def check_header(self) -> None:
         """Read preamble and header again; raise if they are damaged or have changed."""
@@ -174,19 +197,6 @@ class Container:
                 raise FormatError("padding", f"bytes before sections[{number}]", "data", "zeros")
             end = section.end_bytes
 
-    def check_frames_tile(self, number: int) -> None:
-        """Raise `FormatError` unless the frames of a zstd chunk lie back to back and fill it."""
-        view, end = self.chunks[number], 0
-        if view.encoding.frame == "raw":
-            return
-        for block in range(-(-view.blocks // FRAMES_PER_INDEX_BLOCK)):
-            bounds = self._read_index_block(number, block)
-            if int(bounds[0]) != end:
-                raise FormatError("frame-extent", f"chunk {number}", int(bounds[0]), end)
-            end = int(bounds[-1])
-        if end != view.length_bytes:
-            raise FormatError("frame-extent", f"chunk {number}", end, view.length_bytes)
-
     def close(self) -> None:
         """Close the file; running reads end first."""
         self.storage.close()
@@ -194,23 +204,8 @@ class Container:
     def _index_block(self, number: int, block: int) -> NDArray[np.int64]:
         key = (number, block)
         if key not in self._index_cache:
-            self._index_cache[key] = self._read_index_block(number, block)
+            self._index_cache[key] = self.read_index_block(number, block)
         return self._index_cache[key]
-
-    def _read_index_block(self, number: int, block: int) -> NDArray[np.int64]:
-        view = self.chunks[number]
-        section = self.header.sections[int(view.chunk.index or 0)]
-        offset, length = index_block_extent(block, view.blocks)
-        data = self.storage.read(section.offset_bytes + offset, length)
-        self._count("index", length)
-        return decode_index_block(
-            bytes(data),
-            self.preamble.pack_id,
-            view.first_slot,
-            block,
-            view.length_bytes,
-            longest_frame(view.rows_per_block * view.record_bytes),
-        )
 
     def _count(self, purpose: str, length: int) -> None:
         reads, size = f"{purpose}_reads", f"{purpose}_bytes"
@@ -231,11 +226,8 @@ def _read_header(storage: Storage) -> tuple[Preamble, Header, ReadCounters]:
         data += bytes(storage.read(len(first), end - len(first)))
         counters.open_reads += 1
         counters.open_bytes += end - len(first)
-    found = zlib.crc32(data)
-    if found != preamble.header_crc32:
-        raise ChecksumError(
-            "header-checksum", "header", f"CRC-32 {found:08x}", f"{preamble.header_crc32:08x}"
-        )
+    stored = preamble.header_crc32.to_bytes(CHECKSUM_BYTES, "little")
+    compare("header-checksum", "header", crc32(data), stored)
     header = parse_header(data)
     check_header(header, preamble)
     return preamble, header, counters

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, NoReturn
 
+from tolpack.container.preamble import MAX_NESTING
 from tolpack.errors import FormatError
 
 _MAX_INTEGER = 2**63 - 1
@@ -17,8 +18,8 @@ def parse(data: bytes) -> dict[str, Any]:
     ------
     FormatError
         Code ``header-json``: not UTF-8, no JSON object, white space or a byte-order mark in
-        front, duplicate keys, NaN or Infinity, ``-0``, an integer beyond 2^63-1, or nested
-        too deep.
+        front, duplicate keys, NaN or Infinity, ``-0``, an integer beyond 2^63-1, or more
+        than 16 levels of objects and lists.
     """
     if data[:1] != b"{":
         raise _error(f"first byte {data[:1]!r}", "'{'")
@@ -32,10 +33,29 @@ def parse(data: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise _error(f"no UTF-8 at byte {error.start}", "UTF-8") from error
     except RecursionError as error:
-        raise _error("nested too deep", "a nesting of a few levels") from error
+        raise _too_deep() from error
     except ValueError as error:
         raise _error(str(error), "valid JSON") from error
+    _check_nesting(value)
     return dict(value)
+
+
+def _check_nesting(value: object) -> None:
+    level = [value]
+    for _ in range(MAX_NESTING):
+        level = [child for item in level for child in _children(item)]
+        if not level:
+            return
+    raise _too_deep()
+
+
+def _children(item: object) -> list[object]:
+    """Objects and lists inside a JSON value."""
+    if isinstance(item, dict):
+        item = item.values()
+    elif not isinstance(item, list):
+        return []
+    return [child for child in item if isinstance(child, (dict, list))]
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -55,6 +75,10 @@ def _integer(text: str) -> int:
 
 def _refuse_constant(text: str) -> NoReturn:
     raise _error(text, "a finite number")
+
+
+def _too_deep() -> FormatError:
+    return _error("a deeper nesting", f"at most {MAX_NESTING} levels of objects and lists")
 
 
 def _error(found: str, expected: str) -> FormatError:

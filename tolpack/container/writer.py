@@ -10,12 +10,14 @@ folder: the final name never shows a half-written pack.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from shutil import disk_usage
 from types import TracebackType
 from typing import BinaryIO
 
@@ -35,6 +37,8 @@ from tolpack.container.preamble import (
 from tolpack.errors import ConfigError, FileAccessError
 
 Compress = Callable[[bytes], bytes]
+# No room on the disk, in the quota, or in a file of this file system or process.
+_DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 
 
 class PackWriter:
@@ -79,9 +83,10 @@ class PackWriter:
         self._journal_path = path.with_name(path.name + ".partial.journal")
         self._data_start = align(PREAMBLE_BYTES + header_room, SECTION_ALIGNMENT)
         self._done: list[Section] = []
+        self._expected = 0
         if resume and self._partial.exists():
             self._done = self._read_journal()
-        with _disk_errors(self._partial):
+        with self._disk_errors():
             fd = os.open(self._partial, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
             self._file: BinaryIO = os.fdopen(fd, "r+b")
             _lock(self._file, self._partial)  # before anything of another build is overwritten
@@ -98,6 +103,28 @@ class PackWriter:
     def end_bytes(self) -> int:
         """Bytes of the file so far."""
         return self.sections[-1].end_bytes if self.sections else self._data_start
+
+    def expect(self, more_bytes: int) -> None:
+        """Tell how many bytes are about to follow, so that a disk too small is noticed early.
+
+        Raises
+        ------
+        FileAccessError
+            The disk has not room for them. What was written stays for a later `resume`; nothing
+            stays if that was nothing.
+        """
+        self._expected = self.end_bytes + more_bytes
+        missing = self._missing() - disk_usage(self.path.parent).free
+        if missing <= 0:
+            return
+        hint = "and continue with --resume"
+        if not self.sections and not self._done:
+            self.discard()
+            hint = "or build elsewhere with -o"
+        raise FileAccessError(
+            f"{self.path} would take {self._expected:,} bytes, and its disk lacks {missing:,} of "
+            f"them: free some space {hint}"
+        )
 
     def add_array(
         self, kind: str, make: Callable[[], NDArray[np.generic]]
@@ -165,7 +192,7 @@ class PackWriter:
         end = self.end_bytes
         required = header.required_features()
         preamble = Preamble(len(data), end, required, self.pack_id, zlib.crc32(data))
-        with _disk_errors(self._partial):
+        with self._disk_errors():
             self._file.truncate(end)
             self._file.seek(0)
             self._file.write(preamble.to_bytes() + data)
@@ -195,7 +222,7 @@ class PackWriter:
         if kind is not None:  # what could not be written must not hide the first error
             with contextlib.suppress(OSError):
                 self._file.close()
-        with _disk_errors(self._partial):
+        with self._disk_errors():
             self._file.close()
 
     def _write_section(
@@ -209,7 +236,7 @@ class PackWriter:
         previous = self.end_bytes
         offset = align(previous, SECTION_ALIGNMENT)
         length = 0
-        with _disk_errors(self._partial):
+        with self._disk_errors():
             self._file.seek(previous)
             self._file.write(bytes(offset - previous))
             for part in parts:
@@ -219,6 +246,26 @@ class PackWriter:
             section = Section(kind, offset, length, crc32, dtype, shape)
             self.sections.append(section)
             self._append_journal(asdict(section))
+
+    def _missing(self) -> int:
+        """Bytes that were announced and are not in the file yet."""
+        return self._expected - self._partial.stat().st_size
+
+    @contextlib.contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except FileAccessError:
+            raise
+        except OSError as error:
+            hint = ""
+            if error.errno in _DISK_FULL:
+                missing = self._missing()
+                needed = f"{missing:,} more bytes are needed: " if missing > 0 else ""
+                hint = f"; {needed}free some space and continue with --resume"
+            raise FileAccessError(
+                f"cannot write {self._partial}: {error.strerror or error}{hint}"
+            ) from error
 
     def _read_array(self, section: Section) -> NDArray[np.generic]:
         self._file.seek(section.offset_bytes)
@@ -292,17 +339,6 @@ def _measured(blocks: Iterable[bytes], lengths: list[int]) -> Iterator[bytes]:
     for block in blocks:
         lengths.append(len(block))
         yield block
-
-
-@contextlib.contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileAccessError:
-        raise
-    except OSError as error:
-        hint = "; free some space and continue with --resume" if error.errno == 28 else ""
-        raise FileAccessError(f"cannot write {path}: {error.strerror or error}{hint}") from error
 
 
 def _sync(file: BinaryIO) -> None:

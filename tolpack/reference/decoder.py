@@ -27,7 +27,7 @@ from tolpack.errors import CheckpointError, ConfigError
 from tolpack.reference.head import VocabularyMatrix
 from tolpack.sources.checkpoint import Checkpoint
 from tolpack.sources.config import ModelConfig
-from tolpack.sources.ffn import GatedFFN, Norm, load_ffn, load_memory, load_norm
+from tolpack.sources.ffn import GatedFFN, Norm, linear, load_ffn, load_memory, load_norm
 from tolpack.sources.readiness import check_decoder
 
 Memory = Callable[[int, torch.Tensor], torch.Tensor]
@@ -59,11 +59,17 @@ class FFNMemory:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, embedding: VocabularyMatrix, *, resident: bool
+        self,
+        checkpoint: Checkpoint,
+        embedding: VocabularyMatrix,
+        compute: torch.dtype,
+        *,
+        resident: bool,
     ) -> None:
         self._embedding = embedding
         count = checkpoint.config.num_hidden_layers
-        self._layers = _Layers(count, partial(load_memory, checkpoint), resident=resident)
+        load = partial(load_memory, checkpoint, dtype=compute)
+        self._layers = _Layers(count, load, resident=resident)
 
     def __call__(self, layer: int, token_ids: torch.Tensor) -> torch.Tensor:
         """Return layer `layer`'s memory output for `token_ids`."""
@@ -88,7 +94,7 @@ class _Attention:
         rotary: Rotary,
         past: KVPair | None,
     ) -> tuple[torch.Tensor, KVPair]:
-        q, k, v = (self._heads(F.linear(x, w)) for w in (self.q, self.k, self.v))
+        q, k, v = (self._heads(linear(x, w)) for w in (self.q, self.k, self.v))
         q, k = rotary(q), rotary(k)
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
@@ -96,7 +102,7 @@ class _Attention:
         keys, values = (t.repeat_interleave(groups, dim=1) if groups > 1 else t for t in (k, v))
         mask = _causal_mask(q.shape[2], k.shape[2])
         y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
-        return F.linear(y.transpose(1, 2).flatten(2), self.o), (k, v)
+        return linear(y.transpose(1, 2).flatten(2), self.o), (k, v)
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         return x.view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)
@@ -120,9 +126,17 @@ class Decoder:
     resident : bool
         Whether to hold all weights in memory; else each is read when it is needed, and no more
         than a layer is held.
+    compute : torch.dtype
+        What weights are multiplied in; everything else stays in float32.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, resident: bool = True) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        resident: bool = True,
+        compute: torch.dtype = torch.float32,
+    ) -> None:
         check_decoder(checkpoint)
         config = checkpoint.config
         self.config = config
@@ -133,11 +147,11 @@ class Decoder:
         elif checkpoint.has("lm_head.weight"):
             _check_tied(checkpoint)
         self.norm = load_norm(checkpoint, "norm")
-        load = partial(_load_layer, checkpoint)
+        load = partial(_load_layer, checkpoint, compute)
         self.layers = _Layers(config.num_hidden_layers, load, resident=resident)
         self.memory: Memory | None = None
         if config.has_memory:
-            self.memory = FFNMemory(checkpoint, self.embedding, resident=resident)
+            self.memory = FFNMemory(checkpoint, self.embedding, compute, resident=resident)
 
     def __call__(
         self, token_ids: torch.Tensor, cache: KVCache | None = None, memory: Memory | None = None
@@ -238,29 +252,31 @@ def sample(logits: torch.Tensor, temperature: float, source: torch.Generator) ->
     return torch.multinomial(torch.softmax(logits / temperature, -1), 1, generator=source)
 
 
-def _load_layer(checkpoint: Checkpoint, layer: int) -> _Layer:
+def _load_layer(checkpoint: Checkpoint, compute: torch.dtype, layer: int) -> _Layer:
     config, base = checkpoint.config, f"layers.{layer}"
     post_norm = mlp = None
     if config.model_type != "memoryllm":
         post_norm = load_norm(checkpoint, f"{base}.post_attention_layernorm")
-        mlp = _load_mlp(checkpoint, f"{base}.mlp")
-    attention = _load_attention(checkpoint, f"{base}.self_attn")
+        mlp = _load_mlp(checkpoint, compute, f"{base}.mlp")
+    attention = _load_attention(checkpoint, compute, f"{base}.self_attn")
     return _Layer(attention, load_norm(checkpoint, f"{base}.input_layernorm"), post_norm, mlp)
 
 
-def _load_mlp(checkpoint: Checkpoint, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+def _load_mlp(
+    checkpoint: Checkpoint, compute: torch.dtype, name: str
+) -> Callable[[torch.Tensor], torch.Tensor]:
     """Load FFN-C (or the dense FFN): SwiGLU, or one linear map ``{name}.weight``."""
     if checkpoint.has(f"{name}.weight"):
-        weight = checkpoint.tensor(f"{name}.weight").float()
-        return lambda x: F.linear(x, weight)
-    ffn: GatedFFN = load_ffn(checkpoint, name)
+        weight = checkpoint.tensor(f"{name}.weight").to(compute)
+        return lambda x: linear(x, weight)
+    ffn: GatedFFN = load_ffn(checkpoint, name, compute)
     return ffn
 
 
-def _load_attention(checkpoint: Checkpoint, name: str) -> _Attention:
+def _load_attention(checkpoint: Checkpoint, compute: torch.dtype, name: str) -> _Attention:
     head_dim = checkpoint.config.head_dim()
     checkpoint.refuse_bias(*(f"{name}.{part}_proj" for part in "qkvo"))
-    weights = [checkpoint.tensor(f"{name}.{part}_proj.weight").float() for part in "qkvo"]
+    weights = [checkpoint.tensor(f"{name}.{part}_proj.weight").to(compute) for part in "qkvo"]
     return _Attention(weights[0], weights[1], weights[2], weights[3], head_dim)
 
 

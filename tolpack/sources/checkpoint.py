@@ -110,6 +110,12 @@ class Checkpoint:
         self._residency = Residency(store.release)
         self._finite: set[str] = set()
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the files that tensors are read from."""
+        infos = (info for pieces in self._store.infos.values() for info in pieces)
+        return tuple(sorted({info.path.name for info in infos}))
+
     def has(self, name: str) -> bool:
         """Whether the checkpoint holds schema name `name`."""
         return name in self.parts

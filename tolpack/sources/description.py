@@ -41,13 +41,14 @@ class TensorGroup:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSummary:
-    """What `tolpack inspect` shows of a checkpoint.
+    """What `tolpack inspect` shows of a checkpoint; ``files`` are those that tensors are read from.
 
     ``build`` and ``eval`` are ``None`` if the checkpoint is ready for them, else the reason why
     not.
     """
 
     path: str
+    files: tuple[str, ...]
     key_map: str
     model_type: str
     vocab_size: int
@@ -69,6 +70,7 @@ def summarize_checkpoint(checkpoint: Checkpoint) -> CheckpointSummary:
     config = checkpoint.config
     return CheckpointSummary(
         path=str(checkpoint.path),
+        files=checkpoint.files,
         key_map=checkpoint.key_map.name,
         model_type=config.model_type,
         vocab_size=config.vocab_size,

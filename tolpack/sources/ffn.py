@@ -52,10 +52,16 @@ class GatedFFN:
     down: torch.Tensor
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Map `x` (…, hidden) to (…, hidden), both of the weights' dtype."""
+        """Map float32 `x` (…, hidden) to float32 (…, hidden), in the weights' dtype inside."""
+        x = x.to(self.gate.dtype)
         gate = F.linear(x, self.gate)
         gate = F.silu(gate) if self.act == "silu" else F.gelu(gate)
-        return F.linear(F.linear(x, self.up).mul_(gate), self.down)
+        return F.linear(F.linear(x, self.up).mul_(gate), self.down).float()
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Multiply float32 `x` (…, n) by `weight`ᵀ (m, n) in the weight's dtype: float32 (…, m)."""
+    return F.linear(x.to(weight.dtype), weight).float()
 
 
 def load_norm(checkpoint: Checkpoint, name: str) -> Norm:

@@ -97,7 +97,7 @@ class MemoryTable:
         @torch.inference_mode()
         def rows(ids: NDArray[np.int64]) -> NDArray[np.float32]:
             x = self.checkpoint.rows("embed_tokens.weight", torch.from_numpy(ids)).float()
-            values = np.asarray(ffn(norm(x).to(self.compute)).float().numpy())
+            values = np.asarray(ffn(norm(x)).numpy())
             _check_finite(values, ids, layer)
             return values
 

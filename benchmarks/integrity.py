@@ -1,0 +1,175 @@
+"""What checking costs: lookups with and without checksums, in every I/O mode, cold and warm.
+
+Makes packs of random rows of two shapes (24 × 2048 values, the paper's 1B model, and 8 × 256, a
+small one) at 4 bits, raw and as zstd frames, and times `Pack.rows` of random ids on two open packs,
+one with ``checksums=False``, in turn. "Cold" means that the file's pages were dropped from the
+page cache before each lookup (checked with mincore); what follows from the header alone and the
+token map is read before.
+
+    python benchmarks/integrity.py --json result.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import mmap
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from machine import described
+
+import tolpack
+from tolpack.codecs.frames import compress
+from tolpack.codecs.record import record_layout
+from tolpack.container.encodings import Encoding, Part
+from tolpack.container.header import Chunk, Field, Header, Table
+from tolpack.container.writer import PackWriter
+
+SHAPES = {"24 x 2048": (24, 2048, 8192), "8 x 256": (8, 256, 65536)}
+MODES = ("pread", "mmap", "memory")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Median seconds of one lookup with and without checksums, and what they add in per cent."""
+
+    shape: str
+    frame: str
+    mode: str
+    state: str
+    ids: int
+    checked_us: float
+    unchecked_us: float
+    price_pct: float
+
+
+def main() -> None:
+    """Make the packs, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("build/bench-integrity"))
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for row in measure_all(arguments.folder, arguments.rounds):
+        print(
+            f"{row.shape:>9} {row.frame:>5} {row.mode:>7} {row.state:>5} {row.ids:>4} ids "
+            f"{row.checked_us:10.1f} µs {row.unchecked_us:10.1f} µs {row.price_pct:+6.1f} %",
+            flush=True,
+        )
+        rows.append(asdict(row))
+    result = {
+        **described("numpy"),
+        "rows": rows,
+    }
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def measure_all(folder: Path, rounds: int) -> Iterator[Row]:
+    """Measure every combination."""
+    for shape, (layers, width, vocab) in SHAPES.items():
+        for frame in ("raw", "zstd"):
+            path = folder / f"{layers}x{width}-{frame}.tolpack"
+            if not path.exists():
+                make_pack(path, layers, width, vocab, frame)
+            for mode in MODES:
+                for state in ("warm", "cold"):
+                    if (mode, state) == ("memory", "cold"):
+                        continue  # nothing is read
+                    for ids in (1, 512):
+                        repeats = rounds if ids == 1 else max(10, rounds // 10)
+                        times = measure(path, mode, state, ids, repeats)
+                        yield Row(shape, frame, mode, state, ids, *times)
+
+
+def measure(path: Path, mode: str, state: str, count: int, rounds: int) -> tuple[float, ...]:
+    """Median microseconds with and without checksums, and the median price of a pair."""
+    source = np.random.default_rng(0)
+    with (
+        tolpack.open(path, io=mode) as checked,
+        tolpack.open(path, io=mode, checksums=False) as unchecked,
+    ):
+        packs = (checked, unchecked)
+        out = np.empty((count, checked.num_layers, checked.hidden_size), np.float32)
+        for pack in packs:  # token map, code paths; and the whole file for warm lookups
+            pack.rows(np.arange(0, pack.vocab_size, 64)[:256])
+        if state == "warm":
+            path.read_bytes()
+            for pack in packs:
+                for start in range(0, checked.vocab_size, 256):
+                    pack.rows(range(start, start + 256))
+        times: tuple[list[float], list[float]] = ([], [])
+        for number in range(rounds):
+            ids = source.choice(checked.vocab_size, count, replace=False)
+            for which in (0, 1) if number % 2 else (1, 0):
+                if state == "cold":
+                    drop(path)
+                begin = time.perf_counter()
+                packs[which].rows(ids, out=out)
+                times[which].append(time.perf_counter() - begin)
+    medians = [1e6 * statistics.median(one) for one in times]
+    price = statistics.median(a - b for a, b in zip(*times)) * 1e6
+    return medians[0], medians[1], 100 * price / medians[1]
+
+
+def make_pack(path: Path, layers: int, width: int, vocab: int, frame: str) -> None:
+    """Write a pack of random rows at 4 bits, its tokens in a random order."""
+    source = np.random.default_rng(0)
+    parts = ((Part("int4", width, 64),),) * layers
+    layout = record_layout(parts)
+    per_block = 1 if layout.record_bytes > 4096 else 8
+    encoding = Encoding(frame, per_block, parts)
+
+    def records() -> Iterator[np.ndarray]:
+        for _ in range(0, vocab, 1024):
+            block = np.zeros((1024, layout.record_bytes), np.uint8)
+            for layer in range(layers):
+                values = source.standard_normal((1024, width)).astype(np.float32)
+                layout.encode(block, layer, values)
+            yield block
+
+    with PackWriter(path, b"benchmark", 1 << 16) as writer:
+        blocks, index = writer.add_chunk(encoding, 0, records, compress)
+        order = source.permutation(vocab).astype(np.uint32)
+        token_map = writer.add_array("token_map", lambda: order)[0]
+        fields = tuple(Field(f"layer.{n}", n, width) for n in range(layers))
+        chunk = Chunk(vocab, 0, blocks, index)
+        table = Table("tol", vocab, fields, (chunk,), token_map)
+        writer.commit(Header((table,), (encoding,), tuple(writer.sections), "benchmark"))
+
+
+def drop(path: Path) -> None:
+    """Drop the file's pages from the page cache, and make sure that they are gone."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        size = os.fstat(fd).st_size
+        with mmap.mmap(
+            fd, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE
+        ) as m:
+            view = (ctypes.c_char * size).from_buffer(m)
+            pages = -(-size // mmap.PAGESIZE)
+            resident = (ctypes.c_ubyte * pages)()
+            libc = ctypes.CDLL(None, use_errno=True)
+            libc.mincore(ctypes.byref(view), ctypes.c_size_t(size), resident)
+            left = sum(1 for byte in bytes(resident) if byte & 1)
+            del view
+        if left > pages // 100:
+            raise SystemExit(
+                f"{left} of {pages} pages stay in the page cache: nothing is cold here"
+            )
+    finally:
+        os.close(fd)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""Breaking packs behind their checksums.
+
+Flipped bits end at the first checksum. So a pack is taken apart, one thing in it is changed, and
+every checksum that covers it is made anew: the checks behind are met. Now and then the checksums
+stay wrong, as those have branches too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import struct
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+# What taking a pack apart ends in when an earlier change left none.
+_NO_PACK = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, struct.error,
+            RecursionError)  # fmt: skip
+_PREAMBLE = struct.Struct("<8sHHIQQQQQI")
+_INTEGERS = (0, 1, 2, 3, 7, 8, 63, 64, 255, 256, 4095, 4096, 4097, 65535, 65536, 2**20, 2**31,
+             2**32, 2**40, 2**48, 2**48 + 1, 2**62, 2**63 - 1, 2**63, 2**64, -1)  # fmt: skip
+_VALUES: tuple[Any, ...] = (
+           None, True, False, "", "a", "raw", "zstd", "f32", "f16", "bf16", "f8e4m3", "int8",
+           "int4", "basis", "mean", "token_map", "blocks", "index", "float16", "float32", "uint32",
+           1.0, 0.5, -2, [], {}, [1], [1, 1])  # fmt: skip
+_WORDS = tuple(struct.pack("<I", n) for n in (0, 1, 4, 0x7F80, 0x7F800000, 2**31, 2**32 - 1))
+
+
+def mutate(data: bytes, seed: int, max_size: int = 1 << 16) -> bytes:
+    """Return `data` with one to four things changed; the same seed changes the same things."""
+    source = random.Random(seed)
+    for _ in range(source.choice((1, 1, 1, 2, 4))):
+        kind = source.choices((_header, _section, _preamble, _whole), (6, 5, 1, 1))[0]
+        try:
+            data = kind(_Apart(data), source)
+        except _NO_PACK:
+            data = _bytes(data, source)
+    return data[:max_size]
+
+
+class _Apart:
+    """A file as preamble fields, header and the bytes behind it."""
+
+    def __init__(self, data: bytes) -> None:
+        self.fields = list(_PREAMBLE.unpack_from(data))
+        length = self.fields[3]
+        self.header: Any = json.loads(data[64 : 64 + length])
+        self.text: bytes | None = None
+        self.room = length
+        self.rest = bytearray(data[64 + length :])
+
+    def section(self, number: int) -> slice:
+        """Where section `number` lies in ``rest``."""
+        entry = self.header["sections"][number]
+        start = entry["offset_bytes"] - 64 - self.room
+        return slice(start, start + entry["length_bytes"])
+
+    def bytes(self, *, reseal: bool = True) -> bytes:
+        """Put the file together, with right checksums if asked for."""
+        if reseal:
+            for change in (self._seal_arrays, self._seal_chunks):
+                with contextlib.suppress(*_NO_PACK):
+                    change()
+        text = self.text or json.dumps(self.header, separators=(",", ":")).encode()
+        text = text.ljust(min(self.room, 1 << 16))
+        fields = list(self.fields)
+        fields[3] = len(text) if fields[3] == self.room else fields[3]
+        if fields[4] == 64 + self.room + len(self.rest) or reseal:
+            fields[4] = 64 + len(text) + len(self.rest)
+        fields[9] = zlib.crc32(text) if reseal else fields[9]
+        head = _PREAMBLE.pack(
+            *(field if n == 0 else field % 2**64 for n, field in enumerate(fields))
+        )
+        return head + struct.pack("<I", zlib.crc32(head)) + text + bytes(self.rest)
+
+    def _seal_arrays(self) -> None:
+        for number, entry in enumerate(self.header["sections"]):
+            if "crc32" in entry:
+                entry["crc32"] = zlib.crc32(self.rest[self.section(number)])
+
+    def _seal_chunks(self) -> None:
+        slot = 0
+        for chunk in self.header["tables"][0]["chunks"]:
+            encoding = self.header["encodings"][chunk["encoding"]]
+            per_block = encoding["rows_per_block"]
+            blocks = -(-chunk["rows"] // per_block)
+            if blocks > 4096:
+                return
+            where = self.section(chunk["blocks"])
+            if encoding["frame"] == "raw":
+                length = (where.stop - where.start) // blocks
+                bounds = [(n * length, (n + 1) * length) for n in range(blocks)]
+            else:
+                bounds = self._seal_index(chunk, blocks, slot)
+            for number, (start, stop) in enumerate(bounds):
+                self._seal(where.start + start, where.start + stop, slot + number * per_block)
+            slot += chunk["rows"]
+
+    def _seal_index(self, chunk: dict[str, Any], blocks: int, slot: int) -> list[tuple[int, int]]:
+        where, bounds = self.section(chunk["index"]), []
+        for run in range(-(-blocks // 512)):
+            count, at = min(512, blocks - run * 512), where.start + run * 2060
+            end = struct.unpack_from("<Q", self.rest, at)[0]
+            for length in struct.unpack_from(f"<{count}I", self.rest, at + 8):
+                bounds.append((end, end + length))
+                end += length
+            self._seal(at, at + 12 + 4 * count, slot + run)
+        return bounds
+
+    def _seal(self, start: int, stop: int, number: int) -> None:
+        if 0 <= start < stop - 4 and stop <= len(self.rest):
+            crc = zlib.crc32(self.rest[start : stop - 4], (self.fields[7] + number) % 2**32)
+            self.rest[stop - 4 : stop] = struct.pack("<I", crc)
+
+
+def _header(pack: _Apart, source: random.Random) -> bytes:
+    """Change something in the header; features mostly follow, or nothing else would fail."""
+    spots = list(_spots(pack.header))
+    holder, key = source.choice(spots)
+    change = source.choice((_other_integer, _other_value, _removed, _doubled, _copied))
+    change(holder, key, source, spots)
+    if source.random() < 0.7:
+        pack.fields[5] = _features(pack.header, pack.fields[5])
+    if source.random() < 0.05:
+        pack.text = _bytes(json.dumps(pack.header).encode(), source)
+    return pack.bytes(reseal=source.random() < 0.95)
+
+
+def _section(pack: _Apart, source: random.Random) -> bytes:
+    """Change bytes of a section, of a gap, or the length of everything."""
+    number = source.randrange(len(pack.header["sections"]))
+    try:
+        where = pack.section(number)
+        content = _bytes(bytes(pack.rest[where]), source)
+        size = where.stop - where.start
+        pack.rest[where] = content.ljust(size, b"\0")[:size]
+    except (LookupError, TypeError, ValueError):
+        pack.rest = bytearray(_bytes(bytes(pack.rest), source))
+    return pack.bytes(reseal=source.random() < 0.9)
+
+
+def _preamble(pack: _Apart, source: random.Random) -> bytes:
+    """Change a field of the preamble."""
+    number = source.randrange(1, 10)
+    limit = 2 ** (16, 16, 32, 64, 64, 64, 64, 64, 32)[number - 1]
+    bit = 1 << source.randrange(limit.bit_length() - 1)
+    pack.fields[number] = source.choice((pack.fields[number] ^ bit, *_INTEGERS)) % limit
+    return pack.bytes(reseal=False)
+
+
+def _whole(pack: _Apart, source: random.Random) -> bytes:
+    """Change bytes anywhere, checksums as they fall."""
+    return _bytes(pack.bytes(reseal=False), source)
+
+
+def _bytes(data: bytes, source: random.Random) -> bytes:
+    """Flip, overwrite, insert, remove or repeat a few bytes."""
+    if not data:
+        return source.randbytes(8)
+    at = source.randrange(len(data))
+    size = source.choice((1, 1, 2, 4, 8, 64))
+    kinds: tuple[Callable[[], bytes], ...] = (
+        lambda: data[:at] + bytes([data[at] ^ 1 << source.randrange(8)]) + data[at + 1 :],
+        lambda: data[:at] + source.randbytes(size) + data[at + size :],
+        lambda: data[: at & ~3] + source.choice(_WORDS) + data[(at & ~3) + 4 :],
+        lambda: data[:at] + source.randbytes(size) + data[at:],
+        lambda: data[:at] + data[at + size :],
+        lambda: data[:at] + data[at : at + size] * 2 + data[at + size :],
+        lambda: data[:at],
+    )
+    return source.choice(kinds)()
+
+
+def _spots(value: Any) -> Any:
+    """Yield (container, key) of everything inside a JSON value."""
+    keys = value.keys() if isinstance(value, dict) else range(len(value))
+    for key in list(keys):
+        yield value, key
+        if isinstance(value[key], (dict, list)):
+            yield from _spots(value[key])
+
+
+def _other_integer(holder: Any, key: Any, source: random.Random, spots: Any) -> None:
+    now = holder[key]
+    if type(now) is not int:
+        holder[key] = source.choice(_INTEGERS)
+        return
+    near = (
+        now + 1,
+        now - 1,
+        now * 2,
+        now // 2,
+        now + 4096,
+        now - 4096,
+        now ^ 1 << source.randrange(20),
+    )
+    holder[key] = source.choice((*near, source.choice(_INTEGERS)))
+
+
+def _other_value(holder: Any, key: Any, source: random.Random, spots: Any) -> None:
+    holder[key] = source.choice(_VALUES)
+
+
+def _removed(holder: Any, key: Any, source: random.Random, spots: Any) -> None:
+    del holder[key]
+
+
+def _doubled(holder: Any, key: Any, source: random.Random, spots: Any) -> None:
+    if isinstance(holder, list):
+        holder.insert(key, json.loads(json.dumps(holder[key])))
+    else:
+        name = source.choice(
+            ("index", "mean", "basis", "rank", "token_map", "multiplier", "dropped")
+        )
+        holder[name] = source.choice((0, 1, 2, 3, 1.5, True))
+
+
+def _copied(holder: Any, key: Any, source: random.Random, spots: Any) -> None:
+    other, place = source.choice(spots)
+    if place in other if isinstance(other, dict) else place < len(other):
+        holder[key] = json.loads(json.dumps(other[place]))
+
+
+def _features(header: Any, known: int) -> int:
+    """Bits of what a header uses (SPEC §9), or `known` where that cannot be told."""
+    codecs = {"f32": 0, "f16": 1, "bf16": 2, "f8e4m3": 3, "int8": 4, "int4": 5}
+    try:
+        bits = {
+            codecs[p["codec"]] for e in header["encodings"] for f in e["fields"] for p in f["parts"]
+        }
+        bits |= {8 for e in header["encodings"] if e["frame"] == "zstd"}
+        table = header["tables"][0]
+        bits |= {16 for field in table["fields"] if field.get("basis") is not None}
+        bits |= {17 for field in table["fields"] if field.get("mean") is not None}
+        bits |= {18} if table.get("token_map") is not None else set()
+        bits |= {19} if table.get("multiplier") not in (None, 1) else set()
+    except (LookupError, TypeError, AttributeError):
+        return known
+    return sum(1 << bit for bit in bits)

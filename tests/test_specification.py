@@ -1,0 +1,127 @@
+"""What ``formats/v1/SPEC.md`` says in numbers is what the library does."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tolpack.codecs.values import decode_values
+from tolpack.container import preamble
+from tolpack.container.encodings import CODEC_SIZES, Part
+from tolpack.container.preamble import FEATURES, SUPPORTED_FEATURES
+
+FOLDER = Path(__file__).parents[1] / "formats" / "v1"
+SPEC = (FOLDER / "SPEC.md").read_text("utf-8")
+EXAMPLE = FOLDER / "golden" / "int4-odd-remainder.tolpack"
+
+
+def section(number):
+    """Return the text of one numbered section."""
+    return re.split(r"^## ", SPEC, flags=re.M)[number]
+
+
+def test_the_example_is_the_golden_pack():
+    """Every byte of the dump in section 14 is the file's, and what it leaves out is blank."""
+    data, seen = EXAMPLE.read_bytes(), set()
+    lines = re.findall(r"^([0-9a-f]{8})  ((?:[0-9a-f]{2} )*[0-9a-f]{2})  ", section(14), flags=re.M)
+    assert len(lines) > 20
+    for offset, text in lines:
+        start, content = int(offset, 16), bytes.fromhex(text)
+        assert data[start : start + len(content)] == content
+        seen |= set(range(start, start + len(content)))
+    header = re.search(r"```json\n(.*?)```", section(14), flags=re.S)[1].replace("\n", "").encode()
+    assert data[64:4096].rstrip(b" ") == header
+    seen |= set(range(64, 64 + len(header)))
+    assert {data[n] for n in range(len(data)) if n not in seen} == {0, ord(" ")}
+
+
+def test_the_example_decodes_as_it_says():
+    """The worked row at the end of section 14 is the golden one."""
+    numbers = section(14).rsplit("```", 2)[1].split()
+    rows = np.load(EXAMPLE.with_suffix(".npy"))
+    assert [np.float32(number) for number in numbers] == rows[0, 0].tolist()
+
+
+def test_feature_bits_are_those_of_the_library():
+    """Section 9 lists each bit that the library knows, as read or as reserved."""
+    rows = re.findall(
+        r"^\| (\d+) \| (.*?) \| (1\.0|reserved) \| (.*?) ?\|$", section(9), flags=re.M
+    )
+    assert [int(bit) for bit, *_ in rows] == sorted(FEATURES.values())
+    read = sum(1 << int(bit) for bit, _, since, _ in rows if since == "1.0")
+    assert read == SUPPORTED_FEATURES
+
+
+def test_every_feature_has_its_golden_packs():
+    """The golden packs beside a bit in section 9 exist and set that bit."""
+    rows = re.findall(r"^\| (\d+) \| .*? \| 1\.0 \| (.*?) \|$", section(9), flags=re.M)
+    for bit, packs in rows:
+        names = re.findall(r"`(.*?)`", packs)
+        assert names
+        for name in names:
+            data = (FOLDER / "golden" / f"{name}.tolpack").read_bytes()
+            assert int.from_bytes(data[24:32], "little") >> int(bit) & 1
+
+
+@pytest.mark.parametrize(("words", "limit"), [
+    ("header", preamble.MAX_HEADER_BYTES), ("nesting", preamble.MAX_NESTING),
+    ("fields of a table", preamble.MAX_FIELDS), ("chunks of a table", preamble.MAX_CHUNKS),
+    ("parts of a field", preamble.MAX_PARTS), ("width of a field", preamble.MAX_WIDTH),
+    ("rows of a table", preamble.MAX_ROWS), ("values of a row", preamble.MAX_ROW_VALUES),
+    ("rows of a block", preamble.MAX_ROWS_PER_BLOCK),
+    ("bytes of a block", preamble.MAX_BLOCK_BYTES), ("bytes of an array", preamble.MAX_ARRAY_BYTES),
+])  # fmt: skip
+def test_limits_are_those_of_the_library(words, limit):
+    """Each limit of section 3 has the value that the reader enforces."""
+    (text,) = re.findall(rf"^\| {words}.*? \| (.*?) \|$", section(3), flags=re.M)
+    number = re.search(r"(?:… )?(\d[\d,]*)(?:\^(\d+))?(?: \w+)?$", text)
+    found = int(number[1].replace(",", "")) ** int(number[2] or 1)
+    assert found == limit
+
+
+def test_codecs_are_those_of_the_library():
+    """Section 7 gives the sizes of each codec."""
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \| (–|\d) \|", section(7), flags=re.M)
+    found = {codec: (int(bits), 0 if size == "–" else int(size)) for codec, bits, size in rows}
+    assert found == {c: (s.code_bits, s.scale_bytes) for c, s in CODEC_SIZES.items()}
+
+
+def test_fp8_is_what_the_specification_says():
+    """Every code of f8e4m3 has the value of the formula in section 7."""
+    codes = np.arange(256, dtype=np.uint8)[:, None]
+    scales = np.ones((256, 1), "<f4").view(np.uint8)
+    found = decode_values(scales, codes, Part("f8e4m3", 1, 2))[:, 0]
+    for code in range(256):
+        sign, exponent, mantissa = (-1) ** (code >> 7), code >> 3 & 15, code & 7
+        if code & 127 == 127:
+            assert np.isnan(found[code])
+        elif exponent:
+            assert found[code] == sign * (1 + mantissa / 8) * 2.0 ** (exponent - 7)
+        else:
+            assert found[code] == sign * mantissa / 8 * 2.0**-6
+
+
+def test_every_section_that_the_code_names_exists():
+    """References such as "SPEC §8" in the code point to sections of the document."""
+    numbers = {int(n) for n in re.findall(r"^## (\d+)\. ", SPEC, flags=re.M)}
+    assert numbers == set(range(1, 15))
+    used = set()
+    for path in (FOLDER.parents[1] / "tolpack").rglob("*.py"):
+        used |= {
+            int(n)
+            for n in re.findall(r"§(\d+)", path.read_text("utf-8"))
+            if "SPEC" in path.read_text("utf-8")
+        }
+    assert used <= numbers
+
+
+def test_schema_and_specification_name_the_same_keys():
+    """Every key of the schema stands in section 5."""
+    schema = json.loads((FOLDER / "header.schema.json").read_text("utf-8"))
+    keys = set(schema["properties"])
+    for definition in schema["$defs"].values():
+        keys |= set(definition.get("properties", {}))
+        keys |= set(definition.get("then", {}).get("properties", {}))
+    assert keys - set(re.findall(r"`(\w+)`", section(5))) == set()

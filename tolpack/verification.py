@@ -1,0 +1,209 @@
+"""Checking a whole pack: every checksum, every value, every byte that belongs to nothing.
+
+Damage is named by its place and by the tokens that it hits. Neighbouring blocks that are damaged in
+the same way are one entry, so a file that was cut or overwritten gives a short list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tolpack.codecs.record import record_layout
+from tolpack.container.index import FRAMES_PER_INDEX_BLOCK, index_block_extent
+from tolpack.container.reader import ChunkView, Container
+from tolpack.errors import FileAccessError, FormatError
+from tolpack.sections import open_records, read_floats, read_token_map
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One thing that `Pack.verify` found.
+
+    ``first_slot`` and ``rows`` say which rows it hits, in the order in which they are stored;
+    ``token_ranges`` are the token ids of these, as (first, last) of runs, or ``None`` where the
+    token map is damaged itself. ``code`` is the `FormatError` code, or ``"unreadable"``;
+    ``message`` is the first error's.
+    """
+
+    place: str
+    first_slot: int
+    rows: int
+    token_ranges: tuple[tuple[int, int], ...] | None
+    code: str
+    message: str
+
+
+def find_damage(
+    container: Container, progress: Callable[[int], object] | None = None
+) -> list[Damage]:
+    """Read all of a pack and return what is damaged.
+
+    Parameters
+    ----------
+    container : Container
+        The open pack.
+    progress : callable, optional
+        Called with the number of bytes of the file checked since the last call.
+    """
+    check = _Check(container, progress or (lambda count: None))
+    check.envelope()
+    check.arrays()
+    for number in range(len(container.chunks)):
+        check.chunk(number)
+    return check.damages()
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    """Like `Damage`; of a block, also chunk and block number, else -1."""
+
+    place: str
+    first_slot: int
+    rows: int
+    error: FormatError | FileAccessError
+    chunk: int = -1
+    block: int = -1
+    last_block: int = -1
+
+    @property
+    def code(self) -> str:
+        return self.error.code if isinstance(self.error, FormatError) else "unreadable"
+
+
+class _Check:
+    """One run over a pack; findings in the order of the file's parts."""
+
+    def __init__(self, container: Container, progress: Callable[[int], object]) -> None:
+        self._container = container
+        self._progress = progress
+        self._table = container.table
+        self._layouts = [record_layout(one.fields) for one in container.header.encodings]
+        self._findings: list[_Finding] = []
+        self._slots: NDArray[np.integer[Any]] | None = None
+
+    def envelope(self) -> None:
+        container = self._container
+        sections = sum(section.length_bytes for section in container.header.sections)
+        self._whole("header", container.check_header, 0)
+        self._whole("padding", container.check_padding, container.preamble.file_length - sections)
+
+    def arrays(self) -> None:
+        number = self._table.token_map
+        if number is not None:
+            self._whole("token map", partial(self._read_map, number), self._length(number))
+        seen: set[int] = set()
+        for field in self._table.kept_fields:
+            for kind, number in (("basis", field.basis), ("mean", field.mean)):
+                if number is not None and number not in seen:
+                    seen.add(number)
+                    read = partial(read_floats, self._container, number)
+                    self._whole(f"{kind} of {field.name}", read, self._length(number))
+
+    def chunk(self, number: int) -> None:
+        view = self._container.chunks[number]
+        if view.encoding.frame == "raw":
+            self._blocks(number, view, 0, view.blocks)
+            return
+        end: int | None = 0
+        for run in range(-(-view.blocks // FRAMES_PER_INDEX_BLOCK)):
+            end = self._index_block(number, view, run, end)
+        if end is not None and end != view.length_bytes:
+            error = FormatError("frame-extent", f"chunk {number}", end, view.length_bytes)
+            self._add(f"end of chunk {number}", view.first_slot, view.chunk.rows, error)
+
+    def damages(self) -> list[Damage]:
+        return [
+            Damage(f.place, f.first_slot, f.rows, self._tokens(f), f.code, str(f.error))
+            for f in self._findings
+        ]
+
+    def _whole(self, place: str, read: Callable[[], object], length: int) -> None:
+        """Check what all tokens need."""
+        try:
+            read()
+        except (FormatError, FileAccessError) as error:
+            self._add(place, 0, self._table.rows, error)
+        self._progress(length)
+
+    def _read_map(self, number: int) -> None:
+        self._slots = read_token_map(self._container, number)
+
+    def _index_block(self, number: int, view: ChunkView, run: int, end: int | None) -> int | None:
+        """Check one block of an index and its frames; returns where the last frame ends.
+
+        `end` is where the frame before the first one ends, ``None`` if that is unknown.
+        """
+        start = run * FRAMES_PER_INDEX_BLOCK
+        stop = min(view.blocks, start + FRAMES_PER_INDEX_BLOCK)
+        place, slot = f"index of chunk {number}", view.first_slot + start * view.rows_per_block
+        rows = min(view.first_slot + view.chunk.rows, slot + (stop - start) * view.rows_per_block)
+        self._progress(index_block_extent(run, view.blocks)[1])
+        try:
+            bounds = self._container.read_index_block(number, run)
+        except (FormatError, FileAccessError) as error:
+            self._add(place, slot, rows - slot, error)
+            return None
+        if end is not None and int(bounds[0]) != end:
+            hole = FormatError("frame-extent", f"chunk {number}", int(bounds[0]), end)
+            self._add(place, slot, rows - slot, hole)
+        self._blocks(number, view, start, stop)
+        return int(bounds[-1])
+
+    def _blocks(self, number: int, view: ChunkView, start: int, stop: int) -> None:
+        for block in range(start, stop):
+            try:
+                self._progress(self._container.block_extent(number, block)[1])
+                self._block(number, view, block)
+            except (FormatError, FileAccessError) as error:
+                slot = view.first_slot + block * view.rows_per_block
+                place = f"chunk {number}, block {block}"
+                self._add(place, slot, view.block_rows(block), error, number, block)
+
+    def _block(self, number: int, view: ChunkView, block: int) -> None:
+        payload = self._container.block(number, block)
+        records = open_records(self._container, payload, number, block)
+        layout = self._layouts[view.chunk.encoding]
+        layout.decode(records, range(len(layout.stored_values)))
+        if view.encoding.frame == "raw" and any(payload[records.size :]):
+            raise FormatError("padding", f"chunk {number}, block {block}", "data", "zeros")
+
+    def _add(
+        self,
+        place: str,
+        slot: int,
+        rows: int,
+        error: FormatError | FileAccessError,
+        chunk: int = -1,
+        block: int = -1,
+    ) -> None:
+        """Add a finding, or widen the last one by a block that is damaged alike."""
+        found = _Finding(place, slot, rows, error, chunk, block, block)
+        last = self._findings[-1] if self._findings else None
+        if last and chunk >= 0 and (last.chunk, last.last_block, last.code) == (
+            chunk, block - 1, found.code,
+        ):  # fmt: skip
+            place = f"chunk {chunk}, blocks {last.block} … {block}"
+            wider = replace(last, place=place, rows=last.rows + rows, last_block=block)
+            self._findings[-1] = wider
+        else:
+            self._findings.append(found)
+
+    def _tokens(self, finding: _Finding) -> tuple[tuple[int, int], ...] | None:
+        start, stop = finding.first_slot, finding.first_slot + finding.rows
+        if finding.rows == self._table.rows or self._table.token_map is None:
+            return ((start, stop - 1),)
+        if self._slots is None:
+            return None
+        ids = np.flatnonzero((self._slots >= start) & (self._slots < stop))
+        first = ids[np.diff(ids, prepend=-2) > 1]
+        last = ids[np.diff(ids, append=len(self._slots) + 1) > 1]
+        return tuple(zip(first.tolist(), last.tolist()))
+
+    def _length(self, number: int) -> int:
+        return self._container.header.sections[number].length_bytes
