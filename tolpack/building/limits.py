@@ -8,6 +8,7 @@ Neither changes a byte of the pack.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ from tolpack.sources.table import MemoryTable, TableSource
 
 # Interpreter, torch, scipy and the allocator's slack, as measured (docs/lab-notes.md).
 _LIBRARY_BYTES = 480 << 20
+# Share that is left to the allocator: freed blocks stay resident for a while.
+_SLACK = 0.06
 # Arrays of 8 bytes a token that are alive at once: order, counts, weights, map.
 _TOKEN_ARRAYS = 8
 # Blocks whose second moments are summed in float32 before they go into the float64 sum.
@@ -104,7 +107,7 @@ def plan_limits(source: TableSource, max_memory: str | int, threads: int | None)
     if threads is not None and threads < 1:
         raise ConfigError(f"--threads is {threads}, expected at least 1")
     workers = threads or cores or 1
-    total = parse_bytes(max_memory, "--max-memory")
+    total = int(parse_bytes(max_memory, "--max-memory") * (1 - _SLACK))
     hidden, inner = source.hidden_size, source.inner_size
     weights = 2 * 3 * hidden * inner * 4
     block = block_tokens(hidden)
@@ -115,7 +118,7 @@ def plan_limits(source: TableSource, max_memory: str | int, threads: int | None)
     fixed = _LIBRARY_BYTES + 2 * MAPPED_BYTES + weights + blocks + gram + tokens
     free = total - fixed - record_floor
     if free < 0:
-        needed = -(-(fixed + record_floor) // 10**8) / 10
+        needed = math.ceil((fixed + record_floor) / (1 - _SLACK) / 1e8) / 10
         raise ConfigError(
             f"--max-memory {max_memory} is too small for layers of {hidden} × {inner} and "
             f"{source.vocab_size} tokens on {workers} threads: give at least {needed:.1f}GB"
