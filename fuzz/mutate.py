@@ -93,12 +93,14 @@ class _Apart:
                 length = (where.stop - where.start) // blocks
                 bounds = [(n * length, (n + 1) * length) for n in range(blocks)]
             else:
-                bounds = self._seal_index(chunk, blocks, slot)
+                bounds = self._seal_index(chunk, blocks, slot, per_block)
             for number, (start, stop) in enumerate(bounds):
                 self._seal(where.start + start, where.start + stop, slot + number * per_block)
             slot += chunk["rows"]
 
-    def _seal_index(self, chunk: dict[str, Any], blocks: int, slot: int) -> list[tuple[int, int]]:
+    def _seal_index(
+        self, chunk: dict[str, Any], blocks: int, slot: int, per_block: int
+    ) -> list[tuple[int, int]]:
         where, bounds = self.section(chunk["index"]), []
         for run in range(-(-blocks // 512)):
             count, at = min(512, blocks - run * 512), where.start + run * 2060
@@ -106,12 +108,14 @@ class _Apart:
             for length in struct.unpack_from(f"<{count}I", self.rest, at + 8):
                 bounds.append((end, end + length))
                 end += length
-            self._seal(at, at + 12 + 4 * count, slot + run)
+            place = 2**63 + slot + run * 512 * per_block
+            self._seal(at, at + 12 + 4 * count, place)
         return bounds
 
-    def _seal(self, start: int, stop: int, number: int) -> None:
+    def _seal(self, start: int, stop: int, place: int) -> None:
         if 0 <= start < stop - 4 and stop <= len(self.rest):
-            crc = zlib.crc32(self.rest[start : stop - 4], (self.fields[7] + number) % 2**32)
+            head = struct.pack("<QQ", self.fields[7], place % 2**64)
+            crc = zlib.crc32(head + self.rest[start : stop - 4])
             self.rest[stop - 4 : stop] = struct.pack("<I", crc)
 
 

@@ -55,7 +55,7 @@ RANGES = [
         "tables": ([], {}, None, "x"),
         "sections": ([], 7),
         "encodings": ([], None),
-        "part": ({"index": 1, "count": 1}, {"index": 0, "count": 0}, {"index": -1, "count": 1}),
+        "file": ({"index": 1, "count": 1}, {"index": 0, "count": 0}, {"index": -1, "count": 1}),
         "tables.0.fields": ([], [[]], [None], [{}] * 4097),
         "tables.0.chunks": ([], [{}], [7]),
         "tables.0.name": (
@@ -103,7 +103,7 @@ RANGES = [
 RANGES += [
     (remove(path), "header-field")
     for path in (
-        "producer", "part", "tables", "encodings", "sections", "part.count", "tables.0.name",
+        "producer", "tables", "encodings", "sections", "tables.0.name",
         "tables.0.rows", f"{FIELD0}.width", f"{FIELD0}.dtype", f"{FIELD0}.name", f"{FIELD0}.layer",
         f"{PART0}.codec", f"{PART0}.values", f"{PART0}.group_size", "sections.0.offset_bytes",
         "sections.0.length_bytes", "sections.0.crc32", "sections.0.dtype", "sections.0.shape",
@@ -165,7 +165,7 @@ MEANINGS = [
     (set_value("sections.0.shape", [2**48, 2**48]), "array-length"),
     (set_value("sections.0.shape", [3, 2]), "array-shape"),
     (set_value("sections.0.dtype", "float32"), "array-dtype"),
-    (set_value("sections.0.dtype", "uint64"), "array-length"),
+    (set_value("sections.0.dtype", "float16"), "array-length"),
     (set_value("sections.1.shape", [8, 3]), "array-shape"),
     (set_value("sections.2.shape", [4, 2]), "array-shape"),
     (set_value("sections.0.kind", "mean"), "section-kind"),
@@ -224,7 +224,7 @@ MEANINGS = [
     (many(remove(f"{FIELD2}.mean")), "unused-section"),
     # features
     (set_value("tables.0.multiplier", 2.0), "feature-mismatch"),
-    (set_value("part", {"index": 0, "count": 2}), "feature-mismatch"),
+    (set_value("file", {"index": 0, "count": 2}), "feature-mismatch"),
 ]  # fmt: skip
 
 
@@ -253,7 +253,7 @@ def change_index(data, start, lengths):
     body = struct.pack(f"<Q{len(lengths)}I", start, *lengths)
     section = split(data)[1]["sections"][1]
     offset, length = section["offset_bytes"], section["length_bytes"]
-    return reseal_block(data, offset, length, 0, body)
+    return reseal_block(data, offset, length, 2**63, body)
 
 
 def frame_lengths(sample):

@@ -311,7 +311,7 @@ def _array(data: bytes, header: dict[str, Any], number: int) -> np.ndarray:
     section = header["sections"][number]
     raw = data[section["offset_bytes"] :][: section["length_bytes"]]
     assert zlib.crc32(raw) == section["crc32"]
-    kinds = {"uint32": "<I", "uint64": "<Q", "float16": "<e", "float32": "<f"}
+    kinds = {"uint32": "<I", "float16": "<e", "float32": "<f"}
     values = [v for (v,) in struct.iter_unpack(kinds[section["dtype"]], raw)]
     return np.array(values, dtype=np.float64).reshape(section["shape"])
 
@@ -328,7 +328,7 @@ def _records(data: bytes, header: dict[str, Any], pack_id: int) -> list[tuple[An
         first = len(found)
         for number, length in enumerate(lengths):
             block, stored = data[at : at + length - 4], data[at + length - 4 : at + length]
-            start = (pack_id + first + number * per_block) % 2**32
+            start = zlib.crc32(struct.pack("<QQ", pack_id, first + number * per_block))
             assert zlib.crc32(block, start) == int.from_bytes(stored, "little")
             count = min(per_block, chunk["rows"] - number * per_block)
             if encoding["frame"] == "zstd":
@@ -464,10 +464,10 @@ def forge(
     return head + struct.pack("<I", crc) + body + rest
 
 
-def reseal_block(data: bytes, offset: int, length: int, slot: int, payload: bytes) -> bytes:
+def reseal_block(data: bytes, offset: int, length: int, place: int, payload: bytes) -> bytes:
     """Put `payload` and its right checksum into the block of `length` bytes at `offset`."""
     pack_id = split(data)[0]["pack_id"]
-    crc = zlib.crc32(payload, (pack_id + slot) % 2**32)
+    crc = zlib.crc32(struct.pack("<QQ", pack_id, place) + payload)
     block = payload + struct.pack("<I", crc)
     assert len(block) == length
     return data[:offset] + block + data[offset + length :]
@@ -494,7 +494,6 @@ def plain_header(rows: int, width: int, per_block: int, length: int) -> dict[str
     chunk = {"rows": rows, "encoding": 0, "blocks": 0}
     return {
         "producer": "tests",
-        "part": {"index": 0, "count": 1},
         "tables": [{"name": "t", "rows": rows, "fields": [spec], "chunks": [chunk]}],
         "encodings": [{"frame": "raw", "rows_per_block": per_block, "fields": [parts]}],
         "sections": [{"kind": "blocks", "offset_bytes": 4096, "length_bytes": length}],

@@ -15,7 +15,7 @@ SCHEMA = json.loads(
 BEYOND = (
     "=0.0", "=8.0", "=4096.0", "=4.0", "[6.0]",  # integers with a fraction of zero
     "token_map=6", "blocks=6", "index=6", "basis=6", "mean=6",  # sections that are not there
-    "part={'index': 1, 'count': 1}", "rank=9", "sections.1.shape=[0", "encoding=-",
+    "file={'index': 1, 'count': 1}", "rank=9", "sections.1.shape=[0", "encoding=-",
 )  # fmt: skip
 
 

@@ -267,10 +267,10 @@ def test_a_newer_minor_version_is_read(target, expected, tmp_path):
     (b'{"a":Infinity}', "header-json"), (b'{"a":-0}', "header-json"),
     (b'{"a":1}\0', "header-json"), (b"{" + b"\0" * 50, "header-json"),
     (b'{"a":' + b"1" * 1_000_000 + b"}", "header-json"), (b"{}", "header-field"),
-    (b'{"part":[]}', "header-field"), (b'{"part":{"index":0,"count":1},"sections":[]}',
+    (b'{"file":[]}', "header-field"), (b'{"file":{"index":0,"count":1},"sections":[]}',
                                        "header-field"),
-    (b'{"part":{"index":0,"count":1},"sections":[' + b"{}," * 200_000 + b"{}]}", "header-field"),
-    (b'{"part":{"index":0,"count":1},"sections":[' + b"[]," * 300_000 + b"{}]}", "header-field"),
+    (b'{"file":{"index":0,"count":1},"sections":[' + b"{}," * 200_000 + b"{}]}", "header-field"),
+    (b'{"file":{"index":0,"count":1},"sections":[' + b"[]," * 300_000 + b"{}]}", "header-field"),
 ], ids=lambda value: repr(value[:24]))  # fmt: skip
 def test_malformed_json_is_refused(text, code, target, tmp_path):
     """A header with a right checksum that is not the expected JSON is refused."""
@@ -349,7 +349,9 @@ def test_multipliers_beyond_numbers_are_refused(multiplier, target, tmp_path):
     assert code in ("header-field", "header-json")
 
 
-@pytest.mark.parametrize("multiplier", [1e300, 1e39, -1e300, 1e-300, 5e-324, 1e-50])
+@pytest.mark.parametrize(
+    "multiplier", [1e300, 1e39, -1e300, 1e-300, 5e-324, 1e-50, 3.40282357e38, 1e-38]
+)
 def test_multipliers_beyond_float32_are_refused(multiplier, target, tmp_path):
     """A multiplier that is infinite or zero as a float32 would make every row worthless."""
     features = split(target.data)[0]["required_features"] | 1 << 19
@@ -628,10 +630,10 @@ def test_a_frame_is_no_longer_than_its_content_allows(tmp_path):
     header["sections"].append({"kind": "index", "offset_bytes": size, "length_bytes": 16})
     header["tables"][0]["chunks"][0]["index"] = 1
     path.write_bytes(from_scratch(header, size + 16, 1 | 1 << 8))
-    body = struct.pack("<QI", 0, 2**27)
+    body, place = struct.pack("<QI", 0, 2**27), struct.pack("<QQ", 0, 2**63)
     with open(path, "r+b") as file:
         file.seek(size)
-        file.write(body + struct.pack("<I", zlib.crc32(body, 0)))
+        file.write(body + struct.pack("<I", zlib.crc32(place + body)))
     with memory_limit(), tolpack.open(path) as pack, pytest.raises(FormatError):
         pack.rows([0])
 

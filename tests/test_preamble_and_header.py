@@ -12,6 +12,7 @@ from packs import RECIPES, TARGET, write
 from tolpack.container.encodings import Encoding, Part, raw_block_bytes
 from tolpack.container.header import Header, parse_header
 from tolpack.container.index import (
+    INDEX_PLACE,
     checksum,
     decode_index_block,
     encode_index,
@@ -161,7 +162,7 @@ def test_headers_come_back(name, tmp_path):
 def test_the_headers_json_schema_by_hand(tmp_path):
     """The JSON has exactly the documented keys; absent values are left out."""
     value = json.loads(write(tmp_path / "pack", TARGET).header.to_json())
-    assert list(value) == ["producer", "part", "tables", "encodings", "sections"]
+    assert list(value) == ["producer", "tables", "encodings", "sections"]
     table = value["tables"][0]
     assert list(table) == ["name", "rows", "token_map", "fields", "chunks"]
     assert table["fields"][1] == {
@@ -170,7 +171,6 @@ def test_the_headers_json_schema_by_hand(tmp_path):
     assert list(table["fields"][2]) == ["name", "layer", "width", "dtype", "rank", "basis", "mean"]
     assert table["chunks"][0] == {"rows": 3, "encoding": 0, "blocks": 3}
     assert value["sections"][4].keys() == {"kind", "offset_bytes", "length_bytes"}
-    assert value["part"] == {"index": 0, "count": 1}
 
 
 def test_required_features_name_what_is_used(tmp_path):
@@ -271,13 +271,13 @@ def test_sizes_of_parts_by_hand():
 def test_the_frame_index_comes_back(frames):
     """Index blocks lie where `index_block_extent` says and give the frames' bounds."""
     lengths = [5 + (n * 7) % 90 for n in range(frames)]
-    data = encode_index(lengths, 3, 1000)
+    data = encode_index(lengths, 3, 1000, 2)
     assert len(data) == index_bytes(frames)
     bounds = [0]
     for block in range(-(-frames // 512)):
         offset, length = index_block_extent(block, frames)
         data_block = data[offset : offset + length]
-        found = decode_index_block(data_block, 3, 1000, block, sum(lengths), 2**33)
+        found = decode_index_block(data_block, 3, 1000 + 1024 * block, sum(lengths), 2**33)
         assert found[0] == bounds[-1]
         bounds += found[1:].tolist()
     assert bounds == [sum(lengths[:n]) for n in range(frames + 1)]
@@ -286,9 +286,9 @@ def test_the_frame_index_comes_back(frames):
 def test_the_index_of_large_chunks_does_not_wrap():
     """Frame offsets beyond 4 GiB are 64-bit."""
     lengths = [2**32 - 1] * 513
-    data = encode_index(lengths, 0, 0)
+    data = encode_index(lengths, 0, 0, 1)
     offset, length = index_block_extent(1, 513)
-    found = decode_index_block(data[offset : offset + length], 0, 0, 1, sum(lengths), 2**33)
+    found = decode_index_block(data[offset : offset + length], 0, 512, sum(lengths), 2**33)
     assert found.tolist() == [512 * (2**32 - 1), 513 * (2**32 - 1)]
 
 
@@ -298,14 +298,16 @@ def test_the_index_of_large_chunks_does_not_wrap():
 def test_frames_outside_their_chunk_are_refused(start, lengths):
     """An index block with a right checksum but frames past the end or empty is `frame-extent`."""
     body = struct.pack(f"<Q{len(lengths)}I", start, *lengths)
-    data = body + struct.pack("<I", checksum(body, 3, 10))
-    assert code_of(decode_index_block, data, 3, 10, 0, 100, 90) == "frame-extent"
+    data = body + struct.pack("<I", checksum(body, 3, INDEX_PLACE + 10))
+    assert code_of(decode_index_block, data, 3, 10, 100, 90) == "frame-extent"
 
 
-@pytest.mark.parametrize(("pack_id", "first_slot", "block"), [(4, 10, 0), (3, 11, 0), (3, 10, 1)])
-def test_an_index_block_of_another_place_is_refused(pack_id, first_slot, block):
-    """A block is bound to its pack and its place by the checksum's start."""
-    data = encode_index([9, 9], 3, 10)
+@pytest.mark.parametrize(("pack_id", "first_slot"), [
+    (4, 10), (3, 11), (4, 9), (2, 11), (3 + 2**32, 10), (3, 10 + 2**32), (10, 3),
+])  # fmt: skip
+def test_an_index_block_of_another_place_is_refused(pack_id, first_slot):
+    """A block is bound to its pack and its place by its checksum: no sum of the two will do."""
+    data = encode_index([9, 9], 3, 10, 1)
     with pytest.raises(ChecksumError) as caught:
-        decode_index_block(data, pack_id, first_slot, block, 100, 90)
+        decode_index_block(data, pack_id, first_slot, 100, 90)
     assert caught.value.code == "index-checksum"

@@ -146,18 +146,17 @@ class Pack:
         return payload[at : at + size]
 
     def frame_extent(self, chunk: dict[str, Any], first: int, block: int) -> tuple[int, int]:
-        run = block // 512
-        blocks = ceil(chunk["rows"] / self.encodings[chunk["encoding"]]["rows_per_block"])
+        run, encoding = block // 512, self.encodings[chunk["encoding"]]
+        blocks = ceil(chunk["rows"] / encoding["rows_per_block"])
         count = min(512, blocks - run * 512)
         stored = self.section(chunk["index"])[run * 2060 : run * 2060 + 12 + 4 * count]
-        body = self.checked(stored, first + run)
+        body = self.checked(stored, 2**63 + first + run * 512 * encoding["rows_per_block"])
         lengths = np.frombuffer(body[8:], "<u4").astype(int)
         offset = int.from_bytes(body[:8], "little") + int(lengths[: block % 512].sum())
         return offset, int(lengths[block % 512])
 
-    def checked(self, stored: bytes, number: int) -> bytes:
-        start = (self.pack_id + number) % 2**32
-        crc = zlib.crc32(stored[:-4], start)
+    def checked(self, stored: bytes, place: int) -> bytes:
+        crc = zlib.crc32(struct.pack("<QQ", self.pack_id, place) + stored[:-4])
         need(crc == int.from_bytes(stored[-4:], "little"), "§8: checksum")
         return stored[:-4]
 

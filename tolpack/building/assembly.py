@@ -256,8 +256,8 @@ class Assembly:
         """Write the map from token id to slot, unless it is the identity."""
         if self.weighing.order.identity:
             return None
-        dtype = np.uint32 if self.source.vocab_size <= 2**32 else np.uint64
-        return writer.add_array("token_map", lambda: self.weighing.order.slots.astype(dtype))[0]
+        slots = self.weighing.order.slots
+        return writer.add_array("token_map", lambda: slots.astype(np.uint32))[0]
 
     def _rank(self, layer: int) -> int:
         rank = None if self.fixed_ranks is None else self.fixed_ranks[layer]

@@ -34,9 +34,8 @@ def check_header(header: Header, preamble: Preamble) -> None:
         _check_fields(header, table, place)
         _check_chunks(header, table, place)
         if table.token_map is not None:
-            dtype = "uint32" if table.rows <= 2**32 else "uint64"
             _check_array(
-                header, table.token_map, "token_map", dtype, (table.rows,), f"{place}.token_map"
+                header, table.token_map, "token_map", "uint32", (table.rows,), f"{place}.token_map"
             )
     _check_references(header)
     _expect("feature-mismatch", "preamble.required_features", preamble.required_features,

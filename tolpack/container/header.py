@@ -19,6 +19,7 @@ from tolpack.container.preamble import (
     FEATURES,
     MAX_CHUNKS,
     MAX_FIELDS,
+    MAX_FILES,
     MAX_NAME,
     MAX_PARTS,
     MAX_ROWS,
@@ -29,7 +30,7 @@ from tolpack.container.strict_json import parse
 from tolpack.errors import FormatError
 
 SECTION_KINDS = ("token_map", "basis", "mean", "blocks", "index")
-ARRAY_DTYPES = {"uint32": 4, "uint64": 8, "float16": 2, "float32": 4}
+ARRAY_DTYPES = {"uint32": 4, "float16": 2, "float32": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,17 +119,18 @@ class Header:
     encodings: tuple[Encoding, ...]
     sections: tuple[Section, ...]
     producer: str
-    part: tuple[int, int] = (0, 1)
+    file: tuple[int, int] = (0, 1)
 
     def to_json(self) -> bytes:
         """Return the header as compact UTF-8 JSON, the same bytes for the same header."""
-        value = {
+        value: dict[str, object] = {
             "producer": self.producer,
-            "part": {"index": self.part[0], "count": self.part[1]},
             "tables": [_table_json(table) for table in self.tables],
             "encodings": [_encoding_json(encoding) for encoding in self.encodings],
             "sections": [_section_json(section) for section in self.sections],
         }
+        if self.file != (0, 1):
+            value["file"] = {"index": self.file[0], "count": self.file[1]}
         return json.dumps(value, separators=(",", ":"), ensure_ascii=True).encode()
 
     def required_features(self) -> int:
@@ -140,7 +142,7 @@ class Header:
         names |= {"mean" for field in fields if field.mean is not None}
         names |= {"token_map" for table in self.tables if table.token_map is not None}
         names |= {"multiplier" for table in self.tables if table.multiplier != 1.0}
-        names |= {"multiple_parts"} if self.part[1] != 1 else set()
+        names |= {"multiple_files"} if self.file[1] != 1 else set()
         names |= {"multiple_tables"} if len(self.tables) != 1 else set()
         names |= {"mixed_widths"} if len({field.width for field in fields}) > 1 else set()
         return sum(1 << FEATURES[name] for name in names)
@@ -187,12 +189,12 @@ class _Node:
 
     def number(self, key: str, default: float) -> float:
         value = self.value[key] if self.has(key) else default
-        low, high = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-        if type(value) not in (int, float) or not low <= abs(value) <= high:
-            raise FormatError(
-                "header-field", f"{self.place}.{key}", value, "a normal float32 number"
-            )
-        return float(value)
+        if type(value) in (int, float):
+            with np.errstate(over="ignore", under="ignore"):
+                rounded = np.float32(value)
+            if np.finfo(np.float32).tiny <= abs(rounded) < np.inf:
+                return float(rounded)
+        raise FormatError("header-field", f"{self.place}.{key}", value, "a normal float32 number")
 
     def items(self, key: str, low: int, high: int) -> Iterator[_Node]:
         for number, value in enumerate(self._list(key, low, high)):
@@ -230,8 +232,6 @@ def parse_header(data: bytes) -> Header:
         ``header-json`` or ``header-field``, naming the place.
     """
     root = _Node(parse(data), "header")
-    part = root.node("part")
-    count = part.integer("count", 1, MAX_CHUNKS)
     sections = tuple(_section(n) for n in root.items("sections", 1, 4 * MAX_CHUNKS))
     last = len(sections) - 1
     return Header(
@@ -239,8 +239,13 @@ def parse_header(data: bytes) -> Header:
         encodings=tuple(_encoding(node) for node in root.items("encodings", 1, MAX_CHUNKS)),
         sections=sections,
         producer=root.text("producer"),
-        part=(part.integer("index", 0, count - 1), count),
+        file=_file(root.node("file")) if root.has("file") else (0, 1),
     )
+
+
+def _file(node: _Node) -> tuple[int, int]:
+    count = node.integer("count", 1, MAX_FILES)
+    return node.integer("index", 0, count - 1), count
 
 
 def _section(node: _Node) -> Section:

@@ -7,6 +7,7 @@ table of any size fetches one block of 2 KiB and opening fetches none (SPEC §8)
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Sequence
 
@@ -17,17 +18,19 @@ from tolpack.container.encodings import CHECKSUM_BYTES
 from tolpack.errors import ChecksumError, FormatError
 
 FRAMES_PER_INDEX_BLOCK = 512
+INDEX_PLACE = 1 << 63
 _FIXED_BYTES = 12
+_PLACE = struct.Struct("<QQ")
 FULL_INDEX_BLOCK_BYTES = _FIXED_BYTES + 4 * FRAMES_PER_INDEX_BLOCK
 
 
-def checksum(payload: bytes | memoryview, pack_id: int, number: int) -> int:
-    """CRC-32 of `payload`, started from a value that depends on the pack and the place.
+def checksum(payload: bytes | memoryview, pack_id: int, place: int) -> int:
+    """CRC-32 of pack id, place and `payload`: the same bytes have another one elsewhere.
 
-    A CRC of the same bytes from another start value always differs, so a block that was
-    displaced within a pack, or comes from another pack, is never taken for the right one.
+    `place` is the slot of a block's first row; of an index block, `INDEX_PLACE` plus the slot of
+    the first row that it covers.
     """
-    return zlib.crc32(payload, (pack_id + number) & 0xFFFFFFFF)
+    return zlib.crc32(payload, zlib.crc32(_PLACE.pack(pack_id, place)))
 
 
 def compare(code: str, place: str, found: int, stored: bytes | memoryview) -> None:
@@ -49,14 +52,19 @@ def index_block_extent(block: int, frames: int) -> tuple[int, int]:
     return block * FULL_INDEX_BLOCK_BYTES, _FIXED_BYTES + 4 * count
 
 
-def encode_index(lengths: Sequence[int], pack_id: int, first_slot: int) -> bytes:
-    """Return the index section for frames of `lengths` bytes, stored back to back."""
+def encode_index(
+    lengths: Sequence[int], pack_id: int, first_slot: int, rows_per_block: int
+) -> bytes:
+    """Return the index section for frames of `lengths` bytes, stored back to back.
+
+    `first_slot` is the chunk's; every frame but the last holds `rows_per_block` rows.
+    """
     parts, offset = [], 0
     for start in range(0, len(lengths), FRAMES_PER_INDEX_BLOCK):
         part = np.asarray(lengths[start : start + FRAMES_PER_INDEX_BLOCK], dtype="<u4")
         body = np.uint64(offset).astype("<u8").tobytes() + part.tobytes()
-        number = first_slot + start // FRAMES_PER_INDEX_BLOCK
-        parts += [body, checksum(body, pack_id, number).to_bytes(4, "little")]
+        place = INDEX_PLACE + first_slot + start * rows_per_block
+        parts += [body, checksum(body, pack_id, place).to_bytes(4, "little")]
         offset += int(part.sum(dtype=np.uint64))
     return b"".join(parts)
 
@@ -70,7 +78,6 @@ def decode_index_block(
     data: bytes | memoryview,
     pack_id: int,
     first_slot: int,
-    block: int,
     chunk_bytes: int,
     frame_bytes: int,
     *,
@@ -78,7 +85,8 @@ def decode_index_block(
 ) -> NDArray[np.int64]:
     """Check one index block and return frame boundaries, int64 (frames + 1,), in the chunk.
 
-    Without `check` its checksum is not compared.
+    `first_slot` is that of the first row that the block covers. Without `check` its checksum is not
+    compared.
 
     Raises
     ------
@@ -87,10 +95,11 @@ def decode_index_block(
     FormatError
         A frame would lie outside the chunk's `chunk_bytes`, or be longer than `frame_bytes`.
     """
-    place = f"index block {block} of the chunk at slot {first_slot}"
+    place = f"the index of the frames from slot {first_slot} on"
     body = memoryview(data)[:-4]
     if check:
-        compare("index-checksum", place, checksum(body, pack_id, first_slot + block), data[-4:])
+        found = checksum(body, pack_id, INDEX_PLACE + first_slot)
+        compare("index-checksum", place, found, data[-4:])
     start = int.from_bytes(body[:8], "little")
     lengths = np.frombuffer(body[8:], dtype="<u4").astype(np.int64)
     end = start + int(lengths.sum())

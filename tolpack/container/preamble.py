@@ -29,7 +29,8 @@ MAX_ROWS = 1 << 48
 MAX_ROW_VALUES = 1 << 24
 MAX_BLOCK_BYTES = 1 << 24
 MAX_ROWS_PER_BLOCK = 1 << 12
-MAX_ARRAY_BYTES = 1 << 32
+MAX_ARRAY_BYTES = (1 << 32) - 1
+MAX_FILES = 1 << 16
 
 # magic, major, minor, header length, file length, required features, optional features, pack id,
 # reserved, header CRC-32, preamble CRC-32
@@ -48,7 +49,7 @@ FEATURES = {
     "mean": 17,
     "token_map": 18,
     "multiplier": 19,
-    "multiple_parts": 24,
+    "multiple_files": 24,
     "multiple_tables": 25,
     "mixed_widths": 26,
     "other_layers": 27,

@@ -175,8 +175,7 @@ class Container:
         return decode_index_block(
             bytes(data),
             self.preamble.pack_id,
-            view.first_slot,
-            block,
+            view.first_slot + block * FRAMES_PER_INDEX_BLOCK * view.rows_per_block,
             view.length_bytes,
             longest_frame(view.rows_per_block * view.record_bytes),
             check=self.checksums,

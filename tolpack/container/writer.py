@@ -179,7 +179,8 @@ class PackWriter:
         self._write_section("blocks", _measured(blocks, lengths))
         if not framed:
             return number, None
-        self._write_section("index", [encode_index(lengths, self.pack_id, first_slot)])
+        index = encode_index(lengths, self.pack_id, first_slot, encoding.rows_per_block)
+        self._write_section("index", [index])
         return number, number + 1
 
     def commit(self, header: Header) -> int:
