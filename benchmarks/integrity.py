@@ -94,28 +94,27 @@ def measure_all(folder: Path, rounds: int) -> Iterator[Row]:
 def measure(path: Path, mode: str, state: str, count: int, rounds: int) -> tuple[float, ...]:
     """Median microseconds with and without checksums, and the median price of a pair."""
     source = np.random.default_rng(0)
-    with (
-        tolpack.open(path, io=mode) as checked,
-        tolpack.open(path, io=mode, checksums=False) as unchecked,
-    ):
-        packs = (checked, unchecked)
-        out = np.empty((count, checked.num_layers, checked.hidden_size), np.float32)
-        for pack in packs:  # token map, code paths; and the whole file for warm lookups
-            pack.rows(np.arange(0, pack.vocab_size, 64)[:256])
-        if state == "warm":
-            path.read_bytes()
-            for pack in packs:
-                for start in range(0, checked.vocab_size, 256):
-                    pack.rows(range(start, start + 256))
-        times: tuple[list[float], list[float]] = ([], [])
-        for number in range(rounds):
-            ids = source.choice(checked.vocab_size, count, replace=False)
-            for which in (0, 1) if number % 2 else (1, 0):
-                if state == "cold":
-                    drop(path)
-                begin = time.perf_counter()
-                packs[which].rows(ids, out=out)
-                times[which].append(time.perf_counter() - begin)
+    packs = [tolpack.open(path, io=mode, checksums=checked) for checked in (True, False)]
+    shape = (count, packs[0].num_layers, packs[0].hidden_size)
+    out, vocab = np.empty(shape, np.float32), packs[0].vocab_size
+    if state == "warm":
+        for pack in packs:
+            for start in range(0, vocab, 256):
+                pack.rows(range(start, start + 256))
+    times: tuple[list[float], list[float]] = ([], [])
+    for number in range(rounds):
+        ids = source.choice(vocab, count, replace=False)
+        for which in (0, 1) if number % 2 else (1, 0):
+            if state == "cold":
+                packs[which].close()  # pages that are mapped cannot be dropped
+                packs[which] = tolpack.open(path, io=mode, checksums=which == 0)
+                packs[which].rows([0])  # reads the token map
+                drop(path)
+            begin = time.perf_counter()
+            packs[which].rows(ids, out=out)
+            times[which].append(time.perf_counter() - begin)
+    for pack in packs:
+        pack.close()
     medians = [1e6 * statistics.median(one) for one in times]
     price = statistics.median(a - b for a, b in zip(*times)) * 1e6
     return medians[0], medians[1], 100 * price / medians[1]

@@ -155,6 +155,7 @@ RECIPES = {
     ),
     "multiplier": Recipe(4, _layers(Part("f16", 4), 2), (Run(4),), multiplier=16.0),
     "tiny-values": Recipe(8, _layers(int8(8), 1), (Run(4),), magnitude=1e-30),
+    "long-index": Recipe(3, (Layer((int8(3, 2),)),), (Run(3), Run(1030, "zstd", 2)), shuffled=True),
     "huge-values": Recipe(8, _layers(int4(8), 1), (Run(4),), magnitude=1e30),
 }
 # What the hostile-header tests change: every kind of section, two chunks, a dropped layer.

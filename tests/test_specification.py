@@ -71,7 +71,7 @@ def test_every_feature_has_its_golden_packs():
     ("parts of a field", preamble.MAX_PARTS), ("width of a field", preamble.MAX_WIDTH),
     ("rows of a table", preamble.MAX_ROWS), ("values of a row", preamble.MAX_ROW_VALUES),
     ("rows of a block", preamble.MAX_ROWS_PER_BLOCK),
-    ("bytes of a block", preamble.MAX_BLOCK_BYTES), ("bytes of an array", preamble.MAX_ARRAY_BYTES),
+    ("`rows_per_block`", preamble.MAX_BLOCK_BYTES), ("bytes of an array", preamble.MAX_ARRAY_BYTES),
 ])  # fmt: skip
 def test_limits_are_those_of_the_library(words, limit):
     """Each limit of section 3 has the value that the reader enforces."""
