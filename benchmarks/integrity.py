@@ -86,7 +86,7 @@ def measure_all(folder: Path, rounds: int) -> Iterator[Row]:
                     if (mode, state) == ("memory", "cold"):
                         continue  # nothing is read
                     for ids in (1, 512):
-                        repeats = rounds if ids == 1 else max(10, rounds // 10)
+                        repeats = rounds if ids == 1 else max(20, rounds // 5)
                         times = measure(path, mode, state, ids, repeats)
                         yield Row(shape, frame, mode, state, ids, *times)
 
@@ -162,7 +162,7 @@ def drop(path: Path) -> None:
             libc.mincore(ctypes.byref(view), ctypes.c_size_t(size), resident)
             left = sum(1 for byte in bytes(resident) if byte & 1)
             del view
-        if left > pages // 100:
+        if left > pages // 50:
             raise SystemExit(
                 f"{left} of {pages} pages stay in the page cache: nothing is cold here"
             )

@@ -137,9 +137,8 @@ def _section(pack: _Apart, source: random.Random) -> bytes:
     number = source.randrange(len(pack.header["sections"]))
     try:
         where = pack.section(number)
-        content = _bytes(bytes(pack.rest[where]), source)
-        size = where.stop - where.start
-        pack.rest[where] = content.ljust(size, b"\0")[:size]
+        content = bytes(pack.rest[where])  # shorter than declared, if the length was changed
+        pack.rest[where] = _bytes(content, source).ljust(len(content), b"\0")[: len(content)]
     except (LookupError, TypeError, ValueError):
         pack.rest = bytearray(_bytes(bytes(pack.rest), source))
     return pack.bytes(reseal=source.random() < 0.9)

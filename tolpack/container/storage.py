@@ -53,6 +53,8 @@ class Storage:
         try:
             if self.mode == "mmap" and self.size:
                 self._map = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
+                if hasattr(mmap, "MADV_RANDOM"):  # a fault must not read megabytes ahead
+                    self._map.madvise(mmap.MADV_RANDOM)
                 self._view = memoryview(self._map)
         except (OSError, ValueError) as error:
             os.close(self._fd)
