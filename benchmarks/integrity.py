@@ -106,7 +106,8 @@ def measure(path: Path, mode: str, state: str, count: int, rounds: int) -> tuple
         ids = source.choice(vocab, count, replace=False)
         for which in (0, 1) if number % 2 else (1, 0):
             if state == "cold":
-                packs[which].close()  # pages that are mapped cannot be dropped
+                for pack in packs:  # pages that are mapped cannot be dropped
+                    pack.close()
                 packs[which] = tolpack.open(path, io=mode, checksums=which == 0)
                 packs[which].rows([0])  # reads the token map
                 drop(path)

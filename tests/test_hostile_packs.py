@@ -2,6 +2,23 @@
 
 A right checksum is no proof of sense: where a case is about what stands behind a checksum, the
 checksum is made anew, so that the check itself is met.
+
+Every kind of hostile input, and where it is met (here, if no other file is named):
+
+ 1. no pack, or a newer one: tiny files, preambles, newer packs
+ 2. header lengths and JSON: malformed JSON, numbers of another kind, nesting, duplicate keys
+ 3. cut, lengthened, prefixed files: every truncation, trailing bytes, junk in front
+ 4. sizes out of range, products that wrap, unknown words: `edits.RANGES`
+ 5. extents that wrap, overlap, leave holes or the file; too many chunks: `edits.MEANINGS`
+ 6. token maps, dropped layers with data, kept ones without, hostile names: `edits`, and below
+ 7. scales and bases that are not finite, zero or subnormal
+ 8. zstd bombs, wrong sizes, several frames, dictionaries, windows, cut frames
+ 9. right checksums over malformed content; every single-bit flip
+10. what is no regular file, changes while open, or fails to be read; short reads and system errors
+    are in ``test_pack.py``
+11. hostile token ids, layers and buffers; closing, forking, threads: ``test_pack.py``
+12. checkpoints: ``test_checkpoints.py``, ``test_shards.py``, ``test_key_maps.py``
+13. writing: ``test_writer.py``, ``test_build.py``
 """
 
 import io
