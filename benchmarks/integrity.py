@@ -1,10 +1,10 @@
 """What checking costs: lookups with and without checksums, in every I/O mode, cold and warm.
 
 Makes packs of random rows of two shapes (24 × 2048 values, the paper's 1B model, and 8 × 256, a
-small one) at 4 bits, raw and as zstd frames, and times `Pack.rows` of random ids on two open packs,
-one with ``checksums=False``, in turn. "Cold" means that the file's pages were dropped from the
-page cache before each lookup (checked with mincore); what follows from the header alone and the
-token map is read before.
+small one) at 4 bits, in blocks as `tolpack build` makes them, raw and as zstd frames, and times
+`Pack.rows` of random ids on two open packs, one with ``checksums=False``, in turn. "Cold" means
+that the file's pages were dropped from the page cache before each lookup (checked with mincore);
+the token map is read before.
 
     python benchmarks/integrity.py --json result.json
 """
@@ -26,9 +26,10 @@ import numpy as np
 from machine import described
 
 import tolpack
+from tolpack.building.layout import raw_encoding, zstd_encoding
 from tolpack.codecs.frames import compress
 from tolpack.codecs.record import record_layout
-from tolpack.container.encodings import Encoding, Part
+from tolpack.container.encodings import Part
 from tolpack.container.header import Chunk, Field, Header, Table
 from tolpack.container.writer import PackWriter
 
@@ -126,8 +127,7 @@ def make_pack(path: Path, layers: int, width: int, vocab: int, frame: str) -> No
     source = np.random.default_rng(0)
     parts = ((Part("int4", width, 64),),) * layers
     layout = record_layout(parts)
-    per_block = 1 if layout.record_bytes > 4096 else 8
-    encoding = Encoding(frame, per_block, parts)
+    encoding = raw_encoding(parts) if frame == "raw" else zstd_encoding(parts)
 
     def records() -> Iterator[np.ndarray]:
         for _ in range(0, vocab, 1024):

@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packs import RECIPES, TARGET, write
 
+from tolpack.container.crc import INDEX_PLACE, place_checksum
 from tolpack.container.encodings import Encoding, Part, raw_block_bytes
 from tolpack.container.header import Header, parse_header
 from tolpack.container.index import (
-    INDEX_PLACE,
-    checksum,
     decode_index_block,
     encode_index,
     index_block_extent,
@@ -298,7 +297,7 @@ def test_the_index_of_large_chunks_does_not_wrap():
 def test_frames_outside_their_chunk_are_refused(start, lengths):
     """An index block with a right checksum but frames past the end or empty is `frame-extent`."""
     body = struct.pack(f"<Q{len(lengths)}I", start, *lengths)
-    data = body + struct.pack("<I", checksum(body, 3, INDEX_PLACE + 10))
+    data = body + struct.pack("<I", place_checksum(body, 3, INDEX_PLACE + 10))
     assert code_of(decode_index_block, data, 3, 10, 100, 90) == "frame-extent"
 
 

@@ -43,7 +43,8 @@ from tolpack.building.weighing import Weighing
 from tolpack.codecs.frames import LEVEL, compress
 from tolpack.codecs.lowrank import projection
 from tolpack.codecs.record import record_layout
-from tolpack.container.encodings import CHECKSUM_BYTES, Encoding, FieldEncoding
+from tolpack.container.crc import CHECKSUM_BYTES
+from tolpack.container.encodings import Encoding, FieldEncoding
 from tolpack.container.header import Chunk, Field
 from tolpack.container.index import index_bytes
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, VERSION, align

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tolpack.container.crc import CHECKSUM_BYTES
 from tolpack.container.preamble import BLOCK_ALIGNMENT, align
-
-CHECKSUM_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)

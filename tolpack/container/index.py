@@ -7,37 +7,17 @@ table of any size fetches one block of 2 KiB and opening fetches none (SPEC §8)
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.container.encodings import CHECKSUM_BYTES
-from tolpack.errors import ChecksumError, FormatError
+from tolpack.container.crc import CHECKSUM_BYTES, INDEX_PLACE, compare, place_checksum
+from tolpack.errors import FormatError
 
 FRAMES_PER_INDEX_BLOCK = 512
-INDEX_PLACE = 1 << 63
 _FIXED_BYTES = 12
-_PLACE = struct.Struct("<QQ")
 FULL_INDEX_BLOCK_BYTES = _FIXED_BYTES + 4 * FRAMES_PER_INDEX_BLOCK
-
-
-def checksum(payload: bytes | memoryview, pack_id: int, place: int) -> int:
-    """CRC-32 of pack id, place and `payload`: the same bytes have another one elsewhere.
-
-    `place` is the slot of a block's first row; of an index block, `INDEX_PLACE` plus the slot of
-    the first row that it covers.
-    """
-    return zlib.crc32(payload, zlib.crc32(_PLACE.pack(pack_id, place)))
-
-
-def compare(code: str, place: str, found: int, stored: bytes | memoryview) -> None:
-    """Raise `ChecksumError` unless `found` is the CRC-32 in the four bytes `stored`."""
-    expected = int.from_bytes(stored, "little")
-    if found != expected:
-        raise ChecksumError(code, place, f"CRC-32 {found:08x}", f"{expected:08x}")
 
 
 def index_bytes(frames: int) -> int:
@@ -64,7 +44,7 @@ def encode_index(
         part = np.asarray(lengths[start : start + FRAMES_PER_INDEX_BLOCK], dtype="<u4")
         body = np.uint64(offset).astype("<u8").tobytes() + part.tobytes()
         place = INDEX_PLACE + first_slot + start * rows_per_block
-        parts += [body, checksum(body, pack_id, place).to_bytes(4, "little")]
+        parts += [body, place_checksum(body, pack_id, place).to_bytes(4, "little")]
         offset += int(part.sum(dtype=np.uint64))
     return b"".join(parts)
 
@@ -98,7 +78,7 @@ def decode_index_block(
     place = f"the index of the frames from slot {first_slot} on"
     body = memoryview(data)[:-4]
     if check:
-        found = checksum(body, pack_id, INDEX_PLACE + first_slot)
+        found = place_checksum(body, pack_id, INDEX_PLACE + first_slot)
         compare("index-checksum", place, found, data[-4:])
     start = int.from_bytes(body[:8], "little")
     lengths = np.frombuffer(body[8:], dtype="<u4").astype(np.int64)

@@ -7,9 +7,9 @@ can read the file at all, how long the header is and how long the file has to be
 from __future__ import annotations
 
 import struct
-import zlib
 from dataclasses import dataclass
 
+from tolpack.container.crc import crc32
 from tolpack.errors import ChecksumError, FormatError, UnsupportedVersionError
 
 MAGIC = b"\x89TOLPACK"
@@ -85,7 +85,7 @@ class Preamble:
             self.header_crc32,
             0,
         )[:-4]
-        return head + struct.pack("<I", zlib.crc32(head))
+        return head + struct.pack("<I", crc32(head))
 
 
 def parse_preamble(data: bytes, file_length: int) -> Preamble:
@@ -110,7 +110,7 @@ def parse_preamble(data: bytes, file_length: int) -> Preamble:
         raise UnsupportedVersionError(
             "unsupported-version", "preamble", f"format {major}.{minor}", f"format {VERSION[0]}.x"
         )
-    if zlib.crc32(data[: PREAMBLE_BYTES - 4]) != crc:
+    if crc32(data[: PREAMBLE_BYTES - 4]) != crc:
         raise ChecksumError("preamble-checksum", "preamble", "other bytes", f"CRC-32 {crc:08x}")
     if required & ~SUPPORTED_FEATURES:
         raise UnsupportedVersionError(

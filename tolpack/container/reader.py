@@ -11,18 +11,16 @@ import threading
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.container.checks import check_header
-from tolpack.container.encodings import CHECKSUM_BYTES, Encoding, raw_block_bytes
+from tolpack.container.crc import CHECKSUM_BYTES, compare, crc32, place_checksum
+from tolpack.container.encodings import Encoding, raw_block_bytes
 from tolpack.container.header import Chunk, Header, Table, parse_header
 from tolpack.container.index import (
     FRAMES_PER_INDEX_BLOCK,
-    checksum,
-    compare,
     decode_index_block,
     index_block_extent,
     longest_frame,
@@ -154,9 +152,10 @@ class Container:
         payload = data[:-CHECKSUM_BYTES]
         if self.checksums:
             slot = view.first_slot + block * view.rows_per_block
-            place = f"chunk {number}, block {block} (slots from {slot}, byte {offset})"
-            found = checksum(payload, self.preamble.pack_id, slot)
-            compare("block-checksum", place, found, data[-CHECKSUM_BYTES:])
+            found = place_checksum(payload, self.preamble.pack_id, slot)
+            if found != int.from_bytes(data[-CHECKSUM_BYTES:], "little"):  # words only when needed
+                place = f"chunk {number}, block {block} (slots from {slot}, byte {offset})"
+                compare("block-checksum", place, found, data[-CHECKSUM_BYTES:])
         return payload
 
     def read_index_block(self, number: int, block: int) -> NDArray[np.int64]:

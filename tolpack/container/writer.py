@@ -13,7 +13,6 @@ import contextlib
 import errno
 import json
 import os
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -24,9 +23,10 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.container.encodings import CHECKSUM_BYTES, Encoding, raw_block_bytes
+from tolpack.container.crc import CHECKSUM_BYTES, crc32, place_checksum
+from tolpack.container.encodings import Encoding, raw_block_bytes
 from tolpack.container.header import ARRAY_DTYPES, Header, Section
-from tolpack.container.index import checksum, encode_index
+from tolpack.container.index import encode_index
 from tolpack.container.preamble import (
     MAX_HEADER_BYTES,
     PREAMBLE_BYTES,
@@ -141,7 +141,7 @@ class PackWriter:
         if array.dtype.name not in ARRAY_DTYPES:
             raise ConfigError(f"{kind} arrays are {', '.join(ARRAY_DTYPES)}, not {array.dtype}")
         data = array.astype(array.dtype.newbyteorder("<")).tobytes()
-        crc, shape = zlib.crc32(data), tuple(array.shape)
+        crc, shape = crc32(data), tuple(array.shape)
         self._write_section(kind, [data], crc32=crc, dtype=array.dtype.name, shape=shape)
         return number, array
 
@@ -192,7 +192,7 @@ class PackWriter:
         data = data.ljust(min(room, MAX_HEADER_BYTES))  # JSON may end in spaces
         end = self.end_bytes
         required = header.required_features()
-        preamble = Preamble(len(data), end, required, self.pack_id, zlib.crc32(data))
+        preamble = Preamble(len(data), end, required, self.pack_id, crc32(data))
         with self._disk_errors():
             self._file.truncate(end)
             self._file.seek(0)
@@ -271,7 +271,7 @@ class PackWriter:
     def _read_array(self, section: Section) -> NDArray[np.generic]:
         self._file.seek(section.offset_bytes)
         data = self._file.read(section.length_bytes)
-        if zlib.crc32(data) != section.crc32:
+        if crc32(data) != section.crc32:
             raise FileAccessError(
                 f"{self._partial} is damaged: delete it and build without --resume"
             )
@@ -332,7 +332,9 @@ def _blocks(
         for start in range(0, len(part), rows):
             data = part[start : start + rows].tobytes()
             payload = compress(data) if encoding.frame == "zstd" else data.ljust(room, b"\0")
-            yield payload + checksum(payload, pack_id, slot).to_bytes(CHECKSUM_BYTES, "little")
+            yield payload + place_checksum(payload, pack_id, slot).to_bytes(
+                CHECKSUM_BYTES, "little"
+            )
             slot += rows
 
 

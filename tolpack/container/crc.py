@@ -1,0 +1,37 @@
+"""CRC-32 of stored bytes (SPEC §2, §8): zlib's, or zlib-ng's, an order of magnitude faster.
+
+``pip install 'tolpack[fast]'`` brings zlib-ng; both give the same numbers (docs/integrity.md).
+"""
+
+from __future__ import annotations
+
+import struct
+
+from tolpack.errors import ChecksumError
+
+try:
+    from zlib_ng.zlib_ng import crc32
+except ImportError:
+    from zlib import crc32
+
+__all__ = ["CHECKSUM_BYTES", "INDEX_PLACE", "compare", "crc32", "place_checksum"]
+
+CHECKSUM_BYTES = 4
+INDEX_PLACE = 1 << 63
+_PLACE = struct.Struct("<QQ")
+
+
+def place_checksum(payload: bytes | memoryview, pack_id: int, place: int) -> int:
+    """CRC-32 of pack id, place and `payload`: the same bytes have another one elsewhere.
+
+    `place` is the slot of a block's first row; of an index block, `INDEX_PLACE` plus the slot of
+    the first row that it covers.
+    """
+    return crc32(payload, crc32(_PLACE.pack(pack_id, place)))
+
+
+def compare(code: str, place: str, found: int, stored: bytes | memoryview) -> None:
+    """Raise `ChecksumError` unless `found` is the CRC-32 in the four bytes `stored`."""
+    expected = int.from_bytes(stored, "little")
+    if found != expected:
+        raise ChecksumError(code, place, f"CRC-32 {found:08x}", f"{expected:08x}")
