@@ -21,6 +21,7 @@ from tolpack.errors import ConfigError, FileAccessError, FormatError
 
 IO_MODES = ("auto", "pread", "mmap", "memory")
 _HAS_PREAD = hasattr(os, "pread")
+_HAS_MADVISE = hasattr(mmap.mmap, "madvise")
 
 
 class Storage:
@@ -53,7 +54,7 @@ class Storage:
         try:
             if self.mode == "mmap" and self.size:
                 self._map = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
-                if hasattr(mmap, "MADV_RANDOM"):  # a fault must not read megabytes ahead
+                if _HAS_MADVISE:  # a fault must not read megabytes ahead
                     self._map.madvise(mmap.MADV_RANDOM)
                 self._view = memoryview(self._map)
         except (OSError, ValueError) as error:
@@ -78,6 +79,7 @@ class Storage:
             raise _truncated(offset, length, os.fstat(self._fd).st_size)
         if offset + length > self.size:
             raise _truncated(offset, length, self.size)
+        self._read_ahead(offset, length)
         return self._view[offset : offset + length]
 
     def load(self) -> None:
@@ -127,6 +129,12 @@ class Storage:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _read_ahead(self, offset: int, length: int) -> None:
+        """Have all pages of a mapped extent read at once, not one by one as they are touched."""
+        start = offset // mmap.PAGESIZE * mmap.PAGESIZE
+        if self._map is not None and offset + length - start > mmap.PAGESIZE and _HAS_MADVISE:
+            self._map.madvise(mmap.MADV_WILLNEED, start, offset + length - start)
 
     def _release(self) -> None:
         if not self._closed or self._leases or self._fd < 0:
