@@ -151,6 +151,7 @@ def build(
         work = Assembly(source, settings, weighing, limits, scratch, reporter)
         while not _write(work, path, resume, reporter):
             resume = False
+    with torch_threads(limits.threads):
         return _result(path, exact, reporter)
 
 

@@ -77,9 +77,14 @@ class Scratch:
 
     def read_into(self, array: NDArray[Any], offset: int) -> None:
         """Fill a contiguous `array` with what was written at `offset`."""
+        left = array.data.cast("B")
         with self._lock:
             self._file.seek(offset)
-            self._file.readinto(array.data.cast("B"))
+            while left:
+                count = self._file.readinto(left)
+                if not count:
+                    raise FileAccessError(f"what was put aside in {self._folder} cannot be read")
+                left = left[count:]
 
     def write(self, array: NDArray[Any], offset: int | None) -> int:
         """Write an array, over what is at `offset` or at the end; returns where it is.
@@ -91,13 +96,15 @@ class Scratch:
         """
         try:
             if self._file is None:
-                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 (closed on exit)
+                # Closed on exit; unbuffered, so that nothing is left to be written then.
+                self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
             with self._lock:
                 if offset is None:
                     offset, self._end = self._end, self._end + array.nbytes
                 self._file.seek(offset)
-                self._file.write(np.ascontiguousarray(array).data.cast("B"))
-                self._file.flush()
+                left = np.ascontiguousarray(array).data.cast("B")
+                while left:
+                    left = left[self._file.write(left) :]
         except OSError as error:
             raise FileAccessError(
                 f"cannot put {array.nbytes:,} bytes aside in {self._folder}: "

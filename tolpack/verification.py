@@ -66,14 +66,11 @@ class _Finding:
     place: str
     first_slot: int
     rows: int
-    error: FormatError | FileAccessError
+    code: str
+    message: str
     chunk: int = -1
     block: int = -1
     last_block: int = -1
-
-    @property
-    def code(self) -> str:
-        return self.error.code if isinstance(self.error, FormatError) else "unreadable"
 
 
 class _Check:
@@ -119,7 +116,7 @@ class _Check:
 
     def damages(self) -> list[Damage]:
         return [
-            Damage(f.place, f.first_slot, f.rows, self._tokens(f), f.code, str(f.error))
+            Damage(f.place, f.first_slot, f.rows, self._tokens(f), f.code, f.message)
             for f in self._findings
         ]
 
@@ -183,7 +180,9 @@ class _Check:
         block: int = -1,
     ) -> None:
         """Add a finding, or widen the last one by a block that is damaged alike."""
-        found = _Finding(place, slot, rows, error, chunk, block, block)
+        code = error.code if isinstance(error, FormatError) else "unreadable"
+        # Words only: the error itself holds on to the bytes of its block.
+        found = _Finding(place, slot, rows, code, str(error), chunk, block, block)
         last = self._findings[-1] if self._findings else None
         if last and chunk >= 0 and (last.chunk, last.last_block, last.code) == (
             chunk, block - 1, found.code,

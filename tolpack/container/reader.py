@@ -185,6 +185,9 @@ class Container:
         preamble, header, _ = _read_header(self.storage)
         if (preamble, header) != (self.preamble, self.header):
             raise FormatError("changed", "header", "another header", "the one at opening")
+        size = self.storage.current_size()
+        if size != self.storage.size:
+            raise FormatError("changed", "file", f"{size} bytes", f"{self.storage.size} bytes")
 
     def check_padding(self) -> None:
         """Raise `FormatError` unless every byte between sections is zero (the rest is summed)."""

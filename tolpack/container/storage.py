@@ -13,7 +13,7 @@ import os
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -55,7 +55,8 @@ class Storage:
             if self.mode == "mmap" and self.size:
                 self._map = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
                 if _HAS_MADVISE:  # a fault must not read megabytes ahead
-                    self._map.madvise(mmap.MADV_RANDOM)
+                    with suppress(OSError):
+                        self._map.madvise(mmap.MADV_RANDOM)
                 self._view = memoryview(self._map)
         except (OSError, ValueError) as error:
             os.close(self._fd)
@@ -75,12 +76,19 @@ class Storage:
             raise FileAccessError("the pack is closed")
         if self._view is None:
             return self._read_fd(offset, length)
-        if self._map is not None and os.fstat(self._fd).st_size < self.size:
-            raise _truncated(offset, length, os.fstat(self._fd).st_size)
+        if self._map is not None and (size := self.current_size()) < self.size:
+            raise _truncated(offset, length, size)
         if offset + length > self.size:
             raise _truncated(offset, length, self.size)
         self._read_ahead(offset, length)
         return self._view[offset : offset + length]
+
+    def current_size(self) -> int:
+        """Bytes of the file now, which may be others than at opening."""
+        try:
+            return os.fstat(self._fd).st_size
+        except OSError as error:
+            raise FileAccessError(f"cannot look at the file: {error.strerror or error}") from error
 
     def load(self) -> None:
         """Read the whole file, in mode ``memory``; called once its header was found valid."""
@@ -96,7 +104,8 @@ class Storage:
         """Ask the system to read (offset, length) extents ahead; does nothing where it cannot."""
         if hasattr(os, "posix_fadvise") and self.mode != "memory":
             for offset, length in extents:
-                os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
+                with suppress(OSError):  # a hint
+                    os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
 
     @contextmanager
     def lease(self) -> Iterator[None]:
@@ -134,7 +143,8 @@ class Storage:
         """Have all pages of a mapped extent read at once, not one by one as they are touched."""
         start = offset // mmap.PAGESIZE * mmap.PAGESIZE
         if self._map is not None and offset + length - start > mmap.PAGESIZE and _HAS_MADVISE:
-            self._map.madvise(mmap.MADV_WILLNEED, start, offset + length - start)
+            with suppress(OSError):  # a hint
+                self._map.madvise(mmap.MADV_WILLNEED, start, offset + length - start)
 
     def _release(self) -> None:
         if not self._closed or self._leases or self._fd < 0:

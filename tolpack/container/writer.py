@@ -84,12 +84,21 @@ class PackWriter:
         self._data_start = align(PREAMBLE_BYTES + header_room, SECTION_ALIGNMENT)
         self._done: list[Section] = []
         self._expected = 0
-        if resume and self._partial.exists():
-            self._done = self._read_journal()
         with self._disk_errors():
             fd = os.open(self._partial, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
             self._file: BinaryIO = os.fdopen(fd, "r+b")
-            _lock(self._file, self._partial)  # before anything of another build is overwritten
+            _lock(self._file, self._partial)  # before anything of another build is read or changed
+        try:
+            self._begin(resume)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _begin(self, resume: bool) -> None:
+        """Find out what is done already, and note it anew."""
+        if resume and os.fstat(self._file.fileno()).st_size:
+            self._done = self._read_journal()
+        with self._disk_errors():
             if not self._done:
                 self._file.truncate(0)
             self._write_journal()
@@ -114,7 +123,8 @@ class PackWriter:
             stays if that was nothing.
         """
         self._expected = self.end_bytes + more_bytes
-        missing = self._missing() - disk_usage(self.path.parent).free
+        with self._disk_errors():
+            missing = self._missing() - disk_usage(self.path.parent).free
         if missing <= 0:
             return
         hint = "and continue with --resume"
@@ -198,8 +208,10 @@ class PackWriter:
             self._file.seek(0)
             self._file.write(preamble.to_bytes() + data)
             _sync(self._file)
-            self._file.close()
+            if os.name == "nt":  # an open file cannot be renamed there; elsewhere it stays locked
+                self._file.close()
             os.replace(self._partial, self.path)
+            self._file.close()
             _sync_folder(self.path.parent)
             self._journal_path.unlink(missing_ok=True)
         return end
@@ -250,7 +262,10 @@ class PackWriter:
 
     def _missing(self) -> int:
         """Bytes that were announced and are not in the file yet."""
-        return self._expected - self._partial.stat().st_size
+        try:
+            return self._expected - self._partial.stat().st_size
+        except OSError:  # not even its name could be made
+            return self._expected
 
     @contextlib.contextmanager
     def _disk_errors(self) -> Iterator[None]:
@@ -269,8 +284,9 @@ class PackWriter:
             ) from error
 
     def _read_array(self, section: Section) -> NDArray[np.generic]:
-        self._file.seek(section.offset_bytes)
-        data = self._file.read(section.length_bytes)
+        with self._disk_errors():
+            self._file.seek(section.offset_bytes)
+            data = self._file.read(section.length_bytes)
         if crc32(data) != section.crc32:
             raise FileAccessError(
                 f"{self._partial} is damaged: delete it and build without --resume"
@@ -283,8 +299,9 @@ class PackWriter:
         entries: list[dict[str, object]] = [{"key": self._key, "attempt": self._attempt}]
         entries += [asdict(section) for section in self._done]
         fresh = self._journal_path.with_name(self._journal_path.name + ".new")
-        fresh.write_text("".join(json.dumps(e) + "\n" for e in entries), encoding="utf-8")
-        os.replace(fresh, self._journal_path)
+        with self._disk_errors():
+            fresh.write_text("".join(json.dumps(e) + "\n" for e in entries), encoding="utf-8")
+            os.replace(fresh, self._journal_path)
 
     def _append_journal(self, entry: dict[str, object]) -> None:
         with open(self._journal_path, "a", encoding="utf-8") as journal:
@@ -367,6 +384,9 @@ def _lock(file: BinaryIO, path: Path) -> None:
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+        ours = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except OSError:
+        ours = False
+    if not ours:  # held by another build, or renamed by one between opening and locking
         file.close()
-        raise FileAccessError(f"another build is writing {path}: wait for it to end") from error
+        raise FileAccessError(f"another build is writing {path}: wait for it to end")
