@@ -817,3 +817,13 @@ def test_messages_are_short_and_name_the_place(target, tmp_path):
     assert str(error).startswith("header-field: header.tables[0].name: found ")
     assert (error.code, error.place) == ("header-field", "header.tables[0].name")
     assert error.expected == "1 … 128 printable ASCII"
+
+
+def test_messages_hold_no_control_characters(target, tmp_path):
+    """What a hostile name would do to a terminal is shown as its escape."""
+    path = tmp_path / "pack"
+    path.write_bytes(forge(target.data, set_value("tables.0.name", "\x1b]0;x\x07\ud800")))
+    with pytest.raises(FormatError) as caught:
+        tolpack.open(path)
+    assert str(caught.value).isprintable()
+    assert r"\x1b]0;x\x07\ud800" in str(caught.value)

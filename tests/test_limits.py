@@ -60,6 +60,9 @@ def test_a_full_disk_under_scratch_is_an_access_error(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, old[1]))
         with Scratch(tmp_path, 0) as scratch, pytest.raises(FileAccessError, match="--max-memory"):
             scratch.keep(np.zeros(1000))
+        with Scratch(tmp_path, 0) as scratch, pytest.raises(FileAccessError, match="--max-memory"):
+            for _ in range(9):
+                scratch.keep(np.zeros(30))  # many small arrays: nothing waits for the end
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
 

@@ -629,6 +629,17 @@ def test_verify_goes_on_behind_what_cannot_be_read(samples, monkeypatch):
     assert "Input/output error" in damage.message
 
 
+@pytest.mark.parametrize("io", MODES)
+def test_verify_notices_a_file_that_grew(io, tmp_path):
+    """Bytes that were appended after opening are damage, whatever the mode."""
+    sample = write(tmp_path / "pack", RECIPES["int8"])
+    with tolpack.open(sample.path, io=io) as pack:
+        with open(sample.path, "ab") as file:
+            file.write(b"more")
+        (damage,) = pack.verify()
+    assert (damage.place, damage.code) == ("header", "changed")
+
+
 # ---- without checksums --------------------------------------------------------------------------
 
 

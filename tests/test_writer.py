@@ -1,5 +1,8 @@
 """Writing packs: atomic, resumable with the same bytes, refused where it would do harm."""
 
+import errno
+import fcntl
+import os
 import re
 import resource
 import shutil
@@ -222,6 +225,34 @@ def test_two_builds_of_one_output_are_refused(resume, tmp_path, whole):
         return plain(data)
 
     assert write(path, RECIPE, compress=compress).data == whole[0]
+
+
+def test_a_build_that_lost_the_race_for_its_file_is_refused(tmp_path, monkeypatch):
+    """Where another build commits between opening and locking, nothing of it is touched."""
+    plain = fcntl.flock
+
+    def late(file, operation):
+        if not (tmp_path / "pack").exists():
+            os.replace(tmp_path / "pack.partial", tmp_path / "pack")
+        plain(file, operation)
+
+    stop(tmp_path / "pack", 8)
+    data = (tmp_path / "pack.partial").read_bytes()
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(FileAccessError, match="another build"):
+        write(tmp_path / "pack", RECIPE, resume=True)
+    assert (tmp_path / "pack").read_bytes() == data
+
+
+def test_no_room_for_a_name_is_an_access_error(tmp_path, monkeypatch):
+    """A disk without room for even the first file gives our error."""
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(FileAccessError, match="No space left"):
+        PackWriter(tmp_path / "pack", KEY, 100)
 
 
 def test_the_lock_ends_with_the_writer(tmp_path):

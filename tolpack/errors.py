@@ -59,8 +59,5 @@ class CheckpointError(TolpackError, ValueError):
 
 def _short(value: object, limit: int = 200) -> str:
     text = value if isinstance(value, str) else repr(value)
-    text = (
-        "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: limit + 1])
-        + (text[limit + 1 :])
-    )
-    return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:limit])
+    return shown if len(text) <= limit else f"{shown}… ({len(text)} characters)"
