@@ -23,7 +23,8 @@ _INTEGERS = (0, 1, 2, 3, 7, 8, 63, 64, 255, 256, 4095, 4096, 4097, 65535, 65536,
              2**32, 2**40, 2**48, 2**48 + 1, 2**62, 2**63 - 1, 2**63, 2**64, -1)  # fmt: skip
 _VALUES: tuple[Any, ...] = (
            None, True, False, "", "a", "raw", "zstd", "f32", "f16", "bf16", "f8e4m3", "int8",
-           "int4", "basis", "mean", "token_map", "blocks", "index", "float16", "float32", "uint32",
+           "int4", "step8", "step16", "basis", "coded_basis", "mean",
+           "token_map", "blocks", "index", "float16", "float32", "uint32",
            1.0, 0.5, -2, [], {}, [1], [1, 1])  # fmt: skip
 _WORDS = tuple(struct.pack("<I", n) for n in (0, 1, 4, 0x7F80, 0x7F800000, 2**31, 2**32 - 1))
 
@@ -215,7 +216,17 @@ def _doubled(holder: Any, key: Any, source: random.Random, spots: Any) -> None:
         holder.insert(key, json.loads(json.dumps(holder[key])))
     else:
         name = source.choice(
-            ("index", "mean", "basis", "rank", "token_map", "multiplier", "dropped")
+            (
+                "index",
+                "mean",
+                "basis",
+                "rank",
+                "token_map",
+                "multiplier",
+                "dropped",
+                "step",
+                "group_size",
+            )
         )
         holder[name] = source.choice((0, 1, 2, 3, 1.5, True))
 
@@ -228,7 +239,8 @@ def _copied(holder: Any, key: Any, source: random.Random, spots: Any) -> None:
 
 def _features(header: Any, known: int) -> int:
     """Bits of what a header uses (SPEC §9), or `known` where that cannot be told."""
-    codecs = {"f32": 0, "f16": 1, "bf16": 2, "f8e4m3": 3, "int8": 4, "int4": 5}
+    codecs = {"f32": 0, "f16": 1, "bf16": 2, "f8e4m3": 3, "int8": 4, "int4": 5,
+              "step8": 6, "step16": 7}  # fmt: skip
     try:
         bits = {
             codecs[p["codec"]] for e in header["encodings"] for f in e["fields"] for p in f["parts"]
@@ -238,6 +250,7 @@ def _features(header: Any, known: int) -> int:
         bits |= {16 for field in table["fields"] if field.get("basis") is not None}
         bits |= {17 for field in table["fields"] if field.get("mean") is not None}
         bits |= {18} if table.get("token_map") is not None else set()
+        bits |= {21 for section in header["sections"] if section["kind"] == "coded_basis"}
         bits |= {19} if table.get("multiplier") not in (None, 1) else set()
     except (LookupError, TypeError, AttributeError):
         return known

@@ -24,6 +24,7 @@ import zstandard
 
 from tolpack.codecs.frames import compress as plain_compress
 from tolpack.codecs.record import record_layout
+from tolpack.codecs.values import encode_values
 from tolpack.container.encodings import Encoding, Part
 from tolpack.container.header import Chunk, Field, Header, Table
 from tolpack.container.writer import PackWriter
@@ -38,12 +39,16 @@ KEY = bytes(range(1, 33))
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One layer: its parts, and whether it has a basis of ``rank``, a mean, or nothing at all."""
+    """One layer: its parts, and whether it has a basis of ``rank``, a mean, or nothing at all.
+
+    ``coded``: the codec and group size of a coded basis.
+    """
 
     parts: tuple[Part, ...] = ()
     rank: int | None = None
     mean: bool = False
     dropped: bool = False
+    coded: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +108,18 @@ def int8(values: int, group: int = 4) -> Part:
     return Part("int8", values, group)
 
 
+def _f32(value: float) -> float:
+    return float(np.float32(value))
+
+
+def step8(values: int, step: float) -> Part:
+    return Part("step8", values, step=_f32(step))
+
+
+def step16(values: int, step: float) -> Part:
+    return Part("step16", values, step=_f32(step))
+
+
 def _layers(part: Part, count: int) -> tuple[Layer, ...]:
     return tuple(Layer((part,)) for _ in range(count))
 
@@ -156,6 +173,25 @@ RECIPES = {
     "multiplier": Recipe(4, _layers(Part("f16", 4), 2), (Run(4),), multiplier=16.0),
     "tiny-values": Recipe(8, _layers(int8(8), 1), (Run(4),), magnitude=1e-30),
     "long-index": Recipe(3, (Layer((int8(3, 2),)),), (Run(3), Run(1030, "zstd", 2)), shuffled=True),
+    "steps": Recipe(
+        9,
+        (Layer((step8(9, 0.02),)), Layer((step8(9, 0.05),), mean=True), Layer((step16(9, 1e-4),))),
+        (
+            Run(4, "raw", 3),
+            Run(9, "zstd", 4, ((step8(9, 0.07),), (step8(9, 0.07),), (step16(9, -0.001),))),
+        ),
+        shuffled=True,
+    ),
+    "coded-basis": Recipe(
+        7,
+        (
+            Layer((step16(2, 0.001), step8(3, 0.03)), rank=5, mean=True, coded=("int8", 8)),
+            Layer((step8(4, 0.03),), rank=4, coded=("int4", 4)),
+            Layer((int8(3, 2),), rank=3),
+        ),
+        (Run(5, "zstd", 2), Run(6, "raw", 4)),
+        shuffled=True,
+    ),
     "huge-values": Recipe(8, _layers(int4(8), 1), (Run(4),), magnitude=1e30),
 }
 # What the hostile-header tests change: every kind of section, two chunks, a dropped layer.
@@ -194,7 +230,7 @@ def write(
         for number, layer in enumerate(recipe.layers):
             basis = mean = None
             if layer.rank is not None:
-                basis, _ = writer.add_array("basis", lambda n=number: bases[n])
+                basis = _add_basis(writer, layer, bases[number])
             if layer.mean:
                 mean, _ = writer.add_array("mean", lambda n=number: means[n])
             stored = {"rank": layer.rank, "basis": basis, "mean": mean, "dropped": layer.dropped}
@@ -204,6 +240,14 @@ def write(
         header = Header((table,), encodings, tuple(writer.sections), "tests")
         writer.commit(header)
     return Sample(path, recipe, header, slots, values)
+
+
+def _add_basis(writer: PackWriter, layer: Layer, basis: np.ndarray) -> int:
+    if layer.coded is None:
+        return writer.add_array("basis", lambda: basis)[0]
+    part = Part(layer.coded[0], basis.shape[1], layer.coded[1])
+    rows = np.concatenate(encode_values(basis.astype(np.float32), part), axis=1)
+    return writer.add_array("coded_basis", lambda: rows, part)[0]
 
 
 class Stopped(Exception):
@@ -312,6 +356,13 @@ def _array(data: bytes, header: dict[str, Any], number: int) -> np.ndarray:
     section = header["sections"][number]
     raw = data[section["offset_bytes"] :][: section["length_bytes"]]
     assert zlib.crc32(raw) == section["crc32"]
+    if section["kind"] == "coded_basis":
+        part = {**section, "values": section["shape"][1]}
+        scales, codes = _sizes(part)
+        rows = [raw[n : n + scales + codes] for n in range(0, len(raw), scales + codes)]
+        count = range(part["values"])
+        decoded = [[reference_value(part, r[:scales], r[scales:], n) for n in count] for r in rows]
+        return np.array(decoded, dtype=np.float64)
     kinds = {"uint32": "<I", "float16": "<e", "float32": "<f"}
     values = [v for (v,) in struct.iter_unpack(kinds[section["dtype"]], raw)]
     return np.array(values, dtype=np.float64).reshape(section["shape"])
@@ -358,7 +409,8 @@ def _block_lengths(
 def _sizes(part: dict[str, Any]) -> tuple[int, int]:
     """Bytes of a part's scales and of its codes."""
     values, codec = part["values"], part["codec"]
-    bits = {"f32": 32, "f16": 16, "bf16": 16, "f8e4m3": 8, "int8": 8, "int4": 4}[codec]
+    bits = {"f32": 32, "f16": 16, "bf16": 16, "f8e4m3": 8, "int8": 8, "int4": 4,
+            "step8": 8, "step16": 16}[codec]  # fmt: skip
     scale = {"f8e4m3": 4, "int8": 2, "int4": 2}.get(codec, 0)
     groups = math.ceil(values / part["group_size"]) if scale else 0
     return groups * scale, math.ceil(values * bits / 8)
@@ -393,6 +445,10 @@ def reference_value(part: dict[str, Any], scales: bytes, codes: bytes, n: int) -
         return struct.unpack_from("<e", codes, 2 * n)[0]
     if codec == "bf16":
         return bfloat16(codes[2 * n : 2 * n + 2])
+    if codec in ("step8", "step16"):
+        one = struct.unpack_from("<b", codes, n) if codec == "step8" else None
+        (code,) = one or struct.unpack_from("<h", codes, 2 * n)
+        return _f32(code * _f32(part["step"]))
     group = part["group_size"]
     number, inside = divmod(n, group)
     if codec == "f8e4m3":
@@ -430,10 +486,6 @@ def _expand(
         mean = _array(data, header, spec["mean"])
         values = [_f32(value + m) for value, m in zip(values, mean)]
     return values
-
-
-def _f32(value: float) -> float:
-    return float(np.float32(value))
 
 
 # ---- forging -------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.codecs.frames import decompress
-from tolpack.codecs.values import Bytes, Floats
+from tolpack.codecs.values import Bytes, Floats, decode_values
 from tolpack.container.reader import Container
 from tolpack.errors import FormatError
 
@@ -36,14 +36,18 @@ def read_token_map(container: Container, number: int) -> NDArray[np.integer[Any]
 
 
 def read_floats(container: Container, number: int) -> Floats:
-    """Read section `number`, a basis or a mean, as float32: a copy.
+    """Read section `number`, a basis (coded or not) or a mean, as float32: a copy.
 
     Raises
     ------
     FormatError
-        Code ``array-checksum`` or ``array-not-finite``.
+        Code ``array-checksum``, ``array-not-finite`` or ``scale-not-finite``.
     """
-    array = container.array(number).astype(np.float32)
+    stored, part = container.array(number), container.header.sections[number].part
+    if part is not None:
+        rows: Bytes = stored.astype(np.uint8)
+        return decode_values(rows[:, : part.scale_bytes], rows[:, part.scale_bytes :], part)
+    array = stored.astype(np.float32)
     if not np.isfinite(array).all():
         raise FormatError("array-not-finite", f"sections[{number}]", "NaN or Inf", "finite")
     return array

@@ -19,7 +19,7 @@ import zstandard
 
 Array = np.ndarray[Any, Any]
 
-SUPPORTED = sum(1 << bit for bit in (0, 1, 2, 3, 4, 5, 8, 16, 17, 18, 19))  # §9
+SUPPORTED = sum(1 << bit for bit in (0, 1, 2, 3, 4, 5, 6, 7, 8, 16, 17, 18, 19, 21))  # §9
 CODECS = {  # §7: bits of a code, bytes of a scale
     "f32": (32, 0),
     "f16": (16, 0),
@@ -27,6 +27,8 @@ CODECS = {  # §7: bits of a code, bytes of a scale
     "f8e4m3": (8, 4),
     "int8": (8, 2),
     "int4": (4, 2),
+    "step8": (8, 0),
+    "step16": (16, 0),
 }
 
 
@@ -83,6 +85,11 @@ class Pack:
     def array(self, number: int) -> Array:  # §5
         entry, data = self.sections[number], self.section(number)
         need(zlib.crc32(data) == entry["crc32"], "§5: array checksum")
+        if entry["kind"] == "coded_basis":
+            part = {**entry, "values": entry["shape"][1]}
+            need(len(data) == entry["shape"][0] * row_bytes(part), "§5: array length")
+            rows, at = np.frombuffer(data, np.uint8).reshape(-1, row_bytes(part)), scale_bytes(part)
+            return np.stack([decode(row[:at], row[at:], part) for row in rows])
         dtype = np.dtype(entry["dtype"]).newbyteorder("<")
         need(len(data) == prod(entry["shape"]) * dtype.itemsize, "§5: array length")
         array = np.frombuffer(data, dtype).reshape(entry["shape"])
@@ -188,8 +195,12 @@ def code_bytes(part: dict[str, Any]) -> int:
     return int(ceil(part["values"] * CODECS[part["codec"]][0] / 8))
 
 
+def row_bytes(part: dict[str, Any]) -> int:
+    return scale_bytes(part) + code_bytes(part)
+
+
 def record_bytes(encoding: dict[str, Any]) -> int:
-    return sum(scale_bytes(part) + code_bytes(part) for _, part in ordered_parts(encoding))
+    return sum(row_bytes(part) for _, part in ordered_parts(encoding))
 
 
 def decode(scales: Array, codes: Array, part: dict[str, Any]) -> Array:  # §7
@@ -200,6 +211,9 @@ def decode(scales: Array, codes: Array, part: dict[str, Any]) -> Array:  # §7
         return codes.view("<f2").astype(np.float32)
     if codec == "bf16":
         return bfloat16(codes)
+    if codec in ("step8", "step16"):
+        dtype = "i1" if codec == "step8" else "<i2"
+        return codes.view(dtype).astype(np.float32) * np.float32(part["step"])
     scale = scales.view("<f4") if codec == "f8e4m3" else bfloat16(scales)
     need(bool(np.isfinite(scale).all()), "§7: finite scales")
     pieces, at = [], 0

@@ -2,8 +2,8 @@
 
 All kept layers of a token stand side by side, so a decode step reads one place. The first parts of
 all fields come first, then the second parts, and so on. Parts of neighbouring layers that are
-stored alike (same codec, group and number of values) form a run, and a run decodes in one step
-for all its layers: with no basis that is the whole record.
+stored alike (same codec, group and number of values) form a run, and a run decodes at once for
+all its layers, each with its own step: with no basis that is the whole record.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ class Run:
     """The same part of ``count`` neighbouring kept fields from number ``first`` on.
 
     ``value_offset`` counts the field's values before this part; the other offsets are in bytes
-    from the record's start.
+    from the record's start. ``steps``: one per field; ``part`` has a step of 1 in their place.
     """
 
     first: int
     count: int
     part: Part
+    steps: tuple[float, ...]
     value_offset: int
     scale_offset_bytes: int
     code_offset_bytes: int
@@ -78,7 +79,8 @@ class RecordLayout:
             if not run.first <= kept < run.first + run.count:
                 continue
             stop = run.value_offset + run.part.values
-            encoded = encode_values(values[:, run.value_offset : stop], run.part)
+            part = replace(run.part, step=(run.steps or (None,) * run.count)[kept - run.first])
+            encoded = encode_values(values[:, run.value_offset : stop], part)
             for data, offset in zip(encoded, (run.scale_offset_bytes, run.code_offset_bytes)):
                 start = offset + (kept - run.first) * data.shape[1]
                 records[:, start : start + data.shape[1]] = data
@@ -104,14 +106,16 @@ def record_layout(fields: tuple[FieldEncoding, ...]) -> RecordLayout:
     ]
     scale_at, code_at = 0, sum(part.scale_bytes for _, part, _ in segments)
     runs: list[Run] = []
-    for field, part, offset in segments:
+    for field, own, offset in segments:
+        steps = () if own.step is None else (own.step,)
+        part = replace(own, step=1.0) if steps else own
         last = runs[-1] if runs else None
         if last and (last.first + last.count, last.part, last.value_offset) == (
             field, part, offset,
         ):  # fmt: skip
-            runs[-1] = replace(last, count=last.count + 1)
+            runs[-1] = replace(last, count=last.count + 1, steps=last.steps + steps)
         else:
-            runs.append(Run(field, 1, part, offset, scale_at, code_at))
+            runs.append(Run(field, 1, part, steps, offset, scale_at, code_at))
         scale_at, code_at = scale_at + part.scale_bytes, code_at + part.code_bytes
     stored = tuple(sum(part.values for part in parts) for parts in fields)
     return RecordLayout(code_at, stored, tuple(runs))
@@ -122,7 +126,10 @@ def _decode(records: Bytes, run: Run, start: int, count: int) -> Floats:
     part = run.part
     scales = _slice(records, run.scale_offset_bytes, part.scale_bytes, start, count)
     codes = _slice(records, run.code_offset_bytes, part.code_bytes, start, count)
-    return decode_values(scales, codes, part).reshape(len(records), count, part.values)
+    values = decode_values(scales, codes, part).reshape(len(records), count, part.values)
+    if run.steps:
+        values *= np.array(run.steps[start : start + count], np.float32)[:, None]
+    return values
 
 
 def _slice(records: Bytes, offset: int, size: int, start: int, count: int) -> Bytes:

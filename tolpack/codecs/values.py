@@ -7,6 +7,9 @@ rounding does not matter because the codes are made against the stored scale. Th
 
 Two 4-bit codes share a byte. Within a group of ``g`` values, byte ``j`` holds value ``j`` in its
 low and value ``j + ⌈g/2⌉`` in its high half, so that both halves unpack to contiguous runs.
+
+Codes that an entropy coder makes small have no scales: ``code · step``, with a step that the
+header names for all rows of a chunk.
 """
 
 from __future__ import annotations
@@ -128,6 +131,29 @@ class _Float8Codec:
         return product
 
 
+@dataclass(frozen=True, slots=True)
+class _StepCodec:
+    """Signed integers of `bits` bits times the part's step: for entropy-coded rows."""
+
+    bits: int
+
+    def encode(self, values: Floats, part: Part) -> tuple[Bytes, Bytes]:
+        limit = 2 ** (self.bits - 1) - 1
+        codes = np.rint(values / np.float32(part.step or 1))
+        np.clip(codes, -limit, limit, out=codes)
+        stored = np.ascontiguousarray(codes.astype(self._dtype))
+        return np.empty((len(values), 0), np.uint8), stored.view(np.uint8)
+
+    def decode(self, scales: Bytes, codes: Bytes, part: Part) -> Floats:
+        values = _view(codes, self._dtype).astype(np.float32)
+        values *= np.float32(part.step or 1)
+        return values
+
+    @property
+    def _dtype(self) -> str:
+        return f"<i{self.bits // 8}"
+
+
 def encode_values(values: Floats, part: Part) -> tuple[Bytes, Bytes]:
     """Encode rows of values.
 
@@ -136,8 +162,9 @@ def encode_values(values: Floats, part: Part) -> tuple[Bytes, Bytes]:
     values : ndarray
         float32 (rows, part.values), finite.
     part : Part
-        ``f32``, ``f16``, ``bf16`` (lossless if the values are of that dtype), or ``int8``,
-        ``int4`` (error at most scale / 2).
+        ``f32``, ``f16``, ``bf16`` (lossless if the values are of that dtype), ``int8``, ``int4``
+        (error at most scale / 2), or ``step8``, ``step16`` (error at most step / 2 for values up
+        to 127 or 32,767 steps; larger ones are cut).
 
     Returns
     -------
@@ -214,11 +241,13 @@ def _e4m3_table() -> Floats:
 
 
 _E4M3 = _e4m3_table()
-_CODECS: dict[str, _FloatCodec | _GroupCodec | _Float8Codec] = {
+_CODECS: dict[str, _FloatCodec | _GroupCodec | _Float8Codec | _StepCodec] = {
     "f32": _FloatCodec(),
     "f16": _FloatCodec(),
     "bf16": _FloatCodec(),
     "f8e4m3": _Float8Codec(),
     "int8": _GroupCodec(8),
     "int4": _GroupCodec(4),
+    "step8": _StepCodec(8),
+    "step16": _StepCodec(16),
 }

@@ -25,6 +25,8 @@ from tolpack.container.preamble import (
 )
 from tolpack.errors import FormatError
 
+_ELEMENT_BYTES = {**ARRAY_DTYPES, "uint8": 1}
+
 
 def check_header(header: Header, preamble: Preamble) -> None:
     """Raise `FormatError` unless the header is consistent with itself and with the file."""
@@ -53,9 +55,9 @@ def _check_extents(header: Header, preamble: Preamble) -> None:
             raise FormatError(
                 "extent-past-end", place, f"end {end}", f"at most {preamble.file_length}"
             )
-        if section.shape is None or section.dtype is None:
+        if section.shape is None:
             continue
-        size = math.prod(section.shape) * ARRAY_DTYPES[section.dtype]
+        size = math.prod(section.stored_shape) * _ELEMENT_BYTES[section.stored_dtype]
         _expect("array-length", f"{place}.length_bytes", section.length_bytes, size)
         if size > MAX_ARRAY_BYTES:
             raise FormatError("array-length", place, size, f"at most {MAX_ARRAY_BYTES} bytes")
@@ -86,10 +88,17 @@ def _check_field(header: Header, table: Table, field: Field, place: str) -> None
             raise FormatError(
                 "rank", f"{place}.rank", field.rank, f"at most {min(table.rows, field.width)}"
             )
-        shape = (field.rank, field.width)
-        _check_array(header, field.basis, "basis", "float16", shape, f"{place}.basis")
+        _check_basis(header, field.basis, (field.rank, field.width), f"{place}.basis")
     if field.mean is not None:
         _check_array(header, field.mean, "mean", "float32", (field.width,), f"{place}.mean")
+
+
+def _check_basis(header: Header, number: int, shape: tuple[int, int], place: str) -> None:
+    section = header.sections[number]
+    if section.kind == "coded_basis":
+        _expect("array-shape", place, section.shape, shape)
+    else:
+        _check_array(header, number, "basis", "float16", shape, place)
 
 
 def _check_chunks(header: Header, table: Table, place: str) -> None:

@@ -14,10 +14,11 @@ from tolpack.container.preamble import BLOCK_ALIGNMENT, align
 
 @dataclass(frozen=True, slots=True)
 class CodecSizes:
-    """Bits of one code, bytes of one group's scale (0: no groups)."""
+    """Bits of one code, bytes of one group's scale (0: no groups); whether a part has a step."""
 
     code_bits: int
     scale_bytes: int
+    has_step: bool = False
 
 
 CODEC_SIZES = {
@@ -27,6 +28,8 @@ CODEC_SIZES = {
     "f8e4m3": CodecSizes(8, 4),
     "int8": CodecSizes(8, 2),
     "int4": CodecSizes(4, 2),
+    "step8": CodecSizes(8, 0, has_step=True),
+    "step16": CodecSizes(16, 0, has_step=True),
 }
 
 
@@ -42,11 +45,14 @@ class Part:
         Values per row.
     group_size : int or None
         Values that share a scale; ``None`` for codecs without scales.
+    step : float or None
+        What a code is multiplied by, a normal float32 number; ``None`` for codecs without a step.
     """
 
     codec: str
     values: int
     group_size: int | None = None
+    step: float | None = None
 
     @property
     def scale_bytes(self) -> int:
@@ -59,6 +65,11 @@ class Part:
     def code_bytes(self) -> int:
         """Bytes of the codes; a trailing odd 4-bit code takes a whole byte."""
         return -(-self.values * CODEC_SIZES[self.codec].code_bits // 8)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the scales and the codes."""
+        return self.scale_bytes + self.code_bytes
 
 
 # How one field is stored: its values in order, cut into parts. The leading coefficients of a

@@ -29,8 +29,10 @@ from tolpack.container.preamble import (
 from tolpack.container.strict_json import parse
 from tolpack.errors import FormatError
 
-SECTION_KINDS = ("token_map", "basis", "mean", "blocks", "index")
+SECTION_KINDS = ("token_map", "basis", "mean", "coded_basis", "blocks", "index")
 ARRAY_DTYPES = {"uint32": 4, "float16": 2, "float32": 4}
+# What the rows of a coded basis may be stored as.
+BASIS_CODECS = ("int8", "int4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,8 @@ class Section:
     """One extent of the file.
 
     Array sections (``token_map``, ``basis``, ``mean``) have ``dtype``, ``shape`` and the CRC-32 of
-    their bytes; ``blocks`` and ``index`` carry a checksum in every block instead.
+    their bytes; a ``coded_basis`` has a ``codec`` and a ``group_size`` in place of the dtype;
+    ``blocks`` and ``index`` carry a checksum in every block instead.
     """
 
     kind: str
@@ -47,6 +50,26 @@ class Section:
     crc32: int | None = None
     dtype: str | None = None
     shape: tuple[int, ...] | None = None
+    codec: str | None = None
+    group_size: int | None = None
+
+    @property
+    def part(self) -> Part | None:
+        """How one row of a coded basis is stored; ``None`` for other sections."""
+        if self.codec is None or self.shape is None:
+            return None
+        return Part(self.codec, self.shape[-1], self.group_size)
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape of an array's elements of `stored_dtype`: coded rows are bytes."""
+        shape = self.shape or ()
+        return shape if self.part is None else (*shape[:-1], self.part.row_bytes)
+
+    @property
+    def stored_dtype(self) -> str:
+        """Name of the dtype of an array's elements."""
+        return "uint8" if self.part is not None else str(self.dtype)
 
     @property
     def end_bytes(self) -> int:
@@ -108,7 +131,7 @@ class Table:
     def record_bytes(self, encoding: Encoding) -> int:
         """Bytes of one row in `encoding`: the scales of all kept fields, then their codes."""
         parts = [part for field in encoding.fields for part in field]
-        return sum(part.scale_bytes + part.code_bytes for part in parts)
+        return sum(part.row_bytes for part in parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +162,7 @@ class Header:
         names |= {f"frame:{e.frame}" for e in self.encodings if e.frame != "raw"}
         fields = [field for table in self.tables for field in table.fields]
         names |= {"basis" for field in fields if field.basis is not None}
+        names |= {"coded_basis" for section in self.sections if section.kind == "coded_basis"}
         names |= {"mean" for field in fields if field.mean is not None}
         names |= {"token_map" for table in self.tables if table.token_map is not None}
         names |= {"multiplier" for table in self.tables if table.multiplier != 1.0}
@@ -146,6 +170,9 @@ class Header:
         names |= {"multiple_tables"} if len(self.tables) != 1 else set()
         names |= {"mixed_widths"} if len({field.width for field in fields}) > 1 else set()
         return sum(1 << FEATURES[name] for name in names)
+
+
+_NAME = f"1 … {MAX_NAME} printable ASCII"
 
 
 class _Node:
@@ -177,7 +204,7 @@ class _Node:
         value = self._get(key)
         plain = isinstance(value, str) and 0 < len(value) <= MAX_NAME and _is_printable_ascii(value)
         if not plain or (choices is not None and value not in choices):
-            expected = f"one of {', '.join(choices)}" if choices else "1 … 128 printable ASCII"
+            expected = f"one of {', '.join(choices)}" if choices else _NAME
             raise FormatError("header-field", f"{self.place}.{key}", value, expected)
         return str(value)
 
@@ -187,8 +214,8 @@ class _Node:
             raise FormatError("header-field", f"{self.place}.{key}", value, "true or false")
         return value
 
-    def number(self, key: str, default: float) -> float:
-        value = self.value[key] if self.has(key) else default
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self._get(key) if self.has(key) or default is None else default
         if type(value) in (int, float):
             with np.errstate(over="ignore", under="ignore"):
                 rounded = np.float32(value)
@@ -254,14 +281,12 @@ def _section(node: _Node) -> Section:
     length = node.integer("length_bytes", 1, 2**63 - 1)
     if kind in ("blocks", "index"):
         return Section(kind, offset, length)
-    return Section(
-        kind,
-        offset,
-        length,
-        crc32=node.integer("crc32", 0, 2**32 - 1),
-        dtype=node.text("dtype", tuple(ARRAY_DTYPES)),
-        shape=node.integers("shape", 1, MAX_ROWS),
-    )
+    crc, shape = node.integer("crc32", 0, 2**32 - 1), node.integers("shape", 1, MAX_ROWS)
+    if kind == "coded_basis":
+        codec = node.text("codec", BASIS_CODECS)
+        return Section(kind, offset, length, crc, None, shape, codec, _group_size(node))
+    dtype = node.text("dtype", tuple(ARRAY_DTYPES))
+    return Section(kind, offset, length, crc, dtype, shape)
 
 
 def _table(node: _Node, last_section: int) -> Table:
@@ -312,18 +337,21 @@ def _field_encoding(node: _Node) -> FieldEncoding:
 
 def _part(node: _Node) -> Part:
     codec = node.text("codec", tuple(CODEC_SIZES))
-    values = node.integer("values", 1, MAX_WIDTH)
-    if CODEC_SIZES[codec].scale_bytes == 0:
-        if node.has("group_size"):
-            found = node.value["group_size"]
-            raise FormatError(
-                "header-field", f"{node.place}.group_size", found, f"no groups with codec {codec}"
-            )
-        return Part(codec, values)
+    values, sizes = node.integer("values", 1, MAX_WIDTH), CODEC_SIZES[codec]
+    for key, wanted in (("group_size", sizes.scale_bytes > 0), ("step", sizes.has_step)):
+        if node.has(key) and not wanted:
+            found = node.value[key]
+            raise FormatError("header-field", f"{node.place}.{key}", found, f"none with {codec}")
+    if sizes.has_step:
+        return Part(codec, values, step=node.number("step"))
+    return Part(codec, values, _group_size(node) if sizes.scale_bytes else None)
+
+
+def _group_size(node: _Node) -> int:
     group_size = node.integer("group_size", 2, MAX_WIDTH)
     if group_size % 2:
         raise FormatError("header-field", f"{node.place}.group_size", group_size, "an even number")
-    return Part(codec, values, group_size)
+    return group_size
 
 
 def _is_printable_ascii(text: str) -> bool:
@@ -370,7 +398,9 @@ def _encoding_json(encoding: Encoding) -> dict[str, object]:
 
 
 def _part_json(part: Part) -> dict[str, object]:
-    return _without_none(codec=part.codec, values=part.values, group_size=part.group_size)
+    return _without_none(
+        codec=part.codec, values=part.values, group_size=part.group_size, step=part.step
+    )
 
 
 def _section_json(section: Section) -> dict[str, object]:
@@ -381,4 +411,6 @@ def _section_json(section: Section) -> dict[str, object]:
         crc32=section.crc32,
         dtype=section.dtype,
         shape=None if section.shape is None else list(section.shape),
+        codec=section.codec,
+        group_size=section.group_size,
     )

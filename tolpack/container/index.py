@@ -79,7 +79,7 @@ def decode_index_block(
     body = memoryview(data)[:-4]
     if check:
         found = place_checksum(body, pack_id, INDEX_PLACE + first_slot)
-        compare("index-checksum", place, found, data[-4:])
+        compare("index-checksum", place, found, int.from_bytes(data[-4:], "little"))
     start = int.from_bytes(body[:8], "little")
     lengths = np.frombuffer(body[8:], dtype="<u4").astype(np.int64)
     end = start + int(lengths.sum())

@@ -13,7 +13,7 @@ from tolpack.container.crc import crc32
 from tolpack.errors import ChecksumError, FormatError, UnsupportedVersionError
 
 MAGIC = b"\x89TOLPACK"
-VERSION = (1, 0)
+VERSION = (1, 1)
 PREAMBLE_BYTES = 64
 SECTION_ALIGNMENT = 4096
 BLOCK_ALIGNMENT = 64
@@ -44,11 +44,14 @@ FEATURES = {
     "codec:f8e4m3": 3,
     "codec:int8": 4,
     "codec:int4": 5,
+    "codec:step8": 6,
+    "codec:step16": 7,
     "frame:zstd": 8,
     "basis": 16,
     "mean": 17,
     "token_map": 18,
     "multiplier": 19,
+    "coded_basis": 21,
     "multiple_files": 24,
     "multiple_tables": 25,
     "mixed_widths": 26,

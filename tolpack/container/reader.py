@@ -120,15 +120,18 @@ class Container:
         return PREAMBLE_BYTES + self.preamble.header_length + sum(eager)
 
     def array(self, number: int) -> NDArray[np.generic]:
-        """Read array section `number` and return it checked, in its stored dtype (read-only)."""
+        """Read array section `number` and return it checked, in its stored dtype (read-only).
+
+        The rows of a coded basis come as bytes, uint8 (rank, bytes of a row).
+        """
         section = self.header.sections[number]
         data = self.storage.read(section.offset_bytes, section.length_bytes)
         self._count("array", section.length_bytes)
         if self.checksums:
-            stored = int(section.crc32 or 0).to_bytes(CHECKSUM_BYTES, "little")
-            compare("array-checksum", f"sections[{number}] ({section.kind})", crc32(data), stored)
-        dtype = np.dtype(str(section.dtype)).newbyteorder("<")
-        return np.frombuffer(data, dtype=dtype).reshape(section.shape or ())
+            place = f"sections[{number}] ({section.kind})"
+            compare("array-checksum", place, crc32(data), int(section.crc32 or 0))
+        dtype = np.dtype(section.stored_dtype).newbyteorder("<")
+        return np.frombuffer(data, dtype=dtype).reshape(section.stored_shape)
 
     def block_extent(self, number: int, block: int) -> tuple[int, int]:
         """Offset in the file and length, in bytes, of block `block` of chunk `number`."""
@@ -153,9 +156,10 @@ class Container:
         if self.checksums:
             slot = view.first_slot + block * view.rows_per_block
             found = place_checksum(payload, self.preamble.pack_id, slot)
-            if found != int.from_bytes(data[-CHECKSUM_BYTES:], "little"):  # words only when needed
+            stored = int.from_bytes(data[-CHECKSUM_BYTES:], "little")
+            if found != stored:  # words only when needed
                 place = f"chunk {number}, block {block} (slots from {slot}, byte {offset})"
-                compare("block-checksum", place, found, data[-CHECKSUM_BYTES:])
+                compare("block-checksum", place, found, stored)
         return payload
 
     def read_index_block(self, number: int, block: int) -> NDArray[np.int64]:
@@ -227,8 +231,7 @@ def _read_header(storage: Storage) -> tuple[Preamble, Header, ReadCounters]:
         data += bytes(storage.read(len(first), end - len(first)))
         counters.open_reads += 1
         counters.open_bytes += end - len(first)
-    stored = preamble.header_crc32.to_bytes(CHECKSUM_BYTES, "little")
-    compare("header-checksum", "header", crc32(data), stored)
+    compare("header-checksum", "header", crc32(data), preamble.header_crc32)
     header = parse_header(data)
     check_header(header, preamble)
     return preamble, header, counters

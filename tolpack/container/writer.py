@@ -14,7 +14,7 @@ import errno
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from shutil import disk_usage
 from types import TracebackType
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.container.crc import CHECKSUM_BYTES, crc32, place_checksum
-from tolpack.container.encodings import Encoding, raw_block_bytes
+from tolpack.container.encodings import Encoding, Part, raw_block_bytes
 from tolpack.container.header import ARRAY_DTYPES, Header, Section
 from tolpack.container.index import encode_index
 from tolpack.container.preamble import (
@@ -137,22 +137,29 @@ class PackWriter:
         )
 
     def add_array(
-        self, kind: str, make: Callable[[], NDArray[np.generic]]
+        self, kind: str, make: Callable[[], NDArray[np.generic]], part: Part | None = None
     ) -> tuple[int, NDArray[np.generic]]:
         """Add an array section; returns its number and the array.
 
-        `make` is called only if an interrupted build had not written it already.
+        `make` is called only if an interrupted build had not written it already. With `part`, it
+        gives the rows of a coded basis, uint8 (rank, bytes of a row).
         """
         number = len(self.sections)
         if number < len(self._done):
             self.sections.append(self._done[number])
             return number, self._read_array(self._done[number])
         array = np.ascontiguousarray(make())
-        if array.dtype.name not in ARRAY_DTYPES:
-            raise ConfigError(f"{kind} arrays are {', '.join(ARRAY_DTYPES)}, not {array.dtype}")
+        dtype, shape = array.dtype.name, tuple(array.shape)
         data = array.astype(array.dtype.newbyteorder("<")).tobytes()
-        crc, shape = crc32(data), tuple(array.shape)
-        self._write_section(kind, [data], crc32=crc, dtype=array.dtype.name, shape=shape)
+        found = Section(kind, 0, len(data), crc32(data), dtype, shape)
+        if part is not None:
+            found = replace(
+                found, dtype=None, shape=(len(array), part.values),
+                codec=part.codec, group_size=part.group_size,
+            )  # fmt: skip
+        elif dtype not in ARRAY_DTYPES:
+            raise ConfigError(f"{kind} arrays are {', '.join(ARRAY_DTYPES)}, not {dtype}")
+        self._write_section(found, [data])
         return number, array
 
     def add_chunk(
@@ -186,11 +193,11 @@ class PackWriter:
             self._done = self._done[:number]
             self._write_journal()
         blocks = _blocks(encoding, records(), first_slot, self.pack_id, compress)
-        self._write_section("blocks", _measured(blocks, lengths))
+        self._write_section(Section("blocks", 0, 0), _measured(blocks, lengths))
         if not framed:
             return number, None
         index = encode_index(lengths, self.pack_id, first_slot, encoding.rows_per_block)
-        self._write_section("index", [index])
+        self._write_section(Section("index", 0, 0), [index])
         return number, number + 1
 
     def commit(self, header: Header) -> int:
@@ -238,14 +245,8 @@ class PackWriter:
         with self._disk_errors():
             self._file.close()
 
-    def _write_section(
-        self,
-        kind: str,
-        parts: Iterable[bytes],
-        crc32: int | None = None,
-        dtype: str | None = None,
-        shape: tuple[int, ...] | None = None,
-    ) -> None:
+    def _write_section(self, described: Section, parts: Iterable[bytes]) -> None:
+        """Append a section; its place follows from what is written."""
         previous = self.end_bytes
         offset = align(previous, SECTION_ALIGNMENT)
         length = 0
@@ -256,7 +257,7 @@ class PackWriter:
                 self._file.write(part)
                 length += len(part)
             _sync(self._file)
-            section = Section(kind, offset, length, crc32, dtype, shape)
+            section = replace(described, offset_bytes=offset, length_bytes=length)
             self.sections.append(section)
             self._append_journal(asdict(section))
 
@@ -291,8 +292,8 @@ class PackWriter:
             raise FileAccessError(
                 f"{self._partial} is damaged: delete it and build without --resume"
             )
-        dtype = np.dtype(str(section.dtype)).newbyteorder("<")
-        return np.frombuffer(data, dtype=dtype).reshape(section.shape or ())
+        dtype = np.dtype(section.stored_dtype).newbyteorder("<")
+        return np.frombuffer(data, dtype=dtype).reshape(section.stored_shape)
 
     def _write_journal(self) -> None:
         """Write the journal anew: the key, and the sections that are known to be done."""
