@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import tolpack
 from tolpack.builder import output_path
-from tolpack.building.assembly import Assembly
+from tolpack.building.fixed_bits import FixedBitsAssembly
 from tolpack.building.settings import parse_size
 from tolpack.errors import CheckpointError, ConfigError, FileAccessError, TolpackError
 from tolpack.progress import Reporter
@@ -156,7 +156,7 @@ def test_dropped_layers_are_zeros_and_others_unchanged(memoryllm, tmp_path, drop
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"bits": 3}, "--bits is 3, expected 16, 8 or 4"),
+        ({"bits": 3}, "--bits is 3, expected auto, 16, 8 or 4"),
         ({"bits": "4"}, "--bits"),
         ({"bits": 4.0}, "--bits"),
         ({"rank": "bogus"}, "--rank 'bogus' is not understood"),
@@ -737,7 +737,7 @@ def test_auto_build_resumes_to_the_same_bytes(memoryllm, token_ids, tmp_path):
 def test_build_to_a_size_resumes_to_the_same_bytes(tmp_path, monkeypatch):
     """A build whose size was misjudged tries again, and resumes from a kill in any attempt."""
     given = misleading(tmp_path, 2040) | {"size": "30%"}
-    monkeypatch.setattr(Assembly, "_saving_of", lambda *_: 0.9)  # far too hopeful
+    monkeypatch.setattr(FixedBitsAssembly, "_saving_of", lambda *_: 0.9)  # far too hopeful
     reference, out = tmp_path / "reference.tolpack", tmp_path / "p.tolpack"
     log = Log()
     result = tolpack.build(output=reference, reporter=log, **given)

@@ -13,9 +13,12 @@ LEVELS = {
     "pack": 3, "lookup": 3, "sections": 3, "verification": 3,
     "torch": 4, "sources": 4, "summary": 4, "building": 4, "building.allocate": 4,
     "building.settings": 4, "building.layout": 4, "building.limits": 4,
+    "building.frame_sample": 4, "building.components": 4, "building.step_search": 4,
     "reference": 5, "building.passes": 5,
     "building.weighing": 6, "building.loss_model": 6, "building.rank_trial": 6,
-    "building.assembly": 6, "planning": 6, "builder": 6, "evaluate": 6,
+    "building.shaping": 6, "building.carried": 6, "building.trial": 6,
+    "building.assembly": 6, "building.fixed_bits": 6, "building.entropy_coded": 6,
+    "planning": 6, "builder": 6, "evaluate": 6,
     "report": 7, "demo": 7, "": 7,
     "cli": 8,
 }  # fmt: skip

@@ -16,9 +16,12 @@ import numpy as np
 import torch
 
 from tolpack.building.assembly import Assembly, BuildSettings
+from tolpack.building.entropy_coded import EntropyCodedAssembly
+from tolpack.building.fixed_bits import FixedBitsAssembly
 from tolpack.building.limits import choose_compute, plan_limits
 from tolpack.building.passes import product_precision, torch_threads
 from tolpack.building.settings import DEFAULT_MAX_MEMORY
+from tolpack.building.shaping import REACH
 from tolpack.building.weighing import weigh
 from tolpack.container.header import Header, Table
 from tolpack.container.writer import PackWriter
@@ -69,9 +72,10 @@ def build(
     output: str | Path | None = None,
     *,
     rank: str | int = "none",
-    bits: int = 4,
+    bits: int | str = 4,
     drop: str = "none",
     size: str | int | None = None,
+    max_ppl_increase: str | float | None = None,
     calibrate: str | Path | None = None,
     frequencies: str | Path | None = None,
     tokenizer: str | Path | None = None,
@@ -97,10 +101,15 @@ def build(
         The pack; default: ``NAME.tolpack`` beside the checkpoint; replaced only with `force`.
     rank : str or int
         ``"none"`` (no basis), ``"full"``, ``"auto"``, a number, ``"50%"``, or ``"r0,r1,…"``.
-    bits, drop : int, str
-        16, 8 or 4; ``"none"`` or layers like ``"3,7-9"``.
+    bits : int or str
+        16, 8, 4, or ``"auto"``: entropy-coded, with one step for all.
+    drop : str
+        ``"none"`` or layers like ``"3,7-9"``.
     size : str or int, optional
-        With rank ``"auto"``: the file's largest size, ``"800MB"`` or ``"12%"`` of FP16.
+        With rank or bits ``"auto"``: the file's largest size, ``"800MB"`` or ``"12%"`` of FP16.
+    max_ppl_increase : str or float, optional
+        With bits ``"auto"``: what the pack may cost on a held-out part of the calibration text,
+        ``"1%"``; default, without `size`: 0.25 %.
     calibrate, tokenizer : str or Path, optional
         Text or ``.npy`` of token ids: token counts, and the losses for ``auto``.
     config, arch, map_name, key_map : str or Path, optional
@@ -127,7 +136,7 @@ def build(
         Reading or writing failed; what was written stays for `resume`.
     """
     reporter = reporter or Reporter()
-    settings = BuildSettings.parse(rank, bits, drop, size)
+    settings = BuildSettings.parse(rank, bits, drop, size, max_ppl_increase)
     inputs = (calibrate, frequencies, tokenizer, config, key_map)
     path = output_path(checkpoint, output, force, inputs)
     exact = open_source(checkpoint, Reading(config, arch, map_name, key_map), layers)
@@ -140,7 +149,8 @@ def build(
     ):
         weighing = weigh(
             source,
-            needs_metrics=settings.ranks.word == "auto",
+            needs_metrics=settings.ranks.word == "auto" or settings.bits == "auto",
+            reach=REACH if settings.bits == "auto" else 0,
             text=calibrate,
             frequencies=frequencies,
             tokenizer=tokenizer,
@@ -148,7 +158,8 @@ def build(
             scratch=scratch,
             reporter=reporter,
         )
-        work = Assembly(source, settings, weighing, limits, scratch, reporter)
+        kind = EntropyCodedAssembly if settings.bits == "auto" else FixedBitsAssembly
+        work = kind(source, settings, weighing, limits, scratch, reporter)
         while not _write(work, path, resume, reporter):
             resume = False
     with torch_threads(limits.threads):
@@ -156,7 +167,7 @@ def build(
 
 
 def _prepare(
-    source: MemoryTable | ArrayTable, compute: str, bits: int, reporter: Reporter
+    source: MemoryTable | ArrayTable, compute: str, bits: int | str, reporter: Reporter
 ) -> tuple[MemoryTable | ArrayTable, torch.dtype]:
     """Say what was matched; returns the source, and what it and all else is multiplied in."""
     for line in source.describe():
@@ -177,8 +188,8 @@ def _write(work: Assembly, path: Path, resume: bool, reporter: Reporter) -> bool
     with PackWriter(path, work.key, work.header_room, resume=resume, attempt=attempt) as writer:
         if resume:
             reporter.say(f"resuming after {writer.resumed_sections} finished sections")
-        fields, projections = work.write_fields(writer)
-        encodings, chunks = work.write_chunks(writer, projections)
+        fields = work.write_fields(writer)
+        encodings, chunks = work.write_chunks(writer)
         token_map = work.write_token_map(writer)
         excess = writer.end_bytes - work.size if work.size is not None else 0
         if excess > 0:

@@ -25,6 +25,7 @@ from tolpack.building.settings import (
     DEFAULT_MAX_MEMORY,
     parse_bytes,
     parse_drop,
+    parse_increase,
     parse_rank,
     parse_size,
 )
@@ -165,11 +166,15 @@ def main() -> None:
     "--rank", default="none", show_default=True, callback=_checked(parse_rank),
     help="auto, full, none (no basis), a number, a percentage like 50%, or r0,r1,… by layer.",
 )  # fmt: skip
-@click.option("--bits", type=click.Choice(["16", "8", "4"]), default="4", show_default=True)
+@click.option("--bits", type=click.Choice(["auto", "16", "8", "4"]), default="4", show_default=True)
 @_drop_option
 @click.option(
     "--size", callback=_checked(lambda value: parse_size(value, 100)),
-    help="With --rank auto: largest file, like 800MB or 12% of the FP16 table.",
+    help="With --rank or --bits auto: largest file, like 800MB or 12% of the FP16 table.",
+)  # fmt: skip
+@click.option(
+    "--max-ppl-increase", callback=_checked(parse_increase),
+    help="With --bits auto: what the pack may cost on text held out [default: 0.25%].",
 )  # fmt: skip
 @click.option("--calibrate", type=_PATH, help="Text or .npy of token ids: counts, and losses.")
 @click.option("--frequencies", type=_PATH, help=".npy of token counts; frequent tokens first.")
@@ -210,7 +215,13 @@ def build(checkpoint: Path, bits: str, as_json: bool, **settings: Any) -> None:
         raise click.UsageError("--size chooses the ranks, so it needs --rank auto")
     _refuse_two_maps(settings)
     output = settings.pop("output")
-    result = tolpack.build(checkpoint, output, bits=int(bits), reporter=_Terminal(), **settings)
+    result = tolpack.build(
+        checkpoint,
+        output,
+        bits=bits if bits == "auto" else int(bits),
+        reporter=_Terminal(),
+        **settings,
+    )
     if as_json:
         _print_json(result.to_json())
     else:

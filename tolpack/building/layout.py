@@ -79,6 +79,25 @@ def plan_chunks(order: TokenOrder) -> list[ChunkPlan]:
     return [ChunkPlan(start, size, bool(covered[start] < HOT_SHARE)) for start, size in bounds]
 
 
+def octave_chunks(order: TokenOrder, min_rows: int) -> list[ChunkPlan]:
+    """Cut slots where counts have halved, so that a chunk's tokens may share one step.
+
+    Chunks have `min_rows` rows at least, but for the last one, and at most 16,384.
+    """
+    rows = len(order.token_ids)
+    counts = np.zeros(rows, np.int64) if order.counts is None else order.counts
+    octaves = np.floor(np.log2(counts + 1.0))
+    chunks, start = [], 0
+    for stop in [*np.flatnonzero(np.diff(octaves) != 0) + 1, rows]:
+        if stop - start < min_rows and stop < rows:
+            continue
+        for first in range(start, int(stop), _MAX_CHUNK_ROWS):
+            size = min(_MAX_CHUNK_ROWS, int(stop) - first)
+            chunks.append(ChunkPlan(first, size, hot=False))
+        start = int(stop)
+    return chunks
+
+
 def field_encoding(values: int, bits: int, codec16: str, leading: int = 0) -> FieldEncoding:
     """Choose the parts of one field.
 
@@ -150,6 +169,13 @@ def build_header_room(layers: int, kept: int, chunks: int, *, has_basis: bool) -
     sections = 2 * chunks + (2 * kept if has_basis else 0) + 1
     parts = 2 * kept if has_basis else kept
     estimate = 512 + 112 * layers + 72 * chunks + 128 * sections + 2 * (64 + 56 * parts)
+    return align(PREAMBLE_BYTES + estimate, SECTION_ALIGNMENT) - PREAMBLE_BYTES
+
+
+def step_header_room(layers: int, kept: int, chunks: int, parts: int) -> int:
+    """As `build_header_room`, for chunks that each have an encoding with a step in every part."""
+    sections = 2 * chunks + 2 * kept + 1
+    estimate = 512 + 112 * layers + 72 * chunks + 128 * sections + 64 * chunks + 80 * parts
     return align(PREAMBLE_BYTES + estimate, SECTION_ALIGNMENT) - PREAMBLE_BYTES
 
 

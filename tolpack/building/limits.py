@@ -71,7 +71,7 @@ def block_tokens(hidden_size: int) -> int:
     return block
 
 
-def choose_compute(word: str, source: MemoryTable, bits: int) -> torch.dtype:
+def choose_compute(word: str, source: MemoryTable, bits: int | str) -> torch.dtype:
     """Return what the FFNs of `source` are multiplied in.
 
     Parameters
@@ -91,7 +91,7 @@ def choose_compute(word: str, source: MemoryTable, bits: int) -> torch.dtype:
         raise ConfigError("--compute bfloat16 is less exact than --bits 16 keeps: use float32")
     operations = 6.0 * source.vocab_size * source.num_layers * source.hidden_size
     large = operations * source.inner_size >= _LARGE_PASS
-    faster = word == "bfloat16" or (large and bits < 16 and multiplies_bfloat16())
+    faster = word == "bfloat16" or (large and bits != 16 and multiplies_bfloat16())
     return torch.bfloat16 if faster and word != "float32" else torch.float32
 
 

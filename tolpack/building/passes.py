@@ -90,7 +90,20 @@ def measure_moments(
     scratch: Scratch,
     done: Callable[[int], object],
 ) -> Moments:
-    """Stream one layer of the table once and decompose it.
+    """Stream one layer of the table once and decompose it; parameters as of `second_moment`."""
+    second, mean = second_moment(source, layer, weights, pool, done)
+    found = spectrum(second, mean)
+    return Moments(mean, found.values, scratch.keep(found.vectors.astype(np.float32)))
+
+
+def second_moment(
+    source: TableSource,
+    layer: int,
+    weights: Doubles,
+    pool: ThreadPoolExecutor,
+    done: Callable[[int], object],
+) -> tuple[Doubles, Doubles]:
+    """Stream one layer of the table once: ``Σ w TᵀT``, float64 (hidden, hidden), and ``Σ w T``.
 
     Parameters
     ----------
@@ -100,8 +113,8 @@ def measure_moments(
         Which layer.
     weights : ndarray
         float64 (vocab_size,), summing to 1.
-    pool, scratch : ThreadPoolExecutor, Scratch
-        Workers, and where the eigenvectors are kept.
+    pool : ThreadPoolExecutor
+        Workers.
     done : callable
         Called with the number of rows done since the last call.
     """
@@ -111,7 +124,7 @@ def measure_moments(
     def moments(ids: NDArray[np.int64]) -> tuple[Doubles, Doubles]:
         root = torch.from_numpy(roots[ids])[:, None]
         weighted = torch.empty(len(ids), source.hidden_size)
-        for part, target in zip(_cut(ids, block), torch.split(weighted, block)):
+        for part, target in zip(cut(ids, block), torch.split(weighted, block)):
             target.copy_(torch.from_numpy(rows(part)))
         weighted.mul_(root)
         second, mean = weighted.T @ weighted, (weighted * root).sum(0)
@@ -120,13 +133,12 @@ def measure_moments(
     second = np.zeros((source.hidden_size, source.hidden_size))
     mean = np.zeros(source.hidden_size)
     run = min(MOMENT_BLOCKS * block, align(source.vocab_size // _MOMENT_RUNS + 1, block))
-    runs = _cut(np.arange(source.vocab_size, dtype=np.int64), run)
+    runs = cut(np.arange(source.vocab_size, dtype=np.int64), run)
     for ids, (run_second, run_mean) in zip(runs, pool.map(moments, runs)):
         second += run_second
         mean += run_mean
         done(len(ids))
-    found = spectrum(second, mean)
-    return Moments(mean, found.values, scratch.keep(found.vectors.astype(np.float32)))
+    return second, mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +176,7 @@ def encode_records(
     Layers are computed one after the other for `superblock` tokens, whose records are held.
     """
     block = block_tokens(source.hidden_size)
-    for ids in _cut(token_ids, superblock):
+    for ids in cut(token_ids, superblock):
         records = np.zeros((len(ids), layout.record_bytes), np.uint8)
         for kept, field in enumerate(fields):
             rows, project = source.layer(field.layer), field.load()
@@ -186,7 +198,7 @@ def encode_records(
                     raise ConfigError(f"layer {layer}: {error}") from error
                 return len(part)
 
-            _drain(pool.map(encode, range(0, len(ids), block)), done)
+            drain(pool.map(encode, range(0, len(ids), block)), done)
             del rows, project, encode  # the next layer's weights must not meet these
         yield records
 
@@ -214,10 +226,12 @@ def encoded_sample(
     return records
 
 
-def _cut(ids: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+def cut(ids: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+    """Cut token ids into runs of at most `size`."""
     return [ids[start : start + size] for start in range(0, len(ids), size)]
 
 
-def _drain(results: Iterable[int], done: Callable[[int], object]) -> None:
+def drain(results: Iterable[int], done: Callable[[int], object]) -> None:
+    """Wait for workers, and report what each has done."""
     for count in results:
         done(count)

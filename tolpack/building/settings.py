@@ -14,6 +14,8 @@ from tolpack.errors import ConfigError
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
 DEFAULT_MAX_MEMORY = "4GB"
+# What --bits alone may cost on the held-out part of the calibration text, in percent.
+DEFAULT_INCREASE = 0.25
 COMPUTE = ("auto", "float32", "bfloat16")
 _RANK_FORMS = "auto, full, none, an integer, a percentage like 50%, or one integer per layer"
 
@@ -102,6 +104,18 @@ def parse_size(value: str | int, full_bytes: int) -> int:
     if re.fullmatch(r"\d+(\.\d+)?\s*%", text):
         return _in_range(float(text[:-1]) * full_bytes / 100, text, "--size")
     return parse_bytes(value, "--size", "800MB or 12%")
+
+
+def parse_increase(value: str | float) -> float:
+    """Parse ``1%``, ``0.25 %`` or a number of percent: the perplexity that may be lost."""
+    text = str(value).strip()
+    match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*%?", text)
+    if match is None:
+        raise ConfigError(f"--max-ppl-increase {value!r} is not understood: expected e.g. 1%")
+    increase = float(match[1])
+    if not 0.001 <= increase <= 1000:
+        raise ConfigError(f"--max-ppl-increase {value} is outside 0.001% … 1000%")
+    return increase
 
 
 def parse_bytes(value: str | int, option: str, example: str = "800MB or 4GB") -> int:

@@ -37,20 +37,25 @@ from tolpack.sources.table import ArrayTable, MemoryTable
 
 COUNT_EXPONENT = 0.7
 _MAX_CONTEXT = 512
+# One part of so many is held out of a calibration text.
+_HELD_OUT = 5
 
 
 @dataclass(frozen=True, slots=True)
 class CalibratedModel:
     """A model that can be run, the text it was measured on, and what was measured.
 
-    ``metrics``: one per layer, float64 (hidden, hidden); see `tolpack.reference.calibrate`.
+    ``metrics``, ``crossed``: see `tolpack.reference.calibrate.Calibration`. ``trial_ids``: the text
+    to try packs on; another one than ``token_ids`` where a part is held out.
     """
 
     decoder: Decoder
     token_ids: NDArray[np.int64]
+    trial_ids: NDArray[np.int64]
     context: int
     counts: NDArray[np.int64]
     metrics: tuple[Kept, ...]
+    crossed: tuple[tuple[Kept, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,7 @@ def weigh(
     source: MemoryTable | ArrayTable,
     *,
     needs_metrics: bool,
+    reach: int = 0,
     text: str | Path | None,
     frequencies: str | Path | None,
     tokenizer: str | Path | None,
@@ -86,7 +92,10 @@ def weigh(
     source : MemoryTable or ArrayTable
         The table; a checkpoint can also be run for metrics.
     needs_metrics : bool
-        Whether ranks are to be allocated.
+        Whether ranks or steps are to be chosen by loss.
+    reach : int
+        How many layers above each one its gradients are held against; if any, a fifth of the text
+        is held out, to try packs on.
     text : path, optional
         Calibration text or token ids (``--calibrate``).
     frequencies : path, optional
@@ -109,12 +118,12 @@ def weigh(
             found = find_tokenizer(source.checkpoint.path, tokenizer)
         ids = read_token_ids(text, source.vocab_size, found)
         if counts is None:
-            counts = np.bincount(ids, minlength=source.vocab_size)
+            counts = np.bincount(measured_part(ids, reach), minlength=source.vocab_size)
     if counts is None:
         reporter.say(
             "token order: by token id, all records raw (no --frequencies or --calibrate given)"
         )
-    model = _calibrate(source, ids, limits, scratch, reporter) if needs_metrics else None
+    model = _calibrate(source, ids, reach, limits, scratch, reporter) if needs_metrics else None
     order = order_tokens(counts, source.vocab_size)
     if counts is None and model is not None:
         counts = model.counts
@@ -124,6 +133,11 @@ def weigh(
         digest.update(source.checkpoint.fingerprint())
         digest.update(repr((source.checkpoint.config, model.context)).encode())
     return Weighing(order, token_weights(counts, source.vocab_size), model, digest.digest())
+
+
+def measured_part(ids: NDArray[np.int64], reach: int) -> NDArray[np.int64]:
+    """Return the part of a text that is measured: with `reach`, a fifth is held out at the end."""
+    return ids[: len(ids) - len(ids) // _HELD_OUT] if reach else ids
 
 
 def token_weights(counts: NDArray[np.int64] | None, vocab_size: int) -> Doubles:
@@ -152,12 +166,13 @@ def read_counts(path: str | Path, vocab_size: int) -> NDArray[np.int64]:
 def _calibrate(
     source: MemoryTable | ArrayTable,
     ids: NDArray[np.int64] | None,
+    reach: int,
     limits: Limits,
     scratch: Scratch,
     reporter: Reporter,
 ) -> CalibratedModel | None:
     if not isinstance(source, MemoryTable):
-        reporter.say("rank auto: a bare table cannot be run, so every direction counts alike")
+        reporter.say("auto: a bare table cannot be run, so every direction counts alike")
         return None
     try:
         check_decoder(source.checkpoint)
@@ -166,20 +181,22 @@ def _calibrate(
     except CheckpointError as error:
         if ids is not None:
             raise
-        reporter.say(
-            f"rank auto: the model cannot be run ({error}), so every direction counts alike"
-        )
+        reporter.say(f"auto: the model cannot be run ({error}), so every direction counts alike")
         return None
     context = min(decoder.config.max_position_embeddings or _MAX_CONTEXT, _MAX_CONTEXT)
     if ids is None:
         reporter.say(
-            "rank auto: no --calibrate text, so losses are measured on a text sampled from the "
-            "model itself (seed 0)"
+            "auto: no --calibrate text, so losses are measured on a text sampled from the model "
+            "itself (seed 0)"
         )
         context = sampled_length(decoder, context)
         with reporter.phase("sampling", SAMPLED_SEQUENCES * (context - 1), "tok") as done:
             ids = sample_text(decoder, context, progress=done)
-    total = gradient_tokens(decoder, len(ids), context)
+    measured = measured_part(ids, reach)
+    trial = ids[len(measured) :] if reach else ids
+    total = gradient_tokens(decoder, len(measured), context)
     with reporter.phase("calibration", total, "tok") as done:
-        found = calibrate(decoder, ids, context, done, scratch)
-    return CalibratedModel(decoder, ids, context, found.counts, found.metrics)
+        found = calibrate(decoder, measured, context, done, scratch, reach)
+    return CalibratedModel(
+        decoder, measured, trial, context, found.counts, found.metrics, found.crossed
+    )

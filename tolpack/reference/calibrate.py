@@ -4,7 +4,8 @@ For a small error ``e_l`` added to the memory's output of layer ``l`` at every p
 rises by about ``½ Σ_l E[e_l G_l e_lᵀ]`` nats per token, with ``G_l = E[g gᵀ]`` and ``g`` the
 gradient of the window's summed negative log-likelihood at that output (the empirical Fisher
 matrix in place of the Hessian). ``G_l`` is accumulated in float64 over windows of the text; the
-weights get no gradient.
+weights get no gradient. Errors of neighbouring layers at one position meet in the residual stream:
+``G_{l,l+k} = E[g_l g_{l+k}ᵀ]`` says how far one can make up for the other.
 
 Since the memory's output is added to the residual stream, its gradient is the gradient of the
 stream behind the layer: one backward pass through the layers, from the last to the first, gives
@@ -16,6 +17,7 @@ Without a text, one is sampled from the model itself with a fixed seed.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,11 +50,12 @@ class Calibration:
     """Token counts and loss metrics.
 
     ``counts`` int64 (vocab_size,); ``metrics``: one per layer, float64 (hidden, hidden), nats per
-    squared unit of table value.
+    squared unit of table value; ``crossed[l][k - 1]``: float64 (hidden, hidden), ``G_{l,l+k}``.
     """
 
     counts: NDArray[np.int64]
     metrics: tuple[Kept, ...]
+    crossed: tuple[tuple[Kept, ...], ...]
 
 
 def calibrate(
@@ -61,6 +64,7 @@ def calibrate(
     context: int,
     progress: Progress = None,
     scratch: Scratch | None = None,
+    reach: int = 0,
 ) -> Calibration:
     """Measure counts over all of `token_ids`, and metrics over `gradient_tokens` of them.
 
@@ -76,20 +80,31 @@ def calibrate(
         Called with the number of tokens differentiated since the last call.
     scratch : Scratch, optional
         Keeps the metrics; default: memory.
+    reach : int
+        How many layers above each one to measure it together with.
     """
     config, hidden = decoder.config, decoder.config.hidden_size
     scratch = scratch or Scratch(Path(), 2**63)
-    metrics = [scratch.keep(np.zeros((hidden, hidden))) for _ in range(config.num_hidden_layers)]
+    layers = config.num_hidden_layers
+    sums = [
+        [scratch.keep(np.zeros((hidden, hidden))) for _ in range(min(reach + 1, layers - layer))]
+        for layer in range(layers)
+    ]
     windows = _windows(token_ids, context, gradient_tokens(decoder, len(token_ids), context))
     for batch in _batches(decoder, windows):
+        above: deque[torch.Tensor] = deque(maxlen=reach + 1)  # gradients of the layers above
         for layer, gradient, _ in _gradients(decoder, batch):
             flat = gradient.reshape(-1, hidden)
-            metrics[layer].replace(metrics[layer].load() + (flat.T @ flat).double().numpy())
+            above.appendleft(flat)
+            for kept, other in zip(sums[layer], above):
+                kept.replace(kept.load() + (flat.T @ other).double().numpy())
         if progress is not None:
             progress(batch[:, 1:].numel())
-    for metric in metrics:
-        metric.replace(metric.load() / windows[:, 1:].numel())
-    return Calibration(np.bincount(token_ids, minlength=config.vocab_size), tuple(metrics))
+    for kept in (kept for row in sums for kept in row):
+        kept.replace(kept.load() / windows[:, 1:].numel())
+    counts = np.bincount(token_ids, minlength=config.vocab_size)
+    metrics, crossed = (row[0] for row in sums), (tuple(row[1:]) for row in sums)
+    return Calibration(counts, tuple(metrics), tuple(crossed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +170,7 @@ def window_losses(
     ndarray
         float64 (windows,).
     """
-    windows = _windows(token_ids, context, loss_tokens(decoder, len(token_ids), context))
+    windows = loss_windows(decoder, token_ids, context)
     losses = []
     for batch in _batches(decoder, windows):
         states, targets = decoder.norm(decoder.states(batch[:, :-1])), batch[:, 1:]
@@ -164,6 +179,11 @@ def window_losses(
         if progress is not None:
             progress(targets.numel())
     return np.asarray(torch.cat(losses).numpy())
+
+
+def loss_windows(decoder: Decoder, token_ids: NDArray[np.int64], context: int) -> torch.Tensor:
+    """Return the windows of `window_losses`, int64 (windows, context + 1)."""
+    return _windows(token_ids, context, loss_tokens(decoder, len(token_ids), context))
 
 
 @torch.inference_mode()

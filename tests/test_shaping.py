@@ -1,0 +1,258 @@
+"""Noise shaping held against the quadratic form that it minimises, and the searches around it."""
+
+import math
+
+import numpy as np
+import pytest
+
+from tolpack.building.components import choose_components, code_bytes
+from tolpack.building.frame_sample import FrameSample, FrequencySteps, sample_frames
+from tolpack.building.layout import octave_chunks, order_tokens
+from tolpack.building.shaping import shape
+from tolpack.building.step_search import search_loss, search_size
+from tolpack.codecs.shaped import (
+    BasisRounder,
+    plain_rounder,
+    weighted_projection,
+    whitened_basis,
+)
+from tolpack.errors import ConfigError
+from tolpack.progress import Reporter
+from tolpack.scratch import Scratch
+
+HIDDEN = 6
+
+
+def random_metric(size, seed):
+    """A positive definite matrix with eigenvalues over two orders of magnitude."""
+    factor = np.random.default_rng(seed).standard_normal((size, size))
+    vectors = np.linalg.qr(factor)[0]
+    return (vectors * np.geomspace(1, 100, size)) @ vectors.T
+
+
+class Model:
+    """Metrics of three layers, cut from one joint matrix."""
+
+    def __init__(self, scratch, joint):
+        def block(row, column):
+            part = joint[row * HIDDEN : (row + 1) * HIDDEN, column * HIDDEN : (column + 1) * HIDDEN]
+            return scratch.keep(part.copy())
+
+        self.metrics = [block(n, n) for n in range(3)]
+        self.crossed = [[block(n, m) for m in range(n + 1, 3)] for n in range(3)]
+
+
+@pytest.fixture
+def shaped(tmp_path):
+    """A joint metric of three layers, and what shaping makes of it without a floor."""
+    joint = random_metric(3 * HIDDEN, 0)
+    scratch = Scratch(tmp_path, 2**40)
+    return joint, shape(Model(scratch, joint), (0, 1, 2), 3, HIDDEN, 0.0, scratch)
+
+
+def test_what_remains_is_the_least_that_layers_above_can_leave(shaped):
+    """The metric left is the minimum of the joint form over the other layers' errors."""
+    joint, found = shaped
+    error = np.random.default_rng(1).standard_normal(HIDDEN)
+    carried = -error @ found[0].load_carry()
+    whole = np.concatenate([error, carried])
+    least = error @ found[0].metric.load() @ error
+    assert whole @ joint @ whole == pytest.approx(least, rel=1e-5)
+    for seed in range(5):
+        other = np.random.default_rng(seed).standard_normal(2 * HIDDEN) * 0.1
+        worse = np.concatenate([error, carried + other])
+        assert worse @ joint @ worse > least
+    assert found[0].above == (1, 2)
+    assert found[2].above == ()
+    assert found[2].carry is None
+    np.testing.assert_allclose(found[2].metric.load(), joint[2 * HIDDEN :, 2 * HIDDEN :])
+
+
+def test_dropped_layers_take_up_nothing(tmp_path):
+    """Only kept layers make up for errors, those of dropped ones included."""
+    scratch = Scratch(tmp_path, 2**40)
+    joint = random_metric(3 * HIDDEN, 0)
+    found = shape(Model(scratch, joint), (0, 2), 3, HIDDEN, 0.0, scratch)
+    assert [one.above for one in found] == [(2,), (2,), ()]
+
+
+def test_without_a_model_every_direction_counts_alike(tmp_path):
+    """A bare table has no metrics: nothing is carried."""
+    found = shape(None, (0, 1), 2, 4, 0.1, Scratch(tmp_path, 2**30))
+    assert all(one.carry is None and (one.metric.load() == np.eye(4)).all() for one in found)
+
+
+def test_a_floor_keeps_a_metric_of_few_samples_invertible(tmp_path):
+    """A metric of rank one gets a share of its mean eigenvalue on its diagonal."""
+    scratch = Scratch(tmp_path, 2**40)
+    vector = np.random.default_rng(0).standard_normal(3 * HIDDEN)
+    found = shape(Model(scratch, np.outer(vector, vector)), (0, 1, 2), 3, HIDDEN, 0.1, scratch)
+    assert all(np.linalg.eigvalsh(one.metric.load())[0] > 0 for one in found)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_plain_rounding_under_a_metric(seed):
+    """Values come back as whole steps; the loss is what is left of each value's own error, and
+    less than that of rounding each value by itself.
+    """
+    metric = random_metric(40, seed)
+    rounder = plain_rounder(metric, 127)
+    rows = np.random.default_rng(seed).standard_normal((500, 40)).astype(np.float32)
+    steps = np.full(500, 0.5, np.float32)
+    stored, error = rounder.round(rows.copy(), steps)
+    step = np.float32(0.5) * np.float32(rounder.unit)
+    codes = stored / step
+    assert np.abs(codes - np.rint(codes)).max() < 1e-4
+    np.testing.assert_allclose(rows + error, stored, atol=1e-5)
+    shaped = np.einsum("ti,ij,tj->t", error, metric, error).mean()
+    plain = np.rint(rows / step) * step - rows
+    assert shaped < 0.7 * np.einsum("ti,ij,tj->t", plain, metric, plain).mean()
+    left = np.linalg.norm(error @ np.linalg.inv(rounder.factor.astype(np.float64)), axis=1)
+    assert np.square(left).mean() == pytest.approx(shaped, rel=1e-3)
+
+
+def test_plain_rounding_cuts_what_is_out_of_range():
+    """A value beyond the largest code gets that code, and the values behind make up for it."""
+    rounder = plain_rounder(random_metric(8, 0), 3)
+    stored, error = rounder.round(np.full((1, 8), 100, np.float32), np.ones(1, np.float32))
+    assert np.abs(stored).max() <= 3 * rounder.unit * 1.0001
+    assert np.isfinite(error).all()
+
+
+def test_the_basis_makes_the_metric_the_identity():
+    """In the whitened basis an error of coefficients costs its square, and energies fall."""
+    metric = random_metric(12, 3)
+    rows = np.random.default_rng(0).standard_normal((400, 12)) @ random_metric(12, 4)
+    mean = rows.mean(0)
+    found = whitened_basis(rows.T @ rows / 400, mean, metric)
+    np.testing.assert_allclose(found.rows @ metric @ found.rows.T, np.eye(12), atol=1e-8)
+    coefficients = (rows - mean) @ np.linalg.inv(found.rows)
+    covariance = coefficients.T @ coefficients / 400
+    np.testing.assert_allclose(covariance, np.diag(found.values), atol=1e-6 * found.values[0])
+    assert (np.diff(found.values) <= 0).all()
+
+
+@pytest.mark.parametrize("rank", [12, 7])
+def test_basis_rounding(rank):
+    """Coefficients are whole steps; the error is what a reader will see; large codes are cut."""
+    metric = random_metric(12, 3)
+    rows = np.random.default_rng(0).standard_normal((50, 12)).astype(np.float32)
+    basis = whitened_basis(np.eye(12), np.zeros(12), metric).rows[:rank].astype(np.float32)
+    limits = np.full(rank, 4, np.float32)
+    rounder = BasisRounder(weighted_projection(basis, metric), basis, limits)
+    steps = np.linspace(0.1, 3, 50).astype(np.float32)
+    stored, error = rounder.round(rows.copy(), steps)
+    np.testing.assert_allclose(stored @ basis, rows + error, atol=1e-4)
+    codes = stored / steps[:, None]
+    assert np.abs(codes - np.rint(codes)).max() < 1e-4
+    assert np.abs(codes).max() <= 4.0001
+    assert rounder.stored_values == rank
+    if rank == 7:  # what is left out is orthogonal, under the metric, to what is kept
+        left = rows - (rows @ rounder.projection) @ basis
+        assert np.abs(left @ metric @ basis.T).max() < 1e-3
+
+
+def sample_of(tokens):
+    """Every token stands for itself alone."""
+    return FrameSample((np.arange(tokens)[None],), np.full(tokens, 1 / tokens), np.ones(tokens))
+
+
+def test_components_that_vanish_are_cut():
+    """Components of zeros cost a row of the basis and give nothing; large codes get 16 bits."""
+    source = np.random.default_rng(0)
+    codes = np.rint(source.standard_normal((600, 10)) * np.geomspace(100, 1, 10)).astype(np.float32)
+    codes[:, 7:] = 0
+    steps = np.full(600, 0.01, np.float32)
+    found = choose_components({3: codes}, sample_of(600), steps, 20, fixed=False, limit=127)[3]
+    assert found.rank == 7
+    largest = np.abs(codes).max(axis=0)
+    assert found.leading == np.flatnonzero(largest > 127)[-1] + 1
+    kept = choose_components({3: codes}, sample_of(600), steps, 20, fixed=True, limit=127)[3]
+    assert kept.rank == 10
+
+
+def test_code_bytes_are_the_entropy():
+    """Two equally likely codes take a bit each, one code takes none, besides what is learnt."""
+    codes = np.zeros((1024, 2), np.float32)
+    codes[::2, 0] = 1
+    found = code_bytes(codes, np.ones(1024))
+    np.testing.assert_allclose(found, [(1024 + 10) / 8, 5 / 8])
+
+
+def test_steps_fall_with_frequency():
+    """A token that is four times as frequent has a smaller step; without counts all are alike."""
+    counts = np.array([1000] * 64 + [250] * 64 + [0] * 64)
+    order = order_tokens(counts, 192)
+    chunks = octave_chunks(order, 16)
+    assert [(plan.first_slot, plan.rows) for plan in chunks] == [(0, 64), (64, 64), (128, 64)]
+    steps = FrequencySteps(order, chunks).of_slots(np.array([0, 64, 128]), 1.0)
+    assert steps[1] / steps[0] == pytest.approx((1001 / 251) ** 0.325, rel=1e-5)
+    assert steps[0] < 1 < steps[2]
+    plain = order_tokens(None, 192)
+    same = FrequencySteps(plain, octave_chunks(plain, 16)).of_slots(np.arange(192), 0.5)
+    assert (same == 0.5).all()
+
+
+def test_chunks_cover_all_slots_and_hold_whole_frames():
+    """Chunks follow each other; all but the last hold at least one frame, none is too long."""
+    order = order_tokens(np.random.default_rng(0).zipf(1.2, 70_000).clip(max=10**6), 70_000)
+    chunks = octave_chunks(order, 16)
+    ends = [plan.first_slot + plan.rows for plan in chunks]
+    assert [0, *ends[:-1]] == [plan.first_slot for plan in chunks]
+    assert ends[-1] == 70_000
+    assert all(16 <= plan.rows <= 16384 for plan in chunks[:-1])
+
+
+def test_a_sample_stands_for_the_whole():
+    """A large table's sample has whole frames of every chunk, and stands for all rows and text."""
+    counts = np.random.default_rng(0).zipf(1.3, 60_000).clip(max=10**5)
+    order = order_tokens(counts, 60_000)
+    chunks = octave_chunks(order, 4)
+    found = sample_frames(order, chunks, 4, 8192)
+    assert len(found.all_slots) < 20_000
+    assert found.rows.sum() == pytest.approx(60_000)
+    assert found.text.sum() == pytest.approx(1, rel=0.05)
+    for plan, slots in zip(chunks, found.slots):
+        assert slots.min() >= plan.first_slot
+        assert slots.max() < plan.first_slot + plan.rows
+
+
+@pytest.mark.parametrize("start", [0.02, 0.3, 1.0, 20.0])
+@pytest.mark.parametrize("limit", [15_000, 150_000, 2_000_000])
+def test_a_size_is_met_from_any_start(start, limit):
+    """The size found is under the limit, and not far under it."""
+    found = search_size(
+        lambda step: step, lambda step: int(2e5 * step**-0.6 + 3_000), limit, start, Reporter()
+    )
+    assert 0.985 * limit <= int(2e5 * found**-0.6 + 3_000) <= limit
+
+
+def test_a_size_that_no_step_reaches_is_refused():
+    """What the coarsest pack takes is said."""
+    with pytest.raises(ConfigError, match=r"--size of 1,000 bytes .* takes 3,\d\d\d bytes"):
+        search_size(lambda s: s, lambda s: int(1e5 / s) + 3_000, 1_000, 1.0, Reporter())
+
+
+@pytest.mark.parametrize("start", [0.01, 1.0, 30.0])
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_a_loss_is_met_though_it_is_measured_with_noise(start, noise):
+    """The step found costs no more than the limit, and one a little coarser would."""
+
+    def measure(step):
+        return 0.4 * step**1.7 * math.exp(noise * math.sin(1e4 * step)), 0.01
+
+    found = search_loss(lambda step: step, measure, 1.0, start, Reporter())
+    assert measure(found)[0] <= 1.0
+    assert measure(found * 1.15)[0] > 1.0
+
+
+def test_a_loss_below_zero_is_no_obstacle():
+    """Fine steps may come out better than the model itself."""
+    found = search_loss(lambda s: s, lambda s: (s**2 - 0.05, 0.01), 0.5, 0.01, Reporter())
+    assert 0.4 <= found**2 - 0.05 <= 0.5
+
+
+def test_a_loss_that_no_step_meets_is_refused():
+    """What the finest step costs is said, with what to do."""
+    with pytest.raises(ConfigError, match=r"--max-ppl-increase 0.1% is not met .* 5.000 %"):
+        search_loss(lambda s: s, lambda _: (5.0, 0.1), 0.1, 1.0, Reporter())

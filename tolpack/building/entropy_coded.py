@@ -1,0 +1,371 @@
+"""``--bits auto``: one step for everything, and an entropy coder that spends bits where they count.
+
+In coordinates where the loss metric is the identity, every value's rounding error costs the same,
+so one step serves all layers and components; small components round to zeros, which cost nothing.
+The step of a token falls with its frequency (`tolpack.building.frame_sample`). What rounding adds
+to one layer is carried into the layers above (`tolpack.building.shaping`). One number decides the
+size, the step; `tolpack.building.step_search` finds it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+import numpy as np
+
+from tolpack.building.assembly import Assembly
+from tolpack.building.carried import RoundedLayer, decoded_rows, encode_rounded, stored_rows
+from tolpack.building.components import Component, choose_components
+from tolpack.building.frame_sample import FrameSample, FrequencySteps, sample_frames
+from tolpack.building.layout import ChunkPlan, octave_chunks, step_header_room
+from tolpack.building.passes import second_moment, worker_threads
+from tolpack.building.settings import DEFAULT_INCREASE
+from tolpack.building.shaping import Shaping, shape
+from tolpack.building.step_search import search_loss, search_size
+from tolpack.building.trial import Trial
+from tolpack.codecs.frames import compress_codes
+from tolpack.codecs.record import record_layout
+from tolpack.codecs.shaped import (
+    BasisRounder,
+    PlainRounder,
+    Rounder,
+    plain_rounder,
+    weighted_projection,
+    whitened_basis,
+)
+from tolpack.codecs.values import Bytes, Floats, decode_values, encode_values
+from tolpack.container.crc import CHECKSUM_BYTES
+from tolpack.container.encodings import Encoding, FieldEncoding, Part
+from tolpack.container.header import Chunk, Field
+from tolpack.container.index import index_bytes
+from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, align
+from tolpack.container.writer import PackWriter
+from tolpack.errors import ConfigError
+from tolpack.scratch import Kept
+
+# Shares of a metric's mean eigenvalue that are added to its diagonal: with a basis, without one.
+_BASIS_FLOOR, _PLAIN_FLOOR = 0.01, 0.1
+# Records that a frame holds at least, in bytes before compression.
+_FRAME_BYTES = 1 << 15
+_MAX_FRAME_ROWS = 64
+_MAX_CODE, _MAX_WIDE_CODE = 127, 32767
+# A sample's largest code may be passed by this factor before a component's codes get 16 bits.
+_CODE_MARGIN = 1.5
+# A step that rounds as 4 bits do, in units of the root mean square: groups of 64 have their largest
+# value at three of it, and seven codes.
+_STEP_OF_4_BITS = 0.43
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """The pack that follows from a step: each kept layer's components."""
+
+    step: float
+    components: dict[int, Component]
+
+
+class EntropyCodedAssembly(Assembly):
+    """See the module; `Assembly` for the interface."""
+
+    def plan_chunks(self) -> list[ChunkPlan]:
+        """See `Assembly`."""
+        self.rows_per_block = 1
+        record = len(self.kept) * self.source.hidden_size
+        while self.rows_per_block < _MAX_FRAME_ROWS and record * self.rows_per_block < _FRAME_BYTES:
+            self.rows_per_block *= 2
+        return octave_chunks(self.weighing.order, self.rows_per_block)
+
+    @property
+    def header_room(self) -> int:
+        """Bytes to keep for the header."""
+        parts = 2 * len(self.kept) * len(self.chunks)
+        return step_header_room(self.source.num_layers, len(self.kept), len(self.chunks), parts)
+
+    def keep_back(self, excess_bytes: int) -> None:
+        """See `Assembly`."""
+        super().keep_back(excess_bytes)
+        self.__dict__.pop("chosen", None)
+
+    @property
+    def has_basis(self) -> bool:
+        """Whether rows are stored as coefficients."""
+        return self.settings.ranks.word != "none"
+
+    # ---- what is measured ------------------------------------------------------------------------
+
+    @cached_property
+    def shapings(self) -> list[Shaping]:
+        """By layer."""
+        floor = _BASIS_FLOOR if self.has_basis else _PLAIN_FLOOR
+        return shape(
+            self.weighing.model, self.kept, self.source.num_layers, self.source.hidden_size,
+            floor, self.scratch,
+        )  # fmt: skip
+
+    @cached_property
+    def means(self) -> dict[int, Floats]:
+        """Weighted mean of every kept layer, float32 (hidden,)."""
+        return {layer: mean for layer, (mean, _) in self._moments.items()}
+
+    @cached_property
+    def _moments(self) -> dict[int, tuple[Floats, Kept]]:
+        """Mean and whitened basis of every kept layer: one pass over the table."""
+        found = {}
+        total = self.source.vocab_size * len(self.kept)
+        with (
+            self.reporter.phase("Gram matrices", total, "rows") as done,
+            worker_threads(self.limits.threads) as pool,
+        ):
+            for layer in self.kept:
+                second, mean = second_moment(self.source, layer, self.weighing.weights, pool, done)
+                basis = whitened_basis(second, mean, self.shapings[layer].metric.load())
+                rows = self.scratch.keep(basis.rows.astype(np.float32))
+                found[layer] = mean.astype(np.float32), rows
+        return found
+
+    @cached_property
+    def _plain(self) -> dict[int, tuple[Kept, float]]:
+        """Without a basis: factor and unit of every kept layer's rounder."""
+        found = {}
+        for layer in self.kept:
+            rounder = plain_rounder(self.shapings[layer].metric.load(), _MAX_CODE)
+            found[layer] = self.scratch.keep(rounder.factor), rounder.unit
+        return found
+
+    # ---- what follows from a step ----------------------------------------------------------------
+
+    def candidate(self, step: float) -> Candidate:
+        """Decide ranks and large codes for a step, on a sample."""
+        hidden = self.source.hidden_size
+        full = min(hidden, self.source.vocab_size) if self.has_basis else hidden
+        ranks = self.fixed_ranks or (None,) * self.source.num_layers
+        widest = {n: Component(ranks[n] or full, ranks[n] or full) for n in self.kept}
+        sampled = self._sampled(Candidate(step, widest))
+        steps = self._steps.of_slots(self._sample.all_slots, step)
+        codes = {layer: stored / steps[:, None] for layer, stored in sampled.items()}
+        limit = _MAX_CODE / _CODE_MARGIN
+        if not self.has_basis:
+            large = {n: np.abs(codes[n]).max() > limit * self._plain[n][1] for n in self.kept}
+            return Candidate(
+                step, {n: Component(hidden, hidden if large[n] else 0) for n in self.kept}
+            )
+        chosen = choose_components(
+            codes, self._sample, steps, self._basis_part.row_bytes,
+            fixed=self.fixed_ranks is not None, limit=limit,
+        )  # fmt: skip
+        return Candidate(step, chosen)
+
+    def layers(self, candidate: Candidate) -> list[RoundedLayer]:
+        """Return how every layer is rounded."""
+        found = []
+        for layer in range(self.source.num_layers):
+            shaping = self.shapings[layer]
+            if layer in self.kept:
+                load = partial(self._rounder, layer, candidate.components[layer])
+                found.append(RoundedLayer(layer, self._mean(layer), load, shaping))
+            elif shaping.above:
+                zeros = np.zeros(self.source.hidden_size, np.float32)
+                found.append(RoundedLayer(layer, zeros, None, shaping))
+        return found
+
+    def _mean(self, layer: int) -> Floats:
+        if self.has_basis:
+            return self.means[layer]
+        return np.zeros(self.source.hidden_size, np.float32)
+
+    def _rounder(self, layer: int, component: Component) -> Rounder:
+        if not self.has_basis:
+            factor, unit = self._plain[layer]
+            limit = _MAX_WIDE_CODE if component.leading else _MAX_CODE
+            return PlainRounder(factor.load(), unit, limit)
+        basis = decoded_basis(self._coded_basis(layer, component.rank), self._basis_part)
+        metric = self.shapings[layer].metric.load()
+        limits = np.full(component.rank, _MAX_CODE, np.float32)
+        limits[: component.leading] = _MAX_WIDE_CODE
+        return BasisRounder(weighted_projection(basis, metric), basis, limits)
+
+    @property
+    def _basis_part(self) -> Part:
+        hidden = self.source.hidden_size
+        return Part("int8", hidden, hidden + hidden % 2)
+
+    def _coded_basis(self, layer: int, rank: int) -> Bytes:
+        """Rows of the basis as they are stored: uint8 (rank, bytes of a row)."""
+        rows = self._moments[layer][1].load()[:rank]
+        return np.concatenate(encode_values(np.ascontiguousarray(rows), self._basis_part), axis=1)
+
+    # ---- the sample ------------------------------------------------------------------------------
+
+    @cached_property
+    def _steps(self) -> FrequencySteps:
+        return FrequencySteps(self.weighing.order, self.chunks)
+
+    @cached_property
+    def _sample(self) -> FrameSample:
+        row_values = self.source.num_layers * self.source.hidden_size
+        return sample_frames(self.weighing.order, self.chunks, self.rows_per_block, row_values)
+
+    def _sampled(self, candidate: Candidate) -> dict[int, Floats]:
+        slots = self._sample.all_slots
+        ids, steps = (
+            self.weighing.order.token_ids[slots],
+            self._steps.of_slots(slots, candidate.step),
+        )
+        with worker_threads(self.limits.threads) as pool:
+            return stored_rows(self.source, self.layers(candidate), ids, steps, pool, _nothing)
+
+    def predicted_bytes(self, candidate: Candidate) -> int:
+        """Predict the file's size from the frames of the sample."""
+        stored = self._sampled(candidate)
+        sizes: list[float] = [self.token_map_bytes]
+        start = 0
+        with worker_threads(self.limits.threads) as pool:
+            for number, (plan, slots) in enumerate(zip(self.chunks, self._sample.slots)):
+                layout = record_layout(self._fields(candidate, number))
+                records = np.zeros((slots.size, layout.record_bytes), np.uint8)
+                for n, layer in enumerate(self.kept):
+                    layout.encode(records, n, stored[layer][start : start + slots.size])
+                frames = [part.tobytes() for part in np.split(records, len(slots))]
+                mean = sum(map(len, pool.map(compress_codes, frames))) / slots.size
+                blocks = -(-plan.rows // self.rows_per_block)
+                sizes += [mean * plan.rows + CHECKSUM_BYTES * blocks, index_bytes(blocks)]
+                start += slots.size
+        for layer in self.kept if self.has_basis else ():
+            rank = candidate.components[layer].rank
+            sizes += [rank * self._basis_part.row_bytes, 4 * self.source.hidden_size]
+        pages = sum(align(math.ceil(size), SECTION_ALIGNMENT) for size in sizes)
+        return pages + PREAMBLE_BYTES + self.header_room
+
+    # ---- choosing --------------------------------------------------------------------------------
+
+    @cached_property
+    def chosen(self) -> Candidate:
+        """The candidate that meets what was asked for."""
+        start = self._first_step
+        if self.target is not None:
+            return search_size(
+                self.candidate, self.predicted_bytes, self.target, start, self.reporter
+            )
+        if self.weighing.model is None:
+            if self.settings.max_ppl_increase is not None:
+                raise ConfigError(
+                    "--max-ppl-increase is measured, but the model cannot be run: use --size"
+                )
+            return self.candidate(start)
+        return search_loss(
+            self.candidate, self.measured_increase, self._limit, start, self.reporter
+        )
+
+    @property
+    def _limit(self) -> float:
+        """Percent of perplexity that may be lost."""
+        given = self.settings.max_ppl_increase
+        return DEFAULT_INCREASE if given is None else given
+
+    @cached_property
+    def _first_step(self) -> float:
+        """Without a model, as coarse as 4 bits: 0.43 of the rows' root mean square; with one, where
+        errors are predicted to add half of the limit.
+        """
+        if self.weighing.model is None:
+            square = self._mean_square or 1.0
+            return _STEP_OF_4_BITS * math.sqrt(square / self._steps.mean_square)
+        values = len(self.kept) * self.source.hidden_size
+        per_square = 0.5 * values / 12 * self._steps.mean_square
+        return math.sqrt(0.5 * math.log1p(self._limit / 100) / per_square)
+
+    @property
+    def _mean_square(self) -> float:
+        """Mean square of the table's values, on the sample."""
+        ids = self.weighing.order.token_ids[self._sample.all_slots]
+        rows = (self.source.layer(layer)(ids) for layer in self.kept)
+        return float(np.mean([np.square(part, dtype=np.float64).mean() for part in rows]))
+
+    @cached_property
+    def _trial(self) -> Trial | None:
+        model = self.weighing.model
+        return None if model is None else Trial(model, self.reporter)
+
+    def measured_increase(self, candidate: Candidate) -> tuple[float, float]:
+        """Perplexity increase in percent, and its standard error, on the held-out part."""
+        trial = self._trial
+        if trial is None:
+            raise ValueError("a table that cannot be run has no losses")
+        ids = trial.token_ids
+        steps = self._steps.of_slots(self.weighing.order.slots[ids], candidate.step)
+        with worker_threads(self.limits.threads) as pool:
+            rows = decoded_rows(self.source, self.layers(candidate), ids, steps, pool, _nothing)
+        return trial.increase_pct(rows)
+
+    # ---- writing ---------------------------------------------------------------------------------
+
+    def write_fields(self, writer: PackWriter) -> list[Field]:
+        """See `Assembly`."""
+        width, dtype = self.source.hidden_size, self.source.dtype
+        fields = []
+        for layer in range(self.source.num_layers):
+            field = Field(f"layer.{layer}", layer, width, dtype, dropped=layer not in self.kept)
+            if not field.dropped and self.has_basis:
+                rank = self.chosen.components[layer].rank
+                coded = partial(self._coded_basis, layer, rank)
+                basis, _ = writer.add_array("coded_basis", coded, self._basis_part)
+                mean, _ = writer.add_array("mean", partial(self._mean, layer))
+                field = replace(field, rank=rank, basis=basis, mean=mean)
+            fields.append(field)
+        return fields
+
+    def write_chunks(self, writer: PackWriter) -> tuple[tuple[Encoding, ...], list[Chunk]]:
+        """See `Assembly`."""
+        candidate, layers = self.chosen, self.layers(self.chosen)
+        encodings: list[Encoding] = []
+        chunks = []
+        with (
+            self.reporter.phase("encoding", self.source.vocab_size * len(layers), "rows") as done,
+            worker_threads(self.limits.threads) as pool,
+        ):
+            for number, plan in enumerate(self.chunks):
+                encoding = Encoding("zstd", self.rows_per_block, self._fields(candidate, number))
+                if encoding not in encodings:
+                    encodings.append(encoding)
+                layout = record_layout(encoding.fields)
+                carried_bytes = 8 * self.source.hidden_size
+                blocks, index = writer.add_chunk(
+                    encoding,
+                    plan.first_slot,
+                    partial(
+                        encode_rounded, self.source, layers, layout, self.chunk_tokens(plan),
+                        self._steps.of_chunk(number, candidate.step),
+                        self.limits.superblock_tokens(layout.record_bytes + carried_bytes),
+                        pool, done,
+                    ),
+                    compress_codes,
+                )  # fmt: skip
+                chunks.append(Chunk(plan.rows, encodings.index(encoding), blocks, index))
+        return tuple(encodings), chunks
+
+    def _fields(self, candidate: Candidate, chunk: int) -> tuple[FieldEncoding, ...]:
+        step = self._steps.of_chunk(chunk, candidate.step)
+        found = []
+        for layer in self.kept:
+            component = candidate.components[layer]
+            own = step
+            if not self.has_basis:
+                own = float(np.float32(step) * np.float32(self._plain[layer][1]))
+            parts = []
+            if component.leading:
+                parts.append(Part("step16", component.leading, step=own))
+            if component.rank > component.leading:
+                parts.append(Part("step8", component.rank - component.leading, step=own))
+            found.append(tuple(parts))
+        return tuple(found)
+
+
+def decoded_basis(rows: Bytes, part: Part) -> Floats:
+    """Return a basis as a reader will see it, float32 (rank, hidden)."""
+    return decode_values(rows[:, : part.scale_bytes], rows[:, part.scale_bytes :], part)
+
+
+def _nothing(_: int) -> None:
+    """Progress that nobody watches."""

@@ -1,0 +1,63 @@
+"""Trying a pack before it is written: perplexity on the held-out part of the calibration text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tolpack.building.weighing import CalibratedModel
+from tolpack.codecs.lowrank import Doubles
+from tolpack.codecs.values import Floats
+from tolpack.progress import Reporter
+from tolpack.reference.calibrate import loss_windows, window_losses
+
+
+class Trial:
+    """The model, run with rows as a reader would see them.
+
+    Parameters
+    ----------
+    model : CalibratedModel
+        The model, and the text held out.
+    reporter : Reporter
+        Receives progress.
+    """
+
+    def __init__(self, model: CalibratedModel, reporter: Reporter) -> None:
+        self._model = model
+        self._reporter = reporter
+        windows = loss_windows(model.decoder, model.trial_ids, model.context)
+        self._tokens = windows[:, 1:].numel()
+        self.token_ids: NDArray[np.int64] = np.unique(windows[:, :-1].numpy())
+
+    def increase_pct(self, rows: Floats) -> tuple[float, float]:
+        """Return the perplexity increase in percent, and its paired standard error over windows.
+
+        Parameters
+        ----------
+        rows : ndarray
+            float32 (len(token_ids), layers, hidden), of ``token_ids``.
+        """
+        known, values = torch.from_numpy(self.token_ids), torch.from_numpy(rows)
+
+        def memory(layer: int, token_ids: torch.Tensor) -> torch.Tensor:
+            return values[torch.searchsorted(known, token_ids.contiguous()), layer]
+
+        found = self._losses(memory) - self._baseline
+        ratio = math.exp(found.mean())
+        return 100 * (ratio - 1), 100 * ratio * float(found.std()) / math.sqrt(len(found))
+
+    @cached_property
+    def _baseline(self) -> Doubles:
+        return self._losses(None)
+
+    def _losses(self, memory: Callable[[int, torch.Tensor], torch.Tensor] | None) -> Doubles:
+        model = self._model
+        decoder = model.decoder if memory is None else model.decoder.with_memory(memory)
+        with self._reporter.phase("trying", self._tokens, "tok") as done:
+            return window_losses(decoder, model.trial_ids, model.context, done)
