@@ -204,3 +204,45 @@ def test_a_loss_limit_needs_a_model_to_run(tmp_path):
     np.save(tmp_path / "t.npy", np.ones((40, 2, 8), np.float32))
     with pytest.raises(ConfigError, match="cannot be run"):
         tolpack.build(tmp_path / "t.npy", bits="auto", max_ppl_increase="1%")
+
+
+def test_a_calibration_is_kept_for_the_next_build(model, tmp_path, monkeypatch):
+    """The same model and text are measured once; what is kept gives the same bytes; damage, another
+    text or another model are measured anew.
+    """
+    cache = tmp_path / "cache"
+    packs, measured = [], []
+
+    def build(path=model[0], text=model[1]):
+        log = Log()
+        out = tmp_path / f"{len(packs)}.tolpack"
+        tolpack.build(path, out, bits="auto", size="50%", calibrate=text, reporter=log)
+        packs.append(out.read_bytes())
+        measured.append("calibration" in [name for name, _, _ in log.phases])
+
+    build()
+    monkeypatch.setenv("TOLPACK_CACHE", str(cache))
+    build()
+    build()
+    assert measured == [True, True, False]
+    assert packs[0] == packs[1] == packs[2]
+    (kept,) = cache.iterdir()
+    damaged = bytearray(kept.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    kept.write_bytes(damaged)
+    build()
+    np.save(tmp_path / "other.npy", models.zipf_ids(6000, 3000, seed=1))
+    build(text=tmp_path / "other.npy")
+    build(path=models.save_model(tmp_path, seed=1, **MODEL))
+    assert measured[3:] == [True, True, True]
+    assert packs[3] == packs[0]
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_a_cache_that_cannot_be_written_is_no_obstacle(model, tmp_path, monkeypatch):
+    """A build goes on without its cache."""
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("TOLPACK_CACHE", str(tmp_path / "file"))
+    out = tmp_path / "p.tolpack"
+    tolpack.build(model[0], out, bits="auto", size="50%", calibrate=model[1])
+    assert out.exists()

@@ -21,8 +21,10 @@ from tolpack.building.limits import Limits
 from tolpack.codecs.lowrank import Doubles
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.progress import Reporter
+from tolpack.reference import calibration_cache
 from tolpack.reference.calibrate import (
     SAMPLED_SEQUENCES,
+    Calibration,
     calibrate,
     gradient_tokens,
     sample_text,
@@ -39,6 +41,8 @@ COUNT_EXPONENT = 0.7
 _MAX_CONTEXT = 512
 # One part of so many is held out of a calibration text.
 _HELD_OUT = 5
+# Raised whenever the same inputs would be measured otherwise: kept calibrations are then stale.
+_CALIBRATION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +139,33 @@ def weigh(
     return Weighing(order, token_weights(counts, source.vocab_size), model, digest.digest())
 
 
+def _cached_calibration(
+    source: MemoryTable,
+    decoder: Decoder,
+    ids: NDArray[np.int64],
+    context: int,
+    reach: int,
+    scratch: Scratch,
+    reporter: Reporter,
+) -> Calibration:
+    """Measure, or take what was measured on the same text with the same model before."""
+    digest = hashlib.sha256(repr((_CALIBRATION, context, reach, source.compute)).encode())
+    digest.update(repr(decoder.config).encode() + source.checkpoint.fingerprint())
+    digest.update(ids.astype("<i8").tobytes())
+    counts = np.bincount(ids, minlength=source.vocab_size)
+    known = calibration_cache.load(digest.digest(), counts, scratch)
+    if known is not None:
+        reporter.say("calibration: taken from an earlier build with this model and text")
+        return known
+    total = gradient_tokens(decoder, len(ids), context)
+    with reporter.phase("calibration", total, "tok") as done:
+        found = calibrate(decoder, ids, context, done, scratch, reach)
+    kept = calibration_cache.keep(digest.digest(), found)
+    if kept is not None:
+        reporter.say(f"calibration: kept in {kept}")
+    return found
+
+
 def measured_part(ids: NDArray[np.int64], reach: int) -> NDArray[np.int64]:
     """Return the part of a text that is measured: with `reach`, a fifth is held out at the end."""
     return ids[: len(ids) - len(ids) // _HELD_OUT] if reach else ids
@@ -194,9 +225,7 @@ def _calibrate(
             ids = sample_text(decoder, context, progress=done)
     measured = measured_part(ids, reach)
     trial = ids[len(measured) :] if reach else ids
-    total = gradient_tokens(decoder, len(measured), context)
-    with reporter.phase("calibration", total, "tok") as done:
-        found = calibrate(decoder, measured, context, done, scratch, reach)
+    found = _cached_calibration(source, decoder, measured, context, reach, scratch, reporter)
     return CalibratedModel(
         decoder, measured, trial, context, found.counts, found.metrics, found.crossed
     )

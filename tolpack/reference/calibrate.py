@@ -101,7 +101,8 @@ def calibrate(
         if progress is not None:
             progress(batch[:, 1:].numel())
     for kept in (kept for row in sums for kept in row):
-        kept.replace(kept.load() / windows[:, 1:].numel())
+        mean = (kept.load() / windows[:, 1:].numel()).astype(np.float32)  # as a cache keeps it
+        kept.replace(mean.astype(np.float64))
     counts = np.bincount(token_ids, minlength=config.vocab_size)
     metrics, crossed = (row[0] for row in sums), (tuple(row[1:]) for row in sums)
     return Calibration(counts, tuple(metrics), tuple(crossed))
