@@ -953,5 +953,5 @@ def test_result_as_json(memoryllm, tmp_path):
     assert set(result) == {"path", "bytes", "ratio_fp16", "bits_per_weight", "layers"}
     assert result["path"] == str(tmp_path / "p.tolpack")
     assert [set(layer) for layer in result["layers"]] == [
-        {"layer", "rank", "bits", "relative_error", "bytes"}
+        {"layer", "rank", "bits", "relative_error", "bytes", "entropy_bits", "gaussian_bits"}
     ] * 3

@@ -10,7 +10,7 @@ LEVELS = {
     "errors": 0, "version": 0, "progress": 0, "scratch": 0,
     "container": 1,
     "codecs": 2,
-    "pack": 3, "lookup": 3, "sections": 3, "verification": 3,
+    "pack": 3, "lookup": 3, "sections": 3, "verification": 3, "code_rates": 3,
     "torch": 4, "sources": 4, "summary": 4, "building": 4, "building.allocate": 4,
     "building.settings": 4, "building.layout": 4, "building.limits": 4,
     "building.frame_sample": 4, "building.components": 4, "building.step_search": 4,

@@ -42,7 +42,7 @@ class LayerResult:
     """One layer of a finished pack.
 
     ``relative_error`` is ``√(Σ‖row - packed row‖² / Σ‖row‖²)`` over evenly spaced tokens, ``None``
-    for a dropped layer.
+    for a dropped layer; ``entropy_bits`` and ``gaussian_bits`` as in `tolpack.code_rates`.
     """
 
     layer: int
@@ -50,6 +50,8 @@ class LayerResult:
     bits: float
     relative_error: float | None
     bytes: int
+    entropy_bits: float | None = None
+    gaussian_bits: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +255,15 @@ def _result(path: Path, source: TableSource, reporter: Reporter) -> BuildResult:
                 error = float(np.sqrt(np.square(difference, dtype=np.float64).sum() / (norm or 1)))
             done(len(ids))
             layers.append(
-                LayerResult(summary.layer, summary.rank, summary.bits, error, summary.bytes)
+                LayerResult(
+                    summary.layer,
+                    summary.rank,
+                    summary.bits,
+                    error,
+                    summary.bytes,
+                    summary.entropy_bits,
+                    summary.gaussian_bits,
+                )  # fmt: skip
             )
         return BuildResult(
             path, pack.nbytes, ratio_fp16(pack), bits_per_weight(pack), tuple(layers)

@@ -42,8 +42,20 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+# Columns of what codes need at least, in bits a value (`tolpack.code_rates`).
+_REFERENCES = ("entropy", "R(D)")
+
+
+def _references(entropy: float | None, gaussian: float | None, *, shown: bool) -> list[str]:
+    """What a layer's codes need at least, in bits a value, if any layer has such codes."""
+    if not shown:
+        return []
+    return ["-" if bits is None else f"{bits:.2f}" for bits in (entropy, gaussian)]
+
+
 def build_table(result: BuildResult) -> str:
     """Write what `tolpack.build` made: a line per layer, then the totals."""
+    coded = any(layer.entropy_bits is not None for layer in result.layers)
     rows = []
     for layer in result.layers:
         dropped = layer.relative_error is None
@@ -52,11 +64,13 @@ def build_table(result: BuildResult) -> str:
                 str(layer.layer),
                 "dropped" if dropped else str(layer.rank or "no basis"),
                 "-" if dropped else f"{layer.bits:.2f}",
+                *_references(layer.entropy_bits, layer.gaussian_bits, shown=coded),
                 "-" if layer.relative_error is None else f"{layer.relative_error:.2%}",
                 format_bytes(layer.bytes),
             ]
         )
-    table = format_table(["layer", "rank", "bits", "rel. error", "bytes"], rows)
+    header = ["layer", "rank", "bits", *_REFERENCES[: 2 * coded], "rel. error", "bytes"]
+    table = format_table(header, rows)
     return (
         f"{table}\n\n{result.path}: {format_bytes(result.bytes)}, "
         f"× {result.ratio_fp16:.2f} smaller than FP16, {result.bits_per_weight:.2f} bits per value"
@@ -168,8 +182,15 @@ def pack_table(info: dict[str, Any], path: str) -> str:
         f"{info['bits_per_weight']:.2f} bits per value; resident "
         f"{format_bytes(info['resident_bytes'])}, {info['macs_per_token']} MACs per token"
     )
+    coded = any(n["entropy_bits"] is not None for n in info["layers"])
     layers = [
-        [str(n["layer"]), str(n["rank"] or "-"), f"{n['bits']:.2f}", format_bytes(n["bytes"])]
+        [
+            str(n["layer"]),
+            str(n["rank"] or "-"),
+            f"{n['bits']:.2f}",
+            *_references(n["entropy_bits"], n["gaussian_bits"], shown=coded),
+            format_bytes(n["bytes"]),
+        ]
         for n in info["layers"]
     ]
     chunks = [
@@ -186,7 +207,7 @@ def pack_table(info: dict[str, Any], path: str) -> str:
     return "\n\n".join(
         [
             head,
-            format_table(["layer", "rank", "bits", "bytes"], layers),
+            format_table(["layer", "rank", "bits", *_REFERENCES[: 2 * coded], "bytes"], layers),
             format_table(
                 ["chunk", "tokens", "encoding", "rows/block", "per token", "bytes"], chunks
             ),

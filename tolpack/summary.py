@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tolpack.building.layout import field_bytes
+from tolpack.code_rates import CodeRate, code_rates
 from tolpack.codecs.record import record_layout
 from tolpack.container.reader import ChunkView
 from tolpack.pack import Pack
@@ -15,12 +16,16 @@ from tolpack.pack import Pack
 class LayerSummary:
     """One layer: ``rank`` (``None`` without a basis), mean stored bits per stored value (scales
     included, basis not), and bytes with basis and mean; a dropped layer has 0 bits and bytes.
+
+    ``entropy_bits``, ``gaussian_bits``: for entropy-coded rows, see `tolpack.code_rates`.
     """
 
     layer: int
     rank: int | None
     bits: float
     bytes: int
+    entropy_bits: float | None = None
+    gaussian_bits: float | None = None
 
 
 def fp16_bytes(pack: Pack) -> int:
@@ -39,8 +44,12 @@ def bits_per_weight(pack: Pack) -> float:
 
 
 def layer_summaries(pack: Pack) -> list[LayerSummary]:
-    """Summarise each layer; a compressed chunk's bytes are shared out by the layers' raw bytes."""
+    """Summarise each layer.
+
+    A compressed chunk's bytes are shared out by the layers' raw bytes, or by their codes' entropy.
+    """
     container, table = pack.container, pack.container.table
+    rates = code_rates(container)
     kept = 0
     layers = []
     for layer, field in enumerate(table.fields):
@@ -48,10 +57,24 @@ def layer_summaries(pack: Pack) -> list[LayerSummary]:
             layers.append(LayerSummary(layer, None, 0.0, 0))
             continue
         stored = sum(_share(view, kept) for view in container.chunks)
+        rate = None
+        if rates is not None:
+            rate = rates[kept]
+            whole = sum(view.length_bytes for view in container.chunks)
+            stored = whole * _entropy_share(pack, rates, kept)
         arrays = [n for n in (field.basis, field.mean) if n is not None]
         extra = sum(container.header.sections[n].length_bytes for n in arrays)
         bits = 8 * stored / (pack.vocab_size * field.stored_values)
-        layers.append(LayerSummary(layer, field.rank, bits, round(stored) + extra))
+        layers.append(
+            LayerSummary(
+                layer,
+                field.rank,
+                bits,
+                round(stored) + extra,
+                None if rate is None else rate.entropy_bits,
+                None if rate is None else rate.gaussian_bits,
+            )
+        )
         kept += 1
     return layers
 
@@ -75,12 +98,16 @@ def describe_pack(pack: Pack) -> dict[str, Any]:
         "resident_bytes": pack.resident_bytes,
         "macs_per_token": pack.macs_per_token,
         "token_map": container.table.token_map is not None,
-        "layers": [
-            {"layer": s.layer, "rank": s.rank, "bits": s.bits, "bytes": s.bytes}
-            for s in layer_summaries(pack)
-        ],
+        "layers": [asdict(s) for s in layer_summaries(pack)],
         "chunks": [_describe_chunk(view) for view in container.chunks],
     }
+
+
+def _entropy_share(pack: Pack, rates: list[CodeRate], kept: int) -> float:
+    """Share of kept field number `kept` in the entropy of all codes."""
+    fields = pack.container.table.kept_fields
+    sizes = [rate.entropy_bits * field.stored_values for rate, field in zip(rates, fields)]
+    return sizes[kept] / sum(sizes) if sum(sizes) else 1 / len(sizes)
 
 
 def _describe_chunk(view: ChunkView) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tolpack.building.frame_sample import FrameSample
+from tolpack.codecs.entropy import code_bytes
 from tolpack.codecs.lowrank import Doubles
 from tolpack.codecs.values import Floats
 
@@ -23,9 +24,6 @@ _STEP_RATIO = 1.1
 # than its quadratic form says, which holds for errors of the size of a step. Of 1, 10, 40, 200, and
 # none cut, 200 gave the smallest pack at equal loss (docs/lab-notes.md).
 _CUT_FACTOR = 200.0
-_LARGEST = 2047
-# Rows whose entropies are counted together: tokens of similar frequency, as a coder would.
-_ENTROPY_ROWS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,35 +92,6 @@ def _coarser(codes: Floats) -> Floats:
     """Codes at a step that is `_STEP_RATIO` times as large, values taken as even within a step."""
     place = np.random.default_rng(0).random(codes.shape, np.float32) - np.float32(0.5)
     return np.rint((codes + place) / np.float32(_STEP_RATIO))
-
-
-def code_bytes(codes: Floats, rows: Doubles) -> Doubles:
-    """Bytes of an ideal coder that knows every component's distribution in every run of tokens.
-
-    Parameters
-    ----------
-    codes : ndarray
-        float32 (n, components), whole numbers, tokens in the order of their frequency.
-    rows : ndarray
-        float64 (n,): how many rows each one stands for.
-
-    Returns
-    -------
-    ndarray
-        float64 (components,): the entropy, and what an adaptive coder needs to learn it, half a
-        ``log2`` of the number of rows for every code that occurs (Rissanen 1986).
-    """
-    total = np.zeros(codes.shape[1])
-    for start in range(0, len(codes), _ENTROPY_ROWS):
-        part = np.clip(codes[start : start + _ENTROPY_ROWS], -_LARGEST, _LARGEST).astype(np.int64)
-        stands_for = float(rows[start : start + _ENTROPY_ROWS].sum())
-        for n in range(part.shape[1]):
-            counts = np.bincount(part[:, n] + _LARGEST)
-            counts = counts[counts > 0]
-            share = counts / len(part)
-            bits = -stands_for * float((share * np.log2(share)).sum())
-            total[n] += (bits + 0.5 * len(counts) * np.log2(max(stands_for, 2))) / 8
-    return total
 
 
 def _best_rank(worth: Doubles) -> int:

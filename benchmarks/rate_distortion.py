@@ -1,0 +1,213 @@
+"""Perplexity against size: what tolpack makes, next to what else one could make of the table.
+
+Every setting is scored on the same held-out text, paired window by window with the checkpoint.
+Packs count every byte of the file. What is not a pack is rounded in memory and counted as if it
+were stored without any overhead: codes, scales, bases.
+
+    python benchmarks/rate_distortion.py CHECKPOINT --calibrate TEXT --text HELDOUT \
+        --tokenizer tokenizer.json --json result.json --plot curve.png
+
+The text given as ``--text`` serves nothing but the scores. ``gguf`` and ``matplotlib`` are used if
+they are installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from machine import described
+
+import tolpack
+from tolpack.codecs.values import from_bfloat16, to_bfloat16
+from tolpack.reference.decoder import Decoder, Memory
+from tolpack.reference.perplexity import increase_pct, score
+from tolpack.reference.text import read_token_ids
+from tolpack.sources.checkpoint import open_checkpoint
+from tolpack.torch import ToLMemory
+
+LIMITS = ("0.15%", "0.35%", "0.75%", "1.5%", "3%", "6%", "12%")
+# QLoRA (arXiv 2305.14314), appendix E: quantiles of a normal distribution, blocks of 64.
+NF4 = np.array([
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+    0.7229568362236023, 1.0,
+], np.float32)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting: its family and name, size, and increase in percent with its standard error."""
+
+    family: str
+    name: str
+    bytes: int
+    ratio_fp16: float
+    increase_pct: float
+    increase_se_pct: float
+
+
+class Bench:
+    """Scores tables and packs of one checkpoint."""
+
+    def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
+        self.arguments, self.folder = arguments, folder
+        checkpoint = open_checkpoint(arguments.checkpoint)
+        self.decoder = Decoder(checkpoint)
+        config = checkpoint.config
+        self.context = config.max_position_embeddings or 512
+        self.tokens = read_token_ids(arguments.text, config.vocab_size, arguments.tokenizer)
+        self.base = score(self.decoder, self.tokens, self.context)
+        everything = np.arange(config.vocab_size)
+        exact = self.build(rank="none", bits=16)
+        with tolpack.open(exact) as pack:
+            self.table = pack.rows(everything)
+        self.fp16_bytes = 2 * self.table.size
+
+    def build(self, **settings: str | int) -> Path:
+        """Build a pack with `settings`, all of them with the calibration text."""
+        given = self.arguments
+        result = tolpack.build(
+            given.checkpoint, self.folder / "bench.tolpack", calibrate=given.calibrate,
+            tokenizer=given.tokenizer, force=True, **settings,
+        )  # fmt: skip
+        return result.path
+
+    def pack(self, family: str, name: str, **settings: str | int) -> Point:
+        """Build and score a pack."""
+        path = self.build(**settings)
+        with tolpack.open(path) as pack:
+            memory = ToLMemory(pack)
+            return self._point(family, name, pack.nbytes, memory)
+
+    def rounded(self, family: str, name: str, table: np.ndarray, size: float) -> Point:
+        """Score a table that was rounded in memory, and would take `size` bytes."""
+        rows = torch.from_numpy(np.ascontiguousarray(table, np.float32))
+        return self._point(family, name, round(size), lambda layer, ids: rows[ids, layer])
+
+    def _point(self, family: str, name: str, size: int, memory: Memory) -> Point:
+        found = score(self.decoder.with_memory(memory), self.tokens, self.context)
+        increase, error = increase_pct(found, self.base)
+        return Point(family, name, size, self.fp16_bytes / size, increase, error)
+
+
+def points(bench: Bench) -> Iterator[Point]:
+    """Measure everything, one after the other."""
+    limits = bench.arguments.limits.split(",")
+    for limit in limits:
+        given = {"bits": "auto", "max_ppl_increase": limit}
+        yield bench.pack("--bits auto --rank auto", limit, rank="auto", **given)
+    for limit in limits:
+        given = {"bits": "auto", "max_ppl_increase": limit}
+        yield bench.pack("--bits auto --rank none", limit, rank="none", **given)
+    for bits in (8, 4):
+        yield bench.pack("groups of 64", f"int{bits}", rank="none", bits=bits)
+    yield bench.pack("--rank auto --bits 4", "auto", rank="auto", bits=4)
+    for share in ("75%", "50%", "25%"):
+        for bits in (16, 4):
+            name = f"rank {share}, {bits} bits"
+            yield bench.pack("uniform SVD", name, rank=share, bits=bits)
+    for layer in bench.arguments.drop.split(","):
+        yield bench.pack("a layer dropped", f"layer {layer}, int4", bits=4, drop=layer)
+    values = bench.table.size
+    yield bench.rounded("NF4", "blocks of 64", nf4(bench.table), values * (4 + 16 / 64) / 8)
+    yield from gguf_points(bench)
+
+
+def nf4(table: np.ndarray) -> np.ndarray:
+    """Round to NF4 in blocks of 64 values with a bfloat16 scale each."""
+    blocks = table.reshape(-1, 64)
+    scale = from_bfloat16(to_bfloat16(np.abs(blocks).max(axis=1, keepdims=True)))
+    scale = np.where(scale > 0, scale, 1)
+    middles = (NF4[1:] + NF4[:-1]) / 2
+    codes = np.searchsorted(middles, blocks / scale)
+    return (NF4[codes] * scale).reshape(table.shape)
+
+
+def gguf_points(bench: Bench) -> Iterator[Point]:
+    """Score what gguf-py can quantize; k-quants it can only read."""
+    try:
+        import gguf
+    except ImportError:
+        print("gguf is not installed: left out")
+        return
+    for name in ("Q8_0", "Q5_0", "Q4_0", "Q4_1", "Q4_K", "Q2_K", "TQ2_0"):
+        kind = getattr(gguf.GGMLQuantizationType, name)
+        try:
+            codes = gguf.quants.quantize(bench.table, kind)
+        except NotImplementedError:
+            print(f"gguf-py cannot quantize {name}: left out")
+            continue
+        table = gguf.quants.dequantize(codes, kind).reshape(bench.table.shape)
+        yield bench.rounded("GGUF", name, table, codes.nbytes)
+
+
+def plot(found: list[Point], path: str) -> None:
+    """Draw increase against ratio, both logarithmic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5))
+    for family in dict.fromkeys(point.family for point in found):
+        own = [p for p in found if p.family == family and p.increase_pct > 0.003]
+        style = "o-" if family.startswith("--bits auto") else "s"
+        xs, ys = [p.ratio_fp16 for p in own], [p.increase_pct for p in own]
+        errors = [min(p.increase_se_pct, 0.9 * p.increase_pct) for p in own]
+        axes.errorbar(xs, ys, yerr=errors, fmt=style, label=family, capsize=2, markersize=5)
+    axes.set(xscale="log", yscale="log", ylim=(0.005, 60))
+    axes.set_xlabel("times smaller than the FP16 table of all layers (whole file)")
+    axes.set_ylabel("perplexity increase on held-out text, %")
+    ticks = [2, 3, 4, 6, 8, 10, 15, 20, 30]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint")
+    parser.add_argument("--calibrate", required=True)
+    parser.add_argument("--text", required=True)
+    parser.add_argument("--tokenizer")
+    parser.add_argument("--limits", default=",".join(LIMITS), help="--max-ppl-increase, by commas")
+    parser.add_argument("--drop", default="0,7", help="layers to drop, one at a time")
+    parser.add_argument("--json")
+    parser.add_argument("--plot")
+    arguments = parser.parse_args()
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(arguments, Path(folder))
+        for point in points(bench):
+            found.append(point)
+            print(
+                f"{point.family:26} {point.name:22} × {point.ratio_fp16:5.2f}  "
+                f"{point.increase_pct:+7.3f} ± {point.increase_se_pct:.3f} %",
+                flush=True,
+            )
+    result = {
+        **described("numpy", "torch", "zstandard"),
+        "tokens": bench.base.total_tokens,
+        "baseline_ppl": bench.base.ppl,
+        "points": [asdict(point) for point in found],
+    }
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(result, indent=1) + "\n")
+    if arguments.plot:
+        plot(found, arguments.plot)
+
+
+if __name__ == "__main__":
+    main()
