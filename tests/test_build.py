@@ -162,7 +162,7 @@ def test_dropped_layers_are_zeros_and_others_unchanged(memoryllm, tmp_path, drop
         ({"rank": "bogus"}, "--rank 'bogus' is not understood"),
         ({"rank": "25"}, "outside 1 … 24"),
         ({"rank": "1,2"}, "lists 2 ranks, but there are 3 layers"),
-        ({"drop": "auto"}, "--drop 'auto' is not understood"),
+        ({"drop": "auto"}, "needs --bits auto"),
         ({"drop": "3"}, "--drop 3 is out of range"),
         ({"drop": "0-2"}, "keep at least one"),
         ({"size": "10MB"}, "needs --rank auto"),

@@ -140,7 +140,7 @@ def test_resumed_builds_end_in_the_same_bytes(model, tmp_path, rank):
 
 @pytest.mark.parametrize("rank", ["none", "full"])
 def test_dropped_layers_are_made_up_for(model, tmp_path, rank):
-    """A dropped layer decodes to zeros; the layers above take up a part of what it held."""
+    """A dropped layer decodes to zeros; the layers around take up a part of what it held."""
     exact = exact_rows(model[0], tmp_path)
     given = {"rank": rank, "bits": "auto", "size": "60%", "calibrate": model[1]}
     result = tolpack.build(model[0], tmp_path / "p.tolpack", drop="1", **given)
@@ -149,6 +149,23 @@ def test_dropped_layers_are_made_up_for(model, tmp_path, rank):
     assert (rows[:, 1] == 0).all()
     moved = (rows[:, 2] - exact[:, 2]).ravel()
     assert np.corrcoef(moved, exact[:, 1].ravel())[0, 1] > 0.3
+
+
+@pytest.mark.parametrize(("drop", "count"), [("auto:1", 1), ("auto:2", 2), ("auto", None)])
+def test_layers_are_dropped_by_their_loss(model, tmp_path, drop, count):
+    """As many layers go as were asked for, or as the slope says, and it is said what each costs."""
+    log = Log()
+    given = {"bits": "auto", "size": "30%", "calibrate": model[1], "reporter": log}
+    result = tolpack.build(model[0], tmp_path / "p.tolpack", drop=drop, **given)
+    dropped = [layer.layer for layer in result.layers if layer.bytes == 0]
+    assert len(dropped) == count if count else len(dropped) < 4
+    (said,) = [
+        line for line in log.said if line.startswith("auto: dropping ") and "size" not in line
+    ]
+    if count:
+        assert said == f"auto: dropping {', '.join(map(str, dropped))}"
+    assert any(line.startswith("auto: without layer") for line in log.said)
+    assert result.bytes <= 0.3 * 2 * 3000 * 4 * 16
 
 
 def test_a_bare_table_is_rounded_about_as_four_bits_do(tmp_path):
@@ -190,6 +207,9 @@ def test_a_table_of_zeros(tmp_path):
     ({"bits": 4, "size": "20%"}, "needs --rank auto or --bits auto"),
     ({"bits": "auto", "max_ppl_increase": "1 percent"}, "not understood"),
     ({"bits": "auto", "max_ppl_increase": "0"}, "outside"),
+    ({"bits": "auto", "drop": "auto:4"}, "keep at least one"),
+    ({"bits": 4, "drop": "auto"}, "needs --bits auto"),
+    ({"bits": "auto", "drop": "auto:x"}, "not understood"),
     ({"bits": "some"}, "expected auto, 16, 8 or 4"),
 ])  # fmt: skip
 def test_wrong_settings_are_refused(model, tmp_path, settings, message):
@@ -204,6 +224,8 @@ def test_a_loss_limit_needs_a_model_to_run(tmp_path):
     np.save(tmp_path / "t.npy", np.ones((40, 2, 8), np.float32))
     with pytest.raises(ConfigError, match="cannot be run"):
         tolpack.build(tmp_path / "t.npy", bits="auto", max_ppl_increase="1%")
+    with pytest.raises(ConfigError, match="cannot be run"):
+        tolpack.build(tmp_path / "t.npy", bits="auto", drop="auto")
 
 
 def test_a_calibration_is_kept_for_the_next_build(model, tmp_path, monkeypatch):

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from tolpack.building.components import choose_components
+from tolpack.building.folding import FoldedTable
 from tolpack.building.frame_sample import FrameSample, FrequencySteps, sample_frames
 from tolpack.building.layout import octave_chunks, order_tokens
-from tolpack.building.shaping import shape
+from tolpack.building.shaping import carry_into, remaining, shape
 from tolpack.building.step_search import search_loss, search_size
 from tolpack.codecs.entropy import code_bytes, gaussian_bytes
 from tolpack.codecs.shaped import (
@@ -20,6 +21,7 @@ from tolpack.codecs.shaped import (
 from tolpack.errors import ConfigError
 from tolpack.progress import Reporter
 from tolpack.scratch import Scratch
+from tolpack.sources.table import open_source
 
 HIDDEN = 6
 
@@ -48,7 +50,7 @@ def shaped(tmp_path):
     """A joint metric of three layers, and what shaping makes of it without a floor."""
     joint = random_metric(3 * HIDDEN, 0)
     scratch = Scratch(tmp_path, 2**40)
-    return joint, shape(Model(scratch, joint), (0, 1, 2), 3, HIDDEN, 0.0, scratch)
+    return joint, shape(Model(scratch, joint), (0, 1, 2), HIDDEN, 0.0, scratch)
 
 
 def test_what_remains_is_the_least_that_layers_above_can_leave(shaped):
@@ -70,16 +72,42 @@ def test_what_remains_is_the_least_that_layers_above_can_leave(shaped):
 
 
 def test_dropped_layers_take_up_nothing(tmp_path):
-    """Only kept layers make up for errors, those of dropped ones included."""
+    """Only kept layers make up for errors."""
     scratch = Scratch(tmp_path, 2**40)
     joint = random_metric(3 * HIDDEN, 0)
-    found = shape(Model(scratch, joint), (0, 2), 3, HIDDEN, 0.0, scratch)
-    assert [one.above for one in found] == [(2,), (2,), ()]
+    found = shape(Model(scratch, joint), (0, 2), HIDDEN, 0.0, scratch)
+    assert {layer: one.above for layer, one in found.items()} == {0: (2,), 2: ()}
+
+
+def test_a_dropped_layer_is_folded_into_both_sides(tmp_path):
+    """Folding leaves the least of the joint form that the layers around can leave."""
+    scratch = Scratch(tmp_path, 2**40)
+    joint = random_metric(3 * HIDDEN, 0)
+    model = Model(scratch, joint)
+    table = np.random.default_rng(0).standard_normal((4, 3, HIDDEN)).astype(np.float32)
+    np.save(tmp_path / "t.npy", table)
+    folded = FoldedTable(open_source(tmp_path / "t.npy"), model, (0, 2), 0.0, scratch)
+    rows = [folded.layer(n)(np.arange(4)) - table[:, n] for n in (0, 2)]
+    error = np.concatenate([rows[0], -table[:, 1], rows[1]], axis=1)
+    least = remaining(model, 1, (0, 2), 0.0, carry_into(model, 1, (0, 2), 0.0))
+    expected = np.einsum("ti,ij,tj->t", table[:, 1], least, table[:, 1])
+    np.testing.assert_allclose(np.einsum("ti,ij,tj->t", error, joint, error), expected, rtol=1e-4)
+
+
+def test_metrics_of_distant_layers_follow_from_the_chain(tmp_path):
+    """Where only neighbours were measured, the others are those of a Markov chain."""
+    scratch = Scratch(tmp_path, 2**40)
+    model = Model(scratch, random_metric(3 * HIDDEN, 0))
+    model.crossed = [row[:1] for row in model.crossed]
+    first, last = model.crossed[0][0].load(), model.crossed[1][0].load()
+    chain = first @ np.linalg.inv(model.metrics[1].load()) @ last
+    by_hand = np.linalg.solve(model.metrics[2].load(), chain.T).T
+    np.testing.assert_allclose(carry_into(model, 0, (2,), 0.0), by_hand, atol=1e-8)
 
 
 def test_without_a_model_every_direction_counts_alike(tmp_path):
     """A bare table has no metrics: nothing is carried."""
-    found = shape(None, (0, 1), 2, 4, 0.1, Scratch(tmp_path, 2**30))
+    found = shape(None, (0, 1), 4, 0.1, Scratch(tmp_path, 2**30)).values()
     assert all(one.carry is None and (one.metric.load() == np.eye(4)).all() for one in found)
 
 
@@ -87,8 +115,8 @@ def test_a_floor_keeps_a_metric_of_few_samples_invertible(tmp_path):
     """A metric of rank one gets a share of its mean eigenvalue on its diagonal."""
     scratch = Scratch(tmp_path, 2**40)
     vector = np.random.default_rng(0).standard_normal(3 * HIDDEN)
-    found = shape(Model(scratch, np.outer(vector, vector)), (0, 1, 2), 3, HIDDEN, 0.1, scratch)
-    assert all(np.linalg.eigvalsh(one.metric.load())[0] > 0 for one in found)
+    found = shape(Model(scratch, np.outer(vector, vector)), (0, 1, 2), HIDDEN, 0.1, scratch)
+    assert all(np.linalg.eigvalsh(one.metric.load())[0] > 0 for one in found.values())
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from tolpack.building.assembly import Assembly, BuildSettings
+from tolpack.building.drop_search import best_assembly
 from tolpack.building.entropy_coded import EntropyCodedAssembly
 from tolpack.building.fixed_bits import FixedBitsAssembly
 from tolpack.building.limits import choose_compute, plan_limits
 from tolpack.building.passes import product_precision, torch_threads
-from tolpack.building.settings import DEFAULT_MAX_MEMORY
+from tolpack.building.settings import DEFAULT_MAX_MEMORY, Drop
 from tolpack.building.shaping import REACH
 from tolpack.building.weighing import weigh
 from tolpack.container.header import Header, Table
@@ -35,6 +37,7 @@ from tolpack.summary import bits_per_weight, layer_summaries, ratio_fp16
 from tolpack.version import __version__
 
 _SAMPLE_TOKENS = 512
+_Kind = TypeVar("_Kind", bound=Assembly)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,8 @@ def build(
     bits : int or str
         16, 8, 4, or ``"auto"``: entropy-coded, with one step for all.
     drop : str
-        ``"none"`` or layers like ``"3,7-9"``.
+        ``"none"``, layers like ``"3,7-9"``; with bits ``"auto"`` also ``"auto"``, or ``"auto:2"``
+        for two layers. Bits ``"auto"`` fold dropped layers into their neighbours.
     size : str or int, optional
         With rank or bits ``"auto"``: the file's largest size, ``"800MB"`` or ``"12%"`` of FP16.
     max_ppl_increase : str or float, optional
@@ -160,8 +164,19 @@ def build(
             scratch=scratch,
             reporter=reporter,
         )
-        kind = EntropyCodedAssembly if settings.bits == "auto" else FixedBitsAssembly
-        work = kind(source, settings, weighing, limits, scratch, reporter)
+
+        def assemble(kind: type[_Kind], drop: Drop) -> _Kind:
+            chosen = replace(settings, drop=drop)
+            return kind(source, chosen, weighing, limits, scratch, reporter)
+
+        work: Assembly
+        if settings.bits != "auto":
+            work = assemble(FixedBitsAssembly, settings.drop)
+        elif settings.drop.auto:
+            coded = partial(assemble, EntropyCodedAssembly)
+            work = best_assembly(lambda layers: coded(Drop(layers)), settings.drop, reporter)
+        else:
+            work = assemble(EntropyCodedAssembly, settings.drop)
         while not _write(work, path, resume, reporter):
             resume = False
     with torch_threads(limits.threads):

@@ -25,6 +25,7 @@ from tolpack.building.settings import (
     DEFAULT_MAX_MEMORY,
     parse_bytes,
     parse_drop,
+    parse_drops,
     parse_increase,
     parse_rank,
     parse_size,
@@ -167,7 +168,10 @@ def main() -> None:
     help="auto, full, none (no basis), a number, a percentage like 50%, or r0,r1,… by layer.",
 )  # fmt: skip
 @click.option("--bits", type=click.Choice(["auto", "16", "8", "4"]), default="4", show_default=True)
-@_drop_option
+@click.option(
+    "--drop", default="none", show_default=True, callback=_checked(parse_drops),
+    help="Layers to leave out: none, or 3,7-9; with --bits auto also auto, or auto:2 for two.",
+)  # fmt: skip
 @click.option(
     "--size", callback=_checked(lambda value: parse_size(value, 100)),
     help="With --rank or --bits auto: largest file, like 800MB or 12% of the FP16 table.",

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from tolpack.building.layout import ChunkPlan
 from tolpack.building.limits import Limits
 from tolpack.building.settings import (
+    Drop,
     Ranks,
     dropped_layers,
-    parse_drop,
+    parse_drops,
     parse_increase,
     parse_rank,
     parse_size,
@@ -42,7 +43,7 @@ class BuildSettings:
 
     ranks: Ranks
     bits: int | str
-    drop: tuple[int, ...]
+    drop: Drop
     size: str | int | None
     max_ppl_increase: float | None
 
@@ -68,7 +69,12 @@ class BuildSettings:
                 raise ConfigError("--max-ppl-increase chooses the bits, so it needs --bits auto")
             if size is not None:
                 raise ConfigError("--max-ppl-increase and --size both decide the size: give one")
-        return cls(ranks, bits, parse_drop(drop), size, increase)
+        drops = parse_drops(drop)
+        if drops.auto and bits != "auto":
+            raise ConfigError(
+                "--drop auto weighs layers against bits, so it needs --bits auto; or name layers"
+            )
+        return cls(ranks, bits, drops, size, increase)
 
 
 class Assembly(ABC):
@@ -91,7 +97,7 @@ class Assembly(ABC):
         self.limits = limits
         self.scratch = scratch
         self.reporter = reporter
-        dropped = set(dropped_layers(settings.drop, source.num_layers))
+        dropped = set(dropped_layers(settings.drop.layers, source.num_layers))
         self.kept = [n for n in range(source.num_layers) if n not in dropped]
         self.chunks = self.plan_chunks()
         full = min(source.hidden_size, source.vocab_size)

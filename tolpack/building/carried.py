@@ -30,15 +30,14 @@ Take = Callable[[int, slice, Floats, Floats], object]
 
 @dataclass(frozen=True, slots=True)
 class RoundedLayer:
-    """How one layer is rounded.
+    """How one kept layer is rounded.
 
-    ``mean`` float32 (hidden,); ``load`` gives the rounder, ``None`` for a dropped layer, of which
-    zeros are read back.
+    ``mean`` float32 (hidden,); ``load`` gives the rounder.
     """
 
     layer: int
     mean: Floats
-    load: Callable[[], Rounder] | None
+    load: Callable[[], Rounder]
     shaping: Shaping
 
 
@@ -58,7 +57,7 @@ def round_layers(
     source : TableSource
         The table.
     layers : sequence of RoundedLayer
-        All layers that are kept or carry something, ascending.
+        All kept layers, ascending.
     ids : ndarray
         int64 (n,).
     steps : ndarray
@@ -78,7 +77,7 @@ def round_layers(
         for above in one.shaping.above:
             if above not in carried:
                 carried[above] = np.zeros((len(ids), hidden), np.float32)
-        rounder = None if one.load is None else one.load()
+        rounder = one.load()
         work = partial(_round_block, one, rows, rounder, carry, carried, ids, steps, take)
         spans = [slice(start, start + block) for start in range(0, len(ids), block)]
         drain(pool.map(work, spans), done)
@@ -89,7 +88,7 @@ def round_layers(
 def _round_block(
     one: RoundedLayer,
     rows: LayerRows,
-    rounder: Rounder | None,
+    rounder: Rounder,
     carry: Floats | None,
     carried: dict[int, Floats],
     ids: NDArray[np.int64],
@@ -100,11 +99,8 @@ def _round_block(
     wanted = rows(ids[span])
     if one.layer in carried:
         wanted = wanted + carried[one.layer][span]
-    if rounder is None:
-        error = -wanted
-    else:
-        stored, error = rounder.round(wanted - one.mean, steps[span])
-        take(one.layer, span, stored, wanted + error)
+    stored, error = rounder.round(wanted - one.mean, steps[span])
+    take(one.layer, span, stored, wanted + error)
     if carry is not None:
         passed_on = (torch.from_numpy(error) @ torch.from_numpy(carry)).numpy()
         hidden = wanted.shape[1]
@@ -124,7 +120,7 @@ def encode_rounded(
     done: Callable[[int], object],
 ) -> Iterator[NDArray[np.uint8]]:
     """Yield the records of `ids` in order, uint8 (n, record_bytes), a superblock at a time."""
-    kept = [one.layer for one in layers if one.load is not None]
+    kept = [one.layer for one in layers]
     for part in cut(ids, superblock):
         records = np.zeros((len(part), layout.record_bytes), np.uint8)
 

@@ -18,13 +18,15 @@ import numpy as np
 from tolpack.building.assembly import Assembly
 from tolpack.building.carried import RoundedLayer, decoded_rows, encode_rounded, stored_rows
 from tolpack.building.components import Component, choose_components
+from tolpack.building.folding import FoldedTable
 from tolpack.building.frame_sample import FrameSample, FrequencySteps, sample_frames
 from tolpack.building.layout import ChunkPlan, octave_chunks, step_header_room
 from tolpack.building.passes import second_moment, worker_threads
 from tolpack.building.settings import DEFAULT_INCREASE
-from tolpack.building.shaping import Shaping, shape
+from tolpack.building.shaping import REACH, Shaping, carry_into, remaining, shape
 from tolpack.building.step_search import search_loss, search_size
 from tolpack.building.trial import Trial
+from tolpack.codecs.entropy import code_bytes
 from tolpack.codecs.frames import compress_codes
 from tolpack.codecs.record import record_layout
 from tolpack.codecs.shaped import (
@@ -44,6 +46,7 @@ from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, align
 from tolpack.container.writer import PackWriter
 from tolpack.errors import ConfigError
 from tolpack.scratch import Kept
+from tolpack.sources.table import TableSource
 
 # Shares of a metric's mean eigenvalue that are added to its diagonal: with a basis, without one.
 _BASIS_FLOOR, _PLAIN_FLOOR = 0.01, 0.1
@@ -96,13 +99,22 @@ class EntropyCodedAssembly(Assembly):
     # ---- what is measured ------------------------------------------------------------------------
 
     @cached_property
-    def shapings(self) -> list[Shaping]:
-        """By layer."""
-        floor = _BASIS_FLOOR if self.has_basis else _PLAIN_FLOOR
-        return shape(
-            self.weighing.model, self.kept, self.source.num_layers, self.source.hidden_size,
-            floor, self.scratch,
-        )  # fmt: skip
+    def table(self) -> TableSource:
+        """The table, dropped layers folded into kept ones where losses are known."""
+        model = self.weighing.model
+        if model is None or len(self.kept) == self.source.num_layers:
+            return self.source
+        return FoldedTable(self.source, model, self.kept, self._floor, self.scratch)
+
+    @property
+    def _floor(self) -> float:
+        return _BASIS_FLOOR if self.has_basis else _PLAIN_FLOOR
+
+    @cached_property
+    def shapings(self) -> dict[int, Shaping]:
+        """By kept layer."""
+        hidden = self.source.hidden_size
+        return shape(self.weighing.model, self.kept, hidden, self._floor, self.scratch)
 
     @cached_property
     def means(self) -> dict[int, Floats]:
@@ -119,7 +131,7 @@ class EntropyCodedAssembly(Assembly):
             worker_threads(self.limits.threads) as pool,
         ):
             for layer in self.kept:
-                second, mean = second_moment(self.source, layer, self.weighing.weights, pool, done)
+                second, mean = second_moment(self.table, layer, self.weighing.weights, pool, done)
                 basis = whitened_basis(second, mean, self.shapings[layer].metric.load())
                 rows = self.scratch.keep(basis.rows.astype(np.float32))
                 found[layer] = mean.astype(np.float32), rows
@@ -158,17 +170,16 @@ class EntropyCodedAssembly(Assembly):
         return Candidate(step, chosen)
 
     def layers(self, candidate: Candidate) -> list[RoundedLayer]:
-        """Return how every layer is rounded."""
-        found = []
-        for layer in range(self.source.num_layers):
-            shaping = self.shapings[layer]
-            if layer in self.kept:
-                load = partial(self._rounder, layer, candidate.components[layer])
-                found.append(RoundedLayer(layer, self._mean(layer), load, shaping))
-            elif shaping.above:
-                zeros = np.zeros(self.source.hidden_size, np.float32)
-                found.append(RoundedLayer(layer, zeros, None, shaping))
-        return found
+        """Return how every kept layer is rounded."""
+        return [
+            RoundedLayer(
+                layer,
+                self._mean(layer),
+                partial(self._rounder, layer, candidate.components[layer]),
+                self.shapings[layer],
+            )
+            for layer in self.kept
+        ]
 
     def _mean(self, layer: int) -> Floats:
         if self.has_basis:
@@ -214,7 +225,7 @@ class EntropyCodedAssembly(Assembly):
             self._steps.of_slots(slots, candidate.step),
         )
         with worker_threads(self.limits.threads) as pool:
-            return stored_rows(self.source, self.layers(candidate), ids, steps, pool, _nothing)
+            return stored_rows(self.table, self.layers(candidate), ids, steps, pool, _nothing)
 
     def predicted_bytes(self, candidate: Candidate) -> int:
         """Predict the file's size from the frames of the sample."""
@@ -280,24 +291,65 @@ class EntropyCodedAssembly(Assembly):
     def _mean_square(self) -> float:
         """Mean square of the table's values, on the sample."""
         ids = self.weighing.order.token_ids[self._sample.all_slots]
-        rows = (self.source.layer(layer)(ids) for layer in self.kept)
+        rows = (self.table.layer(layer)(ids) for layer in self.kept)
         return float(np.mean([np.square(part, dtype=np.float64).mean() for part in rows]))
 
     @cached_property
-    def _trial(self) -> Trial | None:
+    def trial(self) -> Trial | None:
+        """Where losses are measured, if they can be."""
         model = self.weighing.model
         return None if model is None else Trial(model, self.reporter)
 
     def measured_increase(self, candidate: Candidate) -> tuple[float, float]:
         """Perplexity increase in percent, and its standard error, on the held-out part."""
-        trial = self._trial
+        trial = self.trial
         if trial is None:
             raise ValueError("a table that cannot be run has no losses")
         ids = trial.token_ids
         steps = self._steps.of_slots(self.weighing.order.slots[ids], candidate.step)
         with worker_threads(self.limits.threads) as pool:
-            rows = decoded_rows(self.source, self.layers(candidate), ids, steps, pool, _nothing)
+            rows = decoded_rows(self.table, self.layers(candidate), ids, steps, pool, _nothing)
         return trial.increase_pct(rows)
+
+    # ---- dropping --------------------------------------------------------------------------------
+
+    def layer_bytes(self, candidate: Candidate) -> dict[int, float]:
+        """Predict what each kept layer takes of the file, its basis included."""
+        steps = self._steps.of_slots(self._sample.all_slots, candidate.step)
+        found = {}
+        for layer, stored in self._sampled(candidate).items():
+            unit = 1.0 if self.has_basis else self._plain[layer][1]
+            codes = np.rint(stored / (steps[:, None] * np.float32(unit)))
+            found[layer] = float(code_bytes(codes, self._sample.rows).sum())
+            if self.has_basis:
+                found[layer] += candidate.components[layer].rank * self._basis_part.row_bytes
+        return found
+
+    def folding_cost(self) -> tuple[float, float]:
+        """Perplexity increase in percent, and its standard error, of the dropped layers alone."""
+        if self.trial is None:
+            raise ValueError("a table that cannot be run has no losses")
+        ids = self.trial.token_ids
+        rows = np.zeros((len(ids), self.source.num_layers, self.source.hidden_size), np.float32)
+        for layer in self.kept:
+            rows[:, layer] = self.table.layer(layer)(ids)
+        return self.trial.increase_pct(rows)
+
+    @cached_property
+    def predicted_folding_losses(self) -> dict[int, float]:
+        """Predict, by the quadratic form, what dropping each kept layer costs in nats per token."""
+        model = self.weighing.model
+        if model is None or self.trial is None:
+            raise ValueError("a table that cannot be run has no losses")
+        ids, weights = self.trial.token_ids, self.trial.weights
+        found = {}
+        for layer in self.kept:
+            rows = self.source.layer(layer)(ids).astype(np.float64)
+            around = [n for n in self.kept if 0 < abs(n - layer) <= REACH]
+            carry = carry_into(model, layer, around, self._floor)
+            metric = remaining(model, layer, around, self._floor, carry)
+            found[layer] = 0.5 * float(weights @ np.sum((rows @ metric) * rows, axis=1))
+        return found
 
     # ---- writing ---------------------------------------------------------------------------------
 
@@ -335,7 +387,7 @@ class EntropyCodedAssembly(Assembly):
                     encoding,
                     plan.first_slot,
                     partial(
-                        encode_rounded, self.source, layers, layout, self.chunk_tokens(plan),
+                        encode_rounded, self.table, layers, layout, self.chunk_tokens(plan),
                         self._steps.of_chunk(number, candidate.step),
                         self.limits.superblock_tokens(layout.record_bytes + carried_bytes),
                         pool, done,

@@ -76,7 +76,24 @@ def parse_rank(value: str | int) -> Ranks:
     raise ConfigError(f"--rank {value!r} is not understood: expected {_RANK_FORMS}")
 
 
-def parse_drop(value: str) -> tuple[int, ...]:
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """The ``--drop`` setting: layers, or ``auto``, with or without a number of them (``most``)."""
+
+    layers: tuple[int, ...] = ()
+    auto: bool = False
+    most: int | None = None
+
+
+def parse_drops(value: str) -> Drop:
+    """Parse ``none``, ``auto``, ``auto:N``, or layers as `parse_drop`."""
+    match = re.fullmatch(r"auto(?::(\d{1,4}))?", value.strip().lower())
+    if match is None:
+        return Drop(parse_drop(value, "none, auto, auto:2 or 3,7-9"))
+    return Drop(auto=True, most=None if match[1] is None else int(match[1]))
+
+
+def parse_drop(value: str, expected: str = "none or 3,7-9") -> tuple[int, ...]:
     """Parse ``none`` or layer numbers and ranges like ``3,7-9``: ascending, each once."""
     text = value.strip().lower()
     if text == "none":
@@ -85,7 +102,7 @@ def parse_drop(value: str) -> tuple[int, ...]:
     for part in text.split(","):
         match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part.strip())
         if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise ConfigError(f"--drop {value!r} is not understood: expected none or 3,7-9")
+            raise ConfigError(f"--drop {value!r} is not understood: expected {expected}")
         layers |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
     return tuple(sorted(layers))
 

@@ -53,12 +53,11 @@ class Shaping:
 def shape(
     model: CalibratedModel | None,
     kept: Sequence[int],
-    num_layers: int,
     hidden_size: int,
     floor: float,
     scratch: Scratch,
-) -> list[Shaping]:
-    """Work out `Shaping` for every layer, dropped ones included: theirs is an error like another.
+) -> dict[int, Shaping]:
+    """Work out `Shaping` for every kept layer.
 
     Parameters
     ----------
@@ -67,7 +66,7 @@ def shape(
         layer counts alike, and nothing is carried.
     kept : sequence of int
         Layers that are stored, ascending.
-    num_layers, hidden_size : int
+    hidden_size : int
         Of the table.
     floor : float
         Share of a metric's mean eigenvalue that is added to its diagonal.
@@ -76,31 +75,52 @@ def shape(
     """
     if model is None:
         same = Shaping(scratch.keep(np.eye(hidden_size)), (), None)
-        return [same] * num_layers
-    return [_shape_layer(model, layer, kept, floor, scratch) for layer in range(num_layers)]
+        return dict.fromkeys(kept, same)
+    return {layer: _shape_layer(model, layer, kept, floor, scratch) for layer in kept}
+
+
+def carry_into(model: CalibratedModel, layer: int, others: Sequence[int], floor: float) -> Doubles:
+    """Return ``A``, float64 (hidden, len(others) · hidden): how `others` make up for `layer`."""
+    to_others = np.hstack([_block(model, layer, n, floor) for n in others])
+    among = np.block([[_block(model, n, m, floor) for m in others] for n in others])
+    return np.asarray(scipy.linalg.solve(among, to_others.T, assume_a="pos").T)
+
+
+def remaining(
+    model: CalibratedModel, layer: int, others: Sequence[int], floor: float, carry: Doubles
+) -> Doubles:
+    """Return what an error of `layer` still costs when `others` make up for it by `carry`."""
+    to_others = np.hstack([_block(model, layer, n, floor) for n in others])
+    metric = _floored(model, layer, floor) - carry @ to_others.T
+    return np.asarray((metric + metric.T) / 2)
 
 
 def _shape_layer(
     model: CalibratedModel, layer: int, kept: Sequence[int], floor: float, scratch: Scratch
 ) -> Shaping:
-    own = _floored(model, layer, floor)
     above = tuple(n for n in kept if layer < n <= layer + REACH)
     if not above:
-        return Shaping(scratch.keep(own), (), None)
-    to_above = np.hstack([_block(model, layer, n, floor) for n in above])
-    among = np.block([[_block(model, n, m, floor) for m in above] for n in above])
-    carry = scipy.linalg.solve(among, to_above.T, assume_a="pos").T
-    metric = own - carry @ to_above.T
-    metric = (metric + metric.T) / 2
+        return Shaping(scratch.keep(_floored(model, layer, floor)), (), None)
+    carry = carry_into(model, layer, above, floor)
+    metric = remaining(model, layer, above, floor, carry)
     return Shaping(scratch.keep(metric), above, scratch.keep(carry.astype(np.float32)))
 
 
 def _block(model: CalibratedModel, row: int, column: int, floor: float) -> Doubles:
-    """``G_{row,column}``, floored on the diagonal."""
+    """``G_{row,column}``, floored on the diagonal.
+
+    Blocks farther apart than was measured follow from the chain: ``G_{l,k} G_{k,k}⁻¹ G_{k,m}``.
+    """
     if row == column:
         return _floored(model, row, floor)
     if row > column:
         return _block(model, column, row, floor).T
+    if column - row > len(model.crossed[row]):
+        between = row + len(model.crossed[row])
+        onward = scipy.linalg.solve(
+            _floored(model, between, floor), _block(model, between, column, floor), assume_a="pos"
+        )
+        return np.asarray(_block(model, row, between, floor) @ onward)
     return np.asarray(model.crossed[row][column - row - 1].load())
 
 

@@ -26,6 +26,11 @@ class Trial:
         The model, and the text held out.
     reporter : Reporter
         Receives progress.
+
+    Attributes
+    ----------
+    token_ids, weights : ndarray
+        int64 and float64 (n,): the distinct tokens of the text, and their shares of it.
     """
 
     def __init__(self, model: CalibratedModel, reporter: Reporter) -> None:
@@ -33,7 +38,9 @@ class Trial:
         self._reporter = reporter
         windows = loss_windows(model.decoder, model.trial_ids, model.context)
         self._tokens = windows[:, 1:].numel()
-        self.token_ids: NDArray[np.int64] = np.unique(windows[:, :-1].numpy())
+        found, counts = np.unique(windows[:, :-1].numpy(), return_counts=True)
+        self.token_ids: NDArray[np.int64] = found
+        self.weights: Doubles = counts / counts.sum()
 
     def increase_pct(self, rows: Floats) -> tuple[float, float]:
         """Return the perplexity increase in percent, and its paired standard error over windows.

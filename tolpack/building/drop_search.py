@@ -1,0 +1,108 @@
+"""``--drop auto``: which layers are worth less than their bytes.
+
+A pack is made for all layers first. At its step, loss and size trade at a known slope: the curves
+of size against loss are near ``loss ∝ size^(-LOSS_POWER)`` (docs/lab-notes.md). A layer goes if its
+loss, measured with its rows folded into its neighbours, is less than its bytes are worth at that
+slope; the layers most likely to go are found by the quadratic form. The packs with and without the
+layers found are held against each other, and the better one is made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from tolpack.building.entropy_coded import EntropyCodedAssembly
+from tolpack.building.settings import Drop
+from tolpack.errors import ConfigError
+from tolpack.progress import Reporter
+
+LOSS_POWER = 3.0
+# Layers that are tried, of those that may go next.
+_TRIED = 4
+
+Make = Callable[[tuple[int, ...]], EntropyCodedAssembly]
+
+
+def best_assembly(make: Make, drop: Drop, reporter: Reporter) -> EntropyCodedAssembly:
+    """Return the assembly that drops what the slope says.
+
+    Parameters
+    ----------
+    make : callable
+        Gives the assembly that drops given layers.
+    drop : Drop
+        ``auto``, or a number of layers.
+    reporter : Reporter
+        Is told what is tried.
+
+    Raises
+    ------
+    ConfigError
+        The table cannot be run, so nothing is known of losses.
+    """
+    whole = make(())
+    if whole.trial is None:
+        raise ConfigError("--drop auto measures losses, but the model cannot be run: name layers")
+    if drop.most is not None and drop.most >= whole.source.num_layers:
+        raise ConfigError(f"--drop auto:{drop.most} leaves no layer: keep at least one")
+    dropped = _cheapest(whole, make, drop, reporter)
+    reporter.say(f"auto: dropping {', '.join(map(str, dropped)) or 'no layer'}")
+    if not dropped:
+        return whole
+    without = make(dropped)
+    if drop.most is not None or _is_better(without, whole, reporter):
+        return without
+    return whole
+
+
+def _cheapest(
+    whole: EntropyCodedAssembly, make: Make, drop: Drop, reporter: Reporter
+) -> tuple[int, ...]:
+    """Choose layers one by one, as long as each is worth less than its bytes."""
+    sizes = whole.layer_bytes(whole.chosen)
+    slope = LOSS_POWER * _loss(whole) / whole.predicted_bytes(whole.chosen)
+    dropped: tuple[int, ...] = ()
+    cost = 0.0
+    while len(dropped) + 1 < len(whole.kept):
+        if drop.most is not None and len(dropped) == drop.most:
+            break
+        found = []
+        for layer in _candidates(whole, dropped, sizes, slope):
+            increase, error = make((*dropped, layer)).folding_cost()
+            reporter.say(f"auto: without layer {layer}: {increase:+.3f} ± {error:.3f} % perplexity")
+            loss = math.log1p(increase / 100)
+            found.append((slope * sizes[layer] - (loss - cost), loss, layer))
+        gain, loss, layer = max(found)
+        if gain <= 0 and drop.most is None:
+            break
+        dropped, cost = tuple(sorted((*dropped, layer))), loss
+    return dropped
+
+
+def _candidates(
+    whole: EntropyCodedAssembly, dropped: tuple[int, ...], sizes: dict[int, float], slope: float
+) -> list[int]:
+    """Return the layers most likely to be worth dropping next."""
+    left = [layer for layer in whole.kept if layer not in dropped]
+    predicted = whole.predicted_folding_losses
+    return sorted(left, key=lambda layer: predicted[layer] - slope * sizes[layer])[:_TRIED]
+
+
+def _loss(assembly: EntropyCodedAssembly) -> float:
+    """Nats per token that the chosen pack costs, at least a hundredth of a percent."""
+    increase, _ = assembly.measured_increase(assembly.chosen)
+    return max(math.log1p(increase / 100), 1e-4)
+
+
+def _is_better(one: EntropyCodedAssembly, other: EntropyCodedAssembly, reporter: Reporter) -> bool:
+    """Compare sizes brought to equal loss along the slope."""
+    merits = []
+    for assembly in (one, other):
+        size, loss = assembly.predicted_bytes(assembly.chosen), _loss(assembly)
+        merits.append(math.log(size) + math.log(loss) / LOSS_POWER)
+    change = float(np.expm1(merits[0] - merits[1]))
+    reporter.say(f"auto: dropping changes the size at equal loss by {change:+.1%}")
+    return change < 0
