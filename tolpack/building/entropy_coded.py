@@ -23,7 +23,7 @@ from tolpack.building.frame_sample import FrameSample, FrequencySteps, sample_fr
 from tolpack.building.layout import ChunkPlan, octave_chunks, step_header_room
 from tolpack.building.passes import second_moment, worker_threads
 from tolpack.building.settings import DEFAULT_INCREASE
-from tolpack.building.shaping import REACH, Shaping, carry_into, remaining, shape
+from tolpack.building.shaping import Shaping, around, carry_into, remaining, shape
 from tolpack.building.step_search import search_loss, search_size
 from tolpack.building.trial import Trial
 from tolpack.codecs.entropy import code_bytes
@@ -345,9 +345,9 @@ class EntropyCodedAssembly(Assembly):
         found = {}
         for layer in self.kept:
             rows = self.source.layer(layer)(ids).astype(np.float64)
-            around = [n for n in self.kept if 0 < abs(n - layer) <= REACH]
-            carry = carry_into(model, layer, around, self._floor)
-            metric = remaining(model, layer, around, self._floor, carry)
+            others = around(layer, self.kept)
+            carry = carry_into(model, layer, others, self._floor)
+            metric = remaining(model, layer, others, self._floor, carry)
             found[layer] = 0.5 * float(weights @ np.sum((rows @ metric) * rows, axis=1))
         return found
 

@@ -1,7 +1,7 @@
 """Dropped layers of ``--bits auto``: what they held is taken up by the layers around them.
 
 Dropping layer ``d`` is an error ``-T_d`` known beforehand, so layers on both sides can make up for
-it (`tolpack.building.shaping`): the kept layers ``W`` within reach store ``T_W + T_d A`` instead,
+it (`tolpack.building.shaping`): the kept layers ``W`` beside it store ``T_W + T_d A`` instead,
 with ``A = G_{d,W} G_{W,W}⁻¹``.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tolpack.building.shaping import REACH, carry_into
+from tolpack.building.shaping import around, carry_into
 from tolpack.building.weighing import CalibratedModel
 from tolpack.codecs.values import Floats
 from tolpack.scratch import Kept, Scratch
@@ -51,11 +51,11 @@ class FoldedTable:
         self.dtype, self.ffn_bytes = source.dtype, source.ffn_bytes
         self._folds: dict[int, list[tuple[int, Kept]]] = {}
         for dropped in sorted(set(range(source.num_layers)) - set(kept)):
-            around = [n for n in kept if abs(n - dropped) <= REACH]
-            if not around:
+            others = around(dropped, kept)
+            if not others:
                 continue
-            carry = carry_into(model, dropped, around, floor).astype(np.float32)
-            for layer, part in zip(around, np.split(carry, len(around), axis=1)):
+            carry = carry_into(model, dropped, others, floor).astype(np.float32)
+            for layer, part in zip(others, np.split(carry, len(others), axis=1)):
                 matrix = scratch.keep(np.ascontiguousarray(part))
                 self._folds.setdefault(layer, []).append((dropped, matrix))
 

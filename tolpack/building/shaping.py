@@ -79,6 +79,17 @@ def shape(
     return {layer: _shape_layer(model, layer, kept, floor, scratch) for layer in kept}
 
 
+def around(layer: int, kept: Sequence[int]) -> list[int]:
+    """Return the nearest kept layers within reach on both sides of `layer`.
+
+    One on each side: metrics of layers farther apart than `REACH` are not measured, and what
+    completes them (`_block`) is consistent for two layers only.
+    """
+    below = [n for n in kept if layer - REACH <= n < layer]
+    above = [n for n in kept if layer < n <= layer + REACH]
+    return below[-1:] + above[:1]
+
+
 def carry_into(model: CalibratedModel, layer: int, others: Sequence[int], floor: float) -> Doubles:
     """Return ``A``, float64 (hidden, len(others) · hidden): how `others` make up for `layer`."""
     to_others = np.hstack([_block(model, layer, n, floor) for n in others])
