@@ -31,7 +31,8 @@ from torch.nn import functional as F
 import tolpack
 from tolpack.sources.ffn import multiplies_bfloat16
 
-SETTINGS = {"none": 1, "1024": 2, "auto": 2}
+# Ranks, at 4 bits or, behind a stroke, at others; and the passes that each needs at least.
+SETTINGS = {"none": 1, "1024": 2, "auto": 2, "none/auto": 1, "auto/auto": 2}
 DECAY = {"embed": 1.0, "mlp": 2.0, "attn": 4.0}
 HIDDEN, INNER, HEADS = 2048, 5464, 32
 
@@ -57,7 +58,7 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=128_256)
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--folder", type=Path, default=Path("build/bench-1b"))
-    parser.add_argument("--settings", default=",".join(SETTINGS), help="ranks, by commas")
+    parser.add_argument("--settings", default=",".join(SETTINGS), help="ranks[/bits], by commas")
     parser.add_argument("--max-memory", default="4GB")
     fastest = "bfloat16" if multiplies_bfloat16() else "float32"
     parser.add_argument("--compute", choices=("float32", "bfloat16"), default=fastest)
@@ -90,10 +91,13 @@ def measure(checkpoint: Path, rank: str, arguments: argparse.Namespace) -> Row:
     before = ffn_seconds(arguments)
     pack = checkpoint.parent / "bench.tolpack"
     command = [sys.executable, "-m", "tolpack.cli", "build", str(checkpoint), "-o", str(pack)]
-    command += ["--rank", rank, "--bits", "4", "--compute", arguments.compute, "--force"]
+    name, _, bits = rank.partition("/")
+    command += ["--rank", name, "--bits", bits or "4", "--compute", arguments.compute, "--force"]
+    command += ["--size", "11%"] if bits == "auto" else []  # losses of random weights mean nothing
     command += ["--max-memory", arguments.max_memory]
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    environment = {**os.environ, "TOLPACK_CACHE": "off"}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
     if status:
@@ -101,7 +105,7 @@ def measure(checkpoint: Path, rank: str, arguments: argparse.Namespace) -> Row:
     one_pass = (before + ffn_seconds(arguments)) / 2
     with tolpack.open(pack) as opened:
         stats, size = opened.stats(), opened.nbytes
-    passes = SETTINGS.get(rank, 2)
+    passes = SETTINGS.get(rank, 1 if rank.startswith("none") else 2)
     table = 2 * arguments.vocab * arguments.layers * HIDDEN
     pack.unlink()
     return Row(

@@ -40,7 +40,7 @@ def test_bundled_model_opens_and_its_text_fits():
 
 def test_settings_cover_the_main_ways_to_pack():
     """The demo shows every number of bits, ranks chosen by loss, and a truncation."""
-    assert {bits for _, _, bits in demo.SETTINGS} == {16, 8, 4}
+    assert {bits for _, _, bits in demo.SETTINGS} == {16, 8, 4, "auto"}
     assert {"none", "auto", "50%"} <= {rank for _, rank, _ in demo.SETTINGS}
     names = [name for name, _, _ in demo.SETTINGS]
     assert len(set(names)) == len(names)

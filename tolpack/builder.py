@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from tolpack.building.assembly import Assembly, BuildSettings
+from tolpack.building.assembly import Assembly
 from tolpack.building.drop_search import best_assembly
 from tolpack.building.entropy_coded import EntropyCodedAssembly
 from tolpack.building.fixed_bits import FixedBitsAssembly
 from tolpack.building.limits import choose_compute, plan_limits
 from tolpack.building.passes import product_precision, torch_threads
-from tolpack.building.settings import DEFAULT_MAX_MEMORY, Drop
+from tolpack.building.settings import DEFAULT_MAX_MEMORY, BuildSettings, Drop
 from tolpack.building.shaping import REACH
 from tolpack.building.weighing import weigh
 from tolpack.container.header import Header, Table

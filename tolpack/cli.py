@@ -23,6 +23,7 @@ from tolpack import report
 from tolpack.building.settings import (
     COMPUTE,
     DEFAULT_MAX_MEMORY,
+    BuildSettings,
     parse_bytes,
     parse_drop,
     parse_drops,
@@ -155,6 +156,7 @@ def main() -> None:
 
     \b
     tolpack build model.pt                      a pack at 4 bits, ÷3.7
+    tolpack build model.pt --bits auto --rank auto --calibrate text.txt      ÷10 and more
     tolpack eval model.pt model.tolpack --text held-out.txt
     tolpack demo                                all of it on a bundled model
     """
@@ -211,18 +213,23 @@ def build(checkpoint: Path, bits: str, as_json: bool, **settings: Any) -> None:
 
     \b
     tolpack build model.pt
-    tolpack build model/ -o small.tolpack --rank auto --calibrate text.txt
+    tolpack build model/ -o small.tolpack --bits auto --rank auto --calibrate text.txt
+    tolpack build model.pt --bits auto --rank auto --max-ppl-increase 1%
     tolpack build model.pt --bits 8 --drop 3,7-9 --frequencies counts.npy
     tolpack build table.npy --layers 24 --bits 16
     """
-    if settings["size"] is not None and parse_rank(settings["rank"]).word != "auto":
-        raise click.UsageError("--size chooses the ranks, so it needs --rank auto")
+    given = (settings["drop"], settings["size"], settings["max_ppl_increase"])
+    number = bits if bits == "auto" else int(bits)
+    try:
+        BuildSettings.parse(settings["rank"], number, *given)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
     _refuse_two_maps(settings)
     output = settings.pop("output")
     result = tolpack.build(
         checkpoint,
         output,
-        bits=bits if bits == "auto" else int(bits),
+        bits=number,
         reporter=_Terminal(),
         **settings,
     )

@@ -8,73 +8,23 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.building.layout import ChunkPlan
 from tolpack.building.limits import Limits
-from tolpack.building.settings import (
-    Drop,
-    Ranks,
-    dropped_layers,
-    parse_drops,
-    parse_increase,
-    parse_rank,
-    parse_size,
-)
+from tolpack.building.settings import BuildSettings, dropped_layers, parse_size
 from tolpack.building.weighing import Weighing
 from tolpack.codecs.frames import LEVEL
 from tolpack.container.encodings import Encoding
 from tolpack.container.header import Chunk, Field
 from tolpack.container.preamble import VERSION
 from tolpack.container.writer import PackWriter
-from tolpack.errors import ConfigError
 from tolpack.progress import Reporter
 from tolpack.scratch import Scratch
 from tolpack.sources.table import ArrayTable, MemoryTable, TableSource
 from tolpack.version import __version__
-
-
-@dataclass(frozen=True, slots=True)
-class BuildSettings:
-    """What decides the bytes of a pack, beside the table and what is known of its tokens."""
-
-    ranks: Ranks
-    bits: int | str
-    drop: Drop
-    size: str | int | None
-    max_ppl_increase: float | None
-
-    @classmethod
-    def parse(
-        cls,
-        rank: str | int,
-        bits: int | str,
-        drop: str,
-        size: str | int | None,
-        max_ppl_increase: str | float | None,
-    ) -> BuildSettings:
-        """Parse the settings, or raise `ConfigError`."""
-        if bits != "auto" and (type(bits) is not int or bits not in (16, 8, 4)):
-            raise ConfigError(f"--bits is {bits}, expected auto, 16, 8 or 4")
-        ranks = parse_rank(rank)
-        if size is not None and bits != "auto" and ranks.word != "auto":
-            raise ConfigError("--size chooses ranks or bits: it needs --rank auto or --bits auto")
-        increase = None
-        if max_ppl_increase is not None:
-            increase = parse_increase(max_ppl_increase)
-            if bits != "auto":
-                raise ConfigError("--max-ppl-increase chooses the bits, so it needs --bits auto")
-            if size is not None:
-                raise ConfigError("--max-ppl-increase and --size both decide the size: give one")
-        drops = parse_drops(drop)
-        if drops.auto and bits != "auto":
-            raise ConfigError(
-                "--drop auto weighs layers against bits, so it needs --bits auto; or name layers"
-            )
-        return cls(ranks, bits, drops, size, increase)
 
 
 class Assembly(ABC):

@@ -157,3 +157,43 @@ def dropped_layers(drop: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
     if len(drop) == num_layers:
         raise ConfigError("--drop names every layer: keep at least one")
     return drop
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSettings:
+    """What decides the bytes of a pack, beside the table and what is known of its tokens."""
+
+    ranks: Ranks
+    bits: int | str
+    drop: Drop
+    size: str | int | None
+    max_ppl_increase: float | None
+
+    @classmethod
+    def parse(
+        cls,
+        rank: str | int,
+        bits: int | str,
+        drop: str,
+        size: str | int | None,
+        max_ppl_increase: str | float | None,
+    ) -> BuildSettings:
+        """Parse the settings, or raise `ConfigError`."""
+        if bits != "auto" and (type(bits) is not int or bits not in (16, 8, 4)):
+            raise ConfigError(f"--bits is {bits}, expected auto, 16, 8 or 4")
+        ranks = parse_rank(rank)
+        if size is not None and bits != "auto" and ranks.word != "auto":
+            raise ConfigError("--size chooses ranks or bits: it needs --rank auto or --bits auto")
+        increase = None
+        if max_ppl_increase is not None:
+            increase = parse_increase(max_ppl_increase)
+            if bits != "auto":
+                raise ConfigError("--max-ppl-increase chooses the bits, so it needs --bits auto")
+            if size is not None:
+                raise ConfigError("--max-ppl-increase and --size both decide the size: give one")
+        drops = parse_drops(drop)
+        if drops.auto and bits != "auto":
+            raise ConfigError(
+                "--drop auto weighs layers against bits, so it needs --bits auto; or name layers"
+            )
+        return cls(ranks, bits, drops, size, increase)

@@ -14,12 +14,13 @@ from tolpack.evaluate import Evaluation, evaluate
 from tolpack.progress import Reporter
 
 MODEL = Path(__file__).parent / "model"
-SETTINGS: tuple[tuple[str, str, int], ...] = (
+SETTINGS: tuple[tuple[str, str, int | str], ...] = (
     ("16-bit", "none", 16),
     ("8-bit", "none", 8),
     ("4-bit", "none", 4),
     ("rank-auto-4-bit", "auto", 4),
     ("rank-50%-4-bit", "50%", 4),
+    ("auto", "auto", "auto"),
 )
 
 
