@@ -87,8 +87,10 @@ class Pack:
         need(zlib.crc32(data) == entry["crc32"], "§5: array checksum")
         if entry["kind"] == "coded_basis":
             part = {**entry, "values": entry["shape"][1]}
-            need(len(data) == entry["shape"][0] * row_bytes(part), "§5: array length")
-            rows, at = np.frombuffer(data, np.uint8).reshape(-1, row_bytes(part)), scale_bytes(part)
+            at, rows = (
+                scale_bytes(part),
+                np.frombuffer(data, np.uint8).reshape(entry["shape"][0], -1),
+            )
             return np.stack([decode(row[:at], row[at:], part) for row in rows])
         dtype = np.dtype(entry["dtype"]).newbyteorder("<")
         need(len(data) == prod(entry["shape"]) * dtype.itemsize, "§5: array length")
@@ -195,25 +197,17 @@ def code_bytes(part: dict[str, Any]) -> int:
     return int(ceil(part["values"] * CODECS[part["codec"]][0] / 8))
 
 
-def row_bytes(part: dict[str, Any]) -> int:
-    return scale_bytes(part) + code_bytes(part)
-
-
 def record_bytes(encoding: dict[str, Any]) -> int:
-    return sum(row_bytes(part) for _, part in ordered_parts(encoding))
+    return sum(scale_bytes(part) + code_bytes(part) for _, part in ordered_parts(encoding))
 
 
 def decode(scales: Array, codes: Array, part: dict[str, Any]) -> Array:  # §7
     codec, values = part["codec"], part["values"]
-    if codec == "f32":
-        return codes.view("<f4")
-    if codec == "f16":
-        return codes.view("<f2").astype(np.float32)
+    plain = {"f32": "<f4", "f16": "<f2", "step8": "i1", "step16": "<i2"}.get(codec)
+    if plain:
+        return codes.view(plain).astype(np.float32) * np.float32(part.get("step") or 1)
     if codec == "bf16":
         return bfloat16(codes)
-    if codec in ("step8", "step16"):
-        dtype = "i1" if codec == "step8" else "<i2"
-        return codes.view(dtype).astype(np.float32) * np.float32(part["step"])
     scale = scales.view("<f4") if codec == "f8e4m3" else bfloat16(scales)
     need(bool(np.isfinite(scale).all()), "§7: finite scales")
     pieces, at = [], 0

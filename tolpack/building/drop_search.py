@@ -16,6 +16,8 @@ import numpy as np
 
 from tolpack.building.entropy_coded import EntropyCodedAssembly
 from tolpack.building.settings import Drop
+from tolpack.building.shaping import around, carry_into, remaining
+from tolpack.building.trial import Trial
 from tolpack.errors import ConfigError
 from tolpack.progress import Reporter
 
@@ -48,7 +50,7 @@ def best_assembly(make: Make, drop: Drop, reporter: Reporter) -> EntropyCodedAss
         raise ConfigError("--drop auto measures losses, but the model cannot be run: name layers")
     if drop.most is not None and drop.most >= whole.source.num_layers:
         raise ConfigError(f"--drop auto:{drop.most} leaves no layer: keep at least one")
-    dropped = _cheapest(whole, make, drop, reporter)
+    dropped = _cheapest(whole, whole.trial, make, drop, reporter)
     reporter.say(f"auto: dropping {', '.join(map(str, dropped)) or 'no layer'}")
     if not dropped:
         return whole
@@ -59,7 +61,7 @@ def best_assembly(make: Make, drop: Drop, reporter: Reporter) -> EntropyCodedAss
 
 
 def _cheapest(
-    whole: EntropyCodedAssembly, make: Make, drop: Drop, reporter: Reporter
+    whole: EntropyCodedAssembly, trial: Trial, make: Make, drop: Drop, reporter: Reporter
 ) -> tuple[int, ...]:
     """Choose layers one by one, as long as each is worth less than its bytes."""
     sizes = whole.layer_bytes(whole.chosen)
@@ -70,8 +72,8 @@ def _cheapest(
         if drop.most is not None and len(dropped) == drop.most:
             break
         found = []
-        for layer in _candidates(whole, dropped, sizes, slope):
-            increase, error = make((*dropped, layer)).folding_cost()
+        for layer in _candidates(whole, trial, dropped, sizes, slope):
+            increase, error = _folding_cost(make((*dropped, layer)), trial)
             reporter.say(f"auto: without layer {layer}: {increase:+.3f} ± {error:.3f} % perplexity")
             loss = math.log1p(increase / 100)
             found.append((slope * sizes[layer] - (loss - cost), loss, layer))
@@ -83,12 +85,37 @@ def _cheapest(
 
 
 def _candidates(
-    whole: EntropyCodedAssembly, dropped: tuple[int, ...], sizes: dict[int, float], slope: float
+    whole: EntropyCodedAssembly,
+    trial: Trial,
+    dropped: tuple[int, ...],
+    sizes: dict[int, float],
+    slope: float,
 ) -> list[int]:
     """Return the layers most likely to be worth dropping next."""
     left = [layer for layer in whole.kept if layer not in dropped]
-    predicted = whole.predicted_folding_losses
+    predicted = {layer: _predicted_loss(whole, trial, layer) for layer in left}
     return sorted(left, key=lambda layer: predicted[layer] - slope * sizes[layer])[:_TRIED]
+
+
+def _folding_cost(assembly: EntropyCodedAssembly, trial: Trial) -> tuple[float, float]:
+    """Perplexity increase in percent, and its standard error, of the dropped layers alone."""
+    source, ids = assembly.source, trial.token_ids
+    rows = np.zeros((len(ids), source.num_layers, source.hidden_size), np.float32)
+    for layer in assembly.kept:
+        rows[:, layer] = assembly.table.layer(layer)(ids)
+    return trial.increase_pct(rows)
+
+
+def _predicted_loss(assembly: EntropyCodedAssembly, trial: Trial, layer: int) -> float:
+    """Nats per token that dropping a layer costs by the quadratic form."""
+    model = assembly.weighing.model
+    if model is None:
+        raise ValueError("a table that cannot be run has no losses")
+    rows = assembly.source.layer(layer)(trial.token_ids).astype(np.float64)
+    others = around(layer, assembly.kept)
+    carry = carry_into(model, layer, others, assembly.floor)
+    metric = remaining(model, layer, others, assembly.floor, carry)
+    return 0.5 * float(trial.weights @ np.sum((rows @ metric) * rows, axis=1))
 
 
 def _loss(assembly: EntropyCodedAssembly) -> float:

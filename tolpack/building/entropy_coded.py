@@ -23,7 +23,7 @@ from tolpack.building.frame_sample import FrameSample, FrequencySteps, sample_fr
 from tolpack.building.layout import ChunkPlan, octave_chunks, step_header_room
 from tolpack.building.passes import second_moment, worker_threads
 from tolpack.building.settings import DEFAULT_INCREASE
-from tolpack.building.shaping import Shaping, around, carry_into, remaining, shape
+from tolpack.building.shaping import Shaping, shape
 from tolpack.building.step_search import search_loss, search_size
 from tolpack.building.trial import Trial
 from tolpack.codecs.entropy import code_bytes
@@ -104,17 +104,18 @@ class EntropyCodedAssembly(Assembly):
         model = self.weighing.model
         if model is None or len(self.kept) == self.source.num_layers:
             return self.source
-        return FoldedTable(self.source, model, self.kept, self._floor, self.scratch)
+        return FoldedTable(self.source, model, self.kept, self.floor, self.scratch)
 
     @property
-    def _floor(self) -> float:
+    def floor(self) -> float:
+        """Share of a metric's mean eigenvalue that is added to its diagonal."""
         return _BASIS_FLOOR if self.has_basis else _PLAIN_FLOOR
 
     @cached_property
     def shapings(self) -> dict[int, Shaping]:
         """By kept layer."""
         hidden = self.source.hidden_size
-        return shape(self.weighing.model, self.kept, hidden, self._floor, self.scratch)
+        return shape(self.weighing.model, self.kept, hidden, self.floor, self.scratch)
 
     @cached_property
     def means(self) -> dict[int, Floats]:
@@ -323,32 +324,6 @@ class EntropyCodedAssembly(Assembly):
             found[layer] = float(code_bytes(codes, self._sample.rows).sum())
             if self.has_basis:
                 found[layer] += candidate.components[layer].rank * self._basis_part.row_bytes
-        return found
-
-    def folding_cost(self) -> tuple[float, float]:
-        """Perplexity increase in percent, and its standard error, of the dropped layers alone."""
-        if self.trial is None:
-            raise ValueError("a table that cannot be run has no losses")
-        ids = self.trial.token_ids
-        rows = np.zeros((len(ids), self.source.num_layers, self.source.hidden_size), np.float32)
-        for layer in self.kept:
-            rows[:, layer] = self.table.layer(layer)(ids)
-        return self.trial.increase_pct(rows)
-
-    @cached_property
-    def predicted_folding_losses(self) -> dict[int, float]:
-        """Predict, by the quadratic form, what dropping each kept layer costs in nats per token."""
-        model = self.weighing.model
-        if model is None or self.trial is None:
-            raise ValueError("a table that cannot be run has no losses")
-        ids, weights = self.trial.token_ids, self.trial.weights
-        found = {}
-        for layer in self.kept:
-            rows = self.source.layer(layer)(ids).astype(np.float64)
-            others = around(layer, self.kept)
-            carry = carry_into(model, layer, others, self._floor)
-            metric = remaining(model, layer, others, self._floor, carry)
-            found[layer] = 0.5 * float(weights @ np.sum((rows @ metric) * rows, axis=1))
         return found
 
     # ---- writing ---------------------------------------------------------------------------------

@@ -8,11 +8,7 @@ checksum was right.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from tolpack.container.encodings import CODEC_SIZES, Encoding, FieldEncoding, Part
 from tolpack.container.preamble import (
@@ -20,13 +16,13 @@ from tolpack.container.preamble import (
     MAX_CHUNKS,
     MAX_FIELDS,
     MAX_FILES,
-    MAX_NAME,
     MAX_PARTS,
     MAX_ROWS,
     MAX_ROWS_PER_BLOCK,
     MAX_WIDTH,
 )
 from tolpack.container.strict_json import parse
+from tolpack.container.typed_json import Node
 from tolpack.errors import FormatError
 
 SECTION_KINDS = ("token_map", "basis", "mean", "coded_basis", "blocks", "index")
@@ -172,84 +168,6 @@ class Header:
         return sum(1 << FEATURES[name] for name in names)
 
 
-_NAME = f"1 … {MAX_NAME} printable ASCII"
-
-
-class _Node:
-    """One JSON object, with typed access that reports the place of what is wrong."""
-
-    __slots__ = ("place", "value")
-
-    def __init__(self, value: object, place: str) -> None:
-        if not isinstance(value, dict):
-            raise FormatError("header-field", place, value, "an object")
-        self.value: dict[str, Any] = value
-        self.place = place
-
-    def has(self, key: str) -> bool:
-        return self.value.get(key) is not None
-
-    def integer(self, key: str, low: int, high: int) -> int:
-        value = self._get(key)
-        if type(value) is not int or not low <= value <= high:
-            raise FormatError(
-                "header-field", f"{self.place}.{key}", value, f"an integer in {low} … {high}"
-            )
-        return value
-
-    def optional_integer(self, key: str, low: int, high: int) -> int | None:
-        return self.integer(key, low, high) if self.has(key) else None
-
-    def text(self, key: str, choices: tuple[str, ...] | None = None) -> str:
-        value = self._get(key)
-        plain = isinstance(value, str) and 0 < len(value) <= MAX_NAME and _is_printable_ascii(value)
-        if not plain or (choices is not None and value not in choices):
-            expected = f"one of {', '.join(choices)}" if choices else _NAME
-            raise FormatError("header-field", f"{self.place}.{key}", value, expected)
-        return str(value)
-
-    def flag(self, key: str) -> bool:
-        value = self.value[key] if self.has(key) else False
-        if not isinstance(value, bool):
-            raise FormatError("header-field", f"{self.place}.{key}", value, "true or false")
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self._get(key) if self.has(key) or default is None else default
-        if type(value) in (int, float):
-            with np.errstate(over="ignore", under="ignore"):
-                rounded = np.float32(value)
-            if np.finfo(np.float32).tiny <= abs(rounded) < np.inf:
-                return float(rounded)
-        raise FormatError("header-field", f"{self.place}.{key}", value, "a normal float32 number")
-
-    def items(self, key: str, low: int, high: int) -> Iterator[_Node]:
-        for number, value in enumerate(self._list(key, low, high)):
-            yield _Node(value, f"{self.place}.{key}[{number}]")
-
-    def integers(self, key: str, low: int, high: int) -> tuple[int, ...]:
-        values = {str(number): value for number, value in enumerate(self._list(key, 1, 2))}
-        node = _Node(values, f"{self.place}.{key}")
-        return tuple(node.integer(number, low, high) for number in values)
-
-    def node(self, key: str) -> _Node:
-        return _Node(self._get(key), f"{self.place}.{key}")
-
-    def _list(self, key: str, low: int, high: int) -> list[Any]:
-        value = self._get(key)
-        if not isinstance(value, list) or not low <= len(value) <= high:
-            found = f"{len(value)} items" if isinstance(value, list) else value
-            raise FormatError(
-                "header-field", f"{self.place}.{key}", found, f"a list of {low} … {high} items"
-            )
-        return value
-
-    def _get(self, key: str) -> Any:
-        if key not in self.value:
-            raise FormatError("header-field", f"{self.place}.{key}", "nothing", "this field")
-        return self.value[key]
-
-
 def parse_header(data: bytes) -> Header:
     """Decode header bytes, with every field's type and range checked.
 
@@ -258,7 +176,7 @@ def parse_header(data: bytes) -> Header:
     FormatError
         ``header-json`` or ``header-field``, naming the place.
     """
-    root = _Node(parse(data), "header")
+    root = Node(parse(data), "header")
     sections = tuple(_section(n) for n in root.items("sections", 1, 4 * MAX_CHUNKS))
     last = len(sections) - 1
     return Header(
@@ -270,12 +188,12 @@ def parse_header(data: bytes) -> Header:
     )
 
 
-def _file(node: _Node) -> tuple[int, int]:
+def _file(node: Node) -> tuple[int, int]:
     count = node.integer("count", 1, MAX_FILES)
     return node.integer("index", 0, count - 1), count
 
 
-def _section(node: _Node) -> Section:
+def _section(node: Node) -> Section:
     kind = node.text("kind", SECTION_KINDS)
     offset = node.integer("offset_bytes", 0, 2**63 - 1)
     length = node.integer("length_bytes", 1, 2**63 - 1)
@@ -289,7 +207,7 @@ def _section(node: _Node) -> Section:
     return Section(kind, offset, length, crc, dtype, shape)
 
 
-def _table(node: _Node, last_section: int) -> Table:
+def _table(node: Node, last_section: int) -> Table:
     return Table(
         name=node.text("name"),
         rows=node.integer("rows", 1, MAX_ROWS),
@@ -300,7 +218,7 @@ def _table(node: _Node, last_section: int) -> Table:
     )
 
 
-def _field(node: _Node, last_section: int) -> Field:
+def _field(node: Node, last_section: int) -> Field:
     width = node.integer("width", 1, MAX_WIDTH)
     return Field(
         name=node.text("name"),
@@ -314,7 +232,7 @@ def _field(node: _Node, last_section: int) -> Field:
     )
 
 
-def _chunk(node: _Node, last_section: int) -> Chunk:
+def _chunk(node: Node, last_section: int) -> Chunk:
     return Chunk(
         rows=node.integer("rows", 1, MAX_ROWS),
         encoding=node.integer("encoding", 0, MAX_CHUNKS),
@@ -323,7 +241,7 @@ def _chunk(node: _Node, last_section: int) -> Chunk:
     )
 
 
-def _encoding(node: _Node) -> Encoding:
+def _encoding(node: Node) -> Encoding:
     return Encoding(
         frame=node.text("frame", ("raw", "zstd")),
         rows_per_block=node.integer("rows_per_block", 1, MAX_ROWS_PER_BLOCK),
@@ -331,11 +249,11 @@ def _encoding(node: _Node) -> Encoding:
     )
 
 
-def _field_encoding(node: _Node) -> FieldEncoding:
+def _field_encoding(node: Node) -> FieldEncoding:
     return tuple(_part(n) for n in node.items("parts", 1, MAX_PARTS))
 
 
-def _part(node: _Node) -> Part:
+def _part(node: Node) -> Part:
     codec = node.text("codec", tuple(CODEC_SIZES))
     values, sizes = node.integer("values", 1, MAX_WIDTH), CODEC_SIZES[codec]
     for key, wanted in (("group_size", sizes.scale_bytes > 0), ("step", sizes.has_step)):
@@ -347,15 +265,11 @@ def _part(node: _Node) -> Part:
     return Part(codec, values, _group_size(node) if sizes.scale_bytes else None)
 
 
-def _group_size(node: _Node) -> int:
+def _group_size(node: Node) -> int:
     group_size = node.integer("group_size", 2, MAX_WIDTH)
     if group_size % 2:
         raise FormatError("header-field", f"{node.place}.group_size", group_size, "an even number")
     return group_size
-
-
-def _is_printable_ascii(text: str) -> bool:
-    return text.isascii() and text.isprintable()
 
 
 def _without_none(**values: object) -> dict[str, object]:

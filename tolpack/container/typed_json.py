@@ -1,0 +1,101 @@
+"""Typed access to a parsed JSON object: errors name place, value and what is expected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from tolpack.container.preamble import MAX_NAME
+from tolpack.errors import FormatError
+
+_NAME = f"1 … {MAX_NAME} printable ASCII"
+
+
+class Node:
+    """One JSON object, with typed access that reports the place of what is wrong."""
+
+    __slots__ = ("place", "value")
+
+    def __init__(self, value: object, place: str) -> None:
+        if not isinstance(value, dict):
+            raise FormatError("header-field", place, value, "an object")
+        self.value: dict[str, Any] = value
+        self.place = place
+
+    def has(self, key: str) -> bool:
+        """Whether `key` is there and not null."""
+        return self.value.get(key) is not None
+
+    def integer(self, key: str, low: int, high: int) -> int:
+        """Return an integer in `low … high`."""
+        value = self._get(key)
+        if type(value) is not int or not low <= value <= high:
+            raise FormatError(
+                "header-field", f"{self.place}.{key}", value, f"an integer in {low} … {high}"
+            )
+        return value
+
+    def optional_integer(self, key: str, low: int, high: int) -> int | None:
+        """Return an integer in `low … high`, or ``None`` if it is absent."""
+        return self.integer(key, low, high) if self.has(key) else None
+
+    def text(self, key: str, choices: tuple[str, ...] | None = None) -> str:
+        """Return a name, or one of `choices`."""
+        value = self._get(key)
+        plain = isinstance(value, str) and 0 < len(value) <= MAX_NAME and _is_printable_ascii(value)
+        if not plain or (choices is not None and value not in choices):
+            expected = f"one of {', '.join(choices)}" if choices else _NAME
+            raise FormatError("header-field", f"{self.place}.{key}", value, expected)
+        return str(value)
+
+    def flag(self, key: str) -> bool:
+        """Return a boolean, false if it is absent."""
+        value = self.value[key] if self.has(key) else False
+        if not isinstance(value, bool):
+            raise FormatError("header-field", f"{self.place}.{key}", value, "true or false")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """Return a normal float32 number; without a default it must be there."""
+        value = self._get(key) if self.has(key) or default is None else default
+        if type(value) in (int, float):
+            with np.errstate(over="ignore", under="ignore"):
+                rounded = np.float32(value)
+            if np.finfo(np.float32).tiny <= abs(rounded) < np.inf:
+                return float(rounded)
+        raise FormatError("header-field", f"{self.place}.{key}", value, "a normal float32 number")
+
+    def items(self, key: str, low: int, high: int) -> Iterator[Node]:
+        """Yield the objects of a list of `low … high` items."""
+        for number, value in enumerate(self._list(key, low, high)):
+            yield Node(value, f"{self.place}.{key}[{number}]")
+
+    def integers(self, key: str, low: int, high: int) -> tuple[int, ...]:
+        """Return a list of one or two integers in `low … high`."""
+        values = {str(number): value for number, value in enumerate(self._list(key, 1, 2))}
+        node = Node(values, f"{self.place}.{key}")
+        return tuple(node.integer(number, low, high) for number in values)
+
+    def node(self, key: str) -> Node:
+        """Return an object."""
+        return Node(self._get(key), f"{self.place}.{key}")
+
+    def _list(self, key: str, low: int, high: int) -> list[Any]:
+        value = self._get(key)
+        if not isinstance(value, list) or not low <= len(value) <= high:
+            found = f"{len(value)} items" if isinstance(value, list) else value
+            raise FormatError(
+                "header-field", f"{self.place}.{key}", found, f"a list of {low} … {high} items"
+            )
+        return value
+
+    def _get(self, key: str) -> Any:
+        if key not in self.value:
+            raise FormatError("header-field", f"{self.place}.{key}", "nothing", "this field")
+        return self.value[key]
+
+
+def _is_printable_ascii(text: str) -> bool:
+    return text.isascii() and text.isprintable()
