@@ -66,8 +66,14 @@ def _path(key: bytes) -> Path | None:
     chosen = os.environ.get(_VARIABLE)
     if chosen == "off":
         return None
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(chosen or Path(home) / "tolpack") / f"calibration-{key.hex()[:32]}.zip"
+    name = f"calibration-{key.hex()[:32]}.zip"
+    if chosen:
+        return Path(chosen) / name
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # a process without a home
+        return None
+    return Path(home) / "tolpack" / name
 
 
 def _by_layer(names: Sequence[str]) -> dict[str, list[str]]:
