@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +19,11 @@ from tolpack.building.assembly import Assembly
 from tolpack.building.drop_search import best_assembly
 from tolpack.building.entropy_coded import EntropyCodedAssembly
 from tolpack.building.fixed_bits import FixedBitsAssembly
-from tolpack.building.limits import choose_compute, plan_limits
+from tolpack.building.limits import Limits, choose_compute, plan_limits
 from tolpack.building.passes import product_precision, torch_threads
 from tolpack.building.settings import DEFAULT_MAX_MEMORY, BuildSettings, Drop
 from tolpack.building.shaping import REACH
-from tolpack.building.weighing import weigh
+from tolpack.building.weighing import Weighing, weigh
 from tolpack.container.header import Header, Table
 from tolpack.container.writer import PackWriter
 from tolpack.errors import ConfigError
@@ -37,7 +36,6 @@ from tolpack.summary import bits_per_weight, layer_summaries, ratio_fp16
 from tolpack.version import __version__
 
 _SAMPLE_TOKENS = 512
-_Kind = TypeVar("_Kind", bound=Assembly)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,19 +162,7 @@ def build(
             scratch=scratch,
             reporter=reporter,
         )
-
-        def assemble(kind: type[_Kind], drop: Drop) -> _Kind:
-            chosen = replace(settings, drop=drop)
-            return kind(source, chosen, weighing, limits, scratch, reporter)
-
-        work: Assembly
-        if settings.bits != "auto":
-            work = assemble(FixedBitsAssembly, settings.drop)
-        elif settings.drop.auto:
-            coded = partial(assemble, EntropyCodedAssembly)
-            work = best_assembly(lambda layers: coded(Drop(layers)), settings.drop, reporter)
-        else:
-            work = assemble(EntropyCodedAssembly, settings.drop)
+        work = _assembly(source, settings, weighing, limits, scratch, reporter)
         while not _write(work, path, resume, reporter):
             resume = False
     with torch_threads(limits.threads):
@@ -197,6 +183,27 @@ def _prepare(
     if dtype is not torch.float32:
         reporter.say("multiplying in bfloat16 (--compute float32 is exact, and slower)")
     return source.computed_in(dtype), dtype
+
+
+def _assembly(
+    source: MemoryTable | ArrayTable,
+    settings: BuildSettings,
+    weighing: Weighing,
+    limits: Limits,
+    scratch: Scratch,
+    reporter: Reporter,
+) -> Assembly:
+    """Return the way in which `settings` store the table."""
+    if settings.bits != "auto":
+        return FixedBitsAssembly(source, settings, weighing, limits, scratch, reporter)
+
+    def dropping(layers: Drop) -> EntropyCodedAssembly:
+        chosen = replace(settings, drop=layers)
+        return EntropyCodedAssembly(source, chosen, weighing, limits, scratch, reporter)
+
+    if not settings.drop.auto:
+        return dropping(settings.drop)
+    return best_assembly(lambda layers: dropping(Drop(layers)), settings.drop, reporter)
 
 
 def _write(work: Assembly, path: Path, resume: bool, reporter: Reporter) -> bool:
@@ -278,7 +285,7 @@ def _result(path: Path, source: TableSource, reporter: Reporter) -> BuildResult:
                     summary.bytes,
                     summary.entropy_bits,
                     summary.gaussian_bits,
-                )  # fmt: skip
+                )
             )
         return BuildResult(
             path, pack.nbytes, ratio_fp16(pack), bits_per_weight(pack), tuple(layers)

@@ -87,10 +87,8 @@ class Pack:
         need(zlib.crc32(data) == entry["crc32"], "§5: array checksum")
         if entry["kind"] == "coded_basis":
             part = {**entry, "values": entry["shape"][1]}
-            at, rows = (
-                scale_bytes(part),
-                np.frombuffer(data, np.uint8).reshape(entry["shape"][0], -1),
-            )
+            rows = np.frombuffer(data, np.uint8).reshape(entry["shape"][0], -1)
+            at = scale_bytes(part)
             return np.stack([decode(row[:at], row[at:], part) for row in rows])
         dtype = np.dtype(entry["dtype"]).newbyteorder("<")
         need(len(data) == prod(entry["shape"]) * dtype.itemsize, "§5: array length")

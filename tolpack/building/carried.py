@@ -48,7 +48,7 @@ def round_layers(
     steps: Floats,
     pool: ThreadPoolExecutor,
     take: Take,
-    done: Callable[[int], object],
+    done: Callable[[int], object] = lambda _: None,
 ) -> None:
     """Round the rows of some tokens in all layers.
 
@@ -67,7 +67,7 @@ def round_layers(
     take : callable
         Receives a kept layer's number, the slice of `ids`, and float32 (block, stored values) and
         (block, hidden), which it may keep.
-    done : callable
+    done : callable, optional
         Called with the number of rows done since the last call.
     """
     hidden, block = source.hidden_size, block_tokens(source.hidden_size)
@@ -140,7 +140,6 @@ def decoded_rows(
     ids: NDArray[np.int64],
     steps: Floats,
     pool: ThreadPoolExecutor,
-    done: Callable[[int], object],
 ) -> Floats:
     """Return the rows of some tokens as a reader will see them: float32 (n, layers, hidden)."""
     out = np.zeros((len(ids), source.num_layers, source.hidden_size), np.float32)
@@ -148,7 +147,7 @@ def decoded_rows(
     def take(layer: int, span: slice, _: Floats, decoded: Floats) -> None:
         out[span, layer] = decoded
 
-    round_layers(source, layers, ids, steps, pool, take, done)
+    round_layers(source, layers, ids, steps, pool, take)
     return out
 
 
@@ -158,7 +157,6 @@ def stored_rows(
     ids: NDArray[np.int64],
     steps: Floats,
     pool: ThreadPoolExecutor,
-    done: Callable[[int], object],
 ) -> dict[int, Floats]:
     """Return what is stored of some tokens, by kept layer: float32 (n, stored values)."""
     found: dict[int, list[tuple[int, Floats]]] = {}
@@ -166,7 +164,7 @@ def stored_rows(
     def take(layer: int, span: slice, stored: Floats, _: Floats) -> None:
         found.setdefault(layer, []).append((span.start, stored))
 
-    round_layers(source, layers, ids, steps, pool, take, done)
+    round_layers(source, layers, ids, steps, pool, take)
     return {
         layer: np.concatenate([part for _, part in sorted(parts, key=lambda item: item[0])])
         for layer, parts in found.items()

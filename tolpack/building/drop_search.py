@@ -65,6 +65,7 @@ def _cheapest(
 ) -> tuple[int, ...]:
     """Choose layers one by one, as long as each is worth less than its bytes."""
     sizes = whole.layer_bytes(whole.chosen)
+    predicted = {layer: _predicted_loss(whole, trial, layer) for layer in whole.kept}
     slope = LOSS_POWER * _loss(whole) / whole.predicted_bytes(whole.chosen)
     dropped: tuple[int, ...] = ()
     cost = 0.0
@@ -72,7 +73,9 @@ def _cheapest(
         if drop.most is not None and len(dropped) == drop.most:
             break
         found = []
-        for layer in _candidates(whole, trial, dropped, sizes, slope):
+        left = (layer for layer in whole.kept if layer not in dropped)
+        likely = sorted(left, key=lambda layer: predicted[layer] - slope * sizes[layer])
+        for layer in likely[:_TRIED]:
             increase, error = _folding_cost(make((*dropped, layer)), trial)
             reporter.say(f"auto: without layer {layer}: {increase:+.3f} ± {error:.3f} % perplexity")
             loss = math.log1p(increase / 100)
@@ -82,19 +85,6 @@ def _cheapest(
             break
         dropped, cost = tuple(sorted((*dropped, layer))), loss
     return dropped
-
-
-def _candidates(
-    whole: EntropyCodedAssembly,
-    trial: Trial,
-    dropped: tuple[int, ...],
-    sizes: dict[int, float],
-    slope: float,
-) -> list[int]:
-    """Return the layers most likely to be worth dropping next."""
-    left = [layer for layer in whole.kept if layer not in dropped]
-    predicted = {layer: _predicted_loss(whole, trial, layer) for layer in left}
-    return sorted(left, key=lambda layer: predicted[layer] - slope * sizes[layer])[:_TRIED]
 
 
 def _folding_cost(assembly: EntropyCodedAssembly, trial: Trial) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from tolpack.building.carried import RoundedLayer, decoded_rows, encode_rounded,
 from tolpack.building.components import Component, choose_components
 from tolpack.building.folding import FoldedTable
 from tolpack.building.frame_sample import FrameSample, FrequencySteps, sample_frames
+from tolpack.building.layer_basis import MAX_CODE, MAX_WIDE_CODE, LayerBasis, basis_part
 from tolpack.building.layout import ChunkPlan, octave_chunks, step_header_room
 from tolpack.building.passes import second_moment, worker_threads
 from tolpack.building.settings import DEFAULT_INCREASE
@@ -30,14 +31,12 @@ from tolpack.codecs.entropy import code_bytes
 from tolpack.codecs.frames import compress_codes
 from tolpack.codecs.record import record_layout
 from tolpack.codecs.shaped import (
-    BasisRounder,
     PlainRounder,
     Rounder,
     plain_rounder,
-    weighted_projection,
     whitened_basis,
 )
-from tolpack.codecs.values import Bytes, Floats, decode_values, encode_values
+from tolpack.codecs.values import Floats
 from tolpack.container.crc import CHECKSUM_BYTES
 from tolpack.container.encodings import Encoding, FieldEncoding, Part
 from tolpack.container.header import Chunk, Field
@@ -53,7 +52,6 @@ _BASIS_FLOOR, _PLAIN_FLOOR = 0.01, 0.1
 # Records that a frame holds at least, in bytes before compression.
 _FRAME_BYTES = 1 << 15
 _MAX_FRAME_ROWS = 64
-_MAX_CODE, _MAX_WIDE_CODE = 127, 32767
 # A sample's largest code may be passed by this factor before a component's codes get 16 bits.
 _CODE_MARGIN = 1.5
 # A step that rounds as 4 bits do, in units of the root mean square: groups of 64 have their largest
@@ -118,12 +116,7 @@ class EntropyCodedAssembly(Assembly):
         return shape(self.weighing.model, self.kept, hidden, self.floor, self.scratch)
 
     @cached_property
-    def means(self) -> dict[int, Floats]:
-        """Weighted mean of every kept layer, float32 (hidden,)."""
-        return {layer: mean for layer, (mean, _) in self._moments.items()}
-
-    @cached_property
-    def _moments(self) -> dict[int, tuple[Floats, Kept]]:
+    def _bases(self) -> dict[int, LayerBasis]:
         """Mean and whitened basis of every kept layer: one pass over the table."""
         found = {}
         total = self.source.vocab_size * len(self.kept)
@@ -133,9 +126,10 @@ class EntropyCodedAssembly(Assembly):
         ):
             for layer in self.kept:
                 second, mean = second_moment(self.table, layer, self.weighing.weights, pool, done)
-                basis = whitened_basis(second, mean, self.shapings[layer].metric.load())
+                metric = self.shapings[layer].metric
+                basis = whitened_basis(second, mean, metric.load())
                 rows = self.scratch.keep(basis.rows.astype(np.float32))
-                found[layer] = mean.astype(np.float32), rows
+                found[layer] = LayerBasis(mean.astype(np.float32), rows, metric, self.scratch)
         return found
 
     @cached_property
@@ -143,7 +137,7 @@ class EntropyCodedAssembly(Assembly):
         """Without a basis: factor and unit of every kept layer's rounder."""
         found = {}
         for layer in self.kept:
-            rounder = plain_rounder(self.shapings[layer].metric.load(), _MAX_CODE)
+            rounder = plain_rounder(self.shapings[layer].metric.load(), MAX_CODE)
             found[layer] = self.scratch.keep(rounder.factor), rounder.unit
         return found
 
@@ -158,14 +152,14 @@ class EntropyCodedAssembly(Assembly):
         sampled = self._sampled(Candidate(step, widest))
         steps = self._steps.of_slots(self._sample.all_slots, step)
         codes = {layer: stored / steps[:, None] for layer, stored in sampled.items()}
-        limit = _MAX_CODE / _CODE_MARGIN
+        limit = MAX_CODE / _CODE_MARGIN
         if not self.has_basis:
             large = {n: np.abs(codes[n]).max() > limit * self._plain[n][1] for n in self.kept}
             return Candidate(
                 step, {n: Component(hidden, hidden if large[n] else 0) for n in self.kept}
             )
         chosen = choose_components(
-            codes, self._sample, steps, self._basis_part.row_bytes,
+            codes, self._sample, steps, self._basis_row_bytes,
             fixed=self.fixed_ranks is not None, limit=limit,
         )  # fmt: skip
         return Candidate(step, chosen)
@@ -184,29 +178,19 @@ class EntropyCodedAssembly(Assembly):
 
     def _mean(self, layer: int) -> Floats:
         if self.has_basis:
-            return self.means[layer]
+            return self._bases[layer].mean
         return np.zeros(self.source.hidden_size, np.float32)
 
     def _rounder(self, layer: int, component: Component) -> Rounder:
         if not self.has_basis:
             factor, unit = self._plain[layer]
-            limit = _MAX_WIDE_CODE if component.leading else _MAX_CODE
+            limit = MAX_WIDE_CODE if component.leading else MAX_CODE
             return PlainRounder(factor.load(), unit, limit)
-        basis = decoded_basis(self._coded_basis(layer, component.rank), self._basis_part)
-        metric = self.shapings[layer].metric.load()
-        limits = np.full(component.rank, _MAX_CODE, np.float32)
-        limits[: component.leading] = _MAX_WIDE_CODE
-        return BasisRounder(weighted_projection(basis, metric), basis, limits)
+        return self._bases[layer].rounder(component)
 
     @property
-    def _basis_part(self) -> Part:
-        hidden = self.source.hidden_size
-        return Part("int8", hidden, hidden + hidden % 2)
-
-    def _coded_basis(self, layer: int, rank: int) -> Bytes:
-        """Rows of the basis as they are stored: uint8 (rank, bytes of a row)."""
-        rows = self._moments[layer][1].load()[:rank]
-        return np.concatenate(encode_values(np.ascontiguousarray(rows), self._basis_part), axis=1)
+    def _basis_row_bytes(self) -> int:
+        return basis_part(self.source.hidden_size).row_bytes
 
     # ---- the sample ------------------------------------------------------------------------------
 
@@ -221,12 +205,10 @@ class EntropyCodedAssembly(Assembly):
 
     def _sampled(self, candidate: Candidate) -> dict[int, Floats]:
         slots = self._sample.all_slots
-        ids, steps = (
-            self.weighing.order.token_ids[slots],
-            self._steps.of_slots(slots, candidate.step),
-        )
+        ids = self.weighing.order.token_ids[slots]
+        steps = self._steps.of_slots(slots, candidate.step)
         with worker_threads(self.limits.threads) as pool:
-            return stored_rows(self.table, self.layers(candidate), ids, steps, pool, _nothing)
+            return stored_rows(self.table, self.layers(candidate), ids, steps, pool)
 
     def predicted_bytes(self, candidate: Candidate) -> int:
         """Predict the file's size from the frames of the sample."""
@@ -246,7 +228,7 @@ class EntropyCodedAssembly(Assembly):
                 start += slots.size
         for layer in self.kept if self.has_basis else ():
             rank = candidate.components[layer].rank
-            sizes += [rank * self._basis_part.row_bytes, 4 * self.source.hidden_size]
+            sizes += [rank * self._basis_row_bytes, 4 * self.source.hidden_size]
         pages = sum(align(math.ceil(size), SECTION_ALIGNMENT) for size in sizes)
         return pages + PREAMBLE_BYTES + self.header_room
 
@@ -309,7 +291,7 @@ class EntropyCodedAssembly(Assembly):
         ids = trial.token_ids
         steps = self._steps.of_slots(self.weighing.order.slots[ids], candidate.step)
         with worker_threads(self.limits.threads) as pool:
-            rows = decoded_rows(self.table, self.layers(candidate), ids, steps, pool, _nothing)
+            rows = decoded_rows(self.table, self.layers(candidate), ids, steps, pool)
         return trial.increase_pct(rows)
 
     # ---- dropping --------------------------------------------------------------------------------
@@ -323,7 +305,7 @@ class EntropyCodedAssembly(Assembly):
             codes = np.rint(stored / (steps[:, None] * np.float32(unit)))
             found[layer] = float(code_bytes(codes, self._sample.rows).sum())
             if self.has_basis:
-                found[layer] += candidate.components[layer].rank * self._basis_part.row_bytes
+                found[layer] += candidate.components[layer].rank * self._basis_row_bytes
         return found
 
     # ---- writing ---------------------------------------------------------------------------------
@@ -336,8 +318,8 @@ class EntropyCodedAssembly(Assembly):
             field = Field(f"layer.{layer}", layer, width, dtype, dropped=layer not in self.kept)
             if not field.dropped and self.has_basis:
                 rank = self.chosen.components[layer].rank
-                coded = partial(self._coded_basis, layer, rank)
-                basis, _ = writer.add_array("coded_basis", coded, self._basis_part)
+                coded = partial(self._bases[layer].coded, rank)
+                basis, _ = writer.add_array("coded_basis", coded, basis_part(width))
                 mean, _ = writer.add_array("mean", partial(self._mean, layer))
                 field = replace(field, rank=rank, basis=basis, mean=mean)
             fields.append(field)
@@ -387,12 +369,3 @@ class EntropyCodedAssembly(Assembly):
                 parts.append(Part("step8", component.rank - component.leading, step=own))
             found.append(tuple(parts))
         return tuple(found)
-
-
-def decoded_basis(rows: Bytes, part: Part) -> Floats:
-    """Return a basis as a reader will see it, float32 (rank, hidden)."""
-    return decode_values(rows[:, : part.scale_bytes], rows[:, part.scale_bytes :], part)
-
-
-def _nothing(_: int) -> None:
-    """Progress that nobody watches."""

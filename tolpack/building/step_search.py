@@ -124,7 +124,7 @@ def _search(
     best: _Made | None = None
     best_value = last = math.inf
     good = bad = None  # (logarithm of the step, value) on either side of the limit
-    at, first = math.log(start), math.log(start)
+    at = first = math.log(start)
     for _ in range(_MAX_TRIALS):
         made, last = measure(math.exp(at))
         if last >= limit:
@@ -135,7 +135,6 @@ def _search(
                 break
         else:
             bad = (at, last)
-        slope = rising
         if good and bad and good[0] != bad[0]:
             slope = (good[1] - bad[1]) / (good[0] - bad[0])
             near = good if abs(good[1] - limit) < abs(bad[1] - limit) else bad
@@ -144,7 +143,7 @@ def _search(
             margin = 0.1 * (high - low)
             at = min(max(at, low + margin), high - margin)
         else:
-            at += max(-1.5, min(1.5, (limit + room / 2 - last) / slope))
+            at += max(-1.5, min(1.5, (limit + room / 2 - last) / rising))
         if abs(at - first) > _FARTHEST:
             break
     return best, best_value if best is not None else last
