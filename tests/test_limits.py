@@ -70,18 +70,42 @@ def test_a_full_disk_under_scratch_is_an_access_error(tmp_path):
 # -- mapped files ----------------------------------------------------------------------------------
 
 
-def test_residency_releases_each_time_its_limit_is_touched():
-    """Maps are dropped whenever more than the limit was touched since the last time."""
+@pytest.mark.parametrize("told", [False, True], ids=["counted", "told by the system"])
+def test_residency_releases_each_time_its_limit_is_resident(monkeypatch, told):
+    """Maps are dropped whenever more than the limit may be resident since the last time."""
+    resident = 10**6 if told else None
+    monkeypatch.setattr("tolpack.sources.residency._resident_bytes", lambda: resident)
     released = []
     residency = Residency(lambda: released.append(1), 1000)
     for _ in range(5):
+        resident = resident + 600 if told else None
         residency.touch(600)
     assert len(released) == 2
-    residency.touch_rows(np.arange(0, 100_000, 1000), 8)  # scattered rows bring surroundings
-    assert len(released) == 3
-    residency.touch_rows(np.array([], np.int64), 8)
-    residency.touch_rows(np.arange(100), 8)  # neighbours do not
-    assert len(released) == 3
+
+
+def test_residency_does_not_release_what_the_system_says_is_not_there(monkeypatch):
+    """Pages that were resident before, or are no longer, do not count."""
+    told = iter([5000, 5900, 2000, 2900, 3001, 2000])  # the first when made, the last when released
+    monkeypatch.setattr("tolpack.sources.residency._resident_bytes", lambda: next(told))
+    released = []
+    residency = Residency(lambda: released.append(1), 1000)
+    for _ in range(3):
+        residency.touch(10_000)
+    assert released == []
+    residency.touch(10_000)
+    assert released == [1]
+
+
+def test_scattered_rows_are_read_in_pieces_and_neighbours_together():
+    """A piece of scattered rows maps no more than the limit, though each brings a huge page."""
+    limit, row = 16 << 20, 1000
+    residency = Residency(lambda: None, limit)
+    scattered = np.random.default_rng(0).permutation(100_000)[:1000]
+    pieces = list(residency.pieces(scattered, row))
+    assert np.array_equal(np.concatenate([scattered[piece] for piece in pieces]), scattered)
+    assert max(piece.stop - piece.start for piece in pieces) * ((2 << 20) + row) <= limit
+    assert list(residency.pieces(np.arange(1000), row)) == [slice(0, 1000)]
+    assert [p.stop - p.start for p in residency.pieces(np.array([], np.int64), row)] == [0]
 
 
 @pytest.mark.parametrize("kind", ["pt", "safetensors", "npy"])

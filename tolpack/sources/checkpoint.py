@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from tolpack.errors import CheckpointError, ConfigError
@@ -140,13 +139,16 @@ class Checkpoint:
 
     def rows(self, name: str, ids: torch.Tensor) -> torch.Tensor:
         """Return rows `ids`, int64 (n,), of tensor `name` as stored: a copy; reads no others."""
-        part = self.parts[name]
-        if len(part.rule.targets) > 1 or part.rule.transpose:
-            rows = self._take(name)[ids]
-        else:
-            rows = take_rows(self._store.load(part.stored), expected_shape(self.config, name), ids)
-        self._residency.touch_rows(ids.numpy(), rows[:1].nbytes)
-        return rows
+        part, shape = self.parts[name], expected_shape(self.config, name)
+        joined = len(part.rule.targets) > 1 or part.rule.transpose
+        row_bytes = getattr(torch, self.dtype(name)).itemsize * torch.Size(shape[1:]).numel()
+        pieces = []
+        for piece in self._residency.pieces(ids.numpy(), row_bytes):
+            if joined:
+                pieces.append(self._take(name)[ids[piece]])
+            else:
+                pieces.append(take_rows(self._store.load(part.stored), shape, ids[piece]))
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def row_block(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Return rows ``start … stop-1`` of tensor `name` as stored, if possible as a view."""
@@ -183,12 +185,9 @@ class Checkpoint:
 
     def row_digest(self, name: str) -> bytes:
         """Return 32 bytes from evenly spaced rows of tensor `name`, whatever its dtype."""
-        tensor = self._take(name)
-        rows = tensor.reshape(-1) if tensor.ndim < 2 else tensor
-        step = max(1, len(rows) // _FINGERPRINT_ROWS)
-        spread = rows[::step].float().contiguous().numpy().tobytes()
-        self._residency.touch_rows(np.arange(0, len(rows), step), rows[:1].nbytes)
-        return hashlib.sha256(spread).digest()
+        count = expected_shape(self.config, name)[0]
+        ids = torch.arange(0, count, max(1, count // _FINGERPRINT_ROWS))
+        return hashlib.sha256(self.rows(name, ids).float().numpy().tobytes()).digest()
 
     def decoder_bytes(self) -> int:
         """Bytes of all the weights of a decoder in float32."""

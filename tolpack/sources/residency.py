@@ -3,24 +3,30 @@
 Pages of a map that were touched count as resident memory for as long as the map lives, so a pass
 over a large checkpoint would end with all of it resident. A `Residency` counts what is touched and
 has the map dropped, and made anew, before that grows large.
+
+One touched page can map 2 MB: the kernel maps pages around it, and all of a huge page that the page
+cache happens to hold. So scattered rows are taken in pieces, and what they may have mapped is held
+against what the kernel says is resident before a map is dropped for it.
 """
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 # Touched pages that may be resident at once, for each set of mapped files.
 MAPPED_BYTES = 128 << 20
-# The kernel maps up to this much around a page that is touched.
-_FAULT_AROUND_BYTES = 1 << 16
+# What one touched page may map at most: a huge page.
+_MOST_AROUND_BYTES = 2 << 20
+_STATM = "/proc/self/statm"
 
 
 class Residency:
-    """Counts touched bytes and calls `release` each time there were `limit` of them.
+    """Counts touched bytes and calls `release` each time `limit` of them are resident.
 
     Parameters
     ----------
@@ -34,18 +40,47 @@ class Residency:
         self._release = release
         self._limit = limit
         self._touched = 0
+        self._before = _resident_bytes()
         self._lock = threading.Lock()
 
     def touch(self, touched_bytes: int) -> None:
-        """Count bytes that were read through a map."""
+        """Count bytes that were read through a map, or more."""
         with self._lock:
             self._touched += touched_bytes
-            if self._touched > self._limit:
-                self._release()
-                self._touched = 0
+            if self._touched <= self._limit:
+                return
+            resident = _resident_bytes()
+            if resident is not None and self._before is not None:
+                self._before = min(self._before, resident)
+                self._touched = resident - self._before
+                if self._touched <= self._limit:
+                    return
+            self._release()
+            self._touched = 0
+            self._before = _resident_bytes()
 
-    def touch_rows(self, ids: NDArray[np.int64], row_bytes: int) -> None:
-        """Count rows `ids` of a tensor: scattered ones bring their surroundings along."""
-        if len(ids):
-            span = (int(ids.max()) - int(ids.min()) + 1) * row_bytes
-            self.touch(min(span, len(ids) * (row_bytes + _FAULT_AROUND_BYTES)))
+    def pieces(self, ids: NDArray[np.int64], row_bytes: int) -> Iterator[slice]:
+        """Cut rows `ids` of a mapped tensor into slices that are to be read one after another.
+
+        Each is counted once the next is asked for, so that no more than about `limit` is resident
+        even if every row brings a huge page along. Load the tensor anew for each.
+        """
+        if not len(ids):
+            yield slice(0, 0)
+            return
+        span = (int(ids.max()) - int(ids.min()) + 1) * row_bytes
+        around = row_bytes + _MOST_AROUND_BYTES
+        count = len(ids) if span <= self._limit else max(1, self._limit // (2 * around))
+        for start in range(0, len(ids), count):
+            rows = min(count, len(ids) - start)
+            yield slice(start, start + rows)
+            self.touch(min(span, rows * around))
+
+
+def _resident_bytes() -> int | None:
+    """Resident bytes of mapped files of this process; ``None`` where the system does not say."""
+    try:
+        with open(_STATM) as file:
+            return int(file.read().split()[2]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None

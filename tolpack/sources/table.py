@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -230,17 +231,19 @@ def _open_npy(path: Path) -> _Opened:
 
     held = [map_file()]
     shape, dtype = held[0].shape, str(held[0].dtype)
+    row_bytes = held[0].dtype.itemsize * math.prod(shape[1:])
     residency = Residency(held.clear)
 
     def take(ids: NDArray[np.int64], start: int, stop: int) -> NDArray[np.float32]:
-        array = next(iter(held), None)
-        if array is None:
-            held[:] = [array := map_file()]
-        if array.ndim == 3:  # no reshape: it would copy a table in Fortran order
-            rows = np.asarray(array[ids, start // array.shape[2]], dtype=np.float32)
-        else:
-            rows = np.asarray(array[ids, start:stop], dtype=np.float32)
-        residency.touch_rows(ids, array[:1].nbytes)
+        rows = np.empty((len(ids), stop - start), np.float32)
+        for piece in residency.pieces(ids, row_bytes):
+            array = next(iter(held), None)
+            if array is None:
+                held[:] = [array := map_file()]
+            if array.ndim == 3:  # no reshape: it would copy a table in Fortran order
+                rows[piece] = array[ids[piece], start // array.shape[2]]
+            else:
+                rows[piece] = array[ids[piece], start:stop]
         return rows
 
     return take, shape, dtype
@@ -255,9 +258,11 @@ def _open_tensor(path: Path) -> _Opened | None:
     residency = Residency(file.release)
 
     def take(ids: NDArray[np.int64], start: int, stop: int) -> NDArray[np.float32]:
-        flat = file.load(name).flatten(1)
-        rows = np.asarray(flat[torch.from_numpy(ids), start:stop].float().numpy())
-        residency.touch_rows(ids, flat[:1].nbytes)
+        rows = np.empty((len(ids), stop - start), np.float32)
+        row_bytes = getattr(torch, info.dtype).itemsize * math.prod(info.shape[1:])
+        for piece in residency.pieces(ids, row_bytes):
+            flat = file.load(name).flatten(1)
+            rows[piece] = flat[torch.from_numpy(ids[piece]), start:stop].float().numpy()
         return rows
 
     return take, info.shape, info.dtype
