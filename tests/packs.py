@@ -23,6 +23,7 @@ import numpy as np
 import zstandard
 
 from tolpack.codecs.frames import compress as plain_compress
+from tolpack.codecs.frames import compress_runs
 from tolpack.codecs.record import record_layout
 from tolpack.codecs.values import encode_values
 from tolpack.container.encodings import Encoding, Part
@@ -192,6 +193,17 @@ RECIPES = {
         (Run(5, "zstd", 2), Run(6, "raw", 4)),
         shuffled=True,
     ),
+    "runs": Recipe(
+        300,
+        (
+            Layer((step8(300, 1.5),)),
+            Layer((step16(9, 0.001), step8(291, 0.05))),
+            Layer((step8(300, 60.0),)),
+            Layer((step8(300, 4.0),)),
+        ),
+        (Run(9, "zstd-runs", 4), Run(5, "zstd-runs", 1)),
+        shuffled=True,
+    ),
     "huge-values": Recipe(8, _layers(int4(8), 1), (Run(4),), magnitude=1e30),
 }
 # What the hostile-header tests change: every kind of section, two chunks, a dropped layer.
@@ -296,7 +308,8 @@ def _write_chunks(
             encodings.append(encoding)
         part = [array[start : start + run.rows] for array in values]
         records = encode_records(encoding, part, seed)
-        blocks, index = writer.add_chunk(encoding, start, lambda r=records: iter([r]), compress)
+        compressor = compress_runs if run.frame == "zstd-runs" else compress
+        blocks, index = writer.add_chunk(encoding, start, lambda r=records: iter([r]), compressor)
         chunks.append(Chunk(run.rows, encodings.index(encoding), blocks, index))
         start += run.rows
     return tuple(encodings), tuple(chunks)
@@ -383,12 +396,28 @@ def _records(data: bytes, header: dict[str, Any], pack_id: int) -> list[tuple[An
             start = zlib.crc32(struct.pack("<QQ", pack_id, first + number * per_block))
             assert zlib.crc32(block, start) == int.from_bytes(stored, "little")
             count = min(per_block, chunk["rows"] - number * per_block)
-            if encoding["frame"] == "zstd":
+            if encoding["frame"] != "raw":
                 block = zstandard.ZstdDecompressor().decompress(block)
+                if encoding["frame"] == "zstd-runs":
+                    block = _expanded(block, count * size)
                 assert len(block) == count * size
             found += [(encoding, block[n * size : (n + 1) * size]) for n in range(count)]
             at += length
     return found
+
+
+def _expanded(content: bytes, size: int) -> bytes:
+    """What the content of a zstd-runs frame stands for, symbol by symbol."""
+    count = int.from_bytes(content[:4], "little")
+    literals = iter(content[4 + count :])
+    out = bytearray()
+    for symbol in content[4 : 4 + count]:
+        high, low = symbol >> 4, symbol & 15
+        out += bytes(16 << high if low == 0 else high)
+        if low:
+            out.append(next(literals) if low == 8 else low if low < 8 else 240 + low)
+    assert next(literals, None) is None
+    return bytes(out.ljust(size, b"\0"))
 
 
 def _block_lengths(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.codecs.frames import decompress
+from tolpack.codecs.frames import decompress, decompress_runs
 from tolpack.codecs.values import Bytes, Floats, decode_values
 from tolpack.container.reader import Container
 from tolpack.errors import FormatError
@@ -68,8 +68,10 @@ def open_records(container: Container, payload: memoryview, number: int, block: 
     """Take the records out of a block's payload, decompressing it if it is a frame."""
     view = container.chunks[number]
     rows = view.block_rows(block)
+    size = rows * view.record_bytes
     data: bytes | memoryview = payload
-    if view.encoding.frame == "zstd":
-        data = decompress(payload, rows * view.record_bytes, f"chunk {number}, block {block}")
-    records = np.frombuffer(data, np.uint8, rows * view.record_bytes)
+    if view.encoding.frame != "raw":
+        expand = decompress_runs if view.encoding.frame == "zstd-runs" else decompress
+        data = expand(payload, size, f"chunk {number}, block {block}")
+    records = np.frombuffer(data, np.uint8, size)
     return records.reshape(rows, view.record_bytes)

@@ -19,7 +19,7 @@ import zstandard
 
 Array = np.ndarray[Any, Any]
 
-SUPPORTED = sum(1 << bit for bit in (0, 1, 2, 3, 4, 5, 6, 7, 8, 16, 17, 18, 19, 21))  # §9
+SUPPORTED = sum(1 << bit for bit in (*range(10), 16, 17, 18, 19, 21))  # §9
 CODECS = {  # §7: bits of a code, bytes of a scale
     "f32": (32, 0),
     "f16": (16, 0),
@@ -144,11 +144,14 @@ class Pack:
             start, length = self.frame_extent(chunk, first, block)
         stored = self.section(chunk["blocks"])[start : start + length]
         payload = self.checked(stored, first + block * per_block)
-        if encoding["frame"] == "zstd":
+        if encoding["frame"] != "raw":
+            runs, whole = encoding["frame"] == "zstd-runs", rows * size
             declared = zstandard.get_frame_parameters(payload)
-            need(declared.content_size == rows * size, "§8: content size")
-            need(declared.window_size <= max(rows * size, 1024), "§8: window")
+            known, most = declared.content_size, 4 + 2 * whole + whole // 16
+            need(known <= most if runs else known == whole, "§8: content size")
+            need(declared.window_size <= max(known, 1024), "§8: window")
             payload = zstandard.ZstdDecompressor().decompress(payload, allow_extra_data=False)
+            payload = expanded(payload, whole) if runs else payload
         at = row % per_block * size
         return payload[at : at + size]
 
@@ -178,6 +181,22 @@ class Pack:
             found[field].append(decode(data[scale_at:scale_end], data[code_at:code_end], part))
             scale_at, code_at = scale_end, code_end
         return [np.concatenate(pieces) for pieces in found]
+
+
+def expanded(content: bytes, size: int) -> bytes:  # §8
+    end = 4 + int.from_bytes(content[:4], "little")
+    need(4 <= end <= len(content), "§8: symbols")
+    literals, out = iter(content[end:]), bytearray()
+    for symbol in content[4:end]:
+        high, low = symbol >> 4, symbol & 15
+        out += bytes(high if low else 16 << high)
+        if low:
+            value = next(literals, None) if low == 8 else low if low < 8 else 240 + low
+            need(value is not None, "§8: literals")
+            out.append(value or 0)
+        need(len(out) <= size, "§8: records end")
+    need(next(literals, None) is None, "§8: literals")
+    return bytes(out.ljust(size, b"\0"))
 
 
 def ordered_parts(encoding: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:  # §6

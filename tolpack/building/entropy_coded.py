@@ -28,7 +28,7 @@ from tolpack.building.shaping import Shaping, shape
 from tolpack.building.step_search import search_loss, search_size
 from tolpack.building.trial import Trial
 from tolpack.codecs.entropy import code_bytes
-from tolpack.codecs.frames import compress_codes
+from tolpack.codecs.frames import compress_runs
 from tolpack.codecs.record import record_layout
 from tolpack.codecs.shaped import (
     PlainRounder,
@@ -222,7 +222,7 @@ class EntropyCodedAssembly(Assembly):
                 for n, layer in enumerate(self.kept):
                     layout.encode(records, n, stored[layer][start : start + slots.size])
                 frames = [part.tobytes() for part in np.split(records, len(slots))]
-                mean = sum(map(len, pool.map(compress_codes, frames))) / slots.size
+                mean = sum(map(len, pool.map(compress_runs, frames))) / slots.size
                 blocks = -(-plan.rows // self.rows_per_block)
                 sizes += [mean * plan.rows + CHECKSUM_BYTES * blocks, index_bytes(blocks)]
                 start += slots.size
@@ -335,7 +335,9 @@ class EntropyCodedAssembly(Assembly):
             worker_threads(self.limits.threads) as pool,
         ):
             for number, plan in enumerate(self.chunks):
-                encoding = Encoding("zstd", self.rows_per_block, self._fields(candidate, number))
+                encoding = Encoding(
+                    "zstd-runs", self.rows_per_block, self._fields(candidate, number)
+                )
                 if encoding not in encodings:
                     encodings.append(encoding)
                 layout = record_layout(encoding.fields)
@@ -349,7 +351,7 @@ class EntropyCodedAssembly(Assembly):
                         self.limits.superblock_tokens(layout.record_bytes + carried_bytes),
                         pool, done,
                     ),
-                    compress_codes,
+                    compress_runs,
                 )  # fmt: skip
                 chunks.append(Chunk(plan.rows, encodings.index(encoding), blocks, index))
         return tuple(encodings), chunks

@@ -1,8 +1,8 @@
 """zstd frames as blocks of records, decompressed with every size known beforehand (SPEC §8).
 
 zstd alone is no safe container: it decodes trailing junk, several frames and bombs. Here a frame
-must declare exactly the size that the header implies, need no dictionary, ask for no larger
-window than its content, and be alone.
+must declare the size that the header implies (with ``zstd-runs``: one that is possible), need no
+dictionary, ask for no larger window than its content, and be alone.
 """
 
 from __future__ import annotations
@@ -11,18 +11,16 @@ import threading
 
 import zstandard
 
+from tolpack.codecs.runs import decode_runs, encode_runs
+from tolpack.container.encodings import longest_content
 from tolpack.errors import FormatError
 
 # Records are noise to a match finder; what is gained comes from the Huffman stage, which every
 # level has: levels 1 to 19 save the same on 4-bit records (docs/lab-notes.md).
 LEVEL = 3
 
-# Small codes do gain from matches, if only from cheap ones: the optimal parser, which weighs each
-# against the Huffman codes that it replaces, one candidate a position, and five bytes at least, as
-# shorter ones cost more than they save here. As dense as level 19, at nine times its speed.
-CODE_PARAMETERS = {
-    "strategy": zstandard.STRATEGY_BTOPT, "search_log": 1, "min_match": 5, "target_length": 256,
-}  # fmt: skip
+# Where runs were cut short a match finder finds nothing, and had better not look.
+_RUNS_PARAMETERS = {"strategy": zstandard.STRATEGY_FAST, "min_match": 7, "hash_log": 6}
 
 _local = threading.local()
 
@@ -37,16 +35,14 @@ def compress(data: bytes) -> bytes:
     return frame
 
 
-def compress_codes(data: bytes) -> bytes:
-    """Return one frame of small codes (``step8``), as `compress`."""
-    known = getattr(_local, "code_compressor", None)
-    if known is None or known[0] != len(data):
+def compress_runs(data: bytes) -> bytes:
+    """Return one ``zstd-runs`` frame, for small codes of which many are zero."""
+    if not hasattr(_local, "runs_compressor"):
         parameters = zstandard.ZstdCompressionParameters.from_level(
-            15, source_size=len(data), write_content_size=True, **CODE_PARAMETERS
+            1, write_content_size=True, **_RUNS_PARAMETERS
         )
-        known = len(data), zstandard.ZstdCompressor(compression_params=parameters)
-        _local.code_compressor = known
-    frame: bytes = known[1].compress(data)
+        _local.runs_compressor = zstandard.ZstdCompressor(compression_params=parameters)
+    frame: bytes = _local.runs_compressor.compress(encode_runs(data))
     return frame
 
 
@@ -58,10 +54,23 @@ def decompress(frame: bytes | memoryview, size: int, place: str) -> bytes:
     FormatError
         Code ``frame``: damaged, another size, several frames, a dictionary, or trailing bytes.
     """
+    return _decompress(frame, size, size, place)
+
+
+def decompress_runs(frame: bytes | memoryview, size: int, place: str) -> bytes:
+    """Decompress one ``zstd-runs`` frame of `size` bytes of records; else as `decompress`."""
+    return decode_runs(
+        _decompress(frame, 0, longest_content("zstd-runs", size), place), size, place
+    )
+
+
+def _decompress(frame: bytes | memoryview, least: int, most: int, place: str) -> bytes:
     try:
         declared = zstandard.get_frame_parameters(frame)
-        if declared.content_size != size:
-            raise FormatError("frame", place, f"{declared.content_size} bytes", f"{size} bytes")
+        size = declared.content_size
+        if not least <= size <= most:
+            expected = f"{most} bytes" if least == most else f"at most {most} bytes"
+            raise FormatError("frame", place, f"{size} bytes", expected)
         if declared.dict_id or declared.window_size > max(size, 1024):
             raise FormatError("frame", place, "a dictionary or a large window", "a plain frame")
         if not hasattr(_local, "decompressor"):

@@ -77,6 +77,9 @@ class Part:
 FieldEncoding = tuple[Part, ...]
 
 
+FRAMES = ("raw", "zstd", "zstd-runs")
+
+
 @dataclass(frozen=True, slots=True)
 class Encoding:
     """How the rows of a chunk are stored.
@@ -84,7 +87,8 @@ class Encoding:
     Parameters
     ----------
     frame : str
-        ``"raw"``: blocks of a fixed size. ``"zstd"``: one zstd frame per block.
+        One of `FRAMES`. ``"raw"``: blocks of a fixed size. ``"zstd"``: one zstd frame per block.
+        ``"zstd-runs"``: the same, runs of zeros cut short before.
     rows_per_block : int
         Rows that are read, checked and decoded together.
     fields : tuple of tuple of Part
@@ -94,6 +98,15 @@ class Encoding:
     frame: str
     rows_per_block: int
     fields: tuple[FieldEncoding, ...]
+
+
+def longest_content(frame: str, size: int) -> int:
+    """Bytes of the longest content that a frame of `size` bytes of records may have.
+
+    With runs cut short: a count, a symbol for each byte that is not zero and for each sixteen that
+    are, and each byte once more.
+    """
+    return 4 + 2 * size + size // 16 if frame == "zstd-runs" else size
 
 
 def raw_block_bytes(record_bytes: int, rows_per_block: int) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from tolpack.container.encodings import CODEC_SIZES, Encoding, FieldEncoding, Part
+from tolpack.container.encodings import CODEC_SIZES, FRAMES, Encoding, FieldEncoding, Part
 from tolpack.container.preamble import (
     FEATURES,
     MAX_CHUNKS,
@@ -243,7 +243,7 @@ def _chunk(node: Node, last_section: int) -> Chunk:
 
 def _encoding(node: Node) -> Encoding:
     return Encoding(
-        frame=node.text("frame", ("raw", "zstd")),
+        frame=node.text("frame", FRAMES),
         rows_per_block=node.integer("rows_per_block", 1, MAX_ROWS_PER_BLOCK),
         fields=tuple(_field_encoding(n) for n in node.items("fields", 1, MAX_FIELDS)),
     )

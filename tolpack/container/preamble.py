@@ -47,6 +47,7 @@ FEATURES = {
     "codec:step8": 6,
     "codec:step16": 7,
     "frame:zstd": 8,
+    "frame:zstd-runs": 9,
     "basis": 16,
     "mean": 17,
     "token_map": 18,

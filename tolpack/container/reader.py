@@ -146,7 +146,7 @@ class Container:
     def block(self, number: int, block: int) -> memoryview:
         """Read block `block` of chunk `number` and return its checked bytes, checksum removed.
 
-        A raw block keeps its zero padding; a zstd block is one frame, still compressed.
+        A raw block keeps its zero padding; any other is one frame, still compressed.
         """
         view = self.chunks[number]
         offset, length = self.block_extent(number, block)
@@ -163,7 +163,7 @@ class Container:
         return payload
 
     def read_index_block(self, number: int, block: int) -> NDArray[np.int64]:
-        """Read block `block` of the index of zstd chunk `number`, whether known already or not.
+        """Read block `block` of the index of chunk `number`, whether known already or not.
 
         Returns
         -------
@@ -180,7 +180,7 @@ class Container:
             self.preamble.pack_id,
             view.first_slot + block * FRAMES_PER_INDEX_BLOCK * view.rows_per_block,
             view.length_bytes,
-            longest_frame(view.rows_per_block * view.record_bytes),
+            longest_frame(view.encoding.frame, view.rows_per_block * view.record_bytes),
             check=self.checksums,
         )
 

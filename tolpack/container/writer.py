@@ -174,18 +174,18 @@ class PackWriter:
         Parameters
         ----------
         encoding : Encoding
-            ``raw`` or ``zstd``, and the rows in a block.
+            Frame, and the rows in a block.
         first_slot : int
             Slot of the chunk's first row.
         records : callable
             Gives uint8 arrays (rows, record_bytes); every one but the last is a whole number of
             blocks. Called only if an interrupted build had not written the chunk already.
         compress : callable
-            Makes one frame of a block's records; used for ``zstd`` only.
+            Makes one frame of a block's records; not used for ``raw``.
         """
         number = len(self.sections)
         lengths: list[int] = []
-        framed = encoding.frame == "zstd"
+        framed = encoding.frame != "raw"
         if number < len(self._done) and not (framed and number + 1 == len(self._done)):
             self.sections += self._done[number : number + (2 if framed else 1)]
             return number, number + 1 if framed else None
@@ -349,7 +349,7 @@ def _blocks(
         room = raw_block_bytes(part.shape[1], rows) - CHECKSUM_BYTES
         for start in range(0, len(part), rows):
             data = part[start : start + rows].tobytes()
-            payload = compress(data) if encoding.frame == "zstd" else data.ljust(room, b"\0")
+            payload = data.ljust(room, b"\0") if encoding.frame == "raw" else compress(data)
             yield payload + place_checksum(payload, pack_id, slot).to_bytes(
                 CHECKSUM_BYTES, "little"
             )

@@ -1,0 +1,105 @@
+"""Runs of zeros cut short: what goes in comes out, nothing longer is made, junk is refused."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from packs import memory_limit
+
+from tolpack.codecs.frames import compress, compress_runs, decompress, decompress_runs
+from tolpack.codecs.runs import decode_runs, encode_runs
+from tolpack.container.encodings import longest_content
+from tolpack.errors import FormatError
+
+
+def content(symbols, literals=()):
+    """Frame content of `symbols`, pairs of high and low four bits, and literals."""
+    codes = bytes(high << 4 | low for high, low in symbols)
+    return len(codes).to_bytes(4, "little") + codes + bytes(literals)
+
+
+def refused(data, size):
+    with memory_limit(8), pytest.raises(FormatError) as caught:
+        decode_runs(data, size, "here")
+    assert caught.value.code == "frame"
+    assert caught.value.place == "here"
+
+
+# Long runs, small numbers, literals: each kind often enough to meet the others.
+pieces = st.one_of(
+    st.integers(0, 3000).map(bytes),
+    st.binary(max_size=40),
+    st.lists(st.sampled_from([0, 0, 1, 7, 8, 248, 249, 255]), max_size=40).map(bytes),
+)
+records = st.lists(pieces, max_size=12).map(b"".join)
+
+
+@settings(max_examples=200)
+@given(data=records)
+def test_records_come_back(data):
+    """Content stands for the records it was made of, and is no longer than a frame's may be."""
+    found = encode_runs(data)
+    assert decode_runs(found, len(data), "here") == data
+    assert len(found) <= longest_content("zstd-runs", len(data))
+    assert decompress_runs(compress_runs(data), len(data), "here") == data
+
+
+def test_the_longest_content_and_the_longest_run_come_back():
+    """Nothing but literals; zeros for more than the longest run."""
+    literals = bytes([200]) * 1000
+    assert len(encode_runs(literals)) == 4 + 2000
+    for data in (literals, bytes(2**21 + 5) + b"\1", b"\xff" + bytes(2**20)):
+        assert decode_runs(encode_runs(data), len(data), "here") == data
+
+
+def test_each_symbol_gives_what_the_specification_says():
+    """Symbols, literals in order, zeros at the end (SPEC §8)."""
+    data = content([(0, 1), (2, 7), (15, 9), (0, 15), (1, 8), (0, 0), (3, 0), (0, 8)], [77, 0])
+    expected = [1, 0, 0, 7, *[0] * 15, 249, 255, 0, 77, *[0] * 16, *[0] * 128, 0]
+    assert list(decode_runs(data, 200, "here")) == expected + [0] * (200 - len(expected))
+    assert decode_runs(data, len(expected), "here") == bytes(expected)
+
+
+@pytest.mark.parametrize(
+    ("data", "size"),
+    [
+        (b"", 5),
+        (b"\1\0\0", 5),
+        ((5).to_bytes(4, "little") + b"\1\1\1\1", 5),
+        (b"\xff\xff\xff\xff" + bytes(100), 5),
+        (content([(0, 1)] * 6), 5),
+        (content([(5, 1)]), 5),
+        (content([(0, 0)]), 15),
+        (content([(15, 0)] * 1000), 16 << 15),
+        (content([(0, 8)]), 5),
+        (content([(0, 1)], [3]), 5),
+        (content([(0, 8)], [3, 4]), 5),
+        (content([], [3]), 5),
+    ],
+    ids=[
+        "no content", "no count", "fewer symbols than said", "many more symbols said",
+        "too many bytes", "a run and a byte too far", "a run too far", "a bomb", "no literal",
+        "a literal over", "two literals for one", "a literal for none",
+    ],
+)  # fmt: skip
+def test_content_that_does_not_fit_is_refused(data, size):
+    """Symbols beyond the content, bytes beyond the records, literals over or lacking."""
+    refused(data, size)
+    with memory_limit(8), pytest.raises(FormatError) as caught:
+        decompress_runs(compress(data), size, "here")
+    assert caught.value.code == "frame"
+
+
+def test_content_of_an_impossible_length_is_refused_before_it_is_decompressed():
+    """A frame may declare no more than any records could take."""
+    frame = compress(bytes(1 << 26))
+    with memory_limit(8), pytest.raises(FormatError) as caught:
+        decompress_runs(frame, 1000, "here")
+    assert caught.value.code == "frame"
+
+
+def test_small_codes_take_fewer_bytes_than_without():
+    """What the frame is for: codes of which four of five are zero."""
+    codes = np.random.default_rng(0).normal(0, 0.45, (16, 2048)).round().astype(np.int8).tobytes()
+    assert len(compress_runs(codes)) < 0.95 * len(compress(codes))
+    assert decompress(compress(codes), len(codes), "here") == codes

@@ -1,0 +1,72 @@
+"""Runs of zeros cut short, and small numbers in one byte with them, before the entropy coder
+(SPEC §8, frame ``zstd-runs``).
+
+Where one step serves large and small components alike, most codes are zeros, and a Huffman code
+spends at least one bit on each byte. So here a byte stands for up to 15 zeros *and* the small
+number that ends them, much as JPEG codes its coefficients (ITU-T T.81, F.1.2.2).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tolpack.errors import FormatError
+
+Bytes = NDArray[np.uint8]
+
+_COUNT_BYTES = 4
+_LITERAL = 8
+# By symbol: bytes that it stands for, and the number that ends them (0 also for a run alone).
+_HIGH, _LOW = np.divmod(np.arange(256), 16)
+_SPANS = np.where(_LOW == 0, 16 << _HIGH, _HIGH + 1)
+_ENDS = np.where(_LOW < 8, _LOW, _LOW + 240).astype(np.uint8)
+_ENDS[_LOW == _LITERAL] = 0
+
+
+def encode_runs(data: bytes | Bytes) -> bytes:
+    """Return the content of a ``zstd-runs`` frame for `data`."""
+    array = np.frombuffer(data, np.uint8)
+    at = np.flatnonzero(array)
+    values = array[at]
+    zeros = np.diff(at, prepend=-1) - 1
+    sixteens, runs = np.divmod(zeros, 16)
+    small = (values < _LITERAL) | (values > 256 - _LITERAL)
+    ends = np.where(small, values & 15, _LITERAL)
+    last = (runs << 4 | ends).astype(np.uint8)
+    if not sixteens.any():
+        symbols = last
+    else:  # a long run goes ahead of its end, the largest power of two first
+        powers = [sixteens >> 15] + [sixteens >> n & 1 for n in range(14, -1, -1)]
+        counts = np.stack([*powers, np.ones_like(sixteens)], axis=1)
+        codes = np.empty(counts.shape, np.uint8)
+        codes[:, :-1] = np.arange(15, -1, -1, dtype=np.uint8) << 4
+        codes[:, -1] = last
+        symbols = np.repeat(codes.ravel(), counts.ravel())
+    count = len(symbols).to_bytes(_COUNT_BYTES, "little")
+    return count + symbols.tobytes() + values[~small].tobytes()
+
+
+def decode_runs(content: bytes, size: int, place: str) -> bytes:
+    """Return the `size` bytes that `content` stands for.
+
+    Raises
+    ------
+    FormatError
+        Code ``frame``: it stands for more, or its parts do not fit together.
+    """
+    count = int.from_bytes(content[:_COUNT_BYTES], "little")
+    if len(content) < _COUNT_BYTES + count:
+        raise FormatError("frame", place, f"{len(content)} bytes", f"{count} symbols")
+    symbols = np.frombuffer(content, np.uint8, count, _COUNT_BYTES)
+    literals = np.frombuffer(content, np.uint8, offset=_COUNT_BYTES + count)
+    last = np.cumsum(_SPANS[symbols]) - 1
+    if count and last[-1] >= size:
+        raise FormatError("frame", place, f"{last[-1] + 1} bytes", f"at most {size} bytes")
+    out = np.zeros(size, np.uint8)
+    out[last] = _ENDS[symbols]
+    escaped = last[symbols & 15 == _LITERAL]
+    if len(escaped) != len(literals):
+        raise FormatError("frame", place, f"{len(literals)} literals", f"{len(escaped)}")
+    out[escaped] = literals
+    return out.tobytes()
