@@ -13,7 +13,13 @@ import torch
 import tolpack
 from tolpack.building.limits import choose_compute, plan_limits
 from tolpack.errors import ConfigError, FileAccessError
-from tolpack.reference.calibrate import affordable_tokens, calibrate, sampled_length, window_losses
+from tolpack.reference.calibrate import (
+    METRIC_OPERATIONS,
+    affordable_tokens,
+    calibrate,
+    sampled_length,
+    window_losses,
+)
 from tolpack.reference.decoder import Decoder
 from tolpack.reference.head import VocabularyMatrix, nll, nll_gradient
 from tolpack.scratch import Scratch
@@ -264,6 +270,7 @@ def test_large_models_are_measured_on_fewer_tokens(memoryllm):
         intermediate_size=None,
     )  # fmt: skip
     assert 1000 < affordable_tokens(parse_config(paper), 1 << 17) < 8000
+    assert 16_000 < affordable_tokens(parse_config(paper), 1 << 17, METRIC_OPERATIONS) < 20_000
     assert sampled_length(Decoder(open_checkpoint(memoryllm)), 16) == 16
 
 

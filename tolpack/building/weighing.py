@@ -26,7 +26,7 @@ from tolpack.reference.calibrate import (
     SAMPLED_SEQUENCES,
     Calibration,
     calibrate,
-    gradient_tokens,
+    metric_tokens,
     sample_text,
     sampled_length,
 )
@@ -157,7 +157,7 @@ def _cached_calibration(
     if known is not None:
         reporter.say("calibration: taken from an earlier build with this model and text")
         return known
-    total = gradient_tokens(decoder, len(ids), context)
+    total = metric_tokens(decoder, len(ids), context)
     with reporter.phase("calibration", total, "tok") as done:
         found = calibrate(decoder, ids, context, done, scratch, reach)
     kept = calibration_cache.keep(digest.digest(), found)

@@ -35,9 +35,11 @@ from tolpack.sources.config import ModelConfig
 MAX_GRADIENT_TOKENS = 1 << 17
 MAX_LOSS_TOKENS = 1 << 16
 SAMPLED_SEQUENCES = 64
-# One measurement of gradients may cost this many floating-point operations: minutes on two cores.
-# Models below some 25 million weights are never cut short by it.
-_MAX_OPERATIONS = 2e13
+# What one measurement may cost in floating-point operations: minutes on two cores. Metrics are
+# measured once and kept, and need several tokens for each of a layer's dimensions: they may cost
+# more than what is done again and again, 16,000 tokens at 1B. Models below some 25 million weights
+# are never cut short by either.
+METRIC_OPERATIONS, _MAX_OPERATIONS = 1.5e14, 2e13
 _MIN_SAMPLED_LENGTH = 32
 _TOKENS_PER_BATCH = 2048
 _ACTIVATION_BYTES = 1 << 28
@@ -66,7 +68,7 @@ def calibrate(
     scratch: Scratch | None = None,
     reach: int = 0,
 ) -> Calibration:
-    """Measure counts over all of `token_ids`, and metrics over `gradient_tokens` of them.
+    """Measure counts over all of `token_ids`, and metrics over `metric_tokens` of them.
 
     Parameters
     ----------
@@ -90,7 +92,7 @@ def calibrate(
         [scratch.keep(np.zeros((hidden, hidden))) for _ in range(min(reach + 1, layers - layer))]
         for layer in range(layers)
     ]
-    windows = _windows(token_ids, context, gradient_tokens(decoder, len(token_ids), context))
+    windows = _windows(token_ids, context, metric_tokens(decoder, len(token_ids), context))
     for batch in _batches(decoder, windows):
         above: deque[torch.Tensor] = deque(maxlen=reach + 1)  # gradients of the layers above
         for layer, gradient, _ in _gradients(decoder, batch):
@@ -213,8 +215,14 @@ def sampled_length(decoder: Decoder, context: int) -> int:
     return min(context, max(most, _MIN_SAMPLED_LENGTH))
 
 
+def metric_tokens(decoder: Decoder, tokens: int, context: int) -> int:
+    """Return how many of `tokens` tokens metrics are measured on, in windows of `context`."""
+    most = affordable_tokens(decoder.config, MAX_GRADIENT_TOKENS, METRIC_OPERATIONS)
+    return _measured(tokens, context, most)
+
+
 def gradient_tokens(decoder: Decoder, tokens: int, context: int) -> int:
-    """Return how many of `tokens` tokens are differentiated, in windows of `context`."""
+    """Return how many of `tokens` tokens slopes are measured on, in windows of `context`."""
     return _measured(tokens, context, affordable_tokens(decoder.config, MAX_GRADIENT_TOKENS))
 
 
@@ -223,15 +231,15 @@ def loss_tokens(decoder: Decoder, tokens: int, context: int) -> int:
     return _measured(tokens, context, affordable_tokens(decoder.config, MAX_LOSS_TOKENS))
 
 
-def affordable_tokens(config: ModelConfig, most: int) -> int:
-    """Return `most`, or as many tokens as one measurement may cost on a large model.
+def affordable_tokens(config: ModelConfig, most: int, operations: float = _MAX_OPERATIONS) -> int:
+    """Return `most`, or as many tokens as `operations` allow on a large model.
 
     A token costs about six operations per weight: two forward, four backward.
     """
     hidden = config.hidden_size
     inner = (config.memory_intermediate_size or 0) + (config.intermediate_size or 0)
     weights = config.num_hidden_layers * hidden * (4 * hidden + 3 * inner)
-    return int(min(most, _MAX_OPERATIONS / (6 * (weights + config.vocab_size * hidden))))
+    return int(min(most, operations / (6 * (weights + config.vocab_size * hidden))))
 
 
 def _measured(tokens: int, context: int, most: int) -> int:
