@@ -10,6 +10,7 @@ size, the step; `tolpack.building.step_search` finds it.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -20,13 +21,27 @@ from tolpack.building.carried import RoundedLayer, decoded_rows, encode_rounded,
 from tolpack.building.components import Component, choose_components
 from tolpack.building.folding import FoldedTable
 from tolpack.building.frame_sample import FrameSample, FrequencySteps, sample_frames
-from tolpack.building.layer_basis import MAX_CODE, MAX_WIDE_CODE, LayerBasis, basis_part
+from tolpack.building.layer_basis import (
+    MAX_CODE,
+    MAX_WIDE_CODE,
+    LayerBasis,
+    basis_part,
+    coded_basis,
+)
 from tolpack.building.layout import ChunkPlan, octave_chunks, step_header_room
 from tolpack.building.passes import second_moment, worker_threads
 from tolpack.building.settings import DEFAULT_INCREASE
 from tolpack.building.shaping import Shaping, shape
-from tolpack.building.step_search import search_loss, search_size
+from tolpack.building.step_search import search_loss, search_size, search_tuned_loss
 from tolpack.building.trial import Trial
+from tolpack.building.tuning import (
+    TUNED_FROM_PCT,
+    PackedLayer,
+    TunedLayer,
+    tune,
+    tuning_steps,
+    tuning_tokens,
+)
 from tolpack.codecs.entropy import code_bytes
 from tolpack.codecs.frames import compress_runs
 from tolpack.codecs.record import record_layout
@@ -61,10 +76,13 @@ _STEP_OF_4_BITS = 0.43
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """The pack that follows from a step: each kept layer's components."""
+    """The pack that follows from a step: each kept layer's components, and what it is decoded by
+    where that was tuned (`tolpack.building.tuning`), rather than what it was rounded by.
+    """
 
     step: float
     components: dict[int, Component]
+    tuned: Mapping[int, TunedLayer] | None = None
 
 
 class EntropyCodedAssembly(Assembly):
@@ -239,17 +257,22 @@ class EntropyCodedAssembly(Assembly):
         """The candidate that meets what was asked for."""
         start = self._first_step
         if self.target is not None:
-            return search_size(
+            found = search_size(
                 self.candidate, self.predicted_bytes, self.target, start, self.reporter
             )
+            return self._tuned_if_better(found) if self.can_tune else found
         if self.weighing.model is None:
             if self.settings.max_ppl_increase is not None:
                 raise ConfigError(
                     "--max-ppl-increase is measured, but the model cannot be run: use --size"
                 )
             return self.candidate(start)
-        return search_loss(
-            self.candidate, self.measured_increase, self._limit, start, self.reporter
+        if not self.can_tune or self._limit < TUNED_FROM_PCT:
+            return search_loss(
+                self.candidate, self.measured_increase, self._limit, start, self.reporter
+            )
+        return search_tuned_loss(
+            self.candidate, self.tuned, self.measured_increase, self._limit, start, self.reporter
         )
 
     @property
@@ -291,8 +314,53 @@ class EntropyCodedAssembly(Assembly):
         ids = trial.token_ids
         steps = self._steps.of_slots(self.weighing.order.slots[ids], candidate.step)
         with worker_threads(self.limits.threads) as pool:
-            rows = decoded_rows(self.table, self.layers(candidate), ids, steps, pool)
+            if candidate.tuned is None:
+                rows = decoded_rows(self.table, self.layers(candidate), ids, steps, pool)
+                return trial.increase_pct(rows)
+            stored = stored_rows(self.table, self.layers(candidate), ids, steps, pool)
+        rows = np.zeros((len(ids), self.source.num_layers, self.source.hidden_size), np.float32)
+        for layer, one in candidate.tuned.items():
+            rows[:, layer] = stored[layer] @ one.basis + one.mean
         return trial.increase_pct(rows)
+
+    # ---- tuning ----------------------------------------------------------------------------------
+
+    @property
+    def can_tune(self) -> bool:
+        """Whether there is a basis to tune, a model to tune it by, and memory and time for it."""
+        model = self.weighing.model
+        if model is None or not self.has_basis or not tuning_steps(model):
+            return False
+        row_bytes = 4 * self.source.num_layers * self.source.hidden_size
+        return 2 * row_bytes * len(tuning_tokens(model)) <= self.limits.scratch_bytes
+
+    def _tuned_if_better(self, candidate: Candidate) -> Candidate:
+        before, _ = self.measured_increase(candidate)
+        if before < TUNED_FROM_PCT:
+            return candidate
+        tuned = self.tuned(candidate)
+        after, error = self.measured_increase(tuned)
+        self.reporter.say(
+            f"auto: it costs {before:+.3f} % perplexity, tuned {after:+.3f} ± {error:.3f} %"
+        )
+        return tuned if after < before else candidate
+
+    def tuned(self, candidate: Candidate) -> Candidate:
+        """Return `candidate` with bases and means tuned; see `can_tune`."""
+        model = self.weighing.model
+        if model is None:
+            raise ValueError("a table that cannot be run cannot be tuned")
+        ids = tuning_tokens(model)
+        exact = np.stack([self.source.layer(n)(ids) for n in range(self.source.num_layers)], 1)
+        steps = self._steps.of_slots(self.weighing.order.slots[ids], candidate.step)
+        with worker_threads(self.limits.threads) as pool:
+            stored = stored_rows(self.table, self.layers(candidate), ids, steps, pool)
+        packed = {}
+        for layer in self.kept:
+            basis = self._bases[layer].rounder(candidate.components[layer]).basis
+            packed[layer] = PackedLayer(stored[layer], basis, self._mean(layer))
+        found = tune(model, exact, packed, self.reporter)
+        return replace(candidate, tuned=found)
 
     # ---- dropping --------------------------------------------------------------------------------
 
@@ -317,10 +385,12 @@ class EntropyCodedAssembly(Assembly):
         for layer in range(self.source.num_layers):
             field = Field(f"layer.{layer}", layer, width, dtype, dropped=layer not in self.kept)
             if not field.dropped and self.has_basis:
-                rank = self.chosen.components[layer].rank
-                coded = partial(self._bases[layer].coded, rank)
+                rank, tuned = self.chosen.components[layer].rank, self.chosen.tuned
+                coded, of_rows = partial(self._bases[layer].coded, rank), self._mean(layer)
+                if tuned is not None:
+                    coded, of_rows = partial(coded_basis, tuned[layer].rows), tuned[layer].mean
                 basis, _ = writer.add_array("coded_basis", coded, basis_part(width))
-                mean, _ = writer.add_array("mean", partial(self._mean, layer))
+                mean, _ = writer.add_array("mean", partial(np.copy, of_rows))
                 field = replace(field, rank=rank, basis=basis, mean=mean)
             fields.append(field)
         return fields
