@@ -7,8 +7,10 @@ were stored without any overhead: codes, scales, bases.
     python benchmarks/rate_distortion.py CHECKPOINT --calibrate TEXT --text HELDOUT \
         --tokenizer tokenizer.json --json result.json --plot curve.png
 
-The text given as ``--text`` serves nothing but the scores. ``gguf`` and ``matplotlib`` are used if
-they are installed.
+The text given as ``--text`` serves nothing but the scores, nor does a second one, ``--other``, of
+another domain. ``--only`` leaves families out whose names it is not a part of. What is not ``--bits
+auto`` never changes, so ``--reuse`` can take it from an earlier result for the same files. ``gguf``
+and ``matplotlib`` are used if they are installed.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ NF4 = np.array([
 
 @dataclass(frozen=True)
 class Point:
-    """One setting: its family and name, size, and increase in percent with its standard error."""
+    """One setting: its family and name, size, and increase in percent with its standard error; both
+    again for the other text, if there is one.
+    """
 
     family: str
     name: str
@@ -52,6 +56,8 @@ class Point:
     ratio_fp16: float
     increase_pct: float
     increase_se_pct: float
+    other_increase_pct: float | None = None
+    other_increase_se_pct: float | None = None
 
 
 class Bench:
@@ -63,8 +69,11 @@ class Bench:
         self.decoder = Decoder(checkpoint)
         config = checkpoint.config
         self.context = config.max_position_embeddings or 512
-        self.tokens = read_token_ids(arguments.text, config.vocab_size, arguments.tokenizer)
-        self.base = score(self.decoder, self.tokens, self.context)
+        texts = [arguments.text, *([arguments.other] if arguments.other else [])]
+        self.texts = [
+            read_token_ids(text, config.vocab_size, arguments.tokenizer) for text in texts
+        ]
+        self.bases = [score(self.decoder, tokens, self.context) for tokens in self.texts]
         everything = np.arange(config.vocab_size)
         exact = self.build(rank="none", bits=16)
         with tolpack.open(exact) as pack:
@@ -93,32 +102,39 @@ class Bench:
         return self._point(family, name, round(size), lambda layer, ids: rows[ids, layer])
 
     def _point(self, family: str, name: str, size: int, memory: Memory) -> Point:
-        found = score(self.decoder.with_memory(memory), self.tokens, self.context)
-        increase, error = increase_pct(found, self.base)
-        return Point(family, name, size, self.fp16_bytes / size, increase, error)
+        decoder = self.decoder.with_memory(memory)
+        numbers: list[float] = []
+        for tokens, base in zip(self.texts, self.bases):
+            numbers += increase_pct(score(decoder, tokens, self.context), base)
+        return Point(family, name, size, self.fp16_bytes / size, *numbers)
 
 
 def points(bench: Bench) -> Iterator[Point]:
-    """Measure everything, one after the other."""
-    limits = bench.arguments.limits.split(",")
-    for limit in limits:
-        given = {"bits": "auto", "max_ppl_increase": limit}
-        yield bench.pack("--bits auto --rank auto", limit, rank="auto", **given)
-    for limit in limits:
-        given = {"bits": "auto", "max_ppl_increase": limit}
-        yield bench.pack("--bits auto --rank none", limit, rank="none", **given)
-    for bits in (8, 4):
+    """Measure everything that was asked for, one after the other."""
+    only = bench.arguments.only
+    for rank in ("auto", "none"):
+        family = f"--bits auto --rank {rank}"
+        for limit in bench.arguments.limits.split(",") if only in family else ():
+            yield bench.pack(family, limit, rank=rank, bits="auto", max_ppl_increase=limit)
+    if bench.arguments.reuse:
+        known = json.loads(Path(bench.arguments.reuse).read_text())["points"]
+        yield from (Point(**one) for one in known if not one["family"].startswith("--bits auto"))
+        return
+    for bits in (8, 4) if only in "groups of 64" else ():
         yield bench.pack("groups of 64", f"int{bits}", rank="none", bits=bits)
-    yield bench.pack("--rank auto --bits 4", "auto", rank="auto", bits=4)
-    for share in ("75%", "50%", "25%"):
+    if only in "--rank auto --bits 4":
+        yield bench.pack("--rank auto --bits 4", "auto", rank="auto", bits=4)
+    for share in ("75%", "50%", "25%") if only in "uniform SVD" else ():
         for bits in (16, 4):
             name = f"rank {share}, {bits} bits"
             yield bench.pack("uniform SVD", name, rank=share, bits=bits)
-    for layer in bench.arguments.drop.split(","):
+    for layer in bench.arguments.drop.split(",") if only in "a layer dropped" else ():
         yield bench.pack("a layer dropped", f"layer {layer}, int4", bits=4, drop=layer)
-    values = bench.table.size
-    yield bench.rounded("NF4", "blocks of 64", nf4(bench.table), values * (4 + 16 / 64) / 8)
-    yield from gguf_points(bench)
+    if only in "NF4":
+        size = bench.table.size * (4 + 16 / 64) / 8
+        yield bench.rounded("NF4", "blocks of 64", nf4(bench.table), size)
+    if only in "GGUF":
+        yield from gguf_points(bench)
 
 
 def nf4(table: np.ndarray) -> np.ndarray:
@@ -181,9 +197,12 @@ def main() -> None:
     parser.add_argument("checkpoint")
     parser.add_argument("--calibrate", required=True)
     parser.add_argument("--text", required=True)
+    parser.add_argument("--other", help="a second text to score, of another domain")
     parser.add_argument("--tokenizer")
     parser.add_argument("--limits", default=",".join(LIMITS), help="--max-ppl-increase, by commas")
     parser.add_argument("--drop", default="0,7", help="layers to drop, one at a time")
+    parser.add_argument("--only", default="", help="a part of the names of the families wanted")
+    parser.add_argument("--reuse", help="an earlier result, for what does not depend on --limits")
     parser.add_argument("--json")
     parser.add_argument("--plot")
     arguments = parser.parse_args()
@@ -194,13 +213,18 @@ def main() -> None:
             found.append(point)
             print(
                 f"{point.family:26} {point.name:22} × {point.ratio_fp16:5.2f}  "
-                f"{point.increase_pct:+7.3f} ± {point.increase_se_pct:.3f} %",
+                f"{point.increase_pct:+7.3f} ± {point.increase_se_pct:.3f} %"
+                + (
+                    f"  other text {point.other_increase_pct:+7.3f} %"
+                    if point.other_increase_pct is not None
+                    else ""
+                ),
                 flush=True,
             )
     result = {
         **described("numpy", "torch", "zstandard"),
-        "tokens": bench.base.total_tokens,
-        "baseline_ppl": bench.base.ppl,
+        "tokens": [base.total_tokens for base in bench.bases],
+        "baseline_ppl": [base.ppl for base in bench.bases],
         "points": [asdict(point) for point in found],
     }
     if arguments.json:
