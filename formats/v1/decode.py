@@ -21,15 +21,9 @@ Array = np.ndarray[Any, Any]
 
 SUPPORTED = sum(1 << bit for bit in (*range(10), 16, 17, 18, 19, 21))  # §9
 CODECS = {  # §7: bits of a code, bytes of a scale
-    "f32": (32, 0),
-    "f16": (16, 0),
-    "bf16": (16, 0),
-    "f8e4m3": (8, 4),
-    "int8": (8, 2),
-    "int4": (4, 2),
-    "step8": (8, 0),
-    "step16": (16, 0),
-}
+    "f32": (32, 0), "f16": (16, 0), "bf16": (16, 0), "f8e4m3": (8, 4),
+    "int8": (8, 2), "int4": (4, 2), "step8": (8, 0), "step16": (16, 0),
+}  # fmt: skip
 
 
 class BadPack(Exception):
@@ -111,18 +105,14 @@ class Pack:
             if slot < first + chunk["rows"]:
                 break
             first += chunk["rows"]
-        encoding = self.encodings[chunk["encoding"]]
-        record = self.record(chunk, encoding, first, slot - first)
-        values = iter(self.decode_record(record, encoding))
+        record = self.record(chunk, first, slot - first)
+        values = iter(self.decode_record(record, self.encodings[chunk["encoding"]]))
         multiplier = np.float32(self.table.get("multiplier") or 1)
-        return np.stack(
-            [
-                np.zeros(field["width"], np.float32)
-                if field.get("dropped")
-                else self.expand(field, next(values)) * multiplier
-                for field in self.fields
-            ]
-        )
+        nothing = np.zeros(self.fields[0]["width"], np.float32)
+        return np.stack([
+            nothing if field.get("dropped") else self.expand(field, next(values)) * multiplier
+            for field in self.fields
+        ])  # fmt: skip
 
     def expand(self, field: dict[str, Any], stored: Array) -> Array:  # §5
         if field.get("basis") is not None:
@@ -131,16 +121,14 @@ class Pack:
             stored = stored + self.array(field["mean"])
         return stored
 
-    def record(
-        self, chunk: dict[str, Any], encoding: dict[str, Any], first: int, row: int
-    ) -> bytes:  # §8
+    def record(self, chunk: dict[str, Any], first: int, row: int) -> bytes:  # §8
+        encoding = self.encodings[chunk["encoding"]]
         per_block = encoding["rows_per_block"]
         block, size = row // per_block, record_bytes(encoding)
         rows = min(per_block, chunk["rows"] - block * per_block)
-        if encoding["frame"] == "raw":
-            length = ceil((size * per_block + 4) / 64) * 64
-            start = block * length
-        else:
+        length = ceil((size * per_block + 4) / 64) * 64
+        start = block * length
+        if encoding["frame"] != "raw":
             start, length = self.frame_extent(chunk, first, block)
         stored = self.section(chunk["blocks"])[start : start + length]
         payload = self.checked(stored, first + block * per_block)
@@ -184,18 +172,16 @@ class Pack:
 
 
 def expanded(content: bytes, size: int) -> bytes:  # §8
-    end = 4 + int.from_bytes(content[:4], "little")
-    need(4 <= end <= len(content), "§8: symbols")
-    literals, out = iter(content[end:]), bytearray()
-    for symbol in content[4:end]:
-        high, low = symbol >> 4, symbol & 15
+    end, out = 4 + int.from_bytes(content[:4], "little"), bytearray()
+    symbols, literals = content[4:end], list(content[end:])
+    need(len(symbols) == end - 4, "§8: symbols")
+    for high, low in (divmod(symbol, 16) for symbol in symbols):
+        need(low != 8 or bool(literals), "§8: literals")
         out += bytes(high if low else 16 << high)
         if low:
-            value = next(literals, None) if low == 8 else low if low < 8 else 240 + low
-            need(value is not None, "§8: literals")
-            out.append(value or 0)
+            out.append(literals.pop(0) if low == 8 else low if low < 8 else 240 + low)
         need(len(out) <= size, "§8: records end")
-    need(next(literals, None) is None, "§8: literals")
+    need(not literals, "§8: literals")
     return bytes(out.ljust(size, b"\0"))
 
 
@@ -240,8 +226,7 @@ def unpack(codec: str, codes: Array, size: int) -> Array:
     if codec == "int8":
         return codes.view(np.int8).astype(np.float32)
     if codec == "int4":
-        nibbles = np.concatenate([codes & 15, codes >> 4])[:size]
-        return nibbles.astype(np.float32) - np.float32(8)
+        return np.concatenate([codes & 15, codes >> 4])[:size].astype(np.float32) - np.float32(8)
     return np.array([e4m3(int(code)) for code in codes], np.float32)
 
 

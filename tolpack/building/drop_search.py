@@ -92,7 +92,7 @@ def _folding_cost(assembly: EntropyCodedAssembly, trial: Trial) -> tuple[float, 
     source, ids = assembly.source, trial.token_ids
     rows = np.zeros((len(ids), source.num_layers, source.hidden_size), np.float32)
     for layer in assembly.kept:
-        rows[:, layer] = assembly.table.layer(layer)(ids)
+        rows[:, layer] = assembly.rounder.table.layer(layer)(ids)
     return trial.increase_pct(rows)
 
 
@@ -103,8 +103,8 @@ def _predicted_loss(assembly: EntropyCodedAssembly, trial: Trial, layer: int) ->
         raise ValueError("a table that cannot be run has no losses")
     rows = assembly.source.layer(layer)(trial.token_ids).astype(np.float64)
     others = around(layer, assembly.kept)
-    carry = carry_into(model, layer, others, assembly.floor)
-    metric = remaining(model, layer, others, assembly.floor, carry)
+    carry = carry_into(model, layer, others, assembly.rounder.floor)
+    metric = remaining(model, layer, others, assembly.rounder.floor, carry)
     return 0.5 * float(trial.weights @ np.sum((rows @ metric) * rows, axis=1))
 
 

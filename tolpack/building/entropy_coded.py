@@ -10,47 +10,26 @@ size, the step; `tolpack.building.step_search` finds it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 
 import numpy as np
 
 from tolpack.building.assembly import Assembly
-from tolpack.building.carried import RoundedLayer, decoded_rows, encode_rounded, stored_rows
+from tolpack.building.carried import encode_rounded
 from tolpack.building.components import Component, choose_components
-from tolpack.building.folding import FoldedTable
 from tolpack.building.frame_sample import FrameSample, FrequencySteps, sample_frames
-from tolpack.building.layer_basis import (
-    MAX_CODE,
-    MAX_WIDE_CODE,
-    LayerBasis,
-    basis_part,
-    coded_basis,
-)
+from tolpack.building.layer_basis import MAX_CODE, basis_part, coded_basis
 from tolpack.building.layout import ChunkPlan, octave_chunks, step_header_room
-from tolpack.building.passes import second_moment, worker_threads
+from tolpack.building.passes import worker_threads
+from tolpack.building.rounding import Candidate, TableRounder
 from tolpack.building.settings import DEFAULT_INCREASE
-from tolpack.building.shaping import Shaping, shape
 from tolpack.building.step_search import search_loss, search_size, search_tuned_loss
 from tolpack.building.trial import Trial
-from tolpack.building.tuning import (
-    TUNED_FROM_PCT,
-    PackedLayer,
-    TunedLayer,
-    tune,
-    tuning_steps,
-    tuning_tokens,
-)
+from tolpack.building.tuning import TUNED_FROM_PCT, tuning_steps, tuning_tokens
 from tolpack.codecs.entropy import code_bytes
 from tolpack.codecs.frames import compress_runs
 from tolpack.codecs.record import record_layout
-from tolpack.codecs.shaped import (
-    PlainRounder,
-    Rounder,
-    plain_rounder,
-    whitened_basis,
-)
 from tolpack.codecs.values import Floats
 from tolpack.container.crc import CHECKSUM_BYTES
 from tolpack.container.encodings import Encoding, FieldEncoding, Part
@@ -59,11 +38,7 @@ from tolpack.container.index import index_bytes
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, align
 from tolpack.container.writer import PackWriter
 from tolpack.errors import ConfigError
-from tolpack.scratch import Kept
-from tolpack.sources.table import TableSource
 
-# Shares of a metric's mean eigenvalue that are added to its diagonal: with a basis, without one.
-_BASIS_FLOOR, _PLAIN_FLOOR = 0.01, 0.1
 # Records that a frame holds at least, in bytes before compression.
 _FRAME_BYTES = 1 << 15
 _MAX_FRAME_ROWS = 64
@@ -72,17 +47,6 @@ _CODE_MARGIN = 1.5
 # A step that rounds as 4 bits do, in units of the root mean square: groups of 64 have their largest
 # value at three of it, and seven codes.
 _STEP_OF_4_BITS = 0.43
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """The pack that follows from a step: each kept layer's components, and what it is decoded by
-    where that was tuned (`tolpack.building.tuning`), rather than what it was rounded by.
-    """
-
-    step: float
-    components: dict[int, Component]
-    tuned: Mapping[int, TunedLayer] | None = None
 
 
 class EntropyCodedAssembly(Assembly):
@@ -112,52 +76,13 @@ class EntropyCodedAssembly(Assembly):
         """Whether rows are stored as coefficients."""
         return self.settings.ranks.word != "none"
 
-    # ---- what is measured ------------------------------------------------------------------------
-
     @cached_property
-    def table(self) -> TableSource:
-        """The table, dropped layers folded into kept ones where losses are known."""
-        model = self.weighing.model
-        if model is None or len(self.kept) == self.source.num_layers:
-            return self.source
-        return FoldedTable(self.source, model, self.kept, self.floor, self.scratch)
-
-    @property
-    def floor(self) -> float:
-        """Share of a metric's mean eigenvalue that is added to its diagonal."""
-        return _BASIS_FLOOR if self.has_basis else _PLAIN_FLOOR
-
-    @cached_property
-    def shapings(self) -> dict[int, Shaping]:
-        """By kept layer."""
-        hidden = self.source.hidden_size
-        return shape(self.weighing.model, self.kept, hidden, self.floor, self.scratch)
-
-    @cached_property
-    def _bases(self) -> dict[int, LayerBasis]:
-        """Mean and whitened basis of every kept layer: one pass over the table."""
-        found = {}
-        total = self.source.vocab_size * len(self.kept)
-        with (
-            self.reporter.phase("Gram matrices", total, "rows") as done,
-            worker_threads(self.limits.threads) as pool,
-        ):
-            for layer in self.kept:
-                second, mean = second_moment(self.table, layer, self.weighing.weights, pool, done)
-                metric = self.shapings[layer].metric
-                basis = whitened_basis(second, mean, metric.load())
-                rows = self.scratch.keep(basis.rows.astype(np.float32))
-                found[layer] = LayerBasis(mean.astype(np.float32), rows, metric, self.scratch)
-        return found
-
-    @cached_property
-    def _plain(self) -> dict[int, tuple[Kept, float]]:
-        """Without a basis: factor and unit of every kept layer's rounder."""
-        found = {}
-        for layer in self.kept:
-            rounder = plain_rounder(self.shapings[layer].metric.load(), MAX_CODE)
-            found[layer] = self.scratch.keep(rounder.factor), rounder.unit
-        return found
+    def rounder(self) -> TableRounder:
+        """How kept layers are rounded."""
+        return TableRounder(
+            self.source, self.kept, self.weighing, self._steps, has_basis=self.has_basis,
+            limits=self.limits, scratch=self.scratch, reporter=self.reporter,
+        )  # fmt: skip
 
     # ---- what follows from a step ----------------------------------------------------------------
 
@@ -172,7 +97,8 @@ class EntropyCodedAssembly(Assembly):
         codes = {layer: stored / steps[:, None] for layer, stored in sampled.items()}
         limit = MAX_CODE / _CODE_MARGIN
         if not self.has_basis:
-            large = {n: np.abs(codes[n]).max() > limit * self._plain[n][1] for n in self.kept}
+            unit = self.rounder.unit
+            large = {n: np.abs(codes[n]).max() > limit * unit(n) for n in self.kept}
             return Candidate(
                 step, {n: Component(hidden, hidden if large[n] else 0) for n in self.kept}
             )
@@ -181,30 +107,6 @@ class EntropyCodedAssembly(Assembly):
             fixed=self.fixed_ranks is not None, limit=limit,
         )  # fmt: skip
         return Candidate(step, chosen)
-
-    def layers(self, candidate: Candidate) -> list[RoundedLayer]:
-        """Return how every kept layer is rounded."""
-        return [
-            RoundedLayer(
-                layer,
-                self._mean(layer),
-                partial(self._rounder, layer, candidate.components[layer]),
-                self.shapings[layer],
-            )
-            for layer in self.kept
-        ]
-
-    def _mean(self, layer: int) -> Floats:
-        if self.has_basis:
-            return self._bases[layer].mean
-        return np.zeros(self.source.hidden_size, np.float32)
-
-    def _rounder(self, layer: int, component: Component) -> Rounder:
-        if not self.has_basis:
-            factor, unit = self._plain[layer]
-            limit = MAX_WIDE_CODE if component.leading else MAX_CODE
-            return PlainRounder(factor.load(), unit, limit)
-        return self._bases[layer].rounder(component)
 
     @property
     def _basis_row_bytes(self) -> int:
@@ -222,11 +124,7 @@ class EntropyCodedAssembly(Assembly):
         return sample_frames(self.weighing.order, self.chunks, self.rows_per_block, row_values)
 
     def _sampled(self, candidate: Candidate) -> dict[int, Floats]:
-        slots = self._sample.all_slots
-        ids = self.weighing.order.token_ids[slots]
-        steps = self._steps.of_slots(slots, candidate.step)
-        with worker_threads(self.limits.threads) as pool:
-            return stored_rows(self.table, self.layers(candidate), ids, steps, pool)
+        return self.rounder.stored(candidate, self.weighing.order.token_ids[self._sample.all_slots])
 
     def predicted_bytes(self, candidate: Candidate) -> int:
         """Predict the file's size from the frames of the sample."""
@@ -297,7 +195,7 @@ class EntropyCodedAssembly(Assembly):
     def _mean_square(self) -> float:
         """Mean square of the table's values, on the sample."""
         ids = self.weighing.order.token_ids[self._sample.all_slots]
-        rows = (self.table.layer(layer)(ids) for layer in self.kept)
+        rows = (self.rounder.table.layer(layer)(ids) for layer in self.kept)
         return float(np.mean([np.square(part, dtype=np.float64).mean() for part in rows]))
 
     @cached_property
@@ -311,19 +209,7 @@ class EntropyCodedAssembly(Assembly):
         trial = self.trial
         if trial is None:
             raise ValueError("a table that cannot be run has no losses")
-        ids = trial.token_ids
-        steps = self._steps.of_slots(self.weighing.order.slots[ids], candidate.step)
-        with worker_threads(self.limits.threads) as pool:
-            if candidate.tuned is None:
-                rows = decoded_rows(self.table, self.layers(candidate), ids, steps, pool)
-                return trial.increase_pct(rows)
-            stored = stored_rows(self.table, self.layers(candidate), ids, steps, pool)
-        rows = np.zeros((len(ids), self.source.num_layers, self.source.hidden_size), np.float32)
-        for layer, one in candidate.tuned.items():
-            rows[:, layer] = stored[layer] @ one.basis + one.mean
-        return trial.increase_pct(rows)
-
-    # ---- tuning ----------------------------------------------------------------------------------
+        return trial.increase_pct(self.rounder.decoded(candidate, trial.token_ids))
 
     @property
     def can_tune(self) -> bool:
@@ -350,17 +236,7 @@ class EntropyCodedAssembly(Assembly):
         model = self.weighing.model
         if model is None:
             raise ValueError("a table that cannot be run cannot be tuned")
-        ids = tuning_tokens(model)
-        exact = np.stack([self.source.layer(n)(ids) for n in range(self.source.num_layers)], 1)
-        steps = self._steps.of_slots(self.weighing.order.slots[ids], candidate.step)
-        with worker_threads(self.limits.threads) as pool:
-            stored = stored_rows(self.table, self.layers(candidate), ids, steps, pool)
-        packed = {}
-        for layer in self.kept:
-            basis = self._bases[layer].rounder(candidate.components[layer]).basis
-            packed[layer] = PackedLayer(stored[layer], basis, self._mean(layer))
-        found = tune(model, exact, packed, self.reporter)
-        return replace(candidate, tuned=found)
+        return self.rounder.tuned(candidate, model)
 
     # ---- dropping --------------------------------------------------------------------------------
 
@@ -369,8 +245,7 @@ class EntropyCodedAssembly(Assembly):
         steps = self._steps.of_slots(self._sample.all_slots, candidate.step)
         found = {}
         for layer, stored in self._sampled(candidate).items():
-            unit = 1.0 if self.has_basis else self._plain[layer][1]
-            codes = np.rint(stored / (steps[:, None] * np.float32(unit)))
+            codes = np.rint(stored / (steps[:, None] * np.float32(self.rounder.unit(layer))))
             found[layer] = float(code_bytes(codes, self._sample.rows).sum())
             if self.has_basis:
                 found[layer] += candidate.components[layer].rank * self._basis_row_bytes
@@ -381,12 +256,12 @@ class EntropyCodedAssembly(Assembly):
     def write_fields(self, writer: PackWriter) -> list[Field]:
         """See `Assembly`."""
         width, dtype = self.source.hidden_size, self.source.dtype
-        fields = []
+        fields, rounder = [], self.rounder
         for layer in range(self.source.num_layers):
             field = Field(f"layer.{layer}", layer, width, dtype, dropped=layer not in self.kept)
             if not field.dropped and self.has_basis:
                 rank, tuned = self.chosen.components[layer].rank, self.chosen.tuned
-                coded, of_rows = partial(self._bases[layer].coded, rank), self._mean(layer)
+                coded, of_rows = partial(rounder.bases[layer].coded, rank), rounder.mean(layer)
                 if tuned is not None:
                     coded, of_rows = partial(coded_basis, tuned[layer].rows), tuned[layer].mean
                 basis, _ = writer.add_array("coded_basis", coded, basis_part(width))
@@ -397,7 +272,7 @@ class EntropyCodedAssembly(Assembly):
 
     def write_chunks(self, writer: PackWriter) -> tuple[tuple[Encoding, ...], list[Chunk]]:
         """See `Assembly`."""
-        candidate, layers = self.chosen, self.layers(self.chosen)
+        candidate, layers = self.chosen, self.rounder.layers(self.chosen)
         encodings: list[Encoding] = []
         chunks = []
         with (
@@ -416,7 +291,7 @@ class EntropyCodedAssembly(Assembly):
                     encoding,
                     plan.first_slot,
                     partial(
-                        encode_rounded, self.table, layers, layout, self.chunk_tokens(plan),
+                        encode_rounded, self.rounder.table, layers, layout, self.chunk_tokens(plan),
                         self._steps.of_chunk(number, candidate.step),
                         self.limits.superblock_tokens(layout.record_bytes + carried_bytes),
                         pool, done,
@@ -431,9 +306,7 @@ class EntropyCodedAssembly(Assembly):
         found = []
         for layer in self.kept:
             component = candidate.components[layer]
-            own = step
-            if not self.has_basis:
-                own = float(np.float32(step) * np.float32(self._plain[layer][1]))
+            own = float(np.float32(step) * np.float32(self.rounder.unit(layer)))
             parts = []
             if component.leading:
                 parts.append(Part("step16", component.leading, step=own))

@@ -1,0 +1,187 @@
+"""The kept layers of a table as ``--bits auto`` rounds them: metrics, bases, steps, in one place.
+
+`TableRounder` gives rows of any tokens as a candidate stores them, and as a reader will see them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tolpack.building.carried import RoundedLayer, decoded_rows, stored_rows
+from tolpack.building.components import Component
+from tolpack.building.folding import FoldedTable
+from tolpack.building.frame_sample import FrequencySteps
+from tolpack.building.layer_basis import MAX_CODE, MAX_WIDE_CODE, LayerBasis
+from tolpack.building.limits import Limits
+from tolpack.building.passes import second_moment, worker_threads
+from tolpack.building.shaping import Shaping, shape
+from tolpack.building.tuning import PackedLayer, TunedLayer, tune, tuning_tokens
+from tolpack.building.weighing import CalibratedModel, Weighing
+from tolpack.codecs.shaped import PlainRounder, Rounder, plain_rounder, whitened_basis
+from tolpack.codecs.values import Floats
+from tolpack.progress import Reporter
+from tolpack.scratch import Kept, Scratch
+from tolpack.sources.table import TableSource
+
+# Shares of a metric's mean eigenvalue that are added to its diagonal: with a basis, without one.
+_BASIS_FLOOR, _PLAIN_FLOOR = 0.01, 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """The pack that follows from a step: each kept layer's components, and what it is decoded by
+    where that was tuned (`tolpack.building.tuning`), rather than what it was rounded by.
+    """
+
+    step: float
+    components: dict[int, Component]
+    tuned: Mapping[int, TunedLayer] | None = None
+
+
+class TableRounder:
+    """See the module.
+
+    Parameters
+    ----------
+    source : TableSource
+        The whole table.
+    kept : sequence of int
+        Layers that are stored, ascending.
+    weighing : Weighing
+        Token weights and loss metrics.
+    steps : FrequencySteps
+        Every token's step.
+    has_basis : bool
+        Whether rows are stored as coefficients.
+    limits, scratch, reporter : Limits, Scratch, Reporter
+        Workers, where matrices are kept, and who is told of progress.
+    """
+
+    def __init__(
+        self,
+        source: TableSource,
+        kept: Sequence[int],
+        weighing: Weighing,
+        steps: FrequencySteps,
+        *,
+        has_basis: bool,
+        limits: Limits,
+        scratch: Scratch,
+        reporter: Reporter,
+    ) -> None:
+        self.source, self.kept, self.weighing, self.steps = source, kept, weighing, steps
+        self.has_basis, self.limits = has_basis, limits
+        self.scratch, self.reporter = scratch, reporter
+
+    @cached_property
+    def table(self) -> TableSource:
+        """The table, dropped layers folded into kept ones where losses are known."""
+        model = self.weighing.model
+        if model is None or len(self.kept) == self.source.num_layers:
+            return self.source
+        return FoldedTable(self.source, model, self.kept, self.floor, self.scratch)
+
+    @property
+    def floor(self) -> float:
+        """Share of a metric's mean eigenvalue that is added to its diagonal."""
+        return _BASIS_FLOOR if self.has_basis else _PLAIN_FLOOR
+
+    @cached_property
+    def shapings(self) -> dict[int, Shaping]:
+        """By kept layer."""
+        hidden = self.source.hidden_size
+        return shape(self.weighing.model, self.kept, hidden, self.floor, self.scratch)
+
+    @cached_property
+    def bases(self) -> dict[int, LayerBasis]:
+        """Mean and whitened basis of every kept layer: one pass over the table."""
+        found = {}
+        total = self.source.vocab_size * len(self.kept)
+        with (
+            self.reporter.phase("Gram matrices", total, "rows") as done,
+            worker_threads(self.limits.threads) as pool,
+        ):
+            for layer in self.kept:
+                second, mean = second_moment(self.table, layer, self.weighing.weights, pool, done)
+                metric = self.shapings[layer].metric
+                basis = whitened_basis(second, mean, metric.load())
+                rows = self.scratch.keep(basis.rows.astype(np.float32))
+                found[layer] = LayerBasis(mean.astype(np.float32), rows, metric, self.scratch)
+        return found
+
+    @cached_property
+    def plain(self) -> dict[int, tuple[Kept, float]]:
+        """Without a basis: factor and unit of every kept layer's rounder."""
+        found = {}
+        for layer in self.kept:
+            rounder = plain_rounder(self.shapings[layer].metric.load(), MAX_CODE)
+            found[layer] = self.scratch.keep(rounder.factor), rounder.unit
+        return found
+
+    # ---- rows ------------------------------------------------------------------------------------
+
+    def layers(self, candidate: Candidate) -> list[RoundedLayer]:
+        """Return how every kept layer is rounded."""
+        return [
+            RoundedLayer(
+                layer,
+                self.mean(layer),
+                partial(self._rounder, layer, candidate.components[layer]),
+                self.shapings[layer],
+            )
+            for layer in self.kept
+        ]
+
+    def stored(self, candidate: Candidate, ids: NDArray[np.int64]) -> dict[int, Floats]:
+        """Return what is stored of tokens `ids` (n,), by kept layer: float32 (n, stored values)."""
+        with worker_threads(self.limits.threads) as pool:
+            steps = self._steps_of(candidate, ids)
+            return stored_rows(self.table, self.layers(candidate), ids, steps, pool)
+
+    def decoded(self, candidate: Candidate, ids: NDArray[np.int64]) -> Floats:
+        """Return tokens `ids` (n,) as a reader will see them: float32 (n, num_layers, hidden)."""
+        if candidate.tuned is None:
+            with worker_threads(self.limits.threads) as pool:
+                steps = self._steps_of(candidate, ids)
+                return decoded_rows(self.table, self.layers(candidate), ids, steps, pool)
+        rows = np.zeros((len(ids), self.source.num_layers, self.source.hidden_size), np.float32)
+        for layer, stored in self.stored(candidate, ids).items():
+            rows[:, layer] = stored @ candidate.tuned[layer].basis + candidate.tuned[layer].mean
+        return rows
+
+    def tuned(self, candidate: Candidate, model: CalibratedModel) -> Candidate:
+        """Return `candidate`, which has bases, with these and means tuned."""
+        ids = tuning_tokens(model)
+        exact = np.stack([self.source.layer(n)(ids) for n in range(self.source.num_layers)], 1)
+        packed = {
+            layer: PackedLayer(stored, self._basis(layer, candidate), self.mean(layer))
+            for layer, stored in self.stored(candidate, ids).items()
+        }
+        return replace(candidate, tuned=tune(model, exact, packed, self.reporter))
+
+    def mean(self, layer: int) -> Floats:
+        """Return what is taken from a layer's rows before they are rounded, float32 (hidden,)."""
+        if self.has_basis:
+            return self.bases[layer].mean
+        return np.zeros(self.source.hidden_size, np.float32)
+
+    def unit(self, layer: int) -> float:
+        """Return what a step of 1 is in units of what is stored of a layer."""
+        return 1.0 if self.has_basis else self.plain[layer][1]
+
+    def _basis(self, layer: int, candidate: Candidate) -> Floats:
+        return self.bases[layer].rounder(candidate.components[layer]).basis
+
+    def _rounder(self, layer: int, component: Component) -> Rounder:
+        if self.has_basis:
+            return self.bases[layer].rounder(component)
+        limit = MAX_WIDE_CODE if component.leading else MAX_CODE
+        return PlainRounder(self.plain[layer][0].load(), self.unit(layer), limit)
+
+    def _steps_of(self, candidate: Candidate, ids: NDArray[np.int64]) -> Floats:
+        return self.steps.of_slots(self.weighing.order.slots[ids], candidate.step)
