@@ -110,6 +110,10 @@ def test_a_tuned_pack_costs_less_and_keeps_its_limit(tmp_path, monkeypatch, give
         assert np.abs(rows - theirs).max() <= 1e-5 * np.abs(rows).max()
     found = evaluate(MODEL_OF_DEMO, [path], MODEL_OF_DEMO / "heldout.txt").packs[0]
     assert 0 < found.ppl_increase_pct < 2 * after
+    if "size" in given:  # neither threads nor memory change a byte
+        again, few = tmp_path / "again.tolpack", {"threads": 1, "max_memory": "2GB"}
+        tolpack.build(MODEL_OF_DEMO, again, rank="auto", bits="auto", **given, **few)
+        assert again.read_bytes() == path.read_bytes()
 
 
 @pytest.mark.parametrize(("gain", "tunings"), [(0.86, 1), (0.5, 2), (0.97, 2), (1.4, 3)])

@@ -42,6 +42,9 @@ from tolpack.errors import ConfigError
 # Records that a frame holds at least, in bytes before compression.
 _FRAME_BYTES = 1 << 15
 _MAX_FRAME_ROWS = 64
+# Rows of the tokens that are tuned on, all layers in float32; not by --max-memory, which changes no
+# byte of a pack.
+_MAX_TUNED_BYTES = 1 << 28
 # A sample's largest code may be passed by this factor before a component's codes get 16 bits.
 _CODE_MARGIN = 1.5
 # A step that rounds as 4 bits do, in units of the root mean square: groups of 64 have their largest
@@ -213,12 +216,12 @@ class EntropyCodedAssembly(Assembly):
 
     @property
     def can_tune(self) -> bool:
-        """Whether there is a basis to tune, a model to tune it by, and memory and time for it."""
+        """Whether there is a basis to tune, and a model to tune it by that is small enough."""
         model = self.weighing.model
         if model is None or not self.has_basis or not tuning_steps(model):
             return False
         row_bytes = 4 * self.source.num_layers * self.source.hidden_size
-        return 2 * row_bytes * len(tuning_tokens(model)) <= self.limits.scratch_bytes
+        return row_bytes * len(tuning_tokens(model)) <= _MAX_TUNED_BYTES
 
     def _tuned_if_better(self, candidate: Candidate) -> Candidate:
         before, _ = self.measured_increase(candidate)
