@@ -18,7 +18,7 @@ LEVELS = {
     "reference": 5, "building.passes": 5,
     "building.weighing": 6, "building.loss_model": 6, "building.rank_trial": 6,
     "building.shaping": 6, "building.carried": 6, "building.trial": 6,
-    "building.folding": 6, "building.drop_search": 6, "building.rounding": 6, "building.tuning": 6,
+    "building.folding": 6, "building.drop_search": 6, "building.rounding": 6,
     "building.assembly": 6, "building.fixed_bits": 6, "building.entropy_coded": 6,
     "planning": 6, "builder": 6, "evaluate": 6,
     "report": 7, "demo": 7, "": 7,

@@ -52,6 +52,13 @@ def test_the_longest_content_and_the_longest_run_come_back():
         assert decode_runs(encode_runs(data), len(data), "here") == data
 
 
+def test_encoding_takes_memory_in_proportion_to_its_input():
+    """A long run ahead of many literals is no reason to hold many symbols for each of them."""
+    data = bytes(16) + bytes(range(8, 248)) * 4000
+    with memory_limit(120):
+        assert decode_runs(encode_runs(data), len(data), "here") == data
+
+
 def test_each_symbol_gives_what_the_specification_says():
     """Symbols, literals in order, zeros at the end (SPEC §8)."""
     data = content([(0, 1), (2, 7), (15, 9), (0, 15), (1, 8), (0, 0), (3, 0), (0, 8)], [77, 0])

@@ -173,9 +173,9 @@ class Pack:
 
 def expanded(content: bytes, size: int) -> bytes:  # §8
     end, out = 4 + int.from_bytes(content[:4], "little"), bytearray()
-    symbols, literals = content[4:end], list(content[end:])
-    need(len(symbols) == end - 4, "§8: symbols")
-    for high, low in (divmod(symbol, 16) for symbol in symbols):
+    literals = list(content[end:])
+    need(end <= len(content), "§8: symbols")
+    for high, low in (divmod(symbol, 16) for symbol in content[4:end]):
         need(low != 8 or bool(literals), "§8: literals")
         out += bytes(high if low else 16 << high)
         if low:

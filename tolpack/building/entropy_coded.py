@@ -19,14 +19,13 @@ from tolpack.building.assembly import Assembly
 from tolpack.building.carried import encode_rounded
 from tolpack.building.components import Component, choose_components
 from tolpack.building.frame_sample import FrameSample, FrequencySteps, sample_frames
-from tolpack.building.layer_basis import MAX_CODE, basis_part, coded_basis
+from tolpack.building.layer_basis import MAX_CODE, basis_part
 from tolpack.building.layout import ChunkPlan, octave_chunks, step_header_room
 from tolpack.building.passes import worker_threads
 from tolpack.building.rounding import Candidate, TableRounder
 from tolpack.building.settings import DEFAULT_INCREASE
-from tolpack.building.step_search import search_loss, search_size, search_tuned_loss
+from tolpack.building.step_search import search_loss, search_size
 from tolpack.building.trial import Trial
-from tolpack.building.tuning import TUNED_FROM_PCT, tuning_steps, tuning_tokens
 from tolpack.codecs.entropy import code_bytes
 from tolpack.codecs.frames import compress_runs
 from tolpack.codecs.record import record_layout
@@ -42,9 +41,6 @@ from tolpack.errors import ConfigError
 # Records that a frame holds at least, in bytes before compression.
 _FRAME_BYTES = 1 << 15
 _MAX_FRAME_ROWS = 64
-# Rows of the tokens that are tuned on, all layers in float32; not by --max-memory, which changes no
-# byte of a pack.
-_MAX_TUNED_BYTES = 1 << 28
 # A sample's largest code may be passed by this factor before a component's codes get 16 bits.
 _CODE_MARGIN = 1.5
 # A step that rounds as 4 bits do, in units of the root mean square: groups of 64 have their largest
@@ -158,22 +154,17 @@ class EntropyCodedAssembly(Assembly):
         """The candidate that meets what was asked for."""
         start = self._first_step
         if self.target is not None:
-            found = search_size(
+            return search_size(
                 self.candidate, self.predicted_bytes, self.target, start, self.reporter
             )
-            return self._tuned_if_better(found) if self.can_tune else found
         if self.weighing.model is None:
             if self.settings.max_ppl_increase is not None:
                 raise ConfigError(
                     "--max-ppl-increase is measured, but the model cannot be run: use --size"
                 )
             return self.candidate(start)
-        if not self.can_tune or self._limit < TUNED_FROM_PCT:
-            return search_loss(
-                self.candidate, self.measured_increase, self._limit, start, self.reporter
-            )
-        return search_tuned_loss(
-            self.candidate, self.tuned, self.measured_increase, self._limit, start, self.reporter
+        return search_loss(
+            self.candidate, self.measured_increase, self._limit, start, self.reporter
         )
 
     @property
@@ -214,33 +205,6 @@ class EntropyCodedAssembly(Assembly):
             raise ValueError("a table that cannot be run has no losses")
         return trial.increase_pct(self.rounder.decoded(candidate, trial.token_ids))
 
-    @property
-    def can_tune(self) -> bool:
-        """Whether there is a basis to tune, and a model to tune it by that is small enough."""
-        model = self.weighing.model
-        if model is None or not self.has_basis or not tuning_steps(model):
-            return False
-        row_bytes = 4 * self.source.num_layers * self.source.hidden_size
-        return row_bytes * len(tuning_tokens(model)) <= _MAX_TUNED_BYTES
-
-    def _tuned_if_better(self, candidate: Candidate) -> Candidate:
-        before, _ = self.measured_increase(candidate)
-        if before < TUNED_FROM_PCT:
-            return candidate
-        tuned = self.tuned(candidate)
-        after, error = self.measured_increase(tuned)
-        self.reporter.say(
-            f"auto: it costs {before:+.3f} % perplexity, tuned {after:+.3f} ± {error:.3f} %"
-        )
-        return tuned if after < before else candidate
-
-    def tuned(self, candidate: Candidate) -> Candidate:
-        """Return `candidate` with bases and means tuned; see `can_tune`."""
-        model = self.weighing.model
-        if model is None:
-            raise ValueError("a table that cannot be run cannot be tuned")
-        return self.rounder.tuned(candidate, model)
-
     # ---- dropping --------------------------------------------------------------------------------
 
     def layer_bytes(self, candidate: Candidate) -> dict[int, float]:
@@ -263,12 +227,10 @@ class EntropyCodedAssembly(Assembly):
         for layer in range(self.source.num_layers):
             field = Field(f"layer.{layer}", layer, width, dtype, dropped=layer not in self.kept)
             if not field.dropped and self.has_basis:
-                rank, tuned = self.chosen.components[layer].rank, self.chosen.tuned
-                coded, of_rows = partial(rounder.bases[layer].coded, rank), rounder.mean(layer)
-                if tuned is not None:
-                    coded, of_rows = partial(coded_basis, tuned[layer].rows), tuned[layer].mean
+                rank = self.chosen.components[layer].rank
+                coded = partial(rounder.bases[layer].coded, rank)
                 basis, _ = writer.add_array("coded_basis", coded, basis_part(width))
-                mean, _ = writer.add_array("mean", partial(np.copy, of_rows))
+                mean, _ = writer.add_array("mean", partial(rounder.mean, layer))
                 field = replace(field, rank=rank, basis=basis, mean=mean)
             fields.append(field)
         return fields

@@ -18,17 +18,6 @@ def basis_part(hidden_size: int) -> Part:
     return Part("int8", hidden_size, hidden_size + hidden_size % 2)
 
 
-def coded_basis(rows: Floats) -> Bytes:
-    """Return a basis, float32 (rank, hidden), as it is stored: uint8 (rank, bytes of a row)."""
-    return np.concatenate(encode_values(rows, basis_part(rows.shape[1])), axis=1)
-
-
-def read_basis(coded: Bytes, hidden_size: int) -> Floats:
-    """Return a basis as it is read, float32 (rank, hidden)."""
-    part = basis_part(hidden_size)
-    return decode_values(coded[:, : part.scale_bytes], coded[:, part.scale_bytes :], part)
-
-
 class LayerBasis:
     """A basis of which the leading rows are used.
 
@@ -45,19 +34,22 @@ class LayerBasis:
     def __init__(self, mean: Floats, rows: Kept, metric: Kept, scratch: Scratch) -> None:
         self.mean = mean
         self._rows, self._metric, self._scratch = rows, metric, scratch
+        self._part = basis_part(len(mean))
         self._rank = 0
         self._projection: Kept | None = None
 
     def coded(self, rank: int) -> Bytes:
         """Return the leading rows as they are stored: uint8 (rank, bytes of a row)."""
-        return coded_basis(np.ascontiguousarray(self._rows.load()[:rank]))
+        rows = np.ascontiguousarray(self._rows.load()[:rank])
+        return np.concatenate(encode_values(rows, self._part), axis=1)
 
     def rounder(self, component: Component) -> BasisRounder:
         """Return what rounds rows to coefficients of the basis as it will be read."""
-        rank = component.rank
+        rank, at = component.rank, self._part.scale_bytes
         limits = np.full(rank, MAX_CODE, np.float32)
         limits[: component.leading] = MAX_WIDE_CODE
-        basis = read_basis(self.coded(rank), len(self.mean))
+        coded = self.coded(rank)
+        basis = decode_values(coded[:, :at], coded[:, at:], self._part)
         return BasisRounder(self._projected(basis), basis, limits)
 
     def _projected(self, basis: Floats) -> Floats:

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 
 import numpy as np
@@ -20,8 +20,7 @@ from tolpack.building.layer_basis import MAX_CODE, MAX_WIDE_CODE, LayerBasis
 from tolpack.building.limits import Limits
 from tolpack.building.passes import second_moment, worker_threads
 from tolpack.building.shaping import Shaping, shape
-from tolpack.building.tuning import PackedLayer, TunedLayer, tune, tuning_tokens
-from tolpack.building.weighing import CalibratedModel, Weighing
+from tolpack.building.weighing import Weighing
 from tolpack.codecs.shaped import PlainRounder, Rounder, plain_rounder, whitened_basis
 from tolpack.codecs.values import Floats
 from tolpack.progress import Reporter
@@ -34,13 +33,10 @@ _BASIS_FLOOR, _PLAIN_FLOOR = 0.01, 0.1
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """The pack that follows from a step: each kept layer's components, and what it is decoded by
-    where that was tuned (`tolpack.building.tuning`), rather than what it was rounded by.
-    """
+    """The pack that follows from a step: each kept layer's components."""
 
     step: float
     components: dict[int, Component]
-    tuned: Mapping[int, TunedLayer] | None = None
 
 
 class TableRounder:
@@ -145,24 +141,9 @@ class TableRounder:
 
     def decoded(self, candidate: Candidate, ids: NDArray[np.int64]) -> Floats:
         """Return tokens `ids` (n,) as a reader will see them: float32 (n, num_layers, hidden)."""
-        if candidate.tuned is None:
-            with worker_threads(self.limits.threads) as pool:
-                steps = self._steps_of(candidate, ids)
-                return decoded_rows(self.table, self.layers(candidate), ids, steps, pool)
-        rows = np.zeros((len(ids), self.source.num_layers, self.source.hidden_size), np.float32)
-        for layer, stored in self.stored(candidate, ids).items():
-            rows[:, layer] = stored @ candidate.tuned[layer].basis + candidate.tuned[layer].mean
-        return rows
-
-    def tuned(self, candidate: Candidate, model: CalibratedModel) -> Candidate:
-        """Return `candidate`, which has bases, with these and means tuned."""
-        ids = tuning_tokens(model)
-        exact = np.stack([self.source.layer(n)(ids) for n in range(self.source.num_layers)], 1)
-        packed = {
-            layer: PackedLayer(stored, self._basis(layer, candidate), self.mean(layer))
-            for layer, stored in self.stored(candidate, ids).items()
-        }
-        return replace(candidate, tuned=tune(model, exact, packed, self.reporter))
+        with worker_threads(self.limits.threads) as pool:
+            steps = self._steps_of(candidate, ids)
+            return decoded_rows(self.table, self.layers(candidate), ids, steps, pool)
 
     def mean(self, layer: int) -> Floats:
         """Return what is taken from a layer's rows before they are rounded, float32 (hidden,)."""
@@ -173,9 +154,6 @@ class TableRounder:
     def unit(self, layer: int) -> float:
         """Return what a step of 1 is in units of what is stored of a layer."""
         return 1.0 if self.has_basis else self.plain[layer][1]
-
-    def _basis(self, layer: int, candidate: Candidate) -> Floats:
-        return self.bases[layer].rounder(candidate.components[layer]).basis
 
     def _rounder(self, layer: int, component: Component) -> Rounder:
         if self.has_basis:

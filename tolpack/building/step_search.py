@@ -17,10 +17,6 @@ from tolpack.progress import Reporter
 _SIZE_ROOM = 0.012
 # A measured loss may end this much below its limit: half of it in bytes, about.
 _LOSS_ROOM = 0.08
-# A tuned pack's may end this much below: a twentieth in bytes.
-_TUNED_ROOM = 0.12
-# What is left of a loss after tuning, at first.
-_TUNING_GAIN = 0.88
 _MAX_TRIALS = 12
 _FARTHEST = 10.0
 _Made = TypeVar("_Made")
@@ -110,44 +106,6 @@ def search_loss(
             f"{math.exp(-value):.3f} %; allow more, or use --bits 8 or 16"
         )
     return best
-
-
-def search_tuned_loss(
-    make: Callable[[float], _Made],
-    tune: Callable[[_Made], _Made],
-    measure: Callable[[_Made], tuple[float, float]],
-    limit_pct: float,
-    start: float,
-    reporter: Reporter,
-) -> _Made:
-    """Return what `tune` makes of a candidate so that its increase stays under a limit.
-
-    Tuning takes long, so candidates are searched for a loss that it is expected to bring down to
-    the limit: first by experience, then by what it did. A last one is within the limit as it is.
-
-    Parameters
-    ----------
-    tune : callable
-        Gives a better candidate of the same size.
-    make, measure, limit_pct, start, reporter
-        As of `search_loss`.
-
-    Raises
-    ------
-    ConfigError
-        As of `search_loss`.
-    """
-    gain = _TUNING_GAIN
-    for last in (False, False, True):
-        goal = limit_pct if last else limit_pct / gain
-        found = search_loss(make, measure, goal, start, reporter)
-        better = tune(found)
-        increase, error = measure(better)
-        reporter.say(f"auto: tuned, it costs {increase:+.3f} ± {error:.3f} % perplexity")
-        if (1 - _TUNED_ROOM) * limit_pct <= increase <= limit_pct:
-            break
-        gain = min(1.0, 1.03 * gain * increase / limit_pct)
-    return better if increase <= limit_pct else found
 
 
 def _search(

@@ -34,15 +34,13 @@ def encode_runs(data: bytes | Bytes) -> bytes:
     small = (values < _LITERAL) | (values > 256 - _LITERAL)
     ends = np.where(small, values & 15, _LITERAL)
     last = (runs << 4 | ends).astype(np.uint8)
-    if not sixteens.any():
-        symbols = last
-    else:  # a long run goes ahead of its end, the largest power of two first
-        powers = [sixteens >> 15] + [sixteens >> n & 1 for n in range(14, -1, -1)]
-        counts = np.stack([*powers, np.ones_like(sixteens)], axis=1)
-        codes = np.empty(counts.shape, np.uint8)
-        codes[:, :-1] = np.arange(15, -1, -1, dtype=np.uint8) << 4
-        codes[:, -1] = last
-        symbols = np.repeat(codes.ravel(), counts.ravel())
+    long = np.flatnonzero(sixteens)  # goes ahead of its end, the largest power of two first
+    left = sixteens[long]
+    counts = np.stack([left >> 15] + [left >> n & 1 for n in range(14, -1, -1)], axis=1)
+    ahead = np.repeat(
+        np.tile(np.arange(15, -1, -1, dtype=np.uint8) << 4, len(long)), counts.ravel()
+    )
+    symbols = np.insert(last, np.repeat(long, counts.sum(1)), ahead)
     count = len(symbols).to_bytes(_COUNT_BYTES, "little")
     return count + symbols.tobytes() + values[~small].tobytes()
 
@@ -58,6 +56,8 @@ def decode_runs(content: bytes, size: int, place: str) -> bytes:
     count = int.from_bytes(content[:_COUNT_BYTES], "little")
     if len(content) < _COUNT_BYTES + count:
         raise FormatError("frame", place, f"{len(content)} bytes", f"{count} symbols")
+    if count > size:  # each gives a byte at least
+        raise FormatError("frame", place, f"{count} symbols", f"at most {size}")
     symbols = np.frombuffer(content, np.uint8, count, _COUNT_BYTES)
     literals = np.frombuffer(content, np.uint8, offset=_COUNT_BYTES + count)
     last = np.cumsum(_SPANS[symbols]) - 1

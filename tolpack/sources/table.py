@@ -232,6 +232,8 @@ def _open_npy(path: Path) -> _Opened:
     held = [map_file()]
     shape, dtype = held[0].shape, str(held[0].dtype)
     row_bytes = held[0].dtype.itemsize * math.prod(shape[1:])
+    if not held[0].flags.c_contiguous:  # a row lies all over the file
+        row_bytes = held[0].nbytes
     residency = Residency(held.clear)
 
     def take(ids: NDArray[np.int64], start: int, stop: int) -> NDArray[np.float32]:
@@ -244,6 +246,7 @@ def _open_npy(path: Path) -> _Opened:
                 rows[piece] = array[ids[piece], start // array.shape[2]]
             else:
                 rows[piece] = array[ids[piece], start:stop]
+            del array  # what is referenced cannot be released
         return rows
 
     return take, shape, dtype
@@ -263,6 +266,7 @@ def _open_tensor(path: Path) -> _Opened | None:
         for piece in residency.pieces(ids, row_bytes):
             flat = file.load(name).flatten(1)
             rows[piece] = flat[torch.from_numpy(ids[piece]), start:stop].float().numpy()
+            del flat  # what is referenced cannot be released
         return rows
 
     return take, info.shape, info.dtype
