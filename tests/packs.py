@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -308,7 +309,8 @@ def _write_chunks(
             encodings.append(encoding)
         part = [array[start : start + run.rows] for array in values]
         records = encode_records(encoding, part, seed)
-        compressor = compress_runs if run.frame == "zstd-runs" else compress
+        runs = partial(compress_runs, records.shape[1])
+        compressor = runs if run.frame == "zstd-runs" else compress
         blocks, index = writer.add_chunk(encoding, start, lambda r=records: iter([r]), compressor)
         chunks.append(Chunk(run.rows, encodings.index(encoding), blocks, index))
         start += run.rows
@@ -399,7 +401,8 @@ def _records(data: bytes, header: dict[str, Any], pack_id: int) -> list[tuple[An
             if encoding["frame"] != "raw":
                 block = zstandard.ZstdDecompressor().decompress(block)
                 if encoding["frame"] == "zstd-runs":
-                    block = _expanded(block, count * size)
+                    columns = _expanded(block, count * size)
+                    block = b"".join(columns[n::count] for n in range(count))
                 assert len(block) == count * size
             found += [(encoding, block[n * size : (n + 1) * size]) for n in range(count)]
             at += length

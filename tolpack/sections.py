@@ -68,10 +68,11 @@ def open_records(container: Container, payload: memoryview, number: int, block: 
     """Take the records out of a block's payload, decompressing it if it is a frame."""
     view = container.chunks[number]
     rows = view.block_rows(block)
-    size = rows * view.record_bytes
+    size, place = rows * view.record_bytes, f"chunk {number}, block {block}"
+    if view.encoding.frame == "zstd-runs":
+        return decompress_runs(payload, rows, view.record_bytes, place)
     data: bytes | memoryview = payload
-    if view.encoding.frame != "raw":
-        expand = decompress_runs if view.encoding.frame == "zstd-runs" else decompress
-        data = expand(payload, size, f"chunk {number}, block {block}")
+    if view.encoding.frame == "zstd":
+        data = decompress(payload, size, place)
     records = np.frombuffer(data, np.uint8, size)
     return records.reshape(rows, view.record_bytes)

@@ -139,7 +139,7 @@ class Pack:
             need(known <= most if runs else known == whole, "§8: content size")
             need(declared.window_size <= max(known, 1024), "§8: window")
             payload = zstandard.ZstdDecompressor().decompress(payload, allow_extra_data=False)
-            payload = expanded(payload, whole) if runs else payload
+            payload = expanded(payload, whole, rows) if runs else payload
         at = row % per_block * size
         return payload[at : at + size]
 
@@ -171,7 +171,7 @@ class Pack:
         return [np.concatenate(pieces) for pieces in found]
 
 
-def expanded(content: bytes, size: int) -> bytes:  # §8
+def expanded(content: bytes, size: int, rows: int) -> bytes:  # §8
     end, out = 4 + int.from_bytes(content[:4], "little"), bytearray()
     literals = list(content[end:])
     need(end <= len(content), "§8: symbols")
@@ -182,7 +182,7 @@ def expanded(content: bytes, size: int) -> bytes:  # §8
             out.append(literals.pop(0) if low == 8 else low if low < 8 else 240 + low)
         need(len(out) <= size, "§8: records end")
     need(not literals, "§8: literals")
-    return bytes(out.ljust(size, b"\0"))
+    return np.frombuffer(out.ljust(size, b"\0"), np.uint8).reshape(-1, rows).T.tobytes()
 
 
 def ordered_parts(encoding: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:  # §6

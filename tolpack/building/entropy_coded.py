@@ -137,7 +137,8 @@ class EntropyCodedAssembly(Assembly):
                 for n, layer in enumerate(self.kept):
                     layout.encode(records, n, stored[layer][start : start + slots.size])
                 frames = [part.tobytes() for part in np.split(records, len(slots))]
-                mean = sum(map(len, pool.map(compress_runs, frames))) / slots.size
+                compress = partial(compress_runs, layout.record_bytes)
+                mean = sum(map(len, pool.map(compress, frames))) / slots.size
                 blocks = -(-plan.rows // self.rows_per_block)
                 sizes += [mean * plan.rows + CHECKSUM_BYTES * blocks, index_bytes(blocks)]
                 start += slots.size
@@ -261,7 +262,7 @@ class EntropyCodedAssembly(Assembly):
                         self.limits.superblock_tokens(layout.record_bytes + carried_bytes),
                         pool, done,
                     ),
-                    compress_runs,
+                    partial(compress_runs, layout.record_bytes),
                 )  # fmt: skip
                 chunks.append(Chunk(plan.rows, encodings.index(encoding), blocks, index))
         return tuple(encodings), chunks

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np
 import zstandard
+from numpy.typing import NDArray
 
 from tolpack.codecs.runs import decode_runs, encode_runs
 from tolpack.container.encodings import longest_content
@@ -35,14 +37,15 @@ def compress(data: bytes) -> bytes:
     return frame
 
 
-def compress_runs(data: bytes) -> bytes:
-    """Return one ``zstd-runs`` frame, for small codes of which many are zero."""
+def compress_runs(record_bytes: int, data: bytes) -> bytes:
+    """Return one ``zstd-runs`` frame of records, for small codes of which many are zero."""
     if not hasattr(_local, "runs_compressor"):
         parameters = zstandard.ZstdCompressionParameters.from_level(
             1, write_content_size=True, **_RUNS_PARAMETERS
         )
         _local.runs_compressor = zstandard.ZstdCompressor(compression_params=parameters)
-    frame: bytes = _local.runs_compressor.compress(encode_runs(data))
+    columns = np.frombuffer(data, np.uint8).reshape(-1, record_bytes).T.ravel()
+    frame: bytes = _local.runs_compressor.compress(encode_runs(columns))
     return frame
 
 
@@ -57,11 +60,13 @@ def decompress(frame: bytes | memoryview, size: int, place: str) -> bytes:
     return _decompress(frame, size, size, place)
 
 
-def decompress_runs(frame: bytes | memoryview, size: int, place: str) -> bytes:
-    """Decompress one ``zstd-runs`` frame of `size` bytes of records; else as `decompress`."""
-    return decode_runs(
-        _decompress(frame, 0, longest_content("zstd-runs", size), place), size, place
-    )
+def decompress_runs(
+    frame: bytes | memoryview, rows: int, record_bytes: int, place: str
+) -> NDArray[np.uint8]:
+    """Decompress one ``zstd-runs`` frame: uint8 (rows, record_bytes); else as `decompress`."""
+    size = rows * record_bytes
+    content = _decompress(frame, 0, longest_content("zstd-runs", size), place)
+    return np.ascontiguousarray(decode_runs(content, size, place).reshape(record_bytes, rows).T)
 
 
 def _decompress(frame: bytes | memoryview, least: int, most: int, place: str) -> bytes:

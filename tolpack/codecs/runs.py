@@ -24,9 +24,8 @@ _ENDS = np.where(_LOW < 8, _LOW, _LOW + 240).astype(np.uint8)
 _ENDS[_LOW == _LITERAL] = 0
 
 
-def encode_runs(data: bytes | Bytes) -> bytes:
-    """Return the content of a ``zstd-runs`` frame for `data`."""
-    array = np.frombuffer(data, np.uint8)
+def encode_runs(array: Bytes) -> bytes:
+    """Return the content of a ``zstd-runs`` frame for bytes in the order of its symbols."""
     at = np.flatnonzero(array)
     values = array[at]
     zeros = np.diff(at, prepend=-1) - 1
@@ -45,8 +44,8 @@ def encode_runs(data: bytes | Bytes) -> bytes:
     return count + symbols.tobytes() + values[~small].tobytes()
 
 
-def decode_runs(content: bytes, size: int, place: str) -> bytes:
-    """Return the `size` bytes that `content` stands for.
+def decode_runs(content: bytes, size: int, place: str) -> Bytes:
+    """Return the bytes that `content` stands for, uint8 (size,).
 
     Raises
     ------
@@ -69,4 +68,4 @@ def decode_runs(content: bytes, size: int, place: str) -> bytes:
     if len(escaped) != len(literals):
         raise FormatError("frame", place, f"{len(literals)} literals", f"{len(escaped)}")
     out[escaped] = literals
-    return out.tobytes()
+    return out
