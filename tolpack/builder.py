@@ -276,17 +276,7 @@ def _result(path: Path, source: TableSource, reporter: Reporter) -> BuildResult:
                 norm = float(np.square(rows, dtype=np.float64).sum())
                 error = float(np.sqrt(np.square(difference, dtype=np.float64).sum() / (norm or 1)))
             done(len(ids))
-            layers.append(
-                LayerResult(
-                    summary.layer,
-                    summary.rank,
-                    summary.bits,
-                    error,
-                    summary.bytes,
-                    summary.entropy_bits,
-                    summary.gaussian_bits,
-                )
-            )
+            layers.append(LayerResult(**asdict(summary), relative_error=error))
         return BuildResult(
             path, pack.nbytes, ratio_fp16(pack), bits_per_weight(pack), tuple(layers)
         )

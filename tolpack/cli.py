@@ -226,13 +226,7 @@ def build(checkpoint: Path, bits: str, as_json: bool, **settings: Any) -> None:
         raise click.UsageError(str(error)) from error
     _refuse_two_maps(settings)
     output = settings.pop("output")
-    result = tolpack.build(
-        checkpoint,
-        output,
-        bits=number,
-        reporter=_Terminal(),
-        **settings,
-    )
+    result = tolpack.build(checkpoint, output, bits=number, reporter=_Terminal(), **settings)
     if as_json:
         _print_json(result.to_json())
     else:

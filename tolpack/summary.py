@@ -8,7 +8,7 @@ from typing import Any
 from tolpack.building.layout import field_bytes
 from tolpack.code_rates import CodeRate, code_rates
 from tolpack.codecs.record import record_layout
-from tolpack.container.reader import ChunkView
+from tolpack.container.reader import ChunkView, Container
 from tolpack.pack import Pack
 
 
@@ -50,31 +50,18 @@ def layer_summaries(pack: Pack) -> list[LayerSummary]:
     """
     container, table = pack.container, pack.container.table
     rates = code_rates(container)
+    shares = _stored_bytes(container, rates)
     kept = 0
     layers = []
     for layer, field in enumerate(table.fields):
         if field.dropped:
             layers.append(LayerSummary(layer, None, 0.0, 0))
             continue
-        stored = sum(_share(view, kept) for view in container.chunks)
-        rate = None
-        if rates is not None:
-            rate = rates[kept]
-            whole = sum(view.length_bytes for view in container.chunks)
-            stored = whole * _entropy_share(pack, rates, kept)
+        stored, rate = shares[kept], {} if rates is None else asdict(rates[kept])
         arrays = [n for n in (field.basis, field.mean) if n is not None]
         extra = sum(container.header.sections[n].length_bytes for n in arrays)
         bits = 8 * stored / (pack.vocab_size * field.stored_values)
-        layers.append(
-            LayerSummary(
-                layer,
-                field.rank,
-                bits,
-                round(stored) + extra,
-                None if rate is None else rate.entropy_bits,
-                None if rate is None else rate.gaussian_bits,
-            )
-        )
+        layers.append(LayerSummary(layer, field.rank, bits, round(stored) + extra, **rate))
         kept += 1
     return layers
 
@@ -103,11 +90,15 @@ def describe_pack(pack: Pack) -> dict[str, Any]:
     }
 
 
-def _entropy_share(pack: Pack, rates: list[CodeRate], kept: int) -> float:
-    """Share of kept field number `kept` in the entropy of all codes."""
-    fields = pack.container.table.kept_fields
+def _stored_bytes(container: Container, rates: list[CodeRate] | None) -> list[float]:
+    """Bytes of all chunks by kept field."""
+    fields, views = container.table.kept_fields, container.chunks
+    if rates is None:
+        return [sum(_share(view, kept) for view in views) for kept in range(len(fields))]
+    whole = sum(view.length_bytes for view in views)
     sizes = [rate.entropy_bits * field.stored_values for rate, field in zip(rates, fields)]
-    return sizes[kept] / sum(sizes) if sum(sizes) else 1 / len(sizes)
+    total = sum(sizes)
+    return [whole * (size / total if total else 1 / len(sizes)) for size in sizes]
 
 
 def _describe_chunk(view: ChunkView) -> dict[str, Any]:

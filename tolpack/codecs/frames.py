@@ -11,9 +11,9 @@ import threading
 
 import numpy as np
 import zstandard
-from numpy.typing import NDArray
 
 from tolpack.codecs.runs import decode_runs, encode_runs
+from tolpack.codecs.values import Bytes
 from tolpack.container.encodings import longest_content
 from tolpack.errors import FormatError
 
@@ -60,9 +60,7 @@ def decompress(frame: bytes | memoryview, size: int, place: str) -> bytes:
     return _decompress(frame, size, size, place)
 
 
-def decompress_runs(
-    frame: bytes | memoryview, rows: int, record_bytes: int, place: str
-) -> NDArray[np.uint8]:
+def decompress_runs(frame: bytes | memoryview, rows: int, record_bytes: int, place: str) -> Bytes:
     """Decompress one ``zstd-runs`` frame: uint8 (rows, record_bytes); else as `decompress`."""
     size = rows * record_bytes
     content = _decompress(frame, 0, longest_content("zstd-runs", size), place)

@@ -9,11 +9,9 @@ number that ends them, much as JPEG codes its coefficients (ITU-T T.81, F.1.2.2)
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from tolpack.codecs.values import Bytes
 from tolpack.errors import FormatError
-
-Bytes = NDArray[np.uint8]
 
 _COUNT_BYTES = 4
 _LITERAL = 8

@@ -92,7 +92,7 @@ def calibrate(
         [scratch.keep(np.zeros((hidden, hidden))) for _ in range(min(reach + 1, layers - layer))]
         for layer in range(layers)
     ]
-    windows = spread_windows(token_ids, context, metric_tokens(decoder, len(token_ids), context))
+    windows = _windows(token_ids, context, metric_tokens(decoder, len(token_ids), context))
     for batch in _batches(decoder, windows):
         above: deque[torch.Tensor] = deque(maxlen=reach + 1)  # gradients of the layers above
         for layer, gradient, _ in _gradients(decoder, batch):
@@ -145,7 +145,7 @@ def truncation_slopes(
         were quadratic, half the sum over the components cut would be the layer's share of the
         increase.
     """
-    windows = spread_windows(token_ids, context, gradient_tokens(decoder, len(token_ids), context))
+    windows = _windows(token_ids, context, gradient_tokens(decoder, len(token_ids), context))
     slopes = torch.zeros(len(layers), decoder.config.hidden_size, dtype=torch.float64)
     for batch in _batches(decoder, windows):
         for number, gradient, output in _gradients(decoder, batch, layers):
@@ -186,7 +186,7 @@ def window_losses(
 
 def loss_windows(decoder: Decoder, token_ids: NDArray[np.int64], context: int) -> torch.Tensor:
     """Return the windows of `window_losses`, int64 (windows, context + 1)."""
-    return spread_windows(token_ids, context, loss_tokens(decoder, len(token_ids), context))
+    return _windows(token_ids, context, loss_tokens(decoder, len(token_ids), context))
 
 
 @torch.inference_mode()
@@ -247,7 +247,7 @@ def _measured(tokens: int, context: int, most: int) -> int:
     return window * min(max(1, (tokens - 1) // window), max(1, most // window))
 
 
-def spread_windows(token_ids: NDArray[np.int64], context: int, tokens: int) -> torch.Tensor:
+def _windows(token_ids: NDArray[np.int64], context: int, tokens: int) -> torch.Tensor:
     """Evenly spread windows with `tokens` tokens, int64 (windows, context + 1): each feeds and
     scores its tokens.
     """
