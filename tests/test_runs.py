@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packs import memory_limit
 
+from tolpack.codecs.block_split import block_bounds
 from tolpack.codecs.frames import compress, compress_runs, decompress, decompress_runs
 from tolpack.codecs.runs import decode_runs, encode_runs
 from tolpack.container.encodings import longest_content
@@ -133,3 +134,25 @@ def test_small_codes_take_fewer_bytes_than_without():
     codes = np.random.default_rng(0).normal(0, 0.45, (16, 2048)).round().astype(np.int8).tobytes()
     assert len(compress_runs(2048, codes)) < 0.95 * len(compress(codes))
     assert decompress(compress(codes), len(codes), "here") == codes
+
+
+def test_a_block_ends_where_other_symbols_begin():
+    """Two kinds of bytes: one cut, at the boundary of sixteen segments next to where they meet."""
+    rng = np.random.default_rng(0)
+    mixed = np.concatenate([rng.integers(0, 4, 6000), rng.integers(100, 200, 10000)])
+    assert list(block_bounds(mixed.astype(np.uint8))) == [0, 6000, 16000]
+    assert list(block_bounds(mixed[:6000].astype(np.uint8))) == [0, 6000]
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 15, 16, 17])
+def test_hardly_any_bytes_are_not_cut(size):
+    """Fewer bytes than segments."""
+    assert list(block_bounds(np.arange(size, dtype=np.uint8))) == sorted({0, size})
+
+
+def test_records_of_unlike_columns_take_fewer_bytes_in_several_blocks():
+    """Large codes first, as writers order them, against one Huffman table for all."""
+    spread = np.repeat([3.0, 0.4], 2048)
+    codes = np.random.default_rng(0).normal(0, spread, (16, 4096)).round().astype(np.int8)
+    together = compress(encode_runs(codes.T.ravel().view(np.uint8)))
+    assert len(compress_runs(4096, codes.tobytes())) < 0.96 * len(together)

@@ -200,6 +200,22 @@ def test_components_that_vanish_are_cut():
     assert kept.rank == 10
 
 
+def test_components_are_cut_where_their_codes_become_small():
+    """At a root mean square of 1.3 and of 0.5; parts of one size meet in all layers."""
+    source = np.random.default_rng(1).standard_normal((4000, 12))
+    falling = np.array([9, 7, 6, 2, 1.7, 1.6, 1, 0.9, 0.8, 0.3, 0.3, 0.3])
+    codes = np.rint(source * falling).astype(np.float32)
+    wide = codes.copy()
+    wide[0, 1] = 1000
+    given = {"fixed": True, "limit": 127}
+    steps = np.full(4000, 0.01, np.float32)
+    alone = choose_components({0: codes}, sample_of(4000), steps, 20, **given)
+    assert (alone[0].leading, alone[0].cuts) == (0, (6, 9))
+    both = choose_components({0: codes, 1: wide}, sample_of(4000), steps, 20, **given)
+    assert (both[0].leading, both[0].cuts) == (0, (1, 6, 9))
+    assert (both[1].leading, both[1].cuts) == (2, (6, 9))
+
+
 def test_code_bytes_are_the_entropy():
     """Two equally likely codes take a bit each, one code takes none, besides what is learnt."""
     codes = np.zeros((1024, 2), np.float32)

@@ -14,26 +14,33 @@ from dataclasses import dataclass
 import numpy as np
 
 from tolpack.building.frame_sample import FrameSample
-from tolpack.codecs.entropy import code_bytes
+from tolpack.codecs.entropy import code_bytes, gaussian_bytes
 from tolpack.codecs.lowrank import Doubles
 from tolpack.codecs.values import Floats
 
+# A layer's components are cut where the root mean square of their codes falls below these. In a
+# record the large ones of all layers then come first, and get a Huffman table of their own.
+_CLASSES = (1.3, 0.5)
 # The slope is the difference quotient over this factor of the step.
 _STEP_RATIO = 1.1
 # Cutting a component takes the same direction from all tokens and positions, and costs far more
-# than its quadratic form says, which holds for errors of the size of a step. Of 1, 10, 40, 200, and
-# none cut, 200 gave the smallest pack at equal loss (docs/lab-notes.md).
-_CUT_FACTOR = 200.0
+# than its quadratic form says, which holds for errors of the size of a step. Of 0.4, 4, 16, 80, and
+# none cut, 80 gave the smallest pack at equal loss (docs/lab-notes.md).
+_CUT_FACTOR = 80.0
 
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """A layer's rank (its width without a basis), and how many of its values have codes of 16
-    bits: the leading ones, without a basis all or none.
+    """How a layer's stored values are cut.
+
+    ``rank``: how many there are (the width without a basis); ``leading``: how many of the first
+    ones have codes of 16 bits, without a basis all or none; ``cuts``: where the others are cut by
+    size, ascending.
     """
 
     rank: int
     leading: int
+    cuts: tuple[int, ...] = ()
 
 
 def choose_components(
@@ -66,18 +73,18 @@ def choose_components(
     if not fixed:
         square = 0.5 * sample.text * steps.astype(np.float64) ** 2
         now = {layer: _worth(found, square, sample.rows) for layer, found in codes.items()}
-        coarse = (code_bytes(_coarser(found), sample.rows) for found in codes.values())
-        saved = sum(float(size.sum()) for _, size in now.values())
-        saved -= sum(float(size.sum()) for size in coarse)
+        saved = sum(_saved_by_coarser(found, sample.rows) for found in codes.values())
         values = sum(found.shape[1] for found in codes.values())
         noise = float(square.sum()) * values / 12 * (_STEP_RATIO**2 - 1)
-        slope = noise / max(saved, 1.0)
+        slope = noise / max(saved, 1e-9)
         ranks = {
             layer: _best_rank(gain - slope * (size + row_bytes))
             for layer, (gain, size) in now.items()
         }
+    leading = {layer: _leading(codes[layer][:, :rank], limit) for layer, rank in ranks.items()}
+    first = 1 if any(leading.values()) else 0
     return {
-        layer: Component(rank, _leading(codes[layer][:, :rank], limit))
+        layer: Component(rank, leading[layer], _cuts(codes[layer][:, :rank], leading[layer], first))
         for layer, rank in ranks.items()
     }
 
@@ -88,10 +95,12 @@ def _worth(codes: Floats, square: Doubles, rows: Doubles) -> tuple[Doubles, Doub
     return gain, code_bytes(codes, rows)
 
 
-def _coarser(codes: Floats) -> Floats:
-    """Codes at a step that is `_STEP_RATIO` times as large, values taken as even within a step."""
-    place = np.random.default_rng(0).random(codes.shape, np.float32) - np.float32(0.5)
-    return np.rint((codes + place) / np.float32(_STEP_RATIO))
+def _saved_by_coarser(codes: Floats, rows: Doubles) -> float:
+    """Bytes that a step `_STEP_RATIO` times as large saves, for Gaussian components: entropies of
+    few codes move by chance as much as by the step.
+    """
+    coarser = codes / np.float32(_STEP_RATIO)
+    return float((gaussian_bytes(codes, rows) - gaussian_bytes(coarser, rows)).sum())
 
 
 def _best_rank(worth: Doubles) -> int:
@@ -103,3 +112,17 @@ def _leading(codes: Floats, limit: float) -> int:
     """Return how many leading components have codes beyond `limit`."""
     large = np.flatnonzero(np.abs(codes).max(axis=0) > limit)
     return int(large[-1]) + 1 if len(large) else 0
+
+
+def _cuts(codes: Floats, leading: int, first: int) -> tuple[int, ...]:
+    """Return where components are cut by size; every layer has the same number of parts, so that
+    those of one size meet in the record: where others have codes of 16 bits, one value at least
+    stands apart.
+    """
+    rms = np.sqrt(np.square(codes, dtype=np.float64).mean(axis=0))
+    last = max(leading, first)
+    found = [last] if last > leading else []
+    for limit in _CLASSES:
+        last = max(last + 1, int(np.count_nonzero(rms >= limit)))
+        found.append(last)
+    return tuple(cut for cut in found if cut < codes.shape[1])

@@ -62,7 +62,10 @@ class EntropyCodedAssembly(Assembly):
     @property
     def header_room(self) -> int:
         """Bytes to keep for the header."""
-        parts = 2 * len(self.kept) * len(self.chunks)
+        return self._header_room(self.chosen)
+
+    def _header_room(self, candidate: Candidate) -> int:
+        parts = len(self.chunks) * sum(map(len, self._fields(candidate, 0)))
         return step_header_room(self.source.num_layers, len(self.kept), len(self.chunks), parts)
 
     def keep_back(self, excess_bytes: int) -> None:
@@ -146,7 +149,7 @@ class EntropyCodedAssembly(Assembly):
             rank = candidate.components[layer].rank
             sizes += [rank * self._basis_row_bytes, 4 * self.source.hidden_size]
         pages = sum(align(math.ceil(size), SECTION_ALIGNMENT) for size in sizes)
-        return pages + PREAMBLE_BYTES + self.header_room
+        return pages + PREAMBLE_BYTES + self._header_room(candidate)
 
     # ---- choosing --------------------------------------------------------------------------------
 
@@ -276,7 +279,9 @@ class EntropyCodedAssembly(Assembly):
             parts = []
             if component.leading:
                 parts.append(Part("step16", component.leading, step=own))
-            if component.rank > component.leading:
-                parts.append(Part("step8", component.rank - component.leading, step=own))
+            bounds = (component.leading, *component.cuts, component.rank)
+            for start, stop in zip(bounds, bounds[1:]):
+                if stop > start:
+                    parts.append(Part("step8", stop - start, step=own))
             found.append(tuple(parts))
         return tuple(found)

@@ -12,6 +12,7 @@ import threading
 import numpy as np
 import zstandard
 
+from tolpack.codecs.block_split import block_bounds
 from tolpack.codecs.runs import decode_runs, encode_runs
 from tolpack.codecs.values import Bytes
 from tolpack.container.encodings import longest_content
@@ -23,6 +24,7 @@ LEVEL = 3
 
 # Where runs were cut short a match finder finds nothing, and had better not look.
 _RUNS_PARAMETERS = {"strategy": zstandard.STRATEGY_FAST, "min_match": 7, "hash_log": 6}
+_END_OF_BLOCK = zstandard.COMPRESSOBJ_FLUSH_BLOCK
 
 _local = threading.local()
 
@@ -38,15 +40,23 @@ def compress(data: bytes) -> bytes:
 
 
 def compress_runs(record_bytes: int, data: bytes) -> bytes:
-    """Return one ``zstd-runs`` frame of records, for small codes of which many are zero."""
+    """Return one ``zstd-runs`` frame of records, for small codes of which many are zero.
+
+    Its blocks end where other symbols begin to be frequent: each has its own Huffman table.
+    """
     if not hasattr(_local, "runs_compressor"):
         parameters = zstandard.ZstdCompressionParameters.from_level(
             1, write_content_size=True, **_RUNS_PARAMETERS
         )
         _local.runs_compressor = zstandard.ZstdCompressor(compression_params=parameters)
     columns = np.frombuffer(data, np.uint8).reshape(-1, record_bytes).T.ravel()
-    frame: bytes = _local.runs_compressor.compress(encode_runs(columns))
-    return frame
+    content = encode_runs(columns)
+    bounds = block_bounds(np.frombuffer(content, np.uint8))
+    stream = _local.runs_compressor.compressobj(size=len(content))
+    pieces: list[bytes] = []
+    for start, stop in zip(bounds, bounds[1:]):
+        pieces += stream.compress(content[start:stop]), stream.flush(_END_OF_BLOCK)
+    return b"".join([*pieces, stream.flush()])
 
 
 def decompress(frame: bytes | memoryview, size: int, place: str) -> bytes:
