@@ -7,10 +7,11 @@ import tolpack
 
 ROOT = Path(tolpack.__file__).parent
 LEVELS = {
-    "errors": 0, "version": 0, "progress": 0, "scratch": 0,
+    "errors": 0, "version": 0, "progress": 0, "scratch": 0, "pool": 0, "sizes": 0,
     "container": 1,
     "codecs": 2,
-    "pack": 3, "lookup": 3, "sections": 3, "verification": 3, "code_rates": 3,
+    "pack": 3, "lookup": 3, "sections": 3, "gathering": 3,
+    "prefetching": 3, "row_cache": 3, "verification": 3, "code_rates": 3,
     "torch": 4, "sources": 4, "summary": 4, "building": 4, "building.allocate": 4,
     "building.settings": 4, "building.layout": 4, "building.limits": 4,
     "building.frame_sample": 4, "building.components": 4,

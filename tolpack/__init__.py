@@ -40,9 +40,16 @@ __all__ = [
 ]
 
 
-def open(path: str | Path, io: str = "auto", *, checksums: bool = True) -> Pack:
+def open(
+    path: str | Path,
+    io: str = "auto",
+    *,
+    cache: str | int | None = None,
+    threads: int | None = None,
+    checksums: bool = True,
+) -> Pack:
     """Open the pack at `path` for reading rows; see `Pack` for the settings and errors."""
-    return Pack(path, io, checksums=checksums)
+    return Pack(path, io, cache=cache, threads=threads, checksums=checksums)
 
 
 def build(checkpoint: str | Path, output: str | Path | None = None, **settings: Any) -> BuildResult:

@@ -24,7 +24,6 @@ from tolpack.building.settings import (
     COMPUTE,
     DEFAULT_MAX_MEMORY,
     BuildSettings,
-    parse_bytes,
     parse_drop,
     parse_drops,
     parse_increase,
@@ -33,6 +32,7 @@ from tolpack.building.settings import (
 )
 from tolpack.errors import ConfigError, TolpackError
 from tolpack.progress import Reporter
+from tolpack.sizes import parse_bytes
 from tolpack.sources.config import MODEL_TYPES
 from tolpack.sources.key_map import BUILT_IN as BUILT_IN_MAPS
 

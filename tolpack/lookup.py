@@ -1,4 +1,4 @@
-"""The two ends of a lookup: checked arguments, and rows put where they were asked for."""
+"""The beginning of a lookup: checked arguments, each slot once."""
 
 from __future__ import annotations
 
@@ -8,28 +8,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from tolpack.codecs.values import Floats
 from tolpack.errors import ConfigError, TokenIdError
 
 
 @dataclass(frozen=True, slots=True)
-class Scatter:
-    """Puts decoded rows of distinct slots where they were asked for.
+class Distinct:
+    """The distinct slots of a lookup, ascending, and where each one is asked for first.
 
-    ``order[first[i] : first[i+1]]`` are the places of distinct row ``i``; ``end`` closes the last.
+    ``slots`` and ``places`` int64 (distinct,); ``copies`` int64 (2, duplicates): where rows go that
+    stand elsewhere already, and where.
     """
 
-    out: NDArray[Any]
-    order: NDArray[np.intp]
-    first: NDArray[np.intp]
-    end: int
+    slots: NDArray[np.int64]
+    places: NDArray[np.int64]
+    copies: NDArray[np.int64]
 
-    def put(self, position: int, values: Floats) -> None:
-        """Write float32 (distinct, hidden) as layer number `position` of the result."""
-        counts = np.diff(self.first, append=self.end)
-        places = self.order[self.first[0] : self.end]
-        repeated = values if (counts == 1).all() else np.repeat(values, counts, axis=0)
-        self.out[places, position] = repeated
+    @classmethod
+    def of(cls, slots: NDArray[np.int64]) -> Distinct:
+        """Sort and deduplicate."""
+        if len(slots) == 1:
+            return cls(slots, np.zeros(1, np.int64), np.empty((2, 0), np.int64))
+        order = np.argsort(slots, kind="stable")
+        ascending = slots[order]
+        new = np.ones(len(slots), bool)
+        np.not_equal(ascending[1:], ascending[:-1], out=new[1:])
+        places = order[new]
+        copied = ~new
+        origin = places[np.cumsum(new)[copied] - 1]
+        return cls(ascending[new], places, np.stack([order[copied], origin]))
 
 
 def check_ids(token_ids: ArrayLike, vocab_size: int) -> NDArray[np.int64]:

@@ -1,16 +1,17 @@
 """`Pack`: rows of an open pack on demand.
 
 A lookup maps token ids to slots, sorts and deduplicates them, reads each block of records once,
-verifies it, decodes all kept layers of it together, and puts the rows where they were asked for.
-One token costs one extent of the file. Token map, bases and means are read at the first lookup
-that needs them and stay resident; rows are not cached here.
+verifies it, decodes all kept layers of it together, and puts the rows where they were asked for
+(`tolpack.gathering`). One token costs one extent of the file. Token map, bases and means are read
+at the first lookup that needs them and stay resident; records stay in a cache, if there is one.
 """
 
 from __future__ import annotations
 
 import operator
+import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -19,16 +20,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from tolpack.codecs.record import record_layout
-from tolpack.codecs.values import Bytes, Floats
+from tolpack.codecs import kernels
 from tolpack.container.reader import Container
 from tolpack.errors import ConfigError
-from tolpack.lookup import Scatter, check_ids, check_out
-from tolpack.sections import read_floats, read_records, read_token_map
+from tolpack.gathering import Gatherer, Request
+from tolpack.lookup import Distinct, check_ids, check_out
+from tolpack.prefetching import Prefetcher
+from tolpack.row_cache import RowCache
+from tolpack.sections import read_token_map
+from tolpack.sizes import parse_bytes
 from tolpack.verification import Damage, find_damage
 
-# Rows decoded together: small enough that codes and rows of a 1B model stay in the L2 cache.
-_DECODE_BYTES = 1 << 20
+# Rows from which on compiled loops are worth loading.
+_KERNEL_ROWS = 64
 
 
 class Pack:
@@ -41,8 +45,15 @@ class Pack:
     path : str or Path
         The file.
     io : str
-        ``"auto"`` and ``"pread"`` read each block into private memory; ``"mmap"`` maps the file
+        ``"auto"`` copies what the page cache has and reads the rest at queue depth; ``"pread"``
+        does without asking the page cache; ``"direct"`` reads past it; ``"mmap"`` maps the file
         (see `tolpack.container.storage` for its risk); ``"memory"`` reads the whole file now.
+        `stats` tells which way blocks came. docs/serving.md says what to choose.
+    cache : str or int, optional
+        Bytes, such as ``"256MB"``, for records of the most frequent tokens, which are kept once
+        they were read.
+    threads : int, optional
+        Threads that share lookups of many rows; default: one for each processor.
     checksums : bool
         Whether the checksum of everything that a lookup reads is compared before it is decoded.
         Without, damaged bytes give wrong rows or another error; extents and sizes are still
@@ -56,16 +67,26 @@ class Pack:
         The file is not a valid pack (`ChecksumError`: damaged; `UnsupportedVersionError`: newer).
     """
 
-    def __init__(self, path: str | Path, io: str = "auto", *, checksums: bool = True) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        io: str = "auto",
+        *,
+        cache: str | int | None = None,
+        threads: int | None = None,
+        checksums: bool = True,
+    ) -> None:
+        budget = None if cache is None else parse_bytes(cache, "cache", "256MB or 1GB")
         self._container = Container.open(path, io, checksums=checksums)
         self._table = self._container.table
         self._lock = threading.Lock()
         self._slots: NDArray[np.integer[Any]] | None = None
-        self._arrays: dict[int, Floats] = {}
         self._rows_served = 0
-        self._layouts = [
-            record_layout(encoding.fields) for encoding in self._container.header.encodings
-        ]
+        self._cache = None if budget is None else RowCache(self._container.chunks, budget)
+        if budget is not None:
+            self._container.storage.bound_mapped(budget // 64)
+        self._ahead = Prefetcher(self._container)
+        self._gatherer = Gatherer(self._container, self._ahead, self._cache, _thread_count(threads))
         self._kept = [n for n, field in enumerate(self._table.fields) if not field.dropped]
 
     @property
@@ -147,22 +168,7 @@ class Pack:
         ids = check_ids(token_ids, self.vocab_size)
         wanted = self._check_layers(layers)
         out = check_out(out, (len(ids), len(wanted), self.hidden_size), dtype)
-        positions = {layer: n for n, layer in reversed(list(enumerate(wanted)))}
-        with self._container.storage.lease(), np.errstate(over="ignore", invalid="ignore"):
-            slots = self._slots_of(ids)
-            order = np.argsort(slots, kind="stable")
-            distinct, first = np.unique(slots[order], return_index=True)
-            for number, start, stop in self._steps(distinct):
-                records = self._records(number, distinct[start:stop])
-                bounds = first[start:stop], first[stop] if stop < len(first) else len(ids)
-                self._decode(records, number, positions, Scatter(out, order, *bounds))
-        for n, layer in enumerate(wanted):
-            if layer not in self._kept:
-                out[:, n] = 0
-            elif positions[layer] != n:
-                out[:, n] = out[:, positions[layer]]
-        with self._lock:
-            self._rows_served += len(ids)
+        self._fill(ids, wanted, out)
         return out
 
     def extents(self, token_ids: ArrayLike) -> NDArray[np.int64]:
@@ -182,25 +188,52 @@ class Pack:
             slots = self._slots_of(check_ids(token_ids, self.vocab_size))
             distinct, inverse = np.unique(slots, return_inverse=True)
             found = np.empty((len(distinct), 2), np.int64)
-            for number, begin, end in self._spans(distinct):
+            for number, begin, end in self._gatherer.spans(distinct):
                 view = self._container.chunks[number]
                 blocks = (distinct[begin:end] - view.first_slot) // view.rows_per_block
                 found[begin:end] = [self._container.block_extent(number, int(b)) for b in blocks]
         return found[inverse]
 
     def prefetch(self, token_ids: ArrayLike) -> None:
-        """Ask the system to read the extents of `token_ids` ahead; returns at once.
+        """Begin to read the blocks of `token_ids`, and return at once.
 
-        A hint: where the system has no such call (macOS, Windows) nothing happens.
+        With ``io="direct"`` they are kept, up to 64 MiB, until a lookup takes them; otherwise the
+        system reads them into the page cache. A hint: what cannot be read is left to the lookup.
+
+        Raises
+        ------
+        TokenIdError, FileAccessError
+            As `rows`: wrong ids, or the pack is closed.
         """
+        ids = check_ids(token_ids, self.vocab_size)
         with self._container.storage.lease():
-            extents = np.unique(self.extents(token_ids), axis=0)
-            self._container.storage.advise([(int(o), int(n)) for o, n in extents])
+            self._ahead.begin(lambda: self._blocks_of(ids))
 
-    def stats(self) -> dict[str, int | str]:
-        """Return the I/O mode and counters since opening: reads and bytes by purpose, rows."""
-        counters = asdict(self._container.counters)
-        return {"io": self._container.storage.mode, "rows": self._rows_served, **counters}
+    def stats(self) -> dict[str, int | float | str]:
+        """Return the I/O mode, and counters since opening.
+
+        ``rows`` served; reads and bytes asked of the file by purpose (``open_``, ``array_``,
+        ``index_``, ``block_``); ``fetched_…``: in which way extents came, see
+        `tolpack.container.storage.Fetches`; ``file_bytes`` that this took, and
+        ``read_amplification``, those over the bytes of the records that lookups needed and no
+        cache had (0 before the first); ``cache_hits`` and ``cache_misses``, distinct rows of a
+        lookup, and ``cache_bytes``; ``prefetched_blocks``; ``kernels``: ``numba`` or ``numpy``.
+        """
+        fetches = asdict(self._container.storage.fetches)
+        file_bytes, asked = fetches.pop("file_bytes"), self._gatherer.asked_bytes
+        return {
+            "io": self._container.storage.mode,
+            "kernels": "numpy" if kernels.loaded() is None else "numba",
+            "rows": self._rows_served,
+            **asdict(self._container.counters),
+            **{f"fetched_{way}": count for way, count in fetches.items()},
+            "file_bytes": file_bytes,
+            "read_amplification": file_bytes / asked if asked else 0,
+            "cache_hits": self._gatherer.cache_hits,
+            "cache_misses": self._gatherer.cache_misses if self._cache is not None else 0,
+            "cache_bytes": 0 if self._cache is None else self._cache.nbytes,
+            "prefetched_blocks": self._ahead.blocks,
+        }
 
     def verify(self, progress: Callable[[int], object] | None = None) -> list[Damage]:
         """Read everything, and return what is damaged (an empty list: nothing is).
@@ -218,10 +251,16 @@ class Pack:
         if not self._container.checksums:
             raise ConfigError("verify compares checksums: open the pack with checksums=True")
         with self._container.storage.lease():
-            return find_damage(self._container, progress)
+            self._container.storage.expect_order(sequential=True)
+            try:
+                return find_damage(self._container, progress)
+            finally:
+                self._container.storage.expect_order(sequential=False)
 
     def close(self) -> None:
         """Close the file. Reads that run in other threads end first; later ones fail."""
+        self._gatherer.close()
+        self._ahead.close()
         self._container.close()
 
     def __enter__(self) -> Pack:
@@ -262,64 +301,41 @@ class Pack:
             self._slots = read_token_map(self._container, self._table.token_map)
         return np.asarray(self._slots)[ids].astype(np.int64)
 
-    def _steps(self, slots: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
-        """Cut ascending slots into (chunk, begin, end) that are decoded together.
-
-        A step never ends within a block, so that each block is read once.
+    def _fill(self, ids: NDArray[np.int64], wanted: list[int], out: NDArray[Any]) -> None:
+        """Put the layers `wanted` of `ids` into `out`, of float32, float16, or uint16 for the bits
+        of bfloat16.
         """
-        for number, begin, end in self._spans(slots):
-            view, start = self._container.chunks[number], begin
-            while start < end:
-                stop = min(start + self._decode_rows(number), end)
-                if stop < end:
-                    into = (int(slots[stop]) - view.first_slot) % view.rows_per_block
-                    stop = int(np.searchsorted(slots, int(slots[stop]) - into))
-                yield number, start, stop
-                start = stop
+        positions = {layer: n for n, layer in reversed(list(enumerate(wanted)))}
+        if len(ids) >= _KERNEL_ROWS or self._rows_served >= _KERNEL_ROWS:
+            kernels.load()
+        with self._container.storage.lease():
+            distinct = Distinct.of(self._slots_of(ids))
+            kept = np.array([positions.get(layer, -1) for layer in self._kept], np.int64)
+            if (kept >= 0).any() and len(ids):
+                self._gatherer.gather(Request(distinct.slots, distinct.places, out, kept))
+        for n, layer in enumerate(wanted):
+            if layer not in self._kept:
+                out[:, n] = 0
+            elif positions[layer] != n:
+                out[:, n] = out[:, positions[layer]]
+        if distinct.copies.size:
+            out[distinct.copies[0]] = out[distinct.copies[1]]
+        with self._lock:
+            self._rows_served += len(ids)
 
-    def _spans(self, slots: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
-        """Cut ascending slots by chunk: (chunk, begin, end) of the runs that are not empty."""
-        starts = [view.first_slot for view in self._container.chunks] + [self.vocab_size]
-        bounds = np.searchsorted(slots, starts).tolist()
-        for number, (begin, end) in enumerate(zip(bounds, bounds[1:])):
-            if begin < end:
-                yield number, begin, end
+    def _blocks_of(self, ids: NDArray[np.int64]) -> list[tuple[int, list[int]]]:
+        """By chunk: the blocks of `ids`."""
+        slots, found = np.unique(self._slots_of(ids)), []
+        for number, begin, end in self._gatherer.spans(slots):
+            view = self._container.chunks[number]
+            blocks = np.unique((slots[begin:end] - view.first_slot) // view.rows_per_block)
+            found.append((number, blocks.tolist()))
+        return found
 
-    def _decode_rows(self, number: int) -> int:
-        decoded_bytes = 4 * len(self._kept) * self.hidden_size
-        whole_blocks = self._container.chunks[number].rows_per_block
-        return max(_DECODE_BYTES // decoded_bytes // whole_blocks * whole_blocks, whole_blocks)
 
-    def _records(self, number: int, slots: NDArray[np.int64]) -> Bytes:
-        """Read the records of ascending `slots` of one chunk: uint8 (slots, record_bytes)."""
-        view = self._container.chunks[number]
-        local = slots - view.first_slot
-        blocks = local // view.rows_per_block
-        if view.rows_per_block == 1 and len(slots) == 1:
-            return read_records(self._container, number, int(blocks[0]))
-        out = np.empty((len(slots), view.record_bytes), np.uint8)
-        bounds = np.flatnonzero(np.diff(blocks, prepend=-1)).tolist() + [len(slots)]
-        for begin, end in zip(bounds, bounds[1:]):
-            records = read_records(self._container, number, int(blocks[begin]))
-            out[begin:end] = records[local[begin:end] % view.rows_per_block]
-        return out
-
-    def _decode(
-        self, records: Bytes, number: int, positions: dict[int, int], scatter: Scatter
-    ) -> None:
-        """Decode the wanted layers of `records` and scatter them."""
-        layout = self._layouts[self._container.chunks[number].chunk.encoding]
-        wanted = [n for n, layer in enumerate(self._kept) if layer in positions]
-        for kept, stored in layout.decode(records, wanted).items():
-            field = self._table.fields[self._kept[kept]]
-            values = stored if field.basis is None else stored @ self._array(field.basis)
-            if field.mean is not None:
-                values = values + self._array(field.mean)
-            if self._table.multiplier != 1.0:
-                values = values * np.float32(self._table.multiplier)
-            scatter.put(positions[self._kept[kept]], values)
-
-    def _array(self, number: int) -> Floats:
-        if number not in self._arrays:
-            self._arrays[number] = read_floats(self._container, number)
-        return self._arrays[number]
+def _thread_count(threads: int | None) -> int:
+    if threads is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    if type(threads) is not int or not 1 <= threads <= 1024:
+        raise ConfigError(f"threads is {threads!r}, expected 1 … 1024")
+    return threads

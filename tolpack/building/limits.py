@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import torch
 
-from tolpack.building.settings import COMPUTE, parse_bytes
+from tolpack.building.settings import COMPUTE
 from tolpack.errors import ConfigError
+from tolpack.sizes import parse_bytes
 from tolpack.sources.ffn import multiplies_bfloat16
 from tolpack.sources.residency import MAPPED_BYTES
 from tolpack.sources.table import MemoryTable, TableSource

@@ -10,9 +10,8 @@ import re
 from dataclasses import dataclass
 
 from tolpack.errors import ConfigError
+from tolpack.sizes import in_range, parse_bytes
 
-_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
 DEFAULT_MAX_MEMORY = "4GB"
 # What --bits alone may cost on the held-out part of the calibration text, in percent.
 DEFAULT_INCREASE = 0.25
@@ -119,7 +118,7 @@ def parse_size(value: str | int, full_bytes: int) -> int:
     """
     text = str(value).strip()
     if re.fullmatch(r"\d+(\.\d+)?\s*%", text):
-        return _in_range(float(text[:-1]) * full_bytes / 100, text, "--size")
+        return in_range(float(text[:-1]) * full_bytes / 100, text, "--size")
     return parse_bytes(value, "--size", "800MB or 12%")
 
 
@@ -133,21 +132,6 @@ def parse_increase(value: str | float) -> float:
     if not 0.001 <= increase <= 1000:
         raise ConfigError(f"--max-ppl-increase {value} is outside 0.001% … 1000%")
     return increase
-
-
-def parse_bytes(value: str | int, option: str, example: str = "800MB or 4GB") -> int:
-    """Parse a number of bytes with or without a decimal or binary unit: ``4GB``, ``512 MiB``."""
-    text = str(value).strip().upper().replace(" ", "")
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?I?B)?", text)
-    if match is None or (match[2] or "B") not in _UNITS:
-        raise ConfigError(f"{option} {value!r} is not understood: expected e.g. {example}")
-    return _in_range(float(match[1]) * _UNITS[match[2] or "B"], text, option)
-
-
-def _in_range(size: float, text: str, option: str) -> int:
-    if not 1 <= size < 2**63:
-        raise ConfigError(f"{option} {text[:40]!r} is outside 1 … 2^63 bytes")
-    return int(size)
 
 
 def dropped_layers(drop: tuple[int, ...], num_layers: int) -> tuple[int, ...]:

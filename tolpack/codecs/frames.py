@@ -13,7 +13,7 @@ import numpy as np
 import zstandard
 
 from tolpack.codecs.block_split import block_bounds
-from tolpack.codecs.runs import decode_runs, encode_runs
+from tolpack.codecs.runs import decode_columns, encode_runs
 from tolpack.codecs.values import Bytes
 from tolpack.container.encodings import longest_content
 from tolpack.errors import FormatError
@@ -74,7 +74,7 @@ def decompress_runs(frame: bytes | memoryview, rows: int, record_bytes: int, pla
     """Decompress one ``zstd-runs`` frame: uint8 (rows, record_bytes); else as `decompress`."""
     size = rows * record_bytes
     content = _decompress(frame, 0, longest_content("zstd-runs", size), place)
-    return np.ascontiguousarray(decode_runs(content, size, place).reshape(record_bytes, rows).T)
+    return decode_columns(content, rows, record_bytes, place)
 
 
 def _decompress(frame: bytes | memoryview, least: int, most: int, place: str) -> bytes:

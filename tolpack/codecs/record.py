@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.codecs import kernels
 from tolpack.codecs.values import Bytes, Floats, decode_values, encode_values
 from tolpack.container.encodings import FieldEncoding, Part
+from tolpack.errors import FormatError
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +58,51 @@ class RecordLayout:
         Returns
         -------
         dict
-            Field number → float32 (rows, stored values); views of shared arrays.
+            Field number → float32 (rows, stored values); views of one array.
 
         Raises
         ------
         FormatError
             Code ``scale-not-finite``.
         """
-        out: dict[int, Floats] = {}
+        columns, width = np.full(len(self.stored_values), -1, np.int64), 0
+        for n in sorted(wanted):
+            columns[n] = width
+            width += self.stored_values[n]
+        out = np.empty((len(records), width), np.float32)
+        self.decode_into(records, columns, out, np.arange(len(records)))
+        spans = {n: slice(columns[n], columns[n] + self.stored_values[n]) for n in wanted}
+        return {n: out[:, span] for n, span in spans.items()}
+
+    def decode_into(
+        self, records: Bytes, columns: NDArray[np.int64], out: Floats, places: NDArray[np.int64]
+    ) -> None:
+        """Decode kept fields to where they are wanted.
+
+        Parameters
+        ----------
+        records : ndarray
+            uint8 (rows, record_bytes).
+        columns : ndarray
+            int64 (kept fields,): where in a row of `out` each field begins; negative: not wanted.
+        out : ndarray
+            float32 (any, width), rows contiguous.
+        places : ndarray
+            int64 (rows,): the row of `out` for each record.
+
+        Raises
+        ------
+        FormatError
+            Code ``scale-not-finite``.
+        """
+        compiled = kernels.loaded()
         for run in self.runs:
-            fields = [n for n in range(run.count) if run.first + n in wanted]
-            whole = len(fields) == run.count
-            values = _decode(records, run, 0, run.count) if whole else None
-            for n in fields:
-                part = _decode(records, run, n, 1)[:, 0] if values is None else values[:, n]
-                self._collect(out, run, run.first + n, part)
-        return out
+            own = columns[run.first : run.first + run.count]
+            own = np.where(own < 0, -1, own + run.value_offset)
+            if (own < 0).all():
+                continue
+            if compiled is None or not _decode_compiled(compiled, records, run, own, out, places):
+                _decode_plain(records, run, own, out, places)
 
     def encode(self, records: NDArray[np.uint8], kept: int, values: Floats) -> None:
         """Encode float32 (rows, stored values) of kept field `kept` into uint8 `records`."""
@@ -84,15 +115,6 @@ class RecordLayout:
             for data, offset in zip(encoded, (run.scale_offset_bytes, run.code_offset_bytes)):
                 start = offset + (kept - run.first) * data.shape[1]
                 records[:, start : start + data.shape[1]] = data
-
-    def _collect(self, out: dict[int, Floats], run: Run, field: int, part: Floats) -> None:
-        stored = self.stored_values[field]
-        if run.part.values == stored:
-            out[field] = part
-            return
-        if field not in out:
-            out[field] = np.empty((len(part), stored), np.float32)
-        out[field][:, run.value_offset : run.value_offset + run.part.values] = part
 
 
 def record_layout(fields: tuple[FieldEncoding, ...]) -> RecordLayout:
@@ -119,6 +141,44 @@ def record_layout(fields: tuple[FieldEncoding, ...]) -> RecordLayout:
         scale_at, code_at = scale_at + part.scale_bytes, code_at + part.code_bytes
     stored = tuple(sum(part.values for part in parts) for parts in fields)
     return RecordLayout(code_at, stored, tuple(runs))
+
+
+def _decode_compiled(
+    compiled: kernels.Kernels, records: Bytes, run: Run, columns: NDArray[np.int64], out: Floats,
+    places: NDArray[np.int64],
+) -> bool:  # fmt: skip
+    """Decode a run in one pass; false if nothing was compiled for its codec."""
+    part = run.part
+    if part.codec in ("step8", "step16"):
+        steps = np.array(run.steps, np.float32)
+        decode = compiled.step8 if part.codec == "step8" else compiled.step16
+        decode(records, run.code_offset_bytes, part.values, steps, places, columns, out)
+        return True
+    if part.codec in ("int8", "int4"):
+        grouped = compiled.int8 if part.codec == "int8" else compiled.int4
+        finite = grouped(
+            records, run.scale_offset_bytes, run.code_offset_bytes,
+            int(part.group_size or part.values), part.values, places, columns, out,
+        )  # fmt: skip
+        if not finite:
+            raise FormatError("scale-not-finite", "a record", "a NaN or infinite scale", "finite")
+        return True
+    return False
+
+
+def _decode_plain(
+    records: Bytes, run: Run, columns: NDArray[np.int64], out: Floats, places: NDArray[np.int64]
+) -> None:
+    """Decode a run with numpy: its fields together if all are wanted, else one by one."""
+    wanted = np.flatnonzero(columns >= 0)
+    together = len(wanted) == run.count
+    whole = _decode(records, run, 0, run.count) if together else None
+    rows: slice | NDArray[np.int64] = places
+    if len(places) and (np.diff(places) == 1).all():  # a view of `out`, faster to write to
+        rows = slice(int(places[0]), int(places[-1]) + 1)
+    for n in wanted.tolist():
+        values = _decode(records, run, n, 1)[:, 0] if whole is None else whole[:, n]
+        out[rows, columns[n] : columns[n] + run.part.values] = values
 
 
 def _decode(records: Bytes, run: Run, start: int, count: int) -> Floats:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tolpack.codecs import kernels
 from tolpack.codecs.values import Bytes
 from tolpack.errors import FormatError
 
@@ -42,6 +43,23 @@ def encode_runs(array: Bytes) -> bytes:
     return count + symbols.tobytes() + values[~small].tobytes()
 
 
+def decode_columns(content: bytes, rows: int, record_bytes: int, place: str) -> Bytes:
+    """Return the records whose bytes, column by column, `content` stands for: uint8 (rows,
+    record_bytes). Errors as of `decode_runs`.
+    """
+    compiled = kernels.loaded()
+    if compiled is None:
+        columns = decode_runs(content, rows * record_bytes, place).reshape(record_bytes, rows)
+        return np.ascontiguousarray(columns.T)
+    symbols, literals = _parts(content, rows * record_bytes, place)
+    out = np.zeros((rows, record_bytes), np.uint8)
+    fault = compiled.runs(symbols, literals, out)
+    if fault:
+        found = ("too many bytes", f"{len(literals)} literals")[fault - 1]
+        raise FormatError("frame", place, found, ("the record's bytes", "one an escape")[fault - 1])
+    return out
+
+
 def decode_runs(content: bytes, size: int, place: str) -> Bytes:
     """Return the bytes that `content` stands for, uint8 (size,).
 
@@ -50,15 +68,9 @@ def decode_runs(content: bytes, size: int, place: str) -> Bytes:
     FormatError
         Code ``frame``: it stands for more, or its parts do not fit together.
     """
-    count = int.from_bytes(content[:_COUNT_BYTES], "little")
-    if len(content) < _COUNT_BYTES + count:
-        raise FormatError("frame", place, f"{len(content)} bytes", f"{count} symbols")
-    if count > size:  # each gives a byte at least
-        raise FormatError("frame", place, f"{count} symbols", f"at most {size}")
-    symbols = np.frombuffer(content, np.uint8, count, _COUNT_BYTES)
-    literals = np.frombuffer(content, np.uint8, offset=_COUNT_BYTES + count)
+    symbols, literals = _parts(content, size, place)
     last = np.cumsum(_SPANS[symbols]) - 1
-    if count and last[-1] >= size:
+    if len(symbols) and last[-1] >= size:
         raise FormatError("frame", place, f"{last[-1] + 1} bytes", f"at most {size} bytes")
     out = np.zeros(size, np.uint8)
     out[last] = _ENDS[symbols]
@@ -67,3 +79,14 @@ def decode_runs(content: bytes, size: int, place: str) -> Bytes:
         raise FormatError("frame", place, f"{len(literals)} literals", f"{len(escaped)}")
     out[escaped] = literals
     return out
+
+
+def _parts(content: bytes, size: int, place: str) -> tuple[Bytes, Bytes]:
+    """Cut `content`, which stands for `size` bytes, into symbols and literals."""
+    count = int.from_bytes(content[:_COUNT_BYTES], "little")
+    if len(content) < _COUNT_BYTES + count:
+        raise FormatError("frame", place, f"{len(content)} bytes", f"{count} symbols")
+    if count > size:  # each gives a byte at least
+        raise FormatError("frame", place, f"{count} symbols", f"at most {size}")
+    symbols = np.frombuffer(content, np.uint8, count, _COUNT_BYTES)
+    return symbols, np.frombuffer(content, np.uint8, offset=_COUNT_BYTES + count)

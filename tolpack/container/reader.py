@@ -8,6 +8,7 @@ when it is asked for, and nothing is handed out before its checksum was compared
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -26,7 +27,7 @@ from tolpack.container.index import (
     longest_frame,
 )
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, Preamble, parse_preamble
-from tolpack.container.storage import Storage
+from tolpack.container.storage import Fetches, Storage
 from tolpack.errors import FormatError
 
 
@@ -108,6 +109,7 @@ class Container:
         try:
             container = cls(storage, *_read_header(storage), checksums=checksums)
             storage.load()
+            storage.fetches = Fetches()  # from now on
             return container
         except BaseException:
             storage.close()
@@ -144,23 +146,35 @@ class Container:
         return view.offset_bytes + int(start), int(end - start)
 
     def block(self, number: int, block: int) -> memoryview:
-        """Read block `block` of chunk `number` and return its checked bytes, checksum removed.
+        """Read block `block` of chunk `number`: `blocks` of one."""
+        return self.blocks(number, [block])[0]
+
+    def blocks(self, number: int, blocks: Sequence[int]) -> list[memoryview]:
+        """Read blocks of chunk `number` and return their checked bytes, checksums removed.
 
         A raw block keeps its zero padding; any other is one frame, still compressed.
+
+        Raises
+        ------
+        ChecksumError, FormatError, FileAccessError
+            The first block that is damaged or cannot be read.
         """
-        view = self.chunks[number]
-        offset, length = self.block_extent(number, block)
-        data = memoryview(self.storage.read(offset, length))
-        self._count("block", length)
-        payload = data[:-CHECKSUM_BYTES]
+        extents = [self.block_extent(number, block) for block in blocks]
+        found = [memoryview(data) for data in self.storage.read_many(extents)]
+        self._count("block", sum(length for _, length in extents), len(extents))
         if self.checksums:
-            slot = view.first_slot + block * view.rows_per_block
-            found = place_checksum(payload, self.preamble.pack_id, slot)
-            stored = int.from_bytes(data[-CHECKSUM_BYTES:], "little")
-            if found != stored:  # words only when needed
-                place = f"chunk {number}, block {block} (slots from {slot}, byte {offset})"
-                compare("block-checksum", place, found, stored)
-        return payload
+            for block, extent, data in zip(blocks, extents, found):
+                self._check_block(number, block, extent[0], data)
+        return [data[:-CHECKSUM_BYTES] for data in found]
+
+    def _check_block(self, number: int, block: int, offset: int, data: memoryview) -> None:
+        view = self.chunks[number]
+        slot = view.first_slot + block * view.rows_per_block
+        found = place_checksum(data[:-CHECKSUM_BYTES], self.preamble.pack_id, slot)
+        stored = int.from_bytes(data[-CHECKSUM_BYTES:], "little")
+        if found != stored:  # words only when needed
+            place = f"chunk {number}, block {block} (slots from {slot}, byte {offset})"
+            compare("block-checksum", place, found, stored)
 
     def read_index_block(self, number: int, block: int) -> NDArray[np.int64]:
         """Read block `block` of the index of chunk `number`, whether known already or not.
@@ -212,10 +226,10 @@ class Container:
             self._index_cache[key] = self.read_index_block(number, block)
         return self._index_cache[key]
 
-    def _count(self, purpose: str, length: int) -> None:
+    def _count(self, purpose: str, length: int, count: int = 1) -> None:
         reads, size = f"{purpose}_reads", f"{purpose}_bytes"
         with self._count_lock:
-            setattr(self.counters, reads, getattr(self.counters, reads) + 1)
+            setattr(self.counters, reads, getattr(self.counters, reads) + count)
             setattr(self.counters, size, getattr(self.counters, size) + length)
 
 

@@ -1,9 +1,14 @@
-"""Reading a pack's bytes: positioned reads, a memory map, or everything in memory.
+"""Reading a pack's bytes: positioned reads, direct ones, a memory map, or everything in memory.
 
-The default reads into a private buffer, so what was verified is what is decoded and a file that
-is truncated meanwhile gives an error. ``mmap`` copies nothing, but between the size check of each
-call and the access another process can truncate the file, which ends in SIGBUS: choose it for
-files that nobody rewrites in place (tolpack itself always replaces by rename).
+The default reads into private buffers, so what was verified is what is decoded and a file that is
+truncated meanwhile gives an error. ``mmap`` copies nothing, but between the size check of each call
+and the access another process can truncate the file, which ends in SIGBUS: choose it for files that
+nobody rewrites in place (tolpack itself always replaces by rename).
+
+Of several extents, those in the page cache are copied at once, by the thread that asks: a pool's
+dispatch costs more than the copy. The others are announced to the system together, which reads them
+at queue depth, and then fetched one by one. Only ``direct``, for which there is no announcing, has
+threads that wait.
 """
 
 from __future__ import annotations
@@ -12,16 +17,46 @@ import mmap
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from tolpack.container.direct import DirectReader
 from tolpack.errors import ConfigError, FileAccessError, FormatError
 
-IO_MODES = ("auto", "pread", "mmap", "memory")
+IO_MODES = ("auto", "pread", "mmap", "direct", "memory")
+Extent = tuple[int, int]
+
 _HAS_PREAD = hasattr(os, "pread")
+_HAS_PREADV = hasattr(os, "preadv")
+_HAS_FADVISE = hasattr(os, "posix_fadvise")
 _HAS_MADVISE = hasattr(mmap.mmap, "madvise")
+_NOWAIT = getattr(os, "RWF_NOWAIT", 0)
+# Mapped pages count as memory of the process until they are let go: after about as many bytes.
+_MAPPED_BYTES = 32 << 20
+# A fault maps pages around the one that was touched, if the page cache has them.
+_FAULT_BYTES = 64 << 10
+
+
+@dataclass(slots=True)
+class Fetches:
+    """How extents were fetched, and what that took from the file.
+
+    ``single``: by one plain read; ``warm``: several, and in the page cache; ``queued``: several,
+    announced to the system and then read; ``direct``, ``mapped``, ``memory``: in those modes.
+    ``file_bytes`` counts whole blocks where direct reads have to take them, and nothing that a map
+    or memory gave.
+    """
+
+    single: int = 0
+    warm: int = 0
+    queued: int = 0
+    direct: int = 0
+    mapped: int = 0
+    memory: int = 0
+    file_bytes: int = 0
 
 
 class Storage:
@@ -32,25 +67,33 @@ class Storage:
     path : str or Path
         A regular file.
     io : str
-        ``"pread"``, ``"mmap"`` or ``"memory"``; ``"auto"`` means ``"pread"``.
+        ``"auto"``: of several extents those in the page cache first, then the others at queue
+        depth; one extent by one read. ``"pread"``: as ``auto``, without looking what the page cache
+        has. ``"direct"``: past the page cache, 16 reads at a time. ``"mmap"``: views of a map.
+        ``"memory"``: the whole file is read by `load`.
 
     Raises
     ------
     FileAccessError
-        The file is missing, unreadable, or no regular file.
+        The file is missing, unreadable, no regular file, or on a system without direct reads.
     """
 
     def __init__(self, path: str | Path, io: str = "auto") -> None:
         if io not in IO_MODES:
             raise ConfigError(f"io is {io!r}, expected one of {', '.join(IO_MODES)}")
-        self.mode = "pread" if io == "auto" else io
+        self.mode = io
+        self.fetches = Fetches()
+        self._mapped_limit = _MAPPED_BYTES
         self._lock = threading.Lock()
         self._leases = 0
         self._closed = False
+        self._nowait = _NOWAIT if io == "auto" and _HAS_PREADV else 0
+        self._mapped = 0
         self._fd = _open_regular(path)
         self.size = os.fstat(self._fd).st_size
         self._view: memoryview | None = None
         self._map: mmap.mmap | None = None
+        self._direct: DirectReader | None = None
         try:
             if self.mode == "mmap" and self.size:
                 self._map = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
@@ -58,12 +101,15 @@ class Storage:
                     with suppress(OSError):
                         self._map.madvise(mmap.MADV_RANDOM)
                 self._view = memoryview(self._map)
+            elif self.mode == "direct":
+                self._direct = DirectReader(self._fd)
         except (OSError, ValueError) as error:
             os.close(self._fd)
-            raise FileAccessError(f"cannot map {path}: {error}") from error
+            raise FileAccessError(f"cannot use io={io!r} for {path}: {error}") from error
+        self.expect_order(sequential=False)
 
     def read(self, offset: int, length: int) -> bytes | memoryview:
-        """Return exactly `length` bytes at `offset`; a view unless the mode is ``pread``.
+        """Return exactly `length` bytes at `offset`, in private memory unless the mode is ``mmap``.
 
         Raises
         ------
@@ -72,16 +118,22 @@ class Storage:
         FileAccessError
             The operating system reports an error, or the pack is closed.
         """
+        return self.read_many([(offset, length)])[0]
+
+    def read_many(self, extents: Sequence[Extent]) -> Sequence[bytes | memoryview]:
+        """Return the bytes of several extents, (offset, length); as `read`, and as fast as goes."""
         if self._fd < 0:
             raise FileAccessError("the pack is closed")
-        if self._view is None:
-            return self._read_fd(offset, length)
-        if self._map is not None and (size := self.current_size()) < self.size:
-            raise _truncated(offset, length, size)
-        if offset + length > self.size:
-            raise _truncated(offset, length, self.size)
-        self._read_ahead(offset, length)
-        return self._view[offset : offset + length]
+        if self._view is not None:
+            return self._views(self._view, extents)
+        if self._direct is not None:
+            found, size = self._direct.read_many(extents, self.size)
+            self._count("direct", len(extents), size)
+            return found
+        if len(extents) == 1:
+            self._count("single", 1, extents[0][1])
+            return [self._read_fd(*extents[0])]
+        return self._read_cached(extents)
 
     def current_size(self) -> int:
         """Bytes of the file now, which may be others than at opening."""
@@ -100,12 +152,27 @@ class Storage:
                     f"{self.size} bytes do not fit into memory: use another io mode"
                 ) from error
 
-    def advise(self, extents: list[tuple[int, int]]) -> None:
-        """Ask the system to read (offset, length) extents ahead; does nothing where it cannot."""
-        if hasattr(os, "posix_fadvise") and self.mode != "memory":
+    def advise(self, extents: Sequence[Extent]) -> None:
+        """Ask the system to read extents ahead into the page cache; does nothing where it cannot,
+        or where the page cache is not read from.
+        """
+        if _HAS_FADVISE and self.mode not in ("memory", "direct"):
             for offset, length in extents:
                 with suppress(OSError):  # a hint
                     os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
+
+    def bound_mapped(self, limit: int) -> None:
+        """Let go of mapped pages after about `limit` bytes, 1 MiB at least and 32 at most."""
+        self._mapped_limit = min(max(limit, 1 << 20), _MAPPED_BYTES)
+
+    def expect_order(self, *, sequential: bool) -> None:
+        """Tell the system whether the file is read from end to end, or here and there: then a read
+        of some pages must not bring in their neighbours.
+        """
+        if _HAS_FADVISE and self.mode in ("auto", "pread"):
+            advice = os.POSIX_FADV_SEQUENTIAL if sequential else os.POSIX_FADV_RANDOM
+            with suppress(OSError):  # a hint
+                os.posix_fadvise(self._fd, 0, 0, advice)
 
     @contextmanager
     def lease(self) -> Iterator[None]:
@@ -139,18 +206,74 @@ class Storage:
     ) -> None:
         self.close()
 
-    def _read_ahead(self, offset: int, length: int) -> None:
-        """Have all pages of a mapped extent read at once, not one by one as they are touched."""
-        start = offset // mmap.PAGESIZE * mmap.PAGESIZE
-        if self._map is not None and offset + length - start > mmap.PAGESIZE and _HAS_MADVISE:
-            with suppress(OSError):  # a hint
-                self._map.madvise(mmap.MADV_WILLNEED, start, offset + length - start)
+    def _views(self, view: memoryview, extents: Sequence[Extent]) -> list[memoryview]:
+        """Views of the map or of memory."""
+        if self._map is not None and (size := self.current_size()) < self.size:
+            raise _truncated(*extents[0], size)
+        for offset, length in extents:
+            if offset + length > self.size:
+                raise _truncated(offset, length, self.size)
+        self._count("memory" if self._map is None else "mapped", len(extents), 0)
+        if self._map is not None:
+            self._read_ahead(self._map, extents)
+        return [view[offset : offset + length] for offset, length in extents]
+
+    def _read_ahead(self, mapped: mmap.mmap, extents: Sequence[Extent]) -> None:
+        """Have all pages of mapped extents read at once, not one by one as they are touched; and
+        let go of those that were touched before, if they are many.
+        """
+        if not _HAS_MADVISE:
+            return
+        with suppress(OSError):  # hints
+            for offset, length in extents:
+                start = offset // mmap.PAGESIZE * mmap.PAGESIZE
+                if len(extents) > 1 or offset + length - start > mmap.PAGESIZE:
+                    mapped.madvise(mmap.MADV_WILLNEED, start, offset + length - start)
+            self._mapped += sum(length + _FAULT_BYTES for _, length in extents)
+            if self._mapped > self._mapped_limit:
+                self._mapped = 0
+                mapped.madvise(mmap.MADV_DONTNEED)
+
+    def _read_cached(self, extents: Sequence[Extent]) -> list[memoryview]:
+        """Several extents through the page cache, into one buffer."""
+        buffer = memoryview(bytearray(sum(length for _, length in extents)))
+        found, at = [], 0
+        for _, length in extents:
+            found.append(buffer[at : at + length])
+            at += length
+        missing = [n for n, one in enumerate(extents) if not self._read_now(one[0], found[n])]
+        self.advise([extents[n] for n in missing])
+        for n in missing:
+            offset, length = extents[n]
+            found[n][:] = self._read_fd(offset, length)
+        self._count("warm", len(extents) - len(missing), len(buffer))
+        self._count("queued", len(missing), 0)
+        return found
+
+    def _read_now(self, offset: int, out: memoryview) -> bool:
+        """Copy an extent if the page cache has all of it."""
+        if not self._nowait:
+            return False
+        try:
+            return os.preadv(self._fd, [out], offset, self._nowait) == len(out)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system that cannot tell
+            self._nowait = 0
+            return False
+
+    def _count(self, way: str, extents: int, size: int) -> None:
+        with self._lock:
+            setattr(self.fetches, way, getattr(self.fetches, way) + extents)
+            self.fetches.file_bytes += size
 
     def _release(self) -> None:
         if not self._closed or self._leases or self._fd < 0:
             return
         self._view = None
         self._map = None  # unmapped when the last view of it is gone
+        if self._direct is not None:
+            self._direct.close()
         os.close(self._fd)
         self._fd = -1
 

@@ -1,0 +1,129 @@
+"""Reads past the page cache (``O_DIRECT``), several at a time.
+
+For tables that are much larger than memory, whose pages would only push out others. Direct reads
+take whole 4 KiB blocks into aligned memory; neighbouring extents are read together.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Sequence
+
+from tolpack.errors import FileAccessError, FormatError
+from tolpack.pool import Pool
+
+ALIGNMENT = 4096
+# Reads that wait at the same time.
+_DEPTH = 16
+# Neighbouring extents are joined up to this size.
+_JOINED_BYTES = 1 << 20
+
+
+class DirectReader:
+    """Reads an open file directly.
+
+    Parameters
+    ----------
+    fd : int
+        An open regular file; from now on it is read directly. It stays its owner's to close.
+
+    Raises
+    ------
+    OSError
+        The system or the file system has no direct reads.
+    """
+
+    def __init__(self, fd: int) -> None:
+        if not hasattr(os, "O_DIRECT"):
+            raise OSError("this system has no direct reads: use another io mode")
+        import fcntl
+
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_DIRECT)
+        except OSError as error:
+            raise OSError("this file system has no direct reads: use another io mode") from error
+        self._fd = fd
+        self._pool = Pool(_DEPTH, "direct")
+
+    def read_many(
+        self, extents: Sequence[tuple[int, int]], file_bytes: int
+    ) -> tuple[list[memoryview], int]:
+        """Read extents, (offset, length), of a file of `file_bytes`.
+
+        Returns
+        -------
+        found, size : list of memoryview, int
+            Their bytes, in order, and how many were read for them.
+
+        Raises
+        ------
+        FormatError
+            Code ``truncated``.
+        FileAccessError
+            The operating system reports an error.
+        """
+        found = [memoryview(b"")] * len(extents)
+        joined = _joined(extents)
+        if len(joined) == 1:
+            self._read(extents, [joined[0]], found)
+        else:
+            parts = [joined[n::_DEPTH] for n in range(min(_DEPTH, len(joined)))]
+            self._pool.map(lambda part: self._read(extents, part, found), parts)
+        return found, sum(min(stop, file_bytes) - start for start, stop, _ in joined)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.close()
+
+    def _read(
+        self,
+        extents: Sequence[tuple[int, int]],
+        joined: Sequence[tuple[int, int, list[int]]],
+        found: list[memoryview],
+    ) -> None:
+        """Read joined extents one after the other."""
+        for start, stop, numbers in joined:
+            buffer = memoryview(mmap.mmap(-1, stop - start))
+            try:
+                size = _fill(self._fd, buffer, start)
+            except OSError as error:
+                raise FileAccessError(
+                    f"reading {stop - start} bytes at {start} failed: {error.strerror or error}"
+                ) from error
+            for n in numbers:
+                offset, length = extents[n]
+                if offset + length > start + size:
+                    raise FormatError(
+                        "truncated", f"bytes {offset} … {offset + length}",
+                        f"a file of {start + size} bytes", "more",
+                    )  # fmt: skip
+                found[n] = buffer[offset - start : offset - start + length]
+
+
+def _fill(fd: int, buffer: memoryview, offset: int) -> int:
+    """Read until the buffer is full or the file ends; returns how many bytes."""
+    size = 0
+    while size < len(buffer):
+        read = os.preadv(fd, [buffer[size:]], offset + size)
+        size += read
+        if read % ALIGNMENT or not read:  # only the file's end stops within a block
+            break
+    return size
+
+
+def _joined(extents: Sequence[tuple[int, int]]) -> list[tuple[int, int, list[int]]]:
+    """Aligned (start, stop, numbers of extents) that cover all extents, in order of their place."""
+    found: list[tuple[int, int, list[int]]] = []
+    for n in sorted(range(len(extents)), key=lambda n: extents[n]):
+        offset, length = extents[n]
+        start, stop = (
+            offset // ALIGNMENT * ALIGNMENT,
+            -(-(offset + length) // ALIGNMENT) * ALIGNMENT,
+        )
+        if found and start <= found[-1][1] and stop - found[-1][0] <= _JOINED_BYTES:
+            first, last, numbers = found[-1]
+            found[-1] = (first, max(last, stop), [*numbers, n])
+        else:
+            found.append((start, max(stop, start + ALIGNMENT), [n]))
+    return found

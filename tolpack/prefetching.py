@@ -1,0 +1,96 @@
+"""Reading ahead of a lookup, in a thread of its own.
+
+Where rows come through the page cache the system is told which extents will be wanted, and reads
+them while the caller computes. With direct reads there is no such place: blocks are read, verified
+and kept until a lookup takes them, the oldest making room for new ones.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+
+from tolpack.container.reader import Container
+from tolpack.errors import TolpackError
+from tolpack.pool import Pool
+
+_KEPT_BYTES = 64 << 20
+# Blocks of a chunk are fetched so many at a time, that the first are there before the last.
+_BLOCKS = 64
+Wanted = list[tuple[int, list[int]]]
+
+
+class Prefetcher:
+    """See the module; `begin` returns at once.
+
+    ``blocks`` counts the blocks that were announced or read.
+    """
+
+    def __init__(self, container: Container) -> None:
+        self._container = container
+        self._pool = Pool(1, "ahead")
+        self._changed = threading.Condition()
+        self._coming: set[tuple[int, int]] = set()
+        self._kept: OrderedDict[tuple[int, int], memoryview] = OrderedDict()
+        self._kept_bytes = 0
+        self.blocks = 0
+
+    def begin(self, wanted: Callable[[], Wanted]) -> Future[None]:
+        """Begin to fetch the blocks that `wanted` gives, by chunk."""
+        return self._pool.submit(self._fetch, wanted)
+
+    def blocks_of(self, number: int, blocks: list[int]) -> list[memoryview]:
+        """Return blocks of a chunk, as `Container.blocks`: those that are kept, or coming, from
+        there, where they are no more.
+        """
+        if not self._kept and not self._coming:
+            return self._container.blocks(number, blocks)
+        with self._changed:
+            self._changed.wait_for(lambda: not any((number, b) in self._coming for b in blocks))
+            found = {b: self._kept.pop((number, b)) for b in blocks if (number, b) in self._kept}
+            self._kept_bytes -= sum(map(len, found.values()))
+        others = [block for block in blocks if block not in found]
+        found.update(zip(others, self._container.blocks(number, others) if others else []))
+        return [found[block] for block in blocks]
+
+    def close(self) -> None:
+        """End the thread, and let go of what is kept."""
+        self._pool.close()
+        with self._changed:
+            self._kept.clear()
+            self._kept_bytes = 0
+
+    def _fetch(self, wanted: Callable[[], Wanted]) -> None:
+        storage = self._container.storage
+        with suppress(TolpackError), storage.lease():  # a lookup will say what is wrong
+            for number, blocks in wanted():
+                for start in range(0, len(blocks), _BLOCKS):
+                    some = blocks[start : start + _BLOCKS]
+                    if storage.mode == "direct":
+                        self._keep(number, some)
+                    else:
+                        storage.advise([self._container.block_extent(number, b) for b in some])
+                    self.blocks += len(some)
+
+    def _keep(self, number: int, blocks: list[int]) -> None:
+        coming = {(number, block) for block in blocks}
+        with self._changed:
+            coming -= self._kept.keys()
+            self._coming |= coming
+        payloads: list[memoryview] = []
+        order = sorted(coming)
+        try:
+            payloads = self._container.blocks(number, [block for _, block in order])
+        finally:
+            with self._changed:
+                self._coming -= coming
+                for key, payload in zip(order, payloads):
+                    # A copy, as it is a view of what was read together with others.
+                    self._kept[key] = memoryview(bytes(payload))
+                    self._kept_bytes += len(payload)
+                while self._kept_bytes > _KEPT_BYTES:
+                    self._kept_bytes -= len(self._kept.popitem(last=False)[1])
+                self._changed.notify_all()

@@ -1,0 +1,26 @@
+"""Sizes as users write them."""
+
+from __future__ import annotations
+
+import re
+
+from tolpack.errors import ConfigError
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
+
+
+def parse_bytes(value: str | int, option: str, example: str = "800MB or 4GB") -> int:
+    """Parse a number of bytes with or without a decimal or binary unit: ``4GB``, ``512 MiB``."""
+    text = str(value).strip().upper().replace(" ", "")
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?I?B)?", text)
+    if match is None or (match[2] or "B") not in _UNITS:
+        raise ConfigError(f"{option} {value!r} is not understood: expected e.g. {example}")
+    return in_range(float(match[1]) * _UNITS[match[2] or "B"], text, option)
+
+
+def in_range(size: float, text: str, option: str) -> int:
+    """Return `size` as a whole number, or raise `ConfigError` if no file could have it."""
+    if not 1 <= size < 2**63:
+        raise ConfigError(f"{option} {text[:40]!r} is outside 1 … 2^63 bytes")
+    return int(size)
