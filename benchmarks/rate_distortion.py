@@ -19,7 +19,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ import torch
 from machine import described
 
 import tolpack
+from tolpack.code_rates import code_rates
 from tolpack.codecs.values import from_bfloat16, to_bfloat16
 from tolpack.reference.decoder import Decoder, Memory
 from tolpack.reference.perplexity import increase_pct, score
@@ -47,7 +48,8 @@ NF4 = np.array([
 @dataclass(frozen=True)
 class Point:
     """One setting: its family and name, size, and increase in percent with its standard error; both
-    again for the other text, if there is one.
+    again for the other text, if there is one. For entropy-coded packs also how many times smaller
+    they would be if their codes took their adaptive entropy, and the Gaussian R(D).
     """
 
     family: str
@@ -58,6 +60,8 @@ class Point:
     increase_se_pct: float
     other_increase_pct: float | None = None
     other_increase_se_pct: float | None = None
+    entropy_ratio_fp16: float | None = None
+    gaussian_ratio_fp16: float | None = None
 
 
 class Bench:
@@ -93,8 +97,21 @@ class Bench:
         """Build and score a pack."""
         path = self.build(**settings)
         with tolpack.open(path) as pack:
-            memory = ToLMemory(pack)
-            return self._point(family, name, pack.nbytes, memory)
+            point = self._point(family, name, pack.nbytes, ToLMemory(pack))
+            entropy, gaussian = self.references(pack)
+            return replace(point, entropy_ratio_fp16=entropy, gaussian_ratio_fp16=gaussian)
+
+    def references(self, pack: tolpack.Pack) -> tuple[float | None, float | None]:
+        """What the ratio would be with ideal coders, everything else being as it is."""
+        container = pack.container
+        rates = code_rates(container)
+        if rates is None:
+            return None, None
+        values = [container.table.rows * one.stored_values for one in container.table.kept_fields]
+        rest = pack.nbytes - sum(view.length_bytes for view in container.chunks)
+        entropy = sum(n * rate.entropy_bits / 8 for n, rate in zip(values, rates))
+        gaussian = sum(n * rate.gaussian_bits / 8 for n, rate in zip(values, rates))
+        return self.fp16_bytes / (rest + entropy), self.fp16_bytes / (rest + gaussian)
 
     def rounded(self, family: str, name: str, table: np.ndarray, size: float) -> Point:
         """Score a table that was rounded in memory, and would take `size` bytes."""
@@ -178,11 +195,17 @@ def plot(found: list[Point], path: str) -> None:
         style = "o-" if family.startswith("--bits auto") else "s"
         xs, ys = [p.ratio_fp16 for p in own], [p.increase_pct for p in own]
         errors = [min(p.increase_se_pct, 0.9 * p.increase_pct) for p in own]
-        axes.errorbar(xs, ys, yerr=errors, fmt=style, label=family, capsize=2, markersize=5)
+        drawn = axes.errorbar(xs, ys, yerr=errors, fmt=style, label=family, capsize=2, markersize=5)
+        if all(p.entropy_ratio_fp16 for p in own):
+            color = drawn[0].get_color()
+            ideal = np.array([p.entropy_ratio_fp16 for p in own], float)
+            bound = np.array([p.gaussian_ratio_fp16 for p in own], float)
+            axes.plot(ideal, ys, "--", color=color, lw=1, label="… at the entropy of its codes")
+            axes.plot(bound, ys, ":", color=color, lw=1, label="… at the Gaussian R(D)")
     axes.set(xscale="log", yscale="log", ylim=(0.005, 60))
     axes.set_xlabel("times smaller than the FP16 table of all layers (whole file)")
     axes.set_ylabel("perplexity increase on held-out text, %")
-    ticks = [2, 3, 4, 6, 8, 10, 15, 20, 30]
+    ticks = [2, 3, 4, 6, 8, 10, 15, 20, 30, 40]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
