@@ -10,7 +10,7 @@ LEVELS = {
     "errors": 0, "version": 0, "progress": 0, "scratch": 0, "pool": 0, "sizes": 0,
     "container": 1,
     "codecs": 2,
-    "pack": 3, "lookup": 3, "sections": 3, "gathering": 3,
+    "pack": 3, "lookup": 3, "sections": 3, "gathering": 3, "decoding": 3,
     "prefetching": 3, "row_cache": 3, "verification": 3, "code_rates": 3,
     "torch": 4, "sources": 4, "summary": 4, "building": 4, "building.allocate": 4,
     "building.settings": 4, "building.layout": 4, "building.limits": 4,

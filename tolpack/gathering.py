@@ -1,57 +1,36 @@
-"""The inner part of a lookup: from slots to rows in the caller's array.
+"""The inner part of a lookup: from slots to records, handed to whoever decodes them.
 
 Slots come ascending and distinct, so every block is read once. A window of blocks is fetched
-together, at queue depth if it is cold; then blocks are opened and decoded a few at a time, so that
-codes and rows stay in the cache of the core, straight to their places. Large lookups are shared
-among threads, each with slots of its own from end to end: one dispatch for a thread, not for a row.
+together, at queue depth if it is cold; then blocks are opened and their records handed over a few
+at a time, so that codes and rows stay in the cache of the core. Large lookups are shared among
+threads, each with slots of its own from end to end: one dispatch for a thread, not for a row.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.codecs import kernels
-from tolpack.codecs.record import record_layout
-from tolpack.codecs.values import Bytes, Floats
+from tolpack.codecs.values import Bytes
 from tolpack.container.reader import Container
 from tolpack.pool import Pool
 from tolpack.prefetching import Prefetcher
 from tolpack.row_cache import RowCache
-from tolpack.sections import open_records, read_floats
+from tolpack.sections import open_records
 
 Ints = NDArray[np.int64]
+# Takes records, uint8 (n, record_bytes), of the encoding of that number; and their places, int64
+# (n,). Called from several threads.
+Sink = Callable[[int, Bytes, Ints], None]
 
 # Rows decoded together, and bytes of the file fetched together.
 _DECODE_BYTES = 1 << 20
 _WINDOW_BYTES = 8 << 20
 # A thread of a lookup has at least so many decoded bytes to make.
 _THREAD_BYTES = 4 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """Distinct slots and where their rows go.
-
-    ``slots`` int64 (n,), ascending; row ``i`` goes to ``out[places[i]]``, ``out`` (any, layers,
-    hidden) of float32, float16 or uint16 for the bits of bfloat16; ``positions``: by kept field,
-    the place of its layer in ``out``, or -1.
-    """
-
-    slots: Ints
-    places: Ints
-    out: NDArray[Any]
-    positions: Ints
-
-    def part(self, start: int, stop: int) -> Request:
-        """Rows `start` to `stop`."""
-        span = slice(start, stop)
-        return Request(self.slots[span], self.places[span], self.out, self.positions)
 
 
 class Gatherer:
@@ -76,31 +55,26 @@ class Gatherer:
         self._table = container.table
         self._cache = cache
         self._pool = Pool(threads, "rows")
-        self._layouts = [record_layout(one.fields) for one in container.header.encodings]
-        self._arrays: dict[int, Floats] = {}
         self._lock = threading.Lock()
         self.cache_hits = self.cache_misses = self.asked_bytes = 0
-        fields = self._table.kept_fields
-        self._row_bytes = 4 * sum(field.width for field in fields)
-        self._plain = self._table.multiplier == 1.0 and all(
-            field.basis is None and field.mean is None for field in fields
-        )
+        self._row_bytes = 4 * sum(field.width for field in self._table.kept_fields)
 
-    def gather(self, request: Request) -> None:
-        """Fill the rows of `request`.
+    def gather(self, slots: Ints, places: Ints, sink: Sink) -> None:
+        """Hand the records of `slots`, int64 (n,), ascending and distinct, to `sink`, each with its
+        number in `places`, int64 (n,).
 
         Raises
         ------
         ChecksumError, FormatError, FileAccessError
         """
-        count = len(request.slots)
+        count = len(slots)
         shares = min(self._pool.size, count * self._row_bytes // _THREAD_BYTES)
         if shares <= 1:
-            self._fill(request)
+            self._fill(slots, places, sink)
             return
         bounds = [count * n // shares for n in range(shares + 1)]
-        parts = [request.part(*pair) for pair in zip(bounds, bounds[1:])]
-        self._pool.map(self._fill, parts)
+        parts = [slice(*pair) for pair in zip(bounds, bounds[1:])]
+        self._pool.map(lambda part: self._fill(slots[part], places[part], sink), parts)
 
     def spans(self, slots: Ints) -> Iterator[tuple[int, int, int]]:
         """Cut ascending slots by chunk: (chunk, begin, end) of the runs that are not empty."""
@@ -114,35 +88,33 @@ class Gatherer:
         """End the threads."""
         self._pool.close()
 
-    def _fill(self, request: Request) -> None:
+    def _fill(self, slots: Ints, places: Ints, sink: Sink) -> None:
         with np.errstate(over="ignore", invalid="ignore"):
-            for number, begin, end in self.spans(request.slots):
-                self._fill_chunk(number, request.part(begin, end))
+            for number, begin, end in self.spans(slots):
+                self._fill_chunk(number, slots[begin:end], places[begin:end], sink)
 
-    def _fill_chunk(self, number: int, request: Request) -> None:
+    def _fill_chunk(self, number: int, slots: Ints, places: Ints, sink: Sink) -> None:
         view = self._container.chunks[number]
-        rows = request.slots - view.first_slot
-        hit = np.zeros(0, bool) if self._cache is None else self._cache.found(number, rows)
-        if self._cache is not None and hit.any():
+        rows, missing = slots - view.first_slot, np.arange(len(slots))
+        if self._cache is not None:
+            hit = self._cache.found(number, rows)
+            held, missing = np.flatnonzero(hit), np.flatnonzero(~hit)
             step = self._decode_rows(1)
-            held = np.flatnonzero(hit)
             for start in range(0, len(held), step):
                 some = held[start : start + step]
-                self._decode(number, self._cache.records(number, rows[some]), request, some)
-        missing = np.flatnonzero(~hit) if len(hit) else np.arange(len(rows))
+                sink(view.chunk.encoding, self._cache.records(number, rows[some]), places[some])
         with self._lock:
             self.cache_hits += len(rows) - len(missing)
             self.cache_misses += len(missing)
             self.asked_bytes += len(missing) * view.record_bytes
         if len(missing):
-            self._fill_from_file(number, rows, missing, request)
+            self._fill_from_file(number, rows[missing], places[missing], sink)
 
-    def _fill_from_file(self, number: int, rows: Ints, missing: Ints, request: Request) -> None:
-        """Read and decode the rows ``rows[missing]`` of a chunk, window by window."""
+    def _fill_from_file(self, number: int, rows: Ints, places: Ints, sink: Sink) -> None:
+        """Read rows of a chunk, window by window."""
         view = self._container.chunks[number]
-        block_of = rows[missing] // view.rows_per_block
-        blocks, first = np.unique(block_of, return_index=True)
-        bounds = np.append(first, len(missing))
+        blocks, first = np.unique(rows // view.rows_per_block, return_index=True)
+        bounds = np.append(first, len(rows))
         window = max(1, _WINDOW_BYTES * view.blocks // max(view.length_bytes, 1))
         step = max(1, self._decode_rows(view.rows_per_block) // view.rows_per_block)
         for start in range(0, len(blocks), window):
@@ -150,12 +122,11 @@ class Gatherer:
             payloads = self._ahead.blocks_of(number, blocks[start:stop].tolist())
             for low in range(start, stop, step):
                 high = min(low + step, stop)
-                some = missing[bounds[low] : bounds[high]]
-                records = self._records(
-                    number, blocks[low:high], payloads[low - start : high - start],
-                    np.split(rows[some], bounds[low + 1 : high] - bounds[low]),
-                )  # fmt: skip
-                self._decode(number, records, request, some)
+                some = slice(bounds[low], bounds[high])
+                wanted = np.split(rows[some], bounds[low + 1 : high] - bounds[low])
+                opened = payloads[low - start : high - start]
+                records = self._records(number, blocks[low:high], opened, wanted)
+                sink(view.chunk.encoding, records, places[some])
 
     def _records(
         self, number: int, blocks: Ints, payloads: Sequence[memoryview], rows: Sequence[Ints]
@@ -175,53 +146,3 @@ class Gatherer:
     def _decode_rows(self, least: int) -> int:
         """Rows to decode together, `least` at the least."""
         return max(_DECODE_BYTES // self._row_bytes, least)
-
-    def _decode(self, number: int, records: Bytes, request: Request, some: Ints) -> None:
-        """Decode `records`, the rows `some` of `request`, to their places."""
-        layout = self._layouts[self._container.chunks[number].chunk.encoding]
-        out, places, positions = request.out, request.places[some], request.positions
-        width, direct = out.shape[2], self._plain and out.dtype == np.float32
-        if direct and out.flags.c_contiguous:
-            columns = np.where(positions < 0, -1, positions * width)
-            layout.decode_into(records, columns, out.reshape(len(out), -1), places)
-            return
-        wanted = np.flatnonzero(positions >= 0)
-        if self._plain and out.flags.c_contiguous and out.dtype == np.uint16:
-            columns = np.where(positions < 0, -1, positions * width)
-            scratch = np.zeros((len(records), out.shape[1] * width), np.float32)
-            layout.decode_into(records, columns, scratch, np.arange(len(records)))
-            _put_bfloat16(out.reshape(len(out), -1), places, scratch)
-            return
-        decoded = layout.decode(records, wanted.tolist())
-        for kept, values in decoded.items():
-            rows = self._product(kept, values)
-            if out.dtype == np.uint16:
-                _put_bfloat16(out[:, positions[kept]], places, rows)
-            else:
-                out[places, positions[kept]] = rows
-
-    def _product(self, kept: int, stored: Floats) -> Floats:
-        """Rows of one kept field from its stored values."""
-        field = self._table.kept_fields[kept]
-        values = stored if field.basis is None else stored @ self.array(field.basis)
-        if field.mean is not None:
-            values = values + self.array(field.mean)
-        if self._table.multiplier != 1.0:
-            values = values * np.float32(self._table.multiplier)
-        return values
-
-    def array(self, number: int) -> Floats:
-        """Return array section `number`, a basis or a mean, float32; read once."""
-        if number not in self._arrays:
-            self._arrays[number] = read_floats(self._container, number)
-        return self._arrays[number]
-
-
-def _put_bfloat16(out: NDArray[Any], places: Ints, values: Floats) -> None:
-    compiled = kernels.loaded()
-    if compiled is None:
-        bits = np.ascontiguousarray(values).view(np.uint32)
-        rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> 16
-        out[places] = rounded.astype(np.uint16)
-    else:
-        compiled.bfloat16(values, places, out)

@@ -22,8 +22,9 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from tolpack.codecs import kernels
 from tolpack.container.reader import Container
+from tolpack.decoding import RowSink, TableDecoder
 from tolpack.errors import ConfigError
-from tolpack.gathering import Gatherer, Request
+from tolpack.gathering import Gatherer
 from tolpack.lookup import Distinct, check_ids, check_out
 from tolpack.prefetching import Prefetcher
 from tolpack.row_cache import RowCache
@@ -85,6 +86,7 @@ class Pack:
         self._cache = None if budget is None else RowCache(self._container.chunks, budget)
         if budget is not None:
             self._container.storage.bound_mapped(budget // 64)
+        self._decoder = TableDecoder(self._container)
         self._ahead = Prefetcher(self._container)
         self._gatherer = Gatherer(self._container, self._ahead, self._cache, _thread_count(threads))
         self._kept = [n for n, field in enumerate(self._table.fields) if not field.dropped]
@@ -312,7 +314,8 @@ class Pack:
             distinct = Distinct.of(self._slots_of(ids))
             kept = np.array([positions.get(layer, -1) for layer in self._kept], np.int64)
             if (kept >= 0).any() and len(ids):
-                self._gatherer.gather(Request(distinct.slots, distinct.places, out, kept))
+                sink = RowSink(self._decoder, out, kept)
+                self._gatherer.gather(distinct.slots, distinct.places, sink)
         for n, layer in enumerate(wanted):
             if layer not in self._kept:
                 out[:, n] = 0

@@ -1,0 +1,103 @@
+"""From records to rows in the caller's array: codes to values, bases, means, the multiplier.
+
+Without a basis rows are decoded straight to their places. Bases and means are read from the file
+when they are first needed, and stay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tolpack.codecs import kernels
+from tolpack.codecs.record import RecordLayout, record_layout
+from tolpack.codecs.values import Bytes, Floats
+from tolpack.container.reader import Container
+from tolpack.gathering import Ints
+from tolpack.sections import read_floats
+
+
+class TableDecoder:
+    """What the records of a container's table mean.
+
+    ``layouts``: by encoding; ``plain``: whether rows are the stored values as they are.
+    """
+
+    def __init__(self, container: Container) -> None:
+        self._container, self._table = container, container.table
+        self.layouts: list[RecordLayout] = [
+            record_layout(encoding.fields) for encoding in container.header.encodings
+        ]
+        self.plain = self._table.multiplier == 1.0 and all(
+            field.basis is None and field.mean is None for field in self._table.kept_fields
+        )
+        self._arrays: dict[int, Floats] = {}
+
+    def rows(self, kept: int, stored: Floats) -> Floats:
+        """Return rows of kept field `kept`, float32 (n, width), from its stored values."""
+        field = self._table.kept_fields[kept]
+        values = stored if field.basis is None else stored @ self.array(field.basis)
+        if field.mean is not None:
+            values = values + self.array(field.mean)
+        if self._table.multiplier != 1.0:
+            values = values * np.float32(self._table.multiplier)
+        return values
+
+    def array(self, number: int) -> Floats:
+        """Return array section `number`, a basis or a mean, float32."""
+        if number not in self._arrays:
+            self._arrays[number] = read_floats(self._container, number)
+        return self._arrays[number]
+
+
+@dataclass(frozen=True, slots=True)
+class RowSink:
+    """Decodes records to rows of an array; a `tolpack.gathering.Sink`.
+
+    ``out`` (any, layers, width) of float32, float16, or uint16 for the bits of bfloat16;
+    ``positions`` int64 (kept fields,): the place of each one's layer in `out`, or -1.
+    """
+
+    decoder: TableDecoder
+    out: NDArray[Any]
+    positions: Ints
+
+    def __call__(self, encoding: int, records: Bytes, places: Ints) -> None:
+        """Decode `records` to ``out[places]``."""
+        layout, out = self.decoder.layouts[encoding], self.out
+        if self.decoder.plain and out.dtype == np.float32 and out.flags.c_contiguous:
+            layout.decode_into(records, self._columns, out.reshape(len(out), -1), places)
+        elif self.decoder.plain and out.dtype == np.uint16 and out.flags.c_contiguous:
+            scratch = np.zeros((len(records), out.shape[1] * out.shape[2]), np.float32)
+            layout.decode_into(records, self._columns, scratch, np.arange(len(records)))
+            put_bfloat16(out.reshape(len(out), -1), places, scratch)
+        else:
+            wanted = np.flatnonzero(self.positions >= 0).tolist()
+            for kept, stored in layout.decode(records, wanted).items():
+                self._put(places, int(self.positions[kept]), self.decoder.rows(kept, stored))
+
+    @property
+    def _columns(self) -> Ints:
+        return np.where(self.positions < 0, -1, self.positions * self.out.shape[2])
+
+    def _put(self, places: Ints, position: int, rows: Floats) -> None:
+        if self.out.dtype == np.uint16:
+            put_bfloat16(self.out[:, position], places, rows)
+        else:
+            self.out[places, position] = rows
+
+
+def put_bfloat16(out: NDArray[Any], places: Ints, values: Floats) -> None:
+    """Round float32 (n, m) to bfloat16 bits, ties to even, into uint16 ``out[places]``; what is too
+    large becomes infinite, as in torch.
+    """
+    compiled = kernels.loaded()
+    if compiled is not None:
+        compiled.bfloat16(values, places, out)
+        return
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> 16
+    out[places] = rounded.astype(np.uint16)
