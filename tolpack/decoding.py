@@ -35,13 +35,44 @@ class TableDecoder:
             field.basis is None and field.mean is None for field in self._table.kept_fields
         )
         self._arrays: dict[int, Floats] = {}
+        stored = [field.stored_values for field in self._table.kept_fields]
+        self._starts = np.cumsum([0, *stored]).tolist()
+
+    @property
+    def has_basis(self) -> bool:
+        """Whether some field is stored as coefficients."""
+        return any(field.basis is not None for field in self._table.kept_fields)
+
+    @property
+    def multiplier(self) -> float:
+        """What all rows are multiplied by."""
+        return self._table.multiplier
+
+    @property
+    def stored_values(self) -> int:
+        """Stored values of a row, all kept fields together."""
+        return int(self._starts[-1])
+
+    def span(self, kept: int) -> slice:
+        """Where the values of kept field `kept` stand among them."""
+        return slice(self._starts[kept], self._starts[kept + 1])
+
+    def basis(self, kept: int) -> Floats | None:
+        """Basis of a kept field, float32 (rank, width)."""
+        number = self._table.kept_fields[kept].basis
+        return None if number is None else self.array(number)
+
+    def mean(self, kept: int) -> Floats | None:
+        """Mean of a kept field, float32 (width,)."""
+        number = self._table.kept_fields[kept].mean
+        return None if number is None else self.array(number)
 
     def rows(self, kept: int, stored: Floats) -> Floats:
         """Return rows of kept field `kept`, float32 (n, width), from its stored values."""
-        field = self._table.kept_fields[kept]
-        values = stored if field.basis is None else stored @ self.array(field.basis)
-        if field.mean is not None:
-            values = values + self.array(field.mean)
+        basis, mean = self.basis(kept), self.mean(kept)
+        values = stored if basis is None else stored @ basis
+        if mean is not None:
+            values = values + mean
         if self._table.multiplier != 1.0:
             values = values * np.float32(self._table.multiplier)
         return values
@@ -88,6 +119,29 @@ class RowSink:
             put_bfloat16(self.out[:, position], places, rows)
         else:
             self.out[places, position] = rows
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSink:
+    """Decodes records to their stored values; a `tolpack.gathering.Sink`.
+
+    ``out`` (any, stored values of all kept fields), contiguous, of float32, or uint16 for the bits
+    of bfloat16.
+    """
+
+    decoder: TableDecoder
+    out: NDArray[Any]
+
+    def __call__(self, encoding: int, records: Bytes, places: Ints) -> None:
+        """Decode `records` to ``out[places]``."""
+        layout = self.decoder.layouts[encoding]
+        columns = np.array([self.decoder.span(n).start for n in range(len(layout.stored_values))])
+        if self.out.dtype == np.float32:
+            layout.decode_into(records, columns, self.out, places)
+            return
+        scratch = np.empty((len(records), self.out.shape[1]), np.float32)
+        layout.decode_into(records, columns, scratch, np.arange(len(records)))
+        put_bfloat16(self.out, places, scratch)
 
 
 def put_bfloat16(out: NDArray[Any], places: Ints, values: Floats) -> None:

@@ -24,7 +24,7 @@ from tolpack.codecs import kernels
 from tolpack.container.reader import Container
 from tolpack.decoding import RowSink, TableDecoder
 from tolpack.errors import ConfigError
-from tolpack.gathering import Gatherer
+from tolpack.gathering import Gatherer, Sink
 from tolpack.lookup import Distinct, check_ids, check_out
 from tolpack.prefetching import Prefetcher
 from tolpack.row_cache import RowCache
@@ -39,7 +39,7 @@ _KERNEL_ROWS = 64
 class Pack:
     """An open pack; made by `tolpack.open`, closed by `close` or a ``with`` block.
 
-    Safe to use from several threads.
+    Safe to use from several threads. ``decoder``: what its records mean.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ class Pack:
         self._cache = None if budget is None else RowCache(self._container.chunks, budget)
         if budget is not None:
             self._container.storage.bound_mapped(budget // 64)
-        self._decoder = TableDecoder(self._container)
+        self.decoder = TableDecoder(self._container)
         self._ahead = Prefetcher(self._container)
         self._gatherer = Gatherer(self._container, self._ahead, self._cache, _thread_count(threads))
         self._kept = [n for n, field in enumerate(self._table.fields) if not field.dropped]
@@ -172,6 +172,42 @@ class Pack:
         out = check_out(out, (len(ids), len(wanted), self.hidden_size), dtype)
         self._fill(ids, wanted, out)
         return out
+
+    def gather(self, token_ids: ArrayLike, sink: Sink) -> Distinct:
+        """Hand the records of the distinct `token_ids` to `sink`, for code that decodes them
+        elsewhere: on another device, or into a form of its own.
+
+        Parameters
+        ----------
+        token_ids : array_like of int
+            As for `rows`.
+        sink : callable
+            Takes the number of an encoding, records uint8 (n, record_bytes), and places int64 (n,)
+            in the order of `token_ids`; see `tolpack.gathering`. Called several times, also from
+            other threads; not at all for duplicates.
+
+        Returns
+        -------
+        Distinct
+            Where duplicates belong.
+        """
+        ids = check_ids(token_ids, self.vocab_size)
+        if len(ids) >= _KERNEL_ROWS or self._rows_served >= _KERNEL_ROWS:
+            kernels.load()
+        with self._container.storage.lease():
+            distinct = Distinct.of(self._slots_of(ids))
+            self._gatherer.gather(distinct.slots, distinct.places, sink)
+        with self._lock:
+            self._rows_served += len(ids)
+        return distinct
+
+    def most_frequent(self, count: int) -> NDArray[np.int64]:
+        """Return the `count` most frequent tokens, int64 (count,), as the pack orders them.
+
+        A pack that was built without frequencies has its tokens in the order of their ids.
+        """
+        with self._container.storage.lease():
+            return np.argsort(self._slots_of(np.arange(self.vocab_size)))[:count]
 
     def extents(self, token_ids: ArrayLike) -> NDArray[np.int64]:
         """Return the extent of the file that a lookup of each id alone reads.
@@ -308,14 +344,10 @@ class Pack:
         of bfloat16.
         """
         positions = {layer: n for n, layer in reversed(list(enumerate(wanted)))}
-        if len(ids) >= _KERNEL_ROWS or self._rows_served >= _KERNEL_ROWS:
-            kernels.load()
-        with self._container.storage.lease():
-            distinct = Distinct.of(self._slots_of(ids))
-            kept = np.array([positions.get(layer, -1) for layer in self._kept], np.int64)
-            if (kept >= 0).any() and len(ids):
-                sink = RowSink(self._decoder, out, kept)
-                self._gatherer.gather(distinct.slots, distinct.places, sink)
+        kept = np.array([positions.get(layer, -1) for layer in self._kept], np.int64)
+        distinct = Distinct.of(np.empty(0, np.int64))
+        if (kept >= 0).any():
+            distinct = self.gather(ids, RowSink(self.decoder, out, kept))
         for n, layer in enumerate(wanted):
             if layer not in self._kept:
                 out[:, n] = 0
@@ -323,8 +355,6 @@ class Pack:
                 out[:, n] = out[:, positions[layer]]
         if distinct.copies.size:
             out[distinct.copies[0]] = out[distinct.copies[1]]
-        with self._lock:
-            self._rows_served += len(ids)
 
     def _blocks_of(self, ids: NDArray[np.int64]) -> list[tuple[int, list[int]]]:
         """By chunk: the blocks of `ids`."""
