@@ -12,10 +12,7 @@ the token map is read before.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
-import mmap
-import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -24,14 +21,9 @@ from pathlib import Path
 
 import numpy as np
 from machine import described
+from random_packs import drop, make_pack
 
 import tolpack
-from tolpack.building.layout import raw_encoding, zstd_encoding
-from tolpack.codecs.frames import compress
-from tolpack.codecs.record import record_layout
-from tolpack.container.encodings import Part
-from tolpack.container.header import Chunk, Field, Header, Table
-from tolpack.container.writer import PackWriter
 
 SHAPES = {"24 x 2048": (24, 2048, 8192), "8 x 256": (8, 256, 65536)}
 MODES = ("pread", "mmap", "memory")
@@ -120,55 +112,6 @@ def measure(path: Path, mode: str, state: str, count: int, rounds: int) -> tuple
     medians = [1e6 * statistics.median(one) for one in times]
     price = statistics.median(a - b for a, b in zip(*times)) * 1e6
     return medians[0], medians[1], 100 * price / medians[1]
-
-
-def make_pack(path: Path, layers: int, width: int, vocab: int, frame: str) -> None:
-    """Write a pack of random rows at 4 bits, its tokens in a random order."""
-    source = np.random.default_rng(0)
-    parts = ((Part("int4", width, 64),),) * layers
-    layout = record_layout(parts)
-    encoding = raw_encoding(parts) if frame == "raw" else zstd_encoding(parts)
-
-    def records() -> Iterator[np.ndarray]:
-        for _ in range(0, vocab, 1024):
-            block = np.zeros((1024, layout.record_bytes), np.uint8)
-            for layer in range(layers):
-                values = source.standard_normal((1024, width)).astype(np.float32)
-                layout.encode(block, layer, values)
-            yield block
-
-    with PackWriter(path, b"benchmark", 1 << 16) as writer:
-        blocks, index = writer.add_chunk(encoding, 0, records, compress)
-        order = source.permutation(vocab).astype(np.uint32)
-        token_map = writer.add_array("token_map", lambda: order)[0]
-        fields = tuple(Field(f"layer.{n}", n, width) for n in range(layers))
-        chunk = Chunk(vocab, 0, blocks, index)
-        table = Table("tol", vocab, fields, (chunk,), token_map)
-        writer.commit(Header((table,), (encoding,), tuple(writer.sections), "benchmark"))
-
-
-def drop(path: Path) -> None:
-    """Drop the file's pages from the page cache, and make sure that they are gone."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        size = os.fstat(fd).st_size
-        with mmap.mmap(
-            fd, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE
-        ) as m:
-            view = (ctypes.c_char * size).from_buffer(m)
-            pages = -(-size // mmap.PAGESIZE)
-            resident = (ctypes.c_ubyte * pages)()
-            libc = ctypes.CDLL(None, use_errno=True)
-            libc.mincore(ctypes.byref(view), ctypes.c_size_t(size), resident)
-            left = sum(1 for byte in bytes(resident) if byte & 1)
-            del view
-        if left > pages // 50:
-            raise SystemExit(
-                f"{left} of {pages} pages stay in the page cache: nothing is cold here"
-            )
-    finally:
-        os.close(fd)
 
 
 if __name__ == "__main__":

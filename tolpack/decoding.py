@@ -17,6 +17,7 @@ from tolpack.codecs.record import RecordLayout, record_layout
 from tolpack.codecs.values import Bytes, Floats
 from tolpack.container.reader import Container
 from tolpack.gathering import Ints
+from tolpack.lookup import LayerChoice
 from tolpack.sections import read_floats
 
 
@@ -88,31 +89,27 @@ class TableDecoder:
 class RowSink:
     """Decodes records to rows of an array; a `tolpack.gathering.Sink`.
 
-    ``out`` (any, layers, width) of float32, float16, or uint16 for the bits of bfloat16;
-    ``positions`` int64 (kept fields,): the place of each one's layer in `out`, or -1.
+    ``out`` (any, layers, width) of float32, float16, or uint16 for the bits of bfloat16.
     """
 
     decoder: TableDecoder
     out: NDArray[Any]
-    positions: Ints
+    layers: LayerChoice
 
     def __call__(self, encoding: int, records: Bytes, places: Ints) -> None:
         """Decode `records` to ``out[places]``."""
         layout, out = self.decoder.layouts[encoding], self.out
         if self.decoder.plain and out.dtype == np.float32 and out.flags.c_contiguous:
-            layout.decode_into(records, self._columns, out.reshape(len(out), -1), places)
+            layout.decode_into(records, self.layers.columns, out.reshape(len(out), -1), places)
         elif self.decoder.plain and out.dtype == np.uint16 and out.flags.c_contiguous:
             scratch = np.zeros((len(records), out.shape[1] * out.shape[2]), np.float32)
-            layout.decode_into(records, self._columns, scratch, np.arange(len(records)))
+            layout.decode_into(records, self.layers.columns, scratch, np.arange(len(records)))
             put_bfloat16(out.reshape(len(out), -1), places, scratch)
         else:
-            wanted = np.flatnonzero(self.positions >= 0).tolist()
+            positions = self.layers.positions
+            wanted = np.flatnonzero(positions >= 0).tolist()
             for kept, stored in layout.decode(records, wanted).items():
-                self._put(places, int(self.positions[kept]), self.decoder.rows(kept, stored))
-
-    @property
-    def _columns(self) -> Ints:
-        return np.where(self.positions < 0, -1, self.positions * self.out.shape[2])
+                self._put(places, int(positions[kept]), self.decoder.rows(kept, stored))
 
     def _put(self, places: Ints, position: int, rows: Floats) -> None:
         if self.out.dtype == np.uint16:

@@ -9,6 +9,7 @@ threads, each with slots of its own from end to end: one dispatch for a thread, 
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -57,6 +58,7 @@ class Gatherer:
         self._pool = Pool(threads, "rows")
         self._lock = threading.Lock()
         self.cache_hits = self.cache_misses = self.asked_bytes = 0
+        self._starts = [view.first_slot for view in container.chunks]
         self._row_bytes = 4 * sum(field.width for field in self._table.kept_fields)
 
     def gather(self, slots: Ints, places: Ints, sink: Sink) -> None:
@@ -68,6 +70,9 @@ class Gatherer:
         ChecksumError, FormatError, FileAccessError
         """
         count = len(slots)
+        if count == 1:
+            self._fill_one(int(slots[0]), places, sink)
+            return
         shares = min(self._pool.size, count * self._row_bytes // _THREAD_BYTES)
         if shares <= 1:
             self._fill(slots, places, sink)
@@ -78,8 +83,7 @@ class Gatherer:
 
     def spans(self, slots: Ints) -> Iterator[tuple[int, int, int]]:
         """Cut ascending slots by chunk: (chunk, begin, end) of the runs that are not empty."""
-        starts = [view.first_slot for view in self._container.chunks] + [self._table.rows]
-        bounds = np.searchsorted(slots, starts).tolist()
+        bounds = np.searchsorted(slots, [*self._starts, self._table.rows]).tolist()
         for number, (begin, end) in enumerate(zip(bounds, bounds[1:])):
             if begin < end:
                 yield number, begin, end
@@ -87,6 +91,29 @@ class Gatherer:
     def close(self) -> None:
         """End the threads."""
         self._pool.close()
+
+    def _fill_one(self, slot: int, places: Ints, sink: Sink) -> None:
+        """As `_fill_chunk`, for a decode step of one token, where every array counts."""
+        number = bisect_right(self._starts, slot) - 1
+        view = self._container.chunks[number]
+        row = slot - view.first_slot
+        block, within = divmod(row, view.rows_per_block)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self._cache is not None and self._cache.has(number, row):
+                with self._lock:
+                    self.cache_hits += 1
+                records = self._cache.records(number, np.array([row]))
+                sink(view.chunk.encoding, records, places)
+                return
+            payload = self._ahead.blocks_of(number, [block])[0]
+            records = open_records(self._container, payload, number, block)
+            if self._cache is not None:
+                first = block * view.rows_per_block
+                self._cache.put(number, np.arange(first, first + len(records)), records)
+            sink(view.chunk.encoding, records[within : within + 1], places)
+        with self._lock:
+            self.cache_misses += 1
+            self.asked_bytes += view.record_bytes
 
     def _fill(self, slots: Ints, places: Ints, sink: Sink) -> None:
         with np.errstate(over="ignore", invalid="ignore"):

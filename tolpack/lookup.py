@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,41 @@ class Distinct:
         copied = ~new
         origin = places[np.cumsum(new)[copied] - 1]
         return cls(ascending[new], places, np.stack([order[copied], origin]))
+
+
+@dataclass(frozen=True, slots=True)
+class LayerChoice:
+    """Layers of a result, in order.
+
+    ``positions`` int64 (kept fields,): where each kept layer stands first in the result, or -1, and
+    ``columns``, the same in values; ``zeros``: where dropped layers stand; ``repeats``: where a
+    layer stands once more, and where first.
+    """
+
+    count: int
+    positions: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    zeros: tuple[int, ...]
+    repeats: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, layers: Sequence[int], kept: Sequence[int], width: int) -> LayerChoice:
+        """Choose `layers` of a pack whose `kept` layers are stored."""
+        first = {layer: n for n, layer in reversed(list(enumerate(layers)))}
+        stored = set(kept)
+        positions = np.array([first.get(layer, -1) for layer in kept], np.int64)
+        columns = np.where(positions < 0, -1, positions * width)
+        zeros = tuple(n for n, layer in enumerate(layers) if layer not in stored)
+        repeats = tuple((n, first[layer]) for n, layer in enumerate(layers)
+                        if layer in stored and first[layer] != n)  # fmt: skip
+        return cls(len(layers), positions, columns, zeros, repeats)
+
+    def complete(self, out: NDArray[Any]) -> None:
+        """Fill what is not decoded of `out`, (ids, layers, width)."""
+        for n in self.zeros:
+            out[:, n] = 0
+        for n, source in self.repeats:
+            out[:, n] = out[:, source]
 
 
 def check_ids(token_ids: ArrayLike, vocab_size: int) -> NDArray[np.int64]:

@@ -25,7 +25,7 @@ from tolpack.container.reader import Container
 from tolpack.decoding import RowSink, TableDecoder
 from tolpack.errors import ConfigError
 from tolpack.gathering import Gatherer, Sink
-from tolpack.lookup import Distinct, check_ids, check_out
+from tolpack.lookup import Distinct, LayerChoice, check_ids, check_out
 from tolpack.prefetching import Prefetcher
 from tolpack.row_cache import RowCache
 from tolpack.sections import read_token_map
@@ -90,6 +90,7 @@ class Pack:
         self._ahead = Prefetcher(self._container)
         self._gatherer = Gatherer(self._container, self._ahead, self._cache, _thread_count(threads))
         self._kept = [n for n, field in enumerate(self._table.fields) if not field.dropped]
+        self._all_layers = LayerChoice.of(range(self.num_layers), self._kept, self.hidden_size)
 
     @property
     def container(self) -> Container:
@@ -168,9 +169,15 @@ class Pack:
             The pack is closed, or reading failed.
         """
         ids = check_ids(token_ids, self.vocab_size)
-        wanted = self._check_layers(layers)
-        out = check_out(out, (len(ids), len(wanted), self.hidden_size), dtype)
-        self._fill(ids, wanted, out)
+        choice = self._all_layers
+        if layers is not None:
+            choice = LayerChoice.of(self._check_layers(layers), self._kept, self.hidden_size)
+        out = check_out(out, (len(ids), choice.count, self.hidden_size), dtype)
+        if choice.count > len(choice.zeros):
+            distinct = self._gather(ids, RowSink(self.decoder, out, choice))
+            if distinct.copies.size:
+                out[distinct.copies[0]] = out[distinct.copies[1]]
+        choice.complete(out)
         return out
 
     def gather(self, token_ids: ArrayLike, sink: Sink) -> Distinct:
@@ -191,15 +198,7 @@ class Pack:
         Distinct
             Where duplicates belong.
         """
-        ids = check_ids(token_ids, self.vocab_size)
-        if len(ids) >= _KERNEL_ROWS or self._rows_served >= _KERNEL_ROWS:
-            kernels.load()
-        with self._container.storage.lease():
-            distinct = Distinct.of(self._slots_of(ids))
-            self._gatherer.gather(distinct.slots, distinct.places, sink)
-        with self._lock:
-            self._rows_served += len(ids)
-        return distinct
+        return self._gather(check_ids(token_ids, self.vocab_size), sink)
 
     def most_frequent(self, count: int) -> NDArray[np.int64]:
         """Return the `count` most frequent tokens, int64 (count,), as the pack orders them.
@@ -318,9 +317,7 @@ class Pack:
             f"{self.hidden_size}, {self.nbytes} bytes>"
         )
 
-    def _check_layers(self, layers: Sequence[int] | None) -> list[int]:
-        if layers is None:
-            return list(range(self.num_layers))
+    def _check_layers(self, layers: Sequence[int]) -> list[int]:
         try:
             wanted = [operator.index(layer) for layer in layers]
             if any(isinstance(layer, (bool, np.bool_)) for layer in layers):
@@ -339,22 +336,15 @@ class Pack:
             self._slots = read_token_map(self._container, self._table.token_map)
         return np.asarray(self._slots)[ids].astype(np.int64)
 
-    def _fill(self, ids: NDArray[np.int64], wanted: list[int], out: NDArray[Any]) -> None:
-        """Put the layers `wanted` of `ids` into `out`, of float32, float16, or uint16 for the bits
-        of bfloat16.
-        """
-        positions = {layer: n for n, layer in reversed(list(enumerate(wanted)))}
-        kept = np.array([positions.get(layer, -1) for layer in self._kept], np.int64)
-        distinct = Distinct.of(np.empty(0, np.int64))
-        if (kept >= 0).any():
-            distinct = self.gather(ids, RowSink(self.decoder, out, kept))
-        for n, layer in enumerate(wanted):
-            if layer not in self._kept:
-                out[:, n] = 0
-            elif positions[layer] != n:
-                out[:, n] = out[:, positions[layer]]
-        if distinct.copies.size:
-            out[distinct.copies[0]] = out[distinct.copies[1]]
+    def _gather(self, ids: NDArray[np.int64], sink: Sink) -> Distinct:
+        if len(ids) >= _KERNEL_ROWS or self._rows_served >= _KERNEL_ROWS:
+            kernels.load()
+        with self._container.storage.lease():
+            distinct = Distinct.of(self._slots_of(ids))
+            self._gatherer.gather(distinct.slots, distinct.places, sink)
+        with self._lock:
+            self._rows_served += len(ids)
+        return distinct
 
     def _blocks_of(self, ids: NDArray[np.int64]) -> list[tuple[int, list[int]]]:
         """By chunk: the blocks of `ids`."""

@@ -55,6 +55,11 @@ class RowCache:
         parts = zip(self._present, self._records)
         return sum(int(present.sum()) * records.shape[1] for present, records in parts)
 
+    def has(self, chunk: int, row: int) -> bool:
+        """Whether a row of a chunk is present."""
+        present = self._present[chunk]
+        return row < len(present) and bool(present[row])
+
     def found(self, chunk: int, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether each of the ascending `rows` (n,) of a chunk is present: bool (n,)."""
         present = self._present[chunk] if chunk < len(self._present) else np.zeros(0, bool)

@@ -21,7 +21,7 @@ from tolpack.codecs.on_device import check_scales, expand
 from tolpack.codecs.values import Bytes, Floats
 from tolpack.decoding import RowSink, StoredSink
 from tolpack.errors import ConfigError, TokenIdError
-from tolpack.lookup import check_ids
+from tolpack.lookup import LayerChoice, check_ids
 from tolpack.pack import Pack
 from tolpack.pool import Pool
 
@@ -221,15 +221,15 @@ class _HostRows:
 
     def __init__(self, pack: Pack, dtype: torch.dtype, device: torch.device) -> None:
         self._pack, self._dtype, self._device = pack, dtype, device
-        kept = set(pack.kept_layers)
-        self._positions = np.array([n for n in range(pack.num_layers) if n in kept], np.int64)
+        layers = range(pack.num_layers)
+        self._layers = LayerChoice.of(layers, pack.kept_layers, pack.hidden_size)
 
     def __call__(self, ids: Ints) -> Layer:
         pack, numpy_dtype = self._pack, _NUMPY[self._dtype]
         shape = (len(ids), pack.num_layers, pack.hidden_size)
-        whole = len(self._positions) == pack.num_layers
-        out = np.empty(shape, numpy_dtype) if whole else np.zeros(shape, numpy_dtype)
-        pack.gather(ids, RowSink(pack.decoder, out, self._positions))
+        out = np.empty(shape, numpy_dtype)
+        pack.gather(ids, RowSink(pack.decoder, out, self._layers))
+        self._layers.complete(out)
         rows = torch.from_numpy(out)
         rows = rows.view(torch.bfloat16) if self._dtype == torch.bfloat16 else rows
         rows = rows.to(self._device)

@@ -95,12 +95,13 @@ class RecordLayout:
         FormatError
             Code ``scale-not-finite``.
         """
-        compiled = kernels.loaded()
+        compiled, whole = kernels.loaded(), bool(columns.min() >= 0)
         for run in self.runs:
-            own = columns[run.first : run.first + run.count]
-            own = np.where(own < 0, -1, own + run.value_offset)
-            if (own < 0).all():
-                continue
+            own = columns[run.first : run.first + run.count] + run.value_offset
+            if not whole:
+                own[columns[run.first : run.first + run.count] < 0] = -1
+                if (own < 0).all():
+                    continue
             if compiled is None or not _decode_compiled(compiled, records, run, own, out, places):
                 _decode_plain(records, run, own, out, places)
 

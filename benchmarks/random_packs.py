@@ -1,0 +1,91 @@
+"""Packs of random rows for the benchmarks, and files whose pages are not in memory."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from tolpack.building.layout import raw_encoding, zstd_encoding
+from tolpack.codecs.frames import compress, compress_runs
+from tolpack.codecs.record import record_layout
+from tolpack.container.encodings import Encoding, Part
+from tolpack.container.header import Chunk, Field, Header, Table
+from tolpack.container.writer import PackWriter
+
+# Codes of a pack of `--bits auto` at 1.6 bits a value have about this standard deviation.
+_CODE_DEVIATION = 0.7
+
+
+def make_pack(
+    path: Path, layers: int, width: int, vocab: int, frame: str, rank: int | None = None
+) -> None:
+    """Write a pack of random rows, its tokens in a random order.
+
+    ``raw`` and ``zstd`` have 4 bits a value, ``zstd-runs`` codes of one step; with `rank` rows are
+    coefficients of random bases in 16 bits.
+    """
+    source = np.random.default_rng(0)
+    stored = rank or width
+    encoding = _encoding(frame, layers, stored)
+    layout = record_layout(encoding.fields)
+    compressor = partial(compress_runs, layout.record_bytes) if frame == "zstd-runs" else compress
+
+    def records() -> Iterator[np.ndarray]:
+        for _ in range(0, vocab, 1024):
+            block = np.zeros((1024, layout.record_bytes), np.uint8)
+            for layer in range(layers):
+                values = source.standard_normal((1024, stored)).astype(np.float32)
+                layout.encode(block, layer, values)
+            yield block
+
+    with PackWriter(path, b"benchmark", 1 << 16) as writer:
+        fields = [Field(f"layer.{n}", n, width) for n in range(layers)]
+        for n in range(layers if rank else 0):
+            basis = source.standard_normal((stored, width)).astype(np.float16) / 32
+            number = writer.add_array("basis", partial(np.asarray, basis))[0]
+            fields[n] = replace(fields[n], rank=rank, basis=number)
+        blocks, index = writer.add_chunk(encoding, 0, records, compressor)
+        order = source.permutation(vocab).astype(np.uint32)
+        token_map = writer.add_array("token_map", lambda: order)[0]
+        chunk = Chunk(vocab, 0, blocks, index)
+        table = Table("tol", vocab, tuple(fields), (chunk,), token_map)
+        writer.commit(Header((table,), (encoding,), tuple(writer.sections), "benchmark"))
+
+
+def _encoding(frame: str, layers: int, stored: int) -> Encoding:
+    if frame == "zstd-runs":
+        part = Part("step8", stored, step=1 / _CODE_DEVIATION)
+        return Encoding(frame, 1, ((part,),) * layers)
+    parts = ((Part("int4", stored, 64),),) * layers
+    return raw_encoding(parts) if frame == "raw" else zstd_encoding(parts)
+
+
+def drop(path: Path) -> None:
+    """Drop the file's pages from the page cache, and make sure that they are gone."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        size = os.fstat(fd).st_size
+        with mmap.mmap(
+            fd, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE
+        ) as m:
+            view = (ctypes.c_char * size).from_buffer(m)
+            pages = -(-size // mmap.PAGESIZE)
+            resident = (ctypes.c_ubyte * pages)()
+            libc = ctypes.CDLL(None, use_errno=True)
+            libc.mincore(ctypes.byref(view), ctypes.c_size_t(size), resident)
+            left = sum(1 for byte in bytes(resident) if byte & 1)
+            del view
+        if left > pages // 50:
+            raise SystemExit(
+                f"{left} of {pages} pages stay in the page cache: nothing is cold here"
+            )
+    finally:
+        os.close(fd)
