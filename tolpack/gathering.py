@@ -23,8 +23,8 @@ from tolpack.row_cache import RowCache
 from tolpack.sections import open_records
 
 Ints = NDArray[np.int64]
-# Takes records, uint8 (n, record_bytes), of the encoding of that number; and their places, int64
-# (n,). Called from several threads.
+# Takes records, uint8 (n, record_bytes or more), of the encoding of that number; and their places,
+# int64 (n,). Called from several threads.
 Sink = Callable[[int, Bytes, Ints], None]
 
 # Rows decoded together, and bytes of the file fetched together.
@@ -140,20 +140,42 @@ class Gatherer:
     def _fill_from_file(self, number: int, rows: Ints, places: Ints, sink: Sink) -> None:
         """Read rows of a chunk, window by window."""
         view = self._container.chunks[number]
+        window = max(1, _WINDOW_BYTES * view.blocks // max(view.length_bytes, 1))
+        if view.is_plain and self._container.storage.mode != "direct":
+            for start in range(0, len(rows), window):
+                part = slice(start, start + window)
+                self._fill_plain(number, rows[part], places[part], sink)
+            return
         blocks, first = np.unique(rows // view.rows_per_block, return_index=True)
         bounds = np.append(first, len(rows))
-        window = max(1, _WINDOW_BYTES * view.blocks // max(view.length_bytes, 1))
-        step = max(1, self._decode_rows(view.rows_per_block) // view.rows_per_block)
         for start in range(0, len(blocks), window):
             stop = min(start + window, len(blocks))
-            payloads = self._ahead.blocks_of(number, blocks[start:stop].tolist())
-            for low in range(start, stop, step):
-                high = min(low + step, stop)
-                some = slice(bounds[low], bounds[high])
-                wanted = np.split(rows[some], bounds[low + 1 : high] - bounds[low])
-                opened = payloads[low - start : high - start]
-                records = self._records(number, blocks[low:high], opened, wanted)
-                sink(view.chunk.encoding, records, places[some])
+            part = slice(bounds[start], bounds[stop])
+            self._fill_blocks(number, blocks[start:stop], rows[part], places[part], sink)
+
+    def _fill_plain(self, number: int, rows: Ints, places: Ints, sink: Sink) -> None:
+        """A window of records that need no opening."""
+        view = self._container.chunks[number]
+        records = self._container.raw_rows(number, rows.tolist())
+        if self._cache is not None:
+            self._cache.put(number, rows, records[:, : view.record_bytes])
+        step = self._decode_rows(1)
+        for start in range(0, len(rows), step):
+            some = slice(start, start + step)
+            sink(view.chunk.encoding, records[some], places[some])
+
+    def _fill_blocks(self, number: int, blocks: Ints, rows: Ints, places: Ints, sink: Sink) -> None:
+        """A window of blocks: those of the ascending `rows`."""
+        view = self._container.chunks[number]
+        payloads = self._ahead.blocks_of(number, blocks.tolist())
+        bounds = np.append(np.searchsorted(rows, blocks * view.rows_per_block), len(rows))
+        step = max(1, self._decode_rows(view.rows_per_block) // view.rows_per_block)
+        for low in range(0, len(blocks), step):
+            high = min(low + step, len(blocks))
+            some = slice(bounds[low], bounds[high])
+            wanted = np.split(rows[some], bounds[low + 1 : high] - bounds[low])
+            records = self._records(number, blocks[low:high], payloads[low:high], wanted)
+            sink(view.chunk.encoding, records, places[some])
 
     def _records(
         self, number: int, blocks: Ints, payloads: Sequence[memoryview], rows: Sequence[Ints]

@@ -82,7 +82,7 @@ class RecordLayout:
         Parameters
         ----------
         records : ndarray
-            uint8 (rows, record_bytes).
+            uint8 (rows, record_bytes or more).
         columns : ndarray
             int64 (kept fields,): where in a row of `out` each field begins; negative: not wanted.
         out : ndarray

@@ -62,6 +62,11 @@ class ChunkView:
         return self.encoding.rows_per_block
 
     @property
+    def is_plain(self) -> bool:
+        """Whether a block is one record as it is, not compressed."""
+        return self.rows_per_block == 1 and self.encoding.frame == "raw"
+
+    @property
     def blocks(self) -> int:
         """Number of blocks."""
         return -(-self.chunk.rows // self.rows_per_block)
@@ -166,6 +171,28 @@ class Container:
             for block, extent, data in zip(blocks, extents, found):
                 self._check_block(number, block, extent[0], data)
         return [data[:-CHECKSUM_BYTES] for data in found]
+
+    def raw_rows(self, number: int, rows: Sequence[int]) -> NDArray[np.uint8]:
+        """Read rows of raw chunk `number` whose blocks hold one row each, as one array.
+
+        Returns
+        -------
+        ndarray
+            uint8 (rows, bytes of a block): the checked record first, then its padding and checksum.
+
+        Raises
+        ------
+        ChecksumError, FormatError, FileAccessError
+            As `blocks`.
+        """
+        offsets = [self.block_extent(number, row)[0] for row in rows]
+        length = self.block_extent(number, 0)[1]
+        found = self.storage.read_equal(offsets, length)
+        self._count("block", length * len(offsets), len(offsets))
+        if self.checksums:
+            for row, offset, data in zip(rows, offsets, found):
+                self._check_block(number, row, offset, data.data)
+        return found
 
     def _check_block(self, number: int, block: int, offset: int, data: memoryview) -> None:
         view = self.chunks[number]

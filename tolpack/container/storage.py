@@ -23,6 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tolpack.container.direct import DirectReader
 from tolpack.errors import ConfigError, FileAccessError, FormatError
 
@@ -133,7 +136,18 @@ class Storage:
         if len(extents) == 1:
             self._count("single", 1, extents[0][1])
             return [self._read_fd(*extents[0])]
-        return self._read_cached(extents)
+        return self._read_cached(extents, np.empty(sum(n for _, n in extents), np.uint8).data)
+
+    def read_equal(self, offsets: Sequence[int], length: int) -> NDArray[np.uint8]:
+        """Return extents of `length` bytes each as one array, uint8 (extents, length), a copy."""
+        out = np.empty((len(offsets), length), np.uint8)
+        extents = [(offset, length) for offset in offsets]
+        if self._view is None and self._direct is None and len(extents) > 1:
+            self._read_cached(extents, out.data)
+        else:
+            for row, data in zip(out, self.read_many(extents)):
+                row[:] = np.frombuffer(data, np.uint8)
+        return out
 
     def current_size(self) -> int:
         """Bytes of the file now, which may be others than at opening."""
@@ -234,10 +248,11 @@ class Storage:
                 self._mapped = 0
                 mapped.madvise(mmap.MADV_DONTNEED)
 
-    def _read_cached(self, extents: Sequence[Extent]) -> list[memoryview]:
-        """Several extents through the page cache, into one buffer."""
-        buffer = memoryview(bytearray(sum(length for _, length in extents)))
-        found, at = [], 0
+    def _read_cached(self, extents: Sequence[Extent], out: memoryview) -> list[memoryview]:
+        """Several extents through the page cache, into `out`, one after the other."""
+        if self._fd < 0:
+            raise FileAccessError("the pack is closed")
+        buffer, found, at = out.cast("B"), [], 0
         for _, length in extents:
             found.append(buffer[at : at + length])
             at += length
