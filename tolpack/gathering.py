@@ -29,7 +29,9 @@ Sink = Callable[[int, Bytes, Ints], None]
 
 # Rows decoded together, and bytes of the file fetched together.
 _DECODE_BYTES = 1 << 20
-_WINDOW_BYTES = 8 << 20
+_WINDOW_BYTES = 2 << 20
+# Windows that the system is told of ahead, when they are cold.
+_WINDOWS_AHEAD = 32
 # A thread of a lookup has at least so many decoded bytes to make.
 _THREAD_BYTES = 4 << 20
 
@@ -144,19 +146,32 @@ class Gatherer:
         if view.is_plain and self._container.storage.mode != "direct":
             for start in range(0, len(rows), window):
                 part = slice(start, start + window)
-                self._fill_plain(number, rows[part], places[part], sink)
+                records = self._container.raw_rows(number, rows[part].tolist())
+                self._announce(number, rows, start, window)
+                self._hand_over(number, rows[part], places[part], records, sink)
             return
         blocks, first = np.unique(rows // view.rows_per_block, return_index=True)
         bounds = np.append(first, len(rows))
         for start in range(0, len(blocks), window):
             stop = min(start + window, len(blocks))
             part = slice(bounds[start], bounds[stop])
-            self._fill_blocks(number, blocks[start:stop], rows[part], places[part], sink)
+            payloads = self._ahead.blocks_of(number, blocks[start:stop].tolist())
+            self._announce(number, blocks, start, window)
+            self._open(number, blocks[start:stop], payloads, rows[part], places[part], sink)
 
-    def _fill_plain(self, number: int, rows: Ints, places: Ints, sink: Sink) -> None:
-        """A window of records that need no opening."""
+    def _announce(self, number: int, blocks: Ints, start: int, window: int) -> None:
+        """If the window at `start` was cold, have the next ones read while it is decoded."""
+        storage = self._container.storage
+        if not storage.cold:
+            return
+        # All at once after the first, then always the farthest one.
+        first = start + (window if start == 0 else _WINDOWS_AHEAD * window)
+        coming = blocks[first : start + (_WINDOWS_AHEAD + 1) * window].tolist()
+        storage.advise([self._container.block_extent(number, block) for block in coming])
+
+    def _hand_over(self, number: int, rows: Ints, places: Ints, records: Bytes, sink: Sink) -> None:
+        """Hand over a window of records that need no opening."""
         view = self._container.chunks[number]
-        records = self._container.raw_rows(number, rows.tolist())
         if self._cache is not None:
             self._cache.put(number, rows, records[:, : view.record_bytes])
         step = self._decode_rows(1)
@@ -164,10 +179,12 @@ class Gatherer:
             some = slice(start, start + step)
             sink(view.chunk.encoding, records[some], places[some])
 
-    def _fill_blocks(self, number: int, blocks: Ints, rows: Ints, places: Ints, sink: Sink) -> None:
-        """A window of blocks: those of the ascending `rows`."""
+    def _open(
+        self, number: int, blocks: Ints, payloads: Sequence[memoryview], rows: Ints, places: Ints,
+        sink: Sink,
+    ) -> None:  # fmt: skip
+        """Open a window of blocks, those of the ascending `rows`, and hand the records over."""
         view = self._container.chunks[number]
-        payloads = self._ahead.blocks_of(number, blocks.tolist())
         bounds = np.append(np.searchsorted(rows, blocks * view.rows_per_block), len(rows))
         step = max(1, self._decode_rows(view.rows_per_block) // view.rows_per_block)
         for low in range(0, len(blocks), step):

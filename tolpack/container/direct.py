@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 
 from tolpack.errors import FileAccessError, FormatError
 from tolpack.pool import Pool
@@ -18,6 +19,8 @@ ALIGNMENT = 4096
 _DEPTH = 16
 # Neighbouring extents are joined up to this size.
 _JOINED_BYTES = 1 << 20
+# From here on large pages are worth asking for.
+_LARGE_BYTES = 2 << 20
 
 
 class DirectReader:
@@ -65,10 +68,14 @@ class DirectReader:
         """
         found = [memoryview(b"")] * len(extents)
         joined = _joined(extents)
-        if len(joined) == 1:
-            self._read(extents, [joined[0]], found)
+        work, buffer, at = [], _aligned(sum(stop - start for start, stop, _ in joined)), 0
+        for start, stop, numbers in joined:
+            work.append((start, buffer[at : at + stop - start], numbers))
+            at += stop - start
+        if len(work) == 1:
+            self._read(extents, work, found)
         else:
-            parts = [joined[n::_DEPTH] for n in range(min(_DEPTH, len(joined)))]
+            parts = [work[n::_DEPTH] for n in range(min(_DEPTH, len(work)))]
             self._pool.map(lambda part: self._read(extents, part, found), parts)
         return found, sum(min(stop, file_bytes) - start for start, stop, _ in joined)
 
@@ -79,17 +86,16 @@ class DirectReader:
     def _read(
         self,
         extents: Sequence[tuple[int, int]],
-        joined: Sequence[tuple[int, int, list[int]]],
+        work: Sequence[tuple[int, memoryview, list[int]]],
         found: list[memoryview],
     ) -> None:
-        """Read joined extents one after the other."""
-        for start, stop, numbers in joined:
-            buffer = memoryview(mmap.mmap(-1, stop - start))
+        """Read joined extents one after the other, each into its part of the buffer."""
+        for start, buffer, numbers in work:
             try:
                 size = _fill(self._fd, buffer, start)
             except OSError as error:
                 raise FileAccessError(
-                    f"reading {stop - start} bytes at {start} failed: {error.strerror or error}"
+                    f"reading {len(buffer)} bytes at {start} failed: {error.strerror or error}"
                 ) from error
             for n in numbers:
                 offset, length = extents[n]
@@ -99,6 +105,15 @@ class DirectReader:
                         f"a file of {start + size} bytes", "more",
                     )  # fmt: skip
                 found[n] = buffer[offset - start : offset - start + length]
+
+
+def _aligned(size: int) -> memoryview:
+    """Memory of its own pages, large ones if there are."""
+    buffer = mmap.mmap(-1, max(size, ALIGNMENT))
+    if size >= _LARGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a hint
+            buffer.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(buffer)
 
 
 def _fill(fd: int, buffer: memoryview, offset: int) -> int:

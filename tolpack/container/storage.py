@@ -86,6 +86,7 @@ class Storage:
             raise ConfigError(f"io is {io!r}, expected one of {', '.join(IO_MODES)}")
         self.mode = io
         self.fetches = Fetches()
+        self.cold = False  # whether most of the extents that were read last had to be announced
         self._mapped_limit = _MAPPED_BYTES
         self._lock = threading.Lock()
         self._leases = 0
@@ -257,6 +258,7 @@ class Storage:
             found.append(buffer[at : at + length])
             at += length
         missing = [n for n, one in enumerate(extents) if not self._read_now(one[0], found[n])]
+        self.cold = len(missing) > len(extents) // 8
         self.advise([extents[n] for n in missing])
         for n in missing:
             offset, length = extents[n]
