@@ -12,7 +12,7 @@ LEVELS = {
     "codecs": 2,
     "pack": 3, "lookup": 3, "sections": 3, "gathering": 3, "decoding": 3,
     "prefetching": 3, "row_cache": 3, "verification": 3, "code_rates": 3,
-    "torch": 4, "sources": 4, "summary": 4, "building": 4, "building.allocate": 4,
+    "torch": 4, "bench": 4, "sources": 4, "summary": 4, "building": 4, "building.allocate": 4,
     "building.settings": 4, "building.layout": 4, "building.limits": 4,
     "building.frame_sample": 4, "building.components": 4,
     "building.layer_basis": 4, "building.step_search": 4,
@@ -22,7 +22,7 @@ LEVELS = {
     "building.folding": 6, "building.drop_search": 6, "building.rounding": 6,
     "building.assembly": 6, "building.fixed_bits": 6, "building.entropy_coded": 6,
     "planning": 6, "builder": 6, "evaluate": 6,
-    "report": 7, "demo": 7, "": 7,
+    "report": 7, "terminal": 7, "demo": 7, "": 7,
     "cli": 8,
 }  # fmt: skip
 

@@ -7,16 +7,13 @@ work where only the reader is installed.
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import tqdm
 
 import tolpack
 from tolpack import report
@@ -30,70 +27,18 @@ from tolpack.building.settings import (
     parse_rank,
     parse_size,
 )
-from tolpack.errors import ConfigError, TolpackError
-from tolpack.progress import Reporter
+from tolpack.errors import ConfigError
 from tolpack.sizes import parse_bytes
 from tolpack.sources.config import MODEL_TYPES
 from tolpack.sources.key_map import BUILT_IN as BUILT_IN_MAPS
+from tolpack.terminal import Group, Terminal, checked
 
 if TYPE_CHECKING:  # it loads torch
     from tolpack.sources.checkpoint import Reading
 
-_BUILD_MODULES = ("torch", "safetensors", "scipy", "tokenizers", "h5py")
 _CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 _TABLE_SUFFIXES = (".npy", ".h5", ".hdf5", ".json", ".toml")
 _PATH = click.Path(path_type=Path)
-
-
-class _Terminal(Reporter):
-    """Lines and progress bars on stderr; a bar appears after a second."""
-
-    def say(self, text: str) -> None:
-        click.echo(text, err=True)
-
-    @contextmanager
-    def phase(self, name: str, total: int, unit: str) -> Iterator[Callable[[int], object]]:
-        interval = 0.1 if sys.stderr.isatty() else 10.0  # a log needs few lines
-        with tqdm.tqdm(
-            desc=name,
-            total=total,
-            unit=unit,
-            unit_scale=True,
-            delay=1.0,
-            mininterval=interval,
-            leave=False,
-        ) as bar:
-            yield bar.update
-
-
-class _Group(click.Group):
-    """Turns tolpack's errors into one line and exit code 1."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except TolpackError as error:
-            raise click.ClickException(" ".join(str(error).split())) from error
-        except ModuleNotFoundError as error:
-            if (error.name or "").split(".")[0] not in _BUILD_MODULES:
-                raise
-            raise click.ClickException(
-                f"this command needs {error.name}: pip install 'tolpack[build]'"
-            ) from error
-
-
-def _checked(parse: Callable[[str], object]) -> Callable[..., str | None]:
-    """Make a click callback that refuses what `parse` refuses, as wrong usage."""
-
-    def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-        if value is not None:
-            try:
-                parse(value)
-            except ConfigError as error:
-                raise click.BadParameter(str(error)) from error
-        return value
-
-    return callback
 
 
 def _fixed_rank(value: str) -> None:
@@ -144,12 +89,12 @@ _layers_option = click.option(
     "--layers", type=click.IntRange(1), help="Layers of a two-dimensional plain table."
 )
 _drop_option = click.option(
-    "--drop", default="none", show_default=True, callback=_checked(parse_drop),
+    "--drop", default="none", show_default=True, callback=checked(parse_drop),
     help="Layers to leave out: none, or numbers and ranges like 3,7-9.",
 )  # fmt: skip
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(tolpack.__version__, prog_name="tolpack")
 def main() -> None:
     """Make the feed-forward memory of MemoryLLM models small, and read its rows back fast.
@@ -166,20 +111,20 @@ def main() -> None:
 @click.argument("checkpoint", type=_PATH)
 @click.option("-o", "--output", type=_PATH, help="The pack [default: NAME.tolpack beside it].")
 @click.option(
-    "--rank", default="none", show_default=True, callback=_checked(parse_rank),
+    "--rank", default="none", show_default=True, callback=checked(parse_rank),
     help="auto, full, none (no basis), a number, a percentage like 50%, or r0,r1,… by layer.",
 )  # fmt: skip
 @click.option("--bits", type=click.Choice(["auto", "16", "8", "4"]), default="4", show_default=True)
 @click.option(
-    "--drop", default="none", show_default=True, callback=_checked(parse_drops),
+    "--drop", default="none", show_default=True, callback=checked(parse_drops),
     help="Layers to leave out: none, or 3,7-9; with --bits auto also auto, or auto:2 for two.",
 )  # fmt: skip
 @click.option(
-    "--size", callback=_checked(lambda value: parse_size(value, 100)),
+    "--size", callback=checked(lambda value: parse_size(value, 100)),
     help="With --rank or --bits auto: largest file, like 800MB or 12% of the FP16 table.",
 )  # fmt: skip
 @click.option(
-    "--max-ppl-increase", callback=_checked(parse_increase),
+    "--max-ppl-increase", callback=checked(parse_increase),
     help="With --bits auto: what the pack may cost on text held out [default: 0.25%].",
 )  # fmt: skip
 @click.option("--calibrate", type=_PATH, help="Text or .npy of token ids: counts, and losses.")
@@ -198,7 +143,7 @@ def main() -> None:
     "--max-memory",
     default=DEFAULT_MAX_MEMORY,
     show_default=True,
-    callback=_checked(lambda value: parse_bytes(value, "--max-memory")),
+    callback=checked(lambda value: parse_bytes(value, "--max-memory")),
     help="Largest resident memory of the build, like 4GB or 800MB.",
 )
 @click.option("--threads", type=click.IntRange(1), help="Cores to use [default: all].")
@@ -226,7 +171,7 @@ def build(checkpoint: Path, bits: str, as_json: bool, **settings: Any) -> None:
         raise click.UsageError(str(error)) from error
     _refuse_two_maps(settings)
     output = settings.pop("output")
-    result = tolpack.build(checkpoint, output, bits=number, reporter=_Terminal(), **settings)
+    result = tolpack.build(checkpoint, output, bits=number, reporter=Terminal(), **settings)
     if as_json:
         _print_json(result.to_json())
     else:
@@ -256,7 +201,7 @@ def evaluate(
     from tolpack.evaluate import evaluate as run
 
     reading = _reading(settings)
-    evaluation = run(checkpoint, packs, text, reading=reading, reporter=_Terminal(), **settings)
+    evaluation = run(checkpoint, packs, text, reading=reading, reporter=Terminal(), **settings)
     if as_json:
         _print_json(evaluation.to_json())
     else:
@@ -311,7 +256,7 @@ def verify(ctx: click.Context, pack: Path, as_json: bool) -> None:
     \b
     tolpack verify model.tolpack
     """
-    with tolpack.open(pack) as opened, _Terminal().phase("verifying", opened.nbytes, "B") as done:
+    with tolpack.open(pack) as opened, Terminal().phase("verifying", opened.nbytes, "B") as done:
         damages = opened.verify(done)
     if as_json:
         found = [asdict(damage) for damage in damages]
@@ -347,8 +292,34 @@ def rows(pack: Path, token_ids: tuple[int, ...], as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("pack", type=_PATH)
+@click.option("--rows", default=512, show_default=True, help="Rows of a large lookup.")
+@click.option(
+    "--seconds", default=1.0, show_default=True, help="Seconds for each measurement, about."
+)
+@_json_option
+def bench(pack: Path, rows: int, seconds: float, as_json: bool) -> None:
+    """Time lookups of PACK on this machine, warm and cold, in every I/O mode.
+
+    Reads PACK whole, and drops it from the page cache before each cold lookup. Tokens are drawn
+    evenly from the vocabulary: real text repeats its tokens and is faster.
+
+    \b
+    tolpack bench model.tolpack
+    tolpack bench model.tolpack --rows 4096 --seconds 5
+    """
+    from tolpack.bench import run_bench
+
+    result = run_bench(pack, rows, seconds, Terminal())
+    if as_json:
+        _print_json(result.to_json())
+    else:
+        click.echo(report.bench_table(result))
+
+
+@main.command()
 @click.argument("checkpoint", type=_PATH)
-@click.option("--rank", callback=_checked(_fixed_rank), help="Plan this rank only; not auto.")
+@click.option("--rank", callback=checked(_fixed_rank), help="Plan this rank only; not auto.")
 @click.option("--bits", type=click.Choice(["16", "8", "4"]), help="Plan these bits only.")
 @_drop_option
 @_reading_options
@@ -383,7 +354,7 @@ def demo(output: Path | None, as_json: bool) -> None:
     from tolpack.demo import run_demo
 
     with tempfile.TemporaryDirectory() as scratch:
-        evaluation = run_demo(output or Path(scratch), _Terminal())
+        evaluation = run_demo(output or Path(scratch), Terminal())
     if as_json:
         _print_json(evaluation.to_json())
     else:

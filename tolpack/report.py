@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tolpack.verification import Damage
 
 if TYPE_CHECKING:  # these load torch, which reading a pack must not
+    from tolpack.bench import Bench
     from tolpack.builder import BuildResult
     from tolpack.evaluate import Evaluation
     from tolpack.planning import Plan
@@ -226,3 +227,13 @@ def damage_line(damage: Damage, shown: int = 8) -> str:
     more = f" and {len(runs) - shown} more runs" if len(runs) > shown else ""
     tokens = f"{damage.rows} token{'s' * (damage.rows > 1)}: {', '.join(runs[:shown])}{more}"
     return f"{damage.place} ({tokens}; {slots}): {damage.message}"
+
+
+def bench_table(result: Bench) -> str:
+    """Write the times of `tolpack.bench`: a line per I/O mode and size, then what to choose."""
+    rows = []
+    for one in result.timings:
+        times = [one.warm_p50_ms, one.warm_p99_ms, one.cold_p50_ms, one.cold_p99_ms]
+        rows.append([one.io, str(one.rows), *("-" if ms is None else f"{ms:.3f}" for ms in times)])
+    header = ["io", "rows", "warm p50 ms", "p99", "cold p50 ms", "p99"]
+    return "\n\n".join([format_table(header, rows), *result.advice])

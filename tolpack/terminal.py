@@ -1,0 +1,70 @@
+"""How the command line talks: progress, errors, wrong usage."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+import tqdm
+
+from tolpack.errors import ConfigError, TolpackError
+from tolpack.progress import Reporter
+
+_BUILD_MODULES = ("torch", "safetensors", "scipy", "tokenizers", "h5py")
+
+
+class Terminal(Reporter):
+    """Lines and progress bars on stderr; a bar appears after a second."""
+
+    def say(self, text: str) -> None:
+        """See `Reporter`."""
+        click.echo(text, err=True)
+
+    @contextmanager
+    def phase(self, name: str, total: int, unit: str) -> Iterator[Callable[[int], object]]:
+        """See `Reporter`."""
+        interval = 0.1 if sys.stderr.isatty() else 10.0  # a log needs few lines
+        with tqdm.tqdm(
+            desc=name,
+            total=total,
+            unit=unit,
+            unit_scale=True,
+            delay=1.0,
+            mininterval=interval,
+            leave=False,
+        ) as bar:
+            yield bar.update
+
+
+class Group(click.Group):
+    """Turns tolpack's errors into one line and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """See `click.Group`."""
+        try:
+            return super().invoke(ctx)
+        except TolpackError as error:
+            raise click.ClickException(" ".join(str(error).split())) from error
+        except ModuleNotFoundError as error:
+            if (error.name or "").split(".")[0] not in _BUILD_MODULES:
+                raise
+            raise click.ClickException(
+                f"this command needs {error.name}: pip install 'tolpack[build]'"
+            ) from error
+
+
+def checked(parse: Callable[[str], object]) -> Callable[..., str | None]:
+    """Make a click callback that refuses what `parse` refuses, as wrong usage."""
+
+    def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                parse(value)
+            except ConfigError as error:
+                raise click.BadParameter(str(error)) from error
+        return value
+
+    return callback
