@@ -38,10 +38,11 @@ def make_pack(
     compressor = partial(compress_runs, layout.record_bytes) if frame == "zstd-runs" else compress
 
     def records() -> Iterator[np.ndarray]:
-        for _ in range(0, vocab, 1024):
-            block = np.zeros((1024, layout.record_bytes), np.uint8)
+        for start in range(0, vocab, 1024):
+            rows = min(1024, vocab - start)
+            block = np.zeros((rows, layout.record_bytes), np.uint8)
             for layer in range(layers):
-                values = source.standard_normal((1024, stored)).astype(np.float32)
+                values = source.standard_normal((rows, stored)).astype(np.float32)
                 layout.encode(block, layer, values)
             yield block
 
