@@ -193,6 +193,42 @@ def test_auto_tells_warm_from_cold(wide):
         assert one["block_reads"] == cold["block_reads"] + 1
 
 
+def test_a_file_system_that_cannot_tell_is_asked_once(wide, monkeypatch):
+    """Then everything is queued, as with pread."""
+    path, expected = wide
+    asked = []
+
+    def refused(*arguments):
+        asked.append(arguments)
+        raise OSError(95, "Operation not supported")
+
+    with tolpack.open(path, threads=1) as pack:
+        pack.rows([0])
+        monkeypatch.setattr(os, "preadv", refused)
+        assert np.array_equal(pack.rows(range(1000)), expected)
+        assert pack.stats()["fetched_warm"] == 0
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("lacking", ["_HAS_PREADV", "_HAS_FADVISE", "_HAS_MADVISE", "_HAS_PREAD"])
+@pytest.mark.parametrize("io", ["auto", "pread", "mmap", "memory"])
+def test_other_systems_read_the_same_rows(lacking, io, wide, monkeypatch):
+    """Without the calls that Linux has."""
+    monkeypatch.setattr(f"tolpack.container.storage.{lacking}", False)
+    path, expected = wide
+    with tolpack.open(path, io=io) as pack:
+        pack.prefetch(range(1000))
+        assert np.array_equal(pack.rows(range(1000)), expected)
+        assert pack.verify() == []
+
+
+def test_a_system_without_direct_reads_says_so(wide, monkeypatch):
+    """It does not read in another mode instead."""
+    monkeypatch.delattr(os, "O_DIRECT")
+    with pytest.raises(tolpack.FileAccessError, match="no direct reads: use another io mode"):
+        tolpack.open(wide[0], io="direct")
+
+
 def test_pread_announces_without_looking(wide):
     """Every lookup of several blocks is queued."""
     path, expected = wide
@@ -254,6 +290,20 @@ def test_a_cache_keeps_the_most_frequent_rows(io, budget, wide):
         assert np.array_equal(pack.rows(held), expected[held])
         assert pack.stats()["block_reads"] == before
     assert (room == 1000) == (budget == "1MB")
+
+
+@pytest.mark.parametrize("io", MODES)
+def test_a_cache_can_be_filled_beforehand(io, wide):
+    """Then its tokens are not read again."""
+    path, expected = wide
+    with tolpack.open(path, io=io, cache="20KB") as pack:
+        assert 10_000 < pack.warm() <= 20_000
+        before = pack.stats()["block_reads"]
+        ids = pack.most_frequent(pack._cache.rows)
+        assert np.array_equal(pack.rows(ids), expected[ids])
+        assert pack.stats()["block_reads"] == before
+    with tolpack.open(path, io=io) as pack, pytest.raises(ConfigError, match="no cache to fill"):
+        pack.warm()
 
 
 def test_a_cache_holds_damage_back(wide, tmp_path):

@@ -34,6 +34,8 @@ from tolpack.verification import Damage, find_damage
 
 # Rows from which on compiled loops are worth loading.
 _KERNEL_ROWS = 64
+# Rows that `Pack.warm` reads at a time.
+_WARM_ROWS = 4096
 
 
 class Pack:
@@ -245,6 +247,27 @@ class Pack:
         ids = check_ids(token_ids, self.vocab_size)
         with self._container.storage.lease():
             self._ahead.begin(lambda: self._blocks_of(ids))
+
+    def warm(self) -> int:
+        """Fill the cache now, with the most frequent tokens that it holds; returns its bytes.
+
+        Without it records are kept as lookups read them. They lie side by side at the beginning of
+        the file, so this reads it from there on.
+
+        Raises
+        ------
+        ConfigError
+            The pack was opened without `cache`.
+        ChecksumError, FormatError, FileAccessError
+            As `rows`.
+        """
+        if self._cache is None:
+            raise ConfigError("there is no cache to fill: open the pack with cache='256MB'")
+        with self._container.storage.lease():
+            for start in range(0, self._cache.rows, _WARM_ROWS):
+                slots = np.arange(start, min(start + _WARM_ROWS, self._cache.rows))
+                self._gatherer.gather(slots, slots, lambda *_: None)
+        return self._cache.nbytes
 
     def stats(self) -> dict[str, int | float | str]:
         """Return the I/O mode, and counters since opening.
