@@ -27,8 +27,8 @@ import torch
 from machine import described
 
 import tolpack
-from tolpack.code_rates import code_rates
 from tolpack.codecs.values import from_bfloat16, to_bfloat16
+from tolpack.reading.code_rates import code_rates
 from tolpack.reference.decoder import Decoder, Memory
 from tolpack.reference.perplexity import increase_pct, score
 from tolpack.reference.text import read_token_ids

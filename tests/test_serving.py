@@ -8,10 +8,10 @@ import pytest
 from packs import RECIPES, Layer, Recipe, Run, int4, int8, reference_rows, write
 
 import tolpack
-from tolpack import gathering
 from tolpack.codecs import kernels
 from tolpack.container import direct
 from tolpack.errors import ConfigError, FormatError
+from tolpack.reading import gathering
 
 MODES = ("auto", "pread", "mmap", "direct", "memory")
 WITH_BASIS = ("basis", "coded-basis", "everything")
@@ -395,7 +395,7 @@ def test_prefetching_what_is_damaged_is_left_to_the_lookup(wide, tmp_path):
 
 def test_what_is_kept_is_bounded(wide, monkeypatch):
     """The oldest blocks make room."""
-    monkeypatch.setattr("tolpack.prefetching._KEPT_BYTES", 2000)
+    monkeypatch.setattr("tolpack.reading.prefetching._KEPT_BYTES", 2000)
     path, expected = wide
     with tolpack.open(path, io="direct") as pack:
         pack._ahead.begin(lambda: pack._blocks_of(np.arange(1000))).result(30)

@@ -43,7 +43,7 @@ class LayerResult:
     """One layer of a finished pack.
 
     ``relative_error`` is ``√(Σ‖row - packed row‖² / Σ‖row‖²)`` over evenly spaced tokens, ``None``
-    for a dropped layer; ``entropy_bits`` and ``gaussian_bits`` as in `tolpack.code_rates`.
+    for a dropped layer; ``entropy_bits`` and ``gaussian_bits`` as in `tolpack.reading.code_rates`.
     """
 
     layer: int

@@ -2,8 +2,8 @@
 
 A lookup maps token ids to slots, sorts and deduplicates them, reads each block of records once,
 verifies it, decodes all kept layers of it together, and puts the rows where they were asked for
-(`tolpack.gathering`). One token costs one extent of the file. Token map, bases and means are read
-at the first lookup that needs them and stay resident; records stay in a cache, if there is one.
+(`tolpack.reading`). One token costs one extent of the file. Token map, bases and means are read at
+the first lookup that needs them and stay resident; records stay in a cache, if there is one.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from tolpack.codecs import kernels
 from tolpack.container.reader import Container
-from tolpack.decoding import RowSink, TableDecoder
 from tolpack.errors import ConfigError
-from tolpack.gathering import Gatherer, Sink
-from tolpack.lookup import Distinct, LayerChoice, check_ids, check_out
-from tolpack.prefetching import Prefetcher
-from tolpack.row_cache import RowCache
-from tolpack.sections import read_token_map
+from tolpack.reading.decoding import RowSink, TableDecoder
+from tolpack.reading.gathering import Gatherer, Sink
+from tolpack.reading.lookup import Distinct, LayerChoice, check_ids, check_out
+from tolpack.reading.prefetching import Prefetcher
+from tolpack.reading.row_cache import RowCache
+from tolpack.reading.sections import read_token_map
+from tolpack.reading.verification import Damage, find_damage
 from tolpack.sizes import parse_bytes
-from tolpack.verification import Damage, find_damage
 
 # Rows from which on compiled loops are worth loading.
 _KERNEL_ROWS = 64
@@ -192,8 +192,8 @@ class Pack:
             As for `rows`.
         sink : callable
             Takes the number of an encoding, records uint8 (n, record_bytes), and places int64 (n,)
-            in the order of `token_ids`; see `tolpack.gathering`. Called several times, also from
-            other threads; not at all for duplicates.
+            in the order of `token_ids`; see `tolpack.reading.gathering`. Called several times,
+            also from other threads; not at all for duplicates.
 
         Returns
         -------

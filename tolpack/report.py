@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.verification import Damage
+from tolpack.reading.verification import Damage
 
 if TYPE_CHECKING:  # these load torch, which reading a pack must not
     from tolpack.bench import Bench
@@ -43,7 +43,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-# Columns of what codes need at least, in bits a value (`tolpack.code_rates`).
+# Columns of what codes need at least, in bits a value (`tolpack.reading.code_rates`).
 _REFERENCES = ("entropy", "R(D)")
 
 

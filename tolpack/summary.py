@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tolpack.building.layout import field_bytes
-from tolpack.code_rates import CodeRate, code_rates
 from tolpack.codecs.record import record_layout
 from tolpack.container.reader import ChunkView, Container
 from tolpack.pack import Pack
+from tolpack.reading.code_rates import CodeRate, code_rates
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class LayerSummary:
     """One layer: ``rank`` (``None`` without a basis), mean stored bits per stored value (scales
     included, basis not), and bytes with basis and mean; a dropped layer has 0 bits and bytes.
 
-    ``entropy_bits``, ``gaussian_bits``: for entropy-coded rows, see `tolpack.code_rates`.
+    ``entropy_bits``, ``gaussian_bits``: for entropy-coded rows, see `tolpack.reading.code_rates`.
     """
 
     layer: int

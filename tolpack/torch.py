@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from tolpack.codecs.on_device import check_scales, expand
 from tolpack.codecs.values import Bytes, Floats
-from tolpack.decoding import RowSink, StoredSink
 from tolpack.errors import ConfigError, TokenIdError
-from tolpack.lookup import LayerChoice, check_ids
 from tolpack.pack import Pack
 from tolpack.pool import Pool
+from tolpack.reading.decoding import RowSink, StoredSink
+from tolpack.reading.lookup import LayerChoice, check_ids
 
 Ints = NDArray[np.int64]
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from tolpack.codecs.values import Bytes
 from tolpack.container.reader import Container
 from tolpack.pool import Pool
-from tolpack.prefetching import Prefetcher
-from tolpack.row_cache import RowCache
-from tolpack.sections import open_records
+from tolpack.reading.prefetching import Prefetcher
+from tolpack.reading.row_cache import RowCache
+from tolpack.reading.sections import open_records
 
 Ints = NDArray[np.int64]
 # Takes records, uint8 (n, record_bytes or more), of the encoding of that number; and their places,

@@ -16,9 +16,9 @@ from tolpack.codecs import kernels
 from tolpack.codecs.record import RecordLayout, record_layout
 from tolpack.codecs.values import Bytes, Floats
 from tolpack.container.reader import Container
-from tolpack.gathering import Ints
-from tolpack.lookup import LayerChoice
-from tolpack.sections import read_floats
+from tolpack.reading.gathering import Ints
+from tolpack.reading.lookup import LayerChoice
+from tolpack.reading.sections import read_floats
 
 
 class TableDecoder:
@@ -87,7 +87,7 @@ class TableDecoder:
 
 @dataclass(frozen=True, slots=True)
 class RowSink:
-    """Decodes records to rows of an array; a `tolpack.gathering.Sink`.
+    """Decodes records to rows of an array; a `tolpack.reading.gathering.Sink`.
 
     ``out`` (any, layers, width) of float32, float16, or uint16 for the bits of bfloat16.
     """
@@ -120,7 +120,7 @@ class RowSink:
 
 @dataclass(frozen=True, slots=True)
 class StoredSink:
-    """Decodes records to their stored values; a `tolpack.gathering.Sink`.
+    """Decodes records to their stored values; a `tolpack.reading.gathering.Sink`.
 
     ``out`` (any, stored values of all kept fields), contiguous, of float32, or uint16 for the bits
     of bfloat16.

@@ -18,7 +18,7 @@ from tolpack.codecs.record import record_layout
 from tolpack.container.index import FRAMES_PER_INDEX_BLOCK, index_block_extent
 from tolpack.container.reader import ChunkView, Container
 from tolpack.errors import FileAccessError, FormatError
-from tolpack.sections import open_records, read_floats, read_token_map
+from tolpack.reading.sections import open_records, read_floats, read_token_map
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from tolpack.codecs.record import record_layout
 from tolpack.codecs.values import Bytes, Floats
 from tolpack.container.encodings import CODEC_SIZES, Encoding
 from tolpack.container.reader import Container
-from tolpack.sections import read_records
+from tolpack.reading.sections import read_records
 
 # Rows, and bytes of their records, that are looked at.
 _MAX_ROWS = 1 << 13
