@@ -1,6 +1,7 @@
 """Every way to serve rows gives the same rows: compiled loops, threads, cache, prefetch, modes."""
 
 import os
+import sys
 import threading
 
 import numpy as np
@@ -92,6 +93,32 @@ def test_compiled_loops_refuse_scales_that_are_not_finite(compiled, tmp_path):
             with pytest.raises(FormatError) as caught:
                 pack.rows([1])
             assert caught.value.code == "scale-not-finite"
+
+
+def test_kernels_are_compiled_where_nothing_can_be_kept(monkeypatch):
+    """Numba refuses to keep its results where no folder can be written to."""
+
+    class Numba:
+        def njit(self, nogil, cache=False):
+            def compiled(function):
+                if cache:
+                    raise RuntimeError("cannot cache function: no locator available")
+                return ("compiled", function)
+
+            return compiled
+
+    monkeypatch.setitem(sys.modules, "numba", Numba())
+    found = kernels._compile.__wrapped__()
+    assert found.int4 == ("compiled", kernels.decode_int4)
+
+
+def test_without_numba_there_are_no_kernels(monkeypatch):
+    """Nor when they are left out on purpose."""
+    monkeypatch.setitem(sys.modules, "numba", None)
+    assert kernels._compile.__wrapped__() is None
+    monkeypatch.undo()
+    monkeypatch.setenv("TOLPACK_KERNELS", "off")
+    assert kernels._compile.__wrapped__() is None
 
 
 def test_large_lookups_load_the_kernels(wide, monkeypatch):

@@ -46,7 +46,13 @@ def _compile() -> Kernels | None:
         numba: Any = importlib.import_module("numba")
     except ImportError:
         return None
-    compiled = numba.njit(cache=True, nogil=True)
+
+    def compiled(function: Callable[..., Any]) -> Any:
+        try:
+            return numba.njit(cache=True, nogil=True)(function)
+        except RuntimeError:  # nowhere to keep the result
+            return numba.njit(nogil=True)(function)
+
     plain = (decode_int8, decode_int4, decode_step8, decode_step16, decode_runs, to_bfloat16)
     return Kernels(*(compiled(function) for function in plain))
 
