@@ -1,6 +1,8 @@
 """Every way to serve rows gives the same rows: compiled loops, threads, cache, prefetch, modes."""
 
+import gc
 import os
+import signal
 import sys
 import threading
 
@@ -9,6 +11,7 @@ import pytest
 from packs import RECIPES, Layer, Recipe, Run, int4, int8, reference_rows, write
 
 import tolpack
+from tolpack import pool
 from tolpack.codecs import kernels
 from tolpack.container import direct
 from tolpack.errors import ConfigError, FormatError
@@ -374,7 +377,7 @@ def test_a_direct_lookup_takes_what_was_prefetched(wide):
     path, expected = wide
     ids = np.arange(0, 1000, 3)
     with tolpack.open(path, io="direct") as pack:
-        pack._ahead.begin(lambda: pack._blocks_of(ids)).result(30)
+        pack._ahead.begin(lambda: pack._missing_blocks(ids)).result(30)
         before = pack.stats()
         assert np.array_equal(pack.rows(ids), expected[ids])
         after = pack.stats()
@@ -420,14 +423,91 @@ def test_prefetching_what_is_damaged_is_left_to_the_lookup(wide, tmp_path):
             pack.rows([7])
 
 
+def test_what_the_cache_has_is_not_prefetched(wide):
+    """It would be read once more, and kept for nobody."""
+    path, _ = wide
+    with tolpack.open(path, io="direct", cache="1MB") as pack:
+        pack.warm()
+        before = pack.stats()["block_reads"]
+        assert pack._missing_blocks(np.arange(1000)) != []
+        pack._ahead.begin(lambda: pack._missing_blocks(np.arange(1000))).result(30)
+        assert pack.stats()["block_reads"] == before
+
+
+def test_a_closed_pack_keeps_nothing(wide, monkeypatch):
+    """Neither what a prefetch was reading at the time."""
+    path, _ = wide
+    pack = tolpack.open(path, io="direct")
+    pack.rows([0])
+    begun, go = threading.Event(), threading.Event()
+    truly = type(pack.container).blocks
+
+    def slow(self, number, blocks):
+        begun.set()
+        go.wait(30)
+        return truly(self, number, blocks)
+
+    monkeypatch.setattr(type(pack.container), "blocks", slow)
+    coming = pack._ahead.begin(lambda: pack._missing_blocks(np.arange(100)))
+    assert begun.wait(30)
+    pack.close()
+    go.set()
+    coming.result(30)
+    assert not pack._ahead._kept
+
+
+def test_too_many_hints_are_dropped(wide, monkeypatch):
+    """A caller that never looks up what it announces fills no queue."""
+    path, expected = wide
+    with tolpack.open(path, io="direct") as pack:
+        pack.rows([0])
+        go = threading.Event()
+        hints = [pack._ahead.begin(lambda: go.wait(30) and []) for _ in range(100)]
+        assert hints.count(None) > 50
+        go.set()
+        assert np.array_equal(pack.rows([5]), expected[[5]])
+
+
 def test_what_is_kept_is_bounded(wide, monkeypatch):
     """The oldest blocks make room."""
     monkeypatch.setattr("tolpack.reading.prefetching._KEPT_BYTES", 2000)
     path, expected = wide
     with tolpack.open(path, io="direct") as pack:
-        pack._ahead.begin(lambda: pack._blocks_of(np.arange(1000))).result(30)
+        pack._ahead.begin(lambda: pack._missing_blocks(np.arange(1000))).result(30)
         assert 0 < pack._ahead._kept_bytes <= 2000
         assert np.array_equal(pack.rows(range(1000)), expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_fork_during_a_prefetch_waits_for_nobody(wide, monkeypatch):
+    """In the child nobody brings what was coming, and leases of other threads are gone."""
+    path, expected = wide
+    with tolpack.open(path, io="direct") as pack:
+        pack.rows([0])
+        begun, go = threading.Event(), threading.Event()
+        truly = type(pack.container).blocks
+
+        def slow(self, number, blocks):
+            if threading.current_thread().name.startswith("tolpack-ahead"):
+                begun.set()
+                go.wait(30)
+            return truly(self, number, blocks)
+
+        monkeypatch.setattr(type(pack.container), "blocks", slow)
+        pack.prefetch([5])
+        assert begun.wait(30)
+        child = os.fork()
+        if child == 0:
+            try:
+                signal.alarm(20)
+                right = np.array_equal(pack.rows([5]), expected[[5]])
+                pack.close()
+                os._exit(0 if right and pack.container.storage._fd == -1 else 1)
+            finally:
+                os._exit(2)
+        go.set()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
@@ -448,3 +528,75 @@ def test_threads_start_again_after_a_fork(io, wide, monkeypatch):
             finally:
                 os._exit(2)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+# ---- ends ----------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_map_leaves_nothing_running(monkeypatch):
+    """Whoever takes back an array or a file must not share it with threads."""
+    begun, go, ended = threading.Event(), threading.Event(), []
+    truly = pool.wait
+
+    def interrupted(futures):
+        if not go.is_set():
+            assert begun.wait(30)
+            go.set()
+            raise KeyboardInterrupt
+        return truly(futures)
+
+    def work(number):
+        begun.set()
+        go.wait(30)
+        ended.append(number)
+
+    monkeypatch.setattr(pool, "wait", interrupted)
+    workers = pool.Pool(1, "test")
+    with pytest.raises(KeyboardInterrupt):
+        workers.map(work, range(3))
+    count = len(ended)
+    assert count >= 1
+    workers.map(lambda _: None, [0])
+    assert len(ended) == count
+    workers.close()
+
+
+def test_packs_that_are_refused_or_forgotten_leave_no_file_open(wide):
+    """Wrong settings, and packs that nobody closes."""
+    path, _ = wide
+    folder = "/proc/self/fd"
+    if not os.path.isdir(folder):
+        pytest.skip("open files cannot be counted here")
+    gc.collect()
+    before = len(os.listdir(folder))
+    for io in MODES:
+        with pytest.raises(ConfigError):
+            tolpack.open(path, io=io, threads=0)
+        tolpack.open(path, io=io).rows([1])
+    gc.collect()
+    assert len(os.listdir(folder)) == before
+
+
+def test_short_direct_reads_go_on(wide, monkeypatch):
+    """A read that ends within a block is no end of the file."""
+    path, expected = wide
+    truly = os.preadv
+
+    def short(fd, buffers, offset, *flags):
+        return (
+            truly(fd, [buffers[0][:4608]], offset, *flags)
+            if not flags
+            else truly(fd, buffers, offset, *flags)
+        )
+
+    with tolpack.open(path, io="direct") as pack:
+        pack.rows([0])
+        monkeypatch.setattr(os, "preadv", short)
+        assert np.array_equal(pack.rows(range(1000)), expected)
+
+
+@pytest.mark.parametrize("count", [-1, 1001])
+def test_counts_of_tokens_that_cannot_be_are_refused(count, wide):
+    """With the range."""
+    with tolpack.open(wide[0]) as pack, pytest.raises(ConfigError, match="0 … 1000"):
+        pack.most_frequent(count)

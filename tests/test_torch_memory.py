@@ -1,5 +1,8 @@
 """`ToLMemory`: rows of a pack as the module that inference code mounts."""
 
+import sys
+import threading
+
 import models
 import numpy as np
 import pytest
@@ -248,3 +251,83 @@ def test_rows_on_a_gpu(name, samples):
                 assert found.device.type == "cuda"
                 expected = torch.from_numpy(np.ascontiguousarray(own))
                 torch.testing.assert_close(found.cpu(), expected, atol=1e-5, rtol=1e-4)
+
+
+# ---- what surrounds it ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("io", ["auto", "direct"])
+def test_rows_come_from_cache_and_file_together(io, samples):
+    """Records of both, expanded on the device: those of the file may have their padding behind."""
+    with tolpack.open(samples["f16"], io=io, cache=60) as pack:
+        ids = torch.arange(pack.vocab_size)
+        memory = ToLMemory(pack, expand="device")
+        memory(0, ids[:2])
+        for layer in range(pack.num_layers):
+            expected = np.ascontiguousarray(pack.rows(ids.numpy())[:, layer])
+            assert memory(layer, ids).numpy().tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_the_default_dtype_changes_nothing(default, samples):
+    """As loaders of models set it."""
+    with tolpack.open(samples["steps"]) as pack:
+        ids = torch.arange(pack.vocab_size)
+        expected = torch.from_numpy(pack.rows(ids.numpy()))
+        before = torch.get_default_dtype()
+        try:
+            torch.set_default_dtype(default)
+            memory = ToLMemory(pack, expand="device", hot_rows=2)
+            found = torch.stack([memory(layer, ids) for layer in range(pack.num_layers)], dim=1)
+        finally:
+            torch.set_default_dtype(before)
+    assert torch.equal(found, expected)
+
+
+def test_threads_may_share_a_module(samples):
+    """Each gets the rows of its own ids."""
+    with tolpack.open(samples["f16"]) as pack:
+        memory, expected = ToLMemory(pack), pack.rows(range(pack.vocab_size))
+        wrong = []
+
+        def work(number):
+            ids = torch.tensor([number, (number + 1) % pack.vocab_size])
+            for _ in range(300):
+                if not np.array_equal(memory(1, ids).numpy(), expected[ids.numpy(), 1]):
+                    wrong.append(number)
+
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        sys.setswitchinterval(before)
+    assert wrong == []
+
+
+def test_hot_rows_loaded_in_inference_mode_may_be_used_outside(pack):
+    """Where gradients are recorded."""
+    with torch.inference_mode():
+        memory = ToLMemory(pack, hot_rows=3)
+    scale = torch.ones(24, requires_grad=True)
+    hot = torch.from_numpy(pack.most_frequent(1))
+    (scale * memory(0, hot)).sum().backward()
+    np.testing.assert_allclose(scale.grad, pack.rows(hot.numpy())[0, 0], rtol=1e-5)
+
+
+def test_ids_of_another_dtype_than_before(pack):
+    """Unsigned ones after int64; complex ones are none."""
+    memory = ToLMemory(pack)
+    expected = memory(0, torch.tensor([1, 2]))
+    assert torch.equal(memory(0, torch.tensor([1, 2]).to(torch.uint32)), expected)
+    with pytest.raises(TokenIdError):
+        memory(0, torch.tensor([1, 2]).to(torch.complex64))
+
+
+@pytest.mark.parametrize("layer", [1.0, "0", True, None])
+def test_layers_of_another_kind_are_refused(pack, layer):
+    """As those out of range."""
+    with pytest.raises(ConfigError, match="out of range"):
+        ToLMemory(pack)(layer, torch.tensor([0]))

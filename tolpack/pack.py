@@ -80,6 +80,7 @@ class Pack:
         checksums: bool = True,
     ) -> None:
         budget = None if cache is None else parse_bytes(cache, "cache", "256MB or 1GB")
+        workers = _thread_count(threads)
         self._container = Container.open(path, io, checksums=checksums)
         self._table = self._container.table
         self._lock = threading.Lock()
@@ -90,7 +91,7 @@ class Pack:
             self._container.storage.bound_mapped(budget // 64)
         self.decoder = TableDecoder(self._container)
         self._ahead = Prefetcher(self._container)
-        self._gatherer = Gatherer(self._container, self._ahead, self._cache, _thread_count(threads))
+        self._gatherer = Gatherer(self._container, self._ahead, self._cache, workers)
         self._kept = [n for n, field in enumerate(self._table.fields) if not field.dropped]
         self._all_layers = LayerChoice.of(range(self.num_layers), self._kept, self.hidden_size)
 
@@ -191,9 +192,9 @@ class Pack:
         token_ids : array_like of int
             As for `rows`.
         sink : callable
-            Takes the number of an encoding, records uint8 (n, record_bytes), and places int64 (n,)
-            in the order of `token_ids`; see `tolpack.reading.gathering`. Called several times,
-            also from other threads; not at all for duplicates.
+            Takes the number of an encoding, records uint8 (n, record_bytes or more: a record may
+            be followed by its padding), and places int64 (n,) in the order of `token_ids`.
+            Called several times, also from other threads; not at all for duplicates.
 
         Returns
         -------
@@ -206,7 +207,14 @@ class Pack:
         """Return the `count` most frequent tokens, int64 (count,), as the pack orders them.
 
         A pack that was built without frequencies has its tokens in the order of their ids.
+
+        Raises
+        ------
+        ConfigError
+            `count` is outside 0 … `vocab_size`.
         """
+        if not 0 <= count <= self.vocab_size:
+            raise ConfigError(f"count is {count}, expected 0 … {self.vocab_size}")
         with self._container.storage.lease():
             return np.argsort(self._slots_of(np.arange(self.vocab_size)))[:count]
 
@@ -246,7 +254,7 @@ class Pack:
         """
         ids = check_ids(token_ids, self.vocab_size)
         with self._container.storage.lease():
-            self._ahead.begin(lambda: self._blocks_of(ids))
+            self._ahead.begin(lambda: self._missing_blocks(ids))
 
     def warm(self) -> int:
         """Fill the cache now, with the most frequent tokens that it holds; returns its bytes.
@@ -319,9 +327,9 @@ class Pack:
 
     def close(self) -> None:
         """Close the file. Reads that run in other threads end first; later ones fail."""
+        self._container.close()
         self._gatherer.close()
         self._ahead.close()
-        self._container.close()
 
     def __enter__(self) -> Pack:
         return self
@@ -369,12 +377,15 @@ class Pack:
             self._rows_served += len(ids)
         return distinct
 
-    def _blocks_of(self, ids: NDArray[np.int64]) -> list[tuple[int, list[int]]]:
-        """By chunk: the blocks of `ids`."""
+    def _missing_blocks(self, ids: NDArray[np.int64]) -> list[tuple[int, list[int]]]:
+        """By chunk: the blocks of those of `ids` that no cache has."""
         slots, found = np.unique(self._slots_of(ids)), []
         for number, begin, end in self._gatherer.spans(slots):
             view = self._container.chunks[number]
-            blocks = np.unique((slots[begin:end] - view.first_slot) // view.rows_per_block)
+            rows = slots[begin:end] - view.first_slot
+            if self._cache is not None:
+                rows = rows[~self._cache.found(number, rows)]
+            blocks = np.unique(rows // view.rows_per_block)
             found.append((number, blocks.tolist()))
         return found
 

@@ -4,12 +4,38 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Protocol, TypeVar
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
+
+
+class Forked(Protocol):
+    """What has locks or threads, neither of which live on in a forked process."""
+
+    def renew(self) -> None:
+        """Begin anew in the child of a fork: its other threads are gone, and what they held."""
+        ...
+
+
+_living: weakref.WeakSet[Forked] = weakref.WeakSet()
+
+
+def renew_after_fork(one: Forked) -> None:
+    """Have `one` renewed in every forked child, for as long as it lives."""
+    _living.add(one)
+
+
+def _renew_all() -> None:
+    for one in list(_living):
+        one.renew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_all)
 
 
 class Pool:
@@ -20,20 +46,25 @@ class Pool:
     def __init__(self, size: int, name: str) -> None:
         self.size = size
         self._name = f"tolpack-{name}"
-        self._renew()
+        self.renew()
+        renew_after_fork(self)
 
     def map(self, work: Callable[[_In], _Out], parts: Iterable[_In]) -> list[_Out]:
         """Do `work` on all parts; the first error is raised once all have ended."""
-        futures = [self.submit(work, part) for part in parts]
-        errors = [error for future in futures if (error := future.exception()) is not None]
-        if errors:
-            raise errors[0]
+        futures: list[Future[_Out]] = []
+        try:
+            for part in parts:
+                futures.append(self.submit(work, part))
+            wait(futures)
+        except BaseException:  # interrupted: nobody may go on with what the caller takes back
+            for future in futures:
+                future.cancel()
+            wait(futures)
+            raise
         return [future.result() for future in futures]
 
     def submit(self, work: Callable[[_In], _Out], part: _In) -> Future[_Out]:
         """Begin `work` on `part`."""
-        if self._process != os.getpid():  # threads do not live on in a forked process
-            self._renew()
         with self._lock:
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(self.size, thread_name_prefix=self._name)
@@ -41,12 +72,11 @@ class Pool:
 
     def close(self) -> None:
         """End the threads after their work; the next use starts others."""
-        if self._process != os.getpid():
-            self._renew()
         with self._lock:
             threads, self._threads = self._threads, None
         if threads is not None:
             threads.shutdown(wait=False)
 
-    def _renew(self) -> None:
-        self._process, self._lock, self._threads = os.getpid(), threading.Lock(), None
+    def renew(self) -> None:
+        """See `Forked`."""
+        self._lock, self._threads = threading.Lock(), None

@@ -71,11 +71,12 @@ class ToLMemory(torch.nn.Module):
         self._source = _source(pack, dtype, self.device, on_device=on_device)
         self._ahead = Pool(1, "memory")
         self._coming: tuple[Ints, Future[_Step]] | None = None
-        self._ids: torch.Tensor | None = None
-        self._step: _Step | None = None
+        # Ids and their rows, replaced together: several threads may ask for different ones.
+        self._last: tuple[torch.Tensor, _Step] | None = None
         self._hot: _Hot | None = None
         if hot_rows:
-            self._hot = _hot(pack, hot_rows, self._source)
+            with torch.inference_mode(False):
+                self._hot = _hot(pack, hot_rows, self._source)
 
     def forward(self, layer: int, token_ids: torch.Tensor) -> torch.Tensor:
         """Return layer `layer`'s memory output for `token_ids`.
@@ -100,7 +101,7 @@ class ToLMemory(torch.nn.Module):
         TokenIdError, FormatError, FileAccessError
             As `Pack.rows`.
         """
-        if not 0 <= layer < self.pack.num_layers:
+        if type(layer) is not int or not 0 <= layer < self.pack.num_layers:
             raise ConfigError(f"layer {layer} is out of range 0 … {self.pack.num_layers - 1}")
         rows = self._fetch(token_ids).layer(layer)
         return rows.view(*token_ids.shape, self.pack.hidden_size)
@@ -114,19 +115,16 @@ class ToLMemory(torch.nn.Module):
         self._coming = (ids, self._ahead.submit(self._load, ids))
 
     def _fetch(self, token_ids: torch.Tensor) -> _Step:
-        known = self._ids
-        same = (
-            known is not None and known.device == token_ids.device and torch.equal(known, token_ids)
-        )
-        if not same or self._step is None:
-            ids, coming, self._coming = _flat(token_ids), self._coming, None
-            self._step = None
-            if coming is not None and np.array_equal(coming[0], ids):
-                self._step = coming[1].result()
-            else:
-                self._step = self._load(ids)
-            self._ids = token_ids.clone()
-        return self._step
+        last = self._last
+        if last is not None and _same(last[0], token_ids):
+            return last[1]
+        ids, coming, self._coming = _flat(token_ids), self._coming, None
+        if coming is not None and np.array_equal(coming[0], ids):
+            step = coming[1].result()
+        else:
+            step = self._load(ids)
+        self._last = token_ids.clone(), step
+        return step
 
     def _load(self, ids: Ints) -> _Step:
         """Rows of `ids`: of the distinct ones, if some occur several times."""
@@ -148,6 +146,8 @@ class ToLMemory(torch.nn.Module):
 
 
 Layer = Callable[[int], torch.Tensor]
+# Stored values of ids in a dtype, and, on a GPU, when they are ready.
+Stored = Callable[[Ints, torch.dtype], tuple[torch.Tensor, torch.cuda.Event | None]]
 
 
 @dataclass(slots=True)
@@ -242,12 +242,15 @@ class _HostCoefficients:
     def __init__(self, pack: Pack, device: torch.device) -> None:
         self._pack, self._device = pack, device
 
-    def __call__(self, ids: Ints, dtype: torch.dtype) -> torch.Tensor:
+    def __call__(
+        self, ids: Ints, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.cuda.Event | None]:
         decoder = self._pack.decoder
         out = np.empty((len(ids), decoder.stored_values), _NUMPY[dtype])
         self._pack.gather(ids, StoredSink(decoder, out))
         values = torch.from_numpy(out)
-        return (values.view(torch.bfloat16) if dtype == torch.bfloat16 else values).to(self._device)
+        values = values.view(torch.bfloat16) if dtype == torch.bfloat16 else values
+        return values.to(self._device), None
 
 
 class _DeviceRecords:
@@ -262,18 +265,17 @@ class _DeviceRecords:
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def __call__(self, ids: Ints, dtype: torch.dtype) -> torch.Tensor:
+    def __call__(
+        self, ids: Ints, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.cuda.Event | None]:
         decoder, parts = self._pack.decoder, list[tuple[int, Bytes, Ints]]()
         self._pack.gather(ids, lambda *part: parts.append(part))
         for encoding, records, _ in parts:
             check_scales(records, decoder.layouts[encoding])
         if self._stream is None:
-            return self._expanded(parts, len(ids), dtype)
+            return self._expanded(parts, len(ids), dtype), None
         with torch.cuda.stream(self._stream):
-            values = self._expanded(parts, len(ids), dtype)
-        torch.cuda.current_stream(self._device).wait_stream(self._stream)
-        values.record_stream(torch.cuda.current_stream(self._device))
-        return values
+            return self._expanded(parts, len(ids), dtype), self._stream.record_event()
 
     def _expanded(
         self, parts: list[tuple[int, Bytes, Ints]], count: int, dtype: torch.dtype
@@ -282,9 +284,12 @@ class _DeviceRecords:
         out = torch.empty(count, decoder.stored_values, dtype=dtype, device=self._device)
         for encoding in {part[0] for part in parts}:
             own = [part for part in parts if part[0] == encoding]
-            records = self._send(np.concatenate([part[1] for part in own]))
+            layout = decoder.layouts[encoding]
+            # Some are followed by the padding of their block.
+            cut = [part[1][:, : layout.record_bytes] for part in own]
+            records = self._send(np.concatenate(cut))
             places = self._send(np.concatenate([part[2] for part in own]))
-            out.index_copy_(0, places, expand(records, decoder.layouts[encoding]).to(dtype))
+            out.index_copy_(0, places, expand(records, layout).to(dtype))
         return out
 
     def _send(self, array: NDArray[Any]) -> torch.Tensor:
@@ -302,7 +307,7 @@ class _Products:
         pack: Pack,
         dtype: torch.dtype,
         device: torch.device,
-        stored: Callable[[Ints, torch.dtype], torch.Tensor],
+        stored: Stored,
     ) -> None:
         self._pack, self._dtype, self._device, self._stored = pack, dtype, device, stored
         # float16 overflows within a product, and no CPU multiplies it fast; what is not multiplied
@@ -313,8 +318,16 @@ class _Products:
         self._weights: dict[int, tuple[torch.Tensor | None, torch.Tensor | None]] = {}
 
     def __call__(self, ids: Ints) -> Layer:
-        values = self._stored(ids, self._compute)
-        return lambda layer: self._rows(layer, values)
+        values, ready = self._stored(ids, self._compute)
+
+        def rows(layer: int) -> torch.Tensor:
+            if ready is not None:  # the stream that asks, which need not be that of a prefetch
+                current = torch.cuda.current_stream(self._device)
+                current.wait_event(ready)
+                values.record_stream(current)
+            return self._rows(layer, values)
+
+        return rows
 
     def _rows(self, layer: int, values: torch.Tensor) -> torch.Tensor:
         number = self._numbers.get(layer)
@@ -325,33 +338,39 @@ class _Products:
         basis, mean = self._weights_of(number)
         if basis is None:
             multiplier = self._pack.decoder.multiplier
-            rows = own * multiplier if multiplier != 1.0 else own
-            rows = rows if mean is None else rows + mean
+            rows = own if mean is None else own + mean
+            rows = rows * multiplier if multiplier != 1.0 else rows
         else:
             rows = own @ basis if mean is None else torch.addmm(mean, own, basis)
         return rows.to(self._dtype)
 
     def _weights_of(self, number: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Basis and mean of a kept field, times the multiplier, on the device."""
+        """Basis and mean of a kept field on the device; with a basis, times the multiplier."""
         if number not in self._weights:
             decoder = self._pack.decoder
-            found = decoder.basis(number), decoder.mean(number)
-            self._weights[number] = self._weight(found[0]), self._weight(found[1])
+            basis, mean = decoder.basis(number), decoder.mean(number)
+            factor = 1.0 if basis is None else decoder.multiplier
+            self._weights[number] = self._weight(basis, factor), self._weight(mean, factor)
         return self._weights[number]
 
-    def _weight(self, array: Floats | None) -> torch.Tensor | None:
+    def _weight(self, array: Floats | None, factor: float) -> torch.Tensor | None:
         if array is None:
             return None
         with torch.inference_mode(False):
-            scaled = array * np.float32(self._pack.decoder.multiplier)
-            return torch.from_numpy(scaled).to(self._device, self._compute)
+            scaled = torch.from_numpy(array * np.float32(factor))
+            return scaled.to(self._device, self._compute)
 
 
 _NUMPY = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.uint16}
 
 
+def _same(known: torch.Tensor, ids: torch.Tensor) -> bool:
+    return known.dtype == ids.dtype and known.device == ids.device and torch.equal(known, ids)
+
+
 def _flat(token_ids: torch.Tensor) -> Ints:
     """Ids as int64 (n,) on the host."""
-    if token_ids.dtype.is_floating_point or token_ids.dtype == torch.bool:
+    kind = token_ids.dtype
+    if kind.is_floating_point or kind.is_complex or kind == torch.bool:
         raise TokenIdError(f"token ids are {token_ids.dtype}, expected integers")
     return token_ids.reshape(-1).cpu().numpy().astype(np.int64)

@@ -48,7 +48,7 @@ def expand(records: torch.Tensor, layout: RecordLayout) -> torch.Tensor:
         float32 (n, stored values of all kept fields), field after field, on the same device.
     """
     starts = np.cumsum([0, *layout.stored_values]).tolist()
-    out = torch.empty(len(records), starts[-1], device=records.device)
+    out = torch.empty(len(records), starts[-1], dtype=torch.float32, device=records.device)
     for run in layout.runs:
         values = _values(records, run)
         for n in range(run.count):
@@ -65,7 +65,7 @@ def _values(records: torch.Tensor, run: Run) -> torch.Tensor:
         return codes.view(_FLOATS[codec]).to(torch.float32)
     if codec in ("step8", "step16"):
         whole = codes.view(torch.int8 if codec == "step8" else torch.int16)
-        steps = torch.tensor(run.steps, device=records.device)
+        steps = torch.tensor(run.steps, dtype=torch.float32, device=records.device)
         return whole.to(torch.float32) * steps[:, None]
     scales = _cut(records, run.scale_offset_bytes, run.count, part.scale_bytes)
     group = int(part.group_size or part.values)

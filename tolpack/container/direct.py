@@ -122,8 +122,9 @@ def _fill(fd: int, buffer: memoryview, offset: int) -> int:
     while size < len(buffer):
         read = os.preadv(fd, [buffer[size:]], offset + size)
         size += read
-        if read % ALIGNMENT or not read:  # only the file's end stops within a block
+        if not read or offset + size >= os.fstat(fd).st_size:
             break
+        size -= size % ALIGNMENT  # a short read in the middle: on from a whole block
     return size
 
 
@@ -138,7 +139,8 @@ def _joined(extents: Sequence[tuple[int, int]]) -> list[tuple[int, int, list[int
         )
         if found and start <= found[-1][1] and stop - found[-1][0] <= _JOINED_BYTES:
             first, last, numbers = found[-1]
-            found[-1] = (first, max(last, stop), [*numbers, n])
+            numbers.append(n)
+            found[-1] = (first, max(last, stop), numbers)
         else:
             found.append((start, max(stop, start + ALIGNMENT), [n]))
     return found

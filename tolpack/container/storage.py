@@ -17,6 +17,7 @@ import mmap
 import os
 import stat
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 
 from tolpack.container.direct import DirectReader
 from tolpack.errors import ConfigError, FileAccessError, FormatError
+from tolpack.pool import renew_after_fork
 
 IO_MODES = ("auto", "pread", "mmap", "direct", "memory")
 Extent = tuple[int, int]
@@ -37,6 +39,8 @@ _HAS_PREADV = hasattr(os, "preadv")
 _HAS_FADVISE = hasattr(os, "posix_fadvise")
 _HAS_MADVISE = hasattr(mmap.mmap, "madvise")
 _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
+# The whole file is read so many bytes at a time.
+_LOAD_BYTES = 64 << 20
 # Mapped pages count as memory of the process until they are let go: after about as many bytes.
 _MAPPED_BYTES = 32 << 20
 # A fault maps pages around the one that was touched, if the page cache has them.
@@ -94,6 +98,7 @@ class Storage:
         self._nowait = _NOWAIT if io == "auto" and _HAS_PREADV else 0
         self._mapped = 0
         self._fd = _open_regular(path)
+        self._close_fd = weakref.finalize(self, os.close, self._fd)  # also if nobody closes it
         self.size = os.fstat(self._fd).st_size
         self._view: memoryview | None = None
         self._map: mmap.mmap | None = None
@@ -108,9 +113,14 @@ class Storage:
             elif self.mode == "direct":
                 self._direct = DirectReader(self._fd)
         except (OSError, ValueError) as error:
-            os.close(self._fd)
+            self._close_fd()
             raise FileAccessError(f"cannot use io={io!r} for {path}: {error}") from error
         self.expect_order(sequential=False)
+        renew_after_fork(self)
+
+    def renew(self) -> None:
+        """See `tolpack.pool.Forked`."""
+        self._lock, self._leases = threading.Lock(), 0
 
     def read(self, offset: int, length: int) -> bytes | memoryview:
         """Return exactly `length` bytes at `offset`, in private memory unless the mode is ``mmap``.
@@ -161,7 +171,11 @@ class Storage:
         """Read the whole file, in mode ``memory``; called once its header was found valid."""
         if self.mode == "memory":
             try:
-                self._view = memoryview(self._read_fd(0, self.size))
+                whole = memoryview(bytearray(self.size))
+                for start in range(0, self.size, _LOAD_BYTES):
+                    part = whole[start : start + _LOAD_BYTES]
+                    part[:] = self._read_fd(start, len(part))
+                self._view = whole.toreadonly()
             except MemoryError as error:
                 raise FileAccessError(
                     f"{self.size} bytes do not fit into memory: use another io mode"
@@ -291,7 +305,7 @@ class Storage:
         self._map = None  # unmapped when the last view of it is gone
         if self._direct is not None:
             self._direct.close()
-        os.close(self._fd)
+        self._close_fd()
         self._fd = -1
 
     def _read_fd(self, offset: int, length: int) -> bytes:

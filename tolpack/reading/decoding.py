@@ -143,7 +143,7 @@ class StoredSink:
 
 def put_bfloat16(out: NDArray[Any], places: Ints, values: Floats) -> None:
     """Round float32 (n, m) to bfloat16 bits, ties to even, into uint16 ``out[places]``; what is too
-    large becomes infinite, as in torch.
+    large becomes infinite, as in torch. For numbers and infinities: a NaN may not stay one.
     """
     compiled = kernels.loaded()
     if compiled is not None:

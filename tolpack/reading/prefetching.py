@@ -15,11 +15,13 @@ from contextlib import suppress
 
 from tolpack.container.reader import Container
 from tolpack.errors import TolpackError
-from tolpack.pool import Pool
+from tolpack.pool import Pool, renew_after_fork
 
 _KEPT_BYTES = 64 << 20
 # Blocks of a chunk are fetched so many at a time, that the first are there before the last.
 _BLOCKS = 64
+# Hints that may wait for their turn.
+_MOST_HINTS = 16
 Wanted = list[tuple[int, list[int]]]
 
 
@@ -32,14 +34,19 @@ class Prefetcher:
     def __init__(self, container: Container) -> None:
         self._container = container
         self._pool = Pool(1, "ahead")
-        self._changed = threading.Condition()
-        self._coming: set[tuple[int, int]] = set()
-        self._kept: OrderedDict[tuple[int, int], memoryview] = OrderedDict()
-        self._kept_bytes = 0
+        self._closed = False
         self.blocks = 0
+        self.renew()
+        renew_after_fork(self)
 
-    def begin(self, wanted: Callable[[], Wanted]) -> Future[None]:
-        """Begin to fetch the blocks that `wanted` gives, by chunk."""
+    def begin(self, wanted: Callable[[], Wanted]) -> Future[None] | None:
+        """Begin to fetch the blocks that `wanted` gives, by chunk; ``None`` if many such hints are
+        waiting already: this one is dropped.
+        """
+        with self._changed:
+            if self._waiting >= _MOST_HINTS:
+                return None
+            self._waiting += 1
         return self._pool.submit(self._fetch, wanted)
 
     def blocks_of(self, number: int, blocks: list[int]) -> list[memoryview]:
@@ -60,22 +67,36 @@ class Prefetcher:
         """End the thread, and let go of what is kept."""
         self._pool.close()
         with self._changed:
+            self._closed = True
             self._kept.clear()
             self._kept_bytes = 0
 
+    def renew(self) -> None:
+        """See `tolpack.pool.Forked`."""
+        self._changed = threading.Condition()
+        self._coming: set[tuple[int, int]] = set()
+        self._kept: OrderedDict[tuple[int, int], memoryview] = OrderedDict()
+        self._kept_bytes = self._waiting = 0
+
     def _fetch(self, wanted: Callable[[], Wanted]) -> None:
         storage = self._container.storage
+        with self._changed:
+            self._waiting -= 1
         with suppress(TolpackError), storage.lease():  # a lookup will say what is wrong
-            for number, blocks in wanted():
+            read = 0
+            for number, blocks in wanted() if storage.mode != "memory" else []:
                 for start in range(0, len(blocks), _BLOCKS):
                     some = blocks[start : start + _BLOCKS]
-                    if storage.mode == "direct":
-                        self._keep(number, some)
-                    else:
+                    if storage.mode != "direct":
                         storage.advise([self._container.block_extent(number, b) for b in some])
+                    elif read < _KEPT_BYTES:  # more would push out what was read first
+                        read += self._keep(number, some)
+                    else:
+                        return
                     self.blocks += len(some)
 
-    def _keep(self, number: int, blocks: list[int]) -> None:
+    def _keep(self, number: int, blocks: list[int]) -> int:
+        """Read blocks of a chunk and keep them; returns their bytes."""
         coming = {(number, block) for block in blocks}
         with self._changed:
             coming -= self._kept.keys()
@@ -87,10 +108,11 @@ class Prefetcher:
         finally:
             with self._changed:
                 self._coming -= coming
-                for key, payload in zip(order, payloads):
+                for key, payload in zip(order, [] if self._closed else payloads):
                     # A copy, as it is a view of what was read together with others.
                     self._kept[key] = memoryview(bytes(payload))
                     self._kept_bytes += len(payload)
                 while self._kept_bytes > _KEPT_BYTES:
                     self._kept_bytes -= len(self._kept.popitem(last=False)[1])
                 self._changed.notify_all()
+        return sum(map(len, payloads))
