@@ -1,6 +1,11 @@
-"""The examples of ``docs/checkpoints.md`` run as they stand, on small generated checkpoints."""
+"""The examples of ``docs/checkpoints.md`` run as they stand, on small generated checkpoints; the
+README's figures are those that were measured.
+"""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import families
@@ -11,7 +16,8 @@ from click.testing import CliRunner
 
 from tolpack.cli import main
 
-PAGE = Path(__file__).parents[1] / "docs" / "checkpoints.md"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "checkpoints.md"
 SECTIONS = {
     "Hugging Face Llama": families.hf_llama,
     "Meta": families.meta,
@@ -97,3 +103,15 @@ def test_table_of_names_is_what_the_maps_say():
             module = rule.source.rpartition(".")[0].rpartition("{N}.")[2]
             last = module.rpartition(".")[2]
             assert re.search(rf"[`.{{,]{re.escape(last)}[`,}}]", text), (name, rule.source)
+
+
+def test_the_readmes_table_is_that_of_the_benchmarks():
+    """What `benchmarks/serving_table.py` prints from the results that are kept."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "serving_table.py")],
+        capture_output=True, text=True, check=True, encoding="utf-8",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+    )  # fmt: skip
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme.split("<!-- benchmarks/serving_table.py -->")[1].split("<!-- end -->")[0]
+    assert table.strip() == done.stdout.strip()
