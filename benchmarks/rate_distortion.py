@@ -200,8 +200,8 @@ def plot(found: list[Point], path: str) -> None:
             color = drawn[0].get_color()
             ideal = np.array([p.entropy_ratio_fp16 for p in own], float)
             bound = np.array([p.gaussian_ratio_fp16 for p in own], float)
-            axes.plot(ideal, ys, "--", color=color, lw=1, label="… at the entropy of its codes")
-            axes.plot(bound, ys, ":", color=color, lw=1, label="… at the Gaussian R(D)")
+            axes.plot(ideal, ys, "--", color=color, lw=1)
+            axes.plot(bound, ys, ":", color=color, lw=1)
     axes.set(xscale="log", yscale="log", ylim=(0.005, 60))
     axes.set_xlabel("times smaller than the FP16 table of all layers (whole file)")
     axes.set_ylabel("perplexity increase on held-out text, %")
@@ -209,7 +209,10 @@ def plot(found: list[Point], path: str) -> None:
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    if any(p.entropy_ratio_fp16 for p in found):
+        axes.plot([], [], "k--", lw=1, label="if codes took their entropy")
+        axes.plot([], [], "k:", lw=1, label="if codes took the Gaussian R(D)")
+    axes.legend(fontsize=7.5, ncols=2, loc="lower right")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
