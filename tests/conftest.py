@@ -32,3 +32,12 @@ def token_ids(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "ids.npy"
     np.save(path, models.zipf_ids(401, 97))
     return path
+
+
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory):
+    """A written pack of every recipe, by its name: for reading only."""
+    from packs import RECIPES, write
+
+    folder = tmp_path_factory.mktemp("packs")
+    return {name: write(folder / name, recipe) for name, recipe in RECIPES.items()}

@@ -24,12 +24,6 @@ WITH_BASIS = ("basis", "coded-basis", "everything")
 
 
 @pytest.fixture(scope="module")
-def samples(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("packs")
-    return {name: write(folder / name, recipe) for name, recipe in RECIPES.items()}
-
-
-@pytest.fixture(scope="module")
 def references(samples):
     return {name: reference_rows(sample.data) for name, sample in samples.items()}
 

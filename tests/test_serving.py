@@ -14,6 +14,7 @@ import tolpack
 from tolpack import pool
 from tolpack.codecs import kernels
 from tolpack.container import direct
+from tolpack.container.reader import Container
 from tolpack.errors import ConfigError, FormatError
 from tolpack.reading import gathering
 
@@ -25,12 +26,6 @@ WIDE = Recipe(
     (Run(300, "raw", 1), Run(200, "raw", 4), Run(500, "zstd", 8)),
     shuffled=True,
 )
-
-
-@pytest.fixture(scope="module")
-def samples(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("packs")
-    return {name: write(folder / name, recipe) for name, recipe in RECIPES.items()}
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +58,31 @@ def drop(path):
     os.fsync(fd)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(fd)
+
+
+def damaged(path, folder):
+    """Copy a pack, with a bit of token 7's record changed; returns the copy."""
+    with tolpack.open(path) as pack:
+        offset = int(pack.extents([7])[0, 0])
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    (folder / "bad").write_bytes(data)
+    return folder / "bad"
+
+
+def held_prefetches(monkeypatch):
+    """Hold threads that prefetch before they read; returns events: one has begun, they may go."""
+    begun, go = threading.Event(), threading.Event()
+    truly = Container.blocks
+
+    def slow(self, number, blocks):
+        if threading.current_thread().name.startswith("tolpack-ahead"):
+            begun.set()
+            go.wait(30)
+        return truly(self, number, blocks)
+
+    monkeypatch.setattr(Container, "blocks", slow)
+    return begun, go
 
 
 # ---- compiled loops ------------------------------------------------------------------------------
@@ -162,13 +182,8 @@ def test_numbers_of_threads_that_cannot_be_are_refused(threads, wide):
 def test_an_error_in_a_thread_is_the_lookups(wide, tmp_path, monkeypatch):
     """Damage that one of the threads meets is raised by the lookup."""
     monkeypatch.setattr(gathering, "_THREAD_BYTES", 10_000)
-    path, _ = wide
-    with tolpack.open(path) as pack:
-        offset = int(pack.extents([7])[0, 0])
-    data = bytearray(path.read_bytes())
-    data[offset] ^= 1
-    (tmp_path / "bad").write_bytes(data)
-    with tolpack.open(tmp_path / "bad", threads=3) as pack, pytest.raises(tolpack.ChecksumError):
+    bad = damaged(wide[0], tmp_path)
+    with tolpack.open(bad, threads=3) as pack, pytest.raises(tolpack.ChecksumError):
         pack.rows(range(1000))
 
 
@@ -338,13 +353,8 @@ def test_a_cache_can_be_filled_beforehand(io, wide):
 
 def test_a_cache_holds_damage_back(wide, tmp_path):
     """What is not verified is not kept."""
-    path, _ = wide
-    with tolpack.open(path) as pack:
-        offset = int(pack.extents([7])[0, 0])
-    data = bytearray(path.read_bytes())
-    data[offset] ^= 1
-    (tmp_path / "bad").write_bytes(data)
-    with tolpack.open(tmp_path / "bad", cache="1MB") as pack:
+    bad = damaged(wide[0], tmp_path)
+    with tolpack.open(bad, cache="1MB") as pack:
         for _ in range(2):
             with pytest.raises(tolpack.ChecksumError):
                 pack.rows([7])
@@ -391,16 +401,7 @@ def test_a_lookup_waits_for_blocks_that_are_coming(wide, monkeypatch):
     path, expected = wide
     with tolpack.open(path, io="direct") as pack:
         pack.rows([0])
-        begun, go = threading.Event(), threading.Event()
-        truly = type(pack.container).blocks
-
-        def slow(self, number, blocks):
-            if threading.current_thread().name.startswith("tolpack-ahead"):
-                begun.set()
-                go.wait(30)
-            return truly(self, number, blocks)
-
-        monkeypatch.setattr(type(pack.container), "blocks", slow)
+        begun, go = held_prefetches(monkeypatch)
         pack.prefetch([5])
         assert begun.wait(30)
         threading.Timer(0.05, go.set).start()
@@ -411,13 +412,8 @@ def test_a_lookup_waits_for_blocks_that_are_coming(wide, monkeypatch):
 
 def test_prefetching_what_is_damaged_is_left_to_the_lookup(wide, tmp_path):
     """A prefetch raises nothing; the lookup does."""
-    path, _ = wide
-    with tolpack.open(path) as pack:
-        offset = int(pack.extents([7])[0, 0])
-    data = bytearray(path.read_bytes())
-    data[offset] ^= 1
-    (tmp_path / "bad").write_bytes(data)
-    with tolpack.open(tmp_path / "bad", io="direct") as pack:
+    bad = damaged(wide[0], tmp_path)
+    with tolpack.open(bad, io="direct") as pack:
         pack.prefetch([7])
         with pytest.raises(tolpack.ChecksumError):
             pack.rows([7])
@@ -439,15 +435,7 @@ def test_a_closed_pack_keeps_nothing(wide, monkeypatch):
     path, _ = wide
     pack = tolpack.open(path, io="direct")
     pack.rows([0])
-    begun, go = threading.Event(), threading.Event()
-    truly = type(pack.container).blocks
-
-    def slow(self, number, blocks):
-        begun.set()
-        go.wait(30)
-        return truly(self, number, blocks)
-
-    monkeypatch.setattr(type(pack.container), "blocks", slow)
+    begun, go = held_prefetches(monkeypatch)
     coming = pack._ahead.begin(lambda: pack._missing_blocks(np.arange(100)))
     assert begun.wait(30)
     pack.close()
@@ -485,16 +473,7 @@ def test_a_fork_during_a_prefetch_waits_for_nobody(wide, monkeypatch):
     path, expected = wide
     with tolpack.open(path, io="direct") as pack:
         pack.rows([0])
-        begun, go = threading.Event(), threading.Event()
-        truly = type(pack.container).blocks
-
-        def slow(self, number, blocks):
-            if threading.current_thread().name.startswith("tolpack-ahead"):
-                begun.set()
-                go.wait(30)
-            return truly(self, number, blocks)
-
-        monkeypatch.setattr(type(pack.container), "blocks", slow)
+        begun, go = held_prefetches(monkeypatch)
         pack.prefetch([5])
         assert begun.wait(30)
         child = os.fork()

@@ -7,7 +7,7 @@ import models
 import numpy as np
 import pytest
 import torch
-from packs import RECIPES, write
+from packs import RECIPES
 
 import tolpack
 from tolpack.codecs import kernels
@@ -151,12 +151,6 @@ def test_gradients_flow_around_it_after_inference(pack):
 # ---- places of decoding, hot rows, prefetch ------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def samples(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("packs")
-    return {name: write(folder / name, recipe).path for name, recipe in RECIPES.items()}
-
-
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("expand", ["host", "device"])
 @pytest.mark.parametrize("hot_rows", [0, 1, 3])
@@ -164,7 +158,7 @@ def test_every_codec_gives_the_packs_rows(name, expand, hot_rows, samples):
     """In float32 the bits of `Pack.rows` without a basis, and within 1e-5 with one, wherever
     records are decoded and rows stay.
     """
-    with tolpack.open(samples[name]) as pack:
+    with tolpack.open(samples[name].path) as pack:
         hot = min(hot_rows, pack.vocab_size)
         memory = ToLMemory(pack, hot_rows=hot, expand=expand)
         source = np.random.default_rng(0)
@@ -187,7 +181,7 @@ def test_every_codec_gives_the_packs_rows(name, expand, hot_rows, samples):
 def test_bfloat16_rows_are_the_packs_rounded(name, expand, compiled, samples, monkeypatch):
     """Without a basis: to the nearest, ties to even, infinite where too large, as torch rounds."""
     monkeypatch.setattr(kernels, "_loaded", [kernels.load() if compiled else None])
-    with tolpack.open(samples[name]) as pack:
+    with tolpack.open(samples[name].path) as pack:
         ids = torch.arange(pack.vocab_size)
         memory = ToLMemory(pack, torch.bfloat16, expand=expand)
         for layer, own in enumerate(np.moveaxis(pack.rows(ids.numpy()), 1, 0)):
@@ -242,7 +236,7 @@ def test_settings_that_cannot_be_are_refused(pack, given):
 @pytest.mark.parametrize("name", RECIPES)
 def test_rows_on_a_gpu(name, samples):
     """The rows of the CPU, hot ones and sent ones."""
-    with tolpack.open(samples[name]) as pack:
+    with tolpack.open(samples[name].path) as pack:
         ids = torch.arange(pack.vocab_size).repeat(2)
         for hot in (0, pack.vocab_size // 2):
             memory = ToLMemory(pack, device="cuda", hot_rows=hot)
@@ -259,7 +253,7 @@ def test_rows_on_a_gpu(name, samples):
 @pytest.mark.parametrize("io", ["auto", "direct"])
 def test_rows_come_from_cache_and_file_together(io, samples):
     """Records of both, expanded on the device: those of the file may have their padding behind."""
-    with tolpack.open(samples["f16"], io=io, cache=60) as pack:
+    with tolpack.open(samples["f16"].path, io=io, cache=60) as pack:
         ids = torch.arange(pack.vocab_size)
         memory = ToLMemory(pack, expand="device")
         memory(0, ids[:2])
@@ -271,7 +265,7 @@ def test_rows_come_from_cache_and_file_together(io, samples):
 @pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
 def test_the_default_dtype_changes_nothing(default, samples):
     """As loaders of models set it."""
-    with tolpack.open(samples["steps"]) as pack:
+    with tolpack.open(samples["steps"].path) as pack:
         ids = torch.arange(pack.vocab_size)
         expected = torch.from_numpy(pack.rows(ids.numpy()))
         before = torch.get_default_dtype()
@@ -286,7 +280,7 @@ def test_the_default_dtype_changes_nothing(default, samples):
 
 def test_threads_may_share_a_module(samples):
     """Each gets the rows of its own ids."""
-    with tolpack.open(samples["f16"]) as pack:
+    with tolpack.open(samples["f16"].path) as pack:
         memory, expected = ToLMemory(pack), pack.rows(range(pack.vocab_size))
         wrong = []
 

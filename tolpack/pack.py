@@ -9,7 +9,6 @@ the first lookup that needs them and stay resident; records stay in a cache, if 
 from __future__ import annotations
 
 import operator
-import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -23,6 +22,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from tolpack.codecs import kernels
 from tolpack.container.reader import Container
 from tolpack.errors import ConfigError
+from tolpack.pool import processor_count
 from tolpack.reading.decoding import RowSink, TableDecoder
 from tolpack.reading.gathering import Gatherer, Sink
 from tolpack.reading.lookup import Distinct, LayerChoice, check_ids, check_out
@@ -392,7 +392,7 @@ class Pack:
 
 def _thread_count(threads: int | None) -> int:
     if threads is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        return processor_count()
     if type(threads) is not int or not 1 <= threads <= 1024:
         raise ConfigError(f"threads is {threads!r}, expected 1 … 1024")
     return threads

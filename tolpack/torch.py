@@ -210,9 +210,9 @@ def _source(
     pack: Pack, dtype: torch.dtype, device: torch.device, *, on_device: bool
 ) -> Callable[[Ints], Layer]:
     """Return what gives rows of distinct ids."""
-    stored = _DeviceRecords(pack, device) if on_device else _HostCoefficients(pack, device)
     if not pack.decoder.has_basis and not on_device:
         return _HostRows(pack, dtype, device)
+    stored = _DeviceRecords(pack, device) if on_device else _HostCoefficients(pack, device)
     return _Products(pack, dtype, device, stored)
 
 

@@ -9,13 +9,13 @@ Neither changes a byte of the pack.
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 
 import torch
 
 from tolpack.building.settings import COMPUTE
 from tolpack.errors import ConfigError
+from tolpack.pool import processor_count
 from tolpack.sizes import parse_bytes
 from tolpack.sources.ffn import multiplies_bfloat16
 from tolpack.sources.residency import MAPPED_BYTES
@@ -104,10 +104,9 @@ def plan_limits(source: TableSource, max_memory: str | int, threads: int | None)
     ConfigError
         It is not enough even for the smallest steps; the message says how much is.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if threads is not None and threads < 1:
         raise ConfigError(f"--threads is {threads}, expected at least 1")
-    workers = threads or cores or 1
+    workers = threads or processor_count()
     total = int(parse_bytes(max_memory, "--max-memory") * (1 - _SLACK))
     hidden, inner = source.hidden_size, source.inner_size
     weights = 2 * 3 * hidden * inner * 4

@@ -24,7 +24,8 @@ from tolpack.reading.sections import read_floats
 class TableDecoder:
     """What the records of a container's table mean.
 
-    ``layouts``: by encoding; ``plain``: whether rows are the stored values as they are.
+    ``layouts``: by encoding; ``plain``: whether rows are the stored values as they are;
+    ``columns`` int64 (kept fields,): where each one's values begin among all stored ones.
     """
 
     def __init__(self, container: Container) -> None:
@@ -38,6 +39,7 @@ class TableDecoder:
         self._arrays: dict[int, Floats] = {}
         stored = [field.stored_values for field in self._table.kept_fields]
         self._starts = np.cumsum([0, *stored]).tolist()
+        self.columns = np.array(self._starts[:-1], np.int64)
 
     @property
     def has_basis(self) -> bool:
@@ -99,12 +101,8 @@ class RowSink:
     def __call__(self, encoding: int, records: Bytes, places: Ints) -> None:
         """Decode `records` to ``out[places]``."""
         layout, out = self.decoder.layouts[encoding], self.out
-        if self.decoder.plain and out.dtype == np.float32 and out.flags.c_contiguous:
-            layout.decode_into(records, self.layers.columns, out.reshape(len(out), -1), places)
-        elif self.decoder.plain and out.dtype == np.uint16 and out.flags.c_contiguous:
-            scratch = np.zeros((len(records), out.shape[1] * out.shape[2]), np.float32)
-            layout.decode_into(records, self.layers.columns, scratch, np.arange(len(records)))
-            put_bfloat16(out.reshape(len(out), -1), places, scratch)
+        if self.decoder.plain and out.dtype != np.float16 and out.flags.c_contiguous:
+            _decode_into(layout, records, self.layers.columns, out.reshape(len(out), -1), places)
         else:
             positions = self.layers.positions
             wanted = np.flatnonzero(positions >= 0).tolist()
@@ -132,13 +130,19 @@ class StoredSink:
     def __call__(self, encoding: int, records: Bytes, places: Ints) -> None:
         """Decode `records` to ``out[places]``."""
         layout = self.decoder.layouts[encoding]
-        columns = np.array([self.decoder.span(n).start for n in range(len(layout.stored_values))])
-        if self.out.dtype == np.float32:
-            layout.decode_into(records, columns, self.out, places)
-            return
-        scratch = np.empty((len(records), self.out.shape[1]), np.float32)
-        layout.decode_into(records, columns, scratch, np.arange(len(records)))
-        put_bfloat16(self.out, places, scratch)
+        _decode_into(layout, records, self.decoder.columns, self.out, places)
+
+
+def _decode_into(
+    layout: RecordLayout, records: Bytes, columns: Ints, out: NDArray[Any], places: Ints
+) -> None:
+    """As `RecordLayout.decode_into`, `out` also of uint16 for the bits of bfloat16."""
+    if out.dtype == np.float32:
+        layout.decode_into(records, columns, out, places)
+        return
+    scratch = np.zeros((len(records), out.shape[1]), np.float32)
+    layout.decode_into(records, columns, scratch, np.arange(len(records)))
+    put_bfloat16(out, places, scratch)
 
 
 def put_bfloat16(out: NDArray[Any], places: Ints, values: Floats) -> None:

@@ -108,10 +108,7 @@ class Gatherer:
                 sink(view.chunk.encoding, records, places)
                 return
             payload = self._ahead.blocks_of(number, [block])[0]
-            records = open_records(self._container, payload, number, block)
-            if self._cache is not None:
-                first = block * view.rows_per_block
-                self._cache.put(number, np.arange(first, first + len(records)), records)
+            records = self._opened(number, block, payload)
             sink(view.chunk.encoding, records[within : within + 1], places)
         with self._lock:
             self.cache_misses += 1
@@ -201,13 +198,18 @@ class Gatherer:
         per_block = self._container.chunks[number].rows_per_block
         found = []
         for block, payload, wanted in zip(blocks.tolist(), payloads, rows):
-            records = open_records(self._container, payload, number, block)
-            if self._cache is not None:
-                every = np.arange(block * per_block, block * per_block + len(records))
-                self._cache.put(number, every, records)
+            records = self._opened(number, block, payload)
             whole = len(wanted) == len(records)
             found.append(records if whole else records[wanted - block * per_block])
         return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def _opened(self, number: int, block: int, payload: memoryview) -> Bytes:
+        """Open a block, and have the cache keep all its records."""
+        records = open_records(self._container, payload, number, block)
+        if self._cache is not None:
+            first = block * self._container.chunks[number].rows_per_block
+            self._cache.put(number, np.arange(first, first + len(records)), records)
+        return records
 
     def _decode_rows(self, least: int) -> int:
         """Rows to decode together, `least` at the least."""
