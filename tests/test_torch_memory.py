@@ -1,5 +1,6 @@
 """`ToLMemory`: rows of a pack as the module that inference code mounts."""
 
+import copy
 import sys
 import threading
 
@@ -10,6 +11,7 @@ import torch
 from packs import RECIPES
 
 import tolpack
+from tolpack import buffers
 from tolpack.codecs import kernels
 from tolpack.errors import ConfigError, TokenIdError
 from tolpack.reference.decoder import Decoder
@@ -325,3 +327,28 @@ def test_layers_of_another_kind_are_refused(pack, layer):
     """As those out of range."""
     with pytest.raises(ConfigError, match="out of range"):
         ToLMemory(pack)(layer, torch.tensor([0]))
+
+
+def test_copied_modules_read_the_same_pack(pack):
+    """A deep copy of a model, as some libraries make one, has rows too."""
+    model = torch.nn.ModuleDict({"memory": ToLMemory(pack, torch.bfloat16, hot_rows=2)})
+    ids = torch.tensor([0, 3])
+    copied = copy.deepcopy(model)["memory"]
+    assert copied is not model["memory"]
+    assert torch.equal(copied(1, ids), model["memory"](1, ids))
+
+
+def test_rows_that_are_held_are_not_overwritten(samples, monkeypatch):
+    """The memory of a result serves again only when nobody holds a tensor of it."""
+    monkeypatch.setattr(buffers, "_LEAST_BYTES", 1)
+    pack = tolpack.open(samples["int4"].path)
+    memory = ToLMemory(pack, torch.bfloat16)
+    ids = torch.stack([torch.arange(n, n + 4) for n in range(5)])
+    expected = torch.from_numpy(pack.rows(np.arange(pack.vocab_size))).to(torch.bfloat16)
+    held = [memory(1, own) for own in ids]
+    for own, rows in zip(ids, held):
+        assert torch.equal(rows, expected[own, 1])
+    places = {rows.untyped_storage().data_ptr() for rows in held}
+    assert len(places) == len(held)
+    del held, rows
+    assert memory(1, ids[0]).untyped_storage().data_ptr() in places

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tolpack.buffers import Buffers
 from tolpack.codecs.on_device import check_scales, expand
 from tolpack.codecs.values import Bytes, Floats
 from tolpack.errors import ConfigError, TokenIdError
@@ -26,6 +27,8 @@ from tolpack.reading.decoding import RowSink, StoredSink
 from tolpack.reading.lookup import LayerChoice, check_ids
 
 Ints = NDArray[np.int64]
+# Memory of rows that nobody uses any more, kept for the next ones.
+_KEPT_BYTES = 64 << 20
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -67,6 +70,7 @@ class ToLMemory(torch.nn.Module):
         self.pack = pack
         self.dtype = dtype
         self.device = torch.device(device)
+        self._options: dict[str, Any] = {"hot_rows": hot_rows, "expand": expand}
         on_device = expand == "device" or (expand == "auto" and self.device.type != "cpu")
         self._source = _source(pack, dtype, self.device, on_device=on_device)
         self._ahead = Pool(1, "memory")
@@ -114,10 +118,16 @@ class ToLMemory(torch.nn.Module):
         ids = _flat(token_ids)
         self._coming = (ids, self._ahead.submit(self._load, ids))
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> ToLMemory:
+        """Return a module of its own on the same open pack."""
+        return ToLMemory(self.pack, self.dtype, self.device, **self._options)
+
     def _fetch(self, token_ids: torch.Tensor) -> _Step:
         last = self._last
         if last is not None and _same(last[0], token_ids):
             return last[1]
+        del last
+        self._last = None  # its memory may serve the new ones
         ids, coming, self._coming = _flat(token_ids), self._coming, None
         if coming is not None and np.array_equal(coming[0], ids):
             step = coming[1].result()
@@ -221,13 +231,14 @@ class _HostRows:
 
     def __init__(self, pack: Pack, dtype: torch.dtype, device: torch.device) -> None:
         self._pack, self._dtype, self._device = pack, dtype, device
+        self._buffers = Buffers(_KEPT_BYTES)
         layers = range(pack.num_layers)
         self._layers = LayerChoice.of(layers, pack.kept_layers, pack.hidden_size)
 
     def __call__(self, ids: Ints) -> Layer:
         pack, numpy_dtype = self._pack, _NUMPY[self._dtype]
         shape = (len(ids), pack.num_layers, pack.hidden_size)
-        out = np.empty(shape, numpy_dtype)
+        out = self._buffers.array(shape, numpy_dtype)
         pack.gather(ids, RowSink(pack.decoder, out, self._layers))
         self._layers.complete(out)
         rows = torch.from_numpy(out)

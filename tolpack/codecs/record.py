@@ -10,12 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.codecs import kernels
-from tolpack.codecs.values import Bytes, Floats, decode_values, encode_values
+from tolpack.codecs.values import (
+    Bytes,
+    Floats,
+    decode_values,
+    encode_values,
+    rounded_to_bfloat16,
+)
 from tolpack.container.encodings import FieldEncoding, Part
 from tolpack.errors import FormatError
 
@@ -75,7 +82,11 @@ class RecordLayout:
         return {n: out[:, span] for n, span in spans.items()}
 
     def decode_into(
-        self, records: Bytes, columns: NDArray[np.int64], out: Floats, places: NDArray[np.int64]
+        self,
+        records: Bytes,
+        columns: NDArray[np.int64],
+        out: NDArray[Any],
+        places: NDArray[np.int64],
     ) -> None:
         """Decode kept fields to where they are wanted.
 
@@ -86,7 +97,7 @@ class RecordLayout:
         columns : ndarray
             int64 (kept fields,): where in a row of `out` each field begins; negative: not wanted.
         out : ndarray
-            float32 (any, width), rows contiguous.
+            float32 (any, width), or uint16 for the bits of bfloat16, rounded as torch rounds.
         places : ndarray
             int64 (rows,): the row of `out` for each record.
 
@@ -145,8 +156,8 @@ def record_layout(fields: tuple[FieldEncoding, ...]) -> RecordLayout:
 
 
 def _decode_compiled(
-    compiled: kernels.Kernels, records: Bytes, run: Run, columns: NDArray[np.int64], out: Floats,
-    places: NDArray[np.int64],
+    compiled: kernels.Kernels, records: Bytes, run: Run, columns: NDArray[np.int64],
+    out: NDArray[Any], places: NDArray[np.int64],
 ) -> bool:  # fmt: skip
     """Decode a run in one pass; false if nothing was compiled for its codec."""
     part = run.part
@@ -168,7 +179,11 @@ def _decode_compiled(
 
 
 def _decode_plain(
-    records: Bytes, run: Run, columns: NDArray[np.int64], out: Floats, places: NDArray[np.int64]
+    records: Bytes,
+    run: Run,
+    columns: NDArray[np.int64],
+    out: NDArray[Any],
+    places: NDArray[np.int64],
 ) -> None:
     """Decode a run with numpy: its fields together if all are wanted, else one by one."""
     wanted = np.flatnonzero(columns >= 0)
@@ -179,7 +194,8 @@ def _decode_plain(
         rows = slice(int(places[0]), int(places[-1]) + 1)
     for n in wanted.tolist():
         values = _decode(records, run, n, 1)[:, 0] if whole is None else whole[:, n]
-        out[rows, columns[n] : columns[n] + run.part.values] = values
+        span = slice(columns[n], columns[n] + run.part.values)
+        out[rows, span] = rounded_to_bfloat16(values) if out.dtype == np.uint16 else values
 
 
 def _decode(records: Bytes, run: Run, start: int, count: int) -> Floats:

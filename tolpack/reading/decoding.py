@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.codecs import kernels
 from tolpack.codecs.record import RecordLayout, record_layout
-from tolpack.codecs.values import Bytes, Floats
+from tolpack.codecs.values import Bytes, Floats, rounded_to_bfloat16
 from tolpack.container.reader import Container
 from tolpack.reading.gathering import Ints
 from tolpack.reading.lookup import LayerChoice
@@ -102,7 +101,7 @@ class RowSink:
         """Decode `records` to ``out[places]``."""
         layout, out = self.decoder.layouts[encoding], self.out
         if self.decoder.plain and out.dtype != np.float16 and out.flags.c_contiguous:
-            _decode_into(layout, records, self.layers.columns, out.reshape(len(out), -1), places)
+            layout.decode_into(records, self.layers.columns, out.reshape(len(out), -1), places)
         else:
             positions = self.layers.positions
             wanted = np.flatnonzero(positions >= 0).tolist()
@@ -110,10 +109,8 @@ class RowSink:
                 self._put(places, int(positions[kept]), self.decoder.rows(kept, stored))
 
     def _put(self, places: Ints, position: int, rows: Floats) -> None:
-        if self.out.dtype == np.uint16:
-            put_bfloat16(self.out[:, position], places, rows)
-        else:
-            self.out[places, position] = rows
+        as_bfloat16 = self.out.dtype == np.uint16
+        self.out[places, position] = rounded_to_bfloat16(rows) if as_bfloat16 else rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,29 +127,4 @@ class StoredSink:
     def __call__(self, encoding: int, records: Bytes, places: Ints) -> None:
         """Decode `records` to ``out[places]``."""
         layout = self.decoder.layouts[encoding]
-        _decode_into(layout, records, self.decoder.columns, self.out, places)
-
-
-def _decode_into(
-    layout: RecordLayout, records: Bytes, columns: Ints, out: NDArray[Any], places: Ints
-) -> None:
-    """As `RecordLayout.decode_into`, `out` also of uint16 for the bits of bfloat16."""
-    if out.dtype == np.float32:
-        layout.decode_into(records, columns, out, places)
-        return
-    scratch = np.zeros((len(records), out.shape[1]), np.float32)
-    layout.decode_into(records, columns, scratch, np.arange(len(records)))
-    put_bfloat16(out, places, scratch)
-
-
-def put_bfloat16(out: NDArray[Any], places: Ints, values: Floats) -> None:
-    """Round float32 (n, m) to bfloat16 bits, ties to even, into uint16 ``out[places]``; what is too
-    large becomes infinite, as in torch. For numbers and infinities: a NaN may not stay one.
-    """
-    compiled = kernels.loaded()
-    if compiled is not None:
-        compiled.bfloat16(values, places, out)
-        return
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> 16
-    out[places] = rounded.astype(np.uint16)
+        layout.decode_into(records, self.decoder.columns, self.out, places)

@@ -88,11 +88,9 @@ def check_ids(token_ids: ArrayLike, vocab_size: int) -> NDArray[np.int64]:
         raise TokenIdError(
             f"token ids have {ids.ndim} dimensions, expected 1: pass a list, or ids.ravel()"
         )
-    wrong = (ids < 0) | (ids >= vocab_size)
-    if wrong.any():
-        raise TokenIdError(
-            f"token id {ids[wrong][0]} is out of range 0 … {vocab_size - 1} (vocab_size)"
-        )
+    if ids.min() < 0 or ids.max() >= vocab_size:
+        wrong = ids[(ids < 0) | (ids >= vocab_size)][0]
+        raise TokenIdError(f"token id {wrong} is out of range 0 … {vocab_size - 1} (vocab_size)")
     return ids.astype(np.int64)
 
 
