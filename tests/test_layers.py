@@ -22,7 +22,8 @@ LEVELS = {
     "building.assembly": 6, "building.fixed_bits": 6, "building.entropy_coded": 6,
     "planning": 6, "builder": 6, "evaluate": 6,
     "report": 7, "terminal": 7, "demo": 7, "": 7,
-    "cli": 8,
+    "commands": 8,
+    "cli": 9,
 }  # fmt: skip
 
 

@@ -1,0 +1,37 @@
+"""``tolpack bench``: lookups timed on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tolpack.commands.options import PATH, json_option, print_json
+from tolpack.report import tables
+from tolpack.terminal import Terminal
+
+
+@click.command()
+@click.argument("pack", type=PATH)
+@click.option("--rows", default=512, show_default=True, help="Rows of a large lookup.")
+@click.option(
+    "--seconds", default=1.0, show_default=True, help="Seconds for each measurement, about."
+)
+@json_option
+def bench(pack: Path, rows: int, seconds: float, as_json: bool) -> None:
+    """Time lookups of PACK on this machine, warm and cold, in every I/O mode.
+
+    Reads PACK whole, and drops it from the page cache before each cold lookup. Tokens are drawn
+    evenly from the vocabulary: real text repeats its tokens and is faster.
+
+    \b
+    tolpack bench model.tolpack
+    tolpack bench model.tolpack --rows 4096 --seconds 5
+    """
+    from tolpack.bench import run_bench
+
+    result = run_bench(pack, rows, seconds, Terminal())
+    if as_json:
+        print_json(result.to_json())
+    else:
+        click.echo(tables.bench_table(result))

@@ -1,0 +1,103 @@
+"""``tolpack build``: a pack of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+import tolpack
+from tolpack.building.settings import (
+    COMPUTE,
+    DEFAULT_MAX_MEMORY,
+    BuildSettings,
+    parse_drops,
+    parse_increase,
+    parse_rank,
+    parse_size,
+)
+from tolpack.commands.options import (
+    PATH,
+    json_option,
+    layers_option,
+    print_json,
+    reading_options,
+    refuse_two_maps,
+    tokenizer_option,
+)
+from tolpack.errors import ConfigError
+from tolpack.report import tables
+from tolpack.sizes import parse_bytes
+from tolpack.terminal import Terminal, checked
+
+
+@click.command()
+@click.argument("checkpoint", type=PATH)
+@click.option("-o", "--output", type=PATH, help="The pack [default: NAME.tolpack beside it].")
+@click.option(
+    "--rank", default="none", show_default=True, callback=checked(parse_rank),
+    help="auto, full, none (no basis), a number, a percentage like 50%, or r0,r1,… by layer.",
+)  # fmt: skip
+@click.option("--bits", type=click.Choice(["auto", "16", "8", "4"]), default="4", show_default=True)
+@click.option(
+    "--drop", default="none", show_default=True, callback=checked(parse_drops),
+    help="Layers to leave out: none, or 3,7-9; with --bits auto also auto, or auto:2 for two.",
+)  # fmt: skip
+@click.option(
+    "--size", callback=checked(lambda value: parse_size(value, 100)),
+    help="With --rank or --bits auto: largest file, like 800MB or 12% of the FP16 table.",
+)  # fmt: skip
+@click.option(
+    "--max-ppl-increase", callback=checked(parse_increase),
+    help="With --bits auto: what the pack may cost on text held out [default: 0.25%].",
+)  # fmt: skip
+@click.option("--calibrate", type=PATH, help="Text or .npy of token ids: counts, and losses.")
+@click.option("--frequencies", type=PATH, help=".npy of token counts; frequent tokens first.")
+@tokenizer_option
+@reading_options
+@layers_option
+@click.option(
+    "--compute",
+    type=click.Choice(COMPUTE),
+    default="auto",
+    show_default=True,
+    help="What FFNs are multiplied in; auto: bfloat16 for large tables, where it is fast.",
+)
+@click.option(
+    "--max-memory",
+    default=DEFAULT_MAX_MEMORY,
+    show_default=True,
+    callback=checked(lambda value: parse_bytes(value, "--max-memory")),
+    help="Largest resident memory of the build, like 4GB or 800MB.",
+)
+@click.option("--threads", type=click.IntRange(1), help="Cores to use [default: all].")
+@click.option("--resume", is_flag=True, help="Continue an interrupted build.")
+@click.option("--force", is_flag=True, help="Replace an existing pack.")
+@json_option
+def build(checkpoint: Path, bits: str, as_json: bool, **settings: Any) -> None:
+    """Build a pack from CHECKPOINT.
+
+    CHECKPOINT is a .pt or .pth, a .safetensors, a folder with config.json and .safetensors, or a
+    plain table (.npy, .h5, .safetensors) of shape [vocab, layers, hidden].
+
+    \b
+    tolpack build model.pt
+    tolpack build model/ -o small.tolpack --bits auto --rank auto --calibrate text.txt
+    tolpack build model.pt --bits auto --rank auto --max-ppl-increase 1%
+    tolpack build model.pt --bits 8 --drop 3,7-9 --frequencies counts.npy
+    tolpack build table.npy --layers 24 --bits 16
+    """
+    given = (settings["drop"], settings["size"], settings["max_ppl_increase"])
+    number = bits if bits == "auto" else int(bits)
+    try:
+        BuildSettings.parse(settings["rank"], number, *given)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+    refuse_two_maps(settings)
+    output = settings.pop("output")
+    result = tolpack.build(checkpoint, output, bits=number, reporter=Terminal(), **settings)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        click.echo(tables.build_table(result))

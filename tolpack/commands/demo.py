@@ -1,0 +1,32 @@
+"""``tolpack demo``: all of it on a bundled model."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import click
+
+from tolpack.commands.options import PATH, json_option, print_json
+from tolpack.report import tables
+from tolpack.terminal import Terminal
+
+
+@click.command()
+@click.option("-o", "--output", type=PATH, help="Keep the packs in this folder.")
+@json_option
+def demo(output: Path | None, as_json: bool) -> None:
+    """Build packs of the bundled model at several settings and judge them.
+
+    \b
+    tolpack demo
+    tolpack demo -o packs/
+    """
+    from tolpack.demo import run_demo
+
+    with tempfile.TemporaryDirectory() as scratch:
+        evaluation = run_demo(output or Path(scratch), Terminal())
+    if as_json:
+        print_json(evaluation.to_json())
+    else:
+        click.echo(tables.evaluation_table(evaluation))

@@ -1,0 +1,58 @@
+"""``tolpack inspect``: what a file holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+import tolpack
+from tolpack.commands.options import (
+    CHECKPOINT_SUFFIXES,
+    PATH,
+    json_option,
+    print_json,
+    reading_options,
+    take_reading,
+)
+from tolpack.errors import ConfigError
+from tolpack.report import tables
+
+_TABLE_SUFFIXES = (".npy", ".h5", ".hdf5", ".json", ".toml")
+
+
+@click.command()
+@click.argument("path", metavar="PACK|CHECKPOINT", type=PATH)
+@reading_options
+@json_option
+def inspect(path: Path, as_json: bool, **settings: Any) -> None:
+    """Show what a pack holds, or what is recognised in a checkpoint.
+
+    Of a checkpoint: the key map that fits its tensor names, every kind of tensor with shape and
+    dtype, what is left over, and whether it is ready for build and eval.
+
+    \b
+    tolpack inspect model.tolpack
+    tolpack inspect model.pt
+    tolpack inspect model/ --key-map map.toml --json
+    """
+    if path.is_dir() or path.suffix in CHECKPOINT_SUFFIXES:
+        from tolpack.sources.checkpoint import open_checkpoint
+        from tolpack.sources.description import summarize_checkpoint
+
+        summary = summarize_checkpoint(open_checkpoint(path, take_reading(settings)))
+        info, text = summary.to_json(), tables.checkpoint_table(summary)
+    elif path.suffix in _TABLE_SUFFIXES:
+        raise ConfigError(f"{path} is no pack and no checkpoint: expected .tolpack, "
+                          f"{', '.join(CHECKPOINT_SUFFIXES)} or a folder")  # fmt: skip
+    else:
+        from tolpack.summary import describe_pack
+
+        with tolpack.open(path) as opened:
+            info = describe_pack(opened)
+        text = tables.pack_table(info, str(path))
+    if as_json:
+        print_json(info)
+    else:
+        click.echo(text)

@@ -1,0 +1,74 @@
+"""Options that several commands have, and how they print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tolpack.building.settings import parse_drop
+from tolpack.sources.config import MODEL_TYPES
+from tolpack.sources.key_map import BUILT_IN as BUILT_IN_MAPS
+from tolpack.terminal import checked
+
+if TYPE_CHECKING:  # it loads torch
+    from tolpack.sources.checkpoint import Reading
+
+PATH = click.Path(path_type=Path)
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+tokenizer_option = click.option(
+    "--tokenizer", type=PATH, help="tokenizer.json; default: the one beside the checkpoint."
+)
+layers_option = click.option(
+    "--layers", type=click.IntRange(1), help="Layers of a two-dimensional plain table."
+)
+context_option = click.option(
+    "--context", type=click.IntRange(1),
+    help="Window length in tokens [default: the model's max_position_embeddings].",
+)  # fmt: skip
+drop_option = click.option(
+    "--drop", default="none", show_default=True, callback=checked(parse_drop),
+    help="Layers to leave out: none, or numbers and ranges like 3,7-9.",
+)  # fmt: skip
+
+
+def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what a checkpoint does not say itself."""
+    options = (
+        click.option("--config", type=PATH, help="config.json, where the checkpoint has none."),
+        click.option(
+            "--arch", type=click.Choice(MODEL_TYPES), help="Model type, in place of the config's."
+        ),
+        click.option(
+            "--map", "map_name", type=click.Choice(BUILT_IN_MAPS),
+            help="Tensor names to expect [default: found by inspection].",
+        ),
+        click.option("--key-map", type=PATH, help="Your own map of tensor names, a .toml."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def refuse_two_maps(settings: dict[str, Any]) -> None:
+    """Raise if both kinds of map were given."""
+    if settings["map_name"] is not None and settings["key_map"] is not None:
+        raise click.UsageError("--map and --key-map both choose the names: give one of them")
+
+
+def take_reading(settings: dict[str, Any]) -> Reading:
+    """Take the settings of `reading_options` out of `settings`."""
+    from tolpack.sources.checkpoint import Reading
+
+    refuse_two_maps(settings)
+    return Reading(*(settings.pop(name) for name in ("config", "arch", "map_name", "key_map")))
+
+
+def print_json(value: object) -> None:
+    """Print one JSON object on standard output."""
+    click.echo(json.dumps(value, indent=2))

@@ -1,0 +1,38 @@
+"""``tolpack verify``: every checksum of a pack."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+import tolpack
+from tolpack.commands.options import PATH, json_option, print_json
+from tolpack.report import tables
+from tolpack.terminal import Terminal
+
+
+@click.command()
+@click.argument("pack", type=PATH)
+@json_option
+@click.pass_context
+def verify(ctx: click.Context, pack: Path, as_json: bool) -> None:
+    """Read all of PACK and check every checksum; exit 1 if anything is damaged.
+
+    Each damaged place is named with the tokens that it hits; other tokens can still be read.
+
+    \b
+    tolpack verify model.tolpack
+    """
+    with tolpack.open(pack) as opened, Terminal().phase("verifying", opened.nbytes, "B") as done:
+        damages = opened.verify(done)
+    if as_json:
+        found = [asdict(damage) for damage in damages]
+        print_json({"path": str(pack), "ok": not damages, "damages": found})
+    else:
+        for damage in damages:
+            click.echo(tables.damage_line(damage))
+        count = f"{len(damages)} damaged place{'s' * (len(damages) > 1)}" if damages else "ok"
+        click.echo(f"{pack}: {count}")
+    ctx.exit(1 if damages else 0)
