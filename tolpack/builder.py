@@ -1,4 +1,4 @@
-"""The main path: a checkpoint becomes a pack, in the stages that `build` lists.
+"""`build`: a checkpoint becomes a pack; the stages are in `tolpack.workshop`.
 
 The module is not called ``build``: importing ``tolpack.build`` would replace the function of that
 name in the package.
@@ -8,32 +8,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from tolpack.building.assembly import Assembly
-from tolpack.building.drop_search import best_assembly
-from tolpack.building.entropy_coded import EntropyCodedAssembly
-from tolpack.building.fixed_bits import FixedBitsAssembly
-from tolpack.building.limits import Limits, choose_compute, plan_limits
-from tolpack.building.passes import product_precision, torch_threads
-from tolpack.building.settings import DEFAULT_MAX_MEMORY, BuildSettings, Drop
-from tolpack.building.shaping import REACH
-from tolpack.building.weighing import Weighing, weigh
-from tolpack.container.header import Header, Table
-from tolpack.container.writer import PackWriter
+from tolpack.building.passes import torch_threads
+from tolpack.building.settings import DEFAULT_MAX_MEMORY, BuildSettings
 from tolpack.errors import ConfigError
 from tolpack.pack import Pack
+from tolpack.pool import processor_count
 from tolpack.progress import Reporter
-from tolpack.scratch import Scratch
 from tolpack.sources.checkpoint import Reading
-from tolpack.sources.table import ArrayTable, MemoryTable, TableSource, open_source
+from tolpack.sources.table import TableSource, open_source
 from tolpack.summary import bits_per_weight, layer_summaries, ratio_fp16
-from tolpack.version import __version__
+from tolpack.workshop import Knowledge, Workshop
 
 _SAMPLE_TOKENS = 512
 
@@ -143,87 +133,19 @@ def build(
     settings = BuildSettings.parse(rank, bits, drop, size, max_ppl_increase)
     inputs = (calibrate, frequencies, tokenizer, config, key_map)
     path = output_path(checkpoint, output, force, inputs)
-    exact = open_source(checkpoint, Reading(config, arch, map_name, key_map), layers)
-    limits = plan_limits(exact, max_memory, threads)
-    source, dtype = _prepare(exact, compute, settings.bits, reporter)
-    with (
-        Scratch(path.parent, limits.scratch_bytes) as scratch,
-        torch_threads(limits.threads),
-        product_precision(dtype),
-    ):
-        weighing = weigh(
-            source,
-            needs_metrics=settings.ranks.word == "auto" or settings.bits == "auto",
-            reach=REACH if settings.bits == "auto" else 0,
-            text=calibrate,
-            frequencies=frequencies,
-            tokenizer=tokenizer,
-            limits=limits,
-            scratch=scratch,
-            reporter=reporter,
-        )
-        work = _assembly(source, settings, weighing, limits, scratch, reporter)
-        while not _write(work, path, resume, reporter):
-            resume = False
-    with torch_threads(limits.threads):
-        return _result(path, exact, reporter)
-
-
-def _prepare(
-    source: MemoryTable | ArrayTable, compute: str, bits: int | str, reporter: Reporter
-) -> tuple[MemoryTable | ArrayTable, torch.dtype]:
-    """Say what was matched; returns the source, and what it and all else is multiplied in."""
-    for line in source.describe():
-        reporter.say(line)
-    if not isinstance(source, MemoryTable):
-        return source, torch.float32
-    with reporter.phase("checking the embedding", source.vocab_size, "rows") as done:
-        source.check_embedding(done)
-    dtype = choose_compute(compute, source, bits)
-    if dtype is not torch.float32:
-        reporter.say("multiplying in bfloat16 (--compute float32 is exact, and slower)")
-    return source.computed_in(dtype), dtype
-
-
-def _assembly(
-    source: MemoryTable | ArrayTable,
-    settings: BuildSettings,
-    weighing: Weighing,
-    limits: Limits,
-    scratch: Scratch,
-    reporter: Reporter,
-) -> Assembly:
-    """Return the way in which `settings` store the table."""
-    if settings.bits != "auto":
-        return FixedBitsAssembly(source, settings, weighing, limits, scratch, reporter)
-
-    def dropping(layers: Drop) -> EntropyCodedAssembly:
-        chosen = replace(settings, drop=layers)
-        return EntropyCodedAssembly(source, chosen, weighing, limits, scratch, reporter)
-
-    if not settings.drop.auto:
-        return dropping(settings.drop)
-    return best_assembly(lambda layers: dropping(Drop(layers)), settings.drop, reporter)
-
-
-def _write(work: Assembly, path: Path, resume: bool, reporter: Reporter) -> bool:
-    """Write the pack; false, and nothing under its name, if it came out larger than ``--size``."""
-    attempt = work.kept_back
-    with PackWriter(path, work.key, work.header_room, resume=resume, attempt=attempt) as writer:
-        if resume:
-            reporter.say(f"resuming after {writer.resumed_sections} finished sections")
-        fields = work.write_fields(writer)
-        encodings, chunks = work.write_chunks(writer)
-        token_map = work.write_token_map(writer)
-        excess = writer.end_bytes - work.size if work.size is not None else 0
-        if excess > 0:
-            reporter.say(f"{excess} bytes over --size: cold rows compress less than their sample")
-            writer.discard()
-            work.keep_back(excess)
-            return False
-        table = Table("tol", work.source.vocab_size, tuple(fields), tuple(chunks), token_map)
-        writer.commit(Header((table,), encodings, tuple(writer.sections), f"tolpack {__version__}"))
-    return True
+    source = open_source(checkpoint, Reading(config, arch, map_name, key_map), layers)
+    with Workshop(
+        source,
+        path.parent,
+        Knowledge(calibrate, frequencies, tokenizer),
+        compute=compute,
+        max_memory=max_memory,
+        threads=threads,
+        reporter=reporter,
+    ) as workshop:
+        workshop.make(settings, path, resume=resume)
+    with torch_threads(threads or processor_count()):
+        return _result(path, source, reporter)
 
 
 def output_path(

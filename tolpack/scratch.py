@@ -54,12 +54,12 @@ class Scratch:
     folder : Path
         Where the temporary file goes, if one is needed.
     limit : int
-        Bytes that may stay in memory.
+        Bytes that may stay in memory; ``left`` are those that are not taken.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
-        self._folder = folder
-        self._left = limit
+        self.folder = folder
+        self.left = limit
         self._file: Any = None
         self._end = 0
         self._lock = threading.Lock()  # workers read projections back
@@ -70,9 +70,9 @@ class Scratch:
 
     def holds(self, size: int) -> bool:
         """Whether `size` more bytes may stay in memory; if so, they are taken from the limit."""
-        if size > self._left:
+        if size > self.left:
             return False
-        self._left -= size
+        self.left -= size
         return True
 
     def read_into(self, array: NDArray[Any], offset: int) -> None:
@@ -83,7 +83,7 @@ class Scratch:
             while left:
                 count = self._file.readinto(left)
                 if not count:
-                    raise FileAccessError(f"what was put aside in {self._folder} cannot be read")
+                    raise FileAccessError(f"what was put aside in {self.folder} cannot be read")
                 left = left[count:]
 
     def write(self, array: NDArray[Any], offset: int | None) -> int:
@@ -97,7 +97,7 @@ class Scratch:
         try:
             if self._file is None:
                 # Closed on exit; unbuffered, so that nothing is left to be written then.
-                self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
+                self._file = tempfile.TemporaryFile(dir=self.folder, buffering=0)  # noqa: SIM115
             with self._lock:
                 if offset is None:
                     offset, self._end = self._end, self._end + array.nbytes
@@ -107,7 +107,7 @@ class Scratch:
                     left = left[self._file.write(left) :]
         except OSError as error:
             raise FileAccessError(
-                f"cannot put {array.nbytes:,} bytes aside in {self._folder}: "
+                f"cannot put {array.nbytes:,} bytes aside in {self.folder}: "
                 f"{error.strerror or error}; free some space, or give more --max-memory"
             ) from error
         return offset

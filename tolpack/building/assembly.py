@@ -23,7 +23,7 @@ from tolpack.container.preamble import VERSION
 from tolpack.container.writer import PackWriter
 from tolpack.progress import Reporter
 from tolpack.scratch import Scratch
-from tolpack.sources.table import ArrayTable, MemoryTable, TableSource
+from tolpack.sources.table import TableSource
 from tolpack.version import __version__
 
 
@@ -34,14 +34,14 @@ class Assembly(ABC):
 
     def __init__(
         self,
-        source: MemoryTable | ArrayTable,
+        source: TableSource,
         settings: BuildSettings,
         weighing: Weighing,
         limits: Limits,
         scratch: Scratch,
         reporter: Reporter,
     ) -> None:
-        self.source: TableSource = source
+        self.source = source
         self.settings = settings
         self.weighing = weighing
         self.limits = limits

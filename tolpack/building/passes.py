@@ -24,6 +24,7 @@ from tolpack.container.encodings import FieldEncoding
 from tolpack.container.preamble import align
 from tolpack.errors import ConfigError
 from tolpack.scratch import Kept, Scratch
+from tolpack.sources.held_table import HeldTable
 from tolpack.sources.table import LayerRows, TableSource
 
 # Smaller vocabularies are cut into this many runs at least, so that all workers have something.
@@ -118,6 +119,20 @@ def second_moment(
     done : callable
         Called with the number of rows done since the last call.
     """
+    if not isinstance(source, HeldTable):
+        return _second_moment(source, layer, weights, pool, done)
+    return source.remembered(
+        (layer, weights.tobytes()), lambda: _second_moment(source, layer, weights, pool, done)
+    )
+
+
+def _second_moment(
+    source: TableSource,
+    layer: int,
+    weights: Doubles,
+    pool: ThreadPoolExecutor,
+    done: Callable[[int], object],
+) -> tuple[Doubles, Doubles]:
     rows, block = source.layer(layer), block_tokens(source.hidden_size)
     roots = np.sqrt(weights).astype(np.float32)
 

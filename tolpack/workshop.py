@@ -1,0 +1,202 @@
+"""Where packs of one checkpoint are made: it is opened, checked and calibrated once for all.
+
+`tolpack.build` makes one pack and leaves; a sweep makes many, and shares the token counts, the loss
+metrics, and, where memory allows, the table itself and the second moments of its layers.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from tolpack.building.assembly import Assembly
+from tolpack.building.drop_search import best_assembly
+from tolpack.building.entropy_coded import EntropyCodedAssembly
+from tolpack.building.fixed_bits import FixedBitsAssembly
+from tolpack.building.limits import choose_compute, plan_limits
+from tolpack.building.passes import product_precision, torch_threads
+from tolpack.building.settings import DEFAULT_MAX_MEMORY, BuildSettings, Drop
+from tolpack.building.shaping import REACH
+from tolpack.building.weighing import Weighing, weigh
+from tolpack.container.header import Header, Table
+from tolpack.container.writer import PackWriter
+from tolpack.progress import Reporter
+from tolpack.scratch import Scratch
+from tolpack.sources.held_table import HeldTable
+from tolpack.sources.table import ArrayTable, MemoryTable, TableSource
+from tolpack.version import __version__
+
+# Of the memory for what is put aside, the share that a held table may take.
+_HELD_SHARE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Knowledge:
+    """Files that tell what tokens and losses are like; see `tolpack.build`."""
+
+    calibrate: str | Path | None = None
+    frequencies: str | Path | None = None
+    tokenizer: str | Path | None = None
+
+
+class Workshop:
+    """See the module; use as a context manager.
+
+    Parameters
+    ----------
+    source : MemoryTable or ArrayTable
+        The table, exact.
+    folder : Path
+        Where what does not fit into memory is put aside.
+    knowledge : Knowledge
+        What is known of its tokens.
+    compute, max_memory, threads
+        As for `tolpack.build`.
+    share : bool
+        Whether several packs will be made.
+    reporter : Reporter, optional
+        Receives progress.
+    """
+
+    def __init__(
+        self,
+        source: MemoryTable | ArrayTable,
+        folder: Path,
+        knowledge: Knowledge,
+        *,
+        compute: str = "auto",
+        max_memory: str | int = DEFAULT_MAX_MEMORY,
+        threads: int | None = None,
+        share: bool = False,
+        reporter: Reporter | None = None,
+    ) -> None:
+        self._exact = source
+        self._knowledge = knowledge
+        self._compute = compute
+        self._reporter = reporter or Reporter()
+        self._limits = plan_limits(source, max_memory, threads)
+        self._share = share
+        held = HeldTable.nbytes(source)
+        self._hold = share and held <= _HELD_SHARE * self._limits.scratch_bytes
+        self._sources: dict[torch.dtype, MemoryTable | ArrayTable] = {}
+        self._held: dict[torch.dtype, HeldTable] = {}
+        self._known: dict[tuple[object, ...], Weighing] = {}
+        limit = self._limits.scratch_bytes - (held if self._hold else 0)
+        self._scratch = Scratch(folder, limit)
+        self._described = False
+
+    def make(self, settings: BuildSettings, path: Path, *, resume: bool = False) -> None:
+        """Write a pack to `path`, replacing what is there.
+
+        Raises
+        ------
+        ConfigError, CheckpointError, FileAccessError
+            As `tolpack.build`.
+        """
+        dtype = self._prepare(settings.bits)
+        with ExitStack() as stack:
+            stack.enter_context(torch_threads(self._limits.threads))
+            stack.enter_context(product_precision(dtype))
+            # Of one pack alone, arrays are not kept for the next.
+            scratch = self._scratch
+            if self._share:
+                room = Scratch(scratch.folder, scratch.left)
+                scratch = stack.enter_context(room)
+            work = self._assembly(settings, dtype, scratch)
+            while not _write(work, path, resume, self._reporter):
+                resume = False
+
+    def __enter__(self) -> Workshop:
+        self._scratch.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._scratch.__exit__(*error)
+
+    def _prepare(self, bits: int | str) -> torch.dtype:
+        """Say what was matched, once; returns what everything is multiplied in."""
+        source = self._exact
+        if not self._described:
+            for line in source.describe():
+                self._reporter.say(line)
+            if isinstance(source, MemoryTable):
+                with self._reporter.phase("checking the embedding", source.vocab_size, "rows") as d:
+                    source.check_embedding(d)
+            self._described = True
+        if not isinstance(source, MemoryTable):
+            return torch.float32
+        dtype = choose_compute(self._compute, source, bits)
+        if dtype is not torch.float32:
+            self._reporter.say("multiplying in bfloat16 (--compute float32 is exact, and slower)")
+        return dtype
+
+    def _source(self, dtype: torch.dtype) -> MemoryTable | ArrayTable:
+        exact = self._exact
+        if dtype not in self._sources:
+            computed = exact.computed_in(dtype) if isinstance(exact, MemoryTable) else exact
+            self._sources[dtype] = computed
+        return self._sources[dtype]
+
+    def _table(self, dtype: torch.dtype) -> TableSource:
+        if not self._hold:
+            return self._source(dtype)
+        if dtype not in self._held:
+            self._held = {dtype: HeldTable(self._source(dtype))}
+        return self._held[dtype]
+
+    def _weighing(self, settings: BuildSettings, dtype: torch.dtype) -> Weighing:
+        needs_metrics = settings.ranks.word == "auto" or settings.bits == "auto"
+        reach = REACH if settings.bits == "auto" else 0
+        key = (dtype, needs_metrics, reach)
+        if key not in self._known:
+            known = self._knowledge
+            self._known[key] = weigh(
+                self._source(dtype),
+                needs_metrics=needs_metrics,
+                reach=reach,
+                text=known.calibrate,
+                frequencies=known.frequencies,
+                tokenizer=known.tokenizer,
+                limits=self._limits,
+                scratch=self._scratch,
+                reporter=self._reporter,
+            )
+        return self._known[key]
+
+    def _assembly(self, settings: BuildSettings, dtype: torch.dtype, scratch: Scratch) -> Assembly:
+        """Return the way in which `settings` store the table."""
+        weighing, table = self._weighing(settings, dtype), self._table(dtype)
+        limits, reporter = self._limits, self._reporter
+        if settings.bits != "auto":
+            return FixedBitsAssembly(table, settings, weighing, limits, scratch, reporter)
+
+        def dropping(layers: Drop) -> EntropyCodedAssembly:
+            chosen = replace(settings, drop=layers)
+            return EntropyCodedAssembly(table, chosen, weighing, limits, scratch, reporter)
+
+        if not settings.drop.auto:
+            return dropping(settings.drop)
+        return best_assembly(lambda layers: dropping(Drop(layers)), settings.drop, reporter)
+
+
+def _write(work: Assembly, path: Path, resume: bool, reporter: Reporter) -> bool:
+    """Write the pack; false, and nothing under its name, if it came out larger than ``--size``."""
+    attempt = work.kept_back
+    with PackWriter(path, work.key, work.header_room, resume=resume, attempt=attempt) as writer:
+        if resume:
+            reporter.say(f"resuming after {writer.resumed_sections} finished sections")
+        fields = work.write_fields(writer)
+        encodings, chunks = work.write_chunks(writer)
+        token_map = work.write_token_map(writer)
+        excess = writer.end_bytes - work.size if work.size is not None else 0
+        if excess > 0:
+            reporter.say(f"{excess} bytes over --size: cold rows compress less than their sample")
+            writer.discard()
+            work.keep_back(excess)
+            return False
+        table = Table("tol", work.source.vocab_size, tuple(fields), tuple(chunks), token_map)
+        writer.commit(Header((table,), encodings, tuple(writer.sections), f"tolpack {__version__}"))
+    return True
