@@ -7,7 +7,8 @@ import tolpack
 
 ROOT = Path(tolpack.__file__).parent
 LEVELS = {
-    "errors": 0, "version": 0, "progress": 0, "scratch": 0, "pool": 0, "buffers": 0, "sizes": 0,
+    "errors": 0, "version": 0, "progress": 0, "scratch": 0, "pool": 0, "cache": 0,
+    "buffers": 0, "sizes": 0,
     "container": 1,
     "codecs": 2,
     "reading": 3, "pack": 3,
@@ -20,8 +21,8 @@ LEVELS = {
     "building.shaping": 6, "building.carried": 6, "building.trial": 6,
     "building.folding": 6, "building.drop_search": 6, "building.rounding": 6,
     "building.assembly": 6, "building.fixed_bits": 6, "building.entropy_coded": 6,
-    "planning": 6, "workshop": 6, "builder": 6, "evaluate": 6,
-    "report": 7, "terminal": 7, "demo": 7, "": 7,
+    "planning": 6, "workshop": 6, "judging": 6, "builder": 6, "evaluate": 6,
+    "studying": 7, "report": 7, "terminal": 7, "demo": 7, "": 7,
     "commands": 8,
     "cli": 9,
 }  # fmt: skip

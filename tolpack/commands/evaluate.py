@@ -1,4 +1,4 @@
-"""``tolpack eval``: perplexity of packs."""
+"""``tolpack eval``: perplexity of packs, and of settings that are swept."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from tolpack.commands.options import (
     take_reading,
     tokenizer_option,
 )
-from tolpack.report import tables
+from tolpack.report import plots, tables, trade_off
+from tolpack.report.files import check_output
 from tolpack.terminal import Terminal
+
+_SWEEP = "Settings to build and judge, like 'rank=none,50%,auto bits=4,auto'; repeatable."
 
 
 @click.command(name="eval")
@@ -27,21 +30,66 @@ from tolpack.terminal import Terminal
 @tokenizer_option
 @reading_options
 @context_option
+@click.option("--sweep", multiple=True, metavar="SPEC", help=_SWEEP)
+@click.option("--calibrate", type=PATH, help="Text or token ids to build the sweep's packs with.")
+@click.option("--frequencies", type=PATH, help=".npy of token counts, for the sweep's packs.")
+@click.option("--fresh", is_flag=True, help="Measure again what was measured before.")
+@click.option("--csv", "csv_path", type=PATH, help="Write the results to this file.")
+@click.option("--plot", type=PATH, help="Draw perplexity against size, into a .png or .svg.")
 @json_option
 def evaluate(
-    checkpoint: Path, packs: tuple[Path, ...], text: Path, as_json: bool, **settings: Any
+    checkpoint: Path,
+    packs: tuple[Path, ...],
+    text: Path,
+    sweep: tuple[str, ...],
+    csv_path: Path | None,
+    plot: Path | None,
+    as_json: bool,
+    **settings: Any,
 ) -> None:
     """Measure perplexity of CHECKPOINT, and of each of its PACKS in place of the memory.
+
+    With --sweep, packs of many settings are built, judged and removed. A setting that was measured
+    before, with the same inputs, is not measured again.
 
     \b
     tolpack eval model.pt model.tolpack --text held-out.txt --tokenizer tokenizer.json
     tolpack eval model/ a.tolpack b.tolpack --text ids.npy --context 256 --json
+    tolpack eval model/ --text held-out.txt --sweep "rank=none,50% bits=4,8,16" --plot sizes.png
+    tolpack eval model/ --text held-out.txt --sweep "rank=auto bits=auto max-ppl-increase=0.5%,1%"
     """
-    from tolpack.evaluate import evaluate as run
+    from tolpack.evaluate import Evaluation
+    from tolpack.judging import Judge
+    from tolpack.studying.setting import parse_grids
+    from tolpack.studying.sweep import run_sweep
+    from tolpack.workshop import Knowledge
 
-    reading = take_reading(settings)
-    evaluation = run(checkpoint, packs, text, reading=reading, reporter=Terminal(), **settings)
+    grid, skipped = parse_grids(sweep) if sweep else ((), ())
+    if not sweep and (settings["calibrate"] or settings["frequencies"] or settings["fresh"]):
+        raise click.UsageError("--calibrate, --frequencies and --fresh are for --sweep")
+    for output in (csv_path, plot):
+        check_output(output)
+    if plot is not None:
+        plots.check_plot(plot)
+    reporter, reading = Terminal(), take_reading(settings)
+    tokenizer, context = settings["tokenizer"], settings["context"]
+    judge = Judge(
+        checkpoint, text, tokenizer=tokenizer, reading=reading, context=context, reporter=reporter
+    )
+    scores = tuple(judge.pack(path) for path in packs)
+    knowledge = Knowledge(settings["calibrate"], settings["frequencies"], tokenizer)
+    points = run_sweep(judge, grid, knowledge, fresh=settings["fresh"], reporter=reporter)
+    evaluation = Evaluation(judge.context, judge.baseline, scores)
+    if csv_path is not None:
+        trade_off.write_csv(scores, points, csv_path)
+    if plot is not None:
+        title = f"{checkpoint.name}: {evaluation.baseline.tokens} tokens of {text.name}"
+        trade_off.plot_sweep(scores, points, plot, title)
     if as_json:
-        print_json(evaluation.to_json())
+        swept = [point.to_json() for point in points]
+        value = evaluation.to_json()
+        print_json({**value, "packs": [*value["packs"], *swept], "skipped": list(skipped)})
     else:
         click.echo(tables.evaluation_table(evaluation))
+        if points:
+            click.echo("\n" + tables.sweep_table(points, skipped))

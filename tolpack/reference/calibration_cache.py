@@ -1,27 +1,23 @@
 """Calibrations kept between builds, by a hash of what they were measured on.
 
 Measuring gradients takes longer than anything else on a small model, and is the same for every pack
-of it. Files lie in ``$TOLPACK_CACHE``, else in ``$XDG_CACHE_HOME/tolpack`` or ``~/.cache/tolpack``;
-``TOLPACK_CACHE=off`` keeps none. They may be deleted at any time. One that is damaged, or cannot be
-written, is as good as none.
+of it. A file that is damaged, or cannot be written, is as good as none.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.cache import cached_file, keep_file
 from tolpack.reference.calibrate import Calibration
 from tolpack.scratch import Kept, Scratch
-
-_VARIABLE = "TOLPACK_CACHE"
 
 
 def load(key: bytes, counts: NDArray[np.int64], scratch: Scratch) -> Calibration | None:
@@ -47,33 +43,18 @@ def keep(key: bytes, calibration: Calibration) -> Path | None:
     path = _path(key)
     if path is None:
         return None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file,
-            zipfile.ZipFile(file, "w") as archive,
-        ):
+
+    def write(file: IO[bytes]) -> None:
+        with zipfile.ZipFile(file, "w") as archive:
             layers = zip(calibration.metrics, calibration.crossed)
             for layer, (own, above) in enumerate(layers):
                 _write(archive, layer, [own, *above])
-        os.replace(file.name, path)
-    except OSError:
-        return None
-    return path
+
+    return path if keep_file(path, write) else None
 
 
 def _path(key: bytes) -> Path | None:
-    chosen = os.environ.get(_VARIABLE)
-    if chosen == "off":
-        return None
-    name = f"calibration-{key.hex()[:32]}.zip"
-    if chosen:
-        return Path(chosen) / name
-    try:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:  # a process without a home
-        return None
-    return Path(home) / "tolpack" / name
+    return cached_file(f"calibration-{key.hex()[:32]}.zip")
 
 
 def _by_layer(names: Sequence[str]) -> dict[str, list[str]]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # these load torch, which reading a pack must not
     from tolpack.evaluate import Evaluation
     from tolpack.planning import Plan
     from tolpack.sources.description import CheckpointSummary
+    from tolpack.studying.sweep import SweepPoint
 
 
 def format_bytes(size: float) -> str:
@@ -107,6 +108,28 @@ def evaluation_table(evaluation: Evaluation) -> str:
         "by window; the checkpoint's bytes are its memory FFNs"
     )
     return f"{format_table(header, rows)}\n\n{note}"
+
+
+def sweep_table(points: Sequence[SweepPoint], skipped: Sequence[str] = ()) -> str:
+    """Write a line per setting, smallest first; an asterisk marks those on the Pareto front."""
+    header = ["", "", "perplexity increase", "bytes", "× FP16", "bits/value", "read/token",
+              "MACs/token", "build"]  # fmt: skip
+    rows = [
+        [
+            point.setting.label,
+            "*" if point.on_front else "",
+            f"{point.score.ppl_increase_pct:+.3f} ± {point.score.ppl_increase_se_pct:.3f} %",
+            format_bytes(point.score.bytes),
+            f"{point.score.ratio_fp16:.2f}",
+            f"{point.score.bits_per_weight:.2f}",
+            format_bytes(point.score.read_bytes_per_token),
+            str(point.score.macs_per_token),
+            f"{point.build_seconds:.0f} s",
+        ]
+        for point in sorted(points, key=lambda point: point.score.bytes)
+    ]
+    notes = ["* no other setting is both smaller and better", *(f"not built: {s}" for s in skipped)]
+    return f"{format_table(header, rows)}\n\n" + "\n".join(notes)
 
 
 def plan_table(plans: Sequence[Plan]) -> str:

@@ -1,0 +1,250 @@
+"""``tolpack eval --sweep``: grids, what is measured once, resuming, and the files it writes."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import tolpack
+from tolpack.cli import main
+from tolpack.errors import ConfigError
+from tolpack.evaluate import evaluate
+from tolpack.judging import Judge
+from tolpack.studying import sweep as sweeping
+from tolpack.studying.setting import Setting, parse_grids
+from tolpack.studying.sweep import front, run_sweep
+from tolpack.workshop import Knowledge, Workshop
+
+GRID = "rank=none,9,auto bits=4,8"
+
+
+@pytest.fixture
+def judge(memoryllm, token_ids):
+    """The tiny model and its text."""
+    return Judge(memoryllm, token_ids)
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """Measurements are kept, in a folder of the test's own."""
+    monkeypatch.setenv("TOLPACK_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def run(*args):
+    """Run the command line in this process."""
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+# -- grids -----------------------------------------------------------------------------------------
+
+
+def test_a_grid_is_every_combination_in_order():
+    """Keys vary from the last to the first; a plus sign stands for a comma; settings occur once."""
+    found, skipped = parse_grids(["rank=none,3+4+5 bits=8,auto;bits=8", "drop=0+2-3"])
+    assert [(one.rank, one.bits, one.drop) for one in found] == [
+        ("none", 8, "none"), ("none", "auto", "none"), ("3,4,5", 8, "none"),
+        ("3,4,5", "auto", "none"), ("none", 4, "0,2-3"),
+    ]  # fmt: skip
+    assert skipped == ()
+
+
+def test_combinations_that_cannot_be_built_are_told_once():
+    """Each reason with the settings that it hits; the others stay."""
+    found, skipped = parse_grids(["bits=4,8,auto drop=auto:2"])
+    assert found == (Setting(bits="auto", drop="auto:2"),)
+    (line,) = skipped
+    assert "bits 4, drop auto:2; rank none, bits 8" in line
+    assert "--bits auto" in line
+
+
+@pytest.mark.parametrize(
+    "spec", ["", "bits", "bits=", "bits=5", "colour=red", "bits=4 bits=8", "bits=4,,8", "rank=x",
+             "bits=8 drop=auto", "bits=8;", "bits=4 max-ppl-increase=1%"],
+)  # fmt: skip
+def test_grids_that_are_not_understood(spec):
+    """A clear error, before anything is read."""
+    with pytest.raises(ConfigError, match="--sweep"):
+        parse_grids([spec])
+
+
+def test_options_build_the_setting():
+    """What a result names is what `tolpack build` takes; defaults are left out."""
+    assert Setting().options == ""
+    setting = Setting("auto", "auto", "1,3", max_ppl_increase="1%")
+    assert setting.options == "--rank auto --bits auto --drop 1,3 --max-ppl-increase 1%"
+    context = main.commands["build"].make_context("build", ["x.pt", *setting.options.split()])
+    assert context.params["max_ppl_increase"] == "1%"
+
+
+# -- measuring -------------------------------------------------------------------------------------
+
+
+def test_scores_are_those_of_packs_built_alone(memoryllm, token_ids, judge, tmp_path):
+    """Sharing the table and the calibration changes no result."""
+    grids, _ = parse_grids([GRID, "rank=auto bits=auto size=90kB"])
+    points = run_sweep(judge, grids, Knowledge(token_ids))
+    assert [point.setting for point in points] == list(grids)
+    for number, point in enumerate(points):
+        one, path = point.setting, tmp_path / f"{number}.tolpack"
+        tolpack.build(
+            memoryllm, path, rank=one.rank, bits=one.bits, size=one.size, calibrate=token_ids
+        )
+        (alone,) = evaluate(memoryllm, [path], token_ids).packs
+        assert point.score.bytes == alone.bytes
+        assert point.score.ppl == pytest.approx(alone.ppl, rel=1e-6)
+        assert point.score.ppl_increase_se_pct == pytest.approx(alone.ppl_increase_se_pct, abs=1e-5)
+        assert point.build_seconds > 0
+        assert point.eval_seconds > 0
+
+
+def test_work_is_shared(judge, token_ids, monkeypatch):
+    """One baseline, one computation of each layer, one calibration for each kind of setting."""
+    counted = {"calibrate": 0, "layer": 0, "score": 0}
+
+    def counting(owner, name, key):
+        truly = getattr(owner, name)
+
+        def wrapped(*args, **kwargs):
+            counted[key] += 1
+            return truly(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, wrapped)
+
+    from tolpack import judging
+    from tolpack.building import weighing
+    from tolpack.sources.table import MemoryTable
+
+    counting(weighing, "calibrate", "calibrate")
+    counting(MemoryTable, "layer", "layer")
+    counting(judging, "score", "score")
+    grids, _ = parse_grids([GRID])
+    run_sweep(judge, grids, Knowledge(token_ids))
+    assert counted["calibrate"] == 1
+    assert counted["layer"] == judge.checkpoint.config.num_hidden_layers
+    assert counted["score"] == 1 + len(grids)
+
+
+def test_what_was_measured_is_not_measured_again(judge, memoryllm, token_ids, kept, monkeypatch):
+    """A sweep that was stopped goes on; another text, calibration or setting is measured."""
+    grids, _ = parse_grids(["rank=none,9 bits=4,8"])
+    made = []
+    truly = Workshop.make
+
+    def make(self, settings, path, **kwargs):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(settings)
+        return truly(self, settings, path, **kwargs)
+
+    monkeypatch.setattr(Workshop, "make", make)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(judge, grids, Knowledge())
+    monkeypatch.setattr(Workshop, "make", truly)
+    first = run_sweep(judge, grids, Knowledge())
+    monkeypatch.setattr(Workshop, "make", lambda *_, **__: pytest.fail("measured again"))
+    assert run_sweep(Judge(memoryllm, token_ids), grids, Knowledge()) == first
+    for other in (
+        lambda: run_sweep(judge, grids[:1], Knowledge(frequencies=counts_file(kept))),
+        lambda: run_sweep(judge, grids[:1], Knowledge(), fresh=True),
+        lambda: run_sweep(Judge(memoryllm, token_ids, context=8), grids[:1], Knowledge()),
+        lambda: run_sweep(judge, [Setting(bits=16)], Knowledge()),
+    ):
+        with pytest.raises(pytest.fail.Exception, match="measured again"):
+            other()
+
+
+def counts_file(folder):
+    """Write token counts for the tiny model."""
+    np.save(folder / "counts.npy", np.arange(97))
+    return folder / "counts.npy"
+
+
+def test_damaged_measurements_are_measured_again(judge, kept):
+    """A file that holds no JSON is as good as none."""
+    (expected,) = run_sweep(judge, [Setting()], Knowledge())
+    for path in kept.glob("measured-*"):
+        path.write_bytes(b"{")
+    (found,) = run_sweep(judge, [Setting()], Knowledge())
+    assert found.score == expected.score
+
+
+def test_packs_are_removed(judge, tmp_path, monkeypatch):
+    """Also the one that was being judged when something went wrong."""
+    monkeypatch.setattr(sweeping.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(Judge, "pack", lambda *_: pytest.fail("no"))
+    with pytest.raises(pytest.fail.Exception):
+        run_sweep(judge, [Setting()], Knowledge())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_front_is_what_nothing_beats(judge):
+    """A point is beaten by one that is no larger and no worse; equal ones stay."""
+    points = run_sweep(judge, parse_grids(["bits=4,8,16;drop=1;rank=9"])[0], Knowledge())
+    for one in points:
+        beaten = any(
+            other.score.bytes <= one.score.bytes
+            and other.score.ppl <= one.score.ppl
+            and (other.score.bytes, other.score.ppl) != (one.score.bytes, one.score.ppl)
+            for other in points
+        )
+        assert one.on_front != beaten
+    assert 0 < sum(point.on_front for point in points) < len(points)
+    assert [p.on_front for p in front([points[0], points[0]])] == [True, True]
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+def test_results_as_table_json_and_csv(memoryllm, token_ids, tmp_path):
+    """Settings stand beside packs; the table names what was not built."""
+    pack = tolpack.build(memoryllm, tmp_path / "p.tolpack").path
+    call = ("eval", memoryllm, pack, "--text", token_ids, "--sweep", "bits=4,8 drop=none,auto")
+    result = run(*call, "--csv", tmp_path / "r.csv")
+    assert result.exit_code == 0, result.stderr
+    assert "rank none, bits 8" in result.stdout
+    assert "not built: rank none, bits 4, drop auto; rank none, bits 8, drop auto" in result.stdout
+    found = json.loads(run(*call, "--json").stdout)
+    assert [one["path"] for one in found["packs"]] == [str(pack), None, None]
+    assert found["packs"][1]["setting"]["bits"] == 4
+    assert found["packs"][1]["bytes"] == found["packs"][0]["bytes"]
+    assert len(found["skipped"]) == 1
+    lines = list(csv.DictReader((tmp_path / "r.csv").read_text().splitlines()))
+    assert [line["bits"] for line in lines] == ["", "4", "8"]
+    assert [int(line["bytes"]) for line in lines] == [one["bytes"] for one in found["packs"]]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_plots_are_pictures(suffix, memoryllm, token_ids, tmp_path):
+    """Of the kind that the suffix says; an SVG holds the labels of the front as text."""
+    pytest.importorskip("matplotlib")
+    path = tmp_path / f"plot{suffix}"
+    call = ("eval", memoryllm, "--text", token_ids, "--sweep", "bits=4,8", "--plot", path)
+    result = run(*call)
+    assert result.exit_code == 0, result.stderr
+    data = path.read_bytes()
+    if suffix == ".png":
+        assert data.startswith(b"\x89PNG")
+    else:
+        assert b"rank none, bits 4" in data
+        assert b"Pareto front" in data
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--sweep", "bits=5"], 1, "bits=5"),
+        (["--plot", "x.gif"], 1, ".png or .svg"),
+        (["--calibrate", "x"], 2, "for --sweep"),
+        (["--sweep", "bits=8", "--calibrate", "absent.txt"], 1, "absent.txt"),
+        (["--sweep", "bits=8", "--csv", "absent/x.csv"], 1, "cannot write"),
+        (["--sweep", "rank=99"], 1, "outside 1"),
+    ],
+)
+def test_wrong_usage(options, code, words, memoryllm, token_ids):
+    """One line that says what is wrong."""
+    result = run("eval", memoryllm, "--text", token_ids, *options)
+    assert result.exit_code == code
+    assert words in result.stderr

@@ -1,0 +1,160 @@
+"""Plots as picture files, through matplotlib: an optional dependency."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tolpack.errors import ConfigError, FileAccessError
+
+SUFFIXES = (".png", ".svg")
+# Families of settings, in the order of their colours (Okabe and Ito's, told apart by everyone).
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKS = ("o", "s", "D", "^", "v", "P")
+# Increases below this are drawn in proportion, larger ones by their logarithm.
+_LINEAR_PCT = 0.1
+_INK, _QUIET = "#222222", "#8a8a8a"
+
+
+@dataclass(frozen=True, slots=True)
+class TradeOffPoint:
+    """A pack in the plot: ``family`` gives its colour, ``label`` stands beside it on the front."""
+
+    megabytes: float
+    increase_pct: float
+    increase_se_pct: float
+    family: str
+    label: str
+    on_front: bool
+
+
+def check_plot(path: Path) -> None:
+    """Raise `ConfigError` if the plot could not be made: before hours of measuring."""
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(f"--plot {path} must end in {' or '.join(SUFFIXES)}")
+    _pyplot()
+
+
+def plot_trade_off(points: Sequence[TradeOffPoint], path: Path, title: str) -> None:
+    """Draw perplexity increase against size with the Pareto front, to be read in a README.
+
+    Raises
+    ------
+    ConfigError
+        matplotlib is not installed, or the suffix is neither .png nor .svg.
+    FileAccessError
+        The file cannot be written.
+    """
+    check_plot(path)
+    pyplot = _pyplot()
+    with pyplot.rc_context({"font.size": 10, "svg.hashsalt": "tolpack", "svg.fonttype": "none"}):
+        figure, axes = pyplot.subplots(figsize=(8, 4.8), layout="constrained")
+        axes.set_xscale("log")
+        axes.set_yscale("symlog", linthresh=_LINEAR_PCT, linscale=0.6)
+        _draw_points(axes, points)
+        axes.margins(x=0.12, y=0.1)
+        axes.autoscale_view()
+        _draw_front(axes, [point for point in points if point.on_front])
+        _dress(axes, title)
+        _save(figure, path)
+        pyplot.close(figure)
+
+
+def _draw_points(axes: Any, points: Sequence[TradeOffPoint]) -> None:
+    families = list(dict.fromkeys(point.family for point in points))
+    for number, family in enumerate(families):
+        own = [point for point in points if point.family == family]
+        axes.errorbar(
+            [point.megabytes for point in own],
+            [point.increase_pct for point in own],
+            [point.increase_se_pct for point in own],
+            fmt=_MARKS[number % len(_MARKS)],
+            color=_COLOURS[number % len(_COLOURS)],
+            markersize=6,
+            elinewidth=1,
+            label=family,
+            zorder=3,
+        )
+
+
+def _draw_front(axes: Any, front: Sequence[TradeOffPoint]) -> None:
+    """Join the points that nothing beats, and write what they are: never over one another."""
+    ordered = sorted(front, key=lambda point: point.megabytes)
+    axes.step(
+        [point.megabytes for point in ordered],
+        [point.increase_pct for point in ordered],
+        where="post",
+        color=_QUIET,
+        linewidth=1.2,
+        zorder=2,
+        label="Pareto front",
+    )
+    for point in _apart(axes, ordered):
+        axes.annotate(
+            point.label,
+            (point.megabytes, point.increase_pct),
+            xytext=(7, 6),
+            textcoords="offset points",
+            fontsize=8.5,
+            color=_INK,
+            zorder=4,
+        )
+
+
+def _apart(axes: Any, points: Sequence[TradeOffPoint]) -> list[TradeOffPoint]:
+    """Leave out labels that would stand in one another's way."""
+    chosen: list[tuple[float, float]] = []
+    kept = []
+    for point in points:
+        x, y = axes.transData.transform((point.megabytes, point.increase_pct))
+        width = 5.2 * len(point.label)
+        if all(abs(y - other_y) > 14 or x > end or x + width < end - width
+               for end, other_y in chosen):  # fmt: skip
+            chosen.append((x + width, y))
+            kept.append(point)
+    return kept
+
+
+def _dress(axes: Any, title: str) -> None:
+    from matplotlib.ticker import (
+        FuncFormatter,
+        LogLocator,
+        NullFormatter,
+        SymmetricalLogLocator,
+    )
+
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_xlabel("size of the pack, MB (log scale)")
+    axes.set_ylabel("perplexity increase, %")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.axhline(0, color=_QUIET, linewidth=0.8, zorder=1)
+    axes.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=_LINEAR_PCT, subs=(1, 3)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.grid(color="#e6e6e6", linewidth=0.7, zorder=0)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.legend(frameon=False, fontsize=8.5)
+
+
+def _save(figure: Any, path: Path) -> None:
+    """Write the picture; without a date in it, so that equal results are equal files."""
+    metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+    try:
+        figure.savefig(path, dpi=160, metadata=metadata)
+    except OSError as error:
+        raise FileAccessError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib as mpl
+
+        mpl.use("Agg")
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise ConfigError("--plot needs matplotlib: pip install 'tolpack[plot]'") from error
+    return pyplot
