@@ -174,7 +174,7 @@ def test_damaged_measurements_are_measured_again(judge, kept):
 def test_packs_are_removed(judge, tmp_path, monkeypatch):
     """Also the one that was being judged when something went wrong."""
     monkeypatch.setattr(sweeping.tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(Judge, "pack", lambda *_: pytest.fail("no"))
+    monkeypatch.setattr(Judge, "pack_windows", lambda *_: pytest.fail("no"))
     with pytest.raises(pytest.fail.Exception):
         run_sweep(judge, [Setting()], Knowledge())
     assert list(tmp_path.iterdir()) == []
@@ -235,7 +235,7 @@ def test_plots_are_pictures(suffix, memoryllm, token_ids, tmp_path):
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        (["--sweep", "bits=5"], 1, "bits=5"),
+        (["--sweep", "bits=5"], 2, "bits=5"),
         (["--plot", "x.gif"], 1, ".png or .svg"),
         (["--calibrate", "x"], 2, "for --sweep"),
         (["--sweep", "bits=8", "--calibrate", "absent.txt"], 1, "absent.txt"),

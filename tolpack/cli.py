@@ -12,6 +12,7 @@ from tolpack.commands.evaluate import evaluate
 from tolpack.commands.inspect import inspect
 from tolpack.commands.plan import plan
 from tolpack.commands.rows import rows
+from tolpack.commands.study import study
 from tolpack.commands.verify import verify
 from tolpack.terminal import Group
 
@@ -29,7 +30,7 @@ def main() -> None:
     """
 
 
-for _command in (build, evaluate, plan, inspect, verify, rows, bench, demo):
+for _command in (build, evaluate, study, plan, inspect, verify, rows, bench, demo):
     main.add_command(_command)
 
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.pack import Pack
 from tolpack.progress import Reporter
@@ -118,13 +121,24 @@ class Judge:
             base.ppl, base.ppl_se, base.mean_nll_nats, base.total_tokens, self.ffn_bytes
         )
 
+    @property
+    def window_tokens(self) -> NDArray[np.int64]:
+        """Tokens scored in each window, int64 (windows,)."""
+        scored = self.token_ids.size - 1
+        full, rest = divmod(scored, self.context)
+        return np.array([self.context] * full + [rest] * (rest > 0), np.int64)
+
     def score(self, memory: Memory, name: str, tokens: int | None = None) -> Score:
         """Score the model with another memory, on the first `tokens` tokens (default: all)."""
         size = self.token_ids.size if tokens is None else min(tokens + 1, self.token_ids.size)
         return self._score(self.decoder.with_memory(memory), name, size)
 
     def pack(self, path: str | Path) -> PackScore:
-        """Score a pack in place of the memory.
+        """Score a pack in place of the memory; raises as `pack_windows`."""
+        return self.pack_windows(path)[0]
+
+    def pack_windows(self, path: str | Path) -> tuple[PackScore, Score]:
+        """Score a pack in place of the memory, in sum and window by window.
 
         Raises
         ------
@@ -136,7 +150,7 @@ class Judge:
             base = self.base_score
             packed = self.score(ToLMemory(pack), Path(path).name)
             increase, increase_se = increase_pct(packed, base)
-            return PackScore(
+            summed = PackScore(
                 path=str(path),
                 ppl=packed.ppl,
                 ppl_se=packed.ppl_se,
@@ -152,6 +166,7 @@ class Judge:
                 resident_bytes=pack.resident_bytes,
                 macs_per_token=pack.macs_per_token,
             )
+            return summed, packed
 
     def _score(self, decoder: Decoder, name: str, size: int) -> Score:
         with self.reporter.phase(name, size - 1, "tok") as done:

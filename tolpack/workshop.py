@@ -109,6 +109,11 @@ class Workshop:
             while not _write(work, path, resume, self._reporter):
                 resume = False
 
+    @property
+    def table(self) -> TableSource:
+        """The exact table, held where memory allows."""
+        return self._table(torch.float32)
+
     def __enter__(self) -> Workshop:
         self._scratch.__enter__()
         return self

@@ -16,6 +16,7 @@ from tolpack.commands.options import (
     take_reading,
     tokenizer_option,
 )
+from tolpack.errors import ConfigError
 from tolpack.report import plots, tables, trade_off
 from tolpack.report.files import check_output
 from tolpack.terminal import Terminal
@@ -64,7 +65,10 @@ def evaluate(
     from tolpack.studying.sweep import run_sweep
     from tolpack.workshop import Knowledge
 
-    grid, skipped = parse_grids(sweep) if sweep else ((), ())
+    try:
+        grid, skipped = parse_grids(sweep) if sweep else ((), ())
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
     if not sweep and (settings["calibrate"] or settings["frequencies"] or settings["fresh"]):
         raise click.UsageError("--calibrate, --frequencies and --fresh are for --sweep")
     for output in (csv_path, plot):
@@ -86,9 +90,11 @@ def evaluate(
         title = f"{checkpoint.name}: {evaluation.baseline.tokens} tokens of {text.name}"
         trade_off.plot_sweep(scores, points, plot, title)
     if as_json:
-        swept = [point.to_json() for point in points]
         value = evaluation.to_json()
-        print_json({**value, "packs": [*value["packs"], *swept], "skipped": list(skipped)})
+        if sweep:
+            value["packs"] += [point.to_json() for point in points]
+            value["skipped"] = list(skipped)
+        print_json(value)
     else:
         click.echo(tables.evaluation_table(evaluation))
         if points:

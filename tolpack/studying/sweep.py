@@ -9,8 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tolpack.judging import Judge, PackScore
 from tolpack.progress import Reporter
+from tolpack.reference.perplexity import Score
 from tolpack.sources.table import MemoryTable
 from tolpack.studying.measured import Measured
 from tolpack.studying.setting import Setting
@@ -67,18 +70,24 @@ class Bench:
         score = PackScore(**found["score"])
         return SweepPoint(setting, score, found["build_seconds"], found["eval_seconds"])
 
+    def windows(self, setting: Setting) -> Score:
+        """Return the score of a setting's pack window by window, to be paired with another's."""
+        found = self.measured.get(setting, lambda: self._measure(setting))
+        return Score(np.array(found["window_nll_nats"]), self.judge.window_tokens)
+
     def _measure(self, setting: Setting) -> dict[str, Any]:
         _ = self.judge.base_score  # not a part of the first setting's time
         try:
             begin = time.perf_counter()
             self.workshop.make(setting.parsed(), self._path)
             built = time.perf_counter()
-            score = replace(self.judge.pack(self._path), path=setting.label)
+            score, windows = self.judge.pack_windows(self._path)
             judged = time.perf_counter()
         finally:
             self._path.unlink(missing_ok=True)
         times = {"build_seconds": built - begin, "eval_seconds": judged - built}
-        return {"score": asdict(score), **times}
+        named = asdict(replace(score, path=setting.label))
+        return {"score": named, "window_nll_nats": windows.nll_nats.tolist(), **times}
 
 
 def run_sweep(
