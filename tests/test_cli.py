@@ -1,6 +1,7 @@
 """The command line: help, JSON contracts, exit codes, and what goes to which stream."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import tolpack
 from tolpack.cli import main
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("build", "eval", "inspect", "verify", "rows", "plan", "demo")
+COMMANDS = ("build", "eval", "inspect", "verify", "rows", "diff", "plan", "demo")
 
 
 def run(*args):
@@ -73,7 +74,7 @@ def test_examples_of_the_help_parse():
         examples = [line.split("   ")[0] for line in lines if line.startswith(f"tolpack {name}")]
         assert examples
         for example in examples:
-            command.make_context(name, example.split()[2:])
+            command.make_context(name, shlex.split(example)[2:])
 
 
 def test_version_from_a_plain_checkout():

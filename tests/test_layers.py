@@ -21,7 +21,7 @@ LEVELS = {
     "building.shaping": 6, "building.carried": 6, "building.trial": 6,
     "building.folding": 6, "building.drop_search": 6, "building.rounding": 6,
     "building.assembly": 6, "building.fixed_bits": 6, "building.entropy_coded": 6,
-    "planning": 6, "workshop": 6, "judging": 6, "builder": 6, "evaluate": 6,
+    "planning": 6, "workshop": 6, "judging": 6, "builder": 6, "evaluate": 6, "comparing": 6,
     "studying": 7, "report": 7, "terminal": 7, "demo": 7, "": 7,
     "commands": 8,
     "cli": 9,

@@ -8,6 +8,7 @@ import tolpack
 from tolpack.commands.bench import bench
 from tolpack.commands.build import build
 from tolpack.commands.demo import demo
+from tolpack.commands.diff import diff
 from tolpack.commands.evaluate import evaluate
 from tolpack.commands.inspect import inspect
 from tolpack.commands.plan import plan
@@ -30,7 +31,7 @@ def main() -> None:
     """
 
 
-for _command in (build, evaluate, study, plan, inspect, verify, rows, bench, demo):
+for _command in (build, evaluate, study, plan, inspect, verify, rows, diff, bench, demo):
     main.add_command(_command)
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
 
 from tolpack.building.layout import field_bytes
 from tolpack.codecs.record import record_layout
 from tolpack.container.reader import ChunkView, Container
 from tolpack.pack import Pack
 from tolpack.reading.code_rates import CodeRate, code_rates
+from tolpack.reading.sections import read_token_map
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,36 @@ def layer_summaries(pack: Pack) -> list[LayerSummary]:
         layers.append(LayerSummary(layer, field.rank, bits, round(stored) + extra, **rate))
         kept += 1
     return layers
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a token is stored: its slot (0: the most frequent, as the pack orders them), its chunk,
+    and the bytes that a lookup of it alone asks the file for.
+    """
+
+    slot: int
+    chunk: int
+    read_bytes: int
+
+
+def locate(pack: Pack, token_ids: Sequence[int]) -> list[Location]:
+    """Return where each of `token_ids` is stored.
+
+    Raises
+    ------
+    TokenIdError, FormatError, FileAccessError
+        As `Pack.rows`.
+    """
+    lengths, number = pack.extents(token_ids)[:, 1], pack.container.table.token_map
+    slots = np.asarray(token_ids)
+    if number is not None:
+        slots = read_token_map(pack.container, number)[slots]
+    starts = [view.first_slot for view in pack.container.chunks]
+    return [
+        Location(slot, bisect_right(starts, slot) - 1, length)
+        for slot, length in zip(slots.tolist(), lengths.tolist())
+    ]
 
 
 def describe_pack(pack: Pack) -> dict[str, Any]:

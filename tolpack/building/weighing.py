@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tolpack.building.layout import TokenOrder, order_tokens
 from tolpack.building.limits import Limits
 from tolpack.codecs.lowrank import Doubles
-from tolpack.errors import CheckpointError, ConfigError
+from tolpack.errors import CheckpointError
 from tolpack.progress import Reporter
 from tolpack.reference import calibration_cache
 from tolpack.reference.calibrate import (
@@ -33,7 +33,7 @@ from tolpack.reference.calibrate import (
 from tolpack.reference.decoder import Decoder
 from tolpack.reference.text import find_tokenizer, read_token_ids
 from tolpack.scratch import Kept, Scratch
-from tolpack.sources.npy import read_npy
+from tolpack.sources.npy import read_counts
 from tolpack.sources.readiness import check_decoder
 from tolpack.sources.table import ArrayTable, MemoryTable
 
@@ -177,21 +177,6 @@ def token_weights(counts: NDArray[np.int64] | None, vocab_size: int) -> Doubles:
         return np.full(vocab_size, 1 / vocab_size)
     weights = (counts.astype(np.float64) + 1) ** COUNT_EXPONENT
     return np.asarray(weights / weights.sum())
-
-
-def read_counts(path: str | Path, vocab_size: int) -> NDArray[np.int64]:
-    """Read token counts from a ``.npy`` of non-negative integers, (vocab_size,)."""
-    counts = read_npy(path, "--frequencies")
-    if counts.dtype.kind not in "iu":
-        raise ConfigError(f"--frequencies {path} must hold integer counts")
-    if counts.shape != (vocab_size,):
-        raise ConfigError(
-            f"--frequencies {path} has shape {list(counts.shape)}, expected [{vocab_size}]: one "
-            "count for each token of this model"
-        )
-    if counts.size and (int(counts.min()) < 0 or int(counts.max()) >= 2**62):
-        raise ConfigError(f"--frequencies {path} holds counts outside 0 … 2^62")
-    return counts.astype(np.int64)
 
 
 def _calibrate(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # it loads torch
     from tolpack.sources.checkpoint import Reading
 
 PATH = click.Path(path_type=Path)
+_READING = ("config", "arch", "map_name", "key_map")
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -66,7 +67,15 @@ def take_reading(settings: dict[str, Any]) -> Reading:
     from tolpack.sources.checkpoint import Reading
 
     refuse_two_maps(settings)
-    return Reading(*(settings.pop(name) for name in ("config", "arch", "map_name", "key_map")))
+    return Reading(*(settings.pop(name) for name in _READING))
+
+
+def refuse_reading(settings: dict[str, Any], pack: Path) -> None:
+    """Take the settings of `reading_options` out of `settings`, and raise if one was given."""
+    given = [name for name in _READING if settings.pop(name) is not None]
+    if given:
+        option = given[0].removesuffix("_name").replace("_", "-")
+        raise click.UsageError(f"--{option} is for checkpoints, and {pack} is a pack")
 
 
 def print_json(value: object) -> None:

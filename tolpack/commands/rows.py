@@ -1,4 +1,4 @@
-"""``tolpack rows``: single rows of a pack."""
+"""``tolpack rows``: single rows of a pack, or those of a text."""
 
 from __future__ import annotations
 
@@ -8,26 +8,61 @@ import click
 
 import tolpack
 from tolpack.commands.options import PATH, json_option, print_json
-from tolpack.report import tables
+from tolpack.errors import ConfigError
+from tolpack.reference.text import TextTokenizer, find_tokenizer
+from tolpack.report import insight
+from tolpack.summary import locate
 
 
 @click.command()
 @click.argument("pack", type=PATH)
-@click.argument("token_ids", metavar="TOKEN_ID...", nargs=-1, type=int, required=True)
+@click.argument("token_ids", metavar="[TOKEN_ID...]", nargs=-1, type=int)
+@click.option("--text", help="Show the tokens of this text, in place of TOKEN_IDs.")
+@click.option(
+    "--tokenizer", type=PATH, help="tokenizer.json; default for --text: the one beside PACK."
+)
 @json_option
-def rows(pack: Path, token_ids: tuple[int, ...], as_json: bool) -> None:
+def rows(
+    pack: Path, token_ids: tuple[int, ...], text: str | None, tokenizer: Path | None, as_json: bool
+) -> None:
     """Show the rows of TOKEN_IDs: norm and first values of each layer, or all with --json.
+
+    Of a --text: its tokens in their order, a line each, with where they are stored, what a lookup
+    of one reads, and the norm of its row, whole and by layer.
 
     \b
     tolpack rows model.tolpack 5 17
     tolpack rows model.tolpack 5 --json
+    tolpack rows model.tolpack --text "The cat sat." --tokenizer tokenizer.json
     """
+    if bool(token_ids) == (text is not None):
+        raise click.UsageError("give either TOKEN_IDs or a --text")
+    names = _open_tokenizer(pack, text, tokenizer)
     with tolpack.open(pack) as opened:
-        found = opened.rows(list(token_ids))
+        ids = list(token_ids)
+        if names is not None and text is not None:
+            ids = names.encode_for(text, opened.vocab_size).tolist()
+        found = opened.rows(ids)
         stats = opened.stats()
+        places = locate(opened, ids)
+    texts = None if names is None else [names.text(token) for token in ids]
     if as_json:
-        print_json({"token_ids": list(token_ids), "rows": found.tolist(), "stats": stats})
+        tokens = {} if texts is None else {"tokens": texts}
+        print_json({"token_ids": ids, **tokens, "rows": found.tolist(), "stats": stats})
+        return
+    if text is None or texts is None:
+        click.echo(insight.rows_table(ids, found, texts))
     else:
-        click.echo(tables.rows_table(token_ids, found))
-        reads = f"{stats['block_reads']} reads of records, {stats['block_bytes']} bytes"
-        click.echo(f"\n{reads}; opening: {stats['open_reads']} reads, {stats['open_bytes']} bytes")
+        click.echo(insight.text_table(ids, texts, places, found, opened.kept_layers))
+    reads = f"{stats['block_reads']} reads of records, {stats['block_bytes']} bytes"
+    click.echo(f"\n{reads}; opening: {stats['open_reads']} reads, {stats['open_bytes']} bytes")
+
+
+def _open_tokenizer(pack: Path, text: str | None, given: Path | None) -> TextTokenizer | None:
+    path = given if text is None else find_tokenizer(pack, given)
+    if path is None and text is not None:
+        raise ConfigError(
+            f"--text needs the model's tokenizer, and there is none beside {pack}: give "
+            "--tokenizer tokenizer.json"
+        )
+    return None if path is None else TextTokenizer(path)

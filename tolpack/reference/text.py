@@ -1,4 +1,4 @@
-"""Text and token ids for calibration and evaluation."""
+"""Text and token ids: for calibration, evaluation, and for showing tokens by their text."""
 
 from __future__ import annotations
 
@@ -9,6 +9,83 @@ from numpy.typing import NDArray
 
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.sources.npy import read_npy
+
+
+class TextTokenizer:
+    """Token ids of a text, and the text of a token id.
+
+    Parameters
+    ----------
+    path : str or Path
+        A ``tokenizer.json`` of the ``tokenizers`` library.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be read, or the library is not installed.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise ConfigError(
+                "text of tokens needs the tokenizers library: pip install 'tolpack[build]'"
+            ) from error
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception on any bad file
+            raise ConfigError(f"cannot read tokenizer {path}: {error}") from error
+        self.path = Path(path)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens that it knows."""
+        return int(self._tokenizer.get_vocab_size())
+
+    def encode(self, text: str) -> NDArray[np.int64]:
+        """Return the token ids of `text`, int64 (tokens,), without special tokens."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # the command line passes other bytes on like this
+            raise ConfigError(f"the text is no valid UTF-8: {error}") from error
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return np.asarray(ids, dtype=np.int64)
+
+    def encode_for(self, text: str, vocab_size: int) -> NDArray[np.int64]:
+        """Return the token ids of `text`, int64 (tokens,), all of them below `vocab_size`.
+
+        Raises
+        ------
+        ConfigError
+            The text has no tokens, or one that is outside the vocabulary.
+        """
+        ids = self.encode(text)
+        if not ids.size:
+            raise ConfigError("the text has no tokens: give one that is not empty")
+        highest = int(ids.max())
+        if highest >= vocab_size:
+            raise ConfigError(
+                f"tokenizer {self.path} gives token id {highest} ({self.text(highest)!r}), but the "
+                f"pack has {vocab_size} tokens: use the tokenizer that its model was trained with"
+            )
+        return ids
+
+    def text(self, token_id: int) -> str | None:
+        """Return what a token adds to a text that goes before it; ``None`` for an unknown id.
+
+        A token that is no whole character comes as the tokenizer's file spells it.
+        """
+        spelled = self._tokenizer.id_to_token(token_id) if token_id < 1 << 32 else None
+        if spelled is None:
+            return None
+        # Some decoders strip the first space of a text: so what the second of two adds.
+        once, twice = (
+            self._tokenizer.decode([token_id] * count, skip_special_tokens=False)
+            for count in (1, 2)
+        )
+        added = twice[len(once) :]
+        return str(spelled) if not added or "\ufffd" in added else str(added)
 
 
 def read_token_ids(
@@ -72,17 +149,7 @@ def _encode(path: Path, tokenizer: str | Path | None) -> NDArray[np.int64]:
     if tokenizer is None:
         raise ConfigError(f"{path} is text: give its --tokenizer tokenizer.json, or ids as .npy")
     try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise ConfigError(
-            "encoding text needs the tokenizers library: pip install 'tolpack[build]'"
-        ) from error
-    try:
-        encoder = Tokenizer.from_file(str(tokenizer))
-    except Exception as error:  # the library raises bare Exception on any bad file
-        raise ConfigError(f"cannot read tokenizer {tokenizer}: {error}") from error
-    try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read text {path}: {error}") from error
-    return np.asarray(encoder.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+    return TextTokenizer(tokenizer).encode(text)

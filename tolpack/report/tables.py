@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tolpack.reading.verification import Damage
 
 if TYPE_CHECKING:  # these load torch, which reading a pack must not
@@ -154,22 +151,6 @@ def plan_table(plans: Sequence[Plan]) -> str:
     if plans[0].ffn_bytes is not None:
         text += f"\n\nmemory FFNs as stored in the checkpoint: {format_bytes(plans[0].ffn_bytes)}"
     return text
-
-
-def rows_table(token_ids: Sequence[int], rows: NDArray[np.float32]) -> str:
-    """Write norm and first values of rows (ids, layers, hidden)."""
-    lines = [
-        [
-            str(token),
-            str(layer),
-            f"{np.linalg.norm(values):.4f}",
-            *[f"{value:.4f}" for value in values[:4]],
-        ]
-        for token, row in zip(token_ids, rows)
-        for layer, values in enumerate(row)
-    ]
-    shown = min(4, rows.shape[2])
-    return format_table(["token", "layer", "norm", *[f"[{n}]" for n in range(shown)]], lines)
 
 
 def checkpoint_table(summary: CheckpointSummary) -> str:

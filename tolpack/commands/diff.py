@@ -1,0 +1,59 @@
+"""``tolpack diff``: a pack against another one, or against its checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tolpack.commands.options import (
+    PATH,
+    json_option,
+    layers_option,
+    print_json,
+    reading_options,
+    refuse_reading,
+    take_reading,
+)
+from tolpack.report import insight
+from tolpack.terminal import Terminal
+
+
+@click.command()
+@click.argument("pack", metavar="PACK_A", type=PATH)
+@click.argument("reference", metavar="PACK_B|CHECKPOINT", type=PATH)
+@click.option(
+    "--tokenizer", type=PATH,
+    help="tokenizer.json, for the texts of tokens; default: the one beside either.",
+)  # fmt: skip
+@click.option("--frequencies", type=PATH, help=".npy of token counts, to weight errors by.")
+@click.option(
+    "--worst", type=click.IntRange(0), default=10, show_default=True,
+    help="How many tokens of the largest error to name.",
+)  # fmt: skip
+@reading_options
+@layers_option
+@json_option
+def diff(pack: Path, reference: Path, as_json: bool, **settings: Any) -> None:
+    """Show where PACK_A differs from PACK_B, or from the CHECKPOINT or table it was made from.
+
+    Relative errors by layer, by chunk (tokens of similar frequency), and of the worst tokens. The
+    second one is the reference. Reads both whole.
+
+    \b
+    tolpack diff model.tolpack model.pt
+    tolpack diff small.tolpack large.tolpack --tokenizer tokenizer.json --worst 20
+    tolpack diff model.tolpack model/ --frequencies counts.npy --json
+    """
+    from tolpack.comparing import compare, is_pack
+
+    if is_pack(reference):
+        refuse_reading(settings, reference)
+    else:
+        settings["reading"] = take_reading(settings)
+    found = compare(pack, reference, reporter=Terminal(), **settings)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        click.echo(insight.comparison_table(found))
