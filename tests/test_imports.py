@@ -49,9 +49,9 @@ def test_reading_needs_numpy_and_zstandard_only(pack):
     assert run(script, pack).strip() == "(2, 2, 8) []"
 
 
-@pytest.mark.parametrize("args", [["inspect"], ["verify"], ["rows", "3"]])
+@pytest.mark.parametrize("args", [["inspect"], ["verify"], ["rows", "3"], ["diff"]])
 def test_reading_commands_do_not_load_torch(pack, args):
-    """`inspect`, `verify` and `rows` work where torch cannot be imported."""
+    """`inspect`, `verify`, `rows` and the `diff` of packs work where torch cannot be imported."""
     script = (
         "import sys\n"
         "for name in ('torch', 'scipy', 'safetensors', 'tokenizers', 'h5py'):\n"
@@ -59,12 +59,13 @@ def test_reading_commands_do_not_load_torch(pack, args):
         "from tolpack.cli import main\n"
         "main(sys.argv[1:])\n"
     )
-    assert run(script, args[0], pack, *args[1:])
+    more = [pack] if args == ["diff"] else args[1:]
+    assert run(script, args[0], pack, *more)
 
 
 def test_building_without_torch_says_what_to_install(pack):
     """A command that needs torch where there is none gives one line with the remedy."""
-    for command in (["build"], ["plan"], ["eval", "--text", "x"], ["demo"]):
+    for command in (["build"], ["plan"], ["eval", "--text", "x"], ["diff", "t.npy"], ["demo"]):
         script = (
             "import sys\n"
             "sys.modules['torch'] = None\n"

@@ -162,6 +162,9 @@ def compare(
     with _open(a) as pack, _open_reference(b, reading, layers) as reference:
         _check_shapes(a, _shape(pack), b, reference.shape)
         counts = None if frequencies is None else _counts(frequencies, pack.vocab_size)
+        if names is not None and names.vocab_size > pack.vocab_size:
+            reporter.say(f"tokenizer {names.path} has more tokens ({names.vocab_size}) than {a}: "
+                         "the texts may be another model's")  # fmt: skip
         tally = _Tally(pack, reference.kept, counts, worst)
         with reporter.phase("comparing", pack.vocab_size, "tok") as done:
             for number, ids, ours, theirs in _walk(a, pack, reference):
@@ -198,7 +201,8 @@ def _open_reference(
 ) -> Iterator[_Reference]:
     if is_pack(path):
         if reading is not None or layers is not None:
-            raise ConfigError(f"{path} is a pack: there is nothing to say about a checkpoint")
+            raise ConfigError(f"{path} is a pack: --layers and the options of checkpoints say "
+                              "how to read something else")  # fmt: skip
         with _open(path) as pack:
 
             def from_pack(ids: Ints, out: Floats) -> None:
