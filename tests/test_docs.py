@@ -4,6 +4,7 @@ README's figures are those that were measured.
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -115,3 +116,18 @@ def test_the_readmes_table_is_that_of_the_benchmarks():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     table = readme.split("<!-- benchmarks/serving_table.py -->")[1].split("<!-- end -->")[0]
     assert table.strip() == done.stdout.strip()
+
+
+def test_examples_of_the_insight_page_run(tmp_path, monkeypatch):
+    """The quick commands of ``docs/insight.md`` run, and print tables with the headings shown."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tolpack").symlink_to(ROOT / "tolpack")
+    page = (ROOT / "docs" / "insight.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^```console\n\$ (.*)\n((?:[^$`].*\n|\n)*)```", page, flags=re.M)
+    assert [shlex.split(line)[1] for line, _ in examples] == ["build", "rows", "diff"]
+    for line, shown in examples:
+        result = CliRunner().invoke(main, shlex.split(line)[1:])
+        assert result.exit_code == 0, result.output
+        printed = {" ".join(text.split()) for text in result.stdout.splitlines()}
+        headings = re.findall(r"^(.*)\n---", shown, flags=re.M)
+        assert {" ".join(text.split()) for text in headings} <= printed
