@@ -3,24 +3,21 @@
 The vocabulary is walked once, in the order in which the pack stores it and in whole blocks of its
 chunks, so that each of them is read once and memory does not grow with the table. The other table
 is asked for the same tokens: a pack of the same order is read in order too, a checkpoint computes
-their rows layer by layer. Errors are squared and summed in float64.
-
-``relative error`` is always √(Σ‖a − b‖² / Σ‖b‖²), b being the reference: of a layer, of a chunk, of
-a token over all layers, or of all with each token counted as often as it occurs.
+their rows layer by layer. What is summed up is `tolpack.differences`' part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tolpack.container.preamble import MAGIC
+from tolpack.differences import Comparison, Doubles, Floats, Ints, Tally, squares_of
 from tolpack.errors import ConfigError, FormatError
 from tolpack.pack import Pack
 from tolpack.progress import Reporter
@@ -30,86 +27,9 @@ from tolpack.sources.npy import read_counts
 if TYPE_CHECKING:  # it loads torch, which two packs do not need
     from tolpack.sources.checkpoint import Reading
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
-
 # Rows that are compared together, of each side: layers of a checkpoint are loaded for each such
 # block, which must be worth it.
 _BLOCK_BYTES = 128 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class LayerDifference:
-    """One layer: its error, and the row of the largest one with its token.
-
-    ``dropped``: ``"A"``, ``"B"`` or ``"both"`` where it is not stored, and so read as zeros.
-    """
-
-    layer: int
-    dropped: str | None
-    relative_error: float | None
-    worst_row_error: float
-    worst_token: int | None
-    worst_text: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkDifference:
-    """One chunk of A: its tokens, which are of similar frequency, and their error.
-
-    ``bytes`` as stored; ``share`` of all counts, 0 … 1.
-    """
-
-    tokens: int
-    encoding: str
-    bytes: int
-    share: float | None
-    relative_error: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class TokenDifference:
-    """One token: its error over all layers, and the layer that both sides store where it is
-    largest.
-    """
-
-    token_id: int
-    chunk: int
-    relative_error: float
-    layer: int | None
-    layer_error: float | None
-    count: int | None = None
-    text: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """What `compare` found. Errors are fractions, not percentages, and ``None`` where the reference
-    is zeros and the pack is not.
-
-    ``equal``: every value is. ``differing_tokens``: tokens of which any value differs;
-    ``zero_tokens``: of them, those whose reference is zeros. ``weighted_error``: each token counted
-    as often as it occurs; ``None`` without counts.
-    """
-
-    a: str
-    b: str
-    vocab_size: int
-    num_layers: int
-    hidden_size: int
-    equal: bool
-    differing_tokens: int
-    zero_tokens: int
-    relative_error: float | None
-    weighted_error: float | None
-    layers: tuple[LayerDifference, ...]
-    chunks: tuple[ChunkDifference, ...]
-    worst: tuple[TokenDifference, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
 
 
 def compare(
@@ -162,17 +82,15 @@ def compare(
     with _open(a) as pack, _open_reference(b, reading, layers) as reference:
         _check_shapes(a, _shape(pack), b, reference.shape)
         counts = None if frequencies is None else _counts(frequencies, pack.vocab_size)
-        if names is not None and names.vocab_size > pack.vocab_size:
-            reporter.say(f"tokenizer {names.path} has more tokens ({names.vocab_size}) than {a}: "
-                         "the texts may be another model's")  # fmt: skip
-        tally = _Tally(pack, reference.kept, counts, worst)
+        _notice_larger(names, pack.vocab_size, reporter)
+        tally = Tally(pack, reference.kept, counts, worst)
         with reporter.phase("comparing", pack.vocab_size, "tok") as done:
             for number, ids, ours, theirs in _walk(a, pack, reference):
-                squares = _squares(ours, theirs)
+                squares = squares_of(ours, theirs)
                 _check_finite(squares, ids, a, b)
                 tally.add(number, ids, squares)
                 done(len(ids))
-    return tally.result(a, b, names)
+    return tally.result(a, b, (lambda token: None) if names is None else names.text)
 
 
 def is_pack(path: str | Path) -> bool:
@@ -248,127 +166,6 @@ def _walk(
             yield number, ids, ours[: len(ids)], theirs[: len(ids)]
 
 
-def _squares(a: Floats, b: Floats) -> Doubles:
-    """Return ‖a − b‖² and ‖b‖² of each token and layer: float64 (2, tokens, layers)."""
-    found = np.empty((2, *a.shape[:2]))
-    for layer in range(a.shape[1]):
-        theirs = b[:, layer].astype(np.float64)
-        with np.errstate(invalid="ignore"):  # Inf − Inf, refused afterwards
-            error = a[:, layer] - theirs
-        for place, values in zip(found, (error, theirs)):
-            np.einsum("nh,nh->n", values, values, out=place[:, layer])
-    return found
-
-
-def _relative(squares: Doubles) -> Doubles:
-    """Return errors of squares (2, …): 0 where nothing differs, NaN where only b is zeros."""
-    error, reference = squares
-    found = np.where(error > 0, np.nan, 0.0)
-    np.divide(error, reference, out=found, where=reference > 0)
-    return np.asarray(np.sqrt(found))
-
-
-class _Tally:
-    """Sums over blocks of tokens, and the worst ones so far."""
-
-    def __init__(self, pack: Pack, kept: frozenset[int], counts: Ints | None, worst: int) -> None:
-        self._pack, self._counts, self._worst_count = pack, counts, worst
-        layers, views = pack.num_layers, pack.container.chunks
-        sides = {"A": frozenset(pack.kept_layers), "B": kept}
-        self._missing = [[side for side in "AB" if n not in sides[side]] for n in range(layers)]
-        self._shared = np.array(sorted(sides["A"] & sides["B"]), np.int64)
-        self._layers, self._chunks = np.zeros((2, layers)), np.zeros((2, len(views)))
-        self._weighted, self._chunk_counts = np.zeros(2), np.zeros(len(views))
-        self._row_errors, self._row_tokens = np.zeros(layers), np.full(layers, -1, np.int64)
-        self._worst: list[TokenDifference] = []
-        self._differing = self._zeros = 0
-
-    def add(self, chunk: int, ids: Ints, squares: Doubles) -> None:
-        """Count tokens `ids`, int64 (n,), of a chunk: `_squares`."""
-        rows = squares.sum(axis=2)
-        self._layers += squares.sum(axis=1)
-        self._chunks[:, chunk] += rows.sum(axis=1)
-        if self._counts is not None:
-            counts = self._counts[ids].astype(np.float64)
-            self._weighted += rows @ counts
-            self._chunk_counts[chunk] += counts.sum()
-        self._differing += int(np.count_nonzero(rows[0]))
-        self._zeros += int(np.count_nonzero((rows[0] > 0) & (rows[1] == 0)))
-        by_layer = np.nan_to_num(_relative(squares), nan=-1.0)
-        first = by_layer.argmax(axis=0)
-        largest = by_layer.max(axis=0)
-        larger = largest > self._row_errors
-        self._row_errors[larger], self._row_tokens[larger] = largest[larger], ids[first][larger]
-        self._keep_worst(chunk, ids, _relative(rows), by_layer)
-
-    def _keep_worst(self, chunk: int, ids: Ints, errors: Doubles, by_layer: Doubles) -> None:
-        some = np.flatnonzero(errors > 0)
-        some = some[np.argsort(-errors[some], kind="stable")[: self._worst_count]]
-        for n in some.tolist():
-            shared = by_layer[n, self._shared]
-            layer = error = None
-            if shared.max(initial=-1.0) >= 0:
-                layer, error = int(self._shared[shared.argmax()]), float(shared.max())
-            token = int(ids[n])
-            count = None if self._counts is None else int(self._counts[token])
-            self._worst.append(TokenDifference(token, chunk, float(errors[n]), layer, error, count))
-        self._worst.sort(key=lambda one: -one.relative_error)
-        del self._worst[self._worst_count :]
-
-    def result(self, a: Path, b: Path, names: TextTokenizer | None) -> Comparison:
-        """Return what was found, the named tokens with their texts."""
-
-        def text(token: int | None) -> str | None:
-            return None if names is None or token is None else names.text(token)
-
-        pack, counted = self._pack, self._counts is not None
-        layers = tuple(
-            replace(one, worst_text=text(one.worst_token)) for one in self._layer_errors()
-        )
-        worst = tuple(replace(one, text=text(one.token_id)) for one in self._worst)
-        return Comparison(
-            str(a),
-            str(b),
-            *_shape(pack),
-            equal=self._differing == 0,
-            differing_tokens=self._differing,
-            zero_tokens=self._zeros,
-            relative_error=_or_none(_relative(self._layers.sum(axis=1))),
-            weighted_error=_or_none(_relative(self._weighted)) if counted else None,
-            layers=layers,
-            chunks=tuple(self._chunk_errors()),
-            worst=worst,
-        )
-
-    def _layer_errors(self) -> Iterator[LayerDifference]:
-        for layer, error in enumerate(_relative(self._layers)):
-            missing, token = self._missing[layer], int(self._row_tokens[layer])
-            yield LayerDifference(
-                layer,
-                "both" if len(missing) == 2 else "".join(missing) or None,
-                _or_none(error),
-                float(self._row_errors[layer]),
-                None if token < 0 else token,
-            )
-
-    def _chunk_errors(self) -> Iterator[ChunkDifference]:
-        shares = self._chunk_counts / max(self._chunk_counts.sum(), 1)
-        for view, share, error in zip(
-            self._pack.container.chunks, shares.tolist(), _relative(self._chunks)
-        ):
-            yield ChunkDifference(
-                view.chunk.rows,
-                view.encoding.frame,
-                view.length_bytes,
-                None if self._counts is None else share,
-                _or_none(error),
-            )
-
-
-def _or_none(error: Any) -> float | None:
-    return None if np.isnan(error) else float(error)
-
-
 def _shape(pack: Pack) -> tuple[int, int, int]:
     return pack.vocab_size, pack.num_layers, pack.hidden_size
 
@@ -411,6 +208,14 @@ def _open_names(
     except ConfigError as error:  # nobody asked for it
         reporter.say(f"tokens are shown without their texts: {error}")
         return None
+
+
+def _notice_larger(names: TextTokenizer | None, vocab_size: int, reporter: Reporter) -> None:
+    if names is not None and names.vocab_size > vocab_size:
+        reporter.say(
+            f"tokenizer {names.path} has more tokens ({names.vocab_size}) than the pack "
+            f"({vocab_size}): the texts may be another model's"
+        )
 
 
 def _open(path: Path) -> Pack:

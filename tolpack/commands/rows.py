@@ -44,7 +44,7 @@ def rows(
             ids = names.encode_for(text, opened.vocab_size).tolist()
         found = opened.rows(ids)
         stats = opened.stats()
-        places = locate(opened, ids)
+        places = [] if text is None else locate(opened, ids)
     texts = None if names is None else [names.text(token) for token in ids]
     if as_json:
         tokens = {} if texts is None else {"tokens": texts}

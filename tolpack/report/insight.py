@@ -12,7 +12,7 @@ from tolpack.report.tables import format_bytes, format_table
 from tolpack.summary import Location
 
 if TYPE_CHECKING:
-    from tolpack.comparing import Comparison, LayerDifference
+    from tolpack.differences import Comparison, LayerDifference
 
 # A table with a column for each layer has at most so many; others have the whole row's norm alone.
 _MOST_COLUMNS = 12
