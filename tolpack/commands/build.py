@@ -39,7 +39,10 @@ from tolpack.terminal import Terminal, checked
     "--rank", default="none", show_default=True, callback=checked(parse_rank),
     help="auto, full, none (no basis), a number, a percentage like 50%, or r0,r1,… by layer.",
 )  # fmt: skip
-@click.option("--bits", type=click.Choice(["auto", "16", "8", "4"]), default="4", show_default=True)
+@click.option(
+    "--bits", type=click.Choice(["auto", "16", "8", "4"]), default="4", show_default=True,
+    help="Bits of a value; auto: one step for all, entropy-coded, errors made up for.",
+)  # fmt: skip
 @click.option(
     "--drop", default="none", show_default=True, callback=checked(parse_drops),
     help="Layers to leave out: none, or 3,7-9; with --bits auto also auto, or auto:2 for two.",
