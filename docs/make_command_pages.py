@@ -74,8 +74,9 @@ def page(name: str, command: click.Command) -> str:
     context = click.Context(command, parent, name)
     usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
     summary, *description = prose(command)
-    options = [one for one in command.params if isinstance(one, click.Option)]
-    rows = [option_row(one, argument_names(command)) for one in options]
+    names = argument_names(command)
+    options = [one for one in command.params if isinstance(one, click.Option) and not one.hidden]
+    rows = [option_row(one, names) for one in options]
     parts = [
         NOTE,
         f"# tolpack {name}",
@@ -137,7 +138,7 @@ def option_row(option: click.Option, names: list[str]) -> Cells:
         default = "(required)"
     elif found := re.search(r" *\[default: (.+?)\]", text):
         default, text = marked(found[1], names), text.replace(found[0], "")
-    flags = ", ".join(f"`{flag}`" for flag in option.opts)
+    flags = ", ".join(f"`{flag}`" for flag in [*option.opts, *option.secondary_opts])
     return flags, values_of(option), default, marked(text, names)
 
 
