@@ -25,7 +25,9 @@ FURTHER = {
     "plan": ["compression.md"],
     "inspect": ["checkpoints.md", "compression.md"],
     "verify": ["integrity.md", "../formats/v1/SPEC.md"],
-    "rows": ["serving.md", "integrity.md"],
+    "rows": ["insight.md", "serving.md", "integrity.md"],
+    "diff": ["insight.md"],
+    "study": ["compression.md"],
     "bench": ["serving.md"],
     "demo": ["../tolpack/demo/model/README.md"],
 }

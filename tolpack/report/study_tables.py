@@ -116,6 +116,6 @@ def _costs(costs: ModelCosts, packs: tuple[SweepPoint, ...]) -> str:
     total = costs.embedding_weights + costs.head_weights + costs.other_weights
     note = (
         f"other weights: {total:,} (embedding {costs.embedding_weights:,}, head "
-        f"{costs.head_weights:,}, attention and norms {costs.other_weights:,}); MACs of weights only"
+        f"{costs.head_weights:,}, others {costs.other_weights:,}); MACs of weights only"
     )
     return f"{format_table(COST_HEADER, cost_rows(costs, packs))}\n\n{note}"
