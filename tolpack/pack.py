@@ -172,6 +172,8 @@ class Pack:
             The pack is closed, or reading failed.
         """
         ids = check_ids(token_ids, self.vocab_size)
+        if len(ids) == 1:
+            self._gatherer.announce_one(int(self._slots_of(ids)[0]))
         choice = self._all_layers
         if layers is not None:
             choice = LayerChoice.of(self._check_layers(layers), self._kept, self.hidden_size)

@@ -83,6 +83,15 @@ class Gatherer:
         parts = [slice(*pair) for pair in zip(bounds, bounds[1:])]
         self._pool.map(lambda part: self._fill(slots[part], places[part], sink), parts)
 
+    def announce_one(self, slot: int) -> None:
+        """Have the system begin to read a row's block, while the caller gets ready for it."""
+        number = bisect_right(self._starts, slot) - 1
+        view = self._container.chunks[number]
+        row = slot - view.first_slot
+        if self._cache is None or not self._cache.has(number, row):
+            block = row // view.rows_per_block
+            self._container.storage.advise([self._container.block_extent(number, block)])
+
     def spans(self, slots: Ints) -> Iterator[tuple[int, int, int]]:
         """Cut ascending slots by chunk: (chunk, begin, end) of the runs that are not empty."""
         bounds = np.searchsorted(slots, [*self._starts, self._table.rows]).tolist()
