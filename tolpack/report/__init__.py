@@ -1,1 +1,1 @@
-"""Results for people: text tables."""
+"""Results for people: text tables, and a page for a browser."""

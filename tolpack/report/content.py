@@ -1,0 +1,197 @@
+"""What a report's page shows: charts, tables, sections, as plain values without any markup.
+
+A number that is not finite is allowed wherever a number is. Tables show it as "–" or "∞"; charts
+leave it out, and say how many points have no place on their axes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Style = Literal["points", "line", "step", "bars"]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One measurement.
+
+    Parameters
+    ----------
+    x, y : float
+        Its place. In a chart with categories, `x` is the number of a category, from 0.
+    error : float, optional
+        Standard error of `y`, or whatever the chart's caption says the whiskers are.
+    label : str
+        Its name, such as the setting that made it.
+    details : tuple of (str, str)
+        What else is to be known of it: names and values that are shown beside the point.
+    """
+
+    x: float
+    y: float
+    error: float | None = None
+    label: str = ""
+    details: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Points that belong together.
+
+    Parameters
+    ----------
+    name : str
+        Its name in the legend.
+    points : tuple of Point
+        Lines and steps join them in the order given.
+    style : str
+        ``"points"``; ``"line"``; ``"step"``, which holds a value until the next point's `x`, as a
+        Pareto front does; or ``"bars"``.
+    """
+
+    name: str
+    points: tuple[Point, ...]
+    style: Style = "points"
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """What one direction of a chart means: its label, its unit, and whether it is logarithmic."""
+
+    label: str
+    unit: str = ""
+    log: bool = False
+
+    @property
+    def title(self) -> str:
+        """Label with its unit."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Series on common axes.
+
+    Parameters
+    ----------
+    x, y : Axis
+        The axes.
+    series : tuple of Series
+        What is drawn; later ones over earlier ones.
+    caption : str
+        What the reader should see in it.
+    categories : tuple of str
+        Names along x, for bars; without them x is a number.
+    ordered : bool
+        The series are steps of one quantity, such as layers: they get shades of one scale of
+        colours instead of colours of their own.
+    """
+
+    x: Axis
+    y: Axis
+    series: tuple[Series, ...]
+    caption: str = ""
+    categories: tuple[str, ...] = ()
+    ordered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Heat:
+    """A table of numbers as colours.
+
+    Parameters
+    ----------
+    rows, columns : tuple of str
+        Their names.
+    values : tuple of tuple of (float or None)
+        A number per row and column; ``None`` leaves a cell empty.
+    label, unit : str
+        What the numbers are.
+    caption : str
+        What the reader should see in it.
+    row_label, column_label : str
+        What the rows and the columns are.
+    log : bool
+        Colours follow the logarithm, for positive numbers of different magnitude.
+    digits : int
+        Significant digits of the numbers in the cells.
+    """
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: tuple[tuple[float | None, ...], ...]
+    label: str
+    unit: str = ""
+    caption: str = ""
+    row_label: str = ""
+    column_label: str = ""
+    log: bool = False
+    digits: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Text and numbers in columns that a reader can sort.
+
+    Parameters
+    ----------
+    header : tuple of str
+        Names of the columns, with their units.
+    rows : tuple of tuple of (str or float or None)
+        The cells. Numbers stay numbers, so that they sort as such; ``None`` is not known.
+    formats : tuple of str
+        How a column writes its numbers, as for `format`: ``"+.2f"``, ``",.0f"``. An empty one,
+        or none, writes four significant digits.
+    caption : str
+        What the table holds.
+    """
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str | float | None, ...], ...]
+    formats: tuple[str, ...] = ()
+    caption: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One question and its answer.
+
+    Parameters
+    ----------
+    title, text : str
+        Heading and explanation; an empty line in `text` begins a paragraph.
+    charts : tuple of Chart or Heat
+        One has the full width; several stand side by side where there is room.
+    table : Table, optional
+        The numbers.
+    command : str
+        The command line that makes them.
+    """
+
+    title: str
+    text: str = ""
+    charts: tuple[Chart | Heat, ...] = ()
+    table: Table | None = None
+    command: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A whole report.
+
+    Parameters
+    ----------
+    title, lead : str
+        Heading and what was found, in a sentence or two.
+    facts : tuple of (str, str)
+        The conditions: model, text, tokens, machine, versions. One named "command" is shown as a
+        command line.
+    sections : tuple of Section
+        The main result first.
+    """
+
+    title: str
+    lead: str
+    facts: tuple[tuple[str, str], ...]
+    sections: tuple[Section, ...]

@@ -1,0 +1,236 @@
+"""The pieces of a report's page as HTML, and the numbers of its charts as JSON."""
+
+from __future__ import annotations
+
+import html
+import itertools
+import json
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tolpack.report.content import Axis, Chart, Heat, Page, Section, Table
+
+_DEFAULT_FORMAT = ".4g"
+_FACTS = "conditions"
+
+
+def text(value: str) -> str:
+    """Escape text for an element or a quoted attribute; half a character becomes "?"."""
+    return html.escape(value.encode("utf-8", "replace").decode("utf-8"))
+
+
+def paragraphs(value: str) -> str:
+    """Write text with empty lines between its paragraphs."""
+    return "\n".join(f"<p>{text(part)}</p>" for part in value.split("\n\n") if part.strip())
+
+
+def number(value: float | None, spec: str = "") -> str:
+    """Write a number for people: a true minus, "∞", and "–" for what is not known."""
+    if value is None or math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return format(value, spec or _DEFAULT_FORMAT).replace("-", "−")
+
+
+def contents(page: Page) -> str:
+    """Write a link to each section."""
+    links = [(f"section-{n}", section.title) for n, section in enumerate(page.sections, 1)]
+    if page.facts:
+        links.append((_FACTS, "Conditions"))
+    return "\n".join(f'<li><a href="#{name}">{text(title)}</a></li>' for name, title in links)
+
+
+def sections(page: Page) -> str:
+    """Write all sections; their charts are numbered through, as in `chart_data`."""
+    numbers = itertools.count()
+    return "\n".join(_section(n, one, numbers) for n, one in enumerate(page.sections, 1))
+
+
+def _section(number_: int, section: Section, charts: Iterator[int]) -> str:
+    name = f"section-{number_}"
+    parts = [f'<section id="{name}" aria-labelledby="{name}-title">']
+    parts.append(f'<h2 id="{name}-title">{text(section.title)}</h2>')
+    parts.append(paragraphs(section.text))
+    if section.charts:
+        parts.append('<div class="charts">')
+        parts += [_figure(chart, next(charts)) for chart in section.charts]
+        parts.append("</div>")
+    if section.table is not None:
+        parts.append(_table(section.table, section.table.caption or section.title))
+    parts.append(_command(section.command))
+    parts.append("</section>")
+    return "\n".join(part for part in parts if part)
+
+
+def _figure(chart: Chart | Heat, index: int) -> str:
+    """Write a chart's place, its caption, and its numbers as a table."""
+    data = _heat_table(chart) if isinstance(chart, Heat) else _chart_table(chart)
+    hidden = 0 if isinstance(chart, Heat) else _without_place(chart)
+    left_out = f" {hidden} without a place on these axes, in the table only." if hidden else ""
+    caption = f"<figcaption>{text((chart.caption + left_out).strip())}</figcaption>"
+    return f"""<figure data-chart="{index}">
+<div class="plot"><noscript>Scripts are off: the numbers of this chart are below.</noscript></div>
+{caption if chart.caption or left_out else ""}
+<details><summary>Numbers of this chart</summary>
+{_table(data, data.caption)}
+</details>
+</figure>"""
+
+
+def facts(values: Sequence[tuple[str, str]]) -> str:
+    """Write the conditions of a report as a list of names and values."""
+    if not values:
+        return ""
+    items = "\n".join(
+        f"<div><dt>{text(name)}</dt><dd>"
+        f"{_command(value) if name.lower() in ('command', 'commands') else text(value)}</dd></div>"
+        for name, value in values
+    )
+    return (
+        f'<section id="{_FACTS}" aria-labelledby="{_FACTS}-title">\n'
+        f'<h2 id="{_FACTS}-title">Conditions</h2>\n<dl>\n{items}\n</dl>\n</section>'
+    )
+
+
+def _command(command: str) -> str:
+    if not command:
+        return ""
+    return f'<div class="command"><pre tabindex="0"><code>{text(command)}</code></pre></div>'
+
+
+def _table(table: Table, caption: str) -> str:
+    """Write a table in a box that scrolls; ``data-value`` is what a number sorts by."""
+    specs = [*table.formats, *[""] * (len(table.header) - len(table.formats))]
+    numeric = [_is_numeric([row[n] for row in table.rows]) for n in range(len(table.header))]
+    head = "".join(
+        f'<th scope="col"{_class(right)}>{text(name)}</th>'
+        for name, right in zip(table.header, numeric)
+    )
+    body = "\n".join(
+        f"<tr>{''.join(_cell(*cell) for cell in zip(row, specs, numeric))}</tr>"
+        for row in table.rows
+    )
+    return (
+        f'<div class="table" role="region" tabindex="0" aria-label="{text(caption)}">\n<table>\n'
+        f"<caption>{text(table.caption)}</caption>\n"
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n</div>"
+    )
+
+
+def _is_numeric(cells: Sequence[str | float | None]) -> bool:
+    known = [cell for cell in cells if cell is not None]
+    return bool(known) and not any(isinstance(cell, str) for cell in known)
+
+
+def _class(right: bool) -> str:
+    return ' class="number"' if right else ""
+
+
+def _cell(value: str | float | None, spec: str, right: bool) -> str:
+    if isinstance(value, str):
+        return f"<td{_class(right)}>{text(value)}</td>"
+    key = "" if value is None or math.isnan(value) else f' data-value="{float(value)!r}"'
+    return f"<td{_class(right)}{key}>{number(value, spec)}</td>"
+
+
+def _chart_table(chart: Chart) -> Table:
+    """Return the points of a chart as a table: the columns that at least one of them fills."""
+    points = [(series.name, point) for series in chart.series for point in series.points]
+    names = list(dict.fromkeys(name for _, point in points for name, _ in point.details))
+    rows: list[tuple[str | float | None, ...]] = []
+    for series, point in points:
+        details = dict(point.details)
+        x = _category(chart.categories, point.x) if chart.categories else point.x
+        cells = [series, point.label, x, point.y, point.error]
+        rows.append((*cells, *(details.get(name) for name in names)))
+    header = ["series", "setting", chart.x.title, chart.y.title, "±", *names]
+    kept = [n for n in range(len(header)) if any(row[n] not in (None, "") for row in rows)]
+    return Table(
+        tuple(header[n] for n in kept),
+        tuple(tuple(row[n] for n in kept) for row in rows),
+        caption=f"{chart.y.title} against {chart.x.title}",
+    )
+
+
+def _category(categories: Sequence[str], x: float) -> str | float:
+    known = math.isfinite(x) and 0 <= round(x) < len(categories)
+    return categories[round(x)] if known else x
+
+
+def _heat_table(heat: Heat) -> Table:
+    corner = " \\ ".join(name for name in (heat.row_label, heat.column_label) if name)
+    rows = tuple((name, *values) for name, values in zip(heat.rows, heat.values))
+    return Table((corner, *heat.columns), rows, caption=Axis(heat.label, heat.unit).title)
+
+
+def _without_place(chart: Chart) -> int:
+    """Count the points that cannot be drawn: not finite, or not positive on a logarithmic axis."""
+    return sum(
+        not (_has_place(point.x, chart.x) and _has_place(point.y, chart.y))
+        for series in chart.series
+        for point in series.points
+    )
+
+
+def _has_place(value: float, axis: Axis) -> bool:
+    return math.isfinite(value) and (value > 0 or not axis.log)
+
+
+def chart_data(charts: Sequence[Chart | Heat]) -> str:
+    """Return what the script draws as JSON for a script element.
+
+    All but ASCII is escaped, and so are the characters that could end the element or begin a
+    comment in it; numbers that JSON cannot hold are ``null``.
+    """
+    plain = [_heat(one) if isinstance(one, Heat) else _chart(one) for one in charts]
+    encoded = json.dumps(plain, allow_nan=False, separators=(",", ":"))
+    return encoded.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
+
+
+def _chart(chart: Chart) -> dict[str, Any]:
+    return {
+        "kind": "chart",
+        "x": _axis(chart.x),
+        "y": _axis(chart.y),
+        "categories": chart.categories,
+        "ordered": chart.ordered,
+        "series": [
+            {
+                "name": series.name,
+                "style": series.style,
+                "points": [
+                    [_finite(p.x), _finite(p.y), _finite(p.error), p.label, p.details]
+                    for p in series.points
+                ],
+            }
+            for series in chart.series
+        ],
+    }
+
+
+def _axis(axis: Axis) -> dict[str, Any]:
+    return {"label": axis.label, "unit": axis.unit, "title": axis.title, "log": axis.log}
+
+
+def _heat(heat: Heat) -> dict[str, Any]:
+    return {
+        "kind": "heat",
+        "rows": heat.rows,
+        "columns": heat.columns,
+        "rowLabel": heat.row_label,
+        "columnLabel": heat.column_label,
+        "values": [[_finite(value) for value in row] for row in heat.values],
+        "title": Axis(heat.label, heat.unit).title,
+        "unit": heat.unit,
+        "log": heat.log,
+        "digits": heat.digits,
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    """Return a number that JSON can hold, with the seven digits that a chart can show."""
+    if value is None or not math.isfinite(value):
+        return None
+    return float(f"{value:.7g}")

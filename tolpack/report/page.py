@@ -1,0 +1,90 @@
+"""A report as one HTML file that needs no network.
+
+`render` fills ``page.html`` with the numbers, ``page.css`` and ``page.js``. Headings, text and
+tables are written here, so that all numbers can be read where no script runs; the script draws
+charts from the JSON in the page, and makes tables sort.
+
+A report shows names of files that others chose. Text is escaped, the JSON holds no character that
+ends a script element, and the page's own policy (Content-Security-Policy) allows the one style and
+the one script whose hashes it names, and no request at all.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import secrets
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+from tolpack.errors import FileAccessError
+from tolpack.report import markup
+from tolpack.report.content import Axis, Chart, Heat, Page, Point, Section, Series, Table
+
+__all__ = [
+    "Axis", "Chart", "Heat", "Page", "Point", "Section", "Series", "Table", "render", "write_page",
+]  # fmt: skip
+
+
+def write_page(page: Page, path: Path) -> None:
+    """Write a report, whole or not at all.
+
+    Parameters
+    ----------
+    page : Page
+        The report.
+    path : Path
+        The HTML file; one that is there is replaced.
+
+    Raises
+    ------
+    FileAccessError
+        The file cannot be written.
+    """
+    data = render(page).encode("utf-8")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        try:
+            with partial.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise FileAccessError(
+            f"cannot write report {path}: {error.strerror or error}; name a file in a folder "
+            "that can be written"
+        ) from error
+
+
+def render(page: Page) -> str:
+    """Return a report as HTML; the same report gives the same text."""
+    style, script = _part("page.css"), _part("page.js")
+    charts = [chart for section in page.sections for chart in section.charts]
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; "
+        f"script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
+    )
+    return Template(_part("page.html")).substitute(
+        policy=policy,
+        title=markup.text(page.title),
+        lead=markup.paragraphs(page.lead),
+        contents=markup.contents(page),
+        sections=markup.sections(page),
+        facts=markup.facts(page.facts),
+        data=markup.chart_data(charts),
+        style=style,
+        script=script,
+    )
+
+
+def _part(name: str) -> str:
+    return resources.files("tolpack.report").joinpath(name).read_text("utf-8")
+
+
+def _hash(part: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}"
