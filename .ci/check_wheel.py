@@ -1,4 +1,4 @@
-"""Check that a wheel installs one top-level name, and carries the key maps and the demo model."""
+"""Check that a wheel installs one top-level name, and carries key maps, demo model and report."""
 
 import sys
 import zipfile
@@ -9,9 +9,10 @@ unexpected = {name for name in top if name != "tolpack" and not name.endswith(".
 model = [entry for entry in names if entry.filename.startswith("tolpack/demo/model/")]
 size = sum(entry.file_size for entry in model)
 maps = [entry for entry in names if entry.filename.startswith("tolpack/sources/maps/")]
-if unexpected or not model or size > 6_000_000 or len(maps) < 5:
+report = [entry for entry in names if entry.filename.startswith("tolpack/report/page.")]
+if unexpected or not model or size > 6_000_000 or len(maps) < 5 or len(report) != 4:
     sys.exit(
         f"wheel: unexpected {sorted(unexpected)}, demo model {len(model)} files {size} bytes, "
-        f"{len(maps)} key maps"
+        f"{len(maps)} key maps, {len(report)} parts of the report's page"
     )
 print(f"wheel: one name, {len(maps)} key maps, demo model {size} bytes")

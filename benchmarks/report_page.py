@@ -113,7 +113,7 @@ def example() -> Page:
 def sweep_points(rng: random.Random) -> list[Point]:
     """Return 200 settings: size in MB against perplexity increase in percent."""
     points = []
-    for n in range(200):
+    for _ in range(200):
         bits = rng.choice((2, 3, 4, 6, 8))
         rank = rng.choice(("none", "auto", "12%", "25%", "50%"))
         share = {"none": 1.0, "auto": 0.8, "12%": 0.16, "25%": 0.3, "50%": 0.55}[rank]
@@ -128,8 +128,8 @@ def sweep_points(rng: random.Random) -> list[Point]:
             ("bits", str(bits)), ("rank", rank), ("dropped", str(drop)),
             ("× FP16", f"{TABLE_MB / size:.2f}"), ("read per token", f"{size / 128.256:.1f} KB"),
         )  # fmt: skip
-        label = f"{bits} bits, rank {rank}" + (f", {drop} dropped" if drop else "")
-        points.append(Point(size, loss, 0.02 + 0.05 * loss**0.7, f"{label} #{n}", details))
+        label = f"bits={bits} rank={rank}" + (f" drop=auto:{drop}" if drop else "")
+        points.append(Point(size, loss, 0.02 + 0.05 * loss**0.7, label, details))
     return points
 
 
@@ -182,7 +182,7 @@ def precision() -> Section:
         for name, values in costs.items()
     )
     chart = Chart(Axis("precision"), INCREASE, series, "Without a basis.", bits)
-    rows = tuple((name, *(costs[kind][n] for kind in costs)) for n, name in enumerate(bits))
+    rows = tuple(zip(bits, *costs.values()))
     return Section(
         "Precision",
         "Down to 4 bits plain rounding is almost free. Below, entropy coding with steps that "

@@ -97,7 +97,7 @@ def facts(values: Sequence[tuple[str, str]]) -> str:
 def _command(command: str) -> str:
     if not command:
         return ""
-    return f'<div class="command"><pre tabindex="0"><code>{text(command)}</code></pre></div>'
+    return f'<div class="command"><pre><code>{text(command)}</code></pre></div>'
 
 
 def _table(table: Table, caption: str) -> str:

@@ -83,14 +83,15 @@ function logTicks([low, high], count) {
     return ticks.map((tick) => ({ ...tick, at: Math.log10(tick.at) }));
   }
   const every = Math.max(1, Math.ceil((high - low) / count));
-  const factors = high - low < count / 3 ? [1, 2, 5] : high - low < count / 2 ? [1, 3] : [1];
+  const factors = [[1, 2, 5], [1, 3]].find((one) => one.length * (high - low) < count + 1) ?? [1];
   const plain = low > -3.5 && high < 5.5;
   const ticks = [];
   for (let exponent = Math.floor(low); exponent <= high; exponent += 1) {
     if (exponent % every) continue;
     for (const factor of factors) {
       const at = exponent + Math.log10(factor);
-      const text = plain || factor !== 1 ? shown(factor * 10 ** exponent) : `10${raised(exponent)}`;
+      const text = plain ? shown(factor * 10 ** exponent)
+        : `${factor === 1 ? "" : `${factor}×`}10${raised(exponent)}`;
       if (at >= low - 1e-9 && at <= high + 1e-9) ticks.push({ at, text });
     }
   }
@@ -171,22 +172,27 @@ class Chart {
     this.title = `${data.y.title} against ${data.x.title}`;
     this.hidden = new Set();
     this.tooltip = html("div", { class: "tooltip", role: "status" });
-    this.reset = html("button", { type: "button", hidden: "" }, "Show all");
+    this.reset = html("button", { type: "button", class: "reset", hidden: "" }, "Show all");
     this.svg = svg("svg", {
       role: "application", tabindex: 0, "data-zooms": "", "aria-roledescription": "chart",
       "aria-label": `${this.title}. Arrow keys go from point to point, plus and minus zoom, ` +
         "0 shows all; the numbers follow as a table.",
     });
-    this.tools = html("div", { class: "tools" }, this.reset, html("span", {}, HINT));
-    this.plot.replaceChildren(this.svg, this.tooltip);
-    if (data.series.length > 1) this.plot.before(this.legend());
-    this.plot.after(this.tools);
+    this.plot.replaceChildren(this.svg, this.reset, this.tooltip);
+    // A chart beside others keeps the room of a legend, so that their axes are level.
+    const several = data.series.length > 1;
+    if (several || figure.parentElement.children.length > 1) {
+      this.plot.before(html("div", { class: "legend", role: "group", "aria-label": "Series" },
+        ...(several ? this.legend() : [])));
+    }
+    figure.querySelector("details").before(html("p", { class: "hint" }, HINT));
     this.showAll();
     listen(this);
   }
 
+  /** Buttons that hide a series and show it again. */
   legend() {
-    const buttons = this.data.series.map((series, index) => {
+    return this.data.series.map((series, index) => {
       const button = html("button", { type: "button", "aria-pressed": "true" },
         swatch(this.data, index), series.name);
       button.addEventListener("click", () => {
@@ -197,7 +203,6 @@ class Chart {
       });
       return button;
     });
-    return html("div", { class: "legend", role: "group", "aria-label": "Series" }, ...buttons);
   }
 
   get visible() {
@@ -327,9 +332,9 @@ function layout(chart) {
   if (data.categories.length) {
     const band = (right - left) / (view.x[1] - view.x[0]);
     const longest = Math.max(...data.categories.map(measure));
-    box.slanted = longest > band - 8;
+    box.slanted = longest > band - 8 && longest > 40;
     if (box.slanted) below = 34 + Math.min(longest, 110) * 0.7;
-    const every = box.slanted ? Math.ceil(16 / band) : 1;
+    const every = Math.ceil((box.slanted ? 16 : longest + 8) / band);
     box.xTicks = data.categories.map((text, at) => ({ at, text }))
       .filter(({ at }) => at >= view.x[0] && at <= view.x[1] && at % every === 0);
   } else {
@@ -450,18 +455,17 @@ function drawLabels(chart) {
   const taken = chart.spots.map(({ x, y }) => [x - 5, y - 5, x + 5, y + 5]);
   const free = ([a, b, c, d]) => a >= left && c <= right && b >= top && d <= bottom &&
     !taken.some(([e, f, g, h]) => a < g && e < c && b < h && f < d);
-  const few = (series) => series.style === "step" ||
+  const few = (series) => chart.width >= 480 && series.style === "step" ||
     (series.style === "points" && series.points.length <= 12);
   const named = chart.spots.filter(({ series, point }) => point[3] && few(series));
   for (const { x, y, point } of named.slice(0, 60)) {
-    const text = shortened(point[3], 150);
-    const width = measure(text) * 0.92;
+    const width = measure(point[3]) * 0.92;
     const tries = [[x + 8, y - 14], [x - width - 8, y + 1], [x + 8, y + 1], [x - width - 8, y - 14]];
     const found = tries.find(([a, b]) => free([a - 2, b, a + width + 2, b + 13]));
-    if (!found) continue;
+    if (!found || width > 180) continue;
     const [a, b] = found;
     taken.push([a - 4, b - 2, a + width + 4, b + 15]);
-    group.append(svg("text", { x: a, y: b + 10, class: "label" }, text));
+    group.append(svg("text", { x: a, y: b + 10, class: "label" }, point[3]));
   }
   if (chart.box.ends) drawEnds(chart, group);
   return group;
