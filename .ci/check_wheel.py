@@ -10,7 +10,7 @@ model = [entry for entry in names if entry.filename.startswith("tolpack/demo/mod
 size = sum(entry.file_size for entry in model)
 maps = [entry for entry in names if entry.filename.startswith("tolpack/sources/maps/")]
 report = [entry for entry in names if entry.filename.startswith("tolpack/report/page.")]
-if unexpected or not model or size > 6_000_000 or len(maps) < 5 or len(report) != 4:
+if unexpected or not model or size > 6_000_000 or len(maps) < 5 or len(report) != 8:
     sys.exit(
         f"wheel: unexpected {sorted(unexpected)}, demo model {len(model)} files {size} bytes, "
         f"{len(maps)} key maps, {len(report)} parts of the report's page"

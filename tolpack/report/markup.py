@@ -223,6 +223,7 @@ def _heat(heat: Heat) -> dict[str, Any]:
         "columnLabel": heat.column_label,
         "values": [[_finite(value) for value in row] for row in heat.values],
         "title": Axis(heat.label, heat.unit).title,
+        "label": heat.label,
         "unit": heat.unit,
         "log": heat.log,
         "digits": heat.digits,

@@ -1,8 +1,8 @@
 """A report as one HTML file that needs no network.
 
-`render` fills ``page.html`` with the numbers, ``page.css`` and ``page.js``. Headings, text and
-tables are written here, so that all numbers can be read where no script runs; the script draws
-charts from the JSON in the page, and makes tables sort.
+`render` fills ``page.html`` with the numbers, ``page.css`` and the parts of the script. Headings,
+text and tables are written as HTML, so that all numbers can be read where no script runs; the
+script draws charts from the JSON in the page, and makes tables sort.
 
 A report shows names of files that others chose. Text is escaped, the JSON holds no character that
 ends a script element, and the page's own policy (Content-Security-Policy) allows the one style and
@@ -26,6 +26,8 @@ from tolpack.report.content import Axis, Chart, Heat, Page, Point, Section, Seri
 __all__ = [
     "Axis", "Chart", "Heat", "Page", "Point", "Section", "Series", "Table", "render", "write_page",
 ]  # fmt: skip
+
+_SCRIPTS = ("page.tools.js", "page.chart.js", "page.pointer.js", "page.heat.js", "page.js")
 
 
 def write_page(page: Page, path: Path) -> None:
@@ -63,7 +65,7 @@ def write_page(page: Page, path: Path) -> None:
 
 def render(page: Page) -> str:
     """Return a report as HTML; the same report gives the same text."""
-    style, script = _part("page.css"), _part("page.js")
+    style, script = _part("page.css"), "\n".join(map(_part, _SCRIPTS))
     charts = [chart for section in page.sections for chart in section.charts]
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; "
