@@ -55,9 +55,12 @@ class Chart {
     this.draw();
   }
 
+  /** Show a part; one that is far smaller or larger than the whole is not shown. */
   look(view) {
-    for (const [low, high] of Object.values(view)) {
-      if (!(high - low > 1e-9 * Math.max(1, Math.abs(low), Math.abs(high)))) return;
+    for (const [name, [low, high]] of Object.entries(view)) {
+      const [least, most] = extent(this, name);
+      const share = (high - low) / (most - least);
+      if (!(share > 1e-6 && share < 20)) return;
     }
     this.view = view;
     this.reset.hidden = false;
@@ -154,7 +157,8 @@ function extent(chart, name) {
   let high = values.reduce((a, b) => Math.max(a, b));
   if (!axis.log && low > 0 && low < high * 0.3) low = 0;
   const room = (high - low || Math.abs(high) || 1) * 0.05;
-  return [low === 0 && !axis.log ? 0 : low - room, high === 0 && !axis.log ? 0 : high + room];
+  if (axis.log) return [low - room, high + room];
+  return [low === 0 ? 0 : low - room, high === 0 && low < 0 ? 0 : high + room];
 }
 
 /** Edges of the area inside the axes, with the ticks that decide them. */

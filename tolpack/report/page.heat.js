@@ -12,7 +12,7 @@ class Heat {
     this.plot.replaceChildren(this.svg, this.tooltip);
     const values = data.values.flat().filter((value) => value !== null);
     this.log = data.log && values.every((value) => value > 0);
-    this.range = [Math.min(...values), Math.max(...values)];
+    this.range = values.length ? [Math.min(...values), Math.max(...values)] : [null, null];
     this.draw();
     this.svg.addEventListener("pointermove", (event) => this.select(this.cellAt(event)));
     this.svg.addEventListener("pointerdown", (event) => this.select(this.cellAt(event)));
