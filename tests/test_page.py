@@ -104,7 +104,7 @@ def test_every_number_is_in_a_table():
     """Without scripts, the numbers of charts, heat maps and tables can all be read."""
     numbers = (1.25, 37.0, 1234.0)
     cells = Elements(render(page("tiny", numbers))).cells
-    for shown in ("1.25", "37", "1234"):
+    for shown in ("1.25", "37", "1,234"):
         assert cells.count(shown) >= 3 * 3  # x, y and error in three charts, and the heat map
     assert "1234.00" in cells
 

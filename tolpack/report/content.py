@@ -142,7 +142,7 @@ class Table:
         The cells. Numbers stay numbers, so that they sort as such; ``None`` is not known.
     formats : tuple of str
         How a column writes its numbers, as for `format`: ``"+.2f"``, ``",.0f"``. An empty one,
-        or none, writes four significant digits.
+        or none, writes four significant digits, and all digits before the decimal point.
     caption : str
         What the table holds.
     """

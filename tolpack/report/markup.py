@@ -11,7 +11,6 @@ from typing import Any
 
 from tolpack.report.content import Axis, Chart, Heat, Page, Section, Table
 
-_DEFAULT_FORMAT = ".4g"
 _FACTS = "conditions"
 
 
@@ -31,7 +30,8 @@ def number(value: float | None, spec: str = "") -> str:
         return "–"
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    return format(value, spec or _DEFAULT_FORMAT).replace("-", "−")
+    plain = ",.0f" if 1e3 <= abs(value) < 1e15 else ".4g"
+    return format(value, spec or plain).replace("-", "−")
 
 
 def contents(page: Page) -> str:

@@ -5,8 +5,9 @@ const NEAR = 40; // pixels from which a point is shown
 const HINT = "Drag to zoom, Shift-drag to move, wheel after a click; double-click for all";
 
 class Chart {
-  constructor(figure, data) {
+  constructor(figure, data, width) {
     this.data = data;
+    this.width = width;
     this.plot = figure.querySelector(".plot");
     this.title = `${data.y.title} against ${data.x.title}`;
     this.hidden = new Set();
@@ -68,7 +69,6 @@ class Chart {
   }
 
   draw() {
-    this.width = Math.max(240, this.plot.clientWidth);
     this.height = Math.round(clamp(this.width * 0.56, 290, 500));
     this.box = layout(this);
     this.svg.setAttribute("viewBox", `0 0 ${this.width} ${this.height}`);

@@ -1,8 +1,9 @@
 // Tables of numbers as colours.
 
 class Heat {
-  constructor(figure, data) {
+  constructor(figure, data, width) {
     this.data = data;
+    this.width = width;
     this.plot = figure.querySelector(".plot");
     this.tooltip = html("div", { class: "tooltip", role: "status" });
     this.svg = svg("svg", {
@@ -29,7 +30,6 @@ class Heat {
 
   draw() {
     const { data } = this;
-    this.width = Math.max(240, this.plot.clientWidth);
     const left = 16 + Math.min(Math.max(...data.rows.map(measure)), this.width * 0.3);
     const cell = (this.width - left - 2) / data.columns.length;
     const height = clamp(cell * 0.62, 22, 36);

@@ -59,26 +59,31 @@ function addCopyButton(box) {
   box.append(button);
 }
 
-function main() {
-  addThemeButton();
+/** Draw all charts, and again when their width changes. */
+function drawCharts() {
   const drawn = JSON.parse(document.getElementById("chart-data").textContent);
+  const figures = [...document.querySelectorAll("figure[data-chart]")];
+  const widthOf = (figure) => Math.max(240, figure.clientWidth);
+  const widths = figures.map(widthOf); // all before the first change: one layout, not one a chart
   const charts = new Map();
   const observer = new ResizeObserver((entries) => {
     for (const { target } of entries) {
       const chart = charts.get(target);
-      if (target.clientWidth && Math.max(240, target.clientWidth) !== chart.width) chart.draw();
+      if (!target.clientWidth || widthOf(target) === chart.width) continue;
+      chart.width = widthOf(target);
+      chart.draw();
     }
   });
-  for (const figure of document.querySelectorAll("figure[data-chart]")) {
+  figures.forEach((figure, n) => {
     const data = drawn[figure.dataset.chart];
-    const chart = new (data.kind === "heat" ? Heat : Chart)(figure, data);
-    charts.set(chart.plot, chart);
-    observer.observe(chart.plot);
+    charts.set(figure, new (data.kind === "heat" ? Heat : Chart)(figure, data, widths[n]));
+    observer.observe(figure);
     performance.mark("tolpack:chart");
-  }
-  document.querySelectorAll("table").forEach(makeSortable);
-  document.querySelectorAll(".command").forEach(addCopyButton);
-  performance.mark("tolpack:ready");
+  });
 }
 
-main();
+addThemeButton();
+drawCharts();
+document.querySelectorAll("table").forEach(makeSortable);
+document.querySelectorAll(".command").forEach(addCopyButton);
+performance.mark("tolpack:ready");
