@@ -76,7 +76,7 @@ def tooltip(browser, n=0):
 
 
 def x_ticks(browser):
-    """Return the x axis of the first chart, from its edges, as the script sees it."""
+    """Return what stands along the x axis of the first chart."""
     return browser.evaluate(
         "[...document.querySelectorAll('.plot svg')[0].querySelectorAll("
         "'text[text-anchor=middle]')].map(one => one.textContent)"

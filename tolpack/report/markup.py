@@ -48,8 +48,8 @@ def sections(page: Page) -> str:
     return "\n".join(_section(n, one, numbers) for n, one in enumerate(page.sections, 1))
 
 
-def _section(number_: int, section: Section, charts: Iterator[int]) -> str:
-    name = f"section-{number_}"
+def _section(index: int, section: Section, charts: Iterator[int]) -> str:
+    name = f"section-{index}"
     parts = [f'<section id="{name}" aria-labelledby="{name}-title">']
     parts.append(f'<h2 id="{name}-title">{text(section.title)}</h2>')
     parts.append(paragraphs(section.text))

@@ -14,7 +14,7 @@ class Chart {
     this.tooltip = html("div", { class: "tooltip", role: "status" });
     this.reset = html("button", { type: "button", class: "reset", hidden: "" }, "Show all");
     this.svg = svg("svg", {
-      role: "application", tabindex: 0, "data-zooms": "", "aria-roledescription": "chart",
+      role: "application", tabindex: 0, "aria-roledescription": "chart",
       "aria-label": `${this.title}. Arrow keys go from point to point, plus and minus zoom, ` +
         "0 shows all; the numbers follow as a table.",
     });
@@ -325,7 +325,7 @@ function drawLabels(chart) {
 function drawEnds(chart, group) {
   const ends = chart.visible.filter(({ style }) => style === "line").map((series) => {
     const spot = chart.spots.findLast((one) => one.series.index === series.index);
-    return spot && { name: series.name, index: series.index, x: spot.x, y: spot.y };
+    return spot && { name: series.name, x: spot.x, y: spot.y };
   }).filter(Boolean).sort((a, b) => a.y - b.y);
   ends.forEach((end, n) => {
     if (n) end.y = Math.max(end.y, ends[n - 1].y + 14);

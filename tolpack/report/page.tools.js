@@ -9,11 +9,9 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** Make an element; attributes that are undefined are left out, strings become text. */
+/** Give an element attributes and children; strings become text, never markup. */
 function element(node, attributes, children) {
-  for (const [name, value] of Object.entries(attributes)) {
-    if (value !== undefined) node.setAttribute(name, value);
-  }
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
   node.append(...children);
   return node;
 }
