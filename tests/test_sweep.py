@@ -228,7 +228,7 @@ def test_plots_are_pictures(suffix, memoryllm, token_ids, tmp_path):
     if suffix == ".png":
         assert data.startswith(b"\x89PNG")
     else:
-        assert b"rank none, bits 4" in data
+        assert b">4 bits<" in data
         assert b"Pareto front" in data
 
 

@@ -57,11 +57,23 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What one direction of a chart means: its label, its unit, and whether it is logarithmic."""
+    """What one direction of a chart means.
+
+    Parameters
+    ----------
+    label, unit : str
+        What is measured.
+    log : bool
+        The axis is logarithmic.
+    linear_below : float
+        If positive, the axis is linear near zero and logarithmic for numbers larger than this, of
+        either sign (an inverse hyperbolic sine).
+    """
 
     label: str
     unit: str = ""
     log: bool = False
+    linear_below: float = 0.0
 
     @property
     def title(self) -> str:

@@ -211,7 +211,13 @@ def _chart(chart: Chart) -> dict[str, Any]:
 
 
 def _axis(axis: Axis) -> dict[str, Any]:
-    return {"label": axis.label, "unit": axis.unit, "title": axis.title, "log": axis.log}
+    return {
+        "label": axis.label,
+        "unit": axis.unit,
+        "title": axis.title,
+        "log": axis.log,
+        "linearBelow": axis.linear_below,
+    }
 
 
 def _heat(heat: Heat) -> dict[str, Any]:

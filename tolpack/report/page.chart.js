@@ -135,6 +135,7 @@ class Chart {
 
 const place = (axis, value) => {
   if (value === null || (axis.log && value <= 0)) return null;
+  if (axis.linearBelow) return Math.asinh(value / axis.linearBelow);
   return axis.log ? Math.log10(value) : value;
 };
 
@@ -161,11 +162,16 @@ function extent(chart, name) {
   return [low === 0 ? 0 : low - room, high === 0 && low < 0 ? 0 : high + room];
 }
 
+function ticksFor(axis) {
+  if (axis.linearBelow) return (interval, count) => bothTicks(interval, count, axis.linearBelow);
+  return axis.log ? logTicks : linearTicks;
+}
+
 /** Edges of the area inside the axes, with the ticks that decide them. */
 function layout(chart) {
   const { data, view, width, height } = chart;
   const ticksOf = (axis, interval, count) =>
-    (axis.log ? logTicks : linearTicks)(interval, Math.max(2, Math.floor(count)));
+    ticksFor(axis)(interval, Math.max(2, Math.floor(count)));
   const yTicks = ticksOf(data.y, view.y, height / 62);
   const left = 14 + Math.max(...yTicks.map(({ text }) => measure(text)), 12);
   const ends = endLabels(chart);

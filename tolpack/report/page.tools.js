@@ -96,6 +96,23 @@ function logTicks([low, high], count) {
   return ticks;
 }
 
+/** Ticks of an axis that is linear near zero: zero, then 1 and 3 of each power, of either sign. */
+function bothTicks([low, high], count, unit) {
+  const apart = (high - low) / count * 0.7;
+  const farthest = Math.max(Math.abs(low), Math.abs(high));
+  const ticks = [{ at: 0, text: "0" }];
+  let last = 0;
+  for (let exponent = Math.round(Math.log10(unit)); ; exponent += 1) {
+    for (const value of [10 ** exponent, 3 * 10 ** exponent]) {
+      const at = Math.asinh(value / unit);
+      if (at > farthest) return ticks.filter((tick) => tick.at >= low && tick.at <= high);
+      if (at - last < apart) continue;
+      last = at;
+      ticks.push({ at, text: shown(value) }, { at: -at, text: shown(-value) });
+    }
+  }
+}
+
 // --- Colours and marks ---------------------------------------------------------------------------
 
 /** A colour of a scale of three, in either theme. */

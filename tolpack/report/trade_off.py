@@ -57,7 +57,7 @@ def plot_sweep(
     drawn += [
         TradeOffPoint(
             point.score.bytes / 1e6, point.score.ppl_increase_pct, point.score.ppl_increase_se_pct,
-            family(point), point.setting.label, point.on_front,
+            family(point), point.setting.short, point.on_front,
         )
         for point in points
     ]  # fmt: skip

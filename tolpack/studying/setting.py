@@ -36,6 +36,16 @@ class Setting:
         return ", ".join(words)
 
     @property
+    def short(self) -> str:
+        """The setting in few words, for pictures."""
+        words = ["entropy-coded" if self.bits == "auto" else f"{self.bits} bits"]
+        ranks = {"none": [], "auto": ["ranks by loss"]}
+        words += ranks.get(self.rank, [f"rank {self.rank}"])
+        words += [] if self.drop == "none" else [f"drop {self.drop}"]
+        words += [] if self.max_ppl_increase is None else [f"≤ {self.max_ppl_increase}"]
+        return ", ".join(words)
+
+    @property
     def options(self) -> str:
         """The options that make ``tolpack build`` build it."""
         given = {"rank": self.rank, "bits": self.bits, "drop": self.drop, "size": self.size,
