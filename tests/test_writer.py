@@ -215,7 +215,7 @@ def test_two_builds_of_one_output_are_refused(resume, tmp_path, whole):
     path = tmp_path / "pack"
 
     def intrude():
-        with pytest.raises(FileAccessError, match="another build"):
+        with pytest.raises(FileAccessError, match="another process"):
             PackWriter(path, KEY, 100, resume=resume)
 
     def compress(data):
@@ -239,7 +239,7 @@ def test_a_build_that_lost_the_race_for_its_file_is_refused(tmp_path, monkeypatc
     stop(tmp_path / "pack", 8)
     data = (tmp_path / "pack.partial").read_bytes()
     monkeypatch.setattr(fcntl, "flock", late)
-    with pytest.raises(FileAccessError, match="another build"):
+    with pytest.raises(FileAccessError, match="another process"):
         write(tmp_path / "pack", RECIPE, resume=True)
     assert (tmp_path / "pack").read_bytes() == data
 

@@ -10,7 +10,6 @@ folder: the final name never shows a half-written pack.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +17,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from shutil import disk_usage
 from types import TracebackType
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,11 +32,10 @@ from tolpack.container.preamble import (
     Preamble,
     align,
 )
+from tolpack.container.replacing import DISK_FULL, open_locked, partial_path, publish, sync
 from tolpack.errors import ConfigError, FileAccessError
 
 Compress = Callable[[bytes], bytes]
-# No room on the disk, in the quota, or in a file of this file system or process.
-_DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 
 
 class PackWriter:
@@ -79,15 +76,13 @@ class PackWriter:
         self._key = key.hex()
         self._attempt = attempt
         self.sections: list[Section] = []
-        self._partial = path.with_name(path.name + ".partial")
+        self._partial = partial_path(path)
         self._journal_path = path.with_name(path.name + ".partial.journal")
         self._data_start = align(PREAMBLE_BYTES + header_room, SECTION_ALIGNMENT)
         self._done: list[Section] = []
         self._expected = 0
         with self._disk_errors():
-            fd = os.open(self._partial, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-            self._file: BinaryIO = os.fdopen(fd, "r+b")
-            _lock(self._file, self._partial)  # before anything of another build is read or changed
+            self._file = open_locked(self._partial)  # nothing of another build is read or changed
         try:
             self._begin(resume)
         except BaseException:
@@ -214,12 +209,7 @@ class PackWriter:
             self._file.truncate(end)
             self._file.seek(0)
             self._file.write(preamble.to_bytes() + data)
-            _sync(self._file)
-            if os.name == "nt":  # an open file cannot be renamed there; elsewhere it stays locked
-                self._file.close()
-            os.replace(self._partial, self.path)
-            self._file.close()
-            _sync_folder(self.path.parent)
+            publish(self._file, self._partial, self.path)
             self._journal_path.unlink(missing_ok=True)
         return end
 
@@ -256,7 +246,7 @@ class PackWriter:
             for part in parts:
                 self._file.write(part)
                 length += len(part)
-            _sync(self._file)
+            sync(self._file)
             section = replace(described, offset_bytes=offset, length_bytes=length)
             self.sections.append(section)
             self._append_journal(asdict(section))
@@ -276,7 +266,7 @@ class PackWriter:
             raise
         except OSError as error:
             hint = ""
-            if error.errno in _DISK_FULL:
+            if error.errno in DISK_FULL:
                 missing = self._missing()
                 needed = f"{missing:,} more bytes are needed: " if missing > 0 else ""
                 hint = f"; {needed}free some space and continue with --resume"
@@ -360,34 +350,3 @@ def _measured(blocks: Iterable[bytes], lengths: list[int]) -> Iterator[bytes]:
     for block in blocks:
         lengths.append(len(block))
         yield block
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # a folder cannot be opened there; the rename is durable on its own
-        return
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _lock(file: BinaryIO, path: Path) -> None:
-    """Refuse a second build of the same output; the lock ends with the file's closing."""
-    try:
-        import fcntl
-    except ImportError:  # Windows already refuses to open a file that is being written
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        ours = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except OSError:
-        ours = False
-    if not ours:  # held by another build, or renamed by one between opening and locking
-        file.close()
-        raise FileAccessError(f"another build is writing {path}: wait for it to end")
