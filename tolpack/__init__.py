@@ -23,6 +23,7 @@ from tolpack.version import __version__
 
 if TYPE_CHECKING:
     from tolpack.builder import BuildResult
+    from tolpack.converting import ConvertResult
 
 __all__ = [
     "CheckpointError",
@@ -36,6 +37,7 @@ __all__ = [
     "UnsupportedVersionError",
     "__version__",
     "build",
+    "convert",
     "open",
 ]
 
@@ -59,3 +61,10 @@ def build(checkpoint: str | Path, output: str | Path | None = None, **settings: 
     except ModuleNotFoundError as error:
         raise ConfigError(f"building needs {error.name}: pip install 'tolpack[build]'") from error
     return run(checkpoint, output, **settings)
+
+
+def convert(source: str | Path, destination: str | Path, **settings: Any) -> ConvertResult:
+    """Write a pack's rows as a plain table; see `tolpack.converting.convert` for the settings."""
+    from tolpack.converting import convert as run
+
+    return run(source, destination, **settings)

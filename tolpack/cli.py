@@ -7,6 +7,7 @@ import click
 import tolpack
 from tolpack.commands.bench import bench
 from tolpack.commands.build import build
+from tolpack.commands.convert import convert
 from tolpack.commands.demo import demo
 from tolpack.commands.diff import diff
 from tolpack.commands.evaluate import evaluate
@@ -31,7 +32,9 @@ def main() -> None:
     """
 
 
-for _command in (build, evaluate, study, plan, inspect, verify, rows, diff, bench, demo):
+for _command in (
+    build, evaluate, study, plan, inspect, verify, rows, diff, bench, convert, demo,
+):  # fmt: skip
     main.add_command(_command)
 
 

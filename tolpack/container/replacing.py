@@ -58,7 +58,8 @@ def replacing(path: Path, size: int) -> Iterator[BinaryIO]:
         raise
     except OSError as error:
         hint = ": free some space, or write elsewhere" if error.errno in DISK_FULL else ""
-        raise FileAccessError(f"cannot write {path}: {error.strerror or error}{hint}") from error
+        reason = os.strerror(error.errno) if error.errno else error
+        raise FileAccessError(f"cannot write {path}: {reason}{hint}") from error
 
 
 def partial_path(path: Path) -> Path:
@@ -76,10 +77,13 @@ def open_locked(partial: Path) -> BinaryIO:
     OSError
         It cannot be opened.
     """
-    fd = os.open(partial, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-    file: BinaryIO = os.fdopen(fd, "r+b")
+    file = open(partial, "r+b", opener=_create)  # noqa: SIM115 (the caller closes it)
     _lock(file, partial)
     return file
+
+
+def _create(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_CREAT, 0o666)
 
 
 def publish(file: BinaryIO, partial: Path, path: Path) -> None:

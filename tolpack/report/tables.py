@@ -11,6 +11,7 @@ from tolpack.reading.verification import Damage
 if TYPE_CHECKING:  # these load torch, which reading a pack must not
     from tolpack.bench import Bench
     from tolpack.builder import BuildResult
+    from tolpack.converting import ConvertResult
     from tolpack.evaluate import Evaluation
     from tolpack.planning import Plan
     from tolpack.sources.description import CheckpointSummary
@@ -241,3 +242,16 @@ def bench_table(result: Bench) -> str:
         rows.append([one.io, str(one.rows), *("-" if ms is None else f"{ms:.3f}" for ms in times)])
     header = ["io", "rows", "warm p50 ms", "p99", "cold p50 ms", "p99"]
     return "\n\n".join([format_table(header, rows), *result.advice])
+
+
+def convert_line(result: ConvertResult) -> str:
+    """Write what `tolpack.convert` made."""
+    notes = []
+    if result.dropped_layers:
+        notes.append(f"zeros in dropped layers {', '.join(map(str, result.dropped_layers))}")
+    if result.changed_values:
+        notes.append(f"{result.changed_values:,} values rounded")
+    return "; ".join(
+        [f"{result.path}: {result.dtype} {list(result.shape)}, {format_bytes(result.bytes)}"]
+        + notes
+    )
