@@ -15,7 +15,18 @@ import tolpack
 from tolpack.cli import main
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("build", "eval", "study", "inspect", "verify", "rows", "diff", "plan", "convert", "demo")
+COMMANDS = (
+    "build",
+    "eval",
+    "study",
+    "inspect",
+    "verify",
+    "rows",
+    "diff",
+    "plan",
+    "convert",
+    "demo",
+)
 
 
 def run(*args):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import tqdm
 from tolpack.errors import ConfigError, TolpackError
 from tolpack.progress import Reporter
 
+_COMMAND = "tolpack.command"
 _BUILD_MODULES = ("torch", "safetensors", "scipy", "tokenizers", "h5py")
 
 
@@ -42,6 +44,11 @@ class Terminal(Reporter):
 class Group(click.Group):
     """Turns tolpack's errors into one line and exit code 1."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """See `click.Group`."""
+        ctx.meta[_COMMAND] = shlex.join(["tolpack", *args])
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """See `click.Group`."""
         try:
@@ -54,6 +61,11 @@ class Group(click.Group):
             raise click.ClickException(
                 f"this command needs {error.name}: pip install 'tolpack[build]'"
             ) from error
+
+
+def command_line() -> str:
+    """Return the command that is running, as it can be typed again."""
+    return str(click.get_current_context().meta[_COMMAND])
 
 
 def comma_separated(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:

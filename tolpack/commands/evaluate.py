@@ -9,17 +9,21 @@ import click
 
 from tolpack.commands.options import (
     PATH,
+    check_outputs,
     context_option,
+    csv_option,
     json_option,
+    plot_option,
     print_json,
     reading_options,
+    report_option,
     take_reading,
     tokenizer_option,
 )
 from tolpack.errors import ConfigError
-from tolpack.report import plots, tables, trade_off
-from tolpack.report.files import check_output
-from tolpack.terminal import Terminal
+from tolpack.report import sweep_page, tables, trade_off
+from tolpack.report.page import write_page
+from tolpack.terminal import Terminal, command_line
 
 _SWEEP = "Settings to build and judge, like 'rank=none,50%,auto bits=4,auto'; repeatable."
 
@@ -35,8 +39,9 @@ _SWEEP = "Settings to build and judge, like 'rank=none,50%,auto bits=4,auto'; re
 @click.option("--calibrate", type=PATH, help="Text or token ids to build the sweep's packs with.")
 @click.option("--frequencies", type=PATH, help=".npy of token counts, for the sweep's packs.")
 @click.option("--fresh", is_flag=True, help="Measure again what was measured before.")
-@click.option("--csv", "csv_path", type=PATH, help="Write the results to this file.")
-@click.option("--plot", type=PATH, help="Draw perplexity against size, into a .png or .svg.")
+@csv_option
+@plot_option
+@report_option
 @json_option
 def evaluate(
     checkpoint: Path,
@@ -45,6 +50,7 @@ def evaluate(
     sweep: tuple[str, ...],
     csv_path: Path | None,
     plot: Path | None,
+    report: Path | None,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -56,11 +62,12 @@ def evaluate(
     \b
     tolpack eval model.pt model.tolpack --text held-out.txt --tokenizer tokenizer.json
     tolpack eval model/ a.tolpack b.tolpack --text ids.npy --context 256 --json
-    tolpack eval model/ --text held-out.txt --sweep "rank=none,50% bits=4,8,16" --plot sizes.png
+    tolpack eval model/ --text held-out.txt --sweep "rank=none,50% bits=4,8" --report sizes.html
     tolpack eval model/ --text held-out.txt --sweep "rank=auto bits=auto max-ppl-increase=0.5%,1%"
     """
     from tolpack.evaluate import Evaluation
     from tolpack.judging import Judge
+    from tolpack.studying.choice import choices
     from tolpack.studying.setting import parse_grids
     from tolpack.studying.sweep import run_sweep
     from tolpack.workshop import Knowledge
@@ -71,10 +78,7 @@ def evaluate(
         raise click.UsageError(str(error)) from error
     if not sweep and (settings["calibrate"] or settings["frequencies"] or settings["fresh"]):
         raise click.UsageError("--calibrate, --frequencies and --fresh are for --sweep")
-    for output in (csv_path, plot):
-        check_output(output)
-    if plot is not None:
-        plots.check_plot(plot)
+    check_outputs(csv_path, plot, report)
     reporter, reading = Terminal(), take_reading(settings)
     tokenizer, context = settings["tokenizer"], settings["context"]
     judge = Judge(
@@ -89,6 +93,12 @@ def evaluate(
     if plot is not None:
         title = f"{checkpoint.name}: {evaluation.baseline.tokens} tokens of {text.name}"
         trade_off.plot_sweep(scores, points, plot, title)
+    if report is not None:
+        origin = sweep_page.Origin(checkpoint, text, command_line())
+        page = sweep_page.sweep_page(
+            origin, judge.context, evaluation.baseline, scores, points, choices(points)
+        )
+        write_page(page, report)
     if as_json:
         value = evaluation.to_json()
         if sweep:

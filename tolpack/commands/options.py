@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tolpack.building.settings import parse_drop
+from tolpack.report import plots
+from tolpack.report.files import check_output
 from tolpack.sources.config import MODEL_TYPES
 from tolpack.sources.key_map import BUILT_IN as BUILT_IN_MAPS
 from tolpack.terminal import checked
@@ -32,6 +34,15 @@ context_option = click.option(
     "--context", type=click.IntRange(1),
     help="Window length in tokens [default: the model's max_position_embeddings].",
 )  # fmt: skip
+csv_option = click.option(
+    "--csv", "csv_path", type=PATH, help="Write the packs' results to this file."
+)
+plot_option = click.option(
+    "--plot", type=PATH, help="Draw perplexity against size, into a .png or .svg."
+)
+report_option = click.option(
+    "--report", type=PATH, help="Write a page with charts and tables to this .html file."
+)
 drop_option = click.option(
     "--drop", default="none", show_default=True, callback=checked(parse_drop),
     help="Layers to leave out: none, or numbers and ranges like 3,7-9.",
@@ -76,6 +87,14 @@ def refuse_reading(settings: dict[str, Any], pack: Path) -> None:
     if given:
         option = given[0].removesuffix("_name").replace("_", "-")
         raise click.UsageError(f"--{option} is for checkpoints, and {pack} is a pack")
+
+
+def check_outputs(csv_path: Path | None, plot: Path | None, report: Path | None) -> None:
+    """Raise if one of the files could not be written, before hours of measuring."""
+    for path in (csv_path, plot, report):
+        check_output(path)
+    if plot is not None:
+        plots.check_plot(plot)
 
 
 def print_json(value: object) -> None:

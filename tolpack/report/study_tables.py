@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tolpack.report.tables import format_bytes, format_table, sweep_table
 
 if TYPE_CHECKING:  # it loads torch
+    from tolpack.studying.choice import Choice
     from tolpack.studying.model_size import ModelCosts
     from tolpack.studying.study import Change, Study
     from tolpack.studying.sweep import SweepPoint
 
 
-def study_text(study: Study) -> str:
+def study_text(study: Study, chosen: Sequence[Choice]) -> str:
     """Write all parts that were run, each under its title."""
     base = study.baseline
     parts = [
@@ -21,6 +23,8 @@ def study_text(study: Study) -> str:
     ]
     if study.packs:
         parts.append(f"Packs: perplexity against size\n\n{sweep_table(study.packs)}")
+    if chosen:
+        parts.append(f"Which setting to ship\n\n{choice_table(chosen)}")
     if study.ranks:
         parts.append(f"Ranks by loss against uniform ranks, at equal bytes\n\n{_ranks(study)}")
     if study.layers:
@@ -32,6 +36,22 @@ def study_text(study: Study) -> str:
     if study.costs is not None:
         parts.append(f"Weights and operations\n\n{_costs(study.costs, study.packs)}")
     return "\n\n\n".join(parts)
+
+
+def choice_table(chosen: Sequence[Choice]) -> str:
+    """Write the smallest pack for each limit, and what builds it."""
+    header = ["increase + 2 errors", "bytes", "× FP16", "tolpack build …", "without a basis"]
+    rows = [
+        [
+            f"at most {one.limit_pct:g} %",
+            format_bytes(one.best.score.bytes),
+            f"{one.best.score.ratio_fp16:.2f}",
+            one.best.setting.options or "(the defaults)",
+            "-" if one.plain is None else one.plain.setting.options or "(the defaults)",
+        ]
+        for one in chosen
+    ]
+    return format_table(header, rows)
 
 
 def increase(change: Change) -> str:

@@ -1,0 +1,238 @@
+"""A study as a report: a section for each of the paper's questions (arXiv 2602.00398)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tolpack.report.content import Axis, Chart, Heat, Page, Point, Section, Series, Table
+from tolpack.report.study_tables import COST_HEADER, cost_rows
+from tolpack.report.sweep_page import (
+    INCREASE,
+    Origin,
+    choice_section,
+    details,
+    facts,
+    lead,
+    settings_section,
+    trade_off_section,
+)
+
+if TYPE_CHECKING:  # they load torch
+    from tolpack.studying.choice import Choice
+    from tolpack.studying.study import Change, LayerRun, Study
+
+# Perplexities of the paper's 1B model: Tables 1 (α) and 7 (bits).
+_PAPER_ALPHA = {1.0: 24.348, 0.9: 24.652, 0.8: 25.517, 0.7: 27.457, 0.6: 32.614, 0.5: 53.707}
+_PAPER_BITS = {16: 24.348, 8: 24.347, 4: 24.439}
+_MOST_SINGULAR_VALUES = 256
+_CHANGED = ("perplexity", "increase, %", "± , %", "tokens")
+_CHANGED_FORMATS = (".3f", "+.3f", ".3f", ",.0f")
+
+
+def study_page(origin: Origin, study: Study, chosen: Sequence[Choice]) -> Page:
+    """Make the report of ``tolpack study``; parts that were not run have no section."""
+    sections: list[Section] = []
+    if study.packs:
+        sections.append(trade_off_section((), study.packs, origin.command))
+    if chosen:
+        sections.append(choice_section(chosen, origin))
+    parts = (_precision, _ranks, _layers, _alpha, _spectra, _costs)
+    sections += [section for part in parts if (section := part(study)) is not None]
+    if study.packs:
+        sections.append(settings_section((), study.packs))
+    return Page(
+        title=f"{origin.checkpoint.name}: what its memory is worth",
+        lead=lead(chosen),
+        facts=facts(origin, study.context, study.baseline),
+        sections=tuple(sections),
+    )
+
+
+def _precision(study: Study) -> Section | None:
+    plain = [p for p in study.packs if p.setting.rank == "none" and p.setting.bits in _PAPER_BITS]
+    if not plain:
+        return None
+    whole = _PAPER_BITS[16]
+    rows = tuple(
+        (
+            float(point.setting.bits),
+            point.score.ppl_increase_pct,
+            point.score.ppl_increase_se_pct,
+            point.score.bytes / 1e6,
+            point.score.ratio_fp16,
+            100 * (_PAPER_BITS[int(point.setting.bits)] / whole - 1),
+        )
+        for point in plain
+    )
+    header = ("bits", "increase, %", "± , %", "MB", "× FP16", "the paper's 1B model, %")
+    table = Table(header, rows, (".0f", "+.3f", ".3f", ".2f", ".2f", "+.2f"))
+    text = (
+        "Values rounded in groups of 64, without a basis: the paper's Table 7 on this checkpoint. "
+        "Scales are counted in the size."
+    )
+    return Section("Precision", text, table=table)
+
+
+def _ranks(study: Study) -> Section | None:
+    if not study.ranks:
+        return None
+    names = tuple(f"rank {pair.uniform.setting.rank}" for pair in study.ranks)
+    both = (
+        ("uniform ranks", [pair.uniform for pair in study.ranks]),
+        ("ranks by loss", [pair.by_loss for pair in study.ranks]),
+    )
+    series = tuple(
+        Series(
+            name,
+            tuple(
+                Point(
+                    number, one.score.ppl_increase_pct, one.score.ppl_increase_se_pct,
+                    f"{names[number]}: {name}", details(one.score),
+                )
+                for number, one in enumerate(points)
+            ),
+            "bars",
+        )
+        for name, points in both
+    )  # fmt: skip
+    rows = tuple(
+        (
+            pair.uniform.setting.rank,
+            pair.uniform.score.bytes / 1e6,
+            pair.uniform.score.ppl_increase_pct,
+            pair.by_loss.score.bytes / 1e6,
+            pair.by_loss.score.ppl_increase_pct,
+            pair.gain_pct,
+            pair.gain_se_pct,
+        )
+        for pair in study.ranks
+    )
+    header = ("uniform rank", "MB", "increase, %", "by loss: MB", "increase, %", "lower by, %",
+              "± , %")  # fmt: skip
+    table = Table(header, rows, ("", ".3f", "+.3f", ".3f", "+.3f", ".3f", ".3f"))
+    text = (
+        "The paper truncates all layers to the same rank (Table 8) and leaves open whether ranks "
+        "that differ do better. Here both take the same number of bytes at 4 bits; the ranks of "
+        "the second kind follow from what each component's loss costs. The difference is paired "
+        "window by window."
+    )
+    axis = Axis("uniform rank, and ranks by loss in as many bytes")
+    chart = Chart(axis, INCREASE, series, "Whiskers are standard errors.", names)
+    return Section("Uniform ranks or ranks by loss", text, (chart,), table)
+
+
+def _layers(study: Study) -> Section | None:
+    if not study.layers:
+        return None
+    count = 1 + max(run.last for run in study.layers)
+    single = [run for run in study.layers if run.first == run.last]
+    points = tuple(_changed_point(n, run) for n, run in enumerate(single))
+    chart = Chart(
+        Axis("layer without memory"), INCREASE, (Series("one layer left out", points, "bars"),),
+        "The layer's memory outputs are zeros; nothing makes up for them.",
+        tuple(str(run.first) for run in single),
+    )  # fmt: skip
+    increases = {(run.first, run.last): run.change.increase_pct for run in study.layers}
+    names = tuple(map(str, range(count)))
+    values = tuple(
+        tuple(_positive(increases.get((first, last))) for last in range(count))
+        for first in range(count)
+    )
+    heat = Heat(
+        names, names, values, "perplexity increase", "%", "Runs of layers left out together.",
+        row_label="first layer", column_label="last layer", log=True,
+    )  # fmt: skip
+    rows = tuple(
+        (float(run.first), float(run.last), float(run.last - run.first + 1), *_cells(run.change))
+        for run in study.layers
+    )
+    table = Table(("first", "last", "layers", *_CHANGED), rows,
+                  (".0f", ".0f", ".0f", *_CHANGED_FORMATS))  # fmt: skip
+    text = (
+        "Each layer's memory, and every run of neighbouring layers' memories, left out (the "
+        "paper's Figures 4 and 12). A pack that drops layers with --bits auto folds them into "
+        "their neighbours, and loses much less."
+    )
+    return Section("Which layers matter", text, (chart, heat), table)
+
+
+def _alpha(study: Study) -> Section | None:
+    if not study.alphas:
+        return None
+    own = tuple(
+        Point(one.alpha, one.change.increase_pct, one.change.increase_se_pct, f"α = {one.alpha:g}")
+        for one in study.alphas
+    )
+    whole = _PAPER_ALPHA[1.0]
+    paper = tuple(
+        Point(alpha, 100 * (ppl / whole - 1), None, f"α = {alpha:g}", (("perplexity", f"{ppl}"),))
+        for alpha, ppl in _PAPER_ALPHA.items()
+    )
+    series = (Series("this checkpoint", own, "line"), Series("the paper, 1B", paper, "line"))
+    chart = Chart(Axis("α"), Axis("perplexity increase", "%", linear_below=1.0), series)
+    rows = tuple((one.alpha, *_cells(one.change)) for one in study.alphas)
+    table = Table(("α", *_CHANGED), rows, (".1f", *_CHANGED_FORMATS))
+    text = "All memory outputs times α (the paper's Table 1): how much the model leans on them."
+    return Section("Scaling the memory", text, (chart,), table)
+
+
+def _spectra(study: Study) -> Section | None:
+    if not study.spectra:
+        return None
+    series = []
+    for one in study.spectra:
+        step = max(1, len(one.singular_values) // _MOST_SINGULAR_VALUES)
+        shown = list(enumerate(one.singular_values, 1))[::step]
+        points = tuple(Point(number, value) for number, value in shown)
+        series.append(Series(f"layer {one.layer}", points, "line"))
+    chart = Chart(
+        Axis("component"), Axis("singular value, over the largest", log=True), tuple(series),
+        "Each layer's rows around their mean, every token counted once.", ordered=True,
+    )  # fmt: skip
+    rows = tuple(
+        (float(one.layer), float(one.rank_90), float(one.rank_99), one.effective_rank,
+         float(len(one.singular_values)))
+        for one in study.spectra
+    )  # fmt: skip
+    header = ("layer", "90 % of the energy", "99 %", "effective rank", "components")
+    table = Table(header, rows, (".0f", ".0f", ".0f", ".0f", ".0f"))
+    text = (
+        "How many components hold a layer's energy (the paper's Figure 13). Energy is not loss: "
+        "ranks chosen by it do worse than uniform ones."
+    )
+    return Section("Spectra", text, (chart,), table)
+
+
+def _costs(study: Study) -> Section | None:
+    if study.costs is None:
+        return None
+    costs = study.costs
+    rows = tuple(tuple(row) for row in cost_rows(costs, study.packs))
+    text = (
+        "What stands for the memory at inference, and multiply-adds of weights for a token "
+        "(attention's products with earlier tokens come on top). The other weights are "
+        f"{costs.embedding_weights + costs.head_weights + costs.other_weights:,}."
+    )
+    return Section("Weights and operations", text, table=Table(COST_HEADER, rows))
+
+
+def _cells(change: Change) -> tuple[float, ...]:
+    return (change.ppl, change.increase_pct, change.increase_se_pct, float(change.tokens))
+
+
+def _changed_point(place: int, run: LayerRun) -> Point:
+    change = run.change
+    shown = (
+        ("perplexity", f"{change.ppl:.3f} ± {change.ppl_se:.3f}"),
+        ("increase", f"{change.increase_pct:+.3f} ± {change.increase_se_pct:.3f} %"),
+        ("tokens", f"{change.tokens:,}"),
+    )
+    return Point(
+        place, change.increase_pct, change.increase_se_pct, f"without layer {run.first}", shown
+    )
+
+
+def _positive(value: float | None) -> float | None:
+    """A logarithmic scale has no place for what costs nothing."""
+    return None if value is None else max(value, 0.01)

@@ -1,0 +1,186 @@
+"""Sweeps as a report: the trade-off, which setting to ship, and all that was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tolpack.machine import machine, versions
+from tolpack.report.content import Axis, Chart, Page, Point, Section, Series, Table
+from tolpack.report.tables import format_bytes
+from tolpack.report.trade_off import family
+
+if TYPE_CHECKING:  # they load torch
+    from tolpack.judging import Baseline, PackScore
+    from tolpack.studying.choice import Choice
+    from tolpack.studying.sweep import SweepPoint
+
+# Increases below this are drawn in proportion, larger ones by their logarithm.
+LINEAR_PCT = 0.1
+INCREASE = Axis("perplexity increase", "%", linear_below=LINEAR_PCT)
+_SIZE = Axis("size of the pack", "MB", log=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a report is of: the checkpoint and text as they were named, and the command line."""
+
+    checkpoint: Path
+    text: Path
+    command: str
+
+    @property
+    def build(self) -> str:
+        """The beginning of the command that builds one of its packs."""
+        return f"tolpack build {self.checkpoint}"
+
+
+def sweep_page(
+    origin: Origin,
+    context: int,
+    baseline: Baseline,
+    packs: Sequence[PackScore],
+    points: Sequence[SweepPoint],
+    chosen: Sequence[Choice],
+) -> Page:
+    """Make the report of ``tolpack eval``."""
+    sections = [trade_off_section(packs, points, origin.command)]
+    if chosen:
+        sections.append(choice_section(chosen, origin))
+    sections.append(settings_section(packs, points))
+    return Page(
+        title=f"{origin.checkpoint.name}: perplexity against size",
+        lead=lead(chosen),
+        facts=facts(origin, context, baseline),
+        sections=tuple(sections),
+    )
+
+
+def lead(chosen: Sequence[Choice]) -> str:
+    """What was found, in a sentence."""
+    if not chosen:
+        return "What each pack takes on disk, and what it costs in perplexity."
+    middle = chosen[len(chosen) // 2]
+    score = middle.best.score
+    return (
+        f"At a cost of at most {middle.limit_pct:g} % of perplexity, the smallest pack takes "
+        f"{format_bytes(score.bytes)}, {score.ratio_fp16:.1f} times less than the table in FP16: "
+        f"{middle.best.setting.short}."
+    )
+
+
+def facts(origin: Origin, context: int, baseline: Baseline) -> tuple[tuple[str, str], ...]:
+    """The conditions of all numbers."""
+    known = versions("numpy", "torch", "zstandard")
+    return (
+        ("checkpoint", str(origin.checkpoint)),
+        ("text", f"{origin.text}, {baseline.tokens:,} tokens in windows of {context}"),
+        ("its perplexity", f"{baseline.ppl:.3f} ± {baseline.ppl_se:.3f}"),
+        ("errors", "standard errors over windows; increases are paired window by window"),
+        ("machine", machine()),
+        ("versions", ", ".join(f"{name} {number}" for name, number in known.items())),
+        ("command", origin.command),
+    )
+
+
+def trade_off_section(
+    packs: Sequence[PackScore], points: Sequence[SweepPoint], command: str
+) -> Section:
+    """Perplexity against size, with the Pareto front."""
+    series = []
+    ordered = sorted((point for point in points if point.on_front), key=lambda p: p.score.bytes)
+    if len(ordered) > 1:
+        front = tuple(_point(one.score, "", ()) for one in ordered)
+        series.append(Series("Pareto front", front, "step"))
+    if packs:
+        given = tuple(_point(one, Path(one.path).name, details(one)) for one in packs)
+        series.append(Series("packs", given))
+    for name in dict.fromkeys(family(point) for point in points):
+        own = tuple(
+            _point(point.score, point.setting.short, _setting_details(point))
+            for point in points
+            if family(point) == name
+        )
+        series.append(Series(name, own))
+    caption = (
+        "Lower and further left is better. Whiskers are standard errors; the vertical axis is "
+        f"linear below {LINEAR_PCT:g} % and logarithmic above."
+    )
+    chart = Chart(_SIZE, INCREASE, tuple(series), caption)
+    return Section("Perplexity against size", charts=(chart,), command=command)
+
+
+def choice_section(chosen: Sequence[Choice], origin: Origin) -> Section:
+    """Which setting to ship, for each limit."""
+    header = ("at most", "setting", "increase, %", "MB", "× FP16", "MACs a token", "build it with",
+              "without a basis")  # fmt: skip
+    rows = tuple(
+        (
+            f"{one.limit_pct:g} %",
+            one.best.setting.short,
+            one.best.score.ppl_increase_pct,
+            one.best.score.bytes / 1e6,
+            one.best.score.ratio_fp16,
+            float(one.best.score.macs_per_token),
+            one.best.setting.options or "(the defaults)",
+            None
+            if one.plain is None
+            else f"{one.plain.setting.short}: {format_bytes(one.plain.score.bytes)}",
+        )
+        for one in chosen
+    )
+    text = (
+        "The smallest pack whose increase in perplexity, two standard errors above what was "
+        "measured, stays within a limit. A basis makes packs smaller, and its multiply-adds are "
+        "paid for every token; the last column is the smallest pack that needs none."
+    )
+    table = Table(header, rows, ("", "", "+.3f", ".2f", ".2f", ",.0f", "", ""))
+    return Section("Which setting to ship", text, table=table, command=f"{origin.build} …")
+
+
+def settings_section(packs: Sequence[PackScore], points: Sequence[SweepPoint]) -> Section:
+    """Every number of every pack."""
+    header = ("setting", "increase, %", "± , %", "perplexity", "MB", "× FP16", "bits a value",
+              "read a token, B", "resident, B", "MACs a token", "on the front")  # fmt: skip
+    named = [(Path(pack.path).name, pack, None) for pack in packs]
+    swept = [(p.setting.options or "(the defaults)", p.score, p.on_front) for p in points]
+    rows = tuple(
+        (
+            name,
+            one.ppl_increase_pct,
+            one.ppl_increase_se_pct,
+            one.ppl,
+            one.bytes / 1e6,
+            one.ratio_fp16,
+            one.bits_per_weight,
+            one.read_bytes_per_token,
+            float(one.resident_bytes),
+            float(one.macs_per_token),
+            None if on_front is None else "yes" if on_front else "no",
+        )
+        for name, one, on_front in [*named, *swept]
+    )
+    formats = ("", "+.3f", ".3f", ".3f", ".2f", ".2f", ".2f", ",.0f", ",.0f", ",.0f", "")
+    return Section("All packs", table=Table(header, rows, formats))
+
+
+def details(score: PackScore) -> tuple[tuple[str, str], ...]:
+    """What a hover shows of a pack."""
+    return (
+        ("perplexity", f"{score.ppl:.3f} ± {score.ppl_se:.3f}"),
+        ("increase", f"{score.ppl_increase_pct:+.3f} ± {score.ppl_increase_se_pct:.3f} %"),
+        ("size", f"{format_bytes(score.bytes)}, × {score.ratio_fp16:.2f}"),
+        ("read a token", format_bytes(score.read_bytes_per_token)),
+        ("MACs a token", f"{score.macs_per_token:,}"),
+    )
+
+
+def _setting_details(point: SweepPoint) -> tuple[tuple[str, str], ...]:
+    options = point.setting.options or "(the defaults)"
+    return (("tolpack build", options), *details(point.score))
+
+
+def _point(score: PackScore, label: str, shown: tuple[tuple[str, str], ...]) -> Point:
+    return Point(score.bytes / 1e6, score.ppl_increase_pct, score.ppl_increase_se_pct, label, shown)
