@@ -22,7 +22,7 @@ def study_text(study: Study, chosen: Sequence[Choice]) -> str:
         f"{base.ppl:.3f} ± {base.ppl_se:.2f}; increases are paired window by window"
     ]
     if study.packs:
-        parts.append(f"Packs: perplexity against size\n\n{sweep_table(study.packs)}")
+        parts.append(f"Packs: perplexity against size\n\n{sweep_table(study.packs, study.skipped)}")
     if chosen:
         parts.append(f"Which setting to ship\n\n{choice_table(chosen)}")
     if study.ranks:

@@ -86,11 +86,14 @@ class RankPair:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """All that was measured; parts that were not asked for are empty."""
+    """All that was measured; parts that were not asked for are empty. ``skipped``: packs that
+    could not be built, and why.
+    """
 
     context: int
     baseline: Baseline
     packs: tuple[SweepPoint, ...]
+    skipped: tuple[str, ...]
     ranks: tuple[RankPair, ...]
     layers: tuple[LayerRun, ...]
     alphas: tuple[AlphaPoint, ...]
@@ -112,6 +115,7 @@ class Study:
             "context": self.context,
             "baseline": asdict(self.baseline),
             "packs": [point.to_json() for point in self.packs],
+            "skipped": list(self.skipped),
             "ranks": pairs,
             "layers": [{"first": r.first, "last": r.last, **asdict(r.change)} for r in self.layers],
             "alpha": [{"alpha": a.alpha, **asdict(a.change)} for a in self.alphas],
@@ -154,6 +158,7 @@ class _Run:
         self._bench, self._judge, self._memory = bench, bench.judge, memory
         self._reporter = reporter
         self._packs: dict[Setting, SweepPoint] = {}
+        self._skipped: list[str] = []
 
     def study(self, parts: Sequence[str]) -> Study:
         """Run the parts in the order of `PARTS`: the cheap packs come first."""
@@ -171,7 +176,17 @@ class _Run:
         spectra = self._spectra() if "spectra" in parts else ()
         costs = model_costs(judge.checkpoint) if "size" in parts else None
         packs = front(tuple(self._packs.values()))
-        return Study(judge.context, judge.baseline, packs, ranks, layers, alphas, spectra, costs)
+        return Study(
+            judge.context,
+            judge.baseline,
+            packs,
+            tuple(self._skipped),
+            ranks,
+            layers,
+            alphas,
+            spectra,
+            costs,
+        )
 
     def _pack(self, setting: Setting) -> SweepPoint:
         self._reporter.say(f"pack: {setting.label}")
@@ -183,15 +198,25 @@ class _Run:
         )
         return found
 
+    def _skip(self, what: str) -> None:
+        self._reporter.say(f"  not built: {what}")
+        self._skipped.append(what)
+
     def _ranks(self) -> tuple[RankPair, ...]:
         pairs = []
         for rank in _UNIFORM:
             uniform = Setting(rank)
             one = self._pack(uniform)
             by_loss = Setting("auto", size=str(one.score.bytes))
-            other = self._pack(by_loss)
-            change, error = increase_pct(self._bench.windows(by_loss), self._bench.windows(uniform))
-            pairs.append(RankPair(one, other, -change, error))
+            try:
+                other = self._pack(by_loss)
+            except ConfigError as error:  # a table of a few pages
+                self._skip(f"{by_loss.label}: {error}")
+                continue
+            change, change_se = increase_pct(
+                self._bench.windows(by_loss), self._bench.windows(uniform)
+            )
+            pairs.append(RankPair(one, other, -change, change_se))
         return tuple(pairs)
 
     def _layers(self) -> tuple[LayerRun, ...]:

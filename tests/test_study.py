@@ -1,0 +1,250 @@
+"""``tolpack study``: each experiment against a plain computation, and its tables and page."""
+
+import json
+
+import models
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from tolpack.cli import main
+from tolpack.errors import CheckpointError, ConfigError
+from tolpack.judging import Judge
+from tolpack.reference.decoder import Decoder
+from tolpack.reference.perplexity import increase_pct, score
+from tolpack.report import study_page
+from tolpack.report.sweep_page import Origin
+from tolpack.sources.checkpoint import open_checkpoint
+from tolpack.sources.table import MemoryTable
+from tolpack.studying.choice import choices
+from tolpack.studying.model_size import model_costs
+from tolpack.studying.setting import Setting
+from tolpack.studying.study import PARTS, layer_runs, run_study
+from tolpack.workshop import Knowledge
+
+CONFIG = models.make_config(vocab_size=3000)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny MemoryLLM with a table of many pages: the file."""
+    folder = tmp_path_factory.mktemp("model")
+    return models.save_model(folder, vocab_size=3000)
+
+
+@pytest.fixture(scope="module")
+def study(model, token_ids):
+    """A study of it, every part; the judge and the result."""
+    judge = Judge(model, token_ids)
+    return judge, run_study(judge, Knowledge(token_ids))
+
+
+def run(*args):
+    """Run the command line in this process."""
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+def test_layers_left_out_are_those_without_their_weights(study, model):
+    """As a model whose down projections of these layers are zeros."""
+    judge, found = study
+    config, state = CONFIG, torch.load(model)["model"]
+    assert {(run.first, run.last) for run in found.layers} == {
+        (0, 0),
+        (1, 1),
+        (2, 2),
+        (0, 1),
+        (1, 2),
+    }
+    for one in found.layers:
+        changed = dict(state)
+        for layer in range(one.first, one.last + 1):
+            name = next(n for n in state if f"layers.{layer}.memory_mlp.down_proj" in n)
+            changed[name] = torch.zeros_like(state[name])
+        path = model.parent / "zeroed.pt"
+        torch.save({"model": changed, "config": config}, path)
+        plain = score(Decoder(open_checkpoint(path)), judge.token_ids, judge.context)
+        path.unlink()
+        assert one.change.ppl == pytest.approx(plain.ppl, rel=1e-5)
+        expected = increase_pct(plain, judge.base_score)
+        assert (one.change.increase_pct, one.change.increase_se_pct) == pytest.approx(
+            expected, rel=1e-4, abs=1e-4
+        )
+        assert one.change.tokens == judge.token_ids.size - 1
+
+
+def test_alpha_scales_the_down_projections(study, model):
+    """α = 1 is the model itself, α = 0 is the one without any memory."""
+    judge, found = study
+    config, state = CONFIG, torch.load(model)["model"]
+    by_alpha = {one.alpha: one.change for one in found.alphas}
+    assert by_alpha[1.0].increase_pct == 0.0
+    for alpha in (0.5, 0.0):
+        scaled = {
+            name: value * (alpha if ".memory_mlp.down_proj" in name else 1)
+            for name, value in state.items()
+        }
+        path = model.parent / "scaled.pt"
+        torch.save({"model": scaled, "config": config}, path)
+        plain = score(Decoder(open_checkpoint(path)), judge.token_ids, judge.context)
+        path.unlink()
+        assert by_alpha[alpha].ppl == pytest.approx(plain.ppl, rel=1e-5)
+
+
+def test_spectra_are_singular_values(study):
+    """Of each layer's rows around their mean."""
+    judge, found = study
+    table = MemoryTable(judge.checkpoint)
+    for one in found.spectra:
+        rows = table.layer(one.layer)(np.arange(table.vocab_size)).astype(np.float64)
+        values = np.linalg.svd(rows - rows.mean(0), compute_uv=False)
+        np.testing.assert_allclose(one.singular_values, values / values[0], atol=2e-4)
+        energy = np.cumsum(values**2) / (values**2).sum()
+        assert energy[one.rank_90 - 1] >= 0.9 > energy[one.rank_90 - 2]
+        assert energy[one.rank_99 - 1] >= 0.99 > energy[one.rank_99 - 2]
+        assert 1 <= one.effective_rank <= len(values)
+
+
+def test_pairs_take_equal_bytes(study):
+    """Ranks by loss never take more than the uniform ones; the gain is paired window by window."""
+    _, found = study
+    assert [pair.uniform.setting for pair in found.ranks] == [
+        Setting("75%"), Setting("50%"), Setting("25%"),
+    ]  # fmt: skip
+    for pair in found.ranks:
+        assert pair.by_loss.score.bytes <= pair.uniform.score.bytes
+        lower = 100 * (1 - pair.by_loss.score.ppl / pair.uniform.score.ppl)
+        assert pair.gain_pct == pytest.approx(lower, abs=1e-6)
+        assert pair.gain_se_pct > 0
+
+
+def test_packs_are_all_that_were_built(study):
+    """Precision, ranks and the entropy-coded ones, with their front."""
+    _, found = study
+    bits = [point.setting.bits for point in found.packs]
+    assert bits[:3] == [16, 8, 4]
+    assert bits.count("auto") == 6
+    assert any(point.on_front for point in found.packs)
+
+
+def test_costs_count_the_weights(study):
+    """All weights, each once; a table takes no operations."""
+    judge, found = study
+    costs = model_costs(judge.checkpoint)
+    assert costs == found.costs
+    state = models.make_state(CONFIG)
+    sizes = [costs.embedding_weights, costs.head_weights, costs.other_weights, costs.memory_weights]
+    assert sum(sizes) == sum(value.numel() for value in state.values())
+    assert costs.memory_macs == 3 * 3 * 24 * 20
+    assert costs.other_macs == 3 * 4 * 24 * 24
+    assert costs.head_macs == 3000 * 24
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 12, 13, 24])
+def test_runs_of_layers(count):
+    """Every run of few layers but all of them; of many, lengths that double."""
+    runs = layer_runs(count)
+    assert len(set(runs)) == len(runs)
+    assert all(0 <= first <= last < count for first, last in runs)
+    lengths = {last - first + 1 for first, last in runs}
+    if count <= 12:
+        assert lengths == set(range(1, count))
+    else:
+        assert lengths == {length for length in (1, 2, 4, 8, 16, 32) if length < count}
+    for length in lengths:
+        assert sum(last - first + 1 == length for first, last in runs) == count - length + 1
+
+
+def test_choices_hold_their_limit(study):
+    """With two standard errors; a smaller pack that holds it too is not passed over."""
+    _, found = study
+    for one in choices(found.packs):
+        fitting = [
+            point.score.bytes
+            for point in found.packs
+            if point.score.ppl_increase_pct + 2 * point.score.ppl_increase_se_pct <= one.limit_pct
+        ]
+        assert one.best.score.bytes == min(fitting)
+        if one.plain is not None:
+            assert one.plain.score.macs_per_token == 0
+            assert one.plain.score.bytes >= one.best.score.bytes
+
+
+# -- parts, inputs, the command --------------------------------------------------------------------
+
+
+def test_some_parts_on_some_tokens(memoryllm, token_ids):
+    """Only what was asked for is measured, on whole windows at the beginning and a rest."""
+    judge = Judge(memoryllm, token_ids, tokens=100)
+    found = run_study(judge, Knowledge(), ["alpha", "size"])
+    assert (found.packs, found.ranks, found.layers, found.spectra) == ((), (), (), ())
+    assert {one.change.tokens for one in found.alphas} == {100}
+    assert found.baseline.tokens == 100
+
+
+def test_flex_models_can_be_studied(tmp_path, token_ids):
+    """FFN-C counts among the other weights."""
+    path = models.save_model(tmp_path, model_type="flex_memoryllm")
+    found = run_study(Judge(path, token_ids), Knowledge(), ["layers", "alpha", "spectra", "size"])
+    assert found.costs.other_macs == 3 * (4 * 24 * 24 + 3 * 24 * 28)
+    assert len(found.spectra) == 3
+
+
+def test_what_cannot_be_studied(tmp_path, memoryllm, token_ids):
+    """A dense model; parts that do not exist."""
+    dense = models.save_model(tmp_path, model_type="llama")
+    with pytest.raises(CheckpointError, match="no memory"):
+        run_study(Judge(dense, token_ids), Knowledge())
+    with pytest.raises(ConfigError, match="colour"):
+        run_study(Judge(memoryllm, token_ids), Knowledge(), ["colour"])
+
+
+def test_the_command_prints_every_part(memoryllm, token_ids, tmp_path):
+    """As text, JSON and page, with nothing on standard output beside them."""
+    parts = ("--only", "precision,layers,alpha,spectra,size", "--report", tmp_path / "r.html")
+    result = run("study", memoryllm, "--text", token_ids, *parts)
+    assert result.exit_code == 0, result.stderr
+    for title in (
+        "Packs",
+        "Which setting to ship",
+        "Layers without",
+        "times α",
+        "Spectra",
+        "Weights",
+    ):
+        assert title in result.stdout
+    page = (tmp_path / "r.html").read_text("utf-8")
+    assert "tolpack study" in page
+    assert "Which layers matter" in page
+    found = json.loads(run("study", memoryllm, "--text", token_ids, *parts, "--json").stdout)
+    assert len(found["layers"]) == 5
+    assert found["layers"][0]["tokens"] == 400
+    assert found["choices"][0]["bytes"] in {one["bytes"] for one in found["packs"]}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(["--only", "precision,colour"], "colour"), (["--report", "absent/r.html"], "absent")],
+)
+def test_wrong_usage(options, words, memoryllm, token_ids):
+    """One line that says what is wrong, before anything is measured."""
+    result = run("study", memoryllm, "--text", token_ids, *options)
+    assert result.exit_code in (1, 2)
+    assert words in result.stderr
+
+
+def test_a_page_has_a_section_for_each_part(study, tmp_path):
+    """And none for parts that were not run."""
+    judge, found = study
+    origin = Origin(tmp_path / "m.pt", tmp_path / "t.npy", "tolpack study m.pt --text t.npy")
+    page = study_page.study_page(origin, found, choices(found.packs))
+    titles = [section.title for section in page.sections]
+    assert titles[:1] == ["Perplexity against size"]
+    assert {
+        "Precision", "Uniform ranks or ranks by loss", "Which layers matter", "All packs",
+        "Scaling the memory", "Spectra", "Weights and operations",
+    } <= {*titles}  # fmt: skip
+    assert len(PARTS) == 7
+    empty = run_study(judge, Knowledge(), ["size"])
+    titles = [section.title for section in study_page.study_page(origin, empty, ()).sections]
+    assert titles == ["Weights and operations"]
