@@ -75,8 +75,9 @@ def test_options_build_the_setting():
     assert Setting().options == ""
     setting = Setting("auto", "auto", "1,3", max_ppl_increase="1%")
     assert setting.options == "--rank auto --bits auto --drop 1,3 --max-ppl-increase 1%"
-    context = main.commands["build"].make_context("build", ["x.pt", *setting.options.split()])
-    assert context.params["max_ppl_increase"] == "1%"
+    result = run("build", "absent.pt", *setting.options.split())
+    assert result.exit_code == 1  # 2 would be wrong usage
+    assert "absent.pt" in result.stderr
 
 
 # -- measuring -------------------------------------------------------------------------------------

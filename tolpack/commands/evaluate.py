@@ -9,48 +9,30 @@ import click
 
 from tolpack.commands.options import (
     PATH,
-    check_outputs,
-    context_option,
-    csv_option,
+    Outputs,
     json_option,
-    plot_option,
+    measuring_options,
     print_json,
-    reading_options,
-    report_option,
-    take_reading,
-    tokenizer_option,
+    take_measuring,
 )
 from tolpack.errors import ConfigError
 from tolpack.report import sweep_page, tables, trade_off
 from tolpack.report.page import write_page
-from tolpack.terminal import Terminal, command_line
+from tolpack.terminal import command_line
 
-_SWEEP = "Settings to build and judge, like 'rank=none,50%,auto bits=4,auto'; repeatable."
+_SWEEP = "Settings to build and judge, like 'rank=none,50% bits=4,auto'; repeatable."
 
 
 @click.command(name="eval")
 @click.argument("checkpoint", type=PATH)
 @click.argument("packs", nargs=-1, type=PATH)
-@click.option("--text", type=PATH, required=True, help="UTF-8 text, or .npy of token ids.")
-@tokenizer_option
-@reading_options
-@context_option
 @click.option("--sweep", multiple=True, metavar="SPEC", help=_SWEEP)
-@click.option("--calibrate", type=PATH, help="Text or token ids to build the sweep's packs with.")
-@click.option("--frequencies", type=PATH, help=".npy of token counts, for the sweep's packs.")
-@click.option("--fresh", is_flag=True, help="Measure again what was measured before.")
-@csv_option
-@plot_option
-@report_option
+@measuring_options
 @json_option
 def evaluate(
     checkpoint: Path,
     packs: tuple[Path, ...],
-    text: Path,
     sweep: tuple[str, ...],
-    csv_path: Path | None,
-    plot: Path | None,
-    report: Path | None,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -66,39 +48,32 @@ def evaluate(
     tolpack eval model/ --text held-out.txt --sweep "rank=auto bits=auto max-ppl-increase=0.5%,1%"
     """
     from tolpack.evaluate import Evaluation
-    from tolpack.judging import Judge
     from tolpack.studying.choice import choices
     from tolpack.studying.setting import parse_grids
     from tolpack.studying.sweep import run_sweep
-    from tolpack.workshop import Knowledge
 
     try:
         grid, skipped = parse_grids(sweep) if sweep else ((), ())
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
-    if not sweep and (settings["calibrate"] or settings["frequencies"] or settings["fresh"]):
+    fresh, text = settings.pop("fresh"), settings["text"]
+    if not sweep and (settings["calibrate"] or settings["frequencies"] or fresh):
         raise click.UsageError("--calibrate, --frequencies and --fresh are for --sweep")
-    check_outputs(csv_path, plot, report)
-    reporter, reading = Terminal(), take_reading(settings)
-    tokenizer, context = settings["tokenizer"], settings["context"]
-    judge = Judge(
-        checkpoint, text, tokenizer=tokenizer, reading=reading, context=context, reporter=reporter
-    )
+    outputs = Outputs.take(settings)
+    judge, knowledge = take_measuring(checkpoint, settings)
     scores = tuple(judge.pack(path) for path in packs)
-    knowledge = Knowledge(settings["calibrate"], settings["frequencies"], tokenizer)
-    points = run_sweep(judge, grid, knowledge, fresh=settings["fresh"], reporter=reporter)
+    points = run_sweep(judge, grid, knowledge, fresh=fresh, reporter=judge.reporter)
     evaluation = Evaluation(judge.context, judge.baseline, scores)
-    if csv_path is not None:
-        trade_off.write_csv(scores, points, csv_path)
-    if plot is not None:
+    if outputs.csv is not None:
+        trade_off.write_csv(scores, points, outputs.csv)
+    if outputs.plot is not None:
         title = f"{checkpoint.name}: {evaluation.baseline.tokens} tokens of {text.name}"
-        trade_off.plot_sweep(scores, points, plot, title)
-    if report is not None:
+        trade_off.plot_sweep(scores, points, outputs.plot, title)
+    if outputs.report is not None:
         origin = sweep_page.Origin(checkpoint, text, command_line())
-        page = sweep_page.sweep_page(
-            origin, judge.context, evaluation.baseline, scores, points, choices(points)
-        )
-        write_page(page, report)
+        base, chosen = evaluation.baseline, choices(points)
+        page = sweep_page.sweep_page(origin, judge.context, base, scores, points, chosen)
+        write_page(page, outputs.report)
     if as_json:
         value = evaluation.to_json()
         if sweep:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,12 @@ from tolpack.report import plots
 from tolpack.report.files import check_output
 from tolpack.sources.config import MODEL_TYPES
 from tolpack.sources.key_map import BUILT_IN as BUILT_IN_MAPS
-from tolpack.terminal import checked
+from tolpack.terminal import Terminal, checked
 
 if TYPE_CHECKING:  # it loads torch
+    from tolpack.judging import Judge
     from tolpack.sources.checkpoint import Reading
+    from tolpack.workshop import Knowledge
 
 PATH = click.Path(path_type=Path)
 _READING = ("config", "arch", "map_name", "key_map")
@@ -34,15 +37,6 @@ context_option = click.option(
     "--context", type=click.IntRange(1),
     help="Window length in tokens [default: the model's max_position_embeddings].",
 )  # fmt: skip
-csv_option = click.option(
-    "--csv", "csv_path", type=PATH, help="Write the packs' results to this file."
-)
-plot_option = click.option(
-    "--plot", type=PATH, help="Draw perplexity against size, into a .png or .svg."
-)
-report_option = click.option(
-    "--report", type=PATH, help="Write a page with charts and tables to this .html file."
-)
 drop_option = click.option(
     "--drop", default="none", show_default=True, callback=checked(parse_drop),
     help="Layers to leave out: none, or numbers and ranges like 3,7-9.",
@@ -89,12 +83,65 @@ def refuse_reading(settings: dict[str, Any], pack: Path) -> None:
         raise click.UsageError(f"--{option} is for checkpoints, and {pack} is a pack")
 
 
-def check_outputs(csv_path: Path | None, plot: Path | None, report: Path | None) -> None:
-    """Raise if one of the files could not be written, before hours of measuring."""
-    for path in (csv_path, plot, report):
-        check_output(path)
-    if plot is not None:
-        plots.check_plot(plot)
+def measuring_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what `eval` and `study` have in common: what is measured, with what, and what is written
+    beside standard output.
+    """
+    options = (
+        click.option("--text", type=PATH, required=True, help="UTF-8 text, or .npy of token ids."),
+        tokenizer_option,
+        reading_options,
+        context_option,
+        click.option("--calibrate", type=PATH, help="Text or token ids to build packs with."),
+        click.option("--frequencies", type=PATH, help=".npy of token counts, to build with."),
+        click.option("--fresh", is_flag=True, help="Measure again what was measured before."),
+        click.option("--csv", "csv_path", type=PATH, help="Write the packs' results to this file."),
+        click.option("--plot", type=PATH, help="Draw perplexity against size: a .png or .svg."),
+        click.option("--report", type=PATH, help="Write a page with charts and tables: an .html."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Files to write; checked at once, before hours of measuring."""
+
+    csv: Path | None
+    plot: Path | None
+    report: Path | None
+
+    @classmethod
+    def take(cls, settings: dict[str, Any]) -> Outputs:
+        """Take them out of `settings`, or raise `FileAccessError` or `ConfigError`."""
+        found = cls(*(settings.pop(name) for name in ("csv_path", "plot", "report")))
+        for path in (found.csv, found.plot, found.report):
+            check_output(path)
+        if found.plot is not None:
+            plots.check_plot(found.plot)
+        return found
+
+
+def take_measuring(
+    checkpoint: Path, settings: dict[str, Any], tokens: int | None = None
+) -> tuple[Judge, Knowledge]:
+    """Take the other settings of `measuring_options`, but ``fresh``, out of `settings`."""
+    from tolpack.judging import Judge
+    from tolpack.workshop import Knowledge
+
+    reading, tokenizer = take_reading(settings), settings.pop("tokenizer")
+    knowledge = Knowledge(settings.pop("calibrate"), settings.pop("frequencies"), tokenizer)
+    judge = Judge(
+        checkpoint,
+        settings.pop("text"),
+        tokenizer=tokenizer,
+        reading=reading,
+        context=settings.pop("context"),
+        tokens=tokens,
+        reporter=Terminal(),
+    )
+    return judge, knowledge
 
 
 def print_json(value: object) -> None:
