@@ -43,6 +43,9 @@ class Setting:
         words += ranks.get(self.rank, [f"rank {self.rank}"])
         words += [] if self.drop == "none" else [f"drop {self.drop}"]
         words += [] if self.max_ppl_increase is None else [f"≤ {self.max_ppl_increase}"]
+        if self.size is not None:
+            exact = self.size.isdigit()
+            words.append(f"≤ {int(self.size) / 1e6:.1f} MB" if exact else f"≤ {self.size}")
         return ", ".join(words)
 
     @property
