@@ -17,10 +17,13 @@ from tolpack.report import study_page
 from tolpack.report.sweep_page import Origin
 from tolpack.sources.checkpoint import open_checkpoint
 from tolpack.sources.table import MemoryTable
+from tolpack.studying import PARTS
+from tolpack.studying import study as studying
 from tolpack.studying.choice import choices
 from tolpack.studying.model_size import model_costs
 from tolpack.studying.setting import Setting
-from tolpack.studying.study import PARTS, layer_runs, run_study
+from tolpack.studying.study import layer_runs, run_study
+from tolpack.studying.workplace import Inputs
 from tolpack.workshop import Knowledge
 
 CONFIG = models.make_config(vocab_size=3000)
@@ -37,7 +40,7 @@ def model(tmp_path_factory):
 def study(model, token_ids):
     """A study of it, every part; the judge and the result."""
     judge = Judge(model, token_ids)
-    return judge, run_study(judge, Knowledge(token_ids))
+    return judge, run_study(judge, Inputs(Knowledge(token_ids)))
 
 
 def run(*args):
@@ -73,12 +76,31 @@ def test_layers_left_out_are_those_without_their_weights(study, model):
         assert one.change.tokens == judge.token_ids.size - 1
 
 
+def test_layers_are_left_out_on_whole_windows(model, token_ids, monkeypatch):
+    """Whatever the window's length, and however few layers there are."""
+    monkeypatch.setattr(studying, "LAYER_TOKENS", 100)
+    found = run_study(Judge(model, token_ids, context=15), Inputs(), ["layers"])
+    assert {run.change.tokens for run in found.layers} == {90}
+    monkeypatch.setattr(studying, "LAYER_TOKENS", 10)
+    found = run_study(Judge(model, token_ids, context=15), Inputs(), ["layers"])
+    assert {run.change.tokens for run in found.layers} == {15}
+
+
+def test_packs_that_cannot_be_built_are_told(memoryllm, token_ids):
+    """A table of a few pages allows no ranks by loss in the bytes of uniform ones; the study goes
+    on without them.
+    """
+    found = run_study(Judge(memoryllm, token_ids), Inputs(), ["ranks", "alpha"])
+    assert len(found.ranks) + len(found.skipped) == 3
+    assert any("--size is too small" in line for line in found.skipped)
+    assert len(found.alphas) == 6
+
+
 def test_alpha_scales_the_down_projections(study, model):
-    """α = 1 is the model itself, α = 0 is the one without any memory."""
+    """α = 0 is the model without any memory."""
     judge, found = study
     config, state = CONFIG, torch.load(model)["model"]
     by_alpha = {one.alpha: one.change for one in found.alphas}
-    assert by_alpha[1.0].increase_pct == 0.0
     for alpha in (0.5, 0.0):
         scaled = {
             name: value * (alpha if ".memory_mlp.down_proj" in name else 1)
@@ -140,7 +162,7 @@ def test_costs_count_the_weights(study):
     assert costs.head_macs == 3000 * 24
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 12, 13, 24])
+@pytest.mark.parametrize("count", [2, 5, 12, 13, 24])
 def test_runs_of_layers(count):
     """Every run of few layers but all of them; of many, lengths that double."""
     runs = layer_runs(count)
@@ -155,10 +177,22 @@ def test_runs_of_layers(count):
         assert sum(last - first + 1 == length for first, last in runs) == count - length + 1
 
 
+def test_a_single_layer_is_a_run():
+    """There is nothing else to leave out."""
+    assert layer_runs(1) == [(0, 0)]
+
+
+def test_few_windows_choose_nothing(study):
+    """Their standard errors mean little, and one window has none."""
+    _, found = study
+    assert choices(found.packs, 9) == ()
+    assert choices(found.packs, 10) != ()
+
+
 def test_choices_hold_their_limit(study):
     """With two standard errors; a smaller pack that holds it too is not passed over."""
     _, found = study
-    for one in choices(found.packs):
+    for one in choices(found.packs, 25):
         fitting = [
             point.score.bytes
             for point in found.packs
@@ -176,7 +210,7 @@ def test_choices_hold_their_limit(study):
 def test_some_parts_on_some_tokens(memoryllm, token_ids):
     """Only what was asked for is measured, on whole windows at the beginning and a rest."""
     judge = Judge(memoryllm, token_ids, tokens=100)
-    found = run_study(judge, Knowledge(), ["alpha", "size"])
+    found = run_study(judge, Inputs(), ["alpha", "size"])
     assert (found.packs, found.ranks, found.layers, found.spectra) == ((), (), (), ())
     assert {one.change.tokens for one in found.alphas} == {100}
     assert found.baseline.tokens == 100
@@ -185,7 +219,7 @@ def test_some_parts_on_some_tokens(memoryllm, token_ids):
 def test_flex_models_can_be_studied(tmp_path, token_ids):
     """FFN-C counts among the other weights."""
     path = models.save_model(tmp_path, model_type="flex_memoryllm")
-    found = run_study(Judge(path, token_ids), Knowledge(), ["layers", "alpha", "spectra", "size"])
+    found = run_study(Judge(path, token_ids), Inputs(), ["layers", "alpha", "spectra", "size"])
     assert found.costs.other_macs == 3 * (4 * 24 * 24 + 3 * 24 * 28)
     assert len(found.spectra) == 3
 
@@ -194,9 +228,9 @@ def test_what_cannot_be_studied(tmp_path, memoryllm, token_ids):
     """A dense model; parts that do not exist."""
     dense = models.save_model(tmp_path, model_type="llama")
     with pytest.raises(CheckpointError, match="no memory"):
-        run_study(Judge(dense, token_ids), Knowledge())
+        run_study(Judge(dense, token_ids), Inputs())
     with pytest.raises(ConfigError, match="colour"):
-        run_study(Judge(memoryllm, token_ids), Knowledge(), ["colour"])
+        run_study(Judge(memoryllm, token_ids), Inputs(), ["colour"])
 
 
 def test_the_command_prints_every_part(memoryllm, token_ids, tmp_path):
@@ -224,7 +258,11 @@ def test_the_command_prints_every_part(memoryllm, token_ids, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [(["--only", "precision,colour"], "colour"), (["--report", "absent/r.html"], "absent")],
+    [
+        (["--only", "precision,colour"], "colour"),
+        (["--report", "absent/r.html"], "absent"),
+        (["--only", " ,"], "no part is named"),
+    ],
 )
 def test_wrong_usage(options, words, memoryllm, token_ids):
     """One line that says what is wrong, before anything is measured."""
@@ -236,15 +274,21 @@ def test_wrong_usage(options, words, memoryllm, token_ids):
 def test_a_page_has_a_section_for_each_part(study, tmp_path):
     """And none for parts that were not run."""
     judge, found = study
-    origin = Origin(tmp_path / "m.pt", tmp_path / "t.npy", "tolpack study m.pt --text t.npy")
-    page = study_page.study_page(origin, found, choices(found.packs))
+    origin = Origin(
+        tmp_path / "m.pt", tmp_path / "t.npy", "tolpack study m.pt --only size --text t.npy",
+        "tolpack build m.pt --calibrate t.npy",
+    )  # fmt: skip
+    page = study_page.study_page(origin, found, choices(found.packs, 25))
     titles = [section.title for section in page.sections]
     assert titles[:1] == ["Perplexity against size"]
     assert {
         "Precision", "Uniform ranks or ranks by loss", "Which layers matter", "All packs",
         "Scaling the memory", "Spectra", "Weights and operations",
     } <= {*titles}  # fmt: skip
+    commands = {section.title: section.command for section in page.sections}
+    assert commands["Spectra"] == "tolpack study m.pt --text t.npy --only spectra"
+    assert commands["Which setting to ship"].startswith("tolpack build m.pt --calibrate t.npy")
     assert len(PARTS) == 7
-    empty = run_study(judge, Knowledge(), ["size"])
+    empty = run_study(judge, Inputs(), ["size"])
     titles = [section.title for section in study_page.study_page(origin, empty, ()).sections]
     assert titles == ["Weights and operations"]

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import models
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -12,9 +13,10 @@ from tolpack.cli import main
 from tolpack.errors import ConfigError
 from tolpack.evaluate import evaluate
 from tolpack.judging import Judge
-from tolpack.studying import sweep as sweeping
+from tolpack.studying import workplace
 from tolpack.studying.setting import Setting, parse_grids
 from tolpack.studying.sweep import front, run_sweep
+from tolpack.studying.workplace import Inputs
 from tolpack.workshop import Knowledge, Workshop
 
 GRID = "rank=none,9,auto bits=4,8"
@@ -36,6 +38,13 @@ def kept(tmp_path, monkeypatch):
 def run(*args):
     """Run the command line in this process."""
     return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+def sweep(judge, settings, knowledge=None, *, fresh=False):
+    """Run a sweep; returns its points."""
+    points, skipped = run_sweep(judge, settings, Inputs(knowledge or Knowledge(), fresh=fresh))
+    assert skipped == ()
+    return points
 
 
 # -- grids -----------------------------------------------------------------------------------------
@@ -84,9 +93,9 @@ def test_options_build_the_setting():
 
 
 def test_scores_are_those_of_packs_built_alone(memoryllm, token_ids, judge, tmp_path):
-    """Sharing the table and the calibration changes no result."""
+    """Sharing the table and the calibration changes no result but in the last bits."""
     grids, _ = parse_grids([GRID, "rank=auto bits=auto size=90kB"])
-    points = run_sweep(judge, grids, Knowledge(token_ids))
+    points = sweep(judge, grids, Knowledge(token_ids))
     assert [point.setting for point in points] == list(grids)
     for number, point in enumerate(points):
         one, path = point.setting, tmp_path / f"{number}.tolpack"
@@ -122,7 +131,7 @@ def test_work_is_shared(judge, token_ids, monkeypatch):
     counting(MemoryTable, "layer", "layer")
     counting(judging, "score", "score")
     grids, _ = parse_grids([GRID])
-    run_sweep(judge, grids, Knowledge(token_ids))
+    sweep(judge, grids, Knowledge(token_ids))
     assert counted["calibrate"] == 1
     assert counted["layer"] == judge.checkpoint.config.num_hidden_layers
     assert counted["score"] == 1 + len(grids)
@@ -142,16 +151,16 @@ def test_what_was_measured_is_not_measured_again(judge, memoryllm, token_ids, ke
 
     monkeypatch.setattr(Workshop, "make", make)
     with pytest.raises(KeyboardInterrupt):
-        run_sweep(judge, grids, Knowledge())
+        sweep(judge, grids, Knowledge())
     monkeypatch.setattr(Workshop, "make", truly)
-    first = run_sweep(judge, grids, Knowledge())
+    first = sweep(judge, grids, Knowledge())
     monkeypatch.setattr(Workshop, "make", lambda *_, **__: pytest.fail("measured again"))
-    assert run_sweep(Judge(memoryllm, token_ids), grids, Knowledge()) == first
+    assert sweep(Judge(memoryllm, token_ids), grids, Knowledge()) == first
     for other in (
-        lambda: run_sweep(judge, grids[:1], Knowledge(frequencies=counts_file(kept))),
-        lambda: run_sweep(judge, grids[:1], Knowledge(), fresh=True),
-        lambda: run_sweep(Judge(memoryllm, token_ids, context=8), grids[:1], Knowledge()),
-        lambda: run_sweep(judge, [Setting(bits=16)], Knowledge()),
+        lambda: sweep(judge, grids[:1], Knowledge(frequencies=counts_file(kept))),
+        lambda: sweep(judge, grids[:1], Knowledge(), fresh=True),
+        lambda: sweep(Judge(memoryllm, token_ids, context=8), grids[:1], Knowledge()),
+        lambda: sweep(judge, [Setting(bits=16)], Knowledge()),
     ):
         with pytest.raises(pytest.fail.Exception, match="measured again"):
             other()
@@ -165,25 +174,94 @@ def counts_file(folder):
 
 def test_damaged_measurements_are_measured_again(judge, kept):
     """A file that holds no JSON is as good as none."""
-    (expected,) = run_sweep(judge, [Setting()], Knowledge())
+    (expected,) = sweep(judge, [Setting()], Knowledge())
     for path in kept.glob("measured-*"):
         path.write_bytes(b"{")
-    (found,) = run_sweep(judge, [Setting()], Knowledge())
+    (found,) = sweep(judge, [Setting()], Knowledge())
     assert found.score == expected.score
+
+
+def test_settings_a_checkpoint_does_not_allow_are_told(memoryllm, token_ids):
+    """And the others are measured."""
+    call = ("eval", memoryllm, "--text", token_ids, "--sweep", "rank=99,9", "--json")
+    found = json.loads(run(*call).stdout)
+    assert [one["setting"]["rank"] for one in found["packs"]] == ["9"]
+    (line,) = found["skipped"]
+    assert "--rank 99 is outside 1" in line
+
+
+def test_what_is_measured_is_what_was_given(judge, memoryllm, token_ids, kept, tmp_path):
+    """Not what another checkpoint gave whose sampled rows are the same, nor another calibration."""
+    (first,) = sweep(judge, [Setting()])
+    config = models.make_config(vocab_size=600)
+    state = models.make_state(config)
+    one = models.save_pt(tmp_path / "one.pt", state, config)
+    (small,) = sweep(Judge(one, token_ids), [Setting()])
+    name = next(name for name in state if "embed_tokens" in name)
+    state[name] = state[name].clone()
+    state[name][1::2] *= 3  # rows that `Checkpoint.fingerprint` does not look at
+    other = models.save_pt(tmp_path / "other.pt", state, config)
+    (changed,) = sweep(Judge(other, token_ids), [Setting()])
+    assert changed.score.ppl != small.score.ppl
+    assert first.score.ppl != small.score.ppl
+
+
+def test_dense_models_are_scored_alone(tmp_path, token_ids):
+    """As before there were sweeps; a sweep of one is refused."""
+    dense = models.save_model(tmp_path, model_type="llama")
+    result = run("eval", dense, "--text", token_ids)
+    assert result.exit_code == 0, result.stderr
+    refused = run("eval", dense, "--text", token_ids, "--sweep", "bits=4")
+    assert refused.exit_code == 1
+    assert "dense" in refused.stderr
+
+
+def test_inputs_are_not_overwritten(memoryllm, token_ids, tmp_path):
+    """Whatever the option, and whatever the input."""
+    pack = tolpack.build(memoryllm, tmp_path / "p.csv").path
+    before = pack.read_bytes()
+    call = ("eval", memoryllm, pack, "--text", token_ids, "--csv", pack)
+    result = run(*call)
+    assert result.exit_code == 1
+    assert "one of the inputs" in result.stderr
+    assert pack.read_bytes() == before
+
+
+def test_nothing_is_built_twice_where_nothing_is_kept(judge, monkeypatch):
+    """Within one run what was measured is known, also with --fresh or without a cache."""
+    made = []
+    truly = Workshop.make
+    monkeypatch.setattr(
+        Workshop, "make", lambda self, *args, **kw: made.append(1) or truly(self, *args, **kw)
+    )
+    with workplace.workplace(judge, Inputs(fresh=True)) as place:
+        point = place.point(Setting())
+        windows = place.windows(Setting())
+    assert len(made) == 1
+    assert windows.mean_nll_nats == pytest.approx(point.score.nll_nats)
+
+
+def test_a_cache_that_cannot_be_written_is_told(judge, monkeypatch):
+    """Once: the run goes on, and can not be resumed."""
+    monkeypatch.setenv("TOLPACK_CACHE", "/proc/nowhere")
+    said = []
+    monkeypatch.setattr(judge.reporter, "say", said.append)
+    sweep(judge, parse_grids(["bits=4,8"])[0])
+    assert sum("cannot be kept" in line for line in said) == 1
 
 
 def test_packs_are_removed(judge, tmp_path, monkeypatch):
     """Also the one that was being judged when something went wrong."""
-    monkeypatch.setattr(sweeping.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(workplace.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(Judge, "pack_windows", lambda *_: pytest.fail("no"))
     with pytest.raises(pytest.fail.Exception):
-        run_sweep(judge, [Setting()], Knowledge())
+        sweep(judge, [Setting()], Knowledge())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_front_is_what_nothing_beats(judge):
     """A point is beaten by one that is no larger and no worse; equal ones stay."""
-    points = run_sweep(judge, parse_grids(["bits=4,8,16;drop=1;rank=9"])[0], Knowledge())
+    points = sweep(judge, parse_grids(["bits=4,8,16;drop=1;rank=9"])[0], Knowledge())
     for one in points:
         beaten = any(
             other.score.bytes <= one.score.bytes
@@ -237,11 +315,12 @@ def test_plots_are_pictures(suffix, memoryllm, token_ids, tmp_path):
     ("options", "code", "words"),
     [
         (["--sweep", "bits=5"], 2, "bits=5"),
-        (["--plot", "x.gif"], 1, ".png or .svg"),
+        (["--sweep", "bits=8", "--plot", "x.gif"], 1, ".png or .svg"),
+        (["--plot", "x.png"], 2, "name some"),
+        (["--sweep", "bits=8", "--report", "page"], 1, ".html"),
         (["--calibrate", "x"], 2, "for --sweep"),
         (["--sweep", "bits=8", "--calibrate", "absent.txt"], 1, "absent.txt"),
         (["--sweep", "bits=8", "--csv", "absent/x.csv"], 1, "cannot write"),
-        (["--sweep", "rank=99"], 1, "outside 1"),
     ],
 )
 def test_wrong_usage(options, code, words, memoryllm, token_ids):

@@ -23,7 +23,7 @@ from tolpack.progress import Reporter
 from tolpack.sources.checkpoint import Reading
 from tolpack.sources.table import TableSource, open_source
 from tolpack.summary import bits_per_weight, layer_summaries, ratio_fp16
-from tolpack.workshop import Knowledge, Workshop
+from tolpack.workshop import Knowledge, Resources, Workshop
 
 _SAMPLE_TOKENS = 512
 
@@ -138,9 +138,7 @@ def build(
         source,
         path.parent,
         Knowledge(calibrate, frequencies, tokenizer),
-        compute=compute,
-        max_memory=max_memory,
-        threads=threads,
+        Resources(compute, max_memory, threads),
         reporter=reporter,
     ) as workshop:
         workshop.make(settings, path, resume=resume)

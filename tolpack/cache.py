@@ -32,8 +32,13 @@ def keep_file(path: Path, write: Callable[[IO[bytes]], object]) -> bool:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            write(file)
-        os.replace(file.name, path)
+            try:
+                write(file)
+                file.close()
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
     except OSError:
         return False
     return True

@@ -128,6 +128,11 @@ class Judge:
         full, rest = divmod(scored, self.context)
         return np.array([self.context] * full + [rest] * (rest > 0), np.int64)
 
+    @property
+    def windows(self) -> int:
+        """Number of windows."""
+        return len(self.window_tokens)
+
     def score(self, memory: Memory, name: str, tokens: int | None = None) -> Score:
         """Score the model with another memory, on the first `tokens` tokens (default: all)."""
         size = self.token_ids.size if tokens is None else min(tokens + 1, self.token_ids.size)

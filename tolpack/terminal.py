@@ -68,11 +68,6 @@ def command_line() -> str:
     return str(click.get_current_context().meta[_COMMAND])
 
 
-def comma_separated(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
-    """Split an option's words."""
-    return tuple(word.strip() for word in value.split(","))
-
-
 def checked(parse: Callable[[str], object]) -> Callable[..., str | None]:
     """Make a click callback that refuses what `parse` refuses, as wrong usage."""
 

@@ -25,7 +25,7 @@ from tolpack.container.header import Header, Table
 from tolpack.container.writer import PackWriter
 from tolpack.progress import Reporter
 from tolpack.scratch import Scratch
-from tolpack.sources.held_table import HeldTable
+from tolpack.sources.shared_table import SharedTable
 from tolpack.sources.table import ArrayTable, MemoryTable, TableSource
 from tolpack.version import __version__
 
@@ -42,6 +42,15 @@ class Knowledge:
     tokenizer: str | Path | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a build may use, and what it multiplies in; see `tolpack.build`."""
+
+    compute: str = "auto"
+    max_memory: str | int = DEFAULT_MAX_MEMORY
+    threads: int | None = None
+
+
 class Workshop:
     """See the module; use as a context manager.
 
@@ -53,8 +62,8 @@ class Workshop:
         Where what does not fit into memory is put aside.
     knowledge : Knowledge
         What is known of its tokens.
-    compute, max_memory, threads
-        As for `tolpack.build`.
+    resources : Resources
+        What a build may use.
     share : bool
         Whether several packs will be made.
     reporter : Reporter, optional
@@ -66,23 +75,21 @@ class Workshop:
         source: MemoryTable | ArrayTable,
         folder: Path,
         knowledge: Knowledge,
+        resources: Resources,
         *,
-        compute: str = "auto",
-        max_memory: str | int = DEFAULT_MAX_MEMORY,
-        threads: int | None = None,
         share: bool = False,
         reporter: Reporter | None = None,
     ) -> None:
         self._exact = source
         self._knowledge = knowledge
-        self._compute = compute
+        self._compute = resources.compute
         self._reporter = reporter or Reporter()
-        self._limits = plan_limits(source, max_memory, threads)
+        self._limits = plan_limits(source, resources.max_memory, resources.threads)
         self._share = share
-        held = HeldTable.nbytes(source)
+        held = SharedTable.nbytes(source)
         self._hold = share and held <= _HELD_SHARE * self._limits.scratch_bytes
         self._sources: dict[torch.dtype, MemoryTable | ArrayTable] = {}
-        self._held: dict[torch.dtype, HeldTable] = {}
+        self._shared: dict[torch.dtype, SharedTable] = {}
         self._known: dict[tuple[object, ...], Weighing] = {}
         limit = self._limits.scratch_bytes - (held if self._hold else 0)
         self._scratch = Scratch(folder, limit)
@@ -146,11 +153,12 @@ class Workshop:
         return self._sources[dtype]
 
     def _table(self, dtype: torch.dtype) -> TableSource:
-        if not self._hold:
+        if not self._share:
             return self._source(dtype)
-        if dtype not in self._held:
-            self._held = {dtype: HeldTable(self._source(dtype))}
-        return self._held[dtype]
+        if dtype not in self._shared:
+            source = self._source(dtype)
+            self._shared = {dtype: SharedTable(source, self._scratch, hold=self._hold)}
+        return self._shared[dtype]
 
     def _weighing(self, settings: BuildSettings, dtype: torch.dtype) -> Weighing:
         needs_metrics = settings.ranks.word == "auto" or settings.bits == "auto"

@@ -24,7 +24,7 @@ from tolpack.container.encodings import FieldEncoding
 from tolpack.container.preamble import align
 from tolpack.errors import ConfigError
 from tolpack.scratch import Kept, Scratch
-from tolpack.sources.held_table import HeldTable
+from tolpack.sources.shared_table import SharedTable
 from tolpack.sources.table import LayerRows, TableSource
 
 # Smaller vocabularies are cut into this many runs at least, so that all workers have something.
@@ -119,11 +119,13 @@ def second_moment(
     done : callable
         Called with the number of rows done since the last call.
     """
-    if not isinstance(source, HeldTable):
+
+    def measure() -> tuple[Doubles, Doubles]:
         return _second_moment(source, layer, weights, pool, done)
-    return source.remembered(
-        (layer, weights.tobytes()), lambda: _second_moment(source, layer, weights, pool, done)
-    )
+
+    if isinstance(source, SharedTable):
+        return source.remembered(layer, weights, measure)
+    return measure()
 
 
 def _second_moment(

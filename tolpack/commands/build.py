@@ -9,8 +9,6 @@ import click
 
 import tolpack
 from tolpack.building.settings import (
-    COMPUTE,
-    DEFAULT_MAX_MEMORY,
     BuildSettings,
     parse_drops,
     parse_increase,
@@ -24,11 +22,11 @@ from tolpack.commands.options import (
     print_json,
     reading_options,
     refuse_two_maps,
+    resource_options,
     tokenizer_option,
 )
 from tolpack.errors import ConfigError
 from tolpack.report import tables
-from tolpack.sizes import parse_bytes
 from tolpack.terminal import Terminal, checked
 
 
@@ -60,21 +58,7 @@ from tolpack.terminal import Terminal, checked
 @tokenizer_option
 @reading_options
 @layers_option
-@click.option(
-    "--compute",
-    type=click.Choice(COMPUTE),
-    default="auto",
-    show_default=True,
-    help="What FFNs are multiplied in; auto: bfloat16 for large tables, where it is fast.",
-)
-@click.option(
-    "--max-memory",
-    default=DEFAULT_MAX_MEMORY,
-    show_default=True,
-    callback=checked(lambda value: parse_bytes(value, "--max-memory")),
-    help="Largest resident memory of the build, like 4GB or 800MB.",
-)
-@click.option("--threads", type=click.IntRange(1), help="Cores to use [default: all].")
+@resource_options
 @click.option("--resume", is_flag=True, help="Continue an interrupted build.")
 @click.option("--force", is_flag=True, help="Replace an existing pack.")
 @json_option

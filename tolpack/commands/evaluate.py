@@ -7,18 +7,10 @@ from typing import Any
 
 import click
 
-from tolpack.commands.options import (
-    PATH,
-    Outputs,
-    json_option,
-    measuring_options,
-    print_json,
-    take_measuring,
-)
+from tolpack.commands.measuring import Outputs, take_measuring, take_origin
+from tolpack.commands.options import PATH, json_option, measuring_options, print_json
 from tolpack.errors import ConfigError
-from tolpack.report import sweep_page, tables, trade_off
-from tolpack.report.page import write_page
-from tolpack.terminal import command_line
+from tolpack.report import sweep_page, tables
 
 _SWEEP = "Settings to build and judge, like 'rank=none,50% bits=4,auto'; repeatable."
 
@@ -56,31 +48,26 @@ def evaluate(
         grid, skipped = parse_grids(sweep) if sweep else ((), ())
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
-    fresh, text = settings.pop("fresh"), settings["text"]
-    if not sweep and (settings["calibrate"] or settings["frequencies"] or fresh):
+    if not sweep and (settings["calibrate"] or settings["frequencies"] or settings["fresh"]):
         raise click.UsageError("--calibrate, --frequencies and --fresh are for --sweep")
-    outputs = Outputs.take(settings)
-    judge, knowledge = take_measuring(checkpoint, settings)
+    origin = take_origin(checkpoint, settings)
+    outputs = Outputs.take(settings, checkpoint, *packs)
+    if outputs.any and not packs and not sweep:
+        raise click.UsageError("--csv, --plot and --report show packs: name some, or --sweep")
+    judge, inputs = take_measuring(checkpoint, settings)
     scores = tuple(judge.pack(path) for path in packs)
-    points = run_sweep(judge, grid, knowledge, fresh=fresh, reporter=judge.reporter)
-    evaluation = Evaluation(judge.context, judge.baseline, scores)
-    if outputs.csv is not None:
-        trade_off.write_csv(scores, points, outputs.csv)
-    if outputs.plot is not None:
-        title = f"{checkpoint.name}: {evaluation.baseline.tokens} tokens of {text.name}"
-        trade_off.plot_sweep(scores, points, outputs.plot, title)
-    if outputs.report is not None:
-        origin = sweep_page.Origin(checkpoint, text, command_line())
-        base, chosen = evaluation.baseline, choices(points)
-        page = sweep_page.sweep_page(origin, judge.context, base, scores, points, chosen)
-        write_page(page, outputs.report)
+    points, refused = run_sweep(judge, grid, inputs) if grid else ((), ())
+    skipped += refused
+    found = Evaluation(judge.context, judge.baseline, scores)
+    chosen = choices(points, judge.windows)
+    page = sweep_page.sweep_page(origin, found, points, skipped, chosen)
+    outputs.write(origin.title(found.baseline), scores, points, page)
     if as_json:
-        value = evaluation.to_json()
-        if sweep:
-            value["packs"] += [point.to_json() for point in points]
-            value["skipped"] = list(skipped)
-        print_json(value)
-    else:
-        click.echo(tables.evaluation_table(evaluation))
-        if points:
-            click.echo("\n" + tables.sweep_table(points, skipped))
+        swept = [point.to_json() for point in points]
+        value = found.to_json()
+        more = {"packs": [*value["packs"], *swept], "skipped": list(skipped)} if sweep else {}
+        print_json({**value, **more})
+        return
+    click.echo(tables.evaluation_table(found))
+    if points:
+        click.echo("\n" + tables.sweep_table(points, skipped))

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tolpack.building.settings import parse_drop
-from tolpack.report import plots
-from tolpack.report.files import check_output
+from tolpack.building.settings import COMPUTE, DEFAULT_MAX_MEMORY, parse_drop
+from tolpack.sizes import parse_bytes
 from tolpack.sources.config import MODEL_TYPES
 from tolpack.sources.key_map import BUILT_IN as BUILT_IN_MAPS
-from tolpack.terminal import Terminal, checked
+from tolpack.terminal import checked
 
 if TYPE_CHECKING:  # it loads torch
-    from tolpack.judging import Judge
     from tolpack.sources.checkpoint import Reading
-    from tolpack.workshop import Knowledge
 
 PATH = click.Path(path_type=Path)
 _READING = ("config", "arch", "map_name", "key_map")
@@ -83,6 +79,25 @@ def refuse_reading(settings: dict[str, Any], pack: Path) -> None:
         raise click.UsageError(f"--{option} is for checkpoints, and {pack} is a pack")
 
 
+def resource_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what a build may use."""
+    options = (
+        click.option(
+            "--compute", type=click.Choice(COMPUTE), default="auto", show_default=True,
+            help="What FFNs are multiplied in; auto: bfloat16 for large tables, where it is fast.",
+        ),
+        click.option(
+            "--max-memory", default=DEFAULT_MAX_MEMORY, show_default=True,
+            callback=checked(lambda value: parse_bytes(value, "--max-memory")),
+            help="Largest resident memory of the build, like 4GB or 800MB.",
+        ),
+        click.option("--threads", type=click.IntRange(1), help="Cores to use [default: all]."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def measuring_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add what `eval` and `study` have in common: what is measured, with what, and what is written
     beside standard output.
@@ -94,54 +109,16 @@ def measuring_options(command: Callable[..., Any]) -> Callable[..., Any]:
         context_option,
         click.option("--calibrate", type=PATH, help="Text or token ids to build packs with."),
         click.option("--frequencies", type=PATH, help=".npy of token counts, to build with."),
+        resource_options,
+        click.option("--scratch", type=PATH, help="Folder for a pack at a time [default: TMPDIR]."),
         click.option("--fresh", is_flag=True, help="Measure again what was measured before."),
-        click.option("--csv", "csv_path", type=PATH, help="Write the packs' results to this file."),
+        click.option("--csv", "csv_path", type=PATH, help="Write the packs' results to a .csv."),
         click.option("--plot", type=PATH, help="Draw perplexity against size: a .png or .svg."),
         click.option("--report", type=PATH, help="Write a page with charts and tables: an .html."),
     )
     for option in reversed(options):
         command = option(command)
     return command
-
-
-@dataclass(frozen=True, slots=True)
-class Outputs:
-    """Files to write; checked at once, before hours of measuring."""
-
-    csv: Path | None
-    plot: Path | None
-    report: Path | None
-
-    @classmethod
-    def take(cls, settings: dict[str, Any]) -> Outputs:
-        """Take them out of `settings`, or raise `FileAccessError` or `ConfigError`."""
-        found = cls(*(settings.pop(name) for name in ("csv_path", "plot", "report")))
-        for path in (found.csv, found.plot, found.report):
-            check_output(path)
-        if found.plot is not None:
-            plots.check_plot(found.plot)
-        return found
-
-
-def take_measuring(
-    checkpoint: Path, settings: dict[str, Any], tokens: int | None = None
-) -> tuple[Judge, Knowledge]:
-    """Take the other settings of `measuring_options`, but ``fresh``, out of `settings`."""
-    from tolpack.judging import Judge
-    from tolpack.workshop import Knowledge
-
-    reading, tokenizer = take_reading(settings), settings.pop("tokenizer")
-    knowledge = Knowledge(settings.pop("calibrate"), settings.pop("frequencies"), tokenizer)
-    judge = Judge(
-        checkpoint,
-        settings.pop("text"),
-        tokenizer=tokenizer,
-        reading=reading,
-        context=settings.pop("context"),
-        tokens=tokens,
-        reporter=Terminal(),
-    )
-    return judge, knowledge
 
 
 def print_json(value: object) -> None:

@@ -7,20 +7,10 @@ from typing import Any
 
 import click
 
-from tolpack.commands.options import (
-    PATH,
-    Outputs,
-    json_option,
-    measuring_options,
-    print_json,
-    take_measuring,
-)
-from tolpack.report import study_page, study_tables, trade_off
-from tolpack.report.page import write_page
-from tolpack.report.sweep_page import Origin
-from tolpack.terminal import comma_separated, command_line
-
-_PARTS = "precision,ranks,trade-off,layers,alpha,spectra,size"
+from tolpack.commands.measuring import Outputs, parts_option, take_measuring, take_origin
+from tolpack.commands.options import PATH, json_option, measuring_options, print_json
+from tolpack.report import study_page, study_tables
+from tolpack.studying import PARTS
 
 
 @click.command()
@@ -28,8 +18,8 @@ _PARTS = "precision,ranks,trade-off,layers,alpha,spectra,size"
 @measuring_options
 @click.option("--tokens", type=click.IntRange(2), help="Use the first so many tokens only.")
 @click.option(
-    "--only", "parts", default=_PARTS, callback=comma_separated,
-    help=f"Parts to run, of {_PARTS.replace(',', ', ')} [default: all].",
+    "--only", "parts", default=",".join(PARTS), callback=parts_option(PARTS),
+    help=f"Parts to run, of {', '.join(PARTS)} [default: all].",
 )  # fmt: skip
 @json_option
 def study(
@@ -48,20 +38,15 @@ def study(
     from tolpack.studying.choice import choices
     from tolpack.studying.study import run_study
 
-    fresh, text = settings.pop("fresh"), settings["text"]
-    outputs = Outputs.take(settings)
-    judge, knowledge = take_measuring(checkpoint, settings, tokens)
-    found = run_study(judge, knowledge, parts, fresh=fresh, reporter=judge.reporter)
-    chosen = choices(found.packs)
-    if outputs.csv is not None:
-        trade_off.write_csv((), found.packs, outputs.csv)
-    if outputs.plot is not None:
-        title = f"{checkpoint.name}: {found.baseline.tokens} tokens of {text.name}"
-        trade_off.plot_sweep((), found.packs, outputs.plot, title)
-    if outputs.report is not None:
-        origin = Origin(checkpoint, text, command_line())
-        write_page(study_page.study_page(origin, found, chosen), outputs.report)
+    origin = take_origin(checkpoint, settings)
+    outputs = Outputs.take(settings, checkpoint)
+    judge, inputs = take_measuring(checkpoint, settings, tokens)
+    found = run_study(judge, inputs, parts)
+    chosen = choices(found.packs, judge.windows)
+    page = study_page.study_page(origin, found, chosen)
+    outputs.write(origin.title(found.baseline), (), found.packs, page)
     if as_json:
-        print_json({**found.to_json(), "choices": [choice.to_json() for choice in chosen]})
+        more = {"command": origin.command, "choices": [choice.to_json() for choice in chosen]}
+        print_json({**found.to_json(), **more})
     else:
-        click.echo(study_tables.study_text(found, chosen))
+        click.echo(f"{origin.command}\n\n{study_tables.study_text(found, chosen)}")

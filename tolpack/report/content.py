@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+# Increases of perplexity below this, in percent, are drawn in proportion, larger ones by their
+# logarithm.
+LINEAR_PCT = 0.1
 Style = Literal["points", "line", "step", "bars"]
 
 

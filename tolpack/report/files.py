@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from tolpack.errors import FileAccessError
+from tolpack.errors import ConfigError, FileAccessError
 
 
-def check_output(path: Path | None) -> None:
-    """Raise `FileAccessError` if `path` could not be written; replacing a file is fine."""
+def check_output(path: Path | None, suffixes: Sequence[str], inputs: Sequence[Path]) -> None:
+    """Refuse a file that could not be written, or that is one of the inputs.
+
+    Raises
+    ------
+    ConfigError
+        Another suffix, or an input.
+    FileAccessError
+        It cannot be written.
+    """
     if path is None:
         return
+    if path.suffix not in suffixes:
+        raise ConfigError(f"output {path} must end in {' or '.join(suffixes)}")
     folder = path.parent
     if path.is_dir() or not folder.is_dir():
         reason = "it is a folder" if path.is_dir() else f"there is no folder {folder}"
         raise FileAccessError(f"cannot write {path}: {reason}")
+    if path.exists() and any(one.exists() and os.path.samefile(path, one) for one in inputs):
+        raise ConfigError(f"output {path} is one of the inputs: name another file")
     if not os.access(path if path.exists() else folder, os.W_OK):
         raise FileAccessError(f"cannot write {path}: permission denied")

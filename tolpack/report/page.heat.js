@@ -12,8 +12,10 @@ class Heat {
     });
     this.plot.replaceChildren(this.svg, this.tooltip);
     const values = data.values.flat().filter((value) => value !== null);
-    this.log = data.log && values.every((value) => value > 0);
-    this.range = values.length ? [Math.min(...values), Math.max(...values)] : [null, null];
+    const positive = values.filter((value) => value > 0);
+    this.log = data.log && positive.length > 0;
+    const scaled = this.log ? positive : values;
+    this.range = scaled.length ? [Math.min(...scaled), Math.max(...scaled)] : [null, null];
     this.draw();
     this.svg.addEventListener("pointermove", (event) => this.select(this.cellAt(event)));
     this.svg.addEventListener("pointerdown", (event) => this.select(this.cellAt(event)));
@@ -24,6 +26,7 @@ class Heat {
 
   /** Where a number is between the least and the largest, from 0 to 1. */
   share(value) {
+    if (this.log && value <= this.range[0]) return 0;
     const [low, high, at] = [...this.range, value].map((one) => (this.log ? Math.log(one) : one));
     return high > low ? (at - low) / (high - low) : 0.5;
   }

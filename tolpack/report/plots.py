@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from tolpack.errors import ConfigError, FileAccessError
+from tolpack.report.content import LINEAR_PCT
 
 SUFFIXES = (".png", ".svg")
 # Families of settings, in the order of their colours (Okabe and Ito's, told apart by everyone).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKS = ("o", "s", "D", "^", "v", "P")
-# Increases below this are drawn in proportion, larger ones by their logarithm.
-_LINEAR_PCT = 0.1
 _INK, _QUIET = "#222222", "#8a8a8a"
 
 
@@ -30,10 +29,8 @@ class TradeOffPoint:
     on_front: bool
 
 
-def check_plot(path: Path) -> None:
-    """Raise `ConfigError` if the plot could not be made: before hours of measuring."""
-    if path.suffix not in SUFFIXES:
-        raise ConfigError(f"--plot {path} must end in {' or '.join(SUFFIXES)}")
+def check_plot() -> None:
+    """Raise `ConfigError` if the plot could not be made."""
     _pyplot()
 
 
@@ -43,20 +40,21 @@ def plot_trade_off(points: Sequence[TradeOffPoint], path: Path, title: str) -> N
     Raises
     ------
     ConfigError
-        matplotlib is not installed, or the suffix is neither .png nor .svg.
+        matplotlib is not installed.
     FileAccessError
         The file cannot be written.
     """
-    check_plot(path)
     pyplot = _pyplot()
     with pyplot.rc_context({"font.size": 10, "svg.hashsalt": "tolpack", "svg.fonttype": "none"}):
         figure, axes = pyplot.subplots(figsize=(8, 4.8), layout="constrained")
         axes.set_xscale("log")
-        axes.set_yscale("symlog", linthresh=_LINEAR_PCT, linscale=0.6)
+        axes.set_yscale("symlog", linthresh=LINEAR_PCT, linscale=0.6)
         _draw_points(axes, points)
         axes.margins(x=0.12, y=0.1)
         axes.autoscale_view()
-        _draw_front(axes, [point for point in points if point.on_front])
+        front = [point for point in points if point.on_front]
+        if front:
+            _draw_front(axes, front)
         _dress(axes, title)
         _save(figure, path)
         pyplot.close(figure)
@@ -132,7 +130,7 @@ def _dress(axes: Any, title: str) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.axhline(0, color=_QUIET, linewidth=0.8, zorder=1)
-    axes.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=_LINEAR_PCT, subs=(1, 3)))
+    axes.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=LINEAR_PCT, subs=(1, 3)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.grid(color="#e6e6e6", linewidth=0.7, zorder=0)
     for side in ("top", "right"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tolpack.report.content import Axis, Chart, Heat, Page, Point, Section, Series, Table
@@ -20,33 +22,46 @@ from tolpack.report.sweep_page import (
 
 if TYPE_CHECKING:  # they load torch
     from tolpack.studying.choice import Choice
-    from tolpack.studying.study import Change, LayerRun, Study
+    from tolpack.studying.study import LayerRun, Study
+    from tolpack.studying.workplace import Change
 
 # Perplexities of the paper's 1B model: Tables 1 (α) and 7 (bits).
 _PAPER_ALPHA = {1.0: 24.348, 0.9: 24.652, 0.8: 25.517, 0.7: 27.457, 0.6: 32.614, 0.5: 53.707}
 _PAPER_BITS = {16: 24.348, 8: 24.347, 4: 24.439}
 _MOST_SINGULAR_VALUES = 256
-_CHANGED = ("perplexity", "increase, %", "± , %", "tokens")
-_CHANGED_FORMATS = (".3f", "+.3f", ".3f", ",.0f")
+_CHANGED = ("perplexity", "±", "increase, %", "± , %", "tokens")
+_CHANGED_FORMATS = (".3f", ".3f", "+.3f", ".3f", ",.0f")
 
 
 def study_page(origin: Origin, study: Study, chosen: Sequence[Choice]) -> Page:
     """Make the report of ``tolpack study``; parts that were not run have no section."""
     sections: list[Section] = []
     if study.packs:
-        sections.append(trade_off_section((), study.packs, origin.command))
+        sections.append(trade_off_section((), study.packs, study.skipped, origin.command))
     if chosen:
         sections.append(choice_section(chosen, origin))
-    parts = (_precision, _ranks, _layers, _alpha, _spectra, _costs)
-    sections += [section for part in parts if (section := part(study)) is not None]
+    for part, make in _PARTS.items():
+        section = make(study)
+        if section is not None:
+            command = f"{_without_only(origin.command)} --only {part}"
+            sections.append(replace(section, command=command))
     if study.packs:
-        sections.append(settings_section((), study.packs))
+        sections.append(settings_section((), study.packs, origin.command))
     return Page(
         title=f"{origin.checkpoint.name}: what its memory is worth",
         lead=lead(chosen),
         facts=facts(origin, study.context, study.baseline),
         sections=tuple(sections),
     )
+
+
+def _without_only(command: str) -> str:
+    """Leave ``--only`` out of a command line."""
+    words = shlex.split(command)
+    while "--only" in words:
+        at = words.index("--only")
+        del words[at : at + 2]
+    return shlex.join(word for word in words if not word.startswith("--only="))
 
 
 def _precision(study: Study) -> Section | None:
@@ -101,23 +116,25 @@ def _ranks(study: Study) -> Section | None:
             pair.uniform.setting.rank,
             pair.uniform.score.bytes / 1e6,
             pair.uniform.score.ppl_increase_pct,
+            pair.uniform.score.ppl_increase_se_pct,
             pair.by_loss.score.bytes / 1e6,
             pair.by_loss.score.ppl_increase_pct,
+            pair.by_loss.score.ppl_increase_se_pct,
             pair.gain_pct,
             pair.gain_se_pct,
         )
         for pair in study.ranks
     )
-    header = ("uniform rank", "MB", "increase, %", "by loss: MB", "increase, %", "lower by, %",
-              "± , %")  # fmt: skip
-    table = Table(header, rows, ("", ".3f", "+.3f", ".3f", "+.3f", ".3f", ".3f"))
+    header = ("uniform rank", "MB", "increase, %", "± , %", "by loss: MB", "increase, %", "± , %",
+              "lower by, %", "± , %")  # fmt: skip
+    table = Table(header, rows, ("", ".3f", "+.3f", ".3f", ".3f", "+.3f", ".3f", ".3f", ".3f"))
     text = (
         "The paper truncates all layers to the same rank (Table 8) and leaves open whether ranks "
-        "that differ do better. Here both take the same number of bytes at 4 bits; the ranks of "
-        "the second kind follow from what each component's loss costs. The difference is paired "
-        "window by window."
+        "that differ do better. Here the second kind takes no more bytes than the first, both at "
+        "4 bits; its ranks follow from what losing each component costs. The difference is "
+        "paired window by window."
     )
-    axis = Axis("uniform rank, and ranks by loss in as many bytes")
+    axis = Axis("uniform rank, and ranks by loss in no more bytes")
     chart = Chart(axis, INCREASE, series, "Whiskers are standard errors.", names)
     return Section("Uniform ranks or ranks by loss", text, (chart,), table)
 
@@ -136,8 +153,7 @@ def _layers(study: Study) -> Section | None:
     increases = {(run.first, run.last): run.change.increase_pct for run in study.layers}
     names = tuple(map(str, range(count)))
     values = tuple(
-        tuple(_positive(increases.get((first, last))) for last in range(count))
-        for first in range(count)
+        tuple(increases.get((first, last)) for last in range(count)) for first in range(count)
     )
     heat = Heat(
         names, names, values, "perplexity increase", "%", "Runs of layers left out together.",
@@ -152,7 +168,7 @@ def _layers(study: Study) -> Section | None:
     text = (
         "Each layer's memory, and every run of neighbouring layers' memories, left out (the "
         "paper's Figures 4 and 12). A pack that drops layers with --bits auto folds them into "
-        "their neighbours, and loses much less."
+        "their neighbours first; this does not."
     )
     return Section("Which layers matter", text, (chart, heat), table)
 
@@ -160,6 +176,7 @@ def _layers(study: Study) -> Section | None:
 def _alpha(study: Study) -> Section | None:
     if not study.alphas:
         return None
+    itself = Point(1.0, 0.0, None, "α = 1, the checkpoint itself")
     own = tuple(
         Point(one.alpha, one.change.increase_pct, one.change.increase_se_pct, f"α = {one.alpha:g}")
         for one in study.alphas
@@ -169,7 +186,10 @@ def _alpha(study: Study) -> Section | None:
         Point(alpha, 100 * (ppl / whole - 1), None, f"α = {alpha:g}", (("perplexity", f"{ppl}"),))
         for alpha, ppl in _PAPER_ALPHA.items()
     )
-    series = (Series("this checkpoint", own, "line"), Series("the paper, 1B", paper, "line"))
+    series = (
+        Series("this checkpoint", (itself, *own), "line"),
+        Series("the paper's MemoryLLM, 1B", paper, "line"),
+    )
     chart = Chart(Axis("α"), Axis("perplexity increase", "%", linear_below=1.0), series)
     rows = tuple((one.alpha, *_cells(one.change)) for one in study.alphas)
     table = Table(("α", *_CHANGED), rows, (".1f", *_CHANGED_FORMATS))
@@ -199,7 +219,7 @@ def _spectra(study: Study) -> Section | None:
     table = Table(header, rows, (".0f", ".0f", ".0f", ".0f", ".0f"))
     text = (
         "How many components hold a layer's energy (the paper's Figure 13). Energy is not loss: "
-        "ranks chosen by it do worse than uniform ones."
+        "what a rank costs in perplexity is in the sections above."
     )
     return Section("Spectra", text, (chart,), table)
 
@@ -208,17 +228,28 @@ def _costs(study: Study) -> Section | None:
     if study.costs is None:
         return None
     costs = study.costs
-    rows = tuple(tuple(row) for row in cost_rows(costs, study.packs))
+    rows = tuple(
+        (row[0], row[1] / 1e6, float(row[2]), float(row[3]))
+        for row in cost_rows(costs, study.packs)
+    )
     text = (
         "What stands for the memory at inference, and multiply-adds of weights for a token "
         "(attention's products with earlier tokens come on top). The other weights are "
         f"{costs.embedding_weights + costs.head_weights + costs.other_weights:,}."
     )
-    return Section("Weights and operations", text, table=Table(COST_HEADER, rows))
+    header = ("memory", "MB (FFNs in 16 bits)", *COST_HEADER[2:])
+    table = Table(header, rows, ("", ".2f", ",.0f", ",.0f"))
+    return Section("Weights and operations", text, table=table)
 
 
 def _cells(change: Change) -> tuple[float, ...]:
-    return (change.ppl, change.increase_pct, change.increase_se_pct, float(change.tokens))
+    return (
+        change.ppl,
+        change.ppl_se,
+        change.increase_pct,
+        change.increase_se_pct,
+        float(change.tokens),
+    )
 
 
 def _changed_point(place: int, run: LayerRun) -> Point:
@@ -233,6 +264,12 @@ def _changed_point(place: int, run: LayerRun) -> Point:
     )
 
 
-def _positive(value: float | None) -> float | None:
-    """A logarithmic scale has no place for what costs nothing."""
-    return None if value is None else max(value, 0.01)
+# By the name of the part.
+_PARTS = {
+    "precision": _precision,
+    "ranks": _ranks,
+    "layers": _layers,
+    "alpha": _alpha,
+    "spectra": _spectra,
+    "size": _costs,
+}

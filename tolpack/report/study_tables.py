@@ -10,8 +10,8 @@ from tolpack.report.tables import format_bytes, format_table, sweep_table
 if TYPE_CHECKING:  # it loads torch
     from tolpack.studying.choice import Choice
     from tolpack.studying.model_size import ModelCosts
-    from tolpack.studying.study import Change, Study
-    from tolpack.studying.sweep import SweepPoint
+    from tolpack.studying.study import Study
+    from tolpack.studying.workplace import Change, SweepPoint
 
 
 def study_text(study: Study, chosen: Sequence[Choice]) -> str:
@@ -26,7 +26,7 @@ def study_text(study: Study, chosen: Sequence[Choice]) -> str:
     if chosen:
         parts.append(f"Which setting to ship\n\n{choice_table(chosen)}")
     if study.ranks:
-        parts.append(f"Ranks by loss against uniform ranks, at equal bytes\n\n{_ranks(study)}")
+        parts.append(f"Ranks by loss against uniform ranks, in no more bytes\n\n{_ranks(study)}")
     if study.layers:
         parts.append(f"Layers without memory\n\n{_layers(study)}")
     if study.alphas:
@@ -40,10 +40,18 @@ def study_text(study: Study, chosen: Sequence[Choice]) -> str:
 
 def choice_table(chosen: Sequence[Choice]) -> str:
     """Write the smallest pack for each limit, and what builds it."""
-    header = ["increase + 2 errors", "bytes", "× FP16", "tolpack build …", "without a basis"]
+    header = [
+        "increase + 2 errors",
+        "measured",
+        "bytes",
+        "× FP16",
+        "tolpack build …",
+        "without a basis",
+    ]
     rows = [
         [
             f"at most {one.limit_pct:g} %",
+            increase(one.best),
             format_bytes(one.best.score.bytes),
             f"{one.best.score.ratio_fp16:.2f}",
             one.best.setting.options or "(the defaults)",
@@ -54,8 +62,13 @@ def choice_table(chosen: Sequence[Choice]) -> str:
     return format_table(header, rows)
 
 
-def increase(change: Change) -> str:
-    """Write an increase of perplexity with its standard error."""
+def increase(point: SweepPoint) -> str:
+    """Write a pack's increase of perplexity with its standard error."""
+    return f"{point.score.ppl_increase_pct:+.3f} ± {point.score.ppl_increase_se_pct:.3f} %"
+
+
+def changed(change: Change) -> str:
+    """Write a changed model's increase of perplexity with its standard error."""
     return f"{change.increase_pct:+.3f} ± {change.increase_se_pct:.3f} %"
 
 
@@ -65,9 +78,9 @@ def _ranks(study: Study) -> str:
         [
             pair.uniform.setting.rank,
             format_bytes(pair.uniform.score.bytes),
-            f"{pair.uniform.score.ppl_increase_pct:+.3f} %",
+            increase(pair.uniform),
             format_bytes(pair.by_loss.score.bytes),
-            f"{pair.by_loss.score.ppl_increase_pct:+.3f} %",
+            increase(pair.by_loss),
             f"{pair.gain_pct:.3f} ± {pair.gain_se_pct:.3f} %",
         ]
         for pair in study.ranks
@@ -79,8 +92,8 @@ def _layers(study: Study) -> str:
     rows = [
         [
             str(run.first) if run.first == run.last else f"{run.first} … {run.last}",
-            f"{run.change.ppl:.3f}",
-            increase(run.change),
+            f"{run.change.ppl:.3f} ± {run.change.ppl_se:.2f}",
+            changed(run.change),
             str(run.change.tokens),
         ]
         for run in study.layers
@@ -93,11 +106,12 @@ def _alphas(study: Study) -> str:
         [
             f"{point.alpha:.1f}",
             f"{point.change.ppl:.3f} ± {point.change.ppl_se:.2f}",
-            increase(point.change),
+            changed(point.change),
+            str(point.change.tokens),
         ]
         for point in study.alphas
     ]
-    return format_table(["α", "perplexity", "increase"], rows)
+    return format_table(["α", "perplexity", "increase", "tokens"], rows)
 
 
 def _spectra(study: Study) -> str:
@@ -111,21 +125,18 @@ def _spectra(study: Study) -> str:
     return format_table(["layer", "90 %", "99 %", "effective rank", "of"], rows)
 
 
-def cost_rows(costs: ModelCosts, packs: tuple[SweepPoint, ...]) -> list[list[str]]:
-    """Lines of what the memory is: FFNs, an FP16 table, each pack of the front."""
+def cost_rows(costs: ModelCosts, packs: tuple[SweepPoint, ...]) -> list[tuple[str, int, int, int]]:
+    """Bytes and operations of what the memory is: FFNs, an FP16 table, each pack of the front."""
     rest = costs.head_macs + costs.other_macs
-    table = 2 * costs.table_values
-    ffn = 2 * costs.memory_weights
     rows = [
-        ["memory FFNs, computed", format_bytes(ffn), f"{costs.memory_macs:,}",
-         f"{rest + costs.memory_macs:,}"],
-        ["table in FP16, looked up", format_bytes(table), "0", f"{rest:,}"],
+        ("memory FFNs, computed", 2 * costs.memory_weights, costs.memory_macs,
+         rest + costs.memory_macs),
+        ("table in FP16, looked up", 2 * costs.table_values, 0, rest),
     ]  # fmt: skip
     for point in sorted(packs, key=lambda point: -point.score.bytes):
         if point.on_front:
             macs = point.score.macs_per_token
-            name = f"pack: {point.setting.label}"
-            rows.append([name, format_bytes(point.score.bytes), f"{macs:,}", f"{rest + macs:,}"])
+            rows.append((f"pack: {point.setting.short}", point.score.bytes, macs, rest + macs))
     return rows
 
 
@@ -138,4 +149,8 @@ def _costs(costs: ModelCosts, packs: tuple[SweepPoint, ...]) -> str:
         f"other weights: {total:,} (embedding {costs.embedding_weights:,}, head "
         f"{costs.head_weights:,}, others {costs.other_weights:,}); MACs of weights only"
     )
-    return f"{format_table(COST_HEADER, cost_rows(costs, packs))}\n\n{note}"
+    rows = [
+        [name, format_bytes(size), f"{macs:,}", f"{whole:,}"]
+        for name, size, macs, whole in cost_rows(costs, packs)
+    ]
+    return f"{format_table(COST_HEADER, rows)}\n\n{note}"

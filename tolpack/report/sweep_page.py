@@ -8,66 +8,77 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tolpack.machine import machine, versions
-from tolpack.report.content import Axis, Chart, Page, Point, Section, Series, Table
+from tolpack.report.content import (
+    LINEAR_PCT,
+    Axis,
+    Chart,
+    Page,
+    Point,
+    Section,
+    Series,
+    Table,
+)
 from tolpack.report.tables import format_bytes
 from tolpack.report.trade_off import family
 
 if TYPE_CHECKING:  # they load torch
+    from tolpack.evaluate import Evaluation
     from tolpack.judging import Baseline, PackScore
     from tolpack.studying.choice import Choice
-    from tolpack.studying.sweep import SweepPoint
+    from tolpack.studying.workplace import SweepPoint
 
-# Increases below this are drawn in proportion, larger ones by their logarithm.
-LINEAR_PCT = 0.1
 INCREASE = Axis("perplexity increase", "%", linear_below=LINEAR_PCT)
 _SIZE = Axis("size of the pack", "MB", log=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a report is of: the checkpoint and text as they were named, and the command line."""
+    """What a report is of: the checkpoint and text as they were named, the command line, and the
+    beginning of the command that builds one of its packs.
+    """
 
     checkpoint: Path
     text: Path
     command: str
+    build: str
 
-    @property
-    def build(self) -> str:
-        """The beginning of the command that builds one of its packs."""
-        return f"tolpack build {self.checkpoint}"
+    def title(self, baseline: Baseline) -> str:
+        """Name a picture."""
+        return f"{self.checkpoint.name}: {baseline.tokens:,} tokens of {self.text.name}"
 
 
 def sweep_page(
     origin: Origin,
-    context: int,
-    baseline: Baseline,
-    packs: Sequence[PackScore],
+    evaluation: Evaluation,
     points: Sequence[SweepPoint],
+    skipped: Sequence[str],
     chosen: Sequence[Choice],
 ) -> Page:
     """Make the report of ``tolpack eval``."""
-    sections = [trade_off_section(packs, points, origin.command)]
+    packs = evaluation.packs
+    sections = [trade_off_section(packs, points, skipped, origin.command)]
     if chosen:
         sections.append(choice_section(chosen, origin))
-    sections.append(settings_section(packs, points))
+    sections.append(settings_section(packs, points, origin.command))
     return Page(
         title=f"{origin.checkpoint.name}: perplexity against size",
         lead=lead(chosen),
-        facts=facts(origin, context, baseline),
+        facts=facts(origin, evaluation.context, evaluation.baseline),
         sections=tuple(sections),
     )
 
 
 def lead(chosen: Sequence[Choice]) -> str:
-    """What was found, in a sentence."""
+    """What was found, in a sentence: the tightest limit of the pack for the middle one."""
     if not chosen:
         return "What each pack takes on disk, and what it costs in perplexity."
-    middle = chosen[len(chosen) // 2]
-    score = middle.best.score
+    best = chosen[len(chosen) // 2].best
+    limit = min(one.limit_pct for one in chosen if one.best is best)
+    ratio = best.score.ratio_fp16
+    size = f"{ratio:.1f} times less" if ratio > 1 else "no less"
     return (
-        f"At a cost of at most {middle.limit_pct:g} % of perplexity, the smallest pack takes "
-        f"{format_bytes(score.bytes)}, {score.ratio_fp16:.1f} times less than the table in FP16: "
-        f"{middle.best.setting.short}."
+        f"At a cost of at most {limit:g} % of perplexity, the smallest pack takes "
+        f"{format_bytes(best.score.bytes)}, {size} than the table in FP16: {best.setting.short}."
     )
 
 
@@ -86,7 +97,10 @@ def facts(origin: Origin, context: int, baseline: Baseline) -> tuple[tuple[str, 
 
 
 def trade_off_section(
-    packs: Sequence[PackScore], points: Sequence[SweepPoint], command: str
+    packs: Sequence[PackScore],
+    points: Sequence[SweepPoint],
+    skipped: Sequence[str],
+    command: str,
 ) -> Section:
     """Perplexity against size, with the Pareto front."""
     series = []
@@ -109,18 +123,20 @@ def trade_off_section(
         f"linear below {LINEAR_PCT:g} % and logarithmic above."
     )
     chart = Chart(_SIZE, INCREASE, tuple(series), caption)
-    return Section("Perplexity against size", charts=(chart,), command=command)
+    text = "\n\n".join(f"Not built: {one}." for one in skipped)
+    return Section("Perplexity against size", text, (chart,), command=command)
 
 
 def choice_section(chosen: Sequence[Choice], origin: Origin) -> Section:
     """Which setting to ship, for each limit."""
-    header = ("at most", "setting", "increase, %", "MB", "× FP16", "MACs a token", "build it with",
-              "without a basis")  # fmt: skip
+    header = ("at most", "setting", "increase, %", "± , %", "MB", "× FP16", "MACs a token",
+              "build it with", "without a basis")  # fmt: skip
     rows = tuple(
         (
             f"{one.limit_pct:g} %",
             one.best.setting.short,
             one.best.score.ppl_increase_pct,
+            one.best.score.ppl_increase_se_pct,
             one.best.score.bytes / 1e6,
             one.best.score.ratio_fp16,
             float(one.best.score.macs_per_token),
@@ -136,13 +152,17 @@ def choice_section(chosen: Sequence[Choice], origin: Origin) -> Section:
         "measured, stays within a limit. A basis makes packs smaller, and its multiply-adds are "
         "paid for every token; the last column is the smallest pack that needs none."
     )
-    table = Table(header, rows, ("", "", "+.3f", ".2f", ".2f", ",.0f", "", ""))
-    return Section("Which setting to ship", text, table=table, command=f"{origin.build} …")
+    table = Table(header, rows, ("", "", "+.3f", ".3f", ".2f", ".2f", ",.0f", "", ""))
+    example = chosen[len(chosen) // 2].best.setting.options
+    command = f"{origin.build} {example}".rstrip()
+    return Section("Which setting to ship", text, table=table, command=command)
 
 
-def settings_section(packs: Sequence[PackScore], points: Sequence[SweepPoint]) -> Section:
+def settings_section(
+    packs: Sequence[PackScore], points: Sequence[SweepPoint], command: str
+) -> Section:
     """Every number of every pack."""
-    header = ("setting", "increase, %", "± , %", "perplexity", "MB", "× FP16", "bits a value",
+    header = ("setting", "increase, %", "± , %", "perplexity", "±", "MB", "× FP16", "bits a value",
               "read a token, B", "resident, B", "MACs a token", "on the front")  # fmt: skip
     named = [(Path(pack.path).name, pack, None) for pack in packs]
     swept = [(p.setting.options or "(the defaults)", p.score, p.on_front) for p in points]
@@ -152,6 +172,7 @@ def settings_section(packs: Sequence[PackScore], points: Sequence[SweepPoint]) -
             one.ppl_increase_pct,
             one.ppl_increase_se_pct,
             one.ppl,
+            one.ppl_se,
             one.bytes / 1e6,
             one.ratio_fp16,
             one.bits_per_weight,
@@ -162,8 +183,8 @@ def settings_section(packs: Sequence[PackScore], points: Sequence[SweepPoint]) -
         )
         for name, one, on_front in [*named, *swept]
     )
-    formats = ("", "+.3f", ".3f", ".3f", ".2f", ".2f", ".2f", ",.0f", ",.0f", ",.0f", "")
-    return Section("All packs", table=Table(header, rows, formats))
+    formats = ("", "+.3f", ".3f", ".3f", ".3f", ".2f", ".2f", ".2f", ",.0f", ",.0f", ",.0f", "")
+    return Section("All packs", table=Table(header, rows, formats), command=command)
 
 
 def details(score: PackScore) -> tuple[tuple[str, str], ...]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # these load torch, which reading a pack must not
     from tolpack.evaluate import Evaluation
     from tolpack.planning import Plan
     from tolpack.sources.description import CheckpointSummary
-    from tolpack.studying.sweep import SweepPoint
+    from tolpack.studying.workplace import SweepPoint
 
 
 def format_bytes(size: float) -> str:

@@ -12,7 +12,7 @@ from tolpack.report.plots import TradeOffPoint, plot_trade_off
 
 if TYPE_CHECKING:  # they load torch
     from tolpack.judging import PackScore
-    from tolpack.studying.sweep import SweepPoint
+    from tolpack.studying.workplace import SweepPoint
 
 _COLUMNS = ("rank", "bits", "drop", "size", "max_ppl_increase", "path", "bytes", "ratio_fp16",
             "bits_per_weight", "ppl", "ppl_se", "nll_nats", "tokens", "ppl_increase_pct",

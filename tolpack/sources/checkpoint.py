@@ -16,6 +16,7 @@ import torch
 
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.sources.config import MODEL_TYPES, ModelConfig, parse_config, read_config
+from tolpack.sources.files import file_digest
 from tolpack.sources.key_map import (
     KeyMap,
     Matches,
@@ -181,6 +182,14 @@ class Checkpoint:
         for name in sorted(self.parts if names is None else names):
             digest.update(f"{name} {expected_shape(self.config, name)} {self.dtype(name)}".encode())
             digest.update(self.row_digest(name))
+        return digest.digest()
+
+    def contents_digest(self) -> bytes:
+        """Return 32 bytes that depend on every byte of the files, and what is read where."""
+        digest = hashlib.sha256(repr(sorted(self.parts.items())).encode())
+        infos = (info for pieces in self._store.infos.values() for info in pieces)
+        for path in sorted({info.path for info in infos}):
+            digest.update(file_digest(path))
         return digest.digest()
 
     def row_digest(self, name: str) -> bytes:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tolpack.studying.sweep import SweepPoint
+from tolpack.studying.workplace import SweepPoint
 
 # Percent of perplexity.
 _LIMITS = (0.1, 0.25, 0.5, 1.0, 3.0)
 # An increase counts with so many of its standard errors.
 _ERRORS = 2
+_LEAST_WINDOWS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +32,14 @@ class Choice:
                 "bytes": self.best.score.bytes, "options_without_basis": plain}  # fmt: skip
 
 
-def choices(points: Sequence[SweepPoint]) -> tuple[Choice, ...]:
-    """Choose for limits from 0.1 to 3 %; limits that nothing meets are left out."""
-    found = []
+def choices(points: Sequence[SweepPoint], windows: int) -> tuple[Choice, ...]:
+    """Choose for limits from 0.1 to 3 %; limits that nothing meets are left out.
+
+    Nothing is chosen from fewer than ten windows, whose standard errors mean little.
+    """
+    found: list[Choice] = []
+    if windows < _LEAST_WINDOWS:
+        return ()
     for limit in _LIMITS:
         fitting = [point for point in points if _at_most(point) <= limit]
         if fitting:

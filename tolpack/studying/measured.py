@@ -1,22 +1,27 @@
 """Measurements kept between runs, so that one that was stopped goes on where it was.
 
-Each is a small JSON file (`tolpack.cache`), named by a hash of all that it depends on: version,
-weights, text, window, calibration, setting.
+Each is a small JSON file (`tolpack.cache`), named by a hash of all that it depends on: versions,
+every byte of the weights, tokens, window, calibration, setting.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tolpack.cache import cached_file, keep_file
-from tolpack.errors import ConfigError
-from tolpack.judging import Judge
+from tolpack.judging import Judge, PackScore
+from tolpack.progress import Reporter
+from tolpack.reference.text import find_tokenizer
+from tolpack.sources.files import file_digest
 from tolpack.version import __version__
-from tolpack.workshop import Knowledge
+from tolpack.workshop import Knowledge, Resources
 
 # Raised whenever the same inputs would be measured otherwise.
 _MEASUREMENT = 1
@@ -29,57 +34,67 @@ class Measured:
     ----------
     judge : Judge
         The checkpoint and the text.
-    knowledge : Knowledge
+    knowledge, resources : Knowledge, Resources
         What packs are built with.
     fresh : bool
         Whether to measure everything again.
+    reporter : Reporter
+        Is told if nothing can be kept.
     """
 
-    def __init__(self, judge: Judge, knowledge: Knowledge, *, fresh: bool = False) -> None:
-        digest = hashlib.sha256(repr((__version__, _MEASUREMENT, judge.context)).encode())
-        digest.update(repr(judge.checkpoint.config).encode() + judge.checkpoint.fingerprint())
+    def __init__(
+        self,
+        judge: Judge,
+        knowledge: Knowledge,
+        resources: Resources,
+        *,
+        fresh: bool,
+        reporter: Reporter,
+    ) -> None:
+        names = tuple(field.name for field in fields(PackScore))
+        words = (__version__, _MEASUREMENT, torch.__version__, names, judge.context)
+        digest = hashlib.sha256(repr((*words, resources.compute, judge.checkpoint.config)).encode())
+        digest.update(judge.checkpoint.contents_digest())
         digest.update(judge.token_ids.astype("<i8").tobytes())
-        for path in (knowledge.calibrate, knowledge.frequencies, knowledge.tokenizer):
-            digest.update(_file_digest(path))
+        found = find_tokenizer(judge.checkpoint.path, knowledge.tokenizer)
+        for path in (knowledge.calibrate, knowledge.frequencies, found):
+            digest.update(b"none" if path is None else file_digest(Path(path)))
         self._identity = digest.digest()
         self._fresh = fresh
+        self._reporter = reporter
+        self._now: dict[str, dict[str, Any]] = {}
+        self._told = False
 
-    def get(self, what: object, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return what `measure` gives, or gave when `what` was measured before."""
-        path = self._path(what)
-        known = None if self._fresh else _read(path)
+    def get(
+        self, what: object, keys: Sequence[str], measure: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Return what `measure` gives, with `keys`, or gave when `what` was measured before."""
+        known = self._known(what, keys)
         if known is not None:
             return known
-        found = measure()
-        if path is not None:
-            text = json.dumps(found).encode()
-            keep_file(path, lambda file: file.write(text))
+        found = self._now[self._name(what)] = measure()
+        path = cached_file(self._name(what))
+        data = json.dumps(found).encode()
+        kept = path is None or keep_file(path, lambda file: file.write(data))
+        if not kept and not self._told:
+            self._told = True
+            self._reporter.say(
+                f"measurements cannot be kept in {path and path.parent}: if this is stopped, it "
+                "starts over (TOLPACK_CACHE names another folder)"
+            )
         return found
 
-    def knows(self, what: object) -> bool:
-        """Whether `what` was measured before."""
-        return not self._fresh and _read(self._path(what)) is not None
+    def _known(self, what: object, keys: Sequence[str]) -> dict[str, Any] | None:
+        name = self._name(what)
+        if name in self._now or self._fresh:
+            return self._now.get(name)
+        path = cached_file(name)
+        try:
+            found = None if path is None else json.loads(path.read_bytes())
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) and set(keys) <= found.keys() else None
 
-    def _path(self, what: object) -> Path | None:
-        name = hashlib.sha256(self._identity + repr(what).encode()).hexdigest()[:32]
-        return cached_file(f"measured-{name}.json")
-
-
-def _read(path: Path | None) -> dict[str, Any] | None:
-    if path is None:
-        return None
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _file_digest(path: str | Path | None) -> bytes:
-    if path is None:
-        return b"none"
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+    def _name(self, what: object) -> str:
+        digest = hashlib.sha256(self._identity + repr(what).encode())
+        return f"measured-{digest.hexdigest()[:32]}.json"

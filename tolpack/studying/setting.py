@@ -62,9 +62,9 @@ class Setting:
         )
 
     @property
-    def needs_losses(self) -> bool:
-        """Whether building it takes loss metrics, and so most of the time."""
-        return "auto" in (self.rank, self.bits)
+    def kind(self) -> str:
+        """What takes about the same time to build: losses take most of it."""
+        return "by loss" if "auto" in (self.rank, self.bits) else "plain"
 
     def parsed(self) -> BuildSettings:
         """Return it as a build takes it, or raise `ConfigError`."""

@@ -15,43 +15,30 @@ What takes a pack is measured on all tokens; what takes the model alone, on some
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.judging import Baseline, Judge
-from tolpack.progress import Reporter
 from tolpack.reference.decoder import Memory
-from tolpack.reference.perplexity import Score, increase_pct
+from tolpack.reference.perplexity import increase_pct
+from tolpack.studying import PARTS
 from tolpack.studying.memories import Scaled, Without
 from tolpack.studying.model_size import ModelCosts, model_costs
+from tolpack.studying.progress import Steps
 from tolpack.studying.setting import Setting
 from tolpack.studying.spectra import LayerSpectrum, layer_spectra
-from tolpack.studying.sweep import Bench, SweepPoint, front
-from tolpack.workshop import Knowledge
+from tolpack.studying.sweep import front
+from tolpack.studying.workplace import Change, Inputs, SweepPoint, Workplace, workplace
 
-PARTS = ("precision", "ranks", "trade-off", "layers", "alpha", "spectra", "size")
-ALPHAS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.0)
+ALPHAS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.0)
 _UNIFORM = ("75%", "50%", "25%")
 _INCREASES = ("0.25%", "1%", "3%")
 # Tokens that each run of layers is left out on.
 LAYER_TOKENS = 32_768
 # With more layers, only runs of 1, 2, 4, 8, … of them.
 _ALL_RUNS = 12
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """Perplexity of a changed model, and its paired increase over the same tokens unchanged."""
-
-    ppl: float
-    ppl_se: float
-    increase_pct: float
-    increase_se_pct: float
-    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +111,7 @@ class Study:
         }
 
 
-def run_study(
-    judge: Judge,
-    knowledge: Knowledge,
-    parts: Sequence[str] = PARTS,
-    *,
-    fresh: bool = False,
-    reporter: Reporter | None = None,
-) -> Study:
+def run_study(judge: Judge, inputs: Inputs, parts: Sequence[str] = PARTS) -> Study:
     """Run `parts` of the study; what was measured before is taken from there.
 
     Raises
@@ -141,111 +121,103 @@ def run_study(
     """
     unknown = [part for part in parts if part not in PARTS]
     if unknown or not parts:
-        raise ConfigError(
-            f"no part {', '.join(unknown) or 'given'}: choose from {', '.join(PARTS)}"
-        )
+        raise ConfigError(f"no part {unknown}: choose from {', '.join(PARTS)}")
     if judge.decoder.memory is None:
         raise CheckpointError("a dense model has no memory to study")
-    reporter = reporter or Reporter()
-    with tempfile.TemporaryDirectory(prefix="tolpack-study-") as folder:
-        bench = Bench(judge, knowledge, Path(folder), fresh=fresh, reporter=reporter)
-        with bench.workshop:
-            return _Run(bench, judge.decoder.memory, reporter).study(parts)
+    with workplace(judge, inputs) as place:
+        return _Run(place, judge.decoder.memory, parts).study()
 
 
 class _Run:
-    def __init__(self, bench: Bench, memory: Memory, reporter: Reporter) -> None:
-        self._bench, self._judge, self._memory = bench, bench.judge, memory
-        self._reporter = reporter
+    def __init__(self, place: Workplace, memory: Memory, parts: Sequence[str]) -> None:
+        self._place, self._judge, self._memory = place, place.judge, memory
+        self._parts = parts
+        self._runs = layer_runs(len(self._judge.decoder.layers))
         self._packs: dict[Setting, SweepPoint] = {}
         self._skipped: list[str] = []
+        self._steps = Steps(self._kinds(), self._judge.reporter)
 
-    def study(self, parts: Sequence[str]) -> Study:
+    def study(self) -> Study:
         """Run the parts in the order of `PARTS`: the cheap packs come first."""
-        judge = self._judge
-        if "precision" in parts:
-            for bits in (16, 8, 4):
-                self._pack(Setting(bits=bits))
+        judge, parts = self._judge, self._parts
+        for setting in self._settings():
+            self._pack(setting)
         ranks = self._ranks() if "ranks" in parts else ()
-        if "trade-off" in parts:
-            for rank in ("none", "auto"):
-                for increase in _INCREASES:
-                    self._pack(Setting(rank, "auto", max_ppl_increase=increase))
         layers = self._layers() if "layers" in parts else ()
         alphas = self._alphas() if "alpha" in parts else ()
-        spectra = self._spectra() if "spectra" in parts else ()
+        spectra: tuple[LayerSpectrum, ...] = ()
+        if "spectra" in parts:
+            spectra = layer_spectra(self._place.workshop.table, judge.reporter)
         costs = model_costs(judge.checkpoint) if "size" in parts else None
         packs = front(tuple(self._packs.values()))
         return Study(
-            judge.context,
-            judge.baseline,
-            packs,
-            tuple(self._skipped),
-            ranks,
-            layers,
-            alphas,
-            spectra,
-            costs,
-        )
+            judge.context, judge.baseline, packs, tuple(self._skipped), ranks, layers, alphas,
+            spectra, costs,
+        )  # fmt: skip
 
-    def _pack(self, setting: Setting) -> SweepPoint:
-        self._reporter.say(f"pack: {setting.label}")
-        found = self._packs[setting] = self._bench.point(setting)
-        score = found.score
-        self._reporter.say(
-            f"  {score.bytes / 1e6:.2f} MB, {score.ppl_increase_pct:+.3f} "
-            f"± {score.ppl_increase_se_pct:.3f} %"
-        )
+    def _settings(self) -> list[Setting]:
+        """Settings that do not depend on what another one gave."""
+        found = [Setting(bits=bits) for bits in (16, 8, 4) if "precision" in self._parts]
+        if "trade-off" in self._parts:
+            for rank in ("none", "auto"):
+                found += [Setting(rank, "auto", max_ppl_increase=one) for one in _INCREASES]
         return found
 
-    def _skip(self, what: str) -> None:
-        self._reporter.say(f"  not built: {what}")
-        self._skipped.append(what)
+    def _kinds(self) -> list[str]:
+        """The steps to come; see `Steps`."""
+        kinds = [setting.kind for setting in self._settings()]
+        if "ranks" in self._parts:
+            kinds += [Setting("50%").kind, Setting("auto").kind] * len(_UNIFORM)
+        kinds += ["some tokens"] * len(self._runs) if "layers" in self._parts else []
+        return kinds + (["all tokens"] * len(ALPHAS) if "alpha" in self._parts else [])
+
+    def _pack(self, setting: Setting) -> SweepPoint | None:
+        """Measure a pack; ``None`` if this checkpoint does not allow it."""
+        self._steps.begin(setting.label)
+        try:
+            found = self._packs[setting] = self._place.point(setting)
+        except ConfigError as error:
+            self._skipped.append(f"{setting.label}: {error}")
+            self._steps.end(f"not built: {error}")
+            return None
+        self._steps.end(found.summary)
+        return found
 
     def _ranks(self) -> tuple[RankPair, ...]:
         pairs = []
         for rank in _UNIFORM:
             uniform = Setting(rank)
             one = self._pack(uniform)
-            by_loss = Setting("auto", size=str(one.score.bytes))
-            try:
-                other = self._pack(by_loss)
-            except ConfigError as error:  # a table of a few pages
-                self._skip(f"{by_loss.label}: {error}")
-                continue
-            change, change_se = increase_pct(
-                self._bench.windows(by_loss), self._bench.windows(uniform)
-            )
-            pairs.append(RankPair(one, other, -change, change_se))
+            by_loss = Setting("auto", size=str(one.score.bytes) if one else "25%")
+            other = self._pack(by_loss)
+            if one is not None and other is not None:
+                windows = self._place.windows
+                change, change_se = increase_pct(windows(by_loss), windows(uniform))
+                pairs.append(RankPair(one, other, -change, change_se))
         return tuple(pairs)
 
     def _layers(self) -> tuple[LayerRun, ...]:
-        count, hidden = len(self._judge.decoder.layers), self._judge.checkpoint.config.hidden_size
+        context, hidden = self._judge.context, self._judge.checkpoint.config.hidden_size
+        tokens = max(1, LAYER_TOKENS // context) * context
         found = []
-        for first, last in layer_runs(count):
+        for first, last in self._runs:
             memory = Without(self._memory, first, last, hidden)
             name = f"without layer {first}" + (f" … {last}" if last > first else "")
-            found.append(LayerRun(first, last, self._changed(memory, name, LAYER_TOKENS)))
+            found.append(LayerRun(first, last, self._changed(memory, name, tokens)))
         return tuple(found)
 
     def _alphas(self) -> tuple[AlphaPoint, ...]:
-        return tuple(
-            AlphaPoint(alpha, self._changed(Scaled(self._memory, alpha), f"α = {alpha}"))
-            for alpha in ALPHAS
-        )
+        found = []
+        for alpha in ALPHAS:
+            memory = Scaled(self._memory, alpha)
+            found.append(AlphaPoint(alpha, self._changed(memory, f"α = {alpha}", None)))
+        return tuple(found)
 
-    def _changed(self, memory: Memory, name: str, tokens: int | None = None) -> Change:
-        def measure() -> dict[str, Any]:
-            score = self._judge.score(memory, name, tokens)
-            base = _first_windows(self._judge.base_score, score)
-            increase, error = increase_pct(score, base)
-            return asdict(Change(score.ppl, score.ppl_se, increase, error, score.total_tokens))
-
-        return Change(**self._bench.measured.get((name, tokens), measure))
-
-    def _spectra(self) -> tuple[LayerSpectrum, ...]:
-        self._reporter.say("spectra")
-        return layer_spectra(self._bench.workshop.table, self._reporter)
+    def _changed(self, memory: Memory, name: str, tokens: int | None) -> Change:
+        self._steps.begin(name)
+        found = self._place.changed(memory, name, tokens)
+        self._steps.end(found.summary)
+        return found
 
 
 def layer_runs(count: int) -> list[tuple[int, int]]:
@@ -253,15 +225,7 @@ def layer_runs(count: int) -> list[tuple[int, int]]:
     lengths = range(1, count) if count <= _ALL_RUNS else [2**n for n in range(count.bit_length())]
     return [
         (first, first + length - 1)
-        for length in lengths
-        if length < count
+        for length in lengths or [1]
+        if length < max(count, 2)
         for first in range(count - length + 1)
     ]
-
-
-def _first_windows(base: Score, like: Score) -> Score:
-    """The windows of `base` that `like` has: a last one that is cut short is measured whole."""
-    count = len(like.tokens)
-    if like.tokens[-1] != base.tokens[count - 1]:
-        raise ConfigError("the tokens of a part of the study must be whole windows")
-    return Score(base.nll_nats[:count], base.tokens[:count])

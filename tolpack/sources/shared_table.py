@@ -1,13 +1,19 @@
-"""A table whose rows are computed once and held, for several builds of the same checkpoint."""
+"""A table that several builds share: what one computed of it, the others need not.
+
+Rows of a whole layer are computed together. In the last bit they may differ from those that a build
+alone computes a few at a time (matrix products round by their shapes), and so may a byte of a pack.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.scratch import Kept, Scratch
 from tolpack.sources.table import LayerRows, TableSource
 
 _Doubles = NDArray[np.float64]
@@ -15,14 +21,23 @@ _Doubles = NDArray[np.float64]
 _BLOCK_TOKENS = 2048
 
 
-class HeldTable:
-    """Another `TableSource`, its layers held in memory as float32 from their first use on.
+class SharedTable:
+    """Another `TableSource`; keeps what is measured on whole layers (`remembered`).
 
-    Also keeps what is measured on a whole layer, by whatever `remembered` is given as its key.
+    Parameters
+    ----------
+    source : TableSource
+        The table.
+    scratch : Scratch
+        Where measurements are kept.
+    hold : bool
+        Whether to hold layers in memory too, as float32, from their first use on.
     """
 
-    def __init__(self, source: TableSource) -> None:
+    def __init__(self, source: TableSource, scratch: Scratch, *, hold: bool) -> None:
         self._source = source
+        self._scratch = scratch
+        self._hold = hold
         self.vocab_size = source.vocab_size
         self.num_layers = source.num_layers
         self.hidden_size = source.hidden_size
@@ -30,17 +45,18 @@ class HeldTable:
         self.dtype = source.dtype
         self.ffn_bytes = source.ffn_bytes
         self._layers: dict[int, NDArray[np.float32]] = {}
-        self._remembered: dict[tuple[object, ...], tuple[_Doubles, _Doubles]] = {}
+        self._remembered: dict[tuple[int, bytes], tuple[Kept, Kept]] = {}
         self._lock = threading.Lock()
 
     @staticmethod
     def nbytes(source: TableSource) -> int:
-        """Bytes that holding `source` takes, and the second moments of its layers."""
-        rows = 4 * source.vocab_size * source.hidden_size
-        return source.num_layers * (rows + 8 * source.hidden_size**2)
+        """Bytes that holding `source` takes."""
+        return 4 * source.num_layers * source.vocab_size * source.hidden_size
 
     def layer(self, layer: int) -> LayerRows:
         """See `TableSource`."""
+        if not self._hold:
+            return self._source.layer(layer)
         with self._lock:
             if layer not in self._layers:
                 self._layers[layer] = self._computed(layer)
@@ -56,12 +72,17 @@ class HeldTable:
         return self._source.describe()
 
     def remembered(
-        self, key: tuple[object, ...], measure: Callable[[], tuple[_Doubles, _Doubles]]
+        self, layer: int, weights: _Doubles, measure: Callable[[], tuple[_Doubles, _Doubles]]
     ) -> tuple[_Doubles, _Doubles]:
-        """Return what `measure` gave when `key` was first asked for."""
+        """Return what `measure` gave for a layer and token weights when that was first asked for:
+        two arrays, not to be changed.
+        """
+        key = layer, hashlib.sha256(weights.tobytes()).digest()
         if key not in self._remembered:
-            self._remembered[key] = measure()
-        return self._remembered[key]
+            first, second = measure()
+            self._remembered[key] = self._scratch.keep(first), self._scratch.keep(second)
+        kept = self._remembered[key]
+        return kept[0].load(), kept[1].load()
 
     def _computed(self, layer: int) -> NDArray[np.float32]:
         rows = self._source.layer(layer)

@@ -1,0 +1,23 @@
+"""Whole files."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from tolpack.errors import FileAccessError
+
+
+def file_digest(path: Path) -> bytes:
+    """Return 32 bytes that depend on every byte of a file (SHA-256).
+
+    Raises
+    ------
+    FileAccessError
+        It cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise FileAccessError(f"cannot read {path}: {error.strerror or error}") from error

@@ -1,0 +1,153 @@
+"""Where settings are measured: a workshop that makes packs, a judge, and what is known already."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tolpack.errors import FileAccessError
+from tolpack.judging import Judge, PackScore
+from tolpack.reference.decoder import Memory
+from tolpack.reference.perplexity import Score, increase_pct
+from tolpack.sources.table import MemoryTable
+from tolpack.studying.measured import Measured
+from tolpack.studying.setting import Setting
+from tolpack.workshop import Knowledge, Resources, Workshop
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What packs are built with, where, and whether what was measured before counts."""
+
+    knowledge: Knowledge = Knowledge()
+    resources: Resources = Resources()
+    scratch: Path | None = None
+    fresh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SweepPoint:
+    """One setting: its pack's score, and what it took to build and to judge."""
+
+    setting: Setting
+    score: PackScore
+    build_seconds: float
+    eval_seconds: float
+    on_front: bool = False
+
+    @property
+    def summary(self) -> str:
+        """Size and increase, in a line."""
+        score = self.score
+        return (
+            f"{score.bytes / 1e6:.2f} MB, × {score.ratio_fp16:.2f}, "
+            f"{score.ppl_increase_pct:+.3f} ± {score.ppl_increase_se_pct:.3f} %"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for JSON: those of the pack, which is no more, and the setting."""
+        own = {"path": None, "setting": self.setting.to_json(), "options": self.setting.options}
+        times = {"build_seconds": self.build_seconds, "eval_seconds": self.eval_seconds}
+        return {**asdict(self.score), **own, **times, "on_front": self.on_front}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Perplexity of a changed model, and its paired increase over the same tokens unchanged."""
+
+    ppl: float
+    ppl_se: float
+    increase_pct: float
+    increase_se_pct: float
+    tokens: int
+
+    @property
+    def summary(self) -> str:
+        """Perplexity and increase, in a line."""
+        return f"{self.ppl:.3f}, {self.increase_pct:+.3f} ± {self.increase_se_pct:.3f} %"
+
+
+class Workplace:
+    """See the module; made by `workplace`."""
+
+    def __init__(self, judge: Judge, inputs: Inputs, folder: Path) -> None:
+        self.judge = judge
+        self.measured = Measured(
+            judge, inputs.knowledge, inputs.resources, fresh=inputs.fresh, reporter=judge.reporter
+        )
+        self.workshop = Workshop(
+            MemoryTable(judge.checkpoint), folder, inputs.knowledge, inputs.resources,
+            share=True, reporter=judge.reporter,
+        )  # fmt: skip
+        self._path = folder / "pack.tolpack"
+
+    def point(self, setting: Setting) -> SweepPoint:
+        """Build a pack, judge it and remove it; or tell what that gave before."""
+        found = self._found(setting)
+        score = PackScore(**found["score"])
+        return SweepPoint(setting, score, found["build_seconds"], found["eval_seconds"])
+
+    def windows(self, setting: Setting) -> Score:
+        """Return the score of a setting's pack window by window, to be paired with another's."""
+        return Score(np.array(self._found(setting)["window_nll_nats"]), self.judge.window_tokens)
+
+    def changed(self, memory: Memory, name: str, tokens: int | None = None) -> Change:
+        """Score the model with another memory, on the first `tokens` tokens: whole windows."""
+
+        def measure() -> dict[str, Any]:
+            score, base = self.judge.score(memory, name, tokens), self.judge.base_score
+            count = len(score.tokens)
+            part = Score(base.nll_nats[:count], base.tokens[:count])
+            increase, error = increase_pct(score, part)
+            return asdict(Change(score.ppl, score.ppl_se, increase, error, score.total_tokens))
+
+        keys = ("ppl", "ppl_se", "increase_pct", "increase_se_pct", "tokens")
+        return Change(**self.measured.get((name, tokens), keys, measure))
+
+    def _found(self, setting: Setting) -> dict[str, Any]:
+        keys = ("score", "window_nll_nats", "build_seconds", "eval_seconds")
+        return self.measured.get(setting, keys, lambda: self._measure(setting))
+
+    def _measure(self, setting: Setting) -> dict[str, Any]:
+        _ = self.judge.base_score  # not a part of the first setting's time
+        try:
+            begin = time.perf_counter()
+            try:
+                self.workshop.make(setting.parsed(), self._path)
+            except FileAccessError as error:
+                folder = self._path.parent.parent
+                raise FileAccessError(
+                    f"{error} (packs are built in {folder}, one at a time: --scratch names "
+                    "another folder)"
+                ) from error
+            built = time.perf_counter()
+            score, windows = self.judge.pack_windows(self._path)
+            judged = time.perf_counter()
+        finally:
+            self._path.unlink(missing_ok=True)
+        times = {"build_seconds": built - begin, "eval_seconds": judged - built}
+        named = asdict(replace(score, path=setting.label))
+        return {"score": named, "window_nll_nats": windows.nll_nats.tolist(), **times}
+
+
+@contextmanager
+def workplace(judge: Judge, inputs: Inputs) -> Iterator[Workplace]:
+    """Yield a workplace with a folder of its own, which is removed at the end."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="tolpack-", dir=inputs.scratch)
+    except OSError as error:
+        raise FileAccessError(
+            f"cannot make a folder in {inputs.scratch or tempfile.gettempdir()}: "
+            f"{error.strerror or error}; give another with --scratch"
+        ) from error
+    with folder:
+        place = Workplace(judge, inputs, Path(folder.name))
+        with place.workshop:
+            yield place
