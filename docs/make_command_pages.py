@@ -21,14 +21,15 @@ FOLDER = DOCS / "commands"
 # Documents that explain a command, besides the tutorial.
 FURTHER = {
     "build": ["compression.md", "checkpoints.md"],
-    "eval": ["compression.md", "checkpoints.md"],
+    "eval": ["choosing-settings.md", "checkpoints.md"],
     "plan": ["compression.md"],
     "inspect": ["checkpoints.md", "compression.md"],
     "verify": ["integrity.md", "../formats/v1/SPEC.md"],
     "rows": ["insight.md", "serving.md", "integrity.md"],
     "diff": ["insight.md"],
-    "study": ["compression.md"],
+    "study": ["choosing-settings.md", "compression.md"],
     "bench": ["serving.md"],
+    "convert": ["convert.md"],
     "demo": ["../tolpack/demo/model/README.md"],
 }
 NOTE = "<!-- Made by `python docs/make_command_pages.py`: change the help, not this page. -->"
