@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,11 @@ from tolpack.report.content import LINEAR_PCT
 
 SUFFIXES = (".png", ".svg")
 # Families of settings, in the order of their colours (Okabe and Ito's, told apart by everyone).
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKS = ("o", "s", "D", "^", "v", "P")
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKS = ("o", "s", "D", "^", "v", "P", "X")
+# Labels are broken into lines of so many letters, and have room to the left of all points.
+_LABEL_WIDTH = 20
+_ROOM_LEFT = 0.45
 _INK, _QUIET = "#222222", "#8a8a8a"
 
 
@@ -50,8 +54,9 @@ def plot_trade_off(points: Sequence[TradeOffPoint], path: Path, title: str) -> N
         axes.set_xscale("log")
         axes.set_yscale("symlog", linthresh=LINEAR_PCT, linscale=0.6)
         _draw_points(axes, points)
-        axes.margins(x=0.12, y=0.1)
+        axes.margins(x=0.05, y=0.12)
         axes.autoscale_view()
+        axes.set_xlim(left=_ROOM_LEFT * min(point.megabytes for point in points))
         front = [point for point in points if point.on_front]
         if front:
             _draw_front(axes, front)
@@ -91,10 +96,12 @@ def _draw_front(axes: Any, front: Sequence[TradeOffPoint]) -> None:
     )
     for point in _apart(axes, ordered):
         axes.annotate(
-            point.label,
+            textwrap.fill(point.label, _LABEL_WIDTH),
             (point.megabytes, point.increase_pct),
-            xytext=(7, 6),
+            xytext=(-8, -3),  # where the front leaves nothing
             textcoords="offset points",
+            horizontalalignment="right",
+            verticalalignment="top",
             fontsize=8.5,
             color=_INK,
             zorder=4,
@@ -102,15 +109,15 @@ def _draw_front(axes: Any, front: Sequence[TradeOffPoint]) -> None:
 
 
 def _apart(axes: Any, points: Sequence[TradeOffPoint]) -> list[TradeOffPoint]:
-    """Leave out labels that would stand in one another's way."""
-    chosen: list[tuple[float, float]] = []
-    kept = []
+    """Leave out labels that would stand in one another's way, from the left."""
+    kept: list[TradeOffPoint] = []
+    taken: list[tuple[float, float, float]] = []
     for point in points:
         x, y = axes.transData.transform((point.megabytes, point.increase_pct))
-        width = 5.2 * len(point.label)
-        if all(abs(y - other_y) > 14 or x > end or x + width < end - width
-               for end, other_y in chosen):  # fmt: skip
-            chosen.append((x + width, y))
+        lines = textwrap.wrap(point.label, _LABEL_WIDTH)
+        left, low = x - 6.5 * max(map(len, lines)) - 8, y - 16 * len(lines)
+        if all(left > right or y < bottom or low > top for right, bottom, top in taken):
+            taken.append((x, low, y))
             kept.append(point)
     return kept
 

@@ -78,7 +78,8 @@ def lead(chosen: Sequence[Choice]) -> str:
     size = f"{ratio:.1f} times less" if ratio > 1 else "no less"
     return (
         f"At a cost of at most {limit:g} % of perplexity, the smallest pack takes "
-        f"{format_bytes(best.score.bytes)}, {size} than the table in FP16: {best.setting.short}."
+        f"{format_bytes(best.score.bytes)}, {size} than the table in FP16: "
+        f"{best.setting.options or 'the defaults'}."
     )
 
 
@@ -129,18 +130,17 @@ def trade_off_section(
 
 def choice_section(chosen: Sequence[Choice], origin: Origin) -> Section:
     """Which setting to ship, for each limit."""
-    header = ("at most", "setting", "increase, %", "± , %", "MB", "× FP16", "MACs a token",
-              "build it with", "without a basis")  # fmt: skip
+    header = ("at most", "build it with", "increase, %", "± , %", "MB", "× FP16", "MACs a token",
+              "without a basis")  # fmt: skip
     rows = tuple(
         (
             f"{one.limit_pct:g} %",
-            one.best.setting.short,
+            one.best.setting.options or "(the defaults)",
             one.best.score.ppl_increase_pct,
             one.best.score.ppl_increase_se_pct,
             one.best.score.bytes / 1e6,
             one.best.score.ratio_fp16,
             float(one.best.score.macs_per_token),
-            one.best.setting.options or "(the defaults)",
             None
             if one.plain is None
             else f"{one.plain.setting.short}: {format_bytes(one.plain.score.bytes)}",
@@ -152,7 +152,7 @@ def choice_section(chosen: Sequence[Choice], origin: Origin) -> Section:
         "measured, stays within a limit. A basis makes packs smaller, and its multiply-adds are "
         "paid for every token; the last column is the smallest pack that needs none."
     )
-    table = Table(header, rows, ("", "", "+.3f", ".3f", ".2f", ".2f", ",.0f", "", ""))
+    table = Table(header, rows, ("", "", "+.3f", ".3f", ".2f", ".2f", ",.0f", ""))
     example = chosen[len(chosen) // 2].best.setting.options
     command = f"{origin.build} {example}".rstrip()
     return Section("Which setting to ship", text, table=table, command=command)

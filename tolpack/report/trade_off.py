@@ -66,6 +66,6 @@ def plot_sweep(
 
 def family(point: SweepPoint) -> str:
     """The kind of setting that gives a point its colour."""
-    bits = "entropy-coded" if point.setting.bits == "auto" else f"{point.setting.bits} bits"
+    bits = "entropy-coded" if point.setting.bits == "auto" else "fixed bits"
     basis = {"none": "no basis", "auto": "ranks by loss"}.get(point.setting.rank, "uniform rank")
     return f"{bits}, {basis}"

@@ -39,7 +39,7 @@ class Setting:
     def short(self) -> str:
         """The setting in few words, for pictures."""
         words = ["entropy-coded" if self.bits == "auto" else f"{self.bits} bits"]
-        ranks = {"none": [], "auto": ["ranks by loss"]}
+        ranks = {"none": [], "auto": ["by loss"]}
         words += ranks.get(self.rank, [f"rank {self.rank}"])
         words += [] if self.drop == "none" else [f"drop {self.drop}"]
         words += [] if self.max_ppl_increase is None else [f"≤ {self.max_ppl_increase}"]
