@@ -318,7 +318,7 @@ function drawLabels(chart) {
     const width = measure(point[3]) * 0.92;
     const tries = [[x + 8, y - 14], [x - width - 8, y + 1], [x + 8, y + 1], [x - width - 8, y - 14]];
     const found = tries.find(([a, b]) => free([a - 2, b, a + width + 2, b + 13]));
-    if (!found || width > 180) continue;
+    if (!found || width > 240) continue;
     const [a, b] = found;
     taken.push([a - 4, b - 2, a + width + 4, b + 15]);
     group.append(svg("text", { x: a, y: b + 10, class: "label" }, point[3]));
