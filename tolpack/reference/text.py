@@ -148,8 +148,9 @@ def _read_ids(path: Path) -> NDArray[np.int64]:
 def _encode(path: Path, tokenizer: str | Path | None) -> NDArray[np.int64]:
     if tokenizer is None:
         raise ConfigError(f"{path} is text: give its --tokenizer tokenizer.json, or ids as .npy")
+    encoder = TextTokenizer(tokenizer)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read text {path}: {error}") from error
-    return TextTokenizer(tokenizer).encode(text)
+    return encoder.encode(text)
