@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from tolpack.codecs import kernels
 from tolpack.container.reader import Container
 from tolpack.errors import ConfigError
-from tolpack.pool import processor_count
+from tolpack.pool import thread_count
 from tolpack.reading.decoding import RowSink, TableDecoder
 from tolpack.reading.gathering import Gatherer, Sink
 from tolpack.reading.lookup import Distinct, LayerChoice, check_ids, check_out
@@ -80,7 +80,7 @@ class Pack:
         checksums: bool = True,
     ) -> None:
         budget = None if cache is None else parse_bytes(cache, "cache", "256MB or 1GB")
-        workers = _thread_count(threads)
+        workers = thread_count(threads)
         self._container = Container.open(path, io, checksums=checksums)
         self._table = self._container.table
         self._lock = threading.Lock()
@@ -172,14 +172,13 @@ class Pack:
             The pack is closed, or reading failed.
         """
         ids = check_ids(token_ids, self.vocab_size)
-        if len(ids) == 1:
-            self._gatherer.announce_one(int(self._slots_of(ids)[0]))
+        slots = self._begin(ids)
         choice = self._all_layers
         if layers is not None:
             choice = LayerChoice.of(self._check_layers(layers), self._kept, self.hidden_size)
         out = check_out(out, (len(ids), choice.count, self.hidden_size), dtype)
         if choice.count > len(choice.zeros):
-            distinct = self._gather(ids, RowSink(self.decoder, out, choice))
+            distinct = self._gather(slots, RowSink(self.decoder, out, choice))
             if distinct.copies.size:
                 out[distinct.copies[0]] = out[distinct.copies[1]]
         choice.complete(out)
@@ -203,7 +202,7 @@ class Pack:
         Distinct
             Where duplicates belong.
         """
-        return self._gather(check_ids(token_ids, self.vocab_size), sink)
+        return self._gather(self._begin(check_ids(token_ids, self.vocab_size)), sink)
 
     def most_frequent(self, count: int) -> NDArray[np.int64]:
         """Return the `count` most frequent tokens, int64 (count,), as the pack orders them.
@@ -369,14 +368,22 @@ class Pack:
             self._slots = read_token_map(self._container, self._table.token_map)
         return np.asarray(self._slots)[ids].astype(np.int64)
 
-    def _gather(self, ids: NDArray[np.int64], sink: Sink) -> Distinct:
-        if len(ids) >= _KERNEL_ROWS or self._rows_served >= _KERNEL_ROWS:
+    def _begin(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the slots of `ids`; one alone is being read from here on."""
+        with self._container.storage.lease():
+            slots = self._slots_of(ids)
+            if len(slots) == 1:
+                self._gatherer.announce_one(int(slots[0]))
+        return slots
+
+    def _gather(self, slots: NDArray[np.int64], sink: Sink) -> Distinct:
+        if len(slots) >= _KERNEL_ROWS or self._rows_served >= _KERNEL_ROWS:
             kernels.load()
         with self._container.storage.lease():
-            distinct = Distinct.of(self._slots_of(ids))
+            distinct = Distinct.of(slots)
             self._gatherer.gather(distinct.slots, distinct.places, sink)
         with self._lock:
-            self._rows_served += len(ids)
+            self._rows_served += len(slots)
         return distinct
 
     def _missing_blocks(self, ids: NDArray[np.int64]) -> list[tuple[int, list[int]]]:
@@ -390,11 +397,3 @@ class Pack:
             blocks = np.unique(rows // view.rows_per_block)
             found.append((number, blocks.tolist()))
         return found
-
-
-def _thread_count(threads: int | None) -> int:
-    if threads is None:
-        return processor_count()
-    if type(threads) is not int or not 1 <= threads <= 1024:
-        raise ConfigError(f"threads is {threads!r}, expected 1 … 1024")
-    return threads

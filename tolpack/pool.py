@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Protocol, TypeVar
 
+from tolpack.errors import ConfigError
+
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
@@ -43,6 +45,21 @@ def processor_count() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def thread_count(threads: int | None) -> int:
+    """Return how many threads to use: `threads`, by default one for each processor.
+
+    Raises
+    ------
+    ConfigError
+        It is no number from 1 to 1024.
+    """
+    if threads is None:
+        return processor_count()
+    if type(threads) is not int or not 1 <= threads <= 1024:
+        raise ConfigError(f"threads is {threads!r}, expected 1 … 1024")
+    return threads
 
 
 class Pool:

@@ -88,7 +88,6 @@ class Workshop:
         self._share = share
         held = SharedTable.nbytes(source)
         self._hold = share and held <= _HELD_SHARE * self._limits.scratch_bytes
-        self._sources: dict[torch.dtype, MemoryTable | ArrayTable] = {}
         self._shared: dict[torch.dtype, SharedTable] = {}
         self._known: dict[tuple[object, ...], Weighing] = {}
         limit = self._limits.scratch_bytes - (held if self._hold else 0)
@@ -147,10 +146,7 @@ class Workshop:
 
     def _source(self, dtype: torch.dtype) -> MemoryTable | ArrayTable:
         exact = self._exact
-        if dtype not in self._sources:
-            computed = exact.computed_in(dtype) if isinstance(exact, MemoryTable) else exact
-            self._sources[dtype] = computed
-        return self._sources[dtype]
+        return exact.computed_in(dtype) if isinstance(exact, MemoryTable) else exact
 
     def _table(self, dtype: torch.dtype) -> TableSource:
         if not self._share:

@@ -60,8 +60,10 @@ def evaluate(
     skipped += refused
     found = Evaluation(judge.context, judge.baseline, scores)
     chosen = choices(points, judge.windows)
-    page = sweep_page.sweep_page(origin, found, points, skipped, chosen)
-    outputs.write(origin.title(found.baseline), scores, points, page)
+    outputs.write(
+        origin.title(found.baseline), scores, points,
+        lambda: sweep_page.sweep_page(origin, found, points, skipped, chosen),
+    )  # fmt: skip
     if as_json:
         swept = [point.to_json() for point in points]
         value = found.to_json()

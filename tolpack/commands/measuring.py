@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,15 +60,19 @@ class Outputs:
         return any(path is not None for path in (self.csv, self.plot, self.report))
 
     def write(
-        self, title: str, packs: Sequence[PackScore], points: Sequence[SweepPoint], page: Page
+        self,
+        title: str,
+        packs: Sequence[PackScore],
+        points: Sequence[SweepPoint],
+        page: Callable[[], Page],
     ) -> None:
-        """Write those that were asked for."""
+        """Write those that were asked for; `page` makes the report."""
         if self.csv is not None:
             trade_off.write_csv(packs, points, self.csv)
         if self.plot is not None:
             trade_off.plot_sweep(packs, points, self.plot, title)
         if self.report is not None:
-            write_page(page, self.report)
+            write_page(page(), self.report)
 
 
 def take_origin(checkpoint: Path, settings: dict[str, Any]) -> Origin:

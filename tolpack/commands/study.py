@@ -43,8 +43,10 @@ def study(
     judge, inputs = take_measuring(checkpoint, settings, tokens)
     found = run_study(judge, inputs, parts)
     chosen = choices(found.packs, judge.windows)
-    page = study_page.study_page(origin, found, chosen)
-    outputs.write(origin.title(found.baseline), (), found.packs, page)
+    outputs.write(
+        origin.title(found.baseline), (), found.packs,
+        lambda: study_page.study_page(origin, found, chosen),
+    )  # fmt: skip
     if as_json:
         more = {"command": origin.command, "choices": [choice.to_json() for choice in chosen]}
         print_json({**found.to_json(), **more})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from tolpack.sources.checkpoint import Checkpoint
@@ -34,10 +35,7 @@ def model_costs(checkpoint: Checkpoint) -> ModelCosts:
     macs = {"other": 0, "memory": 0}
     for name in checkpoint.parts:
         shape = expected_shape(config, name)
-        size = 1
-        for length in shape:
-            size *= length
-        part = _part(name)
+        size, part = math.prod(shape), _part(name)
         sizes[part] += size
         if len(shape) == 2 and part in macs:
             macs[part] += size

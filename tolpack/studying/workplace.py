@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ class Workplace:
             increase, error = increase_pct(score, part)
             return asdict(Change(score.ppl, score.ppl_se, increase, error, score.total_tokens))
 
-        keys = ("ppl", "ppl_se", "increase_pct", "increase_se_pct", "tokens")
+        keys = [field.name for field in fields(Change)]
         return Change(**self.measured.get((name, tokens), keys, measure))
 
     def _found(self, setting: Setting) -> dict[str, Any]:
