@@ -21,7 +21,8 @@ from tolpack.pack import Pack
 from tolpack.pool import processor_count
 from tolpack.progress import Reporter
 from tolpack.sources.checkpoint import Reading
-from tolpack.sources.table import TableSource, open_source
+from tolpack.sources.protocol import TableSource
+from tolpack.sources.table import open_source
 from tolpack.summary import bits_per_weight, layer_summaries, ratio_fp16
 from tolpack.workshop import Knowledge, Resources, Workshop
 

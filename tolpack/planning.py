@@ -21,7 +21,8 @@ from tolpack.building.settings import dropped_layers, parse_drop, parse_rank
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, align
 from tolpack.errors import ConfigError
 from tolpack.sources.checkpoint import Reading
-from tolpack.sources.table import TableSource, open_source
+from tolpack.sources.protocol import TableSource
+from tolpack.sources.table import open_source
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,10 @@ from tolpack.container.header import Header, Table
 from tolpack.container.writer import PackWriter
 from tolpack.progress import Reporter
 from tolpack.scratch import Scratch
+from tolpack.sources.arrays import ArrayTable
+from tolpack.sources.protocol import TableSource
 from tolpack.sources.shared_table import SharedTable
-from tolpack.sources.table import ArrayTable, MemoryTable, TableSource
+from tolpack.sources.table import MemoryTable
 from tolpack.version import __version__
 
 # Of the memory for what is put aside, the share that a held table may take.

@@ -23,7 +23,7 @@ from tolpack.container.preamble import VERSION
 from tolpack.container.writer import PackWriter
 from tolpack.progress import Reporter
 from tolpack.scratch import Scratch
-from tolpack.sources.table import TableSource
+from tolpack.sources.protocol import TableSource
 from tolpack.version import __version__
 
 

@@ -22,7 +22,7 @@ from tolpack.building.shaping import Shaping
 from tolpack.codecs.record import RecordLayout
 from tolpack.codecs.shaped import Rounder
 from tolpack.codecs.values import Floats
-from tolpack.sources.table import LayerRows, TableSource
+from tolpack.sources.protocol import LayerRows, TableSource
 
 # Receives a kept layer's number, which rows, what is stored of them, and what is read back.
 Take = Callable[[int, slice, Floats, Floats], object]

@@ -17,7 +17,7 @@ from tolpack.building.shaping import around, carry_into
 from tolpack.building.weighing import CalibratedModel
 from tolpack.codecs.values import Floats
 from tolpack.scratch import Kept, Scratch
-from tolpack.sources.table import LayerRows, TableSource
+from tolpack.sources.protocol import LayerRows, TableSource
 
 
 class FoldedTable:

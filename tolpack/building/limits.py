@@ -18,8 +18,9 @@ from tolpack.errors import ConfigError
 from tolpack.pool import processor_count
 from tolpack.sizes import parse_bytes
 from tolpack.sources.ffn import multiplies_bfloat16
+from tolpack.sources.protocol import TableSource
 from tolpack.sources.residency import MAPPED_BYTES
-from tolpack.sources.table import MemoryTable, TableSource
+from tolpack.sources.table import MemoryTable
 
 # Interpreter, torch, scipy and the allocator's slack, as measured (docs/lab-notes.md).
 _LIBRARY_BYTES = 480 << 20

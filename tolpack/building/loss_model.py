@@ -33,7 +33,7 @@ from tolpack.reference.calibrate import (
     gradient_tokens,
     truncation_slopes,
 )
-from tolpack.sources.table import TableSource
+from tolpack.sources.protocol import TableSource
 
 # Two 4-bit coefficients share a byte, so ranks go in pairs.
 RANK_STEP = 2

@@ -24,8 +24,8 @@ from tolpack.container.encodings import FieldEncoding
 from tolpack.container.preamble import align
 from tolpack.errors import ConfigError
 from tolpack.scratch import Kept, Scratch
+from tolpack.sources.protocol import LayerRows, TableSource
 from tolpack.sources.shared_table import SharedTable
-from tolpack.sources.table import LayerRows, TableSource
 
 # Smaller vocabularies are cut into this many runs at least, so that all workers have something.
 _MOMENT_RUNS = 16

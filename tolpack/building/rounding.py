@@ -25,7 +25,7 @@ from tolpack.codecs.shaped import PlainRounder, Rounder, plain_rounder, whitened
 from tolpack.codecs.values import Floats
 from tolpack.progress import Reporter
 from tolpack.scratch import Kept, Scratch
-from tolpack.sources.table import TableSource
+from tolpack.sources.protocol import TableSource
 
 # Shares of a metric's mean eigenvalue that are added to its diagonal: with a basis, without one.
 _BASIS_FLOOR, _PLAIN_FLOOR = 0.01, 0.1

@@ -33,9 +33,10 @@ from tolpack.reference.calibrate import (
 from tolpack.reference.decoder import Decoder
 from tolpack.reference.text import find_tokenizer, read_token_ids
 from tolpack.scratch import Kept, Scratch
+from tolpack.sources.arrays import ArrayTable
 from tolpack.sources.npy import read_counts
 from tolpack.sources.readiness import check_decoder
-from tolpack.sources.table import ArrayTable, MemoryTable
+from tolpack.sources.table import MemoryTable
 
 COUNT_EXPONENT = 0.7
 _MAX_CONTEXT = 512

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import stat
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,7 @@ from numpy.typing import NDArray
 
 from tolpack.container.direct import DirectReader
 from tolpack.errors import ConfigError, FileAccessError, FormatError
+from tolpack.files import open_regular
 from tolpack.pool import renew_after_fork
 
 IO_MODES = ("auto", "pread", "mmap", "direct", "memory")
@@ -97,7 +97,7 @@ class Storage:
         self._closed = False
         self._nowait = _NOWAIT if io == "auto" and _HAS_PREADV else 0
         self._mapped = 0
-        self._fd = _open_regular(path)
+        self._fd = open_regular(path)
         self._close_fd = weakref.finalize(self, os.close, self._fd)  # also if nobody closes it
         self.size = os.fstat(self._fd).st_size
         self._view: memoryview | None = None
@@ -328,20 +328,6 @@ class Storage:
         with self._lock:  # Windows has no pread: seek and read must not be interleaved
             os.lseek(self._fd, offset, os.SEEK_SET)
             return os.read(self._fd, length)
-
-
-def _open_regular(path: str | Path) -> int:
-    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-    try:
-        # O_NONBLOCK: opening a FIFO must not wait for a writer.
-        fd = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise FileAccessError(f"cannot open {path}: {reason}") from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise FileAccessError(f"cannot open {path}: not a regular file")
-    return fd
 
 
 def _truncated(offset: int, length: int, size: int) -> FormatError:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.scratch import Kept, Scratch
-from tolpack.sources.table import LayerRows, TableSource
+from tolpack.sources.protocol import LayerRows, TableSource
 
 _Doubles = NDArray[np.float64]
 # Rows computed together.

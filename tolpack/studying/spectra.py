@@ -9,7 +9,7 @@ import numpy as np
 from tolpack.building.passes import second_moment, worker_threads
 from tolpack.pool import processor_count
 from tolpack.progress import Reporter
-from tolpack.sources.table import TableSource
+from tolpack.sources.protocol import TableSource
 
 
 @dataclass(frozen=True, slots=True)

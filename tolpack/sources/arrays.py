@@ -1,0 +1,160 @@
+"""Plain tables: an array of shape ``[vocab, layers, hidden]`` or ``[vocab, layers·hidden]`` in a
+``.npy``, in a ``.safetensors`` of one tensor, or in HDF5.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tolpack.errors import CheckpointError, ConfigError
+from tolpack.sources.hdf5 import open_hdf5
+from tolpack.sources.npy import read_npy
+from tolpack.sources.protocol import Array, LayerRows, check_finite
+from tolpack.sources.residency import Residency
+from tolpack.sources.tensors import SafetensorsFile
+
+# Rows that tell two tables apart; the fingerprint is an identity, not an integrity check.
+_FINGERPRINT_ROWS = 256
+
+
+class ArrayTable:
+    """A plain table on disk.
+
+    Parameters
+    ----------
+    array : Array
+        ``[vocab, layers, hidden]`` or ``[vocab, layers · hidden]``.
+    layers : int or None
+        Number of layers; required for a two-dimensional table.
+    """
+
+    ffn_bytes: int | None = None
+    inner_size = 0
+
+    def __init__(self, array: Array, layers: int | None) -> None:
+        if array.dtype not in ("float32", "float16", "bfloat16"):
+            raise CheckpointError(
+                f"the table is {array.dtype}, expected float32, float16 or bfloat16: convert it"
+            )
+        self._array = array
+        self.dtype = array.dtype
+        self.vocab_size, self.num_layers, self.hidden_size = _table_shape(array.shape, layers)
+
+    def layer(self, layer: int) -> LayerRows:
+        """See `TableSource.layer`."""
+        start = layer * self.hidden_size
+
+        def rows(ids: NDArray[np.int64]) -> NDArray[np.float32]:
+            values = self._array.take(ids, start, start + self.hidden_size)
+            check_finite(values, ids, layer)
+            return values
+
+        return rows
+
+    def fingerprint(self) -> bytes:
+        """See `TableSource.fingerprint`: shape and evenly spaced rows."""
+        shape = (self.vocab_size, self.num_layers, self.hidden_size)
+        digest = hashlib.sha256(f"{shape} {self.dtype}".encode())
+        step = max(1, self.vocab_size // _FINGERPRINT_ROWS)
+        ids = np.arange(0, self.vocab_size, step, dtype=np.int64)
+        for layer in range(self.num_layers):
+            digest.update(self.layer(layer)(ids).tobytes())
+        return digest.digest()
+
+    def describe(self) -> list[str]:
+        """See `TableSource.describe`."""
+        return [f"table [{self.vocab_size}, {self.num_layers}, {self.hidden_size}] {self.dtype}"]
+
+
+def open_array(path: Path) -> Array | None:
+    """Open a plain table by its suffix; ``None`` if it is none, such as a checkpoint.
+
+    Raises
+    ------
+    CheckpointError, ConfigError
+        It cannot be read.
+    """
+    if not path.is_file() or path.suffix not in _OPENERS:
+        return None
+    return _OPENERS[path.suffix](path)
+
+
+def _open_npy(path: Path) -> Array:
+    def map_file() -> NDArray[Any]:
+        try:
+            return read_npy(path, "table", mapped=True)
+        except ConfigError as error:
+            raise CheckpointError(str(error)) from error
+
+    held = [map_file()]
+    shape, dtype = held[0].shape, str(held[0].dtype)
+    row_bytes = held[0].dtype.itemsize * math.prod(shape[1:])
+    if not held[0].flags.c_contiguous:  # a row lies all over the file
+        row_bytes = held[0].nbytes
+    residency = Residency(held.clear)
+
+    def take(ids: NDArray[np.int64], start: int, stop: int) -> NDArray[np.float32]:
+        rows = np.empty((len(ids), stop - start), np.float32)
+        for piece in residency.pieces(ids, row_bytes):
+            array = next(iter(held), None)
+            if array is None:
+                held[:] = [array := map_file()]
+            if array.ndim == 3:  # no reshape: it would copy a table in Fortran order
+                rows[piece] = array[ids[piece], start // array.shape[2]]
+            else:
+                rows[piece] = array[ids[piece], start:stop]
+            del array  # what is referenced cannot be released
+        return rows
+
+    return Array(take, shape, dtype)
+
+
+def _open_tensor(path: Path) -> Array | None:
+    file = SafetensorsFile(path)
+    infos = file.infos()
+    if len(infos) != 1:
+        return None  # a checkpoint
+    name, info = next(iter(infos.items()))
+    residency = Residency(file.release)
+
+    def take(ids: NDArray[np.int64], start: int, stop: int) -> NDArray[np.float32]:
+        rows = np.empty((len(ids), stop - start), np.float32)
+        row_bytes = getattr(torch, info.dtype).itemsize * math.prod(info.shape[1:])
+        for piece in residency.pieces(ids, row_bytes):
+            flat = file.load(name).flatten(1)
+            rows[piece] = flat[torch.from_numpy(ids[piece]), start:stop].float().numpy()
+            del flat  # what is referenced cannot be released
+        return rows
+
+    return Array(take, info.shape, info.dtype)
+
+
+_OPENERS: dict[str, Callable[[Path], Array | None]] = {
+    ".npy": _open_npy,
+    ".safetensors": _open_tensor,
+    ".h5": open_hdf5,
+    ".hdf5": open_hdf5,
+}
+
+
+def _table_shape(shape: tuple[int, ...], layers: int | None) -> tuple[int, int, int]:
+    if len(shape) == 3 and layers in (None, shape[1]) and min(shape) > 0:
+        return shape[0], shape[1], shape[2]
+    if len(shape) == 2 and layers is None:
+        raise ConfigError(
+            f"the table has shape {list(shape)}: say how many layers a row holds with --layers N"
+        )
+    if len(shape) == 2 and layers and min(shape) > 0 and shape[1] % layers == 0:
+        return shape[0], layers, shape[1] // layers
+    raise CheckpointError(
+        f"the table has shape {list(shape)}, expected [vocab, layers, hidden] or "
+        f"[vocab, layers·hidden] with --layers (given: {layers})"
+    )
