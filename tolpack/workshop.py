@@ -6,6 +6,7 @@ metrics, and, where memory allows, the table itself and the second moments of it
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,7 +115,7 @@ class Workshop:
                 room = Scratch(scratch.folder, scratch.left)
                 scratch = stack.enter_context(room)
             work = self._assembly(settings, dtype, scratch)
-            while not _write(work, path, resume, self._reporter):
+            while not _write(work, path, resume, self._exact.check_unchanged, self._reporter):
                 resume = False
 
     @property
@@ -135,9 +136,8 @@ class Workshop:
         if not self._described:
             for line in source.describe():
                 self._reporter.say(line)
-            if isinstance(source, MemoryTable):
-                with self._reporter.phase("checking the embedding", source.vocab_size, "rows") as d:
-                    source.check_embedding(d)
+            with self._reporter.phase("checking the input", source.stored_bytes, "B") as done:
+                source.check(done)
             self._described = True
         if not isinstance(source, MemoryTable):
             return torch.float32
@@ -193,8 +193,18 @@ class Workshop:
         return best_assembly(lambda layers: dropping(Drop(layers)), settings.drop, reporter)
 
 
-def _write(work: Assembly, path: Path, resume: bool, reporter: Reporter) -> bool:
-    """Write the pack; false, and nothing under its name, if it came out larger than ``--size``."""
+def _write(
+    work: Assembly,
+    path: Path,
+    resume: bool,
+    check_unchanged: Callable[[], None],
+    reporter: Reporter,
+) -> bool:
+    """Write the pack; false, and nothing under its name, if it came out larger than ``--size``.
+
+    `check_unchanged` is called before it gets its name: what was read must still be what was
+    hashed into its id.
+    """
     attempt = work.kept_back
     with PackWriter(path, work.key, work.header_room, resume=resume, attempt=attempt) as writer:
         if resume:
@@ -209,5 +219,6 @@ def _write(work: Assembly, path: Path, resume: bool, reporter: Reporter) -> bool
             work.keep_back(excess)
             return False
         table = Table("tol", work.source.vocab_size, tuple(fields), tuple(chunks), token_map)
+        check_unchanged()
         writer.commit(Header((table,), encodings, tuple(writer.sections), f"tolpack {__version__}"))
     return True

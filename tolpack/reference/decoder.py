@@ -282,9 +282,7 @@ def _load_attention(checkpoint: Checkpoint, compute: torch.dtype, name: str) -> 
 
 def _check_tied(checkpoint: Checkpoint) -> None:
     """Refuse a head that is stored besides and differs: the config must be wrong then."""
-    names = ("lm_head.weight", "embed_tokens.weight")
-    checkpoint.check(names[0])
-    if checkpoint.row_digest(names[0]) != checkpoint.row_digest(names[1]):
+    if not checkpoint.equal("lm_head.weight", "embed_tokens.weight"):
         raise CheckpointError(
             "tensor 'lm_head.weight' differs from the embedding, but the config says "
             "tie_word_embeddings: set it to false"

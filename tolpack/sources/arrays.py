@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.sources.hdf5 import open_hdf5
+from tolpack.sources.identity import FileStates, rows_digest
 from tolpack.sources.npy import read_npy
 from tolpack.sources.protocol import Array, LayerRows, check_finite
 from tolpack.sources.residency import Residency
 from tolpack.sources.tensors import SafetensorsFile
 
-# Rows that tell two tables apart; the fingerprint is an identity, not an integrity check.
-_FINGERPRINT_ROWS = 256
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 class ArrayTable:
@@ -40,11 +40,13 @@ class ArrayTable:
     inner_size = 0
 
     def __init__(self, array: Array, layers: int | None) -> None:
-        if array.dtype not in ("float32", "float16", "bfloat16"):
+        if array.dtype not in DTYPE_BYTES:
             raise CheckpointError(
                 f"the table is {array.dtype}, expected float32, float16 or bfloat16: convert it"
             )
         self._array = array
+        self._files = FileStates([array.path])
+        self._digest: bytes | None = None
         self.dtype = array.dtype
         self.vocab_size, self.num_layers, self.hidden_size = _table_shape(array.shape, layers)
 
@@ -59,15 +61,29 @@ class ArrayTable:
 
         return rows
 
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the table as stored."""
+        return self.vocab_size * self.num_layers * self.hidden_size * DTYPE_BYTES[self.dtype]
+
+    def check(self, done: Callable[[int], object]) -> None:
+        """Read the whole table once, for its `fingerprint`; `done` is called with the number of
+        bytes read since the last call.
+        """
+        if self._digest is None:
+            row_bytes = self.stored_bytes // self.vocab_size
+            self._digest = rows_digest(self.vocab_size, row_bytes, self._array.stored, done)
+
+    def check_unchanged(self) -> None:
+        """Raise `CheckpointError` if the file is another one than when it was opened."""
+        self._files.check()
+
     def fingerprint(self) -> bytes:
-        """See `TableSource.fingerprint`: shape and evenly spaced rows."""
+        """See `TableSource.fingerprint`: shape, dtype and every bit of the rows."""
+        self.check(lambda size: None)
         shape = (self.vocab_size, self.num_layers, self.hidden_size)
-        digest = hashlib.sha256(f"{shape} {self.dtype}".encode())
-        step = max(1, self.vocab_size // _FINGERPRINT_ROWS)
-        ids = np.arange(0, self.vocab_size, step, dtype=np.int64)
-        for layer in range(self.num_layers):
-            digest.update(self.layer(layer)(ids).tobytes())
-        return digest.digest()
+        named = hashlib.sha256(f"{shape} {self.dtype}".encode())
+        return named.digest() + (self._digest or b"")
 
     def describe(self) -> list[str]:
         """See `TableSource.describe`."""
@@ -114,7 +130,12 @@ def _open_npy(path: Path) -> Array:
             del array  # what is referenced cannot be released
         return rows
 
-    return Array(take, shape, dtype)
+    def stored(start: int, stop: int) -> NDArray[np.uint8]:
+        array = map_file()[start:stop]
+        residency.touch(array.nbytes)
+        return np.ascontiguousarray(array).view(np.uint8)
+
+    return Array(path, take, stored, shape, dtype)
 
 
 def _open_tensor(path: Path) -> Array | None:
@@ -134,7 +155,12 @@ def _open_tensor(path: Path) -> Array | None:
             del flat  # what is referenced cannot be released
         return rows
 
-    return Array(take, info.shape, info.dtype)
+    def stored(start: int, stop: int) -> NDArray[np.uint8]:
+        rows = file.load(name)[start:stop]
+        residency.touch(rows.nbytes)
+        return rows.view(torch.uint8).numpy()
+
+    return Array(path, take, stored, info.shape, info.dtype)
 
 
 _OPENERS: dict[str, Callable[[Path], Array | None]] = {

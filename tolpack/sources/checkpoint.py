@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.sources.config import MODEL_TYPES, ModelConfig, parse_config, read_config
-from tolpack.sources.files import file_digest
+from tolpack.sources.identity import FileStates, rows_digest
 from tolpack.sources.key_map import (
     KeyMap,
     Matches,
@@ -38,7 +40,6 @@ from tolpack.sources.schema import expected_shape, pattern_of
 from tolpack.sources.shards import open_store
 from tolpack.sources.tensors import FLOAT_DTYPES, TensorStore
 
-_FINGERPRINT_ROWS = 256
 # Values that are checked to be finite at once, so that a large tensor is not doubled in memory.
 _CHECKED_VALUES = 1 << 22
 _CHECKED_ROWS = 1024
@@ -109,12 +110,16 @@ class Checkpoint:
         self._store = store
         self._residency = Residency(store.release)
         self._finite: set[str] = set()
+        self._digests: dict[str, bytes] = {}
+        self._states = FileStates(self._paths())
 
     @property
     def files(self) -> tuple[str, ...]:
         """Names of the files that tensors are read from."""
-        infos = (info for pieces in self._store.infos.values() for info in pieces)
-        return tuple(sorted({info.path.name for info in infos}))
+        return tuple(sorted({path.name for path in self._paths()}))
+
+    def _paths(self) -> set[Path]:
+        return {info.path for pieces in self._store.infos.values() for info in pieces}
 
     def has(self, name: str) -> bool:
         """Whether the checkpoint holds schema name `name`."""
@@ -173,30 +178,56 @@ class Checkpoint:
             done(len(block))
 
     def fingerprint(self, names: Iterable[str] | None = None) -> bytes:
-        """Return 32 bytes from evenly spaced rows of tensors `names` (default: of all).
-
-        An identity, not an integrity check: it tells two checkpoints apart, and not how their
-        tensors are called or stored.
+        """Return 32 bytes that depend on every bit of tensors `names` (default: of all), and not on
+        how they are called or stored.
         """
         digest = hashlib.sha256()
         for name in sorted(self.parts if names is None else names):
             digest.update(f"{name} {expected_shape(self.config, name)} {self.dtype(name)}".encode())
-            digest.update(self.row_digest(name))
+            digest.update(self.digest(name))
         return digest.digest()
 
-    def contents_digest(self) -> bytes:
-        """Return 32 bytes that depend on every byte of the files, and what is read where."""
-        digest = hashlib.sha256(repr(sorted(self.parts.items())).encode())
-        infos = (info for pieces in self._store.infos.values() for info in pieces)
-        for path in sorted({info.path for info in infos}):
-            digest.update(file_digest(path))
-        return digest.digest()
+    def digest(self, name: str, done: Callable[[int], object] = lambda size: None) -> bytes:
+        """Return 32 bytes that depend on every bit of tensor `name`, kept once they are known.
 
-    def row_digest(self, name: str) -> bytes:
-        """Return 32 bytes from evenly spaced rows of tensor `name`, whatever its dtype."""
+        `done` is called with the number of bytes read since the last call; never holds all of a
+        tensor that lies in the file as it is.
+
+        Raises
+        ------
+        CheckpointError
+            As `tensor`.
+        """
+        if name not in self._digests:
+            self.check(name)
+            count = expected_shape(self.config, name)[0]
+
+            def block(start: int, stop: int) -> NDArray[np.uint8]:
+                rows = self.row_block(name, start, stop)
+                _check_finite(rows, name, self.parts[name].stored)
+                stored: NDArray[np.uint8] = rows.contiguous().view(torch.uint8).numpy()
+                return stored
+
+            row_bytes = self.stored_bytes(name) // count
+            self._digests[name] = rows_digest(count, row_bytes, block, done)
+            self._finite.add(name)
+        return self._digests[name]
+
+    def equal(self, name: str, other: str) -> bool:
+        """Whether two tensors of one shape have the same values, whatever their dtypes."""
+        self.check(name)
+        self.check(other)
         count = expected_shape(self.config, name)[0]
-        ids = torch.arange(0, count, max(1, count // _FINGERPRINT_ROWS))
-        return hashlib.sha256(self.rows(name, ids).float().numpy().tobytes()).digest()
+        for start in range(0, count, _CHECKED_ROWS):
+            stop = min(count, start + _CHECKED_ROWS)
+            first, second = (self.row_block(one, start, stop).float() for one in (name, other))
+            if not torch.equal(first, second):
+                return False
+        return True
+
+    def check_unchanged(self) -> None:
+        """Raise `CheckpointError` if a file is another one than when the checkpoint was opened."""
+        self._states.check()
 
     def decoder_bytes(self) -> int:
         """Bytes of all the weights of a decoder in float32."""

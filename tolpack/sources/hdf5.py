@@ -36,4 +36,7 @@ def open_hdf5(path: Path) -> Array:
             return np.asarray(dataset[distinct, layer], dtype=np.float32)[inverse]
         return np.asarray(dataset[distinct, start:stop], dtype=np.float32)[inverse]
 
-    return Array(take, tuple(dataset.shape), str(dataset.dtype))
+    def stored(start: int, stop: int) -> NDArray[np.uint8]:
+        return np.ascontiguousarray(dataset[start:stop]).view(np.uint8)
+
+    return Array(path, take, stored, tuple(dataset.shape), str(dataset.dtype))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -23,10 +24,13 @@ class Array:
     """An array on disk, whose first axis is the tokens.
 
     ``take(ids, start, stop)``: float32 (n, stop - start), those columns of the flattened rows `ids`
-    int64 (n,). ``dtype``: name of the stored one.
+    int64 (n,). ``stored(start, stop)``: those rows as they are stored, little-endian, uint8 of any
+    shape, contiguous; may be called from several threads. ``dtype``: name of the stored one.
     """
 
+    path: Path
     take: Callable[[NDArray[np.int64], int, int], NDArray[np.float32]]
+    stored: Callable[[int, int], NDArray[np.uint8]]
     shape: tuple[int, ...]
     dtype: str
 
@@ -54,7 +58,9 @@ class TableSource(Protocol):
         ...
 
     def fingerprint(self) -> bytes:
-        """Return bytes that differ for different tables and do not depend on file names."""
+        """Return bytes that differ if any bit differs that rows depend on, and do not depend on how
+        and under which names it is stored.
+        """
         ...
 
     def describe(self) -> list[str]:

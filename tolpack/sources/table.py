@@ -63,11 +63,26 @@ class MemoryTable:
 
         return rows
 
-    def check_embedding(self, done: Callable[[int], object]) -> None:
-        """Raise `CheckpointError` if the embedding holds NaN or Inf; FFNs are checked as they are
-        loaded. `done` is called with the number of rows read since the last call.
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the weights that rows depend on, as stored."""
+        return sum(self.checkpoint.stored_bytes(name) for name in self._names)
+
+    def check(self, done: Callable[[int], object]) -> None:
+        """Read every weight once: for the `fingerprint`, and to see that all are finite; `done` is
+        called with the number of bytes read since the last call.
+
+        Raises
+        ------
+        CheckpointError
+            A weight is NaN or infinite.
         """
-        self.checkpoint.check_finite_rows("embed_tokens.weight", done)
+        for name in self._names:
+            self.checkpoint.digest(name, done)
+
+    def check_unchanged(self) -> None:
+        """Raise `CheckpointError` if a file is another one than when it was opened."""
+        self.checkpoint.check_unchanged()
 
     def computed_in(self, compute: torch.dtype) -> MemoryTable:
         """Return the same table, its FFNs multiplied in `compute`."""
@@ -76,7 +91,7 @@ class MemoryTable:
         return other
 
     def fingerprint(self) -> bytes:
-        """See `TableSource.fingerprint`: configuration, and evenly spaced rows of every weight."""
+        """See `TableSource.fingerprint`: configuration, and every bit of the weights."""
         config = self.checkpoint.config
         settings = (config.norm, config.rms_norm_eps, config.hidden_act, self.compute)
         digest = hashlib.sha256(repr(settings).encode())

@@ -54,7 +54,7 @@ class Measured:
         names = tuple(field.name for field in fields(PackScore))
         words = (__version__, _MEASUREMENT, torch.__version__, names, judge.context)
         digest = hashlib.sha256(repr((*words, resources.compute, judge.checkpoint.config)).encode())
-        digest.update(judge.checkpoint.contents_digest())
+        digest.update(judge.checkpoint.fingerprint())
         digest.update(judge.token_ids.astype("<i8").tobytes())
         found = find_tokenizer(judge.checkpoint.path, knowledge.tokenizer)
         for path in (knowledge.calibrate, knowledge.frequencies, found):
