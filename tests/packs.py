@@ -13,7 +13,7 @@ import math
 import struct
 import tracemalloc
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,7 +28,7 @@ from tolpack.codecs.frames import compress_runs
 from tolpack.codecs.record import record_layout
 from tolpack.codecs.values import encode_values
 from tolpack.container.encodings import Encoding, Part
-from tolpack.container.header import Chunk, Field, Header, Table
+from tolpack.container.header import Chunk, Field, Header, Section, Table
 from tolpack.container.writer import PackWriter
 
 PREAMBLE = struct.Struct("<8sHHIQQQQQII")
@@ -276,8 +276,8 @@ class _Writer(PackWriter):
         if self.stop_after is not None and len(self.sections) >= self.stop_after:
             raise Stopped
 
-    def _append_journal(self, entry: dict[str, object]) -> None:
-        super()._append_journal(entry)
+    def _write_section(self, described: Section, parts: Iterable[bytes]) -> None:
+        super()._write_section(described, parts)
         self.check_stop()
 
 

@@ -848,7 +848,7 @@ def test_output_that_is_the_input_is_refused(tmp_path, link):
         out = tmp_path / "link.tolpack"
         link(path, out)
     for force in (False, True):
-        with pytest.raises(ConfigError, match="is the input"):
+        with pytest.raises(ConfigError, match="is one of the inputs"):
             tolpack.build(path, out, force=force)
     assert path.read_bytes() == data
 

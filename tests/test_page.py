@@ -165,7 +165,7 @@ def test_a_write_that_fails_leaves_the_old_page(tmp_path, monkeypatch):
 
 def test_a_folder_that_is_missing_is_an_error(tmp_path):
     """The message names the file and what to do."""
-    with pytest.raises(FileAccessError, match=r"cannot write report .*missing.*name a file in"):
+    with pytest.raises(FileAccessError, match=r"cannot write .*missing.*name a file in"):
         write_page(page(), tmp_path / "missing" / "report.html")
 
 

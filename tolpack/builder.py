@@ -16,6 +16,8 @@ import numpy as np
 
 from tolpack.building.passes import torch_threads
 from tolpack.building.settings import DEFAULT_MAX_MEMORY, BuildSettings
+from tolpack.container.replacing import check_output
+from tolpack.container.writer import check_unfinished
 from tolpack.errors import ConfigError
 from tolpack.pack import Pack
 from tolpack.pool import processor_count
@@ -158,20 +160,17 @@ def output_path(
     Raises
     ------
     ConfigError
-        The output is one of the inputs, or exists and `force` is false.
+        The output is no possible file, or one of the inputs, or exists and `force` is false; or an
+        input has the name of an unfinished output.
     """
     source = Path(checkpoint)
     path = Path(output) if output is not None else _default_output(source)
-    if path.is_dir():
-        raise ConfigError(f"output {path} is a folder: give a file name with -o")
-    if not path.exists():
-        return path
-    given = [source, *(Path(one) for one in inputs if one is not None)]
+    given = [source, *(one for one in inputs if one is not None)]
     if source.is_dir():
         given += [file for file in source.iterdir() if file.suffix != ".tolpack"]
-    if any(one.exists() and os.path.samefile(path, one) for one in given):
-        raise ConfigError(f"output {path} is the input, or a part of it: use another -o")
-    if not force:
+    check_output(path, given)
+    check_unfinished(path, given)
+    if os.path.lexists(path) and not force:
         raise ConfigError(f"output {path} exists: use --force to replace it, or another -o")
     return path
 

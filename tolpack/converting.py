@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.codecs.values import Floats, from_bfloat16, rounded_to_bfloat16
-from tolpack.container.replacing import replacing
+from tolpack.container.replacing import check_output, replacing, same_file
 from tolpack.errors import ConfigError, FileAccessError
 from tolpack.pack import Pack
 from tolpack.progress import Reporter
@@ -166,13 +166,12 @@ class Rounding:
 
 def _check_destination(path: Path, source: Path, force: bool) -> None:
     """Raise if writing `path` would lose something, or cannot succeed."""
-    if path.is_dir():
-        raise ConfigError(f"{path} is a folder: give a file name")
+    check_output(path)
+    if same_file(path, source):
+        raise ConfigError(f"{path} is the pack itself: give another name")
     if not path.parent.is_dir():
         raise FileAccessError(f"cannot write {path}: there is no folder {path.parent}")
-    if path.exists() and source.exists() and os.path.samefile(path, source):
-        raise ConfigError(f"{path} is the pack itself: give another name")
-    if path.exists() and not force:
+    if os.path.lexists(path) and not force:
         raise ConfigError(f"{path} exists: use --force to replace it, or another name")
 
 

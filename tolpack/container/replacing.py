@@ -1,7 +1,10 @@
 """Files that take their final name only when they are complete.
 
-They are written as ``NAME.partial`` in the same folder, under a lock, then synced and renamed, and
-the folder is synced. The final name shows the old file or the new one, never a part of it.
+They are written under another name in the same folder, then synced and renamed, and the folder is
+synced. The final name shows the old file or the new one, never a part of it.
+
+What is written to is always a file of our own: created where nothing was, or the regular file that
+an interrupted build left, known by its first bytes. Never is one opened through a link.
 """
 
 from __future__ import annotations
@@ -9,22 +12,51 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from shutil import disk_usage
 from typing import BinaryIO
 
-from tolpack.errors import FileAccessError
+from tolpack.errors import ConfigError, FileAccessError
 
 # No room on the disk, in the quota, or in a file of this file system or process.
 DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
+_WRITABLE = "name a file in a folder that can be written"
+
+
+def check_output(path: Path, inputs: Iterable[str | Path | None] = ()) -> None:
+    """Refuse an output by which something would be lost.
+
+    Raises
+    ------
+    ConfigError
+        It is no possible name, a folder, a device, pipe or socket, or one of the `inputs`.
+    """
+    if "\0" in str(path):
+        raise ConfigError(f"output {str(path)!r} holds a NUL character: give another name")
+    if path.is_dir():
+        raise ConfigError(f"output {path} is a folder: give a file name")
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"output {path} is no regular file: give the name of a file")
+    if any(same_file(path, one) for one in inputs if one is not None):
+        raise ConfigError(f"output {path} is one of the inputs: give another name")
+
+
+def same_file(path: str | Path, other: str | Path) -> bool:
+    """Whether both are there and are one file, by whatever names or links."""
+    try:
+        return os.path.samefile(path, other)
+    except (OSError, ValueError):
+        return False
 
 
 @contextlib.contextmanager
-def replacing(path: Path, size: int) -> Iterator[BinaryIO]:
+def replacing(path: Path, size: int = 0) -> Iterator[BinaryIO]:
     """Yield an empty file that gets the name `path` if the block ends without an error.
 
-    Otherwise it is removed, and what had the name keeps it.
+    Otherwise it is removed, and what had the name keeps it. Until then it is ``NAME.partial``,
+    which must not be there.
 
     Parameters
     ----------
@@ -35,10 +67,13 @@ def replacing(path: Path, size: int) -> Iterator[BinaryIO]:
 
     Raises
     ------
+    ConfigError
+        As `check_output`.
     FileAccessError
-        The folder is not writable, the disk is full, or another process writes the same file.
+        The folder is not writable, the disk is full, or ``NAME.partial`` is there, because another
+        process writes the same file, or one that was killed did.
     """
-    partial = partial_path(path)
+    check_output(path)
     try:
         missing = size - disk_usage(path.parent).free
         if missing > 0:
@@ -46,20 +81,21 @@ def replacing(path: Path, size: int) -> Iterator[BinaryIO]:
                 f"{path} would take {size:,} bytes, and its disk lacks {missing:,} of them: free "
                 "some space, or write elsewhere"
             )
-        file = open_locked(partial)
+        partial = partial_path(path)
+        file = take_over(partial)
         try:
-            file.truncate(0)
             yield file
             publish(file, partial, path)
         except BaseException:
-            _remove(file, partial)
+            remove(file, partial)
             raise
     except FileAccessError:
         raise
     except OSError as error:
-        hint = ": free some space, or write elsewhere" if error.errno in DISK_FULL else ""
+        full = error.errno in DISK_FULL
+        hint = "free some space, or write elsewhere" if full else _WRITABLE
         reason = os.strerror(error.errno) if error.errno else error
-        raise FileAccessError(f"cannot write {path}: {reason}{hint}") from error
+        raise FileAccessError(f"cannot write {path}: {reason}: {hint}") from error
 
 
 def partial_path(path: Path) -> Path:
@@ -67,27 +103,61 @@ def partial_path(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
-def open_locked(partial: Path) -> BinaryIO:
-    """Open a file for reading and writing, whatever it holds, and lock it until it is closed.
+def take_over(path: Path, marker: bytes = b"", *, known: bool = False) -> BinaryIO:
+    """Create a file, or open the one that an interrupted writer left, and lock it until it is
+    closed.
+
+    Parameters
+    ----------
+    path : Path
+        Its name.
+    marker : bytes
+        What a file of ours begins with, unless it is shorter; of those without one only what is
+        empty is known.
+    known : bool
+        Whether it is one of ours whatever it holds.
 
     Raises
     ------
     FileAccessError
-        Another process writes it.
+        Another process writes it, or what is there is no such file: it is not changed.
     OSError
-        It cannot be opened.
+        It cannot be opened or created.
     """
-    file = open(partial, "r+b", opener=_create)  # noqa: SIM115 (the caller closes it)
-    _lock(file, partial)
-    return file
+    try:
+        file: BinaryIO = open(path, "x+b", opener=_without_links)  # noqa: SIM115 (the caller closes it)
+    except FileExistsError:
+        file = _existing(path)
+    _lock(file, path)
+    start = file.read(max(len(marker), 1))
+    file.seek(0)
+    if known or marker.startswith(start):
+        return file
+    file.close()
+    raise _in_the_way(path)
 
 
-def _create(name: str, flags: int) -> int:
-    return os.open(name, flags | os.O_CREAT, 0o666)
+def _existing(path: Path) -> BinaryIO:
+    """Open a regular file that has no other name, and is no link."""
+    found = os.lstat(path)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        raise _in_the_way(path)
+    return open(path, "r+b", opener=_without_links)
+
+
+def _without_links(name: str, flags: int) -> int:
+    return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+
+
+def _in_the_way(path: Path) -> FileAccessError:
+    return FileAccessError(
+        f"{path} is in the way, and no file that could be continued: rename it, or remove it if a "
+        "process that was killed left it, or write to another name"
+    )
 
 
 def publish(file: BinaryIO, partial: Path, path: Path) -> None:
-    """Sync and close a locked file, and give it its final name."""
+    """Sync and close a file, and give it its final name."""
     sync(file)
     if os.name == "nt":  # an open file cannot be renamed there; elsewhere it stays locked
         file.close()
@@ -102,6 +172,17 @@ def sync(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
+def remove(file: BinaryIO, partial: Path) -> None:
+    """Remove a file while it is open; what cannot be written any more must not hide why."""
+    if os.name == "nt":  # an open file cannot be removed there
+        with contextlib.suppress(OSError):
+            file.close()
+    with contextlib.suppress(OSError):
+        partial.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        file.close()
+
+
 def _sync_folder(folder: Path) -> None:
     if os.name == "nt":  # a folder cannot be opened there; the rename is durable on its own
         return
@@ -112,17 +193,6 @@ def _sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _remove(file: BinaryIO, partial: Path) -> None:
-    """Remove a file while it is locked; what cannot be written any more must not hide why."""
-    if os.name == "nt":  # an open file cannot be removed there
-        with contextlib.suppress(OSError):
-            file.close()
-    with contextlib.suppress(OSError):
-        partial.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        file.close()
-
-
 def _lock(file: BinaryIO, path: Path) -> None:
     """Refuse a second writer of the same file; the lock ends with the file's closing."""
     try:
@@ -131,7 +201,7 @@ def _lock(file: BinaryIO, path: Path) -> None:
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        ours = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+        ours = os.path.samestat(os.fstat(file.fileno()), os.lstat(path))
     except OSError:
         ours = False
     if not ours:  # held by another process, or renamed by one between opening and locking

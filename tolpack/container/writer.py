@@ -1,19 +1,21 @@
 """Writing a pack: atomically, section by section, resumable after a kill.
 
 Sections go into ``NAME.partial`` in the folder of the output. After each one the data is synced
-and a line is added to ``NAME.partial.journal``; a build that was killed and is started again with
-the same key finds the finished sections there and repeats only the one that was cut off. `commit`
-writes the header into the room kept at the front, syncs, renames to the final name and syncs the
-folder: the final name never shows a half-written pack.
+and a line is added to its journal (`tolpack.container.journal`); a build that was killed and is
+started again with the same key finds the finished sections there and repeats only the one that was
+cut off. `commit` writes the header into the room kept at the front, syncs, renames to the final
+name and syncs the folder: the final name never shows a half-written pack.
+
+Until then the file begins with a marker of its own, by which a leftover is known: a file of that
+name that is none is never written to, nor a link followed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from shutil import disk_usage
 from types import TracebackType
@@ -25,6 +27,7 @@ from tolpack.container.crc import CHECKSUM_BYTES, crc32, place_checksum
 from tolpack.container.encodings import Encoding, Part, raw_block_bytes
 from tolpack.container.header import ARRAY_DTYPES, Header, Section
 from tolpack.container.index import encode_index
+from tolpack.container.journal import Journal, journal_path
 from tolpack.container.preamble import (
     MAX_HEADER_BYTES,
     PREAMBLE_BYTES,
@@ -32,10 +35,33 @@ from tolpack.container.preamble import (
     Preamble,
     align,
 )
-from tolpack.container.replacing import DISK_FULL, open_locked, partial_path, publish, sync
+from tolpack.container.replacing import (
+    DISK_FULL,
+    check_output,
+    partial_path,
+    publish,
+    remove,
+    same_file,
+    sync,
+    take_over,
+)
 from tolpack.errors import ConfigError, FileAccessError
 
 Compress = Callable[[bytes], bytes]
+
+# What an unfinished pack begins with, where a finished one has its magic.
+_MARKER = b"\x89TOLPART"
+
+
+def check_unfinished(path: Path, inputs: Iterable[str | Path | None]) -> None:
+    """Raise `ConfigError` if one of `inputs` has a name that writing a pack to `path` needs."""
+    partial = partial_path(path)
+    for needed in (partial, journal_path(partial)):
+        if any(one is not None and same_file(needed, one) for one in inputs):
+            raise ConfigError(
+                f"input {needed} has the name of what is written before {path} is complete: "
+                "rename it, or use another -o"
+            )
 
 
 class PackWriter:
@@ -58,9 +84,11 @@ class PackWriter:
     Raises
     ------
     ConfigError
-        The leftover that `resume` would continue was made with another key.
+        The leftover that `resume` would continue was made with another key, or the output is a
+        folder, a device or the like.
     FileAccessError
-        The folder is not writable, the disk is full, or another build writes the same output.
+        The folder is not writable, the disk is full, another build writes the same output, or a
+        file that is no leftover has the name of one.
     """
 
     def __init__(
@@ -71,18 +99,18 @@ class PackWriter:
                 f"the header may take {header_room} bytes, but the format allows "
                 f"{MAX_HEADER_BYTES}: the table has too many layers or chunks"
             )
+        check_output(path)
         self.path = path
         self.pack_id = int.from_bytes(key[:8], "little")
         self._key = key.hex()
         self._attempt = attempt
         self.sections: list[Section] = []
         self._partial = partial_path(path)
-        self._journal_path = path.with_name(path.name + ".partial.journal")
         self._data_start = align(PREAMBLE_BYTES + header_room, SECTION_ALIGNMENT)
         self._done: list[Section] = []
         self._expected = 0
         with self._disk_errors():
-            self._file = open_locked(self._partial)  # nothing of another build is read or changed
+            self._file = take_over(self._partial, _MARKER)  # nothing of another is changed
         try:
             self._begin(resume)
         except BaseException:
@@ -90,13 +118,23 @@ class PackWriter:
             raise
 
     def _begin(self, resume: bool) -> None:
-        """Find out what is done already, and note it anew."""
-        if resume and os.fstat(self._file.fileno()).st_size:
-            self._done = self._read_journal()
+        """Find out what is done already, and forget the rest."""
         with self._disk_errors():
-            if not self._done:
-                self._file.truncate(0)
-            self._write_journal()
+            size = os.fstat(self._file.fileno()).st_size
+            self._journal = Journal(self._partial, known=size > 0)
+            try:
+                if resume and size:
+                    self._done = self._journal.read(self._key, self._attempt)
+                if self._done and self._done[-1].end_bytes > size:
+                    self._done = []
+                if self._done:
+                    self._journal.keep(len(self._done))
+                else:
+                    self._journal.begin(self._key, self._attempt)
+                    self._file.truncate(0)
+            except BaseException:
+                self._journal.close()
+                raise
 
     @property
     def resumed_sections(self) -> int:
@@ -186,7 +224,8 @@ class PackWriter:
             return number, number + 1 if framed else None
         if number < len(self._done):  # blocks without their index are written again
             self._done = self._done[:number]
-            self._write_journal()
+            with self._disk_errors():
+                self._journal.keep(number)
         blocks = _blocks(encoding, records(), first_slot, self.pack_id, compress)
         self._write_section(Section("blocks", 0, 0), _measured(blocks, lengths))
         if not framed:
@@ -210,15 +249,13 @@ class PackWriter:
             self._file.seek(0)
             self._file.write(preamble.to_bytes() + data)
             publish(self._file, self._partial, self.path)
-            self._journal_path.unlink(missing_ok=True)
+            self._journal.remove()
         return end
 
     def discard(self) -> None:
         """Remove what was written so far; the final name is not touched."""
-        with contextlib.suppress(OSError):
-            self._file.close()
-        self._partial.unlink(missing_ok=True)
-        self._journal_path.unlink(missing_ok=True)
+        self._journal.remove()
+        remove(self._file, self._partial)
 
     def __enter__(self) -> PackWriter:
         return self
@@ -232,8 +269,11 @@ class PackWriter:
         if kind is not None:  # what could not be written must not hide the first error
             with contextlib.suppress(OSError):
                 self._file.close()
+            with contextlib.suppress(OSError):
+                self._journal.close()
         with self._disk_errors():
             self._file.close()
+            self._journal.close()
 
     def _write_section(self, described: Section, parts: Iterable[bytes]) -> None:
         """Append a section; its place follows from what is written."""
@@ -241,6 +281,9 @@ class PackWriter:
         offset = align(previous, SECTION_ALIGNMENT)
         length = 0
         with self._disk_errors():
+            if not self.sections:
+                self._file.seek(0)
+                self._file.write(_MARKER)
             self._file.seek(previous)
             self._file.write(bytes(offset - previous))
             for part in parts:
@@ -249,7 +292,7 @@ class PackWriter:
             sync(self._file)
             section = replace(described, offset_bytes=offset, length_bytes=length)
             self.sections.append(section)
-            self._append_journal(asdict(section))
+            self._journal.append(section)
 
     def _missing(self) -> int:
         """Bytes that were announced and are not in the file yet."""
@@ -284,46 +327,6 @@ class PackWriter:
             )
         dtype = np.dtype(section.stored_dtype).newbyteorder("<")
         return np.frombuffer(data, dtype=dtype).reshape(section.stored_shape)
-
-    def _write_journal(self) -> None:
-        """Write the journal anew: the key, and the sections that are known to be done."""
-        entries: list[dict[str, object]] = [{"key": self._key, "attempt": self._attempt}]
-        entries += [asdict(section) for section in self._done]
-        fresh = self._journal_path.with_name(self._journal_path.name + ".new")
-        with self._disk_errors():
-            fresh.write_text("".join(json.dumps(e) + "\n" for e in entries), encoding="utf-8")
-            os.replace(fresh, self._journal_path)
-
-    def _append_journal(self, entry: dict[str, object]) -> None:
-        with open(self._journal_path, "a", encoding="utf-8") as journal:
-            journal.write(json.dumps(entry) + "\n")
-            journal.flush()
-            os.fsync(journal.fileno())
-
-    def _read_journal(self) -> list[Section]:
-        try:
-            lines = self._journal_path.read_text(encoding="utf-8").splitlines()
-            first = json.loads(lines[0])
-            found, attempt = first["key"], first["attempt"]
-        except (OSError, ValueError, LookupError, TypeError):
-            return []  # killed before the first line was written: nothing to continue
-        if found != self._key:
-            raise ConfigError(
-                f"{self._partial} was begun with other inputs or settings: repeat those, or build "
-                "without --resume to start again"
-            )
-        if attempt != self._attempt:
-            return []
-        sections = []
-        for line in lines[1:]:
-            try:
-                entry = json.loads(line)
-                entry["shape"] = None if entry["shape"] is None else tuple(entry["shape"])
-                sections.append(Section(**entry))
-            except (ValueError, KeyError, TypeError):
-                break  # the last line was cut off by the kill
-        size = self._partial.stat().st_size
-        return sections if not sections or sections[-1].end_bytes <= size else []
 
 
 def _blocks(

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from tolpack.container.replacing import check_output as check_file
 from tolpack.errors import ConfigError, FileAccessError
 
 
@@ -27,7 +28,6 @@ def check_output(path: Path | None, suffixes: Sequence[str], inputs: Sequence[Pa
     if path.is_dir() or not folder.is_dir():
         reason = "it is a folder" if path.is_dir() else f"there is no folder {folder}"
         raise FileAccessError(f"cannot write {path}: {reason}")
-    if path.exists() and any(one.exists() and os.path.samefile(path, one) for one in inputs):
-        raise ConfigError(f"output {path} is one of the inputs: name another file")
+    check_file(path, inputs)
     if not os.access(path if path.exists() else folder, os.W_OK):
         raise FileAccessError(f"cannot write {path}: permission denied")

@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
-import secrets
 from importlib import resources
 from pathlib import Path
 from string import Template
 
-from tolpack.errors import FileAccessError
+from tolpack.container.replacing import replacing
 from tolpack.report import markup
 from tolpack.report.content import Axis, Chart, Heat, Page, Point, Section, Series, Table
 
@@ -45,22 +43,8 @@ def write_page(page: Page, path: Path) -> None:
     FileAccessError
         The file cannot be written.
     """
-    data = render(page).encode("utf-8")
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        try:
-            with partial.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise FileAccessError(
-            f"cannot write report {path}: {error.strerror or error}; name a file in a folder "
-            "that can be written"
-        ) from error
+    with replacing(path) as file:
+        file.write(render(page).encode("utf-8"))
 
 
 def render(page: Page) -> str:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tolpack.errors import ConfigError, FileAccessError
+from tolpack.container.replacing import replacing
+from tolpack.errors import ConfigError
 from tolpack.report.content import LINEAR_PCT
 
 SUFFIXES = (".png", ".svg")
@@ -148,10 +149,8 @@ def _dress(axes: Any, title: str) -> None:
 def _save(figure: Any, path: Path) -> None:
     """Write the picture; without a date in it, so that equal results are equal files."""
     metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-    try:
-        figure.savefig(path, dpi=160, metadata=metadata)
-    except OSError as error:
-        raise FileAccessError(f"cannot write {path}: {error.strerror or error}") from error
+    with replacing(path) as file:
+        figure.savefig(file, dpi=160, metadata=metadata, format=path.suffix.removeprefix("."))
 
 
 def _pyplot() -> Any:

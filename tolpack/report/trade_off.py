@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tolpack.errors import FileAccessError
+from tolpack.container.replacing import replacing
 from tolpack.report.plots import TradeOffPoint, plot_trade_off
 
 if TYPE_CHECKING:  # they load torch
@@ -34,13 +35,12 @@ def write_csv(packs: Sequence[PackScore], points: Sequence[SweepPoint], path: Pa
     for point in points:
         found = point.to_json()
         lines.append({**found, **found["setting"]})
-    try:
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, _COLUMNS, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(lines)
-    except OSError as error:
-        raise FileAccessError(f"cannot write {path}: {error.strerror or error}") from error
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(lines)
+    with replacing(path) as file:
+        file.write(text.getvalue().encode("utf-8"))
 
 
 def plot_sweep(

@@ -1,0 +1,124 @@
+"""Which sections of an unfinished pack are complete: a line of JSON each, beside it.
+
+The first line names the build that began the pack; a line is added once its section is on the
+disk. So after a kill at any moment the lines that are whole tell what need not be written again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from tolpack.container.header import Section
+from tolpack.container.replacing import remove, sync, take_over
+from tolpack.errors import ConfigError
+
+_MARKER = b'{"key": "'
+
+
+class Journal:
+    """The journal of ``NAME.partial``, ``NAME.partial.journal``; open until `close` or `remove`.
+
+    Parameters
+    ----------
+    partial : Path
+        The unfinished pack, locked by its writer.
+    known : bool
+        Whether it holds anything: a journal beside it is then its own.
+
+    Raises
+    ------
+    FileAccessError
+        Another process writes it, or a file of its name is none.
+    OSError
+        It cannot be opened.
+    """
+
+    def __init__(self, partial: Path, *, known: bool) -> None:
+        self._partial = partial
+        self._path = journal_path(partial)
+        self._file = take_over(self._path, _MARKER, known=known)
+        self._ends: list[int] = []
+
+    def read(self, key: str, attempt: int) -> list[Section]:
+        """Return the finished sections, none if there is nothing to continue.
+
+        Raises
+        ------
+        ConfigError
+            The pack was begun with another key.
+        """
+        self._ends = []
+        self._file.seek(0)
+        lines = self._file.read().splitlines(keepends=True)
+        try:
+            first = json.loads(lines[0])
+            found, begun = first["key"], first["attempt"]
+        except (ValueError, LookupError, TypeError):
+            return []  # killed before the first line was written: nothing to continue
+        if found != key:
+            raise ConfigError(
+                f"{self._partial} was begun with other inputs or settings: repeat those, or build "
+                "without --resume to start again"
+            )
+        if begun != attempt:
+            return []
+        return self._sections(lines)
+
+    def begin(self, key: str, attempt: int) -> None:
+        """Start anew: no section is finished."""
+        self._ends = []
+        self._cut(0)
+        self._write({"key": key, "attempt": attempt})
+
+    def append(self, section: Section) -> None:
+        """Note that `section`, which is on the disk, is finished."""
+        self._write(asdict(section))
+
+    def keep(self, count: int) -> None:
+        """Forget all sections but the first `count`, and what follows them."""
+        self._ends = self._ends[: count + 1]
+        self._cut(self._ends[-1])
+
+    def close(self) -> None:
+        """Close the file; it stays for a later build to continue."""
+        self._file.close()
+
+    def remove(self) -> None:
+        """Remove the file."""
+        remove(self._file, self._path)
+
+    def _sections(self, lines: list[bytes]) -> list[Section]:
+        """Sections by the lines that are whole; notes where each line ends."""
+        sections: list[Section] = []
+        self._ends = [len(lines[0])]
+        for line in lines[1:]:
+            try:
+                if not line.endswith(b"\n"):
+                    break  # cut off by the kill
+                entry = json.loads(line)
+                entry["shape"] = None if entry["shape"] is None else tuple(entry["shape"])
+                sections.append(Section(**entry))
+            except (ValueError, KeyError, TypeError):
+                break
+            self._ends.append(self._ends[-1] + len(line))
+        return sections
+
+    def _write(self, entry: dict[str, object]) -> None:
+        line = json.dumps(entry).encode() + b"\n"
+        at = self._ends[-1] if self._ends else 0
+        self._file.seek(at)
+        self._file.write(line)
+        sync(self._file)
+        self._ends.append(at + len(line))
+
+    def _cut(self, length: int) -> None:
+        self._file.truncate(length)
+        os.fsync(self._file.fileno())
+
+
+def journal_path(partial: Path) -> Path:
+    """Return the name of the journal of an unfinished pack."""
+    return partial.with_name(partial.name + ".journal")
