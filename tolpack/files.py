@@ -22,13 +22,15 @@ def open_regular(path: str | Path) -> int:
         It is missing, unreadable or no regular file, or the path is none.
     """
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    fd = -1
     try:
         # O_NONBLOCK: opening a FIFO must not wait for a writer.
         fd = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return fd
+        reason = "not a regular file"
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise FileAccessError(f"cannot open {path}: {reason}") from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    if fd >= 0:
         os.close(fd)
-        raise FileAccessError(f"cannot open {path}: not a regular file")
-    return fd
+    raise FileAccessError(f"cannot open {path}: {reason}")

@@ -12,14 +12,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tolpack.container.header import Section
-from tolpack.container.replacing import remove, sync, take_over
+from tolpack.container.replacing import is_leftover, remove, sync, take_over
 from tolpack.errors import ConfigError
 
 _MARKER = b'{"key": "'
 
 
 class Journal:
-    """The journal of ``NAME.partial``, ``NAME.partial.journal``; open until `close` or `remove`.
+    """The journal of ``NAME.partial``, ``NAME.partial.journal``; open until its ``file`` is closed.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class Journal:
     def __init__(self, partial: Path, *, known: bool) -> None:
         self._partial = partial
         self._path = journal_path(partial)
-        self._file = take_over(self._path, _MARKER, known=known)
+        self.file = take_over(self._path, _MARKER, known=known)
         self._ends: list[int] = []
 
     def read(self, key: str, attempt: int) -> list[Section]:
@@ -51,8 +51,8 @@ class Journal:
             The pack was begun with another key.
         """
         self._ends = []
-        self._file.seek(0)
-        lines = self._file.read().splitlines(keepends=True)
+        self.file.seek(0)
+        lines = self.file.read().splitlines(keepends=True)
         try:
             first = json.loads(lines[0])
             found, begun = first["key"], first["attempt"]
@@ -82,13 +82,9 @@ class Journal:
         self._ends = self._ends[: count + 1]
         self._cut(self._ends[-1])
 
-    def close(self) -> None:
-        """Close the file; it stays for a later build to continue."""
-        self._file.close()
-
     def remove(self) -> None:
         """Remove the file."""
-        remove(self._file, self._path)
+        remove(self.file, self._path)
 
     def _sections(self, lines: list[bytes]) -> list[Section]:
         """Sections by the lines that are whole; notes where each line ends."""
@@ -109,14 +105,19 @@ class Journal:
     def _write(self, entry: dict[str, object]) -> None:
         line = json.dumps(entry).encode() + b"\n"
         at = self._ends[-1] if self._ends else 0
-        self._file.seek(at)
-        self._file.write(line)
-        sync(self._file)
+        self.file.seek(at)
+        self.file.write(line)
+        sync(self.file)
         self._ends.append(at + len(line))
 
     def _cut(self, length: int) -> None:
-        self._file.truncate(length)
-        os.fsync(self._file.fileno())
+        self.file.truncate(length)
+        os.fsync(self.file.fileno())
+
+
+def has_journal(partial: Path) -> bool:
+    """Whether a journal stands beside an unfinished pack."""
+    return is_leftover(journal_path(partial), _MARKER)
 
 
 def journal_path(partial: Path) -> Path:

@@ -125,16 +125,40 @@ def take_over(path: Path, marker: bytes = b"", *, known: bool = False) -> Binary
         It cannot be opened or created.
     """
     try:
-        file: BinaryIO = open(path, "x+b", opener=_without_links)  # noqa: SIM115 (the caller closes it)
+        # The caller closes it.
+        file: BinaryIO = open(path, "x+b", opener=_without_links)  # noqa: SIM115
     except FileExistsError:
         file = _existing(path)
-    _lock(file, path)
+    try:
+        _lock(file, path)
+        if not known and not _begins_with(file, marker):
+            raise _in_the_way(path)
+    except BaseException:
+        close(file)
+        raise
+    return file
+
+
+def close(file: BinaryIO) -> None:
+    """Close a file of which nothing more is wanted; what cannot be written must not hide why."""
+    with contextlib.suppress(OSError):
+        file.close()
+
+
+def is_leftover(path: Path, marker: bytes) -> bool:
+    """Whether a regular file is there that begins with `marker`; nobody waits for a lock."""
+    try:
+        with _existing(path) as file:
+            return os.fstat(file.fileno()).st_size > 0 and _begins_with(file, marker)
+    except OSError:
+        return False
+
+
+def _begins_with(file: BinaryIO, marker: bytes) -> bool:
+    """Whether a file begins with `marker`, or is empty or cut off within it."""
     start = file.read(max(len(marker), 1))
     file.seek(0)
-    if known or marker.startswith(start):
-        return file
-    file.close()
-    raise _in_the_way(path)
+    return marker.startswith(start)
 
 
 def _existing(path: Path) -> BinaryIO:
@@ -163,7 +187,7 @@ def publish(file: BinaryIO, partial: Path, path: Path) -> None:
         file.close()
     os.replace(partial, path)
     file.close()
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def sync(file: BinaryIO) -> None:
@@ -175,15 +199,14 @@ def sync(file: BinaryIO) -> None:
 def remove(file: BinaryIO, partial: Path) -> None:
     """Remove a file while it is open; what cannot be written any more must not hide why."""
     if os.name == "nt":  # an open file cannot be removed there
-        with contextlib.suppress(OSError):
-            file.close()
+        close(file)
     with contextlib.suppress(OSError):
         partial.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        file.close()
+    close(file)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the names of files in a folder reach the disk."""
     if os.name == "nt":  # a folder cannot be opened there; the rename is durable on its own
         return
     fd = os.open(folder, os.O_RDONLY)
@@ -205,5 +228,4 @@ def _lock(file: BinaryIO, path: Path) -> None:
     except OSError:
         ours = False
     if not ours:  # held by another process, or renamed by one between opening and locking
-        file.close()
         raise FileAccessError(f"another process is writing {path}: wait for it to end")

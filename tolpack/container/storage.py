@@ -99,7 +99,7 @@ class Storage:
         self._mapped = 0
         self._fd = open_regular(path)
         self._close_fd = weakref.finalize(self, os.close, self._fd)  # also if nobody closes it
-        self.size = os.fstat(self._fd).st_size
+        self.size = self.current_size()
         self._view: memoryview | None = None
         self._map: mmap.mmap | None = None
         self._direct: DirectReader | None = None

@@ -27,7 +27,7 @@ from tolpack.container.crc import CHECKSUM_BYTES, crc32, place_checksum
 from tolpack.container.encodings import Encoding, Part, raw_block_bytes
 from tolpack.container.header import ARRAY_DTYPES, Header, Section
 from tolpack.container.index import encode_index
-from tolpack.container.journal import Journal, journal_path
+from tolpack.container.journal import Journal, has_journal, journal_path
 from tolpack.container.preamble import (
     MAX_HEADER_BYTES,
     PREAMBLE_BYTES,
@@ -38,11 +38,13 @@ from tolpack.container.preamble import (
 from tolpack.container.replacing import (
     DISK_FULL,
     check_output,
+    close,
     partial_path,
     publish,
     remove,
     same_file,
     sync,
+    sync_folder,
     take_over,
 )
 from tolpack.errors import ConfigError, FileAccessError
@@ -110,11 +112,13 @@ class PackWriter:
         self._done: list[Section] = []
         self._expected = 0
         with self._disk_errors():
-            self._file = take_over(self._partial, _MARKER)  # nothing of another is changed
+            # Nothing of another is changed. Shortly before it gets its name it begins as a pack.
+            known = has_journal(self._partial)
+            self._file = take_over(self._partial, _MARKER, known=known)
         try:
             self._begin(resume)
         except BaseException:
-            self._file.close()
+            close(self._file)
             raise
 
     def _begin(self, resume: bool) -> None:
@@ -130,11 +134,18 @@ class PackWriter:
                 if self._done:
                     self._journal.keep(len(self._done))
                 else:
-                    self._journal.begin(self._key, self._attempt)
-                    self._file.truncate(0)
+                    self._start_again()
+                sync_folder(self._partial.parent)  # a journal lost alone makes a leftover foreign
             except BaseException:
-                self._journal.close()
+                close(self._journal.file)
                 raise
+
+    def _start_again(self) -> None:
+        self._journal.begin(self._key, self._attempt)
+        self._file.truncate(0)
+        self._file.seek(0)
+        self._file.write(_MARKER)
+        sync(self._file)
 
     @property
     def resumed_sections(self) -> int:
@@ -267,13 +278,10 @@ class PackWriter:
         traceback: TracebackType | None,
     ) -> None:
         if kind is not None:  # what could not be written must not hide the first error
-            with contextlib.suppress(OSError):
-                self._file.close()
-            with contextlib.suppress(OSError):
-                self._journal.close()
+            close(self._file)
+        close(self._journal.file)  # each of its lines is on the disk
         with self._disk_errors():
             self._file.close()
-            self._journal.close()
 
     def _write_section(self, described: Section, parts: Iterable[bytes]) -> None:
         """Append a section; its place follows from what is written."""
@@ -281,9 +289,6 @@ class PackWriter:
         offset = align(previous, SECTION_ALIGNMENT)
         length = 0
         with self._disk_errors():
-            if not self.sections:
-                self._file.seek(0)
-                self._file.write(_MARKER)
             self._file.seek(previous)
             self._file.write(bytes(offset - previous))
             for part in parts:
