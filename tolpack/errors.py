@@ -7,6 +7,13 @@ names the field, the value, the limit and the remedy.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
 
 class TolpackError(Exception):
     """Root of everything that tolpack raises on purpose."""
@@ -45,6 +52,10 @@ class FileAccessError(TolpackError, OSError):
     """A file could not be opened, read or written (missing, permission, disk full, I/O error)."""
 
 
+class OutOfMemoryError(TolpackError, MemoryError):
+    """There is not enough memory for what was asked."""
+
+
 class TokenIdError(TolpackError, IndexError):
     """Token ids are out of range or not a one-dimensional array of integers."""
 
@@ -55,6 +66,24 @@ class ConfigError(TolpackError, ValueError):
 
 class CheckpointError(TolpackError, ValueError):
     """A checkpoint or table cannot be used as it is."""
+
+
+def memory_errors(remedy: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Make a decorator: a function that runs out of memory raises `OutOfMemoryError`."""
+
+    def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
+        @functools.wraps(function)
+        def call(*arguments: _P.args, **named: _P.kwargs) -> _R:
+            try:
+                return function(*arguments, **named)
+            except OutOfMemoryError:
+                raise
+            except MemoryError as error:
+                raise OutOfMemoryError(f"not enough memory ({error}): {remedy}") from error
+
+        return call
+
+    return decorate
 
 
 def _short(value: object, limit: int = 200) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from collections.abc import Iterator
 from typing import Any
-
-import numpy as np
 
 from tolpack.container.preamble import MAX_NAME
 from tolpack.errors import FormatError
 
+_FLOAT32 = struct.Struct("<f")
+_LEAST_NORMAL = 2.0**-126
 _NAME = f"1 … {MAX_NAME} printable ASCII"
 
 
@@ -61,10 +63,9 @@ class Node:
         """Return a normal float32 number; without a default it must be there."""
         value = self._get(key) if self.has(key) or default is None else default
         if type(value) in (int, float):
-            with np.errstate(over="ignore", under="ignore"):
-                rounded = np.float32(value)
-            if np.finfo(np.float32).tiny <= abs(rounded) < np.inf:
-                return float(rounded)
+            rounded = _as_float32(value)
+            if _LEAST_NORMAL <= abs(rounded) < math.inf:
+                return rounded
         raise FormatError("header-field", f"{self.place}.{key}", value, "a normal float32 number")
 
     def items(self, key: str, low: int, high: int) -> Iterator[Node]:
@@ -95,6 +96,15 @@ class Node:
         if key not in self.value:
             raise FormatError("header-field", f"{self.place}.{key}", "nothing", "this field")
         return self.value[key]
+
+
+def _as_float32(value: float) -> float:
+    """Round to the nearest float32, ties to even; infinite beyond its range."""
+    try:
+        (rounded,) = _FLOAT32.unpack(_FLOAT32.pack(value))
+    except OverflowError:
+        return math.inf
+    return float(rounded)
 
 
 def _is_printable_ascii(text: str) -> bool:
