@@ -245,7 +245,7 @@ def _features(header: Any, known: int) -> int:
         bits = {
             codecs[p["codec"]] for e in header["encodings"] for f in e["fields"] for p in f["parts"]
         }
-        bits |= {8 for e in header["encodings"] if e["frame"] == "zstd"}
+        bits |= {8 + (e["frame"] != "zstd") for e in header["encodings"] if e["frame"] != "raw"}
         table = header["tables"][0]
         bits |= {16 for field in table["fields"] if field.get("basis") is not None}
         bits |= {17 for field in table["fields"] if field.get("mean") is not None}

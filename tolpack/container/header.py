@@ -235,7 +235,7 @@ def _field(node: Node, last_section: int) -> Field:
 def _chunk(node: Node, last_section: int) -> Chunk:
     return Chunk(
         rows=node.integer("rows", 1, MAX_ROWS),
-        encoding=node.integer("encoding", 0, MAX_CHUNKS),
+        encoding=node.integer("encoding", 0, MAX_CHUNKS - 1),
         blocks=node.integer("blocks", 0, last_section),
         index=node.optional_integer("index", 0, last_section),
     )
