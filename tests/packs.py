@@ -207,6 +207,22 @@ RECIPES = {
     ),
     "huge-values": Recipe(8, _layers(int4(8), 1), (Run(4),), magnitude=1e30),
 }
+# Golden packs of what the format allows and this library does not write: bases that are all coded,
+# and all the forms that a frame may have.
+GOLDEN_ONLY = {
+    "coded-int8": Recipe(
+        6,
+        (
+            Layer((step16(3, 0.001),), rank=3, coded=("int8", 4)),
+            Layer((step16(2, 0.001),), rank=2, mean=True, coded=("int8", 6)),
+        ),
+        (Run(7, "raw", 4),),
+    ),
+    "coded-int4": Recipe(
+        7, (Layer((int8(4, 2),), rank=4, coded=("int4", 4)),), (Run(5, "zstd", 2),), shuffled=True
+    ),
+    "frame-forms": Recipe(40, _layers(Part("f16", 40), 1), (Run(26, "zstd", 4),)),
+}
 # What the hostile-header tests change: every kind of section, two chunks, a dropped layer.
 TARGET = Recipe(
     8,
@@ -334,6 +350,37 @@ def encode_records(encoding: Encoding, values: list[np.ndarray], seed: int = 0) 
             records[:, run.scale_offset_bytes :][:, : scales.shape[1]] = scales
             records[:, run.code_offset_bytes :][:, : codes.shape[1]] = codes
     return records
+
+
+def hand_framed(
+    data: bytes, *, window: int | None = None, dictionary: int = 0, size: int = 4, extra: int = 0
+) -> bytes:
+    """Return a zstd frame of a raw block, an RLE block of the last byte, and `extra` empty ones.
+
+    Its header has a `window` byte or is a single segment, a dictionary id of 0 in `dictionary`
+    bytes, and the content size in `size` bytes.
+    """
+    flags = (1, 2, 4, 8).index(size) << 6 | (window is None) << 5 | (0, 1, 2, 4).index(dictionary)
+    head = b"\x28\xb5\x2f\xfd" + bytes([flags]) + (b"" if window is None else bytes([window]))
+    head += bytes(dictionary) + (len(data) - 256 * (size == 2)).to_bytes(size, "little")
+    blocks = [((len(data) - 1) << 3, data[:-1]), (1 << 3 | 1 << 1, data[-1:]), *[(0, b"")] * extra]
+    for left, (bits, content) in enumerate(blocks, 1 - len(blocks)):
+        head += (bits | (left == 0)).to_bytes(3, "little") + content
+    return head
+
+
+def frame_forms() -> Callable[[bytes], bytes]:
+    """Return a compressor that gives every frame another form, all of them allowed (SPEC §8)."""
+    forms = iter((
+        zstandard.ZstdCompressor(write_checksum=True).compress,
+        partial(hand_framed, window=0, size=2),
+        partial(hand_framed, window=0, dictionary=1),
+        partial(hand_framed, dictionary=2, size=8),
+        partial(hand_framed, dictionary=4, size=2),
+        partial(hand_framed, extra=3),
+        partial(hand_framed, size=1),
+    ))  # fmt: skip
+    return lambda data: next(forms)(data)
 
 
 # ---- decoding, one value at a time --------------------------------------------------------------

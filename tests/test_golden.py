@@ -1,11 +1,12 @@
 """The golden packs of ``formats/v1/golden`` decode to the rows that stand beside them."""
 
+import re
 import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
-from packs import RECIPES, split
+from packs import GOLDEN_ONLY, RECIPES, split
 
 import tolpack
 
@@ -24,7 +25,22 @@ def close(found, name):
 
 def test_every_kind_of_pack_has_a_golden_one():
     """The folder holds one pack for each recipe of the tests, and its rows."""
-    assert set(NAMES) == set(RECIPES) == {path.stem for path in FOLDER.glob("*.npy")}
+    assert set(NAMES) == {*RECIPES, *GOLDEN_ONLY} == {path.stem for path in FOLDER.glob("*.npy")}
+
+
+def test_the_readme_lists_every_golden_pack():
+    """The table of the folder's README names each pack, once."""
+    rows = re.findall(r"^\| (`.*?) \|", (FOLDER / "README.md").read_text("utf-8"), flags=re.M)
+    assert sorted(re.findall(r"`(.*?)`", " ".join(rows))) == NAMES
+
+
+def test_bases_that_are_all_coded_set_two_bits():
+    """A coded basis sets bits 16 and 21, and its own codec none (SPEC section 9)."""
+    for name, codec in (("coded-int8", 4), ("coded-int4", 5)):
+        preamble, header, _ = split((FOLDER / f"{name}.tolpack").read_bytes())
+        kinds = {section["kind"]: section.get("codec") for section in header["sections"]}
+        assert (kinds["coded_basis"], "basis" in kinds) == (name.removeprefix("coded-"), False)
+        assert preamble["required_features"] & (1 << 16 | 1 << 21 | 1 << codec) == 0x210000
 
 
 @pytest.mark.parametrize("name", NAMES)
