@@ -18,6 +18,7 @@ from typing import Any
 # What taking a pack apart ends in when an earlier change left none.
 _NO_PACK = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, struct.error,
             RecursionError)  # fmt: skip
+MAX_SIZE = 1 << 16
 _PREAMBLE = struct.Struct("<8sHHIQQQQQI")
 _INTEGERS = (0, 1, 2, 3, 7, 8, 63, 64, 255, 256, 4095, 4096, 4097, 65535, 65536, 2**20, 2**31,
              2**32, 2**40, 2**48, 2**48 + 1, 2**62, 2**63 - 1, 2**63, 2**64, -1)  # fmt: skip
@@ -29,7 +30,7 @@ _VALUES: tuple[Any, ...] = (
 _WORDS = tuple(struct.pack("<I", n) for n in (0, 1, 4, 0x7F80, 0x7F800000, 2**31, 2**32 - 1))
 
 
-def mutate(data: bytes, seed: int, max_size: int = 1 << 16) -> bytes:
+def mutate(data: bytes, seed: int, max_size: int = MAX_SIZE) -> bytes:
     """Return `data` with one to four things changed; the same seed changes the same things."""
     source = random.Random(seed)
     for _ in range(source.choice((1, 1, 1, 2, 4))):

@@ -13,15 +13,16 @@ from collections import Counter
 from pathlib import Path
 
 from check import Subject
-from mutate import mutate
+from mutate import MAX_SIZE, mutate
 
 FORMATS = Path(__file__).parents[1] / "formats" / "v1"
 
 
 def seeds() -> list[bytes]:
-    """Return the golden and malformed packs, small ones first."""
+    """Return the golden and malformed packs that a mutation leaves whole, small ones first."""
     paths = [*FORMATS.glob("golden/*.tolpack"), *FORMATS.glob("malformed/*.tolpack")]
-    return sorted((path.read_bytes() for path in paths), key=lambda data: (len(data), data))
+    small = [path.read_bytes() for path in paths if path.stat().st_size <= MAX_SIZE]
+    return sorted(small, key=lambda data: (len(data), data))
 
 
 def run(inputs: int, seed: int, folder: Path) -> Counter[str]:

@@ -8,7 +8,7 @@ import json
 import struct
 import zlib
 
-from packs import forge, reseal_block, split
+from packs import PREAMBLE, forge, reseal_block, split
 
 
 def set_value(path, value):
@@ -226,6 +226,48 @@ MEANINGS = [
     (set_value("tables.0.multiplier", 2.0), "feature-mismatch"),
     (set_value("file", {"index": 0, "count": 2}), "feature-mismatch"),
 ]  # fmt: skip
+
+
+# ---- whole files ---------------------------------------------------------------------------------
+
+
+def rebuilt(data, change, *, room=None, **preamble):
+    """Change a pack's header and the contents of its sections, and lay the file out anew.
+
+    `change` gets the header and a list of bytes, one for each section. Places, lengths and
+    checksums of sections then follow from the contents; those of blocks do not. `room`: the
+    header's length.
+    """
+    fields, header, _ = split(data)
+    contents = [data[s["offset_bytes"] :][: s["length_bytes"]] for s in header["sections"]]
+    change(header, contents)
+    room = room or fields["header_length"]
+    while len(text := _laid_out(header, contents, room)) > room:
+        room = -(-(64 + len(text)) // 4096) * 4096 - 64
+    whole = PREAMBLE.pack(*(fields | {"header_length": room}).values()) + text.ljust(room)
+    for section, content in zip(header["sections"], contents):
+        whole = whole.ljust(section["offset_bytes"], b"\0") + content
+    return forge(whole, **preamble)
+
+
+def _laid_out(header, contents, room):
+    end = 64 + room
+    for section, content in zip(header["sections"], contents):
+        start = -(-end // 4096) * 4096
+        section |= {"offset_bytes": start, "length_bytes": len(content)}
+        if "crc32" in section:
+            section["crc32"] = zlib.crc32(content)
+        end = start + len(content)
+    return json.dumps(header, separators=(",", ":")).encode()
+
+
+def drop_section(header, contents, number):
+    """Take a section out of header and contents; references to later ones follow."""
+    del header["sections"][number], contents[number]
+    table = header["tables"][0]
+    for entry in (table, *table["fields"], *table["chunks"]):
+        for key in entry.keys() & {"token_map", "basis", "mean", "blocks", "index"}:
+            entry[key] -= entry[key] > number
 
 
 # ---- behind the header --------------------------------------------------------------------------

@@ -2,12 +2,11 @@
 
 import json
 import re
-import runpy
+import sys
 from pathlib import Path
 
 import pytest
-import zstandard
-from make_malformed import NOT_FILES
+from make_malformed import INSEPARABLE, NOT_FILES, cases
 from packs import memory_limit
 
 import tolpack
@@ -15,40 +14,75 @@ from tolpack.errors import FormatError
 
 FOLDER = Path(__file__).parents[1] / "formats" / "v1" / "malformed"
 CODES = json.loads((FOLDER / "codes.json").read_text("utf-8"))
+sys.path.insert(0, str(FOLDER.parent))
+
+from validate import BadPack, Check, validate  # noqa: E402 (found by the line above)
+
+
+def code_of(name):
+    """Return the code that a file shows: its name, up to a plus."""
+    return name.partition("+")[0]
+
+
+def refusal(call, *arguments, kind=BadPack):
+    """Return the code with which a call refuses a file, or ``None``."""
+    try:
+        call(*arguments)
+    except kind as error:
+        return error.code
+    return None
+
+
+@pytest.fixture(params=CODES)
+def name(request):
+    """One malformed pack after the other."""
+    return request.param
 
 
 def test_every_code_of_the_specification_has_a_pack():
     """The codes of SPEC.md, section 10, are those of the folder, but for what no file shows."""
     text = (FOLDER.parent / "SPEC.md").read_text("utf-8")
     rows = re.findall(r"^\| (`.*) \|.*\|$", text[text.index("## 10.") :], flags=re.M)
-    assert set(re.findall(r"`([a-z0-9-]+)`", " ".join(rows))) == set(CODES) | NOT_FILES
+    found = {code_of(name) for name in CODES}
+    assert set(re.findall(r"`([a-z0-9-]+)`", " ".join(rows))) == found | NOT_FILES
     assert {path.stem for path in FOLDER.glob("*.tolpack")} == set(CODES)
 
 
-@pytest.mark.parametrize("code", CODES)
-def test_malformed_packs_end_in_their_code(code):
+def test_the_readme_says_what_is_wrong_in_each():
+    """The table of the folder's README has a line for each file, once."""
+    text = (FOLDER / "README.md").read_text("utf-8")
+    assert sorted(re.findall(r"^\| `([^`]*)` \| \S", text, flags=re.M)) == sorted(CODES)
+
+
+def test_the_script_knows_the_files(tmp_path):
+    """``make_malformed.py`` makes these files, to be refused at these times."""
+    assert {name: when for name, (when, _) in cases(tmp_path).items()} == CODES
+
+
+def test_malformed_packs_end_in_their_code(name):
     """Each is refused with its code when it is opened, looked up or verified, and cheaply."""
-    path = FOLDER / f"{code}.tolpack"
+    path, code = FOLDER / f"{name}.tolpack", code_of(name)
     with memory_limit():
-        if CODES[code] == "open":
-            with pytest.raises(FormatError) as caught:
-                tolpack.open(path)
-            assert caught.value.code == code
+        if CODES[name] == "open":
+            assert refusal(tolpack.open, path, kind=FormatError) == code
             return
         with tolpack.open(path) as pack:
-            assert code in " ".join(damage.message for damage in pack.verify())
-            if CODES[code] == "rows":
-                with pytest.raises(FormatError) as caught:
-                    pack.rows(range(pack.vocab_size))
-                assert caught.value.code == code
+            assert {damage.code for damage in pack.verify()} == {code}
+            found = refusal(pack.rows, range(pack.vocab_size), kind=FormatError)
+            assert found == (code if CODES[name] == "rows" else None)
 
 
-@pytest.mark.parametrize("code", [code for code, when in CODES.items() if when == "rows"])
-def test_damage_shows_in_the_independent_decoder(code):
-    """``formats/v1/decode.py`` gives no rows for a pack whose contents are damaged."""
-    decoder = runpy.run_path(str(FOLDER.parent / "decode.py"))
-    data = (FOLDER / f"{code}.tolpack").read_bytes()
-    with pytest.raises((decoder["BadPack"], zstandard.ZstdError)):
-        pack = decoder["Pack"](data)
-        for token in range(pack.table["rows"]):
-            pack.row(token)
+def test_the_validator_gives_the_code(name):
+    """``formats/v1/validate.py`` refuses each with its code, at opening exactly those of then."""
+    data = (FOLDER / f"{name}.tolpack").read_bytes()
+    assert refusal(validate, data) == code_of(name)
+    assert refusal(Check(data).opening) == (code_of(name) if CODES[name] == "open" else None)
+
+
+def test_one_thing_is_wrong_in_each(name):
+    """Without the rules of its code a file is valid, but for the four that cannot be."""
+    data = (FOLDER / f"{name}.tolpack").read_bytes()
+    assert refusal(validate, data, {code_of(name)}) == INSEPARABLE.get(name)
+    both = {code_of(name), INSEPARABLE.get(name)}
+    if name != "truncated":  # whose last block is not there
+        assert refusal(validate, data, both) is None

@@ -2,7 +2,8 @@
 
     python decode.py PACK TOKEN_ID …
 
-Written to be read next to the specification, not to be fast.
+It trusts the file: whether it may is what `validate.py` beside it tells. Written to be read next to
+the specification, not to be fast.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
-import zlib
-from math import ceil, prod
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -19,58 +19,23 @@ import zstandard
 
 Array = np.ndarray[Any, Any]
 
-SUPPORTED = sum(1 << bit for bit in (*range(10), 16, 17, 18, 19, 21))  # §9
 CODECS = {  # §7: bits of a code, bytes of a scale
     "f32": (32, 0), "f16": (16, 0), "bf16": (16, 0), "f8e4m3": (8, 4),
     "int8": (8, 2), "int4": (4, 2), "step8": (8, 0), "step16": (16, 0),
 }  # fmt: skip
 
 
-class BadPack(Exception):
-    """The file breaks a rule of the specification."""
-
-
-def need(condition: bool, rule: str) -> None:
-    """Refuse the file unless `condition` holds."""
-    if not condition:
-        raise BadPack(rule)
-
-
 class Pack:
-    """A pack in memory."""
+    """A valid pack in memory."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
-        self.read_preamble()
-        self.read_header()
-
-    def read_preamble(self) -> None:  # §2
-        need(len(self.data) >= 64, "§2: 64 bytes")
-        need(self.data[:8] == b"\x89TOLPACK", "§2: magic")
-        (major, _, header_length, file_length, required, _, self.pack_id, reserved, crc, own) = (
-            struct.unpack("<HHIQQQQQII", self.data[8:64])
-        )
-        need(major == 1, "§2: major version")
-        need(zlib.crc32(self.data[:60]) == own, "§2: preamble checksum")
-        need(not required & ~SUPPORTED, "§9: unknown required feature")
-        need(reserved == 0 and 2 <= header_length <= 1 << 20, "§2: reserved, header length")
-        need(file_length == len(self.data), "§2: file length")
-        self.header_bytes = self.data[64 : 64 + header_length]
-        need(zlib.crc32(self.header_bytes) == crc, "§2: header checksum")
-
-    def read_header(self) -> None:  # §4, §5
-        header = json.loads(self.header_bytes)
-        self.sections, self.encodings = header["sections"], header["encodings"]
-        need(len(header["tables"]) == 1, "§5: one table")
+        header_length = int.from_bytes(data[12:16], "little")  # §2
+        header = json.loads(data[64 : 64 + header_length])  # §4
+        self.sections, self.encodings = header["sections"], header["encodings"]  # §5
         self.table = header["tables"][0]
-        end = 64 + len(self.header_bytes)
-        for section in self.sections:  # §3
-            need(section["offset_bytes"] == ceil(end / 4096) * 4096, "§3: sections back to back")
-            end = section["offset_bytes"] + section["length_bytes"]
-        need(end == len(self.data), "§1: the file ends with its last section")
         self.fields = self.table["fields"]
         self.kept = [field for field in self.fields if not field.get("dropped")]
-        need(sum(c["rows"] for c in self.table["chunks"]) == self.table["rows"], "§5: rows")
 
     def section(self, number: int) -> bytes:
         start = self.sections[number]["offset_bytes"]
@@ -78,25 +43,18 @@ class Pack:
 
     def array(self, number: int) -> Array:  # §5
         entry, data = self.sections[number], self.section(number)
-        need(zlib.crc32(data) == entry["crc32"], "§5: array checksum")
         if entry["kind"] == "coded_basis":
             part = {**entry, "values": entry["shape"][1]}
             rows = np.frombuffer(data, np.uint8).reshape(entry["shape"][0], -1)
             at = scale_bytes(part)
             return np.stack([decode(row[:at], row[at:], part) for row in rows])
         dtype = np.dtype(entry["dtype"]).newbyteorder("<")
-        need(len(data) == prod(entry["shape"]) * dtype.itemsize, "§5: array length")
-        array = np.frombuffer(data, dtype).reshape(entry["shape"])
-        need(bool(np.isfinite(array).all()), "§5: finite values")
-        return array
+        return np.frombuffer(data, dtype).reshape(entry["shape"])
 
     def slot(self, token_id: int) -> int:  # §5
-        need(0 <= token_id < self.table["rows"], "token id out of range")
         if self.table.get("token_map") is None:
             return token_id
-        slots = self.array(self.table["token_map"])
-        need(bool((np.sort(slots) == np.arange(len(slots))).all()), "§5: a permutation")
-        return int(slots[token_id])
+        return int(self.array(self.table["token_map"])[token_id])
 
     def row(self, token_id: int) -> Array:
         """One token: float32 (fields, width)."""
@@ -105,7 +63,7 @@ class Pack:
             if slot < first + chunk["rows"]:
                 break
             first += chunk["rows"]
-        record = self.record(chunk, first, slot - first)
+        record = self.record(chunk, slot - first)
         values = iter(self.decode_record(record, self.encodings[chunk["encoding"]]))
         multiplier = np.float32(self.table.get("multiplier") or 1)
         nothing = np.zeros(self.fields[0]["width"], np.float32)
@@ -121,7 +79,7 @@ class Pack:
             stored = stored + self.array(field["mean"])
         return stored
 
-    def record(self, chunk: dict[str, Any], first: int, row: int) -> bytes:  # §8
+    def record(self, chunk: dict[str, Any], row: int) -> bytes:  # §8
         encoding = self.encodings[chunk["encoding"]]
         per_block = encoding["rows_per_block"]
         block, size = row // per_block, record_bytes(encoding)
@@ -129,34 +87,20 @@ class Pack:
         length = ceil((size * per_block + 4) / 64) * 64
         start = block * length
         if encoding["frame"] != "raw":
-            start, length = self.frame_extent(chunk, first, block)
-        stored = self.section(chunk["blocks"])[start : start + length]
-        payload = self.checked(stored, first + block * per_block)
+            start, length = self.frame_extent(chunk, block)
+        payload = self.section(chunk["blocks"])[start : start + length - 4]
         if encoding["frame"] != "raw":
-            runs, whole = encoding["frame"] == "zstd-runs", rows * size
-            declared = zstandard.get_frame_parameters(payload)
-            known, most = declared.content_size, 4 + 2 * whole + whole // 16
-            need(known <= most if runs else known == whole, "§8: content size")
-            need(declared.window_size <= max(known, 1024), "§8: window")
-            payload = zstandard.ZstdDecompressor().decompress(payload, allow_extra_data=False)
-            payload = expanded(payload, whole, rows) if runs else payload
+            payload = zstandard.ZstdDecompressor().decompress(payload)
+        if encoding["frame"] == "zstd-runs":
+            payload = expanded(payload, rows * size, rows)
         at = row % per_block * size
         return payload[at : at + size]
 
-    def frame_extent(self, chunk: dict[str, Any], first: int, block: int) -> tuple[int, int]:
-        run, encoding = block // 512, self.encodings[chunk["encoding"]]
-        blocks = ceil(chunk["rows"] / encoding["rows_per_block"])
-        count = min(512, blocks - run * 512)
-        stored = self.section(chunk["index"])[run * 2060 : run * 2060 + 12 + 4 * count]
-        body = self.checked(stored, 2**63 + first + run * 512 * encoding["rows_per_block"])
-        lengths = np.frombuffer(body[8:], "<u4").astype(int)
-        offset = int.from_bytes(body[:8], "little") + int(lengths[: block % 512].sum())
-        return offset, int(lengths[block % 512])
-
-    def checked(self, stored: bytes, place: int) -> bytes:
-        crc = zlib.crc32(struct.pack("<QQ", self.pack_id, place) + stored[:-4])
-        need(crc == int.from_bytes(stored[-4:], "little"), "§8: checksum")
-        return stored[:-4]
+    def frame_extent(self, chunk: dict[str, Any], block: int) -> tuple[int, int]:
+        run, number = divmod(block, 512)
+        index = self.section(chunk["index"])[run * 2060 :]
+        offset, *lengths = struct.unpack_from(f"<Q{number + 1}I", index)
+        return offset + sum(lengths[:-1]), lengths[-1]
 
     def decode_record(self, record: bytes, encoding: dict[str, Any]) -> list[Array]:  # §6
         data = np.frombuffer(record, np.uint8)
@@ -173,15 +117,11 @@ class Pack:
 
 def expanded(content: bytes, size: int, rows: int) -> bytes:  # §8
     end, out = 4 + int.from_bytes(content[:4], "little"), bytearray()
-    literals = list(content[end:])
-    need(end <= len(content), "§8: symbols")
+    literals = iter(content[end:])
     for high, low in (divmod(symbol, 16) for symbol in content[4:end]):
-        need(low != 8 or bool(literals), "§8: literals")
         out += bytes(high if low else 16 << high)
         if low:
-            out.append(literals.pop(0) if low == 8 else low if low < 8 else 240 + low)
-        need(len(out) <= size, "§8: records end")
-    need(not literals, "§8: literals")
+            out.append(next(literals) if low == 8 else low if low < 8 else 240 + low)
     return np.frombuffer(out.ljust(size, b"\0"), np.uint8).reshape(-1, rows).T.tobytes()
 
 
@@ -212,7 +152,6 @@ def decode(scales: Array, codes: Array, part: dict[str, Any]) -> Array:  # §7
     if codec == "bf16":
         return bfloat16(codes)
     scale = scales.view("<f4") if codec == "f8e4m3" else bfloat16(scales)
-    need(bool(np.isfinite(scale).all()), "§7: finite scales")
     pieces, at = [], 0
     for group, start in enumerate(range(0, values, part["group_size"])):
         size = min(part["group_size"], values - start)

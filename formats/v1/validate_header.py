@@ -1,0 +1,355 @@
+"""The rules of a header, by SPEC.md alone (sections 3 to 6 and 9): a part of `validate.py`."""
+
+# ruff: noqa: D102, D103 (the specification documents each step)
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Collection
+from math import prod
+from typing import Any
+
+import numpy as np
+
+Entry = dict[str, Any]
+Rule = Callable[[Any], bool]
+
+SUPPORTED = sum(1 << bit for bit in (*range(10), 16, 17, 18, 19, 21))  # §9
+CODECS = {  # §7, §9: feature bit, bits of a code, bytes of a scale
+    "f32": (0, 32, 0), "f16": (1, 16, 0), "bf16": (2, 16, 0), "f8e4m3": (3, 8, 4),
+    "int8": (4, 8, 2), "int4": (5, 4, 2), "step8": (6, 8, 0), "step16": (7, 16, 0),
+}  # fmt: skip
+FRAMES = {"raw": -1, "zstd": 8, "zstd-runs": 9}  # §8, §9: feature bit
+DTYPES = {"uint32": 4, "float16": 2, "float32": 4}
+
+
+class BadPack(Exception):
+    """The file breaks a rule of the specification; ``code`` is that of section 10."""
+
+    def __init__(self, code: str, rule: str) -> None:
+        super().__init__(f"{code}: {rule}")
+        self.code = code
+
+
+class HeaderRules:
+    """The rules that a header alone can break; those with a code in `without` are left out."""
+
+    header_end: int  # §2: where the header ends, how long the file is, and its mask
+    file_length: int
+    required: int
+
+    def __init__(self, without: Collection[str] = ()) -> None:
+        self.without = without
+
+    def need(self, condition: bool, code: str, rule: str) -> None:
+        """Refuse the file unless `condition` holds."""
+        if not condition and code not in self.without:
+            raise BadPack(code, rule)
+
+    def check_header(self, text: bytes) -> None:
+        self.header = self.syntax(text)
+        self.keys()
+        self.extents()
+        self.fields()
+        self.chunks()
+        self.references()
+        self.features()
+
+    # §4
+
+    def syntax(self, text: bytes) -> Entry:
+        self.need(text[:1] == b"{", "header-json", "§4: begins with {")
+        try:
+            header = json.loads(
+                text.decode("utf-8"),
+                object_pairs_hook=self.unique,
+                parse_constant=lambda _: self.need(False, "header-json", "§4: no NaN, no Infinity"),
+                parse_int=self.integer,
+            )
+        except (ValueError, RecursionError) as error:
+            raise BadPack("header-json", f"§4: JSON in UTF-8: {error}") from error
+        level = [header]
+        for _ in range(16):
+            inside = [i.values() if isinstance(i, dict) else i for i in level]
+            level = [v for values in inside for v in values if isinstance(v, (dict, list))]
+        self.need(not level, "header-json", "§3: 16 levels of objects and lists")
+        return dict(header)
+
+    def unique(self, pairs: list[tuple[str, Any]]) -> Entry:
+        self.need(len(dict(pairs)) == len(pairs), "header-json", "§4: no two equal keys")
+        return dict(pairs)
+
+    def integer(self, text: str) -> int:
+        fits = text != "-0" and len(text) <= 20 and abs(int(text)) < 2**63
+        self.need(fits, "header-json", "§4: integers up to 2^63 - 1, no -0")
+        return int(text)
+
+    # §5: what keys there are; limits of §3
+
+    def keys(self) -> None:
+        header = self.header
+        self.entry("header", header, producer=is_name, tables=objects(4096),
+                   encodings=objects(65536), sections=objects(262144),
+                   file=optional(is_object))  # fmt: skip
+        if header.get("file") is not None:
+            self.entry("file", header["file"], count=integers(1, 65536))
+            self.entry("file", header["file"], index=integers(0, header["file"]["count"] - 1))
+        self.sections, self.encodings = header["sections"], header["encodings"]
+        for section in self.sections:
+            self.section_keys(section)
+        for table in header["tables"]:
+            self.table_keys(table, integers(0, len(self.sections) - 1))
+        for encoding in self.encodings:
+            self.encoding_keys(encoding)
+        self.table = header["tables"][0]
+        self.kept = [field for field in self.table["fields"] if not field.get("dropped")]
+
+    def entry(self, place: str, entry: Entry, **rules: Rule) -> None:
+        """Hold an object's keys against the rules for each; others are ignored (§4)."""
+        for key, fits in rules.items():
+            self.need(fits(entry.get(key)), "header-field", f"§5: {place}.{key}")
+
+    def section_keys(self, section: Entry) -> None:
+        self.entry("section", section,
+                   kind=one_of("token_map", "basis", "mean", "coded_basis", "blocks", "index"),
+                   offset_bytes=integers(0, 2**63 - 1),
+                   length_bytes=integers(1, 2**63 - 1))  # fmt: skip
+        if section["kind"] in ("blocks", "index"):
+            return
+        self.entry("section", section, crc32=integers(0, 2**32 - 1), shape=is_shape)
+        if section["kind"] == "coded_basis":
+            self.entry("section", section, codec=one_of("int8", "int4"), group_size=is_group_size)
+        else:
+            self.entry("section", section, dtype=one_of(*DTYPES))
+
+    def table_keys(self, table: Entry, number: Rule) -> None:
+        self.entry("table", table, name=is_name, rows=integers(1, 2**48), fields=objects(4096),
+                   chunks=objects(65536), token_map=optional(number),
+                   multiplier=optional(is_normal))  # fmt: skip
+        for field in table["fields"]:
+            self.entry("field", field, name=is_name, layer=integers(0, 4095),
+                       width=integers(1, 65536), dropped=optional(is_boolean),
+                       dtype=one_of("float32", "float16", "bfloat16"),
+                       basis=optional(number), mean=optional(number))  # fmt: skip
+            self.entry("field", field, rank=optional(integers(1, field["width"])))
+        for chunk in table["chunks"]:
+            self.entry("chunk", chunk, rows=integers(1, 2**48), encoding=integers(0, 65535),
+                       blocks=number, index=optional(number))  # fmt: skip
+
+    def encoding_keys(self, encoding: Entry) -> None:
+        self.entry("encoding", encoding, frame=one_of(*FRAMES), rows_per_block=integers(1, 4096),
+                   fields=objects(4096))  # fmt: skip
+        for field in encoding["fields"]:
+            self.entry("field of an encoding", field, parts=objects(16))
+            for part in field["parts"]:
+                self.entry("part", part, codec=one_of(*CODECS), values=integers(1, 65536))
+                has_scales, has_step = CODECS[part["codec"]][2], part["codec"].startswith("step")
+                self.entry("part", part, group_size=is_group_size if has_scales else is_absent,
+                           step=is_normal if has_step else is_absent)  # fmt: skip
+
+    # §3, §5: the parts of the header against each other and the file
+
+    def extents(self) -> None:
+        end = self.header_end
+        for section in self.sections:
+            start, length = section["offset_bytes"], section["length_bytes"]
+            self.need(start == aligned(end, 4096), "section-offset", "§3: back to back")
+            end = start + length
+            self.need(end <= self.file_length, "extent-past-end", "§1: inside the file")
+            if section["kind"] not in ("blocks", "index"):
+                size = array_bytes(section)
+                self.need(length == size, "array-length", "§5: the shape's elements")
+                self.need(size < 2**32, "array-length", "§3: 2^32 - 1 bytes")
+        self.need(end >= self.file_length, "trailing-bytes", "§1: ends with its last section")
+
+    def fields(self) -> None:
+        need, table, fields = self.need, self.table, self.table["fields"]
+        need(bool(self.kept), "no-data", "§5: a field that is not dropped")
+        need(sum(f["width"] for f in fields) <= 1 << 24, "row-size", "§3: values of a row")
+        names = {field["name"] for field in fields}
+        need(len(names) == len(fields), "field-name", "§5: different names")
+        for number, field in enumerate(fields):
+            need(field["layer"] == number, "field-layer", "§5: its number in the list")
+            basis, rank, mean = field.get("basis"), field.get("rank"), field.get("mean")
+            has_data = not rank is basis is mean is None
+            need(not (field.get("dropped") and has_data), "dropped-has-data", "§5: dropped")
+            need((rank is None) == (basis is None), "rank-without-basis", "§5: both or none")
+            if rank is not None:
+                need(rank <= min(table["rows"], field["width"]), "rank", "§5: rank")
+            if basis is not None and rank is not None:
+                self.array_is(basis, "basis", "float16", [rank, field["width"]])
+            if mean is not None:
+                self.array_is(mean, "mean", "float32", [field["width"]])
+
+    def array_is(self, number: int, kind: str, dtype: str, shape: list[int]) -> None:
+        section = self.sections[number]
+        coded = kind == "basis" and section["kind"] == "coded_basis"
+        self.need(coded or section["kind"] == kind, "section-kind", f"§5: a {kind}")
+        self.need(coded or section.get("dtype") == dtype, "array-dtype", f"§5: {dtype}")
+        self.need(section.get("shape") == shape, "array-shape", f"§5: shape {shape}")
+
+    def chunks(self) -> None:
+        need, chunks = self.need, self.table["chunks"]
+        need(sum(c["rows"] for c in chunks) == self.table["rows"], "row-count", "§5: rows add up")
+        stored = [f["width"] if f.get("rank") is None else f["rank"] for f in self.kept]
+        for encoding in self.encodings:
+            values = [sum(part["values"] for part in f["parts"]) for f in encoding["fields"]]
+            need(values == stored, "encoding-fields", "§5: parts add up to the stored values")
+            whole = encoding["rows_per_block"] * record_bytes(encoding)
+            need(whole <= 1 << 24, "block-size", "§3: rows_per_block · record length")
+        for chunk in chunks:
+            need(chunk["encoding"] < len(self.encodings), "reference", "§5: an encoding")
+            if chunk["encoding"] < len(self.encodings):
+                self.lengths(chunk, self.encodings[chunk["encoding"]])
+
+    def lengths(self, chunk: Entry, encoding: Entry) -> None:  # §8
+        need, index, blocks = self.need, chunk.get("index"), self.sections[chunk["blocks"]]
+        count = ceil_div(chunk["rows"], encoding["rows_per_block"])
+        need(blocks["kind"] == "blocks", "section-kind", "§5: blocks")
+        if encoding["frame"] == "raw":
+            size = count * raw_block_bytes(encoding)
+            need(blocks["length_bytes"] == size, "chunk-length", "§8: blocks fill the section")
+            need(index is None, "raw-with-index", "§5: no index")
+            return
+        need(index is not None, "frames-without-index", "§5: an index")
+        if index is not None:
+            section = self.sections[index]
+            need(section["kind"] == "index", "section-kind", "§5: an index")
+            size = 12 * ceil_div(count, 512) + 4 * count
+            need(section["length_bytes"] == size, "index-length", "§8: length of an index")
+
+    def references(self) -> None:
+        table = self.table
+        if table.get("token_map") is not None:
+            self.array_is(table["token_map"], "token_map", "uint32", [table["rows"]])
+        used = [chunk.get(key) for chunk in table["chunks"] for key in ("blocks", "index")]
+        used += [field.get(key) for field in table["fields"] for key in ("basis", "mean")]
+        uses = Counter([*used, table.get("token_map")])
+        for number, section in enumerate(self.sections):
+            self.need(uses[number] > 0, "unused-section", "§5: referred to")
+            single = section["kind"] in ("token_map", "blocks", "index")
+            self.need(uses[number] <= 1 or not single, "shared-section", "§5: exactly once")
+        encodings = {chunk["encoding"] for chunk in table["chunks"]}
+        for number in range(len(self.encodings)):
+            self.need(number in encodings, "unused-encoding", "§5: referred to")
+
+    # §9
+
+    def features(self) -> None:
+        fields, table, need = self.table["fields"], self.table, self.need
+        need(len(self.header["tables"]) == 1, "feature-mismatch", "§9: one table")
+        need(len({field["width"] for field in fields}) == 1, "feature-mismatch", "§9: one width")
+        bits = {CODECS[part["codec"]][0] for e in self.encodings for part in parts_of(e)}
+        bits |= {FRAMES[e["frame"]] for e in self.encodings if e["frame"] != "raw"}
+        bits |= {16 for field in fields if field.get("basis") is not None}
+        bits |= {17 for field in fields if field.get("mean") is not None}
+        bits |= {18} if table.get("token_map") is not None else set()
+        bits |= {19} if np.float32(table.get("multiplier") or 1) != 1 else set()
+        bits |= {21 for section in self.sections if section["kind"] == "coded_basis"}
+        bits |= {24} if (self.header.get("file") or {"count": 1})["count"] != 1 else set()
+        exact = self.required & SUPPORTED == sum(1 << bit for bit in bits)
+        need(exact, "feature-mismatch", "§9: exactly the bits of what the file uses")
+
+
+# §4, §5: values of keys; an absent key has the value None
+
+
+def is_absent(value: Any) -> bool:
+    return value is None
+
+
+def is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def is_boolean(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def is_name(value: Any) -> bool:
+    return isinstance(value, str) and 1 <= len(value) <= 128 and all(" " <= c <= "~" for c in value)
+
+
+def is_group_size(value: Any) -> bool:
+    return integers(2, 65536)(value) and value % 2 == 0
+
+
+def is_shape(value: Any) -> bool:
+    return isinstance(value, list) and len(value) in (1, 2) and all(map(integers(1, 2**48), value))
+
+
+def is_normal(value: Any) -> bool:
+    if type(value) not in (int, float):
+        return False
+    with np.errstate(all="ignore"):
+        rounded = abs(np.float32(np.float64(value)))
+    return bool(np.finfo(np.float32).tiny <= rounded < np.inf)
+
+
+def integers(low: int, high: int) -> Rule:
+    return lambda value: type(value) is int and low <= value <= high
+
+
+def one_of(*words: str) -> Rule:
+    return lambda value: isinstance(value, str) and value in words
+
+
+def objects(most: int) -> Rule:
+    return lambda value: (
+        isinstance(value, list) and 1 <= len(value) <= most and all(map(is_object, value))
+    )
+
+
+def optional(rule: Rule) -> Rule:
+    return lambda value: value is None or rule(value)
+
+
+# §3, §6, §8: lengths
+
+
+def ceil_div(number: int, by: int) -> int:
+    return -(-number // by)
+
+
+def aligned(number: int, to: int) -> int:
+    return ceil_div(number, to) * to
+
+
+def parts_of(encoding: Entry) -> list[Entry]:
+    """Parts in the order of a record: the first ones of all fields, then the second ones."""
+    fields = [field["parts"] for field in encoding["fields"]]
+    depth = max(len(parts) for parts in fields)
+    return [parts[n] for n in range(depth) for parts in fields if n < len(parts)]
+
+
+def scale_bytes(part: Entry) -> int:
+    size = CODECS[part["codec"]][2]
+    return ceil_div(part["values"], part["group_size"]) * size if size else 0
+
+
+def part_bytes(part: Entry) -> int:
+    return scale_bytes(part) + ceil_div(part["values"] * CODECS[part["codec"]][1], 8)
+
+
+def record_bytes(encoding: Entry) -> int:
+    return sum(map(part_bytes, parts_of(encoding)))
+
+
+def raw_block_bytes(encoding: Entry) -> int:
+    return aligned(record_bytes(encoding) * encoding["rows_per_block"] + 4, 64)
+
+
+def longest_content(encoding: Entry, rows: int) -> int:
+    size = rows * record_bytes(encoding)
+    return 4 + 2 * size + size // 16 if encoding["frame"] == "zstd-runs" else size
+
+
+def coded_part(section: Entry) -> Entry:
+    return {**section, "values": section["shape"][-1]}
+
+
+def array_bytes(section: Entry) -> int:
+    if section["kind"] == "coded_basis":
+        return int(prod(section["shape"][:-1]) * part_bytes(coded_part(section)))
+    return int(prod(section["shape"]) * DTYPES[section["dtype"]])

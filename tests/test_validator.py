@@ -1,0 +1,77 @@
+"""``formats/v1/validate.py``, written from the specification alone, and the library agree."""
+
+import random
+import sys
+from pathlib import Path
+
+import pytest
+from edits import MEANINGS, RANGES
+from packs import TARGET, forge, write
+
+import tolpack
+from tolpack.errors import TolpackError
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = sorted((ROOT / "formats" / "v1" / "golden").glob("*.tolpack"))
+sys.path[:0] = [str(ROOT / "fuzz"), str(ROOT / "formats" / "v1")]
+
+from mutate import mutate  # noqa: E402 (found by the line above)
+from plain import seeds  # noqa: E402
+from validate import BadPack, Check, validate  # noqa: E402
+
+
+def verdict(data):
+    """Return the code with which ``validate.py`` refuses a file, or ``None``."""
+    try:
+        validate(data)
+    except BadPack as error:
+        return error.code
+    return None
+
+
+def library_verdict(path, data):
+    """Return what the library has against a file when it opens and verifies it, or ``None``."""
+    path.write_bytes(data)
+    try:
+        with tolpack.open(path, io="pread") as pack:
+            return next((damage.message for damage in pack.verify()), None)
+    except TolpackError as error:
+        return str(error)
+
+
+def disagreements(path, count, seed):
+    """Yield (input, verdict, the library's) of mutated packs where only one refuses."""
+    source, starts = random.Random(seed), seeds()
+    for _ in range(count):
+        data = mutate(source.choice(starts), source.getrandbits(64))
+        found, expected = verdict(data), library_verdict(path, data)
+        if (found is None) != (expected is None):
+            yield data, found, expected
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_golden_packs_are_valid(path):
+    """Every golden pack passes all rules."""
+    assert verdict(path.read_bytes()) is None
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory):
+    """The bytes of the pack that is edited."""
+    return write(tmp_path_factory.mktemp("target") / "pack", TARGET).data
+
+
+@pytest.mark.parametrize(
+    ("edit", "code"), RANGES + MEANINGS, ids=lambda v: v if isinstance(v, str) else v.__name__
+)
+def test_malformed_headers_are_refused(edit, code, target):
+    """What the library refuses when it opens a file, the validator does, for the same reason."""
+    with pytest.raises(BadPack) as caught:
+        Check(forge(target, edit)).opening()
+    second_table = edit.__name__ == "_second_table"  # of which it looks at the number alone
+    assert caught.value.code == ("feature-mismatch" if second_table else code)
+
+
+def test_mutated_packs_get_the_same_verdict(tmp_path):
+    """The validator refuses what the library refuses or finds damaged, and nothing else."""
+    assert list(disagreements(tmp_path / "pack", 1500, seed=0)) == []
