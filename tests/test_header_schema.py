@@ -1,16 +1,23 @@
 """``formats/v1/header.schema.json`` agrees with the reader on types and ranges."""
 
 import json
+import sys
 from pathlib import Path
 
 import jsonschema
 import pytest
-from edits import MEANINGS, RANGES
-from packs import RECIPES, TARGET, forge, split, write
+from edits import MEANINGS, PART0, RANGES, set_value
+from packs import GOLDEN_ONLY, RECIPES, TARGET, forge, split, write
 
-SCHEMA = json.loads(
-    (Path(__file__).parents[1] / "formats" / "v1" / "header.schema.json").read_text("utf-8")
-)
+import tolpack
+from tolpack.errors import FormatError
+
+FORMAT = Path(__file__).parents[1] / "formats" / "v1"
+SCHEMA = json.loads((FORMAT / "header.schema.json").read_text("utf-8"))
+sys.path.insert(0, str(FORMAT))
+
+from validate import BadPack, Check  # noqa: E402 (found by the line above)
+
 # What section 4 forbids and a JSON Schema cannot see: 1.0 for 1, and limits that other numbers set.
 BEYOND = (
     "=0.0", "=8.0", "=4096.0", "=4.0", "[6.0]",  # integers with a fraction of zero
@@ -65,6 +72,53 @@ def test_contradictions_are_not_the_schemas_business(edit, validator, target):
     header = header_of(target)
     edit(header)
     assert validator.is_valid(header)
+
+
+@pytest.fixture(scope="module")
+def coded(tmp_path_factory):
+    """The bytes of a pack of coded bases, ``step16`` rows and raw blocks."""
+    return write(tmp_path_factory.mktemp("coded") / "pack", GOLDEN_ONLY["coded-int8"]).data
+
+
+def refusals(data, validator, path):
+    """Return the codes of library and ``validate.py``, or ``None``, and whether the schema does."""
+    path.write_bytes(data)
+    found = []
+    for call, kind in ((lambda: tolpack.open(path).close(), FormatError),
+                       (Check(data).opening, BadPack)):  # fmt: skip
+        try:
+            call()
+            found.append(None)
+        except kind as error:
+            found.append(error.code)
+    return (*found, not validator.is_valid(header_of(data)))
+
+
+@pytest.mark.parametrize("value", [None, 0, -1, 1.5, True, "int3", [], {}, [0, -1]])
+@pytest.mark.parametrize(("pack", "place"), [
+    *[("target", f"sections.{number}.{key}") for number in (3, 5)
+      for key in ("crc32", "dtype", "shape", "codec", "group_size", "step")],
+    *[("target", f"sections.{number}.{key}") for number in (0, 1, 2)
+      for key in ("codec", "group_size", "step", "values")],
+    ("coded", "sections.0.dtype"), ("coded", "sections.0.step"), ("coded", "sections.0.values"),
+    ("target", "tables.0.group_size"), ("target", "encodings.0.codec"),
+])  # fmt: skip
+def test_keys_of_other_kinds_mean_nothing(pack, place, value, validator, request, tmp_path):
+    """A key in a section of a kind that has no such key is ignored, whatever its value."""
+    data = forge(request.getfixturevalue(pack), set_value(place, value))
+    assert refusals(data, validator, tmp_path / "pack") == (None, None, False)
+
+
+@pytest.mark.parametrize("value", [0, 2, 1.5, True, "a", [], {}])
+@pytest.mark.parametrize(("pack", "key"), [("target", "step"), ("coded", "group_size")])
+def test_keys_of_other_codecs_are_errors(pack, key, value, validator, request, tmp_path):
+    """A part with a step or a group size that its codec has not is refused; null is no key."""
+    data = request.getfixturevalue(pack)
+    wrong = forge(data, set_value(f"{PART0}.{key}", value))
+    expected = ("header-field", "header-field", True)
+    assert refusals(wrong, validator, tmp_path / "pack") == expected
+    absent = forge(data, set_value(f"{PART0}.{key}", None))
+    assert refusals(absent, validator, tmp_path / "pack") == (None, None, False)
 
 
 def test_edits_reach_the_file(target):

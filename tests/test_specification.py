@@ -6,11 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from edits import change_raw_block
+from packs import TARGET, write
 
+import tolpack
+from tolpack.codecs import kernels
 from tolpack.codecs.values import decode_values
 from tolpack.container import preamble
-from tolpack.container.encodings import CODEC_SIZES, Part
+from tolpack.container.encodings import CODEC_SIZES, Part, longest_content
 from tolpack.container.preamble import FEATURES, SUPPORTED_FEATURES
+from tolpack.errors import FormatError
 
 FOLDER = Path(__file__).parents[1] / "formats" / "v1"
 SPEC = (FOLDER / "SPEC.md").read_text("utf-8")
@@ -101,6 +106,40 @@ def test_fp8_is_what_the_specification_says():
             assert found[code] == sign * (1 + mantissa / 8) * 2.0 ** (exponent - 7)
         else:
             assert found[code] == sign * mantissa / 8 * 2.0**-6
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_bad_scale_refuses_its_own_values(compiled, tmp_path, monkeypatch):
+    """Section 7: a lookup of a value with a bad scale is refused; this reader gives the others."""
+    if compiled:
+        kernels.load()
+    else:
+        monkeypatch.setattr(kernels, "loaded", lambda: None)
+    good = write(tmp_path / "good", TARGET)
+    (tmp_path / "bad").write_bytes(change_raw_block(good, 0, lambda old: b"\x80\x7f" + old[2:]))
+    bad, neighbour = (int(np.flatnonzero(good.slots == slot)[0]) for slot in (0, 1))
+    with tolpack.open(good.path) as pack, tolpack.open(tmp_path / "bad") as damaged:
+        for ids, layers in (([bad], None), ([neighbour, bad], None), ([bad], [0])):
+            with pytest.raises(FormatError) as caught:
+                damaged.rows(ids, layers=layers)
+            assert caught.value.code == "scale-not-finite"
+        assert (damaged.rows([neighbour]) == pack.rows([neighbour])).all()
+        assert (damaged.rows([bad], layers=[2]) == pack.rows([bad], layers=[2])).all()
+
+
+def test_the_longest_content_of_a_frame_is_named():
+    """Section 8 says how large a window a decoder must take: the longest content of any frame."""
+    assert longest_content("zstd-runs", preamble.MAX_BLOCK_BYTES) == 34_603_012
+    assert "34,603,012 bytes" in section(8)
+
+
+def test_packs_that_errata_name_exist():
+    """Every pack that an erratum names is there."""
+    text = (FOLDER.parent / "ERRATA.md").read_text("utf-8")
+    names = re.findall(r"`((?:golden|malformed)/[^`]+)`", text)
+    assert len(names) > 8
+    for name in names:
+        assert (FOLDER / name).is_dir() or (FOLDER / f"{name}.tolpack").exists(), name
 
 
 def test_every_section_that_the_code_names_exists():
