@@ -1,15 +1,18 @@
 """``formats/v1/validate.py``, written from the specification alone, and the library agree."""
 
 import random
+import struct
 import sys
 from pathlib import Path
 
 import pytest
 from edits import MEANINGS, RANGES
 from packs import TARGET, forge, write
+from test_hostile_packs import FRAMED, FRAMES
 
 import tolpack
-from tolpack.errors import TolpackError
+from tolpack.codecs.runs import decode_columns
+from tolpack.errors import FormatError, TolpackError
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = sorted((ROOT / "formats" / "v1" / "golden").glob("*.tolpack"))
@@ -70,6 +73,40 @@ def test_malformed_headers_are_refused(edit, code, target):
         Check(forge(target, edit)).opening()
     second_table = edit.__name__ == "_second_table"  # of which it looks at the number alone
     assert caught.value.code == ("feature-mismatch" if second_table else code)
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_malformed_frames_are_refused(name, tmp_path):
+    """Frames that are not one plain frame of the right size are refused for the same reason."""
+    code = verdict(write(tmp_path / "pack", FRAMED, compress=FRAMES[name]).data)
+    assert code == ("frame-extent" if name == "bomb" else "frame")
+
+
+def _runs(source):
+    """Return rows, bytes of a record, and the content of a zstd-runs frame that may be right."""
+    rows, size = source.randrange(1, 4), source.randrange(1, 40)
+    symbols = bytes(source.choices((0x08, 0x11, 0x3F, 0x00, 0x78, 0x10), k=source.randrange(12)))
+    literals = source.randbytes(sum(symbol & 15 == 8 for symbol in symbols))
+    count = len(symbols) + source.choices((0, 1, -1, 1000), (8, 1, 1, 1))[0]
+    literals = source.choices((literals, literals + b"a", literals[1:]), (8, 1, 1))[0]
+    return rows, size, struct.pack("<I", max(count, 0)) + symbols + literals
+
+
+def test_contents_of_frames_of_runs_mean_the_same():
+    """Of contents of zstd-runs frames, right and wrong, both give the same records or none."""
+    source, good = random.Random(0), 0
+    for _ in range(2000):
+        rows, size, content = _runs(source)
+        try:
+            expected = decode_columns(content, rows, size, "here").tobytes()
+        except FormatError as error:
+            with pytest.raises(BadPack) as caught:
+                Check(b"").expanded(content, rows * size, rows)
+            assert caught.value.code == error.code
+        else:
+            assert Check(b"").expanded(content, rows * size, rows) == expected
+            good += 1
+    assert 500 < good < 1500
 
 
 def test_mutated_packs_get_the_same_verdict(tmp_path):
