@@ -233,7 +233,7 @@ def test_nan_and_inf_weights_are_refused_by_name(tmp_path, value, dtype, name):
     path = models.save_pt(tmp_path / "m.pt", state, CONFIG)
     with pytest.raises(CheckpointError, match=f"'{name}' holds NaN or Inf"):
         source = open_source(path)
-        source.check_embedding(lambda rows: None)
+        source.check(lambda size: None)
         source.layer(1)
 
 

@@ -191,7 +191,7 @@ def test_settings_a_checkpoint_does_not_allow_are_told(memoryllm, token_ids):
 
 
 def test_what_is_measured_is_what_was_given(judge, memoryllm, token_ids, kept, tmp_path):
-    """Not what another checkpoint gave whose sampled rows are the same, nor another calibration."""
+    """Not what another checkpoint gave that differs in some rows, nor another calibration."""
     (first,) = sweep(judge, [Setting()])
     config = models.make_config(vocab_size=600)
     state = models.make_state(config)
@@ -199,7 +199,7 @@ def test_what_is_measured_is_what_was_given(judge, memoryllm, token_ids, kept, t
     (small,) = sweep(Judge(one, token_ids), [Setting()])
     name = next(name for name in state if "embed_tokens" in name)
     state[name] = state[name].clone()
-    state[name][1::2] *= 3  # rows that `Checkpoint.fingerprint` does not look at
+    state[name][1::2] *= 3
     other = models.save_pt(tmp_path / "other.pt", state, config)
     (changed,) = sweep(Judge(other, token_ids), [Setting()])
     assert changed.score.ppl != small.score.ppl
