@@ -6,7 +6,6 @@ Says of each file that it is valid, or which rule it breaks first, by its code o
 valid one, `decode.py` may trust. Written to be read next to the specification, not to be fast.
 """
 
-
 from __future__ import annotations
 
 import struct

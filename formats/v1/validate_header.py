@@ -1,6 +1,5 @@
 """The rules of a header, by SPEC.md alone (sections 3 to 6 and 9): a part of `validate.py`."""
 
-
 from __future__ import annotations
 
 import json
