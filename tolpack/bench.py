@@ -24,6 +24,8 @@ _LEAST, _MOST = 5, 2000
 _FIRST = 3
 # Modes that are this much slower than the fastest are no worse: lookups vary as much.
 _EQUAL = 1.1
+# Rows may take so many times the file's bytes, and some besides: a header may claim any width.
+_MOST_TIMES, _SPARE_BYTES = 4, 64 << 20
 # With memory for so many times the file, it may well be held in memory.
 _FITS = 4
 
@@ -69,8 +71,15 @@ def run_bench(path: Path, rows: int, seconds: float, reporter: Reporter) -> Benc
     timings: list[Timing] = []
     with Pack(path) as pack:
         vocab_size, nbytes = pack.vocab_size, pack.nbytes
+        row_bytes = 4 * pack.num_layers * pack.hidden_size
     if not 1 <= rows <= vocab_size:
         raise ConfigError(f"--rows is {rows}, expected 1 … {vocab_size} (vocab_size)")
+    if rows * row_bytes > _MOST_TIMES * nbytes + _SPARE_BYTES:
+        most = (_MOST_TIMES * nbytes + _SPARE_BYTES) // row_bytes
+        raise ConfigError(
+            f"--rows is {rows}, and they take {rows * row_bytes:,} bytes, of a file of {nbytes:,}: "
+            f"give --rows {most} or fewer"
+        )
     kernels.load()
     sizes = sorted({1, rows})
     modes = [io for io in IO_MODES if _has(path, io, reporter)]

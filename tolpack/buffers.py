@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from tolpack.forking import renew_after_fork
+
 # Smaller ones are taken from memory that the process has, and need no clearing.
 _LEAST_BYTES = 1 << 20
 
@@ -22,8 +24,13 @@ class Buffers:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._lock = threading.RLock()  # a finalizer may run within `array`
         self._free: list[NDArray[np.uint8]] = []
+        self.renew()
+        renew_after_fork(self)
+
+    def renew(self) -> None:
+        """See `tolpack.forking.Forked`."""
+        self._lock = threading.RLock()  # a finalizer may run within `array`
 
     def array(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """Return an array of any content.

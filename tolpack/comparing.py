@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # it loads torch, which two packs do not need
 # Rows that are compared together, of each side: layers of a checkpoint are loaded for each such
 # block, which must be worth it.
 _BLOCK_BYTES = 128 << 20
+_LEAST_BYTES, _BLOCK_ROWS = 8 << 20, 1 << 16
 
 
 def compare(
@@ -148,18 +149,20 @@ def _walk(
     are overwritten by the next ones.
     """
     shape = (pack.num_layers, pack.hidden_size)
-    wanted = max(1, _BLOCK_BYTES // (4 * shape[0] * shape[1]))
+    # Of a small file no more than its size: its header may claim any number of rows.
+    block_bytes = min(_BLOCK_BYTES, max(_LEAST_BYTES, pack.nbytes))
+    wanted = min(max(1, block_bytes // (4 * shape[0] * shape[1])), _BLOCK_ROWS)
     views = pack.container.chunks
     with _naming(path):
-        order = pack.most_frequent(pack.vocab_size)
-    # Whole blocks of the file: one is not decompressed twice.
-    steps = [max(1, wanted // view.rows_per_block) * view.rows_per_block for view in views]
+        order = pack.stored_order()
+    # Whole blocks of the file, unless they are too large: one is not decompressed twice.
+    steps = [wanted - wanted % min(wanted, view.rows_per_block) for view in views]
     longest = max(min(step, view.chunk.rows) for step, view in zip(steps, views))
     ours, theirs = (np.empty((longest, *shape), np.float32) for _ in range(2))
     for number, (view, step) in enumerate(zip(views, steps)):
-        slots = order[view.first_slot : view.first_slot + view.chunk.rows]
-        for start in range(0, len(slots), step):
-            ids = slots[start : start + step]
+        end = view.first_slot + view.chunk.rows
+        for start in range(view.first_slot, end, step):
+            ids = order.tokens(start, min(start + step, end))
             with _naming(path):
                 pack.rows(ids, out=ours[: len(ids)])
             reference.fill(ids, theirs[: len(ids)])

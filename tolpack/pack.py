@@ -8,8 +8,7 @@ the first lookup that needs them and stay resident; records stay in a cache, if 
 
 from __future__ import annotations
 
-import operator
-import threading
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,13 +21,15 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from tolpack.codecs import kernels
 from tolpack.container.reader import Container
 from tolpack.errors import ConfigError
+from tolpack.forking import Locking
 from tolpack.pool import thread_count
 from tolpack.reading.decoding import RowSink, TableDecoder
 from tolpack.reading.gathering import Gatherer, Sink
-from tolpack.reading.lookup import Distinct, LayerChoice, check_ids, check_out
+from tolpack.reading.lookup import Distinct, LayerChoice, check_ids, check_layers, check_out
 from tolpack.reading.prefetching import Prefetcher
+from tolpack.reading.reopening import reopen
 from tolpack.reading.row_cache import RowCache
-from tolpack.reading.sections import read_token_map
+from tolpack.reading.token_map import StoredOrder, TokenMap
 from tolpack.reading.verification import Damage, find_damage
 from tolpack.sizes import parse_bytes
 
@@ -38,7 +39,7 @@ _KERNEL_ROWS = 64
 _WARM_ROWS = 4096
 
 
-class Pack:
+class Pack(Locking):
     """An open pack; made by `tolpack.open`, closed by `close` or a ``with`` block.
 
     Safe to use from several threads. ``decoder``: what its records mean.
@@ -83,8 +84,9 @@ class Pack:
         workers = thread_count(threads)
         self._container = Container.open(path, io, checksums=checksums)
         self._table = self._container.table
-        self._lock = threading.Lock()
-        self._slots: NDArray[np.integer[Any]] | None = None
+        self._path = os.path.abspath(path)
+        self._settings = {"io": io, "cache": cache, "threads": threads, "checksums": checksums}
+        self._tokens = TokenMap(self._container)
         self._rows_served = 0
         self._cache = None if budget is None else RowCache(self._container.chunks, budget)
         if budget is not None:
@@ -94,6 +96,7 @@ class Pack:
         self._gatherer = Gatherer(self._container, self._ahead, self._cache, workers)
         self._kept = [n for n, field in enumerate(self._table.fields) if not field.dropped]
         self._all_layers = LayerChoice.of(range(self.num_layers), self._kept, self.hidden_size)
+        super().__init__()
 
     @property
     def container(self) -> Container:
@@ -175,7 +178,9 @@ class Pack:
         slots = self._begin(ids)
         choice = self._all_layers
         if layers is not None:
-            choice = LayerChoice.of(self._check_layers(layers), self._kept, self.hidden_size)
+            choice = LayerChoice.of(
+                check_layers(layers, self.num_layers), self._kept, self.hidden_size
+            )
         out = check_out(out, (len(ids), choice.count, self.hidden_size), dtype)
         if choice.count > len(choice.zeros):
             distinct = self._gather(slots, RowSink(self.decoder, out, choice))
@@ -217,7 +222,17 @@ class Pack:
         if not 0 <= count <= self.vocab_size:
             raise ConfigError(f"count is {count}, expected 0 … {self.vocab_size}")
         with self._container.storage.lease():
-            return np.argsort(self._slots_of(np.arange(self.vocab_size)))[:count]
+            return self._tokens.first(count)
+
+    def stored_order(self) -> StoredOrder:
+        """Return all token ids in that order, to be asked for piece by piece."""
+        with self._container.storage.lease():
+            return self._tokens.order()
+
+    def slots(self, token_ids: ArrayLike) -> NDArray[np.int64]:
+        """Return the place of each id in that order, int64 (ids,); errors as of `rows`."""
+        with self._container.storage.lease():
+            return self._tokens.slots(check_ids(token_ids, self.vocab_size))
 
     def extents(self, token_ids: ArrayLike) -> NDArray[np.int64]:
         """Return the extent of the file that a lookup of each id alone reads.
@@ -233,14 +248,8 @@ class Pack:
             int64 (ids, 2): offset and length in bytes. One extent holds all layers of a token.
         """
         with self._container.storage.lease():
-            slots = self._slots_of(check_ids(token_ids, self.vocab_size))
-            distinct, inverse = np.unique(slots, return_inverse=True)
-            found = np.empty((len(distinct), 2), np.int64)
-            for number, begin, end in self._gatherer.spans(distinct):
-                view = self._container.chunks[number]
-                blocks = (distinct[begin:end] - view.first_slot) // view.rows_per_block
-                found[begin:end] = [self._container.block_extent(number, int(b)) for b in blocks]
-        return found[inverse]
+            slots, numbers = np.unique(self.slots(token_ids), return_inverse=True)
+            return self._gatherer.extents(slots)[numbers]
 
     def prefetch(self, token_ids: ArrayLike) -> None:
         """Begin to read the blocks of `token_ids`, and return at once.
@@ -343,35 +352,28 @@ class Pack:
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies, and what another process unpickles, are opened anew by path and settings.
+
+        Raises
+        ------
+        FileAccessError
+            The pack is closed; when it is opened, the file is gone, or is another pack by now.
+        """
+        with self._container.storage.lease():
+            identity = self._container.preamble.to_bytes()
+            return reopen, (type(self), self._path, self._settings, identity)
+
     def __repr__(self) -> str:
         return (
             f"<Pack: {self.vocab_size} tokens × {len(self._kept)} of {self.num_layers} layers × "
             f"{self.hidden_size}, {self.nbytes} bytes>"
         )
 
-    def _check_layers(self, layers: Sequence[int]) -> list[int]:
-        try:
-            wanted = [operator.index(layer) for layer in layers]
-            if any(isinstance(layer, (bool, np.bool_)) for layer in layers):
-                raise TypeError("bool is no layer number")
-        except TypeError as error:
-            raise ConfigError(f"layers are {layers!r}, expected a list of integers") from error
-        wrong = [layer for layer in wanted if not 0 <= layer < self.num_layers]
-        if wrong:
-            raise ConfigError(f"layer {wrong[0]} is out of range 0 … {self.num_layers - 1}")
-        return wanted
-
-    def _slots_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        if self._table.token_map is None:
-            return ids
-        if self._slots is None:
-            self._slots = read_token_map(self._container, self._table.token_map)
-        return np.asarray(self._slots)[ids].astype(np.int64)
-
     def _begin(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the slots of `ids`; one alone is being read from here on."""
         with self._container.storage.lease():
-            slots = self._slots_of(ids)
+            slots = self._tokens.slots(ids)
             if len(slots) == 1:
                 self._gatherer.announce_one(int(slots[0]))
         return slots
@@ -388,7 +390,7 @@ class Pack:
 
     def _missing_blocks(self, ids: NDArray[np.int64]) -> list[tuple[int, list[int]]]:
         """By chunk: the blocks of those of `ids` that no cache has."""
-        slots, found = np.unique(self._slots_of(ids)), []
+        slots, found = np.unique(self._tokens.slots(ids)), []
         for number, begin, end in self._gatherer.spans(slots):
             view = self._container.chunks[number]
             rows = slots[begin:end] - view.first_slot

@@ -3,41 +3,15 @@
 from __future__ import annotations
 
 import os
-import threading
-import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from tolpack.errors import ConfigError
+from tolpack.forking import Locking
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
-
-
-class Forked(Protocol):
-    """What has locks or threads, neither of which live on in a forked process."""
-
-    def renew(self) -> None:
-        """Begin anew in the child of a fork: its other threads are gone, and what they held."""
-        ...
-
-
-_living: weakref.WeakSet[Forked] = weakref.WeakSet()
-
-
-def renew_after_fork(one: Forked) -> None:
-    """Have `one` renewed in every forked child, for as long as it lives."""
-    _living.add(one)
-
-
-def _renew_all() -> None:
-    for one in list(_living):
-        one.renew()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_all)
 
 
 def processor_count() -> int:
@@ -62,7 +36,7 @@ def thread_count(threads: int | None) -> int:
     return threads
 
 
-class Pool:
+class Pool(Locking):
     """At most `size` threads."""
 
     _threads: ThreadPoolExecutor | None
@@ -70,8 +44,7 @@ class Pool:
     def __init__(self, size: int, name: str) -> None:
         self.size = size
         self._name = f"tolpack-{name}"
-        self.renew()
-        renew_after_fork(self)
+        super().__init__()
 
     def map(self, work: Callable[[_In], _Out], parts: Iterable[_In]) -> list[_Out]:
         """Do `work` on all parts; the first error is raised once all have ended."""
@@ -102,5 +75,6 @@ class Pool:
             threads.shutdown(wait=False)
 
     def renew(self) -> None:
-        """See `Forked`."""
-        self._lock, self._threads = threading.Lock(), None
+        """See `tolpack.forking.Forked`."""
+        super().renew()
+        self._threads = None

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from tolpack.building.layout import field_bytes
-from tolpack.codecs.record import record_layout
 from tolpack.container.reader import ChunkView, Container
 from tolpack.pack import Pack
 from tolpack.reading.code_rates import CodeRate, code_rates
-from tolpack.reading.sections import read_token_map
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +87,7 @@ def locate(pack: Pack, token_ids: Sequence[int]) -> list[Location]:
     TokenIdError, FormatError, FileAccessError
         As `Pack.rows`.
     """
-    lengths, number = pack.extents(token_ids)[:, 1], pack.container.table.token_map
-    slots = np.asarray(token_ids)
-    if number is not None:
-        slots = read_token_map(pack.container, number)[slots]
+    lengths, slots = pack.extents(token_ids)[:, 1], pack.slots(token_ids)
     starts = [view.first_slot for view in pack.container.chunks]
     return [
         Location(slot, bisect_right(starts, slot) - 1, length)
@@ -129,7 +123,7 @@ def _stored_bytes(container: Container, rates: list[CodeRate] | None) -> list[fl
     """Bytes of all chunks by kept field."""
     fields, views = container.table.kept_fields, container.chunks
     if rates is None:
-        return [sum(_share(view, kept) for view in views) for kept in range(len(fields))]
+        return _raw_shares(container)
     whole = sum(view.length_bytes for view in views)
     sizes = [rate.entropy_bits * field.stored_values for rate, field in zip(rates, fields)]
     total = sum(sizes)
@@ -146,7 +140,18 @@ def _describe_chunk(view: ChunkView) -> dict[str, Any]:
     }
 
 
-def _share(view: ChunkView, kept: int) -> float:
-    """Bytes of kept field number `kept` in a chunk."""
-    record = record_layout(view.encoding.fields).record_bytes
-    return view.length_bytes * field_bytes(view.encoding.fields[kept]) / record
+def _raw_shares(container: Container) -> list[float]:
+    """Bytes of all chunks by kept field, in the shares of a record that is not compressed.
+
+    Encoding by encoding: chunks and fields may be thousands, each.
+    """
+    stored: Counter[int] = Counter()
+    for view in container.chunks:
+        stored[view.chunk.encoding] += view.length_bytes
+    found = [0.0] * len(container.table.kept_fields)
+    for number, size in stored.items():
+        encoding = container.header.encodings[number]
+        record = container.table.record_bytes(encoding)
+        for kept, parts in enumerate(encoding.fields):
+            found[kept] += size * field_bytes(parts) / record
+    return found

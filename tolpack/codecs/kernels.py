@@ -2,22 +2,59 @@
 
 numpy takes one pass over a row for every step of an expression; these take one in all, straight to
 the place where the caller wants the row. They give the same bits as `tolpack.codecs.values` and
-`tolpack.codecs.runs`, which stay the definition. Compiling takes seconds, once on a machine
-(numba keeps the result beside the package, or where ``NUMBA_CACHE_DIR`` says); loading it takes a
-second: so it happens when a lookup is large enough to want it (`load`). ``TOLPACK_KERNELS=off``
-leaves them out.
+`tolpack.codecs.runs`, which stay the definition. Compiling one takes a second or two, once on a
+machine (numba keeps the result beside the package, or where ``NUMBA_CACHE_DIR`` says); loading them
+takes a second: so it happens when a lookup is large enough to want it (`load`), and for each loop
+when it is first called. ``TOLPACK_KERNELS=off`` leaves them out.
+
+A fork waits while another thread imports numba or has it compile: both hold locks of their own, of
+which nobody could tell the child. Types are named beforehand, so that later calls compile nothing.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-_lock = threading.Lock()
+from tolpack.forking import delay_forks
+
+_lock = delay_forks()
+
+
+class Kernel:
+    """A loop of `tolpack.codecs.loops`, compiled or loaded when it is first called.
+
+    Parameters
+    ----------
+    function : callable
+        The loop.
+    signatures : list
+        The types of numba that it is called with.
+    """
+
+    def __init__(self, function: Callable[..., Any], signatures: list[Any]) -> None:
+        self._function, self._signatures = function, signatures
+        self._compiled: Callable[..., Any] | None = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Run the loop."""
+        compiled = self._compiled
+        return (self._compile() if compiled is None else compiled)(*arguments)
+
+    def _compile(self) -> Callable[..., Any]:
+        import numba
+
+        with _lock:
+            if self._compiled is None:
+                try:
+                    made = numba.njit(self._signatures, cache=True, nogil=True)(self._function)
+                except RuntimeError:  # nowhere to keep the result
+                    made = numba.njit(self._signatures, nogil=True)(self._function)
+                self._compiled = made
+            return self._compiled
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,24 +73,27 @@ def _compile() -> Kernels | None:
     if os.environ.get("TOLPACK_KERNELS") == "off":
         return None
     try:
-        import numba
+        from numba import types
 
         from tolpack.codecs import loops
     except ImportError:
         return None
 
-    def compiled(function: Callable[..., Any]) -> Any:
-        try:
-            return numba.njit(cache=True, nogil=True)(function)
-        except RuntimeError:  # nowhere to keep the result
-            return numba.njit(nogil=True)(function)
+    def given(dtype: Any, dimensions: int) -> Any:
+        """Arrays that are read, whether they may be written to or not."""
+        return types.Array(dtype, dimensions, "C", readonly=True)
 
+    records, codes = given(types.uint8, 2), given(types.uint8, 1)
+    number, numbers, steps = types.int64, given(types.int64, 1), given(types.float32, 1)
+    rows = [types.Array(dtype, 2, "C") for dtype in (types.float32, types.uint16)]
+    grouped = [types.boolean(records, *[number] * 4, numbers, numbers, out) for out in rows]
+    stepped = [types.void(records, number, number, steps, numbers, numbers, out) for out in rows]
     return Kernels(
-        int8=compiled(loops.decode_int8),
-        int4=compiled(loops.decode_int4),
-        step8=compiled(loops.decode_step8),
-        step16=compiled(loops.decode_step16),
-        runs=compiled(loops.decode_runs),
+        int8=Kernel(loops.decode_int8, grouped),
+        int4=Kernel(loops.decode_int4, grouped),
+        step8=Kernel(loops.decode_step8, stepped),
+        step16=Kernel(loops.decode_step16, stepped),
+        runs=Kernel(loops.decode_runs, [number(codes, codes, types.Array(types.uint8, 2, "C"))]),
     )
 
 

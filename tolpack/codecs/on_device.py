@@ -11,7 +11,6 @@ import torch
 
 from tolpack.codecs.record import RecordLayout, Run
 from tolpack.codecs.values import Bytes
-from tolpack.errors import FormatError
 
 
 def check_scales(records: Bytes, layout: RecordLayout) -> None:
@@ -19,17 +18,7 @@ def check_scales(records: Bytes, layout: RecordLayout) -> None:
 
     On the host, before they are sent: asking the device would wait for it.
     """
-    for run in layout.runs:
-        size = run.count * run.part.scale_bytes
-        if not size:
-            continue
-        stored = records[:, run.scale_offset_bytes : run.scale_offset_bytes + size]
-        if run.part.codec == "f8e4m3":
-            finite = np.isfinite(np.ascontiguousarray(stored).view("<f4")).all()
-        else:
-            finite = ((np.ascontiguousarray(stored).view("<u2") & 0x7F80) != 0x7F80).all()
-        if not finite:
-            raise FormatError("scale-not-finite", "a record", "a NaN or infinite scale", "finite")
+    layout.check_scales(records)
 
 
 def expand(records: torch.Tensor, layout: RecordLayout) -> torch.Tensor:

@@ -116,6 +116,22 @@ class RecordLayout:
             if compiled is None or not _decode_compiled(compiled, records, run, own, out, places):
                 _decode_plain(records, run, own, out, places)
 
+    def check_scales(self, records: Bytes) -> None:
+        """Raise `FormatError` (``scale-not-finite``) if a scale of `records`, uint8 (rows,
+        record_bytes or more), is not finite: all that decoding them could find.
+        """
+        for run in self.runs:
+            size = run.count * run.part.scale_bytes
+            if not size:
+                continue
+            stored = records[:, run.scale_offset_bytes : run.scale_offset_bytes + size]
+            if run.part.codec == "f8e4m3":
+                finite = np.isfinite(np.ascontiguousarray(stored).view("<f4")).all()
+            else:
+                finite = ((np.ascontiguousarray(stored).view("<u2") & 0x7F80) != 0x7F80).all()
+            if not finite:
+                raise _scale_not_finite()
+
     def encode(self, records: NDArray[np.uint8], kept: int, values: Floats) -> None:
         """Encode float32 (rows, stored values) of kept field `kept` into uint8 `records`."""
         for run in self.runs:
@@ -140,17 +156,22 @@ def record_layout(fields: tuple[FieldEncoding, ...]) -> RecordLayout:
     ]
     scale_at, code_at = 0, sum(part.scale_bytes for _, part, _ in segments)
     runs: list[Run] = []
+    steps: list[list[float]] = []
     for field, own, offset in segments:
-        steps = () if own.step is None else (own.step,)
-        part = replace(own, step=1.0) if steps else own
+        part = own if own.step is None else replace(own, step=1.0)
         last = runs[-1] if runs else None
-        if last and (last.first + last.count, last.part, last.value_offset) == (
+        if last and (last.first + len(steps[-1]), last.part, last.value_offset) == (
             field, part, offset,
         ):  # fmt: skip
-            runs[-1] = replace(last, count=last.count + 1, steps=last.steps + steps)
+            steps[-1].append(own.step or 0)
         else:
-            runs.append(Run(field, 1, part, steps, offset, scale_at, code_at))
+            runs.append(Run(field, 1, part, (), offset, scale_at, code_at))
+            steps.append([own.step or 0])
         scale_at, code_at = scale_at + part.scale_bytes, code_at + part.code_bytes
+    runs = [
+        replace(run, count=len(own), steps=tuple(own) if run.part.step else ())
+        for run, own in zip(runs, steps)
+    ]
     stored = tuple(sum(part.values for part in parts) for parts in fields)
     return RecordLayout(code_at, stored, tuple(runs))
 
@@ -159,8 +180,10 @@ def _decode_compiled(
     compiled: kernels.Kernels, records: Bytes, run: Run, columns: NDArray[np.int64],
     out: NDArray[Any], places: NDArray[np.int64],
 ) -> bool:  # fmt: skip
-    """Decode a run in one pass; false if nothing was compiled for its codec."""
+    """Decode a run in one pass; false if nothing was compiled for its codec and these arrays."""
     part = run.part
+    if not (records.flags.c_contiguous and out.flags.c_contiguous):
+        return False
     if part.codec in ("step8", "step16"):
         steps = np.array(run.steps, np.float32)
         decode = compiled.step8 if part.codec == "step8" else compiled.step16
@@ -173,9 +196,13 @@ def _decode_compiled(
             int(part.group_size or part.values), part.values, places, columns, out,
         )  # fmt: skip
         if not finite:
-            raise FormatError("scale-not-finite", "a record", "a NaN or infinite scale", "finite")
+            raise _scale_not_finite()
         return True
     return False
+
+
+def _scale_not_finite() -> FormatError:
+    return FormatError("scale-not-finite", "a record", "a NaN or infinite scale", "finite")
 
 
 def _decode_plain(

@@ -12,6 +12,9 @@ from tolpack.commands.options import PATH, json_option, print_json
 from tolpack.report import tables
 from tolpack.terminal import Terminal
 
+# Damaged places that are told one by one.
+_LINES = 50
+
 
 @click.command()
 @click.argument("pack", type=PATH)
@@ -31,8 +34,13 @@ def verify(ctx: click.Context, pack: Path, as_json: bool) -> None:
         found = [asdict(damage) for damage in damages]
         print_json({"path": str(pack), "ok": not damages, "damages": found})
     else:
-        for damage in damages:
+        told = [damage for damage in damages if damage.places == 1][:_LINES]
+        for damage in told:
             click.echo(tables.damage_line(damage))
-        count = f"{len(damages)} damaged place{'s' * (len(damages) > 1)}" if damages else "ok"
+        more = sum(damage.places for damage in damages) - len(told)
+        if more:
+            click.echo(f"… and {more} more (--json tells more of them)")
+        places = sum(damage.places for damage in damages)
+        count = f"{places} damaged place{'s' * (places > 1)}" if damages else "ok"
         click.echo(f"{pack}: {count}")
     ctx.exit(1 if damages else 0)

@@ -14,6 +14,9 @@ from contextlib import suppress
 from tolpack.errors import FileAccessError, FormatError
 from tolpack.pool import Pool
 
+with suppress(ImportError):  # on Windows, which has no direct reads
+    import fcntl
+
 ALIGNMENT = 4096
 # Reads that wait at the same time.
 _DEPTH = 16
@@ -40,8 +43,6 @@ class DirectReader:
     def __init__(self, fd: int) -> None:
         if not hasattr(os, "O_DIRECT"):
             raise OSError("this system has no direct reads: use another io mode")
-        import fcntl
-
         try:
             fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_DIRECT)
         except OSError as error:

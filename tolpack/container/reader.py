@@ -7,7 +7,6 @@ when it is asked for, and nothing is handed out before its checksum was compared
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -29,6 +28,10 @@ from tolpack.container.index import (
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, Preamble, parse_preamble
 from tolpack.container.storage import Fetches, Storage
 from tolpack.errors import FormatError
+from tolpack.forking import Locking
+
+# Bytes of an array that are read together.
+_ARRAY_BYTES = 4 << 20
 
 
 @dataclass(slots=True)
@@ -76,7 +79,7 @@ class ChunkView:
         return min(self.rows_per_block, self.chunk.rows - block * self.rows_per_block)
 
 
-class Container:
+class Container(Locking):
     """A verified view of a pack's first table.
 
     Use `Container.open`; attributes ``preamble``, ``header``, ``table``, ``chunks`` (tuple of
@@ -99,8 +102,8 @@ class Container:
         self.counters = counters
         self.table: Table = header.tables[0]
         self.chunks = tuple(_chunk_views(header, self.table))
-        self._count_lock = threading.Lock()
         self._index_cache: dict[tuple[int, int], NDArray[np.int64]] = {}
+        super().__init__()
 
     @classmethod
     def open(cls, path: str | Path, io: str = "auto", *, checksums: bool = True) -> Container:
@@ -127,18 +130,24 @@ class Container:
         return PREAMBLE_BYTES + self.preamble.header_length + sum(eager)
 
     def array(self, number: int) -> NDArray[np.generic]:
-        """Read array section `number` and return it checked, in its stored dtype (read-only).
+        """Read array section `number` and return it checked, in its stored dtype: a copy.
 
         The rows of a coded basis come as bytes, uint8 (rank, bytes of a row).
         """
         section = self.header.sections[number]
-        data = self.storage.read(section.offset_bytes, section.length_bytes)
+        # A copy also of a mapped file: what was checked must not change afterwards.
+        whole, found = np.empty(section.length_bytes, np.uint8), 0
+        for start in range(0, len(whole), _ARRAY_BYTES):
+            part = whole[start : start + _ARRAY_BYTES]
+            data = self.storage.read(section.offset_bytes + start, len(part))
+            part[:] = np.frombuffer(data, np.uint8)
+            found = crc32(part.data, found)
         self._count("array", section.length_bytes)
         if self.checksums:
             place = f"sections[{number}] ({section.kind})"
-            compare("array-checksum", place, crc32(data), int(section.crc32 or 0))
+            compare("array-checksum", place, found, int(section.crc32 or 0))
         dtype = np.dtype(section.stored_dtype).newbyteorder("<")
-        return np.frombuffer(data, dtype=dtype).reshape(section.stored_shape)
+        return whole.view(dtype).reshape(section.stored_shape)
 
     def block_extent(self, number: int, block: int) -> tuple[int, int]:
         """Offset in the file and length, in bytes, of block `block` of chunk `number`."""
@@ -255,7 +264,7 @@ class Container:
 
     def _count(self, purpose: str, length: int, count: int = 1) -> None:
         reads, size = f"{purpose}_reads", f"{purpose}_bytes"
-        with self._count_lock:
+        with self._lock:
             setattr(self.counters, reads, getattr(self.counters, reads) + count)
             setattr(self.counters, size, getattr(self.counters, size) + length)
 

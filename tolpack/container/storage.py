@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -29,7 +28,7 @@ from numpy.typing import NDArray
 from tolpack.container.direct import DirectReader
 from tolpack.errors import ConfigError, FileAccessError, FormatError
 from tolpack.files import open_regular
-from tolpack.pool import renew_after_fork
+from tolpack.forking import Locking
 
 IO_MODES = ("auto", "pread", "mmap", "direct", "memory")
 Extent = tuple[int, int]
@@ -66,7 +65,7 @@ class Fetches:
     file_bytes: int = 0
 
 
-class Storage:
+class Storage(Locking):
     """An open file, read at offsets.
 
     Parameters
@@ -92,8 +91,6 @@ class Storage:
         self.fetches = Fetches()
         self.cold = False  # whether most of the extents that were read last had to be announced
         self._mapped_limit = _MAPPED_BYTES
-        self._lock = threading.Lock()
-        self._leases = 0
         self._closed = False
         self._nowait = _NOWAIT if io == "auto" and _HAS_PREADV else 0
         self._mapped = 0
@@ -116,11 +113,12 @@ class Storage:
             self._close_fd()
             raise FileAccessError(f"cannot use io={io!r} for {path}: {error}") from error
         self.expect_order(sequential=False)
-        renew_after_fork(self)
+        super().__init__()
 
     def renew(self) -> None:
-        """See `tolpack.pool.Forked`."""
-        self._lock, self._leases = threading.Lock(), 0
+        """See `tolpack.forking.Forked`."""
+        super().renew()
+        self._leases = [0]  # a lease that was taken before a fork ends where it was counted
 
     def read(self, offset: int, length: int) -> bytes | memoryview:
         """Return exactly `length` bytes at `offset`, in private memory unless the mode is ``mmap``.
@@ -209,12 +207,13 @@ class Storage:
         with self._lock:
             if self._closed:
                 raise FileAccessError("the pack is closed")
-            self._leases += 1
+            leases = self._leases
+            leases[0] += 1
         try:
             yield
         finally:
             with self._lock:
-                self._leases -= 1
+                leases[0] -= 1
                 self._release()
 
     def close(self) -> None:
@@ -299,14 +298,14 @@ class Storage:
             self.fetches.file_bytes += size
 
     def _release(self) -> None:
-        if not self._closed or self._leases or self._fd < 0:
+        if not self._closed or self._leases[0] or self._fd < 0:
             return
         self._view = None
         self._map = None  # unmapped when the last view of it is gone
         if self._direct is not None:
             self._direct.close()
+        self._fd = -1  # first: a fork in between must not leave a number that is given away again
         self._close_fd()
-        self._fd = -1
 
     def _read_fd(self, offset: int, length: int) -> bytes:
         try:

@@ -3,6 +3,9 @@
 Read from the pack itself: whole blocks, spread over all chunks. Per layer the codes' adaptive
 entropy, and the Gaussian rate–distortion function at the same distortion
 (`tolpack.codecs.entropy`), both in bits per stored value.
+
+A hostile header may claim thousands of chunks, each of blocks that decompress to megabytes: then
+some chunks stand for their neighbours too, so that what is looked at stays as small.
 """
 
 from __future__ import annotations
@@ -10,18 +13,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tolpack.codecs.entropy import code_bytes, gaussian_bytes
-from tolpack.codecs.record import record_layout
+from tolpack.codecs.record import RecordLayout, Run, record_layout
 from tolpack.codecs.values import Bytes, Floats
 from tolpack.container.encodings import CODEC_SIZES, Encoding
-from tolpack.container.reader import Container
+from tolpack.container.reader import ChunkView, Container
 from tolpack.reading.sections import read_records
 
-# Rows, and bytes of their records, that are looked at.
+# Rows, and bytes of their records, that are looked at; of a small file no more than so many bytes
+# beyond its own.
 _MAX_ROWS = 1 << 13
 _MAX_BYTES = 1 << 28
+_SPARE_BYTES = 1 << 24
+# Layers of chunks that are looked at.
+_MAX_PIECES = 1 << 16
+# Codes of a layer that are looked at together.
+_MAX_CODES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +38,18 @@ class CodeRate:
 
     entropy_bits: float
     gaussian_bits: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Records of a chunk, uint8 (n, record_bytes), and the rows that each one stands for.
+
+    ``runs``: by kept field.
+    """
+
+    runs: list[list[Run]]
+    records: Bytes
+    stands_for: float
 
 
 def code_rates(container: Container) -> list[CodeRate] | None:
@@ -42,14 +62,19 @@ def code_rates(container: Container) -> list[CodeRate] | None:
     """
     if not all(_has_steps(encoding) for encoding in container.header.encodings):
         return None
-    chunks = _sampled(container)
-    rows = np.concatenate([np.full(len(records), each) for _, records, each in chunks])
+    samples = _sampled(container)
+    rows = np.concatenate([np.full(len(one.records), one.stands_for) for one in samples])
     rates = []
+    width = max(1, _MAX_CODES // len(rows))
     for kept, field in enumerate(container.table.kept_fields):
-        codes = np.concatenate([_codes(encoding, records, kept) for encoding, records, _ in chunks])
+        entropy = gaussian = 0.0
+        for start in range(0, field.stored_values, width):
+            stop = min(start + width, field.stored_values)
+            codes = np.concatenate([_codes(one, kept, start, stop) for one in samples])
+            entropy += float(code_bytes(codes, rows).sum())
+            gaussian += float(gaussian_bytes(codes, rows).sum())
         scale = 8 / (container.table.rows * field.stored_values)
-        entropy, gaussian = code_bytes(codes, rows).sum(), gaussian_bytes(codes, rows).sum()
-        rates.append(CodeRate(float(entropy) * scale, float(gaussian) * scale))
+        rates.append(CodeRate(entropy * scale, gaussian * scale))
     return rates
 
 
@@ -57,23 +82,62 @@ def _has_steps(encoding: Encoding) -> bool:
     return all(CODEC_SIZES[part.codec].has_step for parts in encoding.fields for part in parts)
 
 
-def _sampled(container: Container) -> list[tuple[Encoding, Bytes, float]]:
-    """Records of spread blocks of every chunk, and the rows that each one stands for."""
-    widest = max(view.record_bytes for view in container.chunks)
-    share = min(1.0, min(_MAX_ROWS, _MAX_BYTES / widest) / container.table.rows)
+def _sampled(container: Container) -> list[_Sample]:
+    """Spread blocks of chunks: of every one, unless they are too many."""
+    views, fields = container.chunks, len(container.table.kept_fields)
+    widest = max(view.record_bytes for view in views)
+    budget = min(_MAX_BYTES, container.preamble.file_length + _SPARE_BYTES)
+    share = min(1.0, min(_MAX_ROWS, budget / widest) / container.table.rows)
+    blocks = [max(1, round(view.blocks * share)) for view in views]
+    rows = [count * view.block_rows(0) for count, view in zip(blocks, views)]
+    size = sum(count * view.record_bytes for count, view in zip(rows, views))
+    every = max(
+        -(-len(views) * fields // _MAX_PIECES), -(-sum(rows) // (4 * _MAX_ROWS)),
+        -(-size // (2 * budget)),
+    )  # fmt: skip
+    runs = {
+        number: _runs_by_field(record_layout(container.header.encodings[number].fields))
+        for number in {view.chunk.encoding for view in views[::every]}
+    }
     found = []
-    for number, view in enumerate(container.chunks):
-        wanted = max(1, round(view.blocks * share))
-        blocks = np.arange(wanted) * view.blocks // wanted
-        records = np.concatenate([read_records(container, number, int(b)) for b in blocks])
-        found.append((view.encoding, records, view.chunk.rows / len(records)))
+    for number in range(0, len(views), every):
+        records = _spread(container, number, blocks[number])
+        total = sum(view.chunk.rows for view in views[number : number + every])
+        found.append(_Sample(runs[views[number].chunk.encoding], records, total / len(records)))
     return found
 
 
-def _codes(encoding: Encoding, records: Bytes, kept: int) -> Floats:
-    """Codes of a field, float32 (rows, stored values)."""
-    values = record_layout(encoding.fields).decode(records, {kept})[kept]
-    steps: NDArray[np.float32] = np.concatenate(
-        [np.full(part.values, part.step, np.float32) for part in encoding.fields[kept]]
-    )
-    return np.asarray(np.rint(values / steps), np.float32)
+def _spread(container: Container, number: int, count: int) -> Bytes:
+    """Records of `count` blocks of a chunk, spread over it."""
+    view: ChunkView = container.chunks[number]
+    numbers = [n * view.blocks // count for n in range(count)]
+    out = np.empty((sum(map(view.block_rows, numbers)), view.record_bytes), np.uint8)
+    at = 0
+    for block in numbers:
+        records = read_records(container, number, block)
+        out[at : at + len(records)] = records
+        at += len(records)
+    return out
+
+
+def _runs_by_field(layout: RecordLayout) -> list[list[Run]]:
+    found: list[list[Run]] = [[] for _ in layout.stored_values]
+    for run in layout.runs:
+        for kept in range(run.first, run.first + run.count):
+            found[kept].append(run)
+    return found
+
+
+def _codes(sample: _Sample, kept: int, start: int, stop: int) -> Floats:
+    """Codes of a field's values ``start … stop-1`` as they are stored, float32 (rows, values)."""
+    out = np.empty((len(sample.records), stop - start), np.float32)
+    for run in sample.runs[kept]:
+        low, high = max(start, run.value_offset), min(stop, run.value_offset + run.part.values)
+        if low >= high:
+            continue
+        size = CODEC_SIZES[run.part.codec].code_bits // 8
+        at = run.code_offset_bytes + (kept - run.first) * run.part.code_bytes
+        at += size * (low - run.value_offset)
+        stored = np.ascontiguousarray(sample.records[:, at : at + size * (high - low)])
+        out[:, low - start : high - start] = stored.view(f"<i{size}")
+    return out

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from tolpack.codecs.record import RecordLayout, record_layout
 from tolpack.codecs.values import Bytes, Floats, rounded_to_bfloat16
 from tolpack.container.reader import Container
+from tolpack.forking import Locking
 from tolpack.reading.gathering import Ints
 from tolpack.reading.lookup import LayerChoice
 from tolpack.reading.sections import read_floats
 
 
-class TableDecoder:
+class TableDecoder(Locking):
     """What the records of a container's table mean.
 
     ``layouts``: by encoding; ``plain``: whether rows are the stored values as they are;
@@ -29,21 +30,23 @@ class TableDecoder:
 
     def __init__(self, container: Container) -> None:
         self._container, self._table = container, container.table
+        self._kept = container.table.kept_fields
         self.layouts: list[RecordLayout] = [
             record_layout(encoding.fields) for encoding in container.header.encodings
         ]
         self.plain = self._table.multiplier == 1.0 and all(
-            field.basis is None and field.mean is None for field in self._table.kept_fields
+            field.basis is None and field.mean is None for field in self._kept
         )
         self._arrays: dict[int, Floats] = {}
-        stored = [field.stored_values for field in self._table.kept_fields]
+        stored = [field.stored_values for field in self._kept]
         self._starts = np.cumsum([0, *stored]).tolist()
         self.columns = np.array(self._starts[:-1], np.int64)
+        super().__init__()
 
     @property
     def has_basis(self) -> bool:
         """Whether some field is stored as coefficients."""
-        return any(field.basis is not None for field in self._table.kept_fields)
+        return any(field.basis is not None for field in self._kept)
 
     @property
     def multiplier(self) -> float:
@@ -61,12 +64,12 @@ class TableDecoder:
 
     def basis(self, kept: int) -> Floats | None:
         """Basis of a kept field, float32 (rank, width)."""
-        number = self._table.kept_fields[kept].basis
+        number = self._kept[kept].basis
         return None if number is None else self.array(number)
 
     def mean(self, kept: int) -> Floats | None:
         """Mean of a kept field, float32 (width,)."""
-        number = self._table.kept_fields[kept].mean
+        number = self._kept[kept].mean
         return None if number is None else self.array(number)
 
     def rows(self, kept: int, stored: Floats) -> Floats:
@@ -82,7 +85,9 @@ class TableDecoder:
     def array(self, number: int) -> Floats:
         """Return array section `number`, a basis or a mean, float32."""
         if number not in self._arrays:
-            self._arrays[number] = read_floats(self._container, number)
+            with self._lock:  # not by every thread at once
+                if number not in self._arrays:
+                    self._arrays[number] = read_floats(self._container, number)
         return self._arrays[number]
 
 

@@ -8,7 +8,6 @@ threads, each with slots of its own from end to end: one dispatch for a thread, 
 
 from __future__ import annotations
 
-import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from tolpack.codecs.values import Bytes
 from tolpack.container.reader import Container
+from tolpack.forking import Locking
 from tolpack.pool import Pool
 from tolpack.reading.prefetching import Prefetcher
 from tolpack.reading.row_cache import RowCache
@@ -32,11 +32,13 @@ _DECODE_BYTES = 1 << 20
 _WINDOW_BYTES = 2 << 20
 # Windows that the system is told of ahead, when they are cold.
 _WINDOWS_AHEAD = 32
+# Extents that are Python's numbers at the same time.
+_EXTENTS = 1 << 12
 # A thread of a lookup has at least so many decoded bytes to make.
 _THREAD_BYTES = 4 << 20
 
 
-class Gatherer:
+class Gatherer(Locking):
     """Rows of a container's table.
 
     Parameters
@@ -58,7 +60,7 @@ class Gatherer:
         self._table = container.table
         self._cache = cache
         self._pool = Pool(threads, "rows")
-        self._lock = threading.Lock()
+        super().__init__()
         self.cache_hits = self.cache_misses = self.asked_bytes = 0
         self._starts = [view.first_slot for view in container.chunks]
         self._row_bytes = 4 * sum(field.width for field in self._table.kept_fields)
@@ -98,6 +100,17 @@ class Gatherer:
         for number, (begin, end) in enumerate(zip(bounds, bounds[1:])):
             if begin < end:
                 yield number, begin, end
+
+    def extents(self, slots: Ints) -> Ints:
+        """Where the block of each of the ascending `slots` lies: int64 (n, 2), offset and bytes."""
+        found = np.empty((len(slots), 2), np.int64)
+        for number, begin, end in self.spans(slots):
+            view = self._container.chunks[number]
+            for start in range(begin, end, _EXTENTS):
+                part = slice(start, min(start + _EXTENTS, end))
+                blocks = ((slots[part] - view.first_slot) // view.rows_per_block).tolist()
+                found[part] = [self._container.block_extent(number, block) for block in blocks]
+        return found
 
     def close(self) -> None:
         """End the threads."""

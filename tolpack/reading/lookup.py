@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,6 +93,20 @@ def check_ids(token_ids: ArrayLike, vocab_size: int) -> NDArray[np.int64]:
         wrong = ids[(ids < 0) | (ids >= vocab_size)][0]
         raise TokenIdError(f"token id {wrong} is out of range 0 … {vocab_size - 1} (vocab_size)")
     return ids.astype(np.int64)
+
+
+def check_layers(layers: Sequence[int], count: int) -> list[int]:
+    """Return `layers` of a pack of `count` as integers, or raise `ConfigError`."""
+    try:
+        wanted = [operator.index(layer) for layer in layers]
+        if any(isinstance(layer, (bool, np.bool_)) for layer in layers):
+            raise TypeError("bool is no layer number")
+    except TypeError as error:
+        raise ConfigError(f"layers are {layers!r}, expected a list of integers") from error
+    wrong = [layer for layer in wanted if not 0 <= layer < count]
+    if wrong:
+        raise ConfigError(f"layer {wrong[0]} is out of range 0 … {count - 1}")
+    return wanted
 
 
 def check_out(out: NDArray[Any] | None, shape: tuple[int, ...], wanted: DTypeLike) -> NDArray[Any]:

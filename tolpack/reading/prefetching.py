@@ -15,7 +15,8 @@ from contextlib import suppress
 
 from tolpack.container.reader import Container
 from tolpack.errors import TolpackError
-from tolpack.pool import Pool, renew_after_fork
+from tolpack.forking import renew_after_fork
+from tolpack.pool import Pool
 
 _KEPT_BYTES = 64 << 20
 # Blocks of a chunk are fetched so many at a time, that the first are there before the last.
@@ -72,7 +73,7 @@ class Prefetcher:
             self._kept_bytes = 0
 
     def renew(self) -> None:
-        """See `tolpack.pool.Forked`."""
+        """See `tolpack.forking.Forked`."""
         self._changed = threading.Condition()
         self._coming: set[tuple[int, int]] = set()
         self._kept: OrderedDict[tuple[int, int], memoryview] = OrderedDict()

@@ -1,4 +1,4 @@
-"""The contents of a pack's sections, checked beyond their checksums: token map, arrays, records.
+"""The contents of a pack's sections, checked beyond their checksums: arrays and records.
 
 What stands behind a right checksum may still make no sense; these functions give nothing that does
 not follow the specification. They keep nothing: what stays resident is `tolpack.pack`'s part.
@@ -6,33 +6,17 @@ not follow the specification. They keep nothing: what stays resident is `tolpack
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tolpack.codecs.frames import decompress, decompress_runs
 from tolpack.codecs.values import Bytes, Floats, decode_values
 from tolpack.container.reader import Container
 from tolpack.errors import FormatError
 
-
-def read_token_map(container: Container, number: int) -> NDArray[np.integer[Any]]:
-    """Read section `number`: the slot of each token id, unsigned (rows,), a copy.
-
-    Raises
-    ------
-    FormatError
-        Code ``array-checksum`` or ``token-map`` (no permutation).
-    """
-    # A copy: what was checked must not change afterwards under a mapped file.
-    slots: NDArray[np.integer[Any]] = container.array(number).copy()  # type: ignore[assignment]
-    seen = np.zeros(len(slots), bool)
-    if (slots < np.uint64(len(slots))).all():
-        seen[slots.astype(np.int64)] = True
-    if not seen.all():
-        raise FormatError("token-map", "token map", "no permutation", "each slot exactly once")
-    return slots
+# Values of an array that are converted together.
+_PIECE_VALUES = 1 << 18
 
 
 def read_floats(container: Container, number: int) -> Floats:
@@ -43,14 +27,33 @@ def read_floats(container: Container, number: int) -> Floats:
     FormatError
         Code ``array-checksum``, ``array-not-finite`` or ``scale-not-finite``.
     """
-    stored, part = container.array(number), container.header.sections[number].part
-    if part is not None:
-        rows: Bytes = stored.astype(np.uint8)
-        return decode_values(rows[:, : part.scale_bytes], rows[:, part.scale_bytes :], part)
-    array = stored.astype(np.float32)
-    if not np.isfinite(array).all():
-        raise FormatError("array-not-finite", f"sections[{number}]", "NaN or Inf", "finite")
-    return array
+    out = np.empty(container.header.sections[number].shape or (), np.float32)
+    rows = out.reshape(-1, out.shape[-1])
+    for start, piece in float_pieces(container, number):
+        rows[start : start + len(piece)] = piece
+    return out
+
+
+def float_pieces(container: Container, number: int) -> Iterator[tuple[int, Floats]]:
+    """Yield some rows at a time of what `read_floats` reads, each with its first one's number."""
+    part = container.header.sections[number].part
+    array = container.array(number)
+    stored = array.reshape(-1, array.shape[-1])
+    count = max(1, _PIECE_VALUES // (part.values if part else stored.shape[1]))
+    for start in range(0, len(stored), count):
+        some = stored[start : start + count]
+        if part is not None:
+            rows: Bytes = some.astype(np.uint8, copy=False)
+            yield (
+                start,
+                decode_values(rows[:, : part.scale_bytes], rows[:, part.scale_bytes :], part),
+            )
+            continue
+        with np.errstate(invalid="ignore"):  # NaN, refused below
+            values = some.astype(np.float32)
+        if not np.isfinite(values).all():
+            raise FormatError("array-not-finite", f"sections[{number}]", "NaN or Inf", "finite")
+        yield start, values
 
 
 def read_records(container: Container, number: int, block: int) -> Bytes:

@@ -1,7 +1,9 @@
 """Checking a whole pack: every checksum, every value, every byte that belongs to nothing.
 
 Damage is named by its place and by the tokens that it hits. Neighbouring blocks that are damaged in
-the same way are one entry, so a file that was cut or overwritten gives a short list.
+the same way are one entry, so a file that was cut or overwritten gives a short list. Where a
+thousand entries are not enough, the last one counts the others: what this takes in memory is
+bounded by the file, whatever is wrong with it, and its time grows with the file alone.
 """
 
 from __future__ import annotations
@@ -14,11 +16,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.codecs.record import record_layout
+from tolpack.codecs.record import RecordLayout, record_layout
 from tolpack.container.index import FRAMES_PER_INDEX_BLOCK, index_block_extent
 from tolpack.container.reader import ChunkView, Container
 from tolpack.errors import FileAccessError, FormatError
-from tolpack.reading.sections import open_records, read_floats, read_token_map
+from tolpack.reading.sections import float_pieces, open_records
+from tolpack.reading.token_map import StoredOrder, read_token_map, turned_around
+
+# Findings that are told one by one; runs of token ids that are told of each.
+_MOST_FINDINGS = 1000
+_MOST_RANGES = 100
+# Token ids that are looked at together.
+_PIECE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +36,11 @@ class Damage:
 
     ``first_slot`` and ``rows`` say which rows it hits, in the order in which they are stored;
     ``token_ranges`` are the token ids of these, as (first, last) of runs, or ``None`` where the
-    token map is damaged itself. ``code`` is the `FormatError` code, or ``"unreadable"``;
-    ``message`` is the first error's.
+    token map is damaged itself; of many runs the first hundred, and ``more_ranges`` says how many
+    there are besides. ``code`` is the `FormatError` code, or ``"unreadable"``; ``message`` is the
+    first error's. ``places`` is 1, but of the last entry of a long list, which stands for all
+    places that are not told one by one: its code is ``"more"``, and its rows reach from the first
+    of them to the last.
     """
 
     place: str
@@ -37,6 +49,8 @@ class Damage:
     token_ranges: tuple[tuple[int, int], ...] | None
     code: str
     message: str
+    places: int = 1
+    more_ranges: int = 0
 
 
 def find_damage(
@@ -80,9 +94,14 @@ class _Check:
         self._container = container
         self._progress = progress
         self._table = container.table
-        self._layouts = [record_layout(one.fields) for one in container.header.encodings]
+        self._layouts: list[RecordLayout] = [
+            record_layout(one.fields) for one in container.header.encodings
+        ]
         self._findings: list[_Finding] = []
-        self._slots: NDArray[np.integer[Any]] | None = None
+        self._last: _Finding | None = None
+        self._more = 0
+        self._more_slots = range(0)
+        self._order = None if self._table.token_map is not None else StoredOrder(None)
 
     def envelope(self) -> None:
         container = self._container
@@ -99,7 +118,7 @@ class _Check:
             for kind, number in (("basis", field.basis), ("mean", field.mean)):
                 if number is not None and number not in seen:
                     seen.add(number)
-                    read = partial(read_floats, self._container, number)
+                    read = partial(_read_floats, self._container, number)
                     self._whole(f"{kind} of {field.name}", read, self._length(number))
 
     def chunk(self, number: int) -> None:
@@ -115,10 +134,13 @@ class _Check:
             self._add(f"end of chunk {number}", view.first_slot, view.chunk.rows, error)
 
     def damages(self) -> list[Damage]:
-        return [
-            Damage(f.place, f.first_slot, f.rows, self._tokens(f), f.code, f.message)
-            for f in self._findings
-        ]
+        found = [self._damage(finding) for finding in self._findings]
+        if self._more:
+            slots, words = self._more_slots, f"{self._more} more damaged places between these slots"
+            found.append(
+                Damage("more places", slots.start, len(slots), None, "more", words, self._more)
+            )
+        return found
 
     def _whole(self, place: str, read: Callable[[], object], length: int) -> None:
         """Check what all tokens need."""
@@ -129,7 +151,7 @@ class _Check:
         self._progress(length)
 
     def _read_map(self, number: int) -> None:
-        self._slots = read_token_map(self._container, number)
+        self._order = StoredOrder(turned_around(read_token_map(self._container, number)))
 
     def _index_block(self, number: int, view: ChunkView, run: int, end: int | None) -> int | None:
         """Check one block of an index and its frames; returns where the last frame ends.
@@ -165,8 +187,7 @@ class _Check:
     def _block(self, number: int, view: ChunkView, block: int) -> None:
         payload = self._container.block(number, block)
         records = open_records(self._container, payload, number, block)
-        layout = self._layouts[view.chunk.encoding]
-        layout.decode(records, range(len(layout.stored_values)))
+        self._layouts[view.chunk.encoding].check_scales(records)
         if view.encoding.frame == "raw" and any(payload[records.size :]):
             raise FormatError("padding", f"chunk {number}, block {block}", "data", "zeros")
 
@@ -183,26 +204,51 @@ class _Check:
         code = error.code if isinstance(error, FormatError) else "unreadable"
         # Words only: the error itself holds on to the bytes of its block.
         found = _Finding(place, slot, rows, code, str(error), chunk, block, block)
-        last = self._findings[-1] if self._findings else None
+        last, self._last = self._last, found
         if last and chunk >= 0 and (last.chunk, last.last_block, last.code) == (
             chunk, block - 1, found.code,
         ):  # fmt: skip
             place = f"chunk {chunk}, blocks {last.block} … {block}"
-            wider = replace(last, place=place, rows=last.rows + rows, last_block=block)
-            self._findings[-1] = wider
-        else:
+            self._last = replace(last, place=place, rows=last.rows + rows, last_block=block)
+            if not self._more:
+                self._findings[-1] = self._last
+        elif len(self._findings) < _MOST_FINDINGS:
             self._findings.append(found)
+        else:
+            self._more += 1
+        if self._more:
+            known = self._more_slots or range(slot, slot)
+            self._more_slots = range(min(known.start, slot), max(known.stop, slot + rows))
 
-    def _tokens(self, finding: _Finding) -> tuple[tuple[int, int], ...] | None:
-        start, stop = finding.first_slot, finding.first_slot + finding.rows
-        if finding.rows == self._table.rows or self._table.token_map is None:
-            return ((start, stop - 1),)
-        if self._slots is None:
-            return None
-        ids = np.flatnonzero((self._slots >= start) & (self._slots < stop))
-        first = ids[np.diff(ids, prepend=-2) > 1]
-        last = ids[np.diff(ids, append=len(self._slots) + 1) > 1]
-        return tuple(zip(first.tolist(), last.tolist()))
+    def _damage(self, f: _Finding) -> Damage:
+        start, stop, order = f.first_slot, f.first_slot + f.rows, self._order
+        more = 0
+        ranges: tuple[tuple[int, int], ...] | None = None
+        if f.rows == self._table.rows or self._table.token_map is None:
+            ranges = ((start, stop - 1),)
+        elif order is not None:
+            ranges, more = _ranges(order.sorted_tokens(start, stop))
+        return Damage(f.place, start, f.rows, ranges, f.code, f.message, more_ranges=more)
 
     def _length(self, number: int) -> int:
         return self._container.header.sections[number].length_bytes
+
+
+def _read_floats(container: Container, number: int) -> None:
+    for _ in float_pieces(container, number):
+        pass
+
+
+def _ranges(ids: NDArray[np.integer[Any]]) -> tuple[tuple[tuple[int, int], ...], int]:
+    """The first runs of ascending `ids` (n,), as (first, last), and how many more there are."""
+    ends: list[int] = []
+    count = 1
+    for start in range(0, len(ids), _PIECE):
+        breaks = np.flatnonzero(np.diff(ids[start : start + _PIECE + 1]) != 1)
+        count += len(breaks)
+        ends += (start + breaks[: _MOST_RANGES - len(ends)]).tolist()
+    if count <= _MOST_RANGES:
+        ends.append(len(ids) - 1)
+    firsts = [0, *(end + 1 for end in ends)]
+    ranges = tuple((int(ids[a]), int(ids[b])) for a, b in zip(firsts, ends))
+    return ranges, count - len(ranges)

@@ -229,7 +229,8 @@ def damage_line(damage: Damage, shown: int = 8) -> str:
     runs = [
         str(first) if first == last else f"{first}-{last}" for first, last in damage.token_ranges
     ]
-    more = f" and {len(runs) - shown} more runs" if len(runs) > shown else ""
+    rest = len(runs) - shown + damage.more_ranges
+    more = f" and {rest} more runs" if rest > 0 else ""
     tokens = f"{damage.rows} token{'s' * (damage.rows > 1)}: {', '.join(runs[:shown])}{more}"
     return f"{damage.place} ({tokens}; {slots}): {damage.message}"
 

@@ -1,0 +1,65 @@
+"""What a forked process starts with: locks that nobody holds, and no half-loaded modules.
+
+A fork copies the memory of all threads and goes on with one of them, so a lock that another thread
+held at that moment would never be released in the child. Method: whatever has locks, threads or
+counts of them makes them anew in the child (`renew_after_fork`); what the locks guard is changed in
+steps that leave it usable after each one. Where that cannot be (a module is half imported, code is
+half compiled, under locks of others), a fork waits until it is done (`delay_forks`).
+
+Trade-off: owners keep plain locks of the interpreter, and replace them. A lock type that does so by
+itself would cost a lookup of one row more than a microsecond.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import Protocol
+
+
+class Forked(Protocol):
+    """What has locks or threads, neither of which live on in a forked process."""
+
+    def renew(self) -> None:
+        """Begin anew in the child of a fork: its other threads are gone, and what they held."""
+        ...
+
+
+class Locking:
+    """Base of what changes its state with ``_lock`` held; in a forked child nobody holds it."""
+
+    def __init__(self) -> None:
+        self.renew()
+        renew_after_fork(self)
+
+    def renew(self) -> None:
+        """See `Forked`."""
+        self._lock = threading.Lock()
+
+
+_living: weakref.WeakSet[Forked] = weakref.WeakSet()
+
+
+def renew_after_fork(one: Forked) -> None:
+    """Have `one` renewed in every forked child, for as long as it lives."""
+    _living.add(one)
+
+
+def delay_forks() -> threading.RLock:
+    """Return a lock; while another thread holds it, a fork of this process waits for it."""
+    lock = threading.RLock()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(
+            before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release
+        )
+    return lock
+
+
+def _renew_all() -> None:
+    for one in list(_living):
+        one.renew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_all)
