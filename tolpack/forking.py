@@ -12,6 +12,10 @@ itself would cost a lookup of one row more than a microsecond.
 
 from __future__ import annotations
 
+# Hooks that are registered first take their locks last. Whoever holds one of `delay_forks` may want
+# those of these two, so that a fork must not have them while it waits.
+import concurrent.futures.thread  # noqa: F401
+import logging  # noqa: F401
 import os
 import threading
 import weakref
