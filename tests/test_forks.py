@@ -1,4 +1,4 @@
-"""Forks of busy processes, and packs that travel to other processes: rows, or a word, never a hang."""
+"""Forks of busy processes, and packs that travel to others: rows, or an error, never a hang."""
 
 import copy
 import json
@@ -28,7 +28,7 @@ forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this syst
 
 
 def in_child(work, patience=30):
-    """Do `work` in a forked child; whether it ended there by itself, and returned something true."""
+    """Do `work` in a forked child; whether it ended by itself, and returned something true."""
     child = os.fork()
     if child == 0:
         code = 2
@@ -85,8 +85,8 @@ def test_no_lock_of_another_thread_is_held_in_a_child(io, samples):
         ids = np.arange(pack.vocab_size)
         expected = pack.rows(ids)
         buffers = Buffers(1 << 26)
-        owners = [pack, pack.container, pack.container.storage, pack._gatherer, pack._ahead,
-                  pack._gatherer._pool, pack._ahead._pool, pack._tokens, pack.decoder, buffers]  # fmt: skip
+        owners = [pack, pack.container, pack.container.storage, pack._gatherer, pack._ahead]
+        owners += [pack._gatherer._pool, pack._ahead._pool, pack._tokens, pack.decoder, buffers]
 
         def work():
             pack.prefetch(ids)
@@ -179,7 +179,11 @@ def test_packs_travel_to_spawned_processes(samples):
         assert stats["cache_bytes"] > 0
 
 
-@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda pack: pickle.loads(pickle.dumps(pack))])  # fmt: skip
+def pickled(pack):
+    return pickle.loads(pickle.dumps(pack))
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, pickled])
 def test_copies_are_packs_of_their_own(again, samples, monkeypatch, tmp_path):
     """A copy stays open when its origin is closed, wherever the process has gone meanwhile."""
     shutil.copy(samples["int8"].path, tmp_path / "a")
