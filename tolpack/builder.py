@@ -18,7 +18,7 @@ from tolpack.building.passes import torch_threads
 from tolpack.building.settings import DEFAULT_MAX_MEMORY, BuildSettings
 from tolpack.container.replacing import check_output
 from tolpack.container.writer import check_unfinished
-from tolpack.errors import ConfigError
+from tolpack.errors import ConfigError, memory_errors
 from tolpack.pack import Pack
 from tolpack.pool import processor_count
 from tolpack.progress import Reporter
@@ -63,6 +63,7 @@ class BuildResult:
         return {**asdict(self), "path": str(self.path)}
 
 
+@memory_errors("give less --max-memory or fewer --threads")
 def build(
     checkpoint: str | Path,
     output: str | Path | None = None,

@@ -14,6 +14,9 @@ from typing import ParamSpec, TypeVar
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
+# How threads say that there is no memory for them.
+_NO_MEMORY = ("can't allocate lock", "can't start new thread")
+
 
 class TolpackError(Exception):
     """Root of everything that tolpack raises on purpose."""
@@ -78,8 +81,11 @@ def memory_errors(remedy: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]
                 return function(*arguments, **named)
             except OutOfMemoryError:
                 raise
-            except MemoryError as error:
-                raise OutOfMemoryError(f"not enough memory ({error}): {remedy}") from error
+            except (MemoryError, SystemError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and str(error) not in _NO_MEMORY:
+                    raise
+                # numpy says so by a SystemError where it says nothing more.
+                raise OutOfMemoryError(f"not enough memory: {remedy}") from error
 
         return call
 

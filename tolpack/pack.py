@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from tolpack.codecs import kernels
 from tolpack.container.reader import Container
-from tolpack.errors import ConfigError
+from tolpack.errors import ConfigError, memory_errors
 from tolpack.forking import Locking
 from tolpack.pool import thread_count
 from tolpack.reading.decoding import RowSink, TableDecoder
@@ -37,6 +37,7 @@ from tolpack.sizes import parse_bytes
 _KERNEL_ROWS = 64
 # Rows that `Pack.warm` reads at a time.
 _WARM_ROWS = 4096
+_within_memory = memory_errors("ask for fewer rows at a time, or open it with a smaller cache")
 
 
 class Pack(Locking):
@@ -71,6 +72,7 @@ class Pack(Locking):
         The file is not a valid pack (`ChecksumError`: damaged; `UnsupportedVersionError`: newer).
     """
 
+    @_within_memory
     def __init__(
         self,
         path: str | Path,
@@ -138,6 +140,7 @@ class Pack(Locking):
         """Multiply–accumulates of the basis products for one token (0 without a basis)."""
         return sum((field.rank or 0) * field.width for field in self._table.kept_fields)
 
+    @_within_memory
     def rows(
         self,
         token_ids: ArrayLike,
@@ -189,6 +192,7 @@ class Pack(Locking):
         choice.complete(out)
         return out
 
+    @_within_memory
     def gather(self, token_ids: ArrayLike, sink: Sink) -> Distinct:
         """Hand the records of the distinct `token_ids` to `sink`, for code that decodes them
         elsewhere: on another device, or into a form of its own.
@@ -209,6 +213,7 @@ class Pack(Locking):
         """
         return self._gather(self._begin(check_ids(token_ids, self.vocab_size)), sink)
 
+    @_within_memory
     def most_frequent(self, count: int) -> NDArray[np.int64]:
         """Return the `count` most frequent tokens, int64 (count,), as the pack orders them.
 
@@ -224,16 +229,19 @@ class Pack(Locking):
         with self._container.storage.lease():
             return self._tokens.first(count)
 
+    @_within_memory
     def stored_order(self) -> StoredOrder:
         """Return all token ids in that order, to be asked for piece by piece."""
         with self._container.storage.lease():
             return self._tokens.order()
 
+    @_within_memory
     def slots(self, token_ids: ArrayLike) -> NDArray[np.int64]:
         """Return the place of each id in that order, int64 (ids,); errors as of `rows`."""
         with self._container.storage.lease():
             return self._tokens.slots(check_ids(token_ids, self.vocab_size))
 
+    @_within_memory
     def extents(self, token_ids: ArrayLike) -> NDArray[np.int64]:
         """Return the extent of the file that a lookup of each id alone reads.
 
@@ -266,6 +274,7 @@ class Pack(Locking):
         with self._container.storage.lease():
             self._ahead.begin(lambda: self._missing_blocks(ids))
 
+    @_within_memory
     def warm(self) -> int:
         """Fill the cache now, with the most frequent tokens that it holds; returns its bytes.
 
@@ -313,6 +322,7 @@ class Pack(Locking):
             "prefetched_blocks": self._ahead.blocks,
         }
 
+    @_within_memory
     def verify(self, progress: Callable[[int], object] | None = None) -> list[Damage]:
         """Read everything, and return what is damaged (an empty list: nothing is).
 
@@ -335,6 +345,7 @@ class Pack(Locking):
             finally:
                 self._container.storage.expect_order(sequential=False)
 
+    @_within_memory
     def close(self) -> None:
         """Close the file. Reads that run in other threads end first; later ones fail."""
         self._container.close()
