@@ -15,6 +15,15 @@ settings.register_profile("tolpack", deadline=None, derandomize=True, database=N
 settings.load_profile("tolpack")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _bounds_checked():
+    """Run compiled loops wherever they may be, if they are to be run with checks of bounds."""
+    if os.environ.get("NUMBA_BOUNDSCHECK") == "1":
+        from tolpack.codecs import kernels
+
+        assert kernels.load() is not None
+
+
 @pytest.fixture(scope="session")
 def memoryllm(tmp_path_factory):
     """A tiny MemoryLLM as a ``.pt`` with its config: for reading only."""

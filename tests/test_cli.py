@@ -347,7 +347,7 @@ def test_damaged_pack_makes_verify_exit_with_1(pack, tmp_path):
     found = json.loads(result.stdout)
     assert not found["ok"]
     assert set(found["damages"][0]) == {
-        "place", "first_slot", "rows", "token_ranges", "code", "message",
+        "place", "first_slot", "rows", "token_ranges", "code", "message", "places", "more_ranges",
     }  # fmt: skip
 
 
