@@ -35,8 +35,6 @@ from tolpack.sizes import parse_bytes
 
 # Rows from which on compiled loops are worth loading.
 _KERNEL_ROWS = 64
-# Rows that `Pack.warm` reads at a time.
-_WARM_ROWS = 4096
 _within_memory = memory_errors("ask for fewer rows at a time, or open it with a smaller cache")
 
 
@@ -291,9 +289,7 @@ class Pack(Locking):
         if self._cache is None:
             raise ConfigError("there is no cache to fill: open the pack with cache='256MB'")
         with self._container.storage.lease():
-            for start in range(0, self._cache.rows, _WARM_ROWS):
-                slots = np.arange(start, min(start + _WARM_ROWS, self._cache.rows))
-                self._gatherer.gather(slots, slots, lambda *_: None)
+            self._gatherer.read_first(self._cache.rows)
         return self._cache.nbytes
 
     def stats(self) -> dict[str, int | float | str]:
@@ -401,12 +397,4 @@ class Pack(Locking):
 
     def _missing_blocks(self, ids: NDArray[np.int64]) -> list[tuple[int, list[int]]]:
         """By chunk: the blocks of those of `ids` that no cache has."""
-        slots, found = np.unique(self._tokens.slots(ids)), []
-        for number, begin, end in self._gatherer.spans(slots):
-            view = self._container.chunks[number]
-            rows = slots[begin:end] - view.first_slot
-            if self._cache is not None:
-                rows = rows[~self._cache.found(number, rows)]
-            blocks = np.unique(rows // view.rows_per_block)
-            found.append((number, blocks.tolist()))
-        return found
+        return self._gatherer.missing_blocks(np.unique(self._tokens.slots(ids)))

@@ -34,6 +34,8 @@ _WINDOW_BYTES = 2 << 20
 _WINDOWS_AHEAD = 32
 # Extents that are Python's numbers at the same time.
 _EXTENTS = 1 << 12
+# Rows that a cache is filled with at a time.
+_WARM_ROWS = 1 << 12
 # A thread of a lookup has at least so many decoded bytes to make.
 _THREAD_BYTES = 4 << 20
 
@@ -111,6 +113,23 @@ class Gatherer(Locking):
                 blocks = ((slots[part] - view.first_slot) // view.rows_per_block).tolist()
                 found[part] = [self._container.block_extent(number, block) for block in blocks]
         return found
+
+    def missing_blocks(self, slots: Ints) -> list[tuple[int, list[int]]]:
+        """By chunk: the blocks of those of the ascending `slots` that no cache has."""
+        found = []
+        for number, begin, end in self.spans(slots):
+            view = self._container.chunks[number]
+            rows = slots[begin:end] - view.first_slot
+            if self._cache is not None:
+                rows = rows[~self._cache.found(number, rows)]
+            found.append((number, np.unique(rows // view.rows_per_block).tolist()))
+        return found
+
+    def read_first(self, count: int) -> None:
+        """Read the first `count` slots, as a cache keeps them."""
+        for start in range(0, count, _WARM_ROWS):
+            slots = np.arange(start, min(start + _WARM_ROWS, count))
+            self.gather(slots, slots, lambda *_: None)
 
     def close(self) -> None:
         """End the threads."""
