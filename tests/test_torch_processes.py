@@ -1,5 +1,6 @@
 """`ToLMemory` in other processes: forked ones, which lack its thread, and spawned ones."""
 
+import copy
 import io
 import os
 import pickle
@@ -104,6 +105,10 @@ def test_memory_of_rows_after_a_fork(monkeypatch):
 # ---- pickles -------------------------------------------------------------------------------------
 
 
+def pickled(module):
+    return pickle.loads(pickle.dumps(module))
+
+
 def model_of(memory):
     """Return a model with weights that holds `memory`."""
     return torch.nn.ModuleDict({"memory": memory, "head": torch.nn.Linear(9, 2)}).eval()
@@ -115,7 +120,7 @@ def test_pickled_modules_open_their_pack_again(pack, settings):
     memory, ids = ToLMemory(pack, torch.bfloat16, **settings), torch.tensor([[1, 2], [2, 9]])
     expected = memory(1, ids).clone()
     memory.prefetch(ids)
-    model = pickle.loads(pickle.dumps(model_of(memory)))
+    model = pickled(model_of(memory))
     pack.close()
     found = model["memory"]
     assert not found.training
@@ -134,6 +139,18 @@ def test_saved_modules_are_loaded(pack):
     assert torch.equal(loaded["memory"](2, ids), model["memory"](2, ids))
     loaded.load_state_dict(model.state_dict())
     loaded["memory"].pack.close()
+
+
+@pytest.mark.parametrize("renewed", [copy.copy, copy.deepcopy, pickled])
+def test_copies_of_a_module_that_compiles_itself(renewed, pack):
+    """Have what was compiled left behind, and a name of their own."""
+    memory, ids = ToLMemory(pack), torch.tensor([3, 8])
+    memory.compile(backend="eager")
+    expected = memory(1, ids)
+    copied = renewed(memory)
+    assert torch.equal(copied(1, ids), expected)
+    assert copied._name != memory._name
+    assert (copied.pack is pack) == (renewed is not pickled)
 
 
 class Rows(Dataset):

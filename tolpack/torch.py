@@ -148,7 +148,8 @@ class ToLMemory(torch.nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the pack and the settings."""
-        return {name: value for name, value in self.__dict__.items() if name not in _OWN}
+        state = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {name: value for name, value in state.items() if name not in _OWN}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Begin anew with the pack and the settings of `state`."""
