@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, Dataset
 import tolpack
 from tolpack import buffers
 from tolpack.buffers import Buffers
-from tolpack.codecs import kernels
 from tolpack.reading.tensors import HotRows
 from tolpack.torch import ToLMemory
 
@@ -67,7 +66,6 @@ def test_a_child_waits_for_no_prefetch_of_its_parent(pack):
 
 def test_forks_while_rows_are_fetched(pack):
     """Fifty children look up what is on its way, and fetch ahead themselves."""
-    kernels.load()  # once: a fork while they are being loaded is another matter
     memory, expected = ToLMemory(pack, hot_rows=3), torch.from_numpy(pack.rows(range(10)))
     source, children = np.random.default_rng(0), []
 

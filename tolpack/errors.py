@@ -42,6 +42,10 @@ class FormatError(TolpackError):
         self.expected = expected
         super().__init__(f"{code}: {place}: found {_short(found)}, expected {_short(expected)}")
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors of other processes come as what they were."""
+        return type(self), (self.code, self.place, _short(self.found), _short(self.expected))
+
 
 class ChecksumError(FormatError):
     """Stored bytes do not match their checksum: the file is damaged or was overwritten."""

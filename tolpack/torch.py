@@ -23,8 +23,9 @@ import numpy as np
 import torch
 
 from tolpack.errors import ConfigError, TokenIdError
+from tolpack.forking import renew_after_fork
 from tolpack.pack import Pack
-from tolpack.pool import Pool, renew_after_fork
+from tolpack.pool import Pool
 from tolpack.reading.tensors import Ints, Layer, row_source
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -136,7 +137,7 @@ class ToLMemory(torch.nn.Module):
         self._coming = (ids, self._ahead.submit(self._load, ids))
 
     def renew(self) -> None:
-        """See `tolpack.pool.Forked`: the thread that fetches ahead is gone."""
+        """See `tolpack.forking.Forked`: the thread that fetches ahead is gone."""
         self._coming = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ToLMemory:
