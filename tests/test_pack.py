@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import pickle
 import runpy
 import threading
 import warnings
@@ -735,3 +736,12 @@ def test_errors_of_the_system_are_access_errors(number, samples, monkeypatch):
         assert isinstance(caught.value, OSError)
     assert len(os.listdir("/proc/self/fd")) == before
     pack.close()
+
+
+def test_errors_of_the_format_can_be_pickled():
+    """An error that a worker process meets comes to its parent with code, place and words."""
+    error = tolpack.ChecksumError("block-checksum", "chunk 0", 7, b"x" * 500)
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is tolpack.ChecksumError
+    assert str(again) == str(error)
+    assert (again.code, again.place) == ("block-checksum", "chunk 0")

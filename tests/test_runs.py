@@ -156,3 +156,20 @@ def test_records_of_unlike_columns_take_fewer_bytes_in_several_blocks():
     codes = np.random.default_rng(0).normal(0, spread, (16, 4096)).round().astype(np.int8)
     together = compress(encode_runs(codes.T.ravel().view(np.uint8)))
     assert len(compress_runs(4096, codes.tobytes())) < 0.96 * len(together)
+
+
+@pytest.mark.parametrize("piece", [1, 2, 7, 1 << 16])
+def test_pieces_of_any_size_give_the_same_bytes(piece, monkeypatch):
+    """Without compiled loops symbols are expanded piece by piece, errors and all."""
+    source = np.random.default_rng(8)
+    data = source.integers(0, 256, 3000).astype(np.uint8)
+    data[source.random(3000) < 0.8] = 0
+    content = encode_runs(data)
+    monkeypatch.setattr("tolpack.codecs.runs._PIECE", piece)
+    assert np.array_equal(decode_runs(content, len(data), "here"), data)
+    with pytest.raises(FormatError, match="literals"):
+        decode_runs(content + b"\1", len(data), "here")
+    with pytest.raises(FormatError, match="literals"):
+        decode_runs(content[:-1], len(data), "here")
+    with pytest.raises(FormatError, match="at most"):
+        decode_runs(content, len(data) // 2, "here")

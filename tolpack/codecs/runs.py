@@ -16,6 +16,8 @@ from tolpack.errors import FormatError
 
 _COUNT_BYTES = 4
 _LITERAL = 8
+# Symbols that are expanded together: numbers of 8 bytes stand for each.
+_PIECE = 1 << 16
 # By symbol: bytes that it stands for, and the number that ends them (0 also for a run alone).
 _HIGH, _LOW = np.divmod(np.arange(256), 16)
 _SPANS = np.where(_LOW == 0, 16 << _HIGH, _HIGH + 1)
@@ -69,15 +71,20 @@ def decode_runs(content: bytes, size: int, place: str) -> Bytes:
         Code ``frame``: it stands for more, or its parts do not fit together.
     """
     symbols, literals = _parts(content, size, place)
-    last = np.cumsum(_SPANS[symbols]) - 1
-    if len(symbols) and last[-1] >= size:
-        raise FormatError("frame", place, f"{last[-1] + 1} bytes", f"at most {size} bytes")
-    out = np.zeros(size, np.uint8)
-    out[last] = _ENDS[symbols]
-    escaped = last[symbols & 15 == _LITERAL]
-    if len(escaped) != len(literals):
-        raise FormatError("frame", place, f"{len(literals)} literals", f"{len(escaped)}")
-    out[escaped] = literals
+    out, at, used = np.zeros(size, np.uint8), 0, 0
+    for start in range(0, len(symbols), _PIECE):
+        some = symbols[start : start + _PIECE]
+        last = np.cumsum(_SPANS[some]) + (at - 1)
+        at = int(last[-1]) + 1
+        if at > size:
+            raise FormatError("frame", place, f"{at} bytes", f"at most {size} bytes")
+        out[last] = _ENDS[some]
+        escaped = last[some & 15 == _LITERAL]
+        if used + len(escaped) <= len(literals):
+            out[escaped] = literals[used : used + len(escaped)]
+        used += len(escaped)
+    if used != len(literals):
+        raise FormatError("frame", place, f"{len(literals)} literals", f"{used}")
     return out
 
 
