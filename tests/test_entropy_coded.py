@@ -1,11 +1,13 @@
 """``--bits auto`` from the checkpoint to the rows, on tiny models."""
 
+import json
 import sys
 from pathlib import Path
 
 import models
 import numpy as np
 import pytest
+from packs import split
 from test_build import Killed, Killer, Log, interrupted
 
 import tolpack
@@ -87,6 +89,34 @@ def test_size_is_met_from_below(tmp_path, size, rank):
     share = result.bytes / (float(size[:-1]) / 100 * 2 * 20_000 * 4 * 16)
     assert 0.97 <= share <= 1.0
     assert [name for name, _, _ in log.phases].count("encoding") == 1
+
+
+@pytest.mark.parametrize("rank", ["none", "auto", "8"])
+def test_layout_takes_no_more_than_it_must(model, tmp_path, rank):
+    """The header leaves less than a page, says steps in four digits, and no section is there that
+    does not pay: a mean, or a chunk for few tokens; the last section is the one that fills least.
+    """
+    result = tolpack.build(
+        model[0], tmp_path / "p.tolpack", rank=rank, bits="auto", size="60%", calibrate=model[1]
+    )
+    data, header, _ = split(result.path.read_bytes())
+    used = len(json.dumps(header, separators=(",", ":")))
+    assert 0 <= header["sections"][0]["offset_bytes"] - 64 - used < 4096
+    steps = {p["step"] for e in header["encodings"] for f in e["fields"] for p in f["parts"]}
+    assert {step == float(f"{step:.4g}") for step in steps} == {True}
+    kinds = [section["kind"] for section in header["sections"]]
+    assert "mean" not in kinds
+    assert kinds[-1] == "index"
+    assert kinds.count("blocks") <= 3
+
+
+@pytest.mark.parametrize("rank", ["auto", "5"])
+def test_a_mean_far_from_zero_is_kept(tmp_path, rank):
+    """Where the mean is far beyond the rows, it has its section, and rows are as exact as ever."""
+    table = np.random.default_rng(0).standard_normal((200, 2, 16), np.float32) + 1000
+    np.save(tmp_path / "t.npy", table)
+    result = tolpack.build(tmp_path / "t.npy", rank=rank, bits="auto", size="60%")
+    assert "mean" in [s["kind"] for s in split(result.path.read_bytes())[1]["sections"]]
 
 
 def test_a_size_that_was_misjudged_is_met_by_another_attempt(model, tmp_path, monkeypatch):

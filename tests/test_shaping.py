@@ -1,6 +1,7 @@
 """Noise shaping held against the quadratic form that it minimises, and the searches around it."""
 
 import math
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -8,12 +9,15 @@ import pytest
 from tolpack.building.components import choose_components
 from tolpack.building.folding import FoldedTable
 from tolpack.building.frame_sample import FrameSample, FrequencySteps, sample_frames
-from tolpack.building.layout import octave_chunks, order_tokens
+from tolpack.building.layer_basis import mean_pays
+from tolpack.building.layout import order_tokens, step_chunks
 from tolpack.building.shaping import carry_into, remaining, shape
 from tolpack.building.step_search import search_loss, search_size
 from tolpack.codecs.entropy import code_bytes, gaussian_bytes
 from tolpack.codecs.shaped import (
     BasisRounder,
+    layer_step,
+    layer_steps,
     plain_rounder,
     weighted_projection,
     whitened_basis,
@@ -129,7 +133,7 @@ def test_plain_rounding_under_a_metric(seed):
     rows = np.random.default_rng(seed).standard_normal((500, 40)).astype(np.float32)
     steps = np.full(500, 0.5, np.float32)
     stored, error = rounder.round(rows.copy(), steps)
-    step = np.float32(0.5) * np.float32(rounder.unit)
+    step = np.float32(layer_step(0.5, rounder.unit))
     codes = stored / step
     assert np.abs(codes - np.rint(codes)).max() < 1e-4
     np.testing.assert_allclose(rows + error, stored, atol=1e-5)
@@ -144,7 +148,7 @@ def test_plain_rounding_cuts_what_is_out_of_range():
     """A value beyond the largest code gets that code, and the values behind make up for it."""
     rounder = plain_rounder(random_metric(8, 0), 3)
     stored, error = rounder.round(np.full((1, 8), 100, np.float32), np.ones(1, np.float32))
-    assert np.abs(stored).max() <= 3 * rounder.unit * 1.0001
+    assert np.abs(stored).max() <= 3 * layer_step(1, rounder.unit) * 1.0001
     assert np.isfinite(error).all()
 
 
@@ -240,24 +244,79 @@ def test_gaussian_codes_take_what_the_gaussian_reference_says():
     assert reference[1] == 0
 
 
+@pytest.mark.parametrize("row_bytes", [400, 500, 600, 1000, 1300])
+def test_a_basis_ends_where_a_page_does(row_bytes):
+    """A section takes whole pages, so there is no room left behind a basis for another row."""
+    source = np.random.default_rng(1).standard_normal((600, 60))
+    codes = np.rint(source * np.geomspace(20, 0.1, 60)).astype(np.float32)
+    steps = np.full(600, 0.01, np.float32)
+    found = choose_components({0: codes}, sample_of(600), steps, row_bytes, fixed=False, limit=127)
+    assert 40 < found[0].rank < 60
+    assert -found[0].rank * row_bytes % 4096 < row_bytes
+
+
+@pytest.mark.parametrize(("distance", "rows", "pays"), [
+    (0.0, 10**6, False), (1.0, 1000, False), (1.0, 10**6, True), (5.0, 1000, False),
+    (20.0, 1000, True), (1e6, 1, True),
+])  # fmt: skip
+def test_a_mean_is_taken_out_where_it_pays(distance, rows, pays):
+    """A page for a mean is worth it for many rows, or where the mean is far beyond the rows."""
+    metric = random_metric(12, 3)
+    mean = np.linspace(-1, 1, 12)
+    mean *= distance / math.sqrt(mean @ np.linalg.inv(np.eye(12)) @ mean)
+    assert mean_pays(np.eye(12) + np.outer(mean, mean), mean, metric, rows) is pays
+
+
+def test_a_step_is_said_in_four_digits():
+    """Rounders take the very float32 numbers that a reader makes of the header's short steps."""
+    steps = np.float32([0.0123456, 7.0, 0.0123456, 3.3333e-9])
+    found = layer_steps(steps, 1.2345678)
+    said = [layer_step(float(step), 1.2345678) for step in steps]
+    assert [repr(step) for step in said] == ["0.01524", "8.642", "0.01524", "4.115e-09"]
+    assert found.dtype == np.float32
+    assert found.tolist() == np.float32(said).tolist()
+
+
 def test_steps_fall_with_frequency():
     """A token that is four times as frequent has a smaller step; without counts all are alike."""
     counts = np.array([1000] * 64 + [250] * 64 + [0] * 64)
     order = order_tokens(counts, 192)
-    chunks = octave_chunks(order, 16)
+    chunks = step_chunks(order, 16, 1000, 1000)
     assert [(plan.first_slot, plan.rows) for plan in chunks] == [(0, 64), (64, 64), (128, 64)]
     steps = FrequencySteps(order, chunks).of_slots(np.array([0, 64, 128]), 1.0)
-    assert steps[1] / steps[0] == pytest.approx((1001 / 251) ** 0.325, rel=1e-5)
+    assert steps[1] / steps[0] == pytest.approx((1001 / 251) ** 0.325, rel=1e-3)
     assert steps[0] < 1 < steps[2]
     plain = order_tokens(None, 192)
-    same = FrequencySteps(plain, octave_chunks(plain, 16)).of_slots(np.arange(192), 0.5)
+    same = FrequencySteps(plain, step_chunks(plain, 16, 1000, 1000)).of_slots(np.arange(192), 0.5)
     assert (same == 0.5).all()
 
 
-def test_chunks_cover_all_slots_and_hold_whole_frames():
+def test_chunks_are_cut_where_it_costs_least():
+    """No other way to join neighbouring octaves is cheaper; cheap rows share one chunk."""
+    counts = np.sort(np.random.default_rng(3).zipf(1.5, 900).clip(max=3000))[::-1].copy()
+    order = order_tokens(counts, 900)
+    edges = np.unique([0, 900, *(np.flatnonzero(np.diff(np.log2(counts + 1) // 1)) + 1)])
+    own = -0.325 * np.log(counts + 1.0)
+
+    def cost(bounds):
+        parts = [own[a:b] for a, b in pairwise(bounds)]
+        return sum(500 + 0.3 * 200 * len(part) * part.var() for part in parts)
+
+    inner = edges[1:-1].tolist()
+    ways = [[0, *cuts, 900] for size in range(len(inner) + 1) for cuts in combinations(inner, size)]
+    found = step_chunks(order, 1, 200, 500)
+    bounds = [*(plan.first_slot for plan in found), 900]
+    assert 3 < len(bounds) < len(edges)
+    assert cost(bounds) == pytest.approx(min(map(cost, ways)))
+    assert len(step_chunks(order, 1, 1, 5000)) == 1
+    assert len(step_chunks(order, 1, 10**6, 1)) == len(edges) - 1
+
+
+@pytest.mark.parametrize("row_bytes", [0.1, 100, 10**6])
+def test_chunks_cover_all_slots_and_hold_whole_frames(row_bytes):
     """Chunks follow each other; all but the last hold at least one frame, none is too long."""
     order = order_tokens(np.random.default_rng(0).zipf(1.2, 70_000).clip(max=10**6), 70_000)
-    chunks = octave_chunks(order, 16)
+    chunks = step_chunks(order, 16, row_bytes, 8000)
     ends = [plan.first_slot + plan.rows for plan in chunks]
     assert [0, *ends[:-1]] == [plan.first_slot for plan in chunks]
     assert ends[-1] == 70_000
@@ -268,7 +327,7 @@ def test_a_sample_stands_for_the_whole():
     """A large table's sample has whole frames of every chunk, and stands for all rows and text."""
     counts = np.random.default_rng(0).zipf(1.3, 60_000).clip(max=10**5)
     order = order_tokens(counts, 60_000)
-    chunks = octave_chunks(order, 4)
+    chunks = step_chunks(order, 4, 8192, 8000)
     found = sample_frames(order, chunks, 4, 8192)
     assert len(found.all_slots) < 20_000
     assert found.rows.sum() == pytest.approx(60_000)
@@ -286,6 +345,15 @@ def test_a_size_is_met_from_any_start(start, limit):
         lambda step: step, lambda step: int(2e5 * step**-0.6 + 3_000), limit, start, Reporter()
     )
     assert 0.985 * limit <= int(2e5 * found**-0.6 + 3_000) <= limit
+
+
+def test_a_large_size_is_met_within_three_in_a_thousand():
+    """Only the pages of a small file leave more of what it may take unused."""
+    for start in (0.05, 0.4, 3.0):
+        size = search_size(
+            lambda step: int(9e7 * step**-0.6), lambda size: size, 50_000_000, start, Reporter()
+        )
+        assert 0.9965 * 50_000_000 <= size <= 50_000_000
 
 
 def test_a_size_that_no_step_reaches_is_refused():

@@ -210,8 +210,8 @@ def _write(
         if resume:
             reporter.say(f"resuming after {writer.resumed_sections} finished sections")
         fields = work.write_fields(writer)
-        encodings, chunks = work.write_chunks(writer)
         token_map = work.write_token_map(writer)
+        encodings, chunks = work.write_chunks(writer)
         excess = writer.end_bytes - work.size if work.size is not None else 0
         if excess > 0:
             reporter.say(f"{excess} bytes over --size: cold rows compress less than their sample")

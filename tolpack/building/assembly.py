@@ -12,13 +12,14 @@ from abc import ABC, abstractmethod
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.building.header_size import planned_array
 from tolpack.building.layout import ChunkPlan
 from tolpack.building.limits import Limits
 from tolpack.building.settings import BuildSettings, dropped_layers, parse_size
 from tolpack.building.weighing import Weighing
 from tolpack.codecs.frames import LEVEL
 from tolpack.container.encodings import Encoding
-from tolpack.container.header import Chunk, Field
+from tolpack.container.header import Chunk, Field, Section
 from tolpack.container.preamble import VERSION
 from tolpack.container.writer import PackWriter
 from tolpack.progress import Reporter
@@ -49,7 +50,6 @@ class Assembly(ABC):
         self.reporter = reporter
         dropped = set(dropped_layers(settings.drop.layers, source.num_layers))
         self.kept = [n for n in range(source.num_layers) if n not in dropped]
-        self.chunks = self.plan_chunks()
         full = min(source.hidden_size, source.vocab_size)
         self.fixed_ranks = settings.ranks.for_layers(source.num_layers, full)
         self.size = None
@@ -57,6 +57,7 @@ class Assembly(ABC):
             fp16 = 2 * source.vocab_size * source.num_layers * source.hidden_size
             self.size = parse_size(settings.size, fp16)
         self.kept_back = 0
+        self.chunks = self.plan_chunks()
 
     @property
     def key(self) -> bytes:
@@ -104,6 +105,8 @@ class Assembly(ABC):
         return self.weighing.order.token_ids[plan.first_slot : plan.first_slot + plan.rows]
 
     @property
-    def token_map_bytes(self) -> int:
-        """Bytes of the token map; 0 without one."""
-        return 0 if self.weighing.order.identity else 4 * self.source.vocab_size
+    def planned_token_map(self) -> list[Section]:
+        """The token map's section, if there will be one."""
+        if self.weighing.order.identity:
+            return []
+        return [planned_array("token_map", "uint32", (self.source.vocab_size,), 4)]

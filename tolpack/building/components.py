@@ -17,6 +17,7 @@ from tolpack.building.frame_sample import FrameSample
 from tolpack.codecs.entropy import code_bytes, gaussian_bytes
 from tolpack.codecs.lowrank import Doubles
 from tolpack.codecs.values import Floats
+from tolpack.container.preamble import SECTION_ALIGNMENT
 
 # A layer's components are cut where the root mean square of their codes falls below these. In a
 # record the large ones of all layers then come first, and get a Huffman table of their own.
@@ -78,7 +79,7 @@ def choose_components(
         noise = float(square.sum()) * values / 12 * (_STEP_RATIO**2 - 1)
         slope = noise / max(saved, 1e-9)
         ranks = {
-            layer: _best_rank(gain - slope * (size + row_bytes))
+            layer: _best_rank(gain, slope * size, slope * _whole_pages(row_bytes, len(gain)))
             for layer, (gain, size) in now.items()
         }
     leading = {layer: _leading(codes[layer][:, :rank], limit) for layer, rank in ranks.items()}
@@ -103,9 +104,16 @@ def _saved_by_coarser(codes: Floats, rows: Doubles) -> float:
     return float((gaussian_bytes(codes, rows) - gaussian_bytes(coarser, rows)).sum())
 
 
-def _best_rank(worth: Doubles) -> int:
-    """Return the rank at which the summed worth of the components kept is largest, at least 1."""
-    return int(np.argmax(np.cumsum(worth))) + 1
+def _whole_pages(row_bytes: int, rows: int) -> Doubles:
+    """Bytes of bases of 1 … `rows` rows in the file: a section fills whole pages."""
+    return -(-row_bytes * np.arange(1.0, rows + 1) // SECTION_ALIGNMENT) * SECTION_ALIGNMENT
+
+
+def _best_rank(gain: Doubles, codes: Doubles, basis: Doubles) -> int:
+    """Return the rank, at least 1, at which the gain of the components kept is farthest above the
+    cost of their codes and of the `basis` of that rank.
+    """
+    return int(np.argmax(np.cumsum(gain - codes) - basis)) + 1
 
 
 def _leading(codes: Floats, limit: float) -> int:

@@ -19,8 +19,9 @@ from tolpack.building.assembly import Assembly
 from tolpack.building.carried import encode_rounded
 from tolpack.building.components import Component, choose_components
 from tolpack.building.frame_sample import FrameSample, FrequencySteps, sample_frames
+from tolpack.building.header_size import PlannedHeader, planned_array, planned_basis
 from tolpack.building.layer_basis import MAX_CODE, basis_part
-from tolpack.building.layout import ChunkPlan, octave_chunks, step_header_room
+from tolpack.building.layout import ChunkPlan, file_bytes, step_chunks
 from tolpack.building.passes import worker_threads
 from tolpack.building.rounding import Candidate, TableRounder
 from tolpack.building.settings import DEFAULT_INCREASE
@@ -29,18 +30,22 @@ from tolpack.building.trial import Trial
 from tolpack.codecs.entropy import code_bytes
 from tolpack.codecs.frames import compress_runs
 from tolpack.codecs.record import record_layout
+from tolpack.codecs.shaped import layer_step, layer_steps
 from tolpack.codecs.values import Floats
 from tolpack.container.crc import CHECKSUM_BYTES
 from tolpack.container.encodings import Encoding, FieldEncoding, Part
 from tolpack.container.header import Chunk, Field
 from tolpack.container.index import index_bytes
-from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, align
+from tolpack.container.preamble import SECTION_ALIGNMENT
 from tolpack.container.writer import PackWriter
 from tolpack.errors import ConfigError
 
 # Records that a frame holds at least, in bytes before compression.
 _FRAME_BYTES = 1 << 15
 _MAX_FRAME_ROWS = 64
+# What a chunk takes beside its rows: a page and a half of padding, an index that fills no page, and
+# parts in the header, of which a field of coefficients has four.
+_CHUNK_BYTES, _PART_BYTES, _PARTS = 1.5 * SECTION_ALIGNMENT, 48, 4
 # A sample's largest code may be passed by this factor before a component's codes get 16 bits.
 _CODE_MARGIN = 1.5
 # A step that rounds as 4 bits do, in units of the root mean square: groups of 64 have their largest
@@ -57,16 +62,50 @@ class EntropyCodedAssembly(Assembly):
         record = len(self.kept) * self.source.hidden_size
         while self.rows_per_block < _MAX_FRAME_ROWS and record * self.rows_per_block < _FRAME_BYTES:
             self.rows_per_block *= 2
-        return octave_chunks(self.weighing.order, self.rows_per_block)
+        rows, values = self.source.vocab_size, len(self.kept) * self.source.hidden_size
+        row_bytes = values / 8 if self.size is None else self.size / rows
+        parts = len(self.kept) * (_PARTS if self.has_basis else 1)
+        chunk_bytes = _CHUNK_BYTES + _PART_BYTES * parts
+        return step_chunks(self.weighing.order, self.rows_per_block, row_bytes, chunk_bytes)
 
     @property
     def header_room(self) -> int:
         """Bytes to keep for the header."""
-        return self._header_room(self.chosen)
+        return self._header(self.chosen).room_bytes
 
-    def _header_room(self, candidate: Candidate) -> int:
-        parts = len(self.chunks) * sum(map(len, self._fields(candidate, 0)))
-        return step_header_room(self.source.num_layers, len(self.kept), len(self.chunks), parts)
+    def _header(self, candidate: Candidate) -> PlannedHeader:
+        """What the header will say; sections of arrays in the order of the file."""
+        encodings, numbers = self._encodings(candidate)
+        width = self.source.hidden_size
+        fields, arrays = [], []
+        for layer in range(self.source.num_layers):
+            field = self._field(layer)
+            if not field.dropped and self.has_basis:
+                rank = candidate.components[layer].rank
+                field = replace(field, rank=rank, basis=0)
+                arrays.append(planned_basis(rank, basis_part(width)))
+                if self.rounder.bases[layer].has_mean:
+                    field = replace(field, mean=0)
+                    arrays.append(planned_array("mean", "float32", (width,), 4))
+            fields.append(field)
+        arrays += self.planned_token_map
+        return PlannedHeader(fields, self.chunks, encodings, numbers, arrays)
+
+    def _field(self, layer: int) -> Field:
+        width, dtype = self.source.hidden_size, self.source.dtype
+        return Field(f"layer.{layer}", layer, width, dtype, dropped=layer not in self.kept)
+
+    def _encodings(self, candidate: Candidate) -> tuple[tuple[Encoding, ...], list[int]]:
+        """Return the encodings, and the number of each chunk's."""
+        found: list[Encoding] = []
+        numbers = []
+        for chunk in range(len(self.chunks)):
+            fields = self._fields(candidate, chunk)
+            encoding = Encoding("zstd-runs", self.rows_per_block, fields)
+            if encoding not in found:
+                found.append(encoding)
+            numbers.append(found.index(encoding))
+        return tuple(found), numbers
 
     def keep_back(self, excess_bytes: int) -> None:
         """See `Assembly`."""
@@ -131,7 +170,8 @@ class EntropyCodedAssembly(Assembly):
     def predicted_bytes(self, candidate: Candidate) -> int:
         """Predict the file's size from the frames of the sample."""
         stored = self._sampled(candidate)
-        sizes: list[float] = [self.token_map_bytes]
+        header = self._header(candidate)
+        sizes: list[float] = [array.length_bytes for array in header.arrays]
         start = 0
         with worker_threads(self.limits.threads) as pool:
             for number, (plan, slots) in enumerate(zip(self.chunks, self._sample.slots)):
@@ -145,11 +185,7 @@ class EntropyCodedAssembly(Assembly):
                 blocks = -(-plan.rows // self.rows_per_block)
                 sizes += [mean * plan.rows + CHECKSUM_BYTES * blocks, index_bytes(blocks)]
                 start += slots.size
-        for layer in self.kept if self.has_basis else ():
-            rank = candidate.components[layer].rank
-            sizes += [rank * self._basis_row_bytes, 4 * self.source.hidden_size]
-        pages = sum(align(math.ceil(size), SECTION_ALIGNMENT) for size in sizes)
-        return pages + PREAMBLE_BYTES + self._header_room(candidate)
+        return file_bytes(header.room_bytes, sizes)
 
     # ---- choosing --------------------------------------------------------------------------------
 
@@ -216,7 +252,7 @@ class EntropyCodedAssembly(Assembly):
         steps = self._steps.of_slots(self._sample.all_slots, candidate.step)
         found = {}
         for layer, stored in self._sampled(candidate).items():
-            codes = np.rint(stored / (steps[:, None] * np.float32(self.rounder.unit(layer))))
+            codes = np.rint(stored / layer_steps(steps, self.rounder.unit(layer))[:, None])
             found[layer] = float(code_bytes(codes, self._sample.rows).sum())
             if self.has_basis:
                 found[layer] += candidate.components[layer].rank * self._basis_row_bytes
@@ -226,34 +262,31 @@ class EntropyCodedAssembly(Assembly):
 
     def write_fields(self, writer: PackWriter) -> list[Field]:
         """See `Assembly`."""
-        width, dtype = self.source.hidden_size, self.source.dtype
+        part = basis_part(self.source.hidden_size)
         fields, rounder = [], self.rounder
         for layer in range(self.source.num_layers):
-            field = Field(f"layer.{layer}", layer, width, dtype, dropped=layer not in self.kept)
+            field = self._field(layer)
             if not field.dropped and self.has_basis:
-                rank = self.chosen.components[layer].rank
-                coded = partial(rounder.bases[layer].coded, rank)
-                basis, _ = writer.add_array("coded_basis", coded, basis_part(width))
-                mean, _ = writer.add_array("mean", partial(rounder.mean, layer))
-                field = replace(field, rank=rank, basis=basis, mean=mean)
+                rank, found = self.chosen.components[layer].rank, rounder.bases[layer]
+                basis, _ = writer.add_array("coded_basis", partial(found.coded, rank), part)
+                field = replace(field, rank=rank, basis=basis)
+                if found.has_mean:
+                    mean, _ = writer.add_array("mean", partial(rounder.mean, layer))
+                    field = replace(field, mean=mean)
             fields.append(field)
         return fields
 
     def write_chunks(self, writer: PackWriter) -> tuple[tuple[Encoding, ...], list[Chunk]]:
         """See `Assembly`."""
         candidate, layers = self.chosen, self.rounder.layers(self.chosen)
-        encodings: list[Encoding] = []
+        encodings, numbers = self._encodings(candidate)
         chunks = []
         with (
             self.reporter.phase("encoding", self.source.vocab_size * len(layers), "rows") as done,
             worker_threads(self.limits.threads) as pool,
         ):
-            for number, plan in enumerate(self.chunks):
-                encoding = Encoding(
-                    "zstd-runs", self.rows_per_block, self._fields(candidate, number)
-                )
-                if encoding not in encodings:
-                    encodings.append(encoding)
+            for chunk, (plan, number) in enumerate(zip(self.chunks, numbers)):
+                encoding = encodings[number]
                 layout = record_layout(encoding.fields)
                 carried_bytes = 8 * self.source.hidden_size
                 blocks, index = writer.add_chunk(
@@ -261,21 +294,21 @@ class EntropyCodedAssembly(Assembly):
                     plan.first_slot,
                     partial(
                         encode_rounded, self.rounder.table, layers, layout, self.chunk_tokens(plan),
-                        self._steps.of_chunk(number, candidate.step),
+                        self._steps.of_chunk(chunk, candidate.step),
                         self.limits.superblock_tokens(layout.record_bytes + carried_bytes),
                         pool, done,
                     ),
                     partial(compress_runs, layout.record_bytes),
                 )  # fmt: skip
-                chunks.append(Chunk(plan.rows, encodings.index(encoding), blocks, index))
-        return tuple(encodings), chunks
+                chunks.append(Chunk(plan.rows, number, blocks, index))
+        return encodings, chunks
 
     def _fields(self, candidate: Candidate, chunk: int) -> tuple[FieldEncoding, ...]:
         step = self._steps.of_chunk(chunk, candidate.step)
         found = []
         for layer in self.kept:
             component = candidate.components[layer]
-            own = float(np.float32(step) * np.float32(self.rounder.unit(layer)))
+            own = layer_step(step, self.rounder.unit(layer))
             parts = []
             if component.leading:
                 parts.append(Part("step16", component.leading, step=own))

@@ -169,7 +169,7 @@ class FixedBitsAssembly(Assembly):
         projections = self._projections
         fields = tuple(self._field_encoding(field) for field in projections)
         encodings, numbers, saved = self._chunk_encodings(fields, projections)
-        sizes = [*self._chunk_sizes(fields, saved), self.token_map_bytes]
+        sizes = self._chunk_sizes(fields, saved)
         writer.expect(sum(align(math.ceil(size), SECTION_ALIGNMENT) for size in sizes))
         layout = record_layout(fields)
         chunks = []
@@ -285,7 +285,7 @@ class FixedBitsAssembly(Assembly):
         sizes = self._chunk_sizes(self._auto_fields(allocation), saved)
         hidden = self.source.hidden_size
         sizes += [size for p in allocation for size in (2 * hidden * p.rank, 4 * hidden)]
-        sizes += [self.token_map_bytes]
+        sizes += [section.length_bytes for section in self.planned_token_map]
         pages = sum(align(math.ceil(size), SECTION_ALIGNMENT) for size in sizes)
         return pages + PREAMBLE_BYTES + self.header_room
 

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.building.layout import ChunkPlan, TokenOrder
+from tolpack.building.layout import STEP_EXPONENT, ChunkPlan, TokenOrder
 from tolpack.codecs.lowrank import Doubles
+from tolpack.codecs.shaped import short_step
 from tolpack.codecs.values import Floats
 
-# See docs/lab-notes.md.
-STEP_EXPONENT = 0.65
 # Rows of the sample, all layers in float32.
 _SAMPLE_BYTES = 128 << 20
 
@@ -38,13 +37,14 @@ class FrequencySteps:
         self._order = order
 
     def of_chunk(self, number: int, step: float) -> float:
-        """Return the step of chunk `number`, a float32 number, where `step` is the mean token's."""
-        return float(np.float32(step * self._factors[number]))
+        """Return the step of chunk `number`, of few digits, where `step` is the mean token's."""
+        return short_step(step * self._factors[number])
 
     def of_slots(self, slots: NDArray[np.int64], step: float) -> Floats:
         """Step of each slot's token, float32 (n,)."""
+        steps = [self.of_chunk(number, step) for number in range(len(self._starts))]
         numbers = np.searchsorted(self._starts, slots, side="right") - 1
-        return np.asarray(step * self._factors[numbers], np.float32)
+        return np.asarray(steps, np.float32)[numbers]
 
     @property
     def mean_square(self) -> float:

@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from tolpack.building.components import Component
+from tolpack.codecs.lowrank import Doubles
 from tolpack.codecs.shaped import BasisRounder, weighted_projection
 from tolpack.codecs.values import Bytes, Floats, decode_values, encode_values
 from tolpack.container.encodings import Part
+from tolpack.container.preamble import SECTION_ALIGNMENT, align
 from tolpack.scratch import Kept, Scratch
 
 MAX_CODE, MAX_WIDE_CODE = 127, 32767
+# Square of a mean, in variances of the rows in its direction, that is taken out at any price.
+_FAR = 64.0
 
 
 def basis_part(hidden_size: int) -> Part:
     """Return how a row of a basis is stored."""
     return Part("int8", hidden_size, hidden_size + hidden_size % 2)
+
+
+def mean_pays(second_moment: Doubles, mean: Doubles, metric: Doubles, rows: int) -> bool:
+    """Whether a layer's mean is worth a section of its own.
+
+    Without it the mean is one more direction for the basis, of codes that are large and alike.
+    What taking it out saves is no more than the rate of a Gaussian that is so much narrower,
+    ``½ log2(1 + m² / σ²)`` bits a row: ``m²`` the mean's square under the metric, ``σ²`` the
+    variance in its direction. A mean far beyond it stays in any case, as codes have a limit.
+
+    Parameters
+    ----------
+    second_moment, mean, metric : ndarray
+        As of `tolpack.codecs.shaped.whitened_basis`.
+    rows : int
+        Rows of the table.
+    """
+    direction = metric @ mean
+    square = float(mean @ direction)
+    if square <= 0:
+        return False
+    variance = float(direction @ second_moment @ direction) / square - square
+    ratio = square / max(variance, square * 1e-9)
+    saved = rows / 8 * 0.5 * math.log2(1 + ratio)
+    return ratio > _FAR or saved > align(4 * len(mean), SECTION_ALIGNMENT)
 
 
 class LayerBasis:
@@ -37,6 +68,11 @@ class LayerBasis:
         self._part = basis_part(len(mean))
         self._rank = 0
         self._projection: Kept | None = None
+
+    @property
+    def has_mean(self) -> bool:
+        """Whether anything is added to the basis' rows."""
+        return bool(self.mean.any())
 
     def coded(self, rank: int) -> Bytes:
         """Return the leading rows as they are stored: uint8 (rank, bytes of a row)."""

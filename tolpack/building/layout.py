@@ -6,7 +6,10 @@ single row is computed: `tolpack plan` and `tolpack build` share it.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +23,11 @@ GROUP_SIZE = 64
 LEADING_CHOICES = (0, 8, 16, 32, 64)
 # Tokens that make up this share of the text stay raw: no decompression where it counts.
 HOT_SHARE = 0.9
+# A token's own step goes with the count to the power of minus half of this (docs/lab-notes.md).
+STEP_EXPONENT = 0.65
+# What a step that is not a token's own costs, in shares of its bytes, for each unit of the square
+# of the distance between their logarithms.
+_STEP_COST = 0.3
 
 _FIRST_CHUNK_ROWS = 1024
 _MAX_CHUNK_ROWS = 16384
@@ -79,23 +87,60 @@ def plan_chunks(order: TokenOrder) -> list[ChunkPlan]:
     return [ChunkPlan(start, size, bool(covered[start] < HOT_SHARE)) for start, size in bounds]
 
 
-def octave_chunks(order: TokenOrder, min_rows: int) -> list[ChunkPlan]:
-    """Cut slots where counts have halved, so that a chunk's tokens may share one step.
+def step_chunks(
+    order: TokenOrder, min_rows: int, row_bytes: float, chunk_bytes: float
+) -> list[ChunkPlan]:
+    """Cut slots into chunks whose tokens share one step, where that costs least.
 
-    Chunks have `min_rows` rows at least, but for the last one, and at most 16,384.
+    Cuts may fall where counts have halved. Tokens that share a step lose by the square of its
+    distance from their own, in natural logarithms: `_STEP_COST` of their bytes. What a chunk takes
+    by itself (an encoding in the header, an index, padding) is held against that.
+
+    Parameters
+    ----------
+    order : TokenOrder
+        Counts by slot.
+    min_rows : int
+        Rows of a chunk at least, but for the last one; at most it has 16,384.
+    row_bytes : float
+        What a row will take, about.
+    chunk_bytes : float
+        What a chunk takes beside its rows.
     """
+    edges = _octaves(order, min_rows)
+    counts = np.zeros(edges[-1]) if order.counts is None else order.counts
+    own = -STEP_EXPONENT / 2 * np.log(counts + 1.0)
+    sums = np.add.reduceat(own, edges[:-1]).cumsum()
+    squares = np.add.reduceat(own**2, edges[:-1]).cumsum()
+    rows, sums, squares = edges, np.append(0, sums), np.append(0, squares)
+    best, before = np.zeros(len(edges)), np.zeros(len(edges), np.int64)
+    for stop in range(1, len(edges)):
+        joined = rows[stop] - rows[:stop]
+        spread = squares[stop] - squares[:stop] - (sums[stop] - sums[:stop]) ** 2 / joined
+        through = best[:stop] + chunk_bytes + _STEP_COST * row_bytes * spread
+        before[stop] = through.argmin()
+        best[stop] = through[before[stop]]
+    cuts = [len(edges) - 1]
+    while cuts[-1]:
+        cuts.append(int(before[cuts[-1]]))
+    bounds = edges[cuts[::-1]].tolist()
+    return [
+        ChunkPlan(first, min(_MAX_CHUNK_ROWS, stop - first), hot=False)
+        for start, stop in pairwise(bounds)
+        for first in range(start, stop, _MAX_CHUNK_ROWS)
+    ]
+
+
+def _octaves(order: TokenOrder, min_rows: int) -> NDArray[np.int64]:
+    """Return where counts have halved, int64, from 0 to the rows; `min_rows` apart at least."""
     rows = len(order.token_ids)
     counts = np.zeros(rows, np.int64) if order.counts is None else order.counts
     octaves = np.floor(np.log2(counts + 1.0))
-    chunks, start = [], 0
-    for stop in [*np.flatnonzero(np.diff(octaves) != 0) + 1, rows]:
-        if stop - start < min_rows and stop < rows:
-            continue
-        for first in range(start, int(stop), _MAX_CHUNK_ROWS):
-            size = min(_MAX_CHUNK_ROWS, int(stop) - first)
-            chunks.append(ChunkPlan(first, size, hot=False))
-        start = int(stop)
-    return chunks
+    edges = [0]
+    for stop in np.flatnonzero(np.diff(octaves) != 0) + 1:
+        if stop - edges[-1] >= min_rows:
+            edges.append(int(stop))
+    return np.array([*edges, rows])
 
 
 def field_encoding(values: int, bits: int, codec16: str, leading: int = 0) -> FieldEncoding:
@@ -172,11 +217,12 @@ def build_header_room(layers: int, kept: int, chunks: int, *, has_basis: bool) -
     return align(PREAMBLE_BYTES + estimate, SECTION_ALIGNMENT) - PREAMBLE_BYTES
 
 
-def step_header_room(layers: int, kept: int, chunks: int, parts: int) -> int:
-    """As `build_header_room`, for chunks that each have an encoding with a step in every part."""
-    sections = 2 * chunks + 2 * kept + 1
-    estimate = 512 + 112 * layers + 72 * chunks + 128 * sections + 64 * chunks + 80 * parts
-    return align(PREAMBLE_BYTES + estimate, SECTION_ALIGNMENT) - PREAMBLE_BYTES
+def file_bytes(header_bytes: int, sections: Sequence[float]) -> int:
+    """Bytes of a file: preamble, header, and `sections` of given bytes, each but the last one
+    filled up to whole pages.
+    """
+    sizes = [PREAMBLE_BYTES + header_bytes, *(math.ceil(size) for size in sections)]
+    return sum(align(size, SECTION_ALIGNMENT) for size in sizes[:-1]) + sizes[-1]
 
 
 def raw_chunk_bytes(encoding: Encoding, rows: int) -> int:

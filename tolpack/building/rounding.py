@@ -16,7 +16,7 @@ from tolpack.building.carried import RoundedLayer, decoded_rows, stored_rows
 from tolpack.building.components import Component
 from tolpack.building.folding import FoldedTable
 from tolpack.building.frame_sample import FrequencySteps
-from tolpack.building.layer_basis import MAX_CODE, MAX_WIDE_CODE, LayerBasis
+from tolpack.building.layer_basis import MAX_CODE, MAX_WIDE_CODE, LayerBasis, mean_pays
 from tolpack.building.limits import Limits
 from tolpack.building.passes import second_moment, worker_threads
 from tolpack.building.shaping import Shaping, shape
@@ -105,6 +105,8 @@ class TableRounder:
             for layer in self.kept:
                 second, mean = second_moment(self.table, layer, self.weighing.weights, pool, done)
                 metric = self.shapings[layer].metric
+                if not mean_pays(second, mean, metric.load(), self.source.vocab_size):
+                    mean = np.zeros_like(mean)
                 basis = whitened_basis(second, mean, metric.load())
                 rows = self.scratch.keep(basis.rows.astype(np.float32))
                 found[layer] = LayerBasis(mean.astype(np.float32), rows, metric, self.scratch)

@@ -92,7 +92,7 @@ class PlainRounder:
 
     def round(self, rows: Floats, steps: Floats) -> tuple[Floats, Floats]:
         """See `Rounder`."""
-        left, step = np.ascontiguousarray(rows.T), steps * np.float32(self.unit)
+        left, step = np.ascontiguousarray(rows.T), layer_steps(steps, self.unit)
         errors = np.empty((_COLUMNS, len(rows)), np.float32)
         code = np.empty(len(rows), np.float32)
         stored = np.empty_like(left)
@@ -112,6 +112,22 @@ class PlainRounder:
                 behind.addmm_(factor.T, torch.from_numpy(errors[: stop - start]), alpha=-1)
         result = np.ascontiguousarray(stored.T)
         return result, result - rows
+
+
+def short_step(step: float) -> float:
+    """Return `step` in four decimal digits: it stands in the header, once in every part."""
+    return float(f"{step:.4g}")
+
+
+def layer_step(step: float, unit: float) -> float:
+    """Return the step of a layer whose values are in units of `unit`, as the header will say it."""
+    return short_step(float(np.float32(step)) * unit)
+
+
+def layer_steps(steps: Floats, unit: float) -> Floats:
+    """As `layer_step`, for every row: float32 (n,)."""
+    distinct, where = np.unique(steps, return_inverse=True)
+    return np.array([layer_step(step, unit) for step in distinct.tolist()], np.float32)[where]
 
 
 def plain_rounder(metric: Doubles, limit: int) -> PlainRounder:
