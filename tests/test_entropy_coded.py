@@ -113,7 +113,7 @@ def test_layout_takes_no_more_than_it_must(model, tmp_path, rank):
 @pytest.mark.parametrize("rank", ["auto", "5"])
 def test_a_mean_far_from_zero_is_kept(tmp_path, rank):
     """Where the mean is far beyond the rows, it has its section, and rows are as exact as ever."""
-    table = np.random.default_rng(0).standard_normal((200, 2, 16), np.float32) + 1000
+    table = np.random.default_rng(0).standard_normal((4000, 2, 16), np.float32) + 1000
     np.save(tmp_path / "t.npy", table)
     result = tolpack.build(tmp_path / "t.npy", rank=rank, bits="auto", size="60%")
     assert "mean" in [s["kind"] for s in split(result.path.read_bytes())[1]["sections"]]
