@@ -15,7 +15,7 @@ LEVELS = {
     "torch": 4, "bench": 4, "sources": 4, "summary": 4, "table_files": 4, "converting": 4,
     "building": 4, "building.allocate": 4,
     "building.settings": 4, "building.layout": 4, "building.limits": 4,
-    "building.frame_sample": 4, "building.components": 4,
+    "building.frame_sample": 4, "building.components": 4, "building.header_size": 4,
     "building.layer_basis": 4, "building.step_search": 4,
     "reference": 5, "building.passes": 5,
     "building.weighing": 6, "building.loss_model": 6, "building.rank_trial": 6,
