@@ -44,7 +44,8 @@ class FormatError(TolpackError):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Errors of other processes come as what they were."""
-        return type(self), (self.code, self.place, _short(self.found), _short(self.expected))
+        shown = self.code, self.place, _short(self.found), _short(self.expected)
+        return type(self), shown, {"args": self.args}
 
 
 class ChecksumError(FormatError):
