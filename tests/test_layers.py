@@ -8,7 +8,7 @@ import tolpack
 ROOT = Path(tolpack.__file__).parent
 LEVELS = {
     "errors": 0, "version": 0, "forking": 0, "progress": 0, "scratch": 0, "pool": 0, "cache": 0,
-    "buffers": 0, "sizes": 0, "machine": 0, "files": 0,
+    "buffers": 0, "sizes": 0, "machine": 0, "files": 0, "isolation": 0,
     "container": 1,
     "codecs": 2,
     "reading": 3, "pack": 3,

@@ -19,6 +19,7 @@ import numpy as np
 from tolpack.container.preamble import MAGIC
 from tolpack.differences import Comparison, Doubles, Floats, Ints, Tally, squares_of
 from tolpack.errors import ConfigError, FormatError
+from tolpack.files import open_stream
 from tolpack.pack import Pack
 from tolpack.progress import Reporter
 from tolpack.reference.text import TextTokenizer, find_tokenizer
@@ -91,7 +92,7 @@ def compare(
                 _check_finite(squares, ids, a, b)
                 tally.add(number, ids, squares)
                 done(len(ids))
-    return tally.result(a, b, (lambda token: None) if names is None else names.text)
+    return tally.result(a, b, None if names is None else names.texts)
 
 
 def is_pack(path: str | Path) -> bool:
@@ -99,7 +100,7 @@ def is_pack(path: str | Path) -> bool:
     if Path(path).suffix == ".tolpack":
         return True
     try:
-        with open(path, "rb") as file:
+        with open_stream(path) as file:
             return file.read(len(MAGIC)) == MAGIC
     except OSError:
         return False

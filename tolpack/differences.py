@@ -7,7 +7,7 @@ as often as it occurs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from tolpack.pack import Pack
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
+Texts = Callable[[Sequence[int]], Sequence[str | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +163,12 @@ class Tally:
         self._worst.sort(key=lambda one: -one.relative_error)
         del self._worst[self._worst_count :]
 
-    def result(self, a: Path, b: Path, text: Callable[[int], str | None]) -> Comparison:
-        """Return what was found, the worst tokens with their `text`."""
+    def result(self, a: Path, b: Path, texts: Texts | None) -> Comparison:
+        """Return what was found, the worst tokens with their texts."""
         pack, weighted = self._pack, None
+        named = [one.token_id for one in self._worst]
+        named += [token for token in self._row_tokens.tolist() if token >= 0]
+        text = dict(zip(named, texts(named))) if texts is not None else {}
         if self._counts is not None:
             weighted = _or_none(_relative(self._weighted))
         return Comparison(
@@ -180,16 +184,16 @@ class Tally:
             weighted_error=weighted,
             layers=tuple(self._layer_errors(text)),
             chunks=tuple(self._chunk_errors()),
-            worst=tuple(replace(one, text=text(one.token_id)) for one in self._worst),
+            worst=tuple(replace(one, text=text.get(one.token_id)) for one in self._worst),
         )
 
-    def _layer_errors(self, text: Callable[[int], str | None]) -> Iterator[LayerDifference]:
+    def _layer_errors(self, text: dict[int, str | None]) -> Iterator[LayerDifference]:
         for layer, error in enumerate(_relative(self._layers)):
             missing, token = self._missing[layer], int(self._row_tokens[layer])
             dropped = "both" if len(missing) == 2 else "".join(missing) or None
             worst: tuple[float | None, int | None, str | None] = (None, None, None)
             if token >= 0:
-                worst = (float(self._row_errors[layer]), token, text(token))
+                worst = (float(self._row_errors[layer]), token, text.get(token))
             yield LayerDifference(layer, dropped, _or_none(error), *worst)
 
     def _chunk_errors(self) -> Iterator[ChunkDifference]:

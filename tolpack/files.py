@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
 
 from tolpack.errors import FileAccessError
@@ -19,7 +20,7 @@ def open_regular(path: str | Path) -> int:
     Raises
     ------
     FileAccessError
-        It is missing, unreadable or no regular file, or the path is none.
+        It is missing, unreadable or no regular file, or the path is none; ``strerror`` says why.
     """
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
     fd = -1
@@ -33,4 +34,48 @@ def open_regular(path: str | Path) -> int:
         reason = getattr(error, "strerror", None) or str(error)
     if fd >= 0:
         os.close(fd)
-    raise FileAccessError(f"cannot open {path}: {reason}")
+    raise _refusal(path, reason)
+
+
+def open_stream(path: str | Path) -> BufferedReader:
+    """Open a regular file as a stream of bytes; see `open_regular`."""
+    return os.fdopen(open_regular(path), "rb")
+
+
+def regular_size(path: str | Path) -> int:
+    """Return the size in bytes of a file that a library is going to open by its path.
+
+    Raises
+    ------
+    FileAccessError
+        See `open_regular`.
+    """
+    fd = open_regular(path)
+    try:
+        return os.fstat(fd).st_size
+    finally:
+        os.close(fd)
+
+
+def read_whole(path: str | Path, most_bytes: int) -> bytes:
+    """Return the content of a regular file.
+
+    Raises
+    ------
+    FileAccessError
+        See `open_regular`; also if it is longer than `most_bytes`.
+    """
+    with open_stream(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most_bytes:
+            raise _refusal(path, f"{size:,} bytes, expected at most {most_bytes:,}")
+        try:
+            return file.read(size)
+        except OSError as error:
+            raise _refusal(path, error.strerror or str(error)) from error
+
+
+def _refusal(path: str | Path, reason: str) -> FileAccessError:
+    error = FileAccessError(f"cannot open {path}: {reason}")
+    error.strerror = reason
+    return error

@@ -1,14 +1,38 @@
-"""Text and token ids: for calibration, evaluation, and for showing tokens by their text."""
+"""Text and token ids: for calibration, evaluation, and for showing tokens by their text.
+
+The ``tokenizers`` library panics or aborts on some files, and a pattern in one may take for ever.
+So it runs in a process of its own (`tolpack.isolation`), within limits on time and memory that
+follow from the length of what it is given.
+"""
 
 from __future__ import annotations
 
+import codecs
+import importlib.util
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.errors import CheckpointError, ConfigError
+from tolpack.files import read_whole
+from tolpack.isolation import Answer, Isolated, IsolationError, Request
 from tolpack.sources.npy import read_npy
+
+_WORKER = "tolpack.reference.tokenizer_worker"
+# Those of the largest vocabularies have some 35 MB.
+_MAX_TOKENIZER_BYTES = 256 << 20
+_MAX_TEXT_BYTES = 16 << 30
+# Limits: so much, and so much more for each byte of the file or of the text. Measured: 0.07 µs and
+# up to 4 bytes of memory for each byte of a tokenizer.json; 0.6 µs and 180 bytes for one of a text.
+_SECONDS = 0.8
+_LOAD_SECONDS, _LOAD_BYTES = 1e-6, 8
+_ENCODE_SECONDS, _ENCODE_BYTES = 1e-5, 512
+_TEXT_SECONDS, _TEXT_BYTES = 1e-3, 1024  # for each token id
+_MEMORY_BYTES = 48 << 20
+_CHECKED_BYTES = 1 << 20
 
 
 class TextTokenizer:
@@ -22,35 +46,42 @@ class TextTokenizer:
     Raises
     ------
     ConfigError
-        The file cannot be read, or the library is not installed.
+        The file cannot be read, or the library is not installed, or it fails on this file; all
+        methods raise it too.
     """
 
     def __init__(self, path: str | Path) -> None:
-        try:
-            from tokenizers import Tokenizer
-        except ImportError as error:
+        if importlib.util.find_spec("tokenizers") is None:
             raise ConfigError(
                 "text of tokens needs the tokenizers library: pip install 'tolpack[build]'"
-            ) from error
-        try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception on any bad file
-            raise ConfigError(f"cannot read tokenizer {path}: {error}") from error
+            )
         self.path = Path(path)
+        try:
+            data = read_whole(path, _MAX_TOKENIZER_BYTES)
+        except OSError as error:
+            raise ConfigError(f"cannot read tokenizer {path}: {error.strerror or error}") from error
+        load = _request("load", data, len(data) * _LOAD_SECONDS, len(data) * _LOAD_BYTES)
+        self._worker = Isolated(_WORKER, load)
+        self._vocab_size = int(self._ask(_request("size", b"", 0, 0))[0]["vocab_size"])
 
     @property
     def vocab_size(self) -> int:
         """Number of tokens that it knows."""
-        return int(self._tokenizer.get_vocab_size())
+        return self._vocab_size
 
     def encode(self, text: str) -> NDArray[np.int64]:
         """Return the token ids of `text`, int64 (tokens,), without special tokens."""
         try:
-            text.encode()
+            data = text.encode()
         except UnicodeEncodeError as error:  # the command line passes other bytes on like this
             raise ConfigError(f"the text is no valid UTF-8: {error}") from error
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return np.asarray(ids, dtype=np.int64)
+        return self.encode_utf8(data)
+
+    def encode_utf8(self, text: bytes) -> NDArray[np.int64]:
+        """Return the token ids of a text in UTF-8, as `encode` does."""
+        count = len(text)
+        request = _request("encode", text, count * _ENCODE_SECONDS, count * _ENCODE_BYTES)
+        return np.frombuffer(self._ask(request)[1], "<u4").astype(np.int64)
 
     def encode_for(self, text: str, vocab_size: int) -> NDArray[np.int64]:
         """Return the token ids of `text`, int64 (tokens,), all of them below `vocab_size`.
@@ -76,16 +107,25 @@ class TextTokenizer:
 
         A token that is no whole character comes as the tokenizer's file spells it.
         """
-        spelled = self._tokenizer.id_to_token(token_id) if token_id < 1 << 32 else None
-        if spelled is None:
-            return None
-        # Some decoders strip the first space of a text: so what the second of two adds.
-        once, twice = (
-            self._tokenizer.decode([token_id] * count, skip_special_tokens=False)
-            for count in (1, 2)
-        )
-        added = twice[len(once) :]
-        return str(spelled) if not added or "\ufffd" in added else str(added)
+        return self.texts([token_id])[0]
+
+    def texts(self, token_ids: Sequence[int]) -> list[str | None]:
+        """Return the `text` of each of many token ids."""
+        ids, count = json.dumps(list(map(int, token_ids))).encode(), len(token_ids)
+        answer = self._ask(_request("texts", ids, count * _TEXT_SECONDS, count * _TEXT_BYTES))
+        return list(json.loads(answer[1]))
+
+    def _ask(self, request: Request) -> Answer:
+        try:
+            return self._worker.ask(request)
+        except IsolationError as error:
+            raise ConfigError(
+                f"cannot read tokenizer {self.path}, or encode with it: {error}"
+            ) from error
+
+
+def _request(name: str, body: bytes, more_seconds: float, more_bytes: int) -> Request:
+    return Request(name, {}, body, _SECONDS + more_seconds, _MEMORY_BYTES + more_bytes)
 
 
 def read_token_ids(
@@ -150,7 +190,19 @@ def _encode(path: Path, tokenizer: str | Path | None) -> NDArray[np.int64]:
         raise ConfigError(f"{path} is text: give its --tokenizer tokenizer.json, or ids as .npy")
     encoder = TextTokenizer(tokenizer)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_whole(path, _MAX_TEXT_BYTES)
+        _check_utf8(text)
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read text {path}: {error}") from error
-    return encoder.encode(text)
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot read text {path}: {reason}") from error
+    if b"\r" in text:  # as texts are read everywhere else
+        text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    return encoder.encode_utf8(text)
+
+
+def _check_utf8(text: bytes) -> None:
+    """Raise `UnicodeDecodeError` unless `text` is UTF-8; never holds all of it decoded."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for start in range(0, len(text), _CHECKED_BYTES):
+        decoder.decode(text[start : start + _CHECKED_BYTES])
+    decoder.decode(b"", final=True)
