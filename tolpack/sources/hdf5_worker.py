@@ -1,0 +1,99 @@
+"""The HDF5 library in a process of its own; see `tolpack.sources.hdf5`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import h5py
+import numpy as np
+
+from tolpack.isolation import Answer, Handler, serve
+
+# Groups and datasets that are looked at; a table has one.
+_MAX_OBJECTS = 1000
+
+
+class TableHandlers:
+    """An open file and what it can be asked."""
+
+    def __init__(self) -> None:
+        self._dataset: Any = None
+
+    def open(self, values: dict[str, Any], body: bytes) -> Answer:
+        """Open a file that holds one dataset, with its values inside."""
+        self._dataset = None
+        file = h5py.File(values["path"], "r")
+        found = list(_datasets(file))
+        if len(found) != 1:
+            names = ", ".join(str(dataset.name) for dataset in found[:8]) or "none"
+            raise ValueError(f"it must hold one dataset, found {names}")
+        if found[0].is_virtual or found[0].external:
+            raise ValueError(
+                "the values of its dataset are in other files: copy them into one, for example "
+                "with h5repack"
+            )
+        self._dataset = found[0]
+        return {}, b""
+
+    def describe(self, values: dict[str, Any], body: bytes) -> Answer:
+        """Answer the dataset's shape, its dtype, and the bytes of a value."""
+        dataset = self._dataset
+        return {"shape": list(map(int, dataset.shape)), "dtype": str(dataset.dtype),
+                "item_bytes": int(dataset.dtype.itemsize)}, b""  # fmt: skip
+
+    def take(self, values: dict[str, Any], body: bytes) -> Answer:
+        """Answer columns ``start … stop-1`` of the flattened rows, float32; int64 ids increase."""
+        dataset, start, stop = self._dataset, values["start"], values["stop"]
+        ids = np.frombuffer(body, "<i8")
+        if dataset.ndim == 3:
+            found = dataset[ids, start // dataset.shape[2]]
+        else:
+            found = dataset[ids, start:stop]
+        return {}, np.asarray(found, dtype="<f4").tobytes()
+
+    def stored(self, values: dict[str, Any], body: bytes) -> Answer:
+        """Answer rows ``start … stop-1`` as they are stored."""
+        rows = self._dataset[values["start"] : values["stop"]]
+        return {}, np.ascontiguousarray(rows).tobytes()
+
+    def table(self) -> dict[str, Handler]:
+        """Return the handlers by name."""
+        return {"open": self.open, "describe": self.describe, "take": self.take,
+                "stored": self.stored}  # fmt: skip
+
+
+def _datasets(file: Any) -> Iterator[Any]:
+    """Yield every dataset once; a link into another file is an error, one within it is passed by.
+
+    Raises
+    ------
+    ValueError
+        There is such a link, or there are a great many objects.
+    """
+    groups, seen = [file], 0
+    addresses = {h5py.h5o.get_info(file.id).addr}
+    while groups:
+        group = groups.pop()
+        for name in group:
+            seen += 1
+            if seen > _MAX_OBJECTS:
+                raise ValueError(f"it must hold one dataset, found over {_MAX_OBJECTS} objects")
+            link = group.get(name, getlink=True)
+            if isinstance(link, h5py.ExternalLink):
+                raise ValueError(f"{name!r} is a link into another file: copy the table itself")
+            if not isinstance(link, h5py.HardLink):
+                continue
+            node = group[name]
+            address = h5py.h5o.get_info(node.id).addr
+            if address in addresses:
+                continue
+            addresses.add(address)
+            if isinstance(node, h5py.Dataset):
+                yield node
+            elif isinstance(node, h5py.Group):
+                groups.append(node)
+
+
+if __name__ == "__main__":
+    serve(TableHandlers().table())
