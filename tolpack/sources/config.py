@@ -7,14 +7,21 @@ settings. Nothing is guessed, because a wrong guess gives plausible garbage.
 
 from __future__ import annotations
 
-import json
+import reprlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tolpack.errors import CheckpointError
+from tolpack.errors import CheckpointError, printable
+from tolpack.sources.json_file import read_json
 from tolpack.sources.lfs import lfs_hint
 
+# Configurations of large models have some kilobytes.
+_MAX_BYTES = 2 << 20
+# Values inside a setting that tolpack looks at, such as rope_scaling: they have some ten.
+_MAX_VALUES = 1000
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 160
 MODEL_TYPES = ("memoryllm", "flex_memoryllm", "llama")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "model_type": MODEL_TYPES,
@@ -103,6 +110,12 @@ class ModelConfig:
         return int(self.num_key_value_heads or self.require("num_attention_heads", "attention"))
 
 
+_LOOKED_AT = (
+    *(field.name for field in fields(ModelConfig) if field.name != "unsupported"),
+    *("rope_parameters", "head_dim", *_USUAL),
+)
+
+
 def parse_config(raw: object, arch: str | None = None) -> ModelConfig:
     """Check a decoded JSON object and return it as `ModelConfig`; unknown keys are ignored.
 
@@ -120,15 +133,16 @@ def parse_config(raw: object, arch: str | None = None) -> ModelConfig:
     """
     if not isinstance(raw, dict):
         raise CheckpointError(f"config must be a JSON object, found {type(raw).__name__}")
+    raw = {name: _plain(name, raw[name]) for name in _LOOKED_AT if name in raw}
     if arch is not None:
-        raw = {**raw, "model_type": arch}
+        raw["model_type"] = arch
     rotary = raw.get("rope_parameters")  # where newer Hugging Face files keep it
     if isinstance(rotary, dict) and raw.get("rope_theta") is None:
-        raw = {**raw, "rope_theta": rotary.get("rope_theta")}
+        raw["rope_theta"] = rotary.get("rope_theta")
     elif isinstance(rotary, dict) and rotary.get("rope_theta") not in (None, raw["rope_theta"]):
         raise CheckpointError(
-            f"config field 'rope_theta' is {raw['rope_theta']!r}, but 'rope_parameters' says "
-            f"{rotary['rope_theta']!r}: remove one of them"
+            f"config field 'rope_theta' is {_shown(raw['rope_theta'])}, but 'rope_parameters' says "
+            f"{_shown(rotary['rope_theta'])}: remove one of them"
         )
     values = {
         f.name: _field(f.name, str(f.type), raw.get(f.name))
@@ -139,25 +153,27 @@ def parse_config(raw: object, arch: str | None = None) -> ModelConfig:
         if values[name] is None:
             raise CheckpointError(f"config field {name!r} is missing: add it{_hint(name)}")
     unsupported = [
-        f"{name} {raw[name]!r}"[:200]
+        f"{name} {_shown(raw[name])}"
         for name, usual in _USUAL.items()
         if name in raw and raw[name] not in usual
     ]
     if isinstance(rotary, dict) and rotary.get("rope_type") not in (None, "default"):
-        unsupported.append(f"rope_parameters {rotary!r}"[:200])
+        unsupported.append(f"rope_parameters {_shown(rotary)}")
     head_dim, heads = raw.get("head_dim"), values["num_attention_heads"]
-    if head_dim is not None and heads and head_dim * heads != values["hidden_size"]:
-        unsupported.append(f"head_dim {head_dim!r}")
+    number = isinstance(head_dim, (int, float))  # a list times a number is a long list
+    fits = number and heads and head_dim * heads == values["hidden_size"]
+    if head_dim is not None and heads and not fits:
+        unsupported.append(f"head_dim {_shown(head_dim)}")
     return ModelConfig(**values, unsupported=tuple(unsupported))
 
 
 def read_config(path: Path, arch: str | None = None) -> ModelConfig:
     """Read a ``config.json``; see `parse_config`."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path, _MAX_BYTES)
     except OSError as error:
         raise CheckpointError(f"cannot read config {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CheckpointError(
             f"config {path} is not valid JSON: {error}{lfs_hint(path)}"
         ) from error
@@ -185,8 +201,36 @@ def _field(name: str, annotation: str, value: Any) -> Any:
     else:
         ok, expected = value in _CHOICES[name], f"one of {', '.join(_CHOICES[name])}"
     if not ok:
-        huge = isinstance(value, int) and abs(value) >= 2**63  # too long to be written out
-        found = "a huge integer" if huge else repr(value)[:200]
         remedy = ": say which it is with --arch" if name == "model_type" else ""
-        raise CheckpointError(f"config field {name!r} is {found}, expected {expected}{remedy}")
+        raise CheckpointError(
+            f"config field {name!r} is {_shown(value)}, expected {expected}{remedy}"
+        )
     return value
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Return a value that is made of few plain ones, as in JSON, or raise `CheckpointError`.
+
+    A ``.pt`` may hold tensors here, and lists that hold one another many times over.
+    """
+    level = [value]
+    for _ in range(_MAX_VALUES):
+        if not level:
+            return value
+        item = level.pop()
+        if isinstance(item, dict):
+            level += [*item.keys(), *item.values()]
+        elif isinstance(item, (list, tuple)):
+            level += item
+        elif not isinstance(item, (str, int, float, bool, type(None))):
+            raise CheckpointError(
+                f"config field {name!r} holds a {type(item).__name__}, expected plain JSON values"
+            )
+    raise CheckpointError(f"config field {name!r} holds over {_MAX_VALUES} values: shorten it")
+
+
+def _shown(value: object) -> str:
+    """Write a value out, but only the beginning of a long one."""
+    if isinstance(value, int) and abs(value) >= 2**63:  # may have more digits than Python writes
+        return "a huge integer"
+    return printable(_SHORT.repr(value))

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from tolpack.errors import FileAccessError
+from tolpack.files import open_stream
 
 
 def file_digest(path: Path) -> bytes:
@@ -14,10 +15,10 @@ def file_digest(path: Path) -> bytes:
     Raises
     ------
     FileAccessError
-        It cannot be read.
+        It cannot be read, or is no regular file.
     """
     try:
-        with open(path, "rb") as file:
+        with open_stream(path) as file:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
         raise FileAccessError(f"cannot read {path}: {error.strerror or error}") from error

@@ -24,17 +24,26 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from tolpack.errors import CheckpointError, ConfigError
+from tolpack.files import read_whole
 from tolpack.sources.schema import PATTERNS, is_known
 
+_MAX_BYTES = 256 << 10
+_MAX_RULES = 1000
+# Each * more multiplies the time that a long name takes to be matched by its length.
+_MAX_STARS = 2
+# Names that are looked at for near ones, and their lengths: the search is slow.
+_NEAR_NAMES, _NEAR_LENGTH = 2000, 200
 BUILT_IN = ("hf-llama", "meta", "lit-gpt", "olmo", "openlm")
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 _LEADING = ("model.", "module.")
@@ -125,7 +134,7 @@ def read_key_map(path: str | Path) -> KeyMap:
         It is no TOML, or a rule cannot be understood; the message names the rule.
     """
     try:
-        raw = tomllib.loads(Path(path).read_text("utf-8"))
+        raw = tomllib.loads(read_whole(path, _MAX_BYTES).decode("utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read --key-map {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
@@ -135,7 +144,8 @@ def read_key_map(path: str | Path) -> KeyMap:
 
 def nearest(name: str, names: Iterable[str], count: int = 3) -> str:
     """Say which of `names` are nearest to `name`: ``; nearest names: …``, or nothing."""
-    close = difflib.get_close_matches(name, list(names), count, cutoff=0.5)
+    some = [one for one in islice(names, _NEAR_NAMES) if len(one) <= _NEAR_LENGTH]
+    close = difflib.get_close_matches(name[:_NEAR_LENGTH], some, count, cutoff=0.5)
     return f"; nearest names: {', '.join(close)}" if close else ""
 
 
@@ -232,7 +242,7 @@ def _rule_of(key_map: KeyMap, short: str) -> tuple[Rule, str] | None:
     return None
 
 
-@cache
+@lru_cache(4096)
 def _expression(pattern: str) -> re.Pattern[str]:
     literal = re.escape(pattern).replace(r"\*", ".*")
     first = literal.replace(r"\{N\}", r"(?P<layer>0|[1-9]\d{0,5})", 1)
@@ -250,9 +260,16 @@ def _parse(name: str, raw: Mapping[str, Any], where: str, *, own: bool) -> KeyMa
     if not isinstance(tensors, dict) or not tensors:
         raise ConfigError(f"{where} has no table [tensors]: see docs/checkpoints.md")
     if not isinstance(pairs, bool | None):
-        raise ConfigError(f"{where}: rope_interleaved is {pairs!r}, expected true or false")
+        raise ConfigError(
+            f"{where}: rope_interleaved is {reprlib.repr(pairs)}, expected true or false"
+        )
     if not isinstance(ignore, list) or not all(isinstance(one, str) for one in ignore):
-        raise ConfigError(f"{where}: ignore is {ignore!r}, expected a list of patterns")
+        raise ConfigError(f"{where}: ignore is {reprlib.repr(ignore)}, expected a list of patterns")
+    if len(tensors) + len(ignore) > _MAX_RULES:
+        raise ConfigError(f"{where} has over {_MAX_RULES} rules: put {{N}} for layer numbers")
+    for pattern in (*tensors, *ignore):
+        if pattern.count("*") > _MAX_STARS:
+            raise ConfigError(f"{where}: pattern {reprlib.repr(pattern)} has over {_MAX_STARS} *")
     rules = tuple(_rule(source, value, where) for source, value in tensors.items())
     return KeyMap(name, rules, pairs, tuple(ignore), own)
 
@@ -270,8 +287,8 @@ def _rule(source: str, value: Any, where: str) -> Rule:
     )
     if not understood:
         raise ConfigError(
-            f"{where}: {source!r} is {value!r}, expected a schema name, a list of them, or "
-            "{ to = …, transpose = true, grouped = true }"
+            f"{where}: {source!r} is {reprlib.repr(value)}, expected a schema name, a list of "
+            "them, or { to = …, transpose = true, grouped = true }"
         )
     for target in targets:
         _check_target(source, target, where)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tolpack.files import open_stream
+
 _POINTER = b"version https://git-lfs"
 
 
 def lfs_hint(path: Path) -> str:
     """Say so if `path` is only Git LFS's note of where the file is; else nothing."""
     try:
-        with open(path, "rb") as file:
+        with open_stream(path) as file:
             pointer = file.read(len(_POINTER)) == _POINTER
     except OSError:
         return ""

@@ -7,18 +7,21 @@ usual index files are followed and held against what the shards contain.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tolpack.errors import CheckpointError, ConfigError
+from tolpack.sources.json_file import read_json
 from tolpack.sources.lfs import lfs_hint
 from tolpack.sources.tensors import PtFile, TensorStore, open_file
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _PATTERNS = ("*.safetensors", "pytorch_model*.bin", "consolidated.*.pth", "*.pth", "*.pt")
 _PIECE = re.compile(r"consolidated\.(\d+)\.pth")
+# Indexes of the largest models have some ten megabytes.
+_MAX_INDEX_BYTES = 64 << 20
+_MAX_NAME = 255
 _NUMBERED = re.compile(r"-(\d+)-of-(\d+)\.")
 
 
@@ -100,11 +103,12 @@ def _expected_beside(name: str) -> Iterator[str]:
 def _indexed_files(index: Path, weight_map: Mapping[str, str]) -> list[Path]:
     names = sorted(set(weight_map.values()))
     for name in names:
-        if Path(name).name != name or not (index.parent / name).is_file():
+        plain = len(name) <= _MAX_NAME and Path(name).name == name
+        if not plain or not (index.parent / name).is_file():
             lost = sorted(tensor for tensor, shard in weight_map.items() if shard == name)
             raise CheckpointError(
-                f"{index.name} names shard {name!r}, which is not in {index.parent}: copy it "
-                f"there; it holds {len(lost)} tensors, {lost[0]!r} among them"
+                f"{index.name} names shard {name[:_MAX_NAME]!r}, which is not in {index.parent}: "
+                f"copy it there; it holds {len(lost)} tensors, {lost[0]!r} among them"
             )
     return [index.parent / name for name in names]
 
@@ -122,12 +126,17 @@ def _check_index(index: Path, weight_map: Mapping[str, str], store: TensorStore)
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        found = {str(k): str(v) for k, v in weight_map.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raw = read_json(index, _MAX_INDEX_BYTES)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise CheckpointError(
-            f"{index} is no index with a 'weight_map': {error}{lfs_hint(index)}"
+            f"{index} is no index with a 'weight_map': {reason}{lfs_hint(index)}"
         ) from error
+    found = raw.get("weight_map") if isinstance(raw, dict) else None
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise CheckpointError(
+            f"{index} is no index with a 'weight_map': expected tensor names = shard names"
+        )
     if not found:
         raise CheckpointError(f"{index} is no index with a 'weight_map': it names no tensor")
     return found

@@ -1,0 +1,55 @@
+"""JSON files from strangers: bounded in size, in depth and in what they make of memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tolpack.files import read_whole
+
+MAX_DEPTH = 64
+# What a value may take as a Python object, and what all may take beside a multiple of the file.
+_VALUE_BYTES = 100
+_ALLOWED_BYTES = 48 << 20
+
+
+def read_json(path: Path, most_bytes: int) -> Any:
+    """Decode a JSON file of at most `most_bytes`.
+
+    Raises
+    ------
+    OSError
+        It cannot be read, or is longer (`tolpack.files.read_whole`).
+    ValueError
+        It is no JSON, or nested deeper than 64 levels, or made of a great many tiny values.
+    """
+    data = read_whole(path, most_bytes)
+    values = sum(data.count(sign) for sign in (b",", b"[", b"{"))
+    if values * _VALUE_BYTES > _ALLOWED_BYTES + 2 * len(data):
+        raise ValueError(f"about {values:,} values in {len(data):,} bytes, which is too many")
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except RecursionError:
+        value = None
+        raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels") from None
+    check_depth(value)
+    return value
+
+
+def check_depth(value: object) -> None:
+    """Raise `ValueError` if lists and dicts are nested deeper than 64 levels."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [child for item in level for child in _children(item)]
+        if not level:
+            return
+    raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
+
+
+def _children(item: object) -> list[object]:
+    if isinstance(item, dict):
+        item = list(item.values())
+    if not isinstance(item, list):
+        return []
+    return [child for child in item if isinstance(child, (dict, list))]
