@@ -17,7 +17,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from tolpack.errors import CheckpointError
+from tolpack.files import regular_size
 from tolpack.sources.lfs import lfs_hint
+from tolpack.sources.safetensors_header import MAX_NAME, check_header
+from tolpack.sources.torch_archive import check_archive
 
 FLOAT_DTYPES = ("float32", "bfloat16", "float16")
 # Where trainers put the state dict in what they save.
@@ -90,6 +93,14 @@ class PtFile:
 
     def _read(self) -> dict[str, torch.Tensor]:
         loaded = self._load()
+        try:
+            return self._tensors_in(loaded)
+        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise _refusal(self.path, error) from error  # a tensor that torch cannot describe
+
+    def _tensors_in(self, loaded: object) -> dict[str, torch.Tensor]:
         if isinstance(loaded, dict):
             for key in _STATE_KEYS:
                 if isinstance(loaded.get(key), dict):
@@ -105,6 +116,13 @@ class PtFile:
         return tensors
 
     def _load(self) -> object:
+        try:
+            check_archive(self.path)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise CheckpointError(
+                f"{self.path} cannot be loaded: {reason}{lfs_hint(self.path)}"
+            ) from error
         try:
             return torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # noqa: BLE001 (unpicklers fail in many ways on foreign bytes)
@@ -123,6 +141,7 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._handle: Any = None
+        self._checked = False
         self._open()
 
     def infos(self) -> dict[str, TensorInfo]:
@@ -147,10 +166,16 @@ class SafetensorsFile:
         handle = self._handle
         if handle is None:
             try:
+                if not self._checked:
+                    check_header(self.path)
+                    self._checked = True
+                regular_size(self.path)
                 handle = self._handle = safe_open(str(self.path), framework="pt")
-            except (SafetensorError, OSError) as error:
+            except (SafetensorError, OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
                 raise CheckpointError(
-                    f"{self.path} is not a readable .safetensors file: {error}{lfs_hint(self.path)}"
+                    f"{self.path} is not a readable .safetensors file: {reason}"
+                    f"{lfs_hint(self.path)}"
                 ) from error
         return handle
 
@@ -200,7 +225,15 @@ def open_file(path: Path) -> PtFile | SafetensorsFile:
 def _tensors_of(loaded: object) -> dict[str, torch.Tensor]:
     if not isinstance(loaded, dict):
         return {}
-    return {str(k): v.detach() for k, v in loaded.items() if isinstance(v, torch.Tensor)}
+    found = {}
+    for key, value in loaded.items():
+        # Other keys may hold one another so often that to write them out takes for ever.
+        if isinstance(value, torch.Tensor) and isinstance(key, (str, int)):
+            name = str(key)
+            if len(name) > MAX_NAME:
+                raise ValueError(f"a tensor's name has {len(name)} characters, over {MAX_NAME}")
+            found[name] = value.detach()
+    return found
 
 
 def _info(tensor: torch.Tensor, path: Path) -> TensorInfo:
@@ -212,6 +245,8 @@ def _info(tensor: torch.Tensor, path: Path) -> TensorInfo:
         dtype = str(tensor.layout).removeprefix("torch.")
     elif tensor.device.type != "cpu":
         dtype = f"{dtype} without values"
+    elif tensor.nbytes > tensor.untyped_storage().nbytes():
+        dtype = f"{dtype} that repeats its values"
     return TensorInfo(tuple(tensor.shape), dtype, path)
 
 
