@@ -1,16 +1,26 @@
 """Files kept between runs: ``$TOLPACK_CACHE``, else ``$XDG_CACHE_HOME/tolpack`` or
 ``~/.cache/tolpack``; ``TOLPACK_CACHE=off`` keeps none. They may be deleted at any time.
+
+Each ends in a SHA-256 of its name and of all that stands before: a file that is damaged, cut off,
+or another's under this name is as good as none.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
+
+from tolpack.files import open_stream
 
 _VARIABLE = "TOLPACK_CACHE"
+_DIGEST_BYTES = 32
+_COPY_BYTES = 1 << 20
 
 
 def cached_file(name: str) -> Path | None:
@@ -34,6 +44,11 @@ def keep_file(path: Path, write: Callable[[IO[bytes]], object]) -> bool:
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
             try:
                 write(file)
+                file.flush()
+                file.seek(0)
+                digest, end = _digest(path.name, file.file, None)
+                file.seek(end)
+                file.write(digest)
                 file.close()
                 os.replace(file.name, path)
             except BaseException:
@@ -42,3 +57,33 @@ def keep_file(path: Path, write: Callable[[IO[bytes]], object]) -> bool:
     except OSError:
         return False
     return True
+
+
+@contextmanager
+def kept_file(path: Path) -> Iterator[tuple[BinaryIO, int] | None]:
+    """Open what `keep_file` wrote, and yield it with the bytes that `write` wrote.
+
+    Yields ``None`` if there is no such file, or if it is not as it was written.
+    """
+    with contextlib.ExitStack() as opened:
+        try:
+            file = opened.enter_context(open_stream(path))
+            size = os.fstat(file.fileno()).st_size - _DIGEST_BYTES
+            digest, end = _digest(path.name, file, size)
+            whole = end == size and file.read(_DIGEST_BYTES + 1) == digest
+            file.seek(0)
+        except OSError:
+            whole = False
+        yield (file, size) if whole else None
+
+
+def _digest(name: str, file: IO[bytes], size: int | None) -> tuple[bytes, int]:
+    """Return a digest of `name` and of `size` bytes, or of all; and how many there were."""
+    digest, end = hashlib.sha256(name.encode() + b"\0"), 0
+    while size is None or end < size:
+        data = file.read(_COPY_BYTES if size is None else min(_COPY_BYTES, size - end))
+        if not data:
+            break
+        digest.update(data)
+        end += len(data)
+    return digest.digest(), end

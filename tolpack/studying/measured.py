@@ -1,7 +1,7 @@
 """Measurements kept between runs, so that one that was stopped goes on where it was.
 
-Each is a small JSON file (`tolpack.cache`), named by a hash of all that it depends on: versions,
-every byte of the weights, tokens, window, calibration, setting.
+Each is a small file of JSON (`tolpack.cache`, which tells damaged ones), named by a hash of all
+that it depends on: versions, every byte of the weights, tokens, window, calibration, setting.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from tolpack.cache import cached_file, keep_file
+from tolpack.cache import cached_file, keep_file, kept_file
 from tolpack.judging import Judge, PackScore
 from tolpack.progress import Reporter
 from tolpack.reference.text import find_tokenizer
@@ -89,12 +89,18 @@ class Measured:
         if name in self._now or self._fresh:
             return self._now.get(name)
         path = cached_file(name)
-        try:
-            found = None if path is None else json.loads(path.read_bytes())
-        except (OSError, ValueError):
-            return None
+        found = None if path is None else _read(path)
         return found if isinstance(found, dict) and set(keys) <= found.keys() else None
 
     def _name(self, what: object) -> str:
         digest = hashlib.sha256(self._identity + repr(what).encode())
         return f"measured-{digest.hexdigest()[:32]}.json"
+
+
+def _read(path: Path) -> object:
+    """Return what was kept in a file; ``None`` if nothing was, or if it is damaged."""
+    try:
+        with kept_file(path) as kept:
+            return None if kept is None else json.loads(kept[0].read(kept[1]))
+    except (OSError, ValueError):
+        return None
