@@ -97,7 +97,18 @@ def memory_errors(remedy: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]
     return decorate
 
 
+def printable(text: str) -> str:
+    r"""Return `text` with everything escaped that a terminal would obey or not show.
+
+    Control characters, line ends, escape sequences, marks that turn the direction of writing, and
+    halves of surrogate pairs become ``\x1b``, ``\n``, ``\u202e``, ``\udc80``.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def _short(value: object, limit: int = 200) -> str:
     text = value if isinstance(value, str) else repr(value)
-    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:limit])
+    shown = printable(text[:limit])
     return shown if len(text) <= limit else f"{shown}… ({len(text)} characters)"

@@ -1,4 +1,8 @@
-"""How the command line talks: progress, errors, wrong usage."""
+"""How the command line talks: results, progress, errors, wrong usage.
+
+File names, tensor names and tokens may hold escape sequences. Whatever is printed for people goes
+through here, where they are escaped; JSON has escapes of its own.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,16 @@ from typing import Any
 import click
 import tqdm
 
-from tolpack.errors import ConfigError, TolpackError
+from tolpack.errors import ConfigError, TolpackError, printable
 from tolpack.progress import Reporter
 
 _COMMAND = "tolpack.command"
 _BUILD_MODULES = ("torch", "safetensors", "scipy", "tokenizers", "h5py")
+
+
+def echo(text: str) -> None:
+    """Print lines of a result on standard output."""
+    click.echo("\n".join(map(printable, text.split("\n"))))
 
 
 class Terminal(Reporter):
@@ -23,7 +32,7 @@ class Terminal(Reporter):
 
     def say(self, text: str) -> None:
         """See `Reporter`."""
-        click.echo(text, err=True)
+        click.echo(printable(text), err=True)
 
     @contextmanager
     def phase(self, name: str, total: int, unit: str) -> Iterator[Callable[[int], object]]:
@@ -54,7 +63,10 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except TolpackError as error:
-            raise click.ClickException(" ".join(str(error).split())) from error
+            raise click.ClickException(printable(" ".join(str(error).split()))) from error
+        except click.ClickException as error:
+            error.message = printable(error.message)  # type: ignore[misc]
+            raise
         except ModuleNotFoundError as error:
             if (error.name or "").split(".")[0] not in _BUILD_MODULES:
                 raise

@@ -8,7 +8,7 @@ import click
 
 from tolpack.commands.options import PATH, json_option, print_json
 from tolpack.report import tables
-from tolpack.terminal import Terminal
+from tolpack.terminal import Terminal, echo
 
 
 @click.command()
@@ -34,4 +34,4 @@ def bench(pack: Path, rows: int, seconds: float, as_json: bool) -> None:
     if as_json:
         print_json(result.to_json())
     else:
-        click.echo(tables.bench_table(result))
+        echo(tables.bench_table(result))

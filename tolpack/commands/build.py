@@ -27,7 +27,7 @@ from tolpack.commands.options import (
 )
 from tolpack.errors import ConfigError
 from tolpack.report import tables
-from tolpack.terminal import Terminal, checked
+from tolpack.terminal import Terminal, checked, echo
 
 
 @click.command()
@@ -87,4 +87,4 @@ def build(checkpoint: Path, bits: str, as_json: bool, **settings: Any) -> None:
     if as_json:
         print_json(result.to_json())
     else:
-        click.echo(tables.build_table(result))
+        echo(tables.build_table(result))

@@ -11,7 +11,7 @@ from tolpack.commands.options import PATH, json_option, print_json
 from tolpack.errors import ConfigError
 from tolpack.report import tables
 from tolpack.table_files import STORED, check_dtype
-from tolpack.terminal import Terminal
+from tolpack.terminal import Terminal, echo
 
 
 @click.command()
@@ -42,4 +42,4 @@ def convert(source: Path, destination: Path, dtype: str, force: bool, as_json: b
     if as_json:
         print_json(result.to_json())
     else:
-        click.echo(tables.convert_line(result))
+        echo(tables.convert_line(result))

@@ -9,7 +9,7 @@ import click
 
 from tolpack.commands.options import PATH, json_option, print_json
 from tolpack.report import tables
-from tolpack.terminal import Terminal
+from tolpack.terminal import Terminal, echo
 
 
 @click.command()
@@ -29,4 +29,4 @@ def demo(output: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(evaluation.to_json())
     else:
-        click.echo(tables.evaluation_table(evaluation))
+        echo(tables.evaluation_table(evaluation))

@@ -17,7 +17,7 @@ from tolpack.commands.options import (
     take_reading,
 )
 from tolpack.report import insight
-from tolpack.terminal import Terminal
+from tolpack.terminal import Terminal, echo
 
 
 @click.command()
@@ -56,4 +56,4 @@ def diff(pack: Path, reference: Path, as_json: bool, **settings: Any) -> None:
     if as_json:
         print_json(found.to_json())
     else:
-        click.echo(insight.comparison_table(found))
+        echo(insight.comparison_table(found))

@@ -11,6 +11,7 @@ from tolpack.commands.measuring import Outputs, take_measuring, take_origin
 from tolpack.commands.options import PATH, json_option, measuring_options, print_json
 from tolpack.errors import ConfigError
 from tolpack.report import sweep_page, tables
+from tolpack.terminal import echo
 
 _SWEEP = "Settings to build and judge, like 'rank=none,50% bits=4,auto'; repeatable."
 
@@ -70,6 +71,6 @@ def evaluate(
         more = {"packs": [*value["packs"], *swept], "skipped": list(skipped)} if sweep else {}
         print_json({**value, **more})
         return
-    click.echo(tables.evaluation_table(found))
+    echo(tables.evaluation_table(found))
     if points:
-        click.echo("\n" + tables.sweep_table(points, skipped))
+        echo("\n" + tables.sweep_table(points, skipped))

@@ -18,6 +18,7 @@ from tolpack.commands.options import (
 )
 from tolpack.errors import ConfigError
 from tolpack.report import tables
+from tolpack.terminal import echo
 
 _TABLE_SUFFIXES = (".npy", ".h5", ".hdf5", ".json", ".toml")
 
@@ -55,4 +56,4 @@ def inspect(path: Path, as_json: bool, **settings: Any) -> None:
     if as_json:
         print_json(info)
     else:
-        click.echo(text)
+        echo(text)

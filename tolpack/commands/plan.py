@@ -19,7 +19,7 @@ from tolpack.commands.options import (
 )
 from tolpack.errors import ConfigError
 from tolpack.report import tables
-from tolpack.terminal import checked
+from tolpack.terminal import checked, echo
 
 
 def _fixed_rank(value: str) -> None:
@@ -48,4 +48,4 @@ def plan(checkpoint: Path, as_json: bool, **settings: Any) -> None:
     if as_json:
         print_json({"plans": [one.to_json() for one in plans]})
     else:
-        click.echo(tables.plan_table(plans))
+        echo(tables.plan_table(plans))

@@ -12,6 +12,7 @@ from tolpack.errors import ConfigError
 from tolpack.reference.text import TextTokenizer, find_tokenizer
 from tolpack.report import insight
 from tolpack.summary import locate
+from tolpack.terminal import echo
 
 
 @click.command()
@@ -45,17 +46,17 @@ def rows(
         found = opened.rows(ids)
         stats = opened.stats()
         places = [] if text is None else locate(opened, ids)
-    texts = None if names is None else [names.text(token) for token in ids]
+    texts = None if names is None else names.texts(ids)
     if as_json:
         tokens = {} if texts is None else {"tokens": texts}
         print_json({"token_ids": ids, **tokens, "rows": found.tolist(), "stats": stats})
         return
     if text is None or texts is None:
-        click.echo(insight.rows_table(ids, found, texts))
+        echo(insight.rows_table(ids, found, texts))
     else:
-        click.echo(insight.text_table(ids, texts, places, found, opened.kept_layers))
+        echo(insight.text_table(ids, texts, places, found, opened.kept_layers))
     reads = f"{stats['block_reads']} reads of records, {stats['block_bytes']} bytes"
-    click.echo(f"\n{reads}; opening: {stats['open_reads']} reads, {stats['open_bytes']} bytes")
+    echo(f"\n{reads}; opening: {stats['open_reads']} reads, {stats['open_bytes']} bytes")
 
 
 def _open_tokenizer(pack: Path, text: str | None, given: Path | None) -> TextTokenizer | None:

@@ -11,6 +11,7 @@ from tolpack.commands.measuring import Outputs, parts_option, take_measuring, ta
 from tolpack.commands.options import PATH, json_option, measuring_options, print_json
 from tolpack.report import study_page, study_tables
 from tolpack.studying import PARTS
+from tolpack.terminal import echo
 
 
 @click.command()
@@ -51,4 +52,4 @@ def study(
         more = {"command": origin.command, "choices": [choice.to_json() for choice in chosen]}
         print_json({**found.to_json(), **more})
     else:
-        click.echo(f"{origin.command}\n\n{study_tables.study_text(found, chosen)}")
+        echo(f"{origin.command}\n\n{study_tables.study_text(found, chosen)}")

@@ -9,8 +9,9 @@ import click
 
 import tolpack
 from tolpack.commands.options import PATH, json_option, print_json
+from tolpack.errors import printable
 from tolpack.report import tables
-from tolpack.terminal import Terminal
+from tolpack.terminal import Terminal, echo
 
 # Damaged places that are told one by one.
 _LINES = 50
@@ -36,11 +37,11 @@ def verify(ctx: click.Context, pack: Path, as_json: bool) -> None:
     else:
         told = [damage for damage in damages if damage.places == 1][:_LINES]
         for damage in told:
-            click.echo(tables.damage_line(damage))
+            echo(printable(tables.damage_line(damage)))
         more = sum(damage.places for damage in damages) - len(told)
         if more:
-            click.echo(f"… and {more} more (--json tells more of them)")
+            echo(f"… and {more} more (--json tells more of them)")
         places = sum(damage.places for damage in damages)
         count = f"{places} damaged place{'s' * (places > 1)}" if damages else "ok"
-        click.echo(f"{pack}: {count}")
+        echo(f"{printable(str(pack))}: {count}")
     ctx.exit(1 if damages else 0)

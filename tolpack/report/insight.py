@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.errors import printable
 from tolpack.report.tables import format_bytes, format_table
 from tolpack.summary import Location
 
@@ -79,7 +80,7 @@ def text_table(
 def comparison_table(found: Comparison) -> str:
     """Write what `tolpack.comparing.compare` found: by layer, by chunk, by token, and in all."""
     head = (
-        f"{found.a} against {found.b}\n"
+        f"{printable(found.a)} against {printable(found.b)}\n"
         f"{found.vocab_size} tokens × {found.num_layers} layers × {found.hidden_size}"
     )
     if found.equal:

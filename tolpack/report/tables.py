@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tolpack.errors import printable
 from tolpack.reading.verification import Damage
 
 if TYPE_CHECKING:  # these load torch, which reading a pack must not
@@ -29,7 +30,7 @@ def format_bytes(size: float) -> str:
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Align columns: the first to the left, the others to the right."""
-    cells = [list(header), *[list(row) for row in rows]]
+    cells = [list(map(printable, row)) for row in (header, *rows)]
     widths = [max(len(row[n]) for row in cells) for n in range(len(header))]
     lines = []
     for row in cells:
@@ -72,7 +73,7 @@ def build_table(result: BuildResult) -> str:
     header = ["layer", "rank", "bits", *_REFERENCES[: 2 * coded], "rel. error", "bytes"]
     table = format_table(header, rows)
     return (
-        f"{table}\n\n{result.path}: {format_bytes(result.bytes)}, "
+        f"{table}\n\n{printable(str(result.path))}: {format_bytes(result.bytes)}, "
         f"× {result.ratio_fp16:.2f} smaller than FP16, {result.bits_per_weight:.2f} bits per value"
     )
 
@@ -159,16 +160,18 @@ def checkpoint_table(summary: CheckpointSummary) -> str:
     rotary = {None: "not said", True: "neighbouring pairs", False: "halves"}
     count, first = len(summary.files), summary.files[0]
     files = first if count == 1 else f"{count} files, {first} … {summary.files[-1]}"
+    source = printable(f"{summary.path}: {summary.model_type}, names of {summary.key_map}, read "
+                       f"from {files}")  # fmt: skip
     head = (
-        f"{summary.path}: {summary.model_type}, names of {summary.key_map}, read from {files}\n"
+        f"{source}\n"
         f"{summary.vocab_size} tokens × {summary.num_layers} layers × {summary.hidden_size}, "
         f"rotary embeddings: {rotary[summary.rope_interleaved]}"
     )
-    left = "\n".join(f"  {name}" for name in summary.left_over[:20])
+    left = "\n".join(f"  {printable(name)}" for name in summary.left_over[:20])
     more = len(summary.left_over) - 20
     left += f"\n  … and {more} more" if more > 0 else ""
     ready = "\n".join(
-        f"{name}: {'ready' if reason is None else f'no: {reason}'}"
+        f"{name}: {'ready' if reason is None else printable(f'no: {reason}')}"
         for name, reason in (("build", summary.build), ("eval", summary.eval))
     )
     tensors = "\n".join(map(str, summary.tensors))
@@ -181,7 +184,8 @@ def pack_table(info: dict[str, Any], path: str) -> str:
     """Write what `tolpack inspect` found."""
     dropped = ", ".join(map(str, info["dropped_layers"])) or "none"
     head = (
-        f"{path}: format {info['format_version']}, made by {info['producer']}\n"
+        f"{printable(path)}: format {info['format_version']}, "
+        f"made by {printable(info['producer'])}\n"
         f"{info['vocab_size']} tokens × {info['num_layers']} layers × {info['hidden_size']}, "
         f"dropped layers: {dropped}\n"
         f"{format_bytes(info['bytes'])}, × {info['ratio_fp16']:.2f} smaller than FP16, "
@@ -252,7 +256,5 @@ def convert_line(result: ConvertResult) -> str:
         notes.append(f"zeros in dropped layers {', '.join(map(str, result.dropped_layers))}")
     if result.changed_values:
         notes.append(f"{result.changed_values:,} values rounded")
-    return "; ".join(
-        [f"{result.path}: {result.dtype} {list(result.shape)}, {format_bytes(result.bytes)}"]
-        + notes
-    )
+    path, size = printable(str(result.path)), format_bytes(result.bytes)
+    return "; ".join([f"{path}: {result.dtype} {list(result.shape)}, {size}", *notes])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tolpack.errors import CheckpointError
+from tolpack.errors import CheckpointError, printable
 from tolpack.sources.checkpoint import Checkpoint
 from tolpack.sources.readiness import check_decoder, check_memory
 from tolpack.sources.schema import expected_shape, pattern_of
@@ -33,7 +33,7 @@ class TensorGroup:
         shape = "unknown" if self.shape is None else str(list(self.shape))
         dtype = "/".join(self.dtypes) + (f" × {self.count}" if "{N}" in self.name else "")
         line = f"{_shown(self.name):<40} {shape:<14} {dtype}"
-        stored = _shown(self.stored)
+        stored = printable(_shown(self.stored))
         if stored.removeprefix("model.") == _shown(self.name):
             return line
         return f"{line:<73} {stored}" + (f" (part {self.rows})" if self.rows else "")
