@@ -69,6 +69,7 @@ class PtFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._mapped = True
+        self._checked = False
         self.config: object = None
         self._tensors: dict[str, torch.Tensor] | None = self._read()
 
@@ -117,12 +118,14 @@ class PtFile:
 
     def _load(self) -> object:
         try:
-            check_archive(self.path)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise CheckpointError(
-                f"{self.path} cannot be loaded: {reason}{lfs_hint(self.path)}"
-            ) from error
+            if not self._checked:
+                check_archive(self.path)
+                self._checked = True
+            regular_size(self.path)
+        except OSError as error:
+            raise CheckpointError(f"cannot read {self.path}: {error.strerror or error}") from error
+        except ValueError as error:
+            raise _refusal(self.path, error) from error
         try:
             return torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # noqa: BLE001 (unpicklers fail in many ways on foreign bytes)
@@ -155,7 +158,12 @@ class SafetensorsFile:
 
     def load(self, name: str) -> torch.Tensor:
         """See `TensorFile.load`."""
-        tensor: torch.Tensor = self._open().get_tensor(name)
+        try:
+            tensor: torch.Tensor = self._open().get_tensor(name)
+        except (SafetensorError, RuntimeError, ValueError, TypeError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"{self.path}: tensor {name!r} cannot be read: {error}") from error
         return tensor
 
     def release(self) -> None:

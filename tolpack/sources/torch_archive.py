@@ -1,23 +1,42 @@
-"""The ZIP archive that ``torch.save`` writes, checked before torch reads it.
+"""What ``torch.save`` wrote, checked before torch reads it.
 
-Torch inflates whatever is deflated, and maps tensors as if nothing were: an archive that it did not
-write itself takes a thousand times its size in memory, or gives wrong values.
+Torch inflates whatever is deflated, and maps a tensor's bytes without asking how many its record
+has: a damaged archive gives its neighbour's. Its unpickler makes some 70 bytes of a byte. So the
+archive's directory and the pickle in it are read here first, by an unpickler that knows no class
+and calls nothing; archives are the size that their tensors ask for, and pickles in proportion.
 """
 
 from __future__ import annotations
 
+import io
 import os
+import pickle
+import struct
 import zipfile
+from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 from tolpack.files import open_stream
 
 _MAGIC = b"PK\3\4"
-_MAX_ENTRIES = 1_000_000
+# A pickle may have so many bytes, and one for so many of the file; a tensor takes some 300.
+_PICKLE_BYTES, _FILE_SHARE = 768 << 10, 20
+_LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+# What may stand behind an entry: its checksum and sizes once more.
+_MAX_DESCRIPTOR = 24
+# The format before torch 1.6 begins with it.
+_OLD_MAGIC = 0x1950A86A20F9469CFC6C
+_STORED_BYTES = {
+    "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2,
+    "LongStorage": 8, "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1,
+    "BoolStorage": 1, "ComplexFloatStorage": 8, "ComplexDoubleStorage": 16, "QInt8Storage": 1,
+    "QUInt8Storage": 1, "QInt32Storage": 4, "UntypedStorage": 1,
+}  # fmt: skip
 
 
 def check_archive(path: Path) -> None:
-    """Check that an archive, if it is one, stores its entries as they are, each of them once.
+    """Check what can be checked of a ``.pt`` before it is given to torch.
 
     Raises
     ------
@@ -27,20 +46,131 @@ def check_archive(path: Path) -> None:
         It is damaged, or was not written by torch.
     """
     with open_stream(path) as file:
-        if file.read(len(_MAGIC)) != _MAGIC:
-            return  # the format before torch 1.6, or none
-        size = os.fstat(file.fileno()).st_size
+        most = _PICKLE_BYTES + os.fstat(file.fileno()).st_size // _FILE_SHARE
+        modern = file.read(len(_MAGIC)) == _MAGIC
+        file.seek(0)
         try:
-            with zipfile.ZipFile(file) as archive:
-                entries = archive.infolist()
-        except Exception as error:  # noqa: BLE001 (on damage it raises much beside BadZipFile)
-            raise ValueError(f"its archive is damaged ({error}): copy it anew") from error
-    names = {entry.filename for entry in entries}
-    if len(names) != len(entries):
-        raise ValueError("an entry of its archive stands there twice: save it anew with torch.save")
-    stored = sum(entry.file_size for entry in entries)
-    if stored > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise ValueError(
-            "entries of its archive are compressed or overlap, which torch.save never does: save "
-            "it anew"
-        )
+            if modern:
+                _check_zip(file, most)
+            else:
+                _check_old(file, most)
+        except OSError:
+            raise
+        except Exception as error:  # on damage, zipfile and pickle raise nearly everything
+            raise ValueError(str(error) or type(error).__name__) from error
+
+
+def _check_zip(file: BufferedReader, most: int) -> None:
+    """Check that each entry stands once and as it is, and has the bytes of its tensor."""
+    size = os.fstat(file.fileno()).st_size
+    with zipfile.ZipFile(file) as archive:
+        entries = {entry.filename: entry for entry in archive.infolist()}
+        stored = [entry.compress_type == zipfile.ZIP_STORED for entry in entries.values()]
+        total = sum(entry.file_size for entry in entries.values())
+        if len(entries) != len(archive.infolist()) or not all(stored) or total > size:
+            raise ValueError(
+                "entries of its archive are compressed, overlap or stand twice, which torch.save "
+                "never does: save it anew"
+            )
+        pickled = [name for name in entries if name.endswith("/data.pkl")]
+        if len(pickled) != 1 or entries[pickled[0]].file_size > most:
+            raise ValueError(f"it has no data.pkl, or one of over {most:,} bytes")
+        data = archive.read(pickled[0])
+        directory: int = archive.start_dir  # type: ignore[attr-defined]
+    _check_ends(file, list(entries.values()), directory)
+    folder = pickled[0].removesuffix("data.pkl")
+    reader = _Reader(io.BytesIO(data))
+    reader.load()
+    for key, (_, expected) in reader.storages.items():
+        entry = entries.get(f"{folder}data/{key}")
+        if entry is None or entry.file_size != expected:
+            found = "no such entry" if entry is None else f"{entry.file_size:,} bytes"
+            raise ValueError(f"data/{key} of its archive has {found}, expected {expected:,} bytes")
+
+
+def _check_ends(file: BufferedReader, entries: list[zipfile.ZipInfo], directory: int) -> None:
+    """Check that each entry, by the header before it, ends where the next one begins.
+
+    Torch finds an entry's values by that header, which a reader of the directory never looks at.
+    """
+    entries = sorted(entries, key=lambda entry: entry.header_offset)
+    begins = [entry.header_offset for entry in entries[1:]]
+    for entry, begin in zip(entries, [*begins, directory]):
+        file.seek(entry.header_offset)
+        magic, *_, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+        start = entry.header_offset + _LOCAL_HEADER.size + name_bytes + extra_bytes
+        if magic != _MAGIC or not 0 <= begin - start - entry.file_size <= _MAX_DESCRIPTOR:
+            raise ValueError(f"{entry.filename} of its archive ends not where the next one begins")
+
+
+def _check_old(file: BufferedReader, most: int) -> None:
+    """Check that every storage that is asked for follows: else torch gives memory as it found it."""
+    size = os.fstat(file.fileno()).st_size
+    stream = io.BytesIO(file.read(most))
+    magic, _, _ = (_Reader(stream).load() for _ in range(3))
+    if magic != _OLD_MAGIC:
+        raise ValueError("it begins as no file of torch does")
+    reader = _Reader(stream)
+    reader.load()
+    keys = _Reader(stream).load()
+    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(reader.storages):
+        raise ValueError("the tensors that it lists are not those that it holds")
+    at = stream.tell()
+    for key in keys:
+        count, expected = reader.storages[key]
+        file.seek(at)
+        if int.from_bytes(file.read(8), "little") != count:
+            raise ValueError(f"tensor {key} has not the {count:,} values that it should have")
+        at += 8 + expected
+    if at != size:
+        raise ValueError(f"its tensors take {at:,} bytes, but the file has {size:,}")
+
+
+class _Inert:
+    """Stands for every class and every function in a pickle; does nothing."""
+
+    name = ""
+
+    def __new__(cls, *_: object, **__: object) -> _Inert:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+    def __setitem__(self, key: object, value: object) -> None:
+        pass
+
+    def append(self, value: object) -> None:
+        """Take an item, as a list would."""
+
+    def extend(self, values: object) -> None:
+        """Take items, as a list would."""
+
+    def add(self, value: object) -> None:
+        """Take an item, as a set would."""
+
+
+class _Reader(pickle._Unpickler):  # noqa: SLF001 (the one in C makes its memo as long as it is told)
+    """Collects the storages that a pickle asks for: number of values, and bytes, by key."""
+
+    def __init__(self, stream: io.BytesIO) -> None:
+        super().__init__(stream)
+        self.storages: dict[str, tuple[int, int]] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return a class that does nothing, whatever is asked for."""
+        return type("_Named", (_Inert,), {"name": name})
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Note a storage: ``("storage", class, key, device, values, …)``."""
+        kind, stored, key, _, values = pid[:5]
+        if kind != "storage" or not isinstance(key, str) or not isinstance(values, int):
+            raise ValueError("it asks for something that is no storage")
+        size = _STORED_BYTES.get(getattr(stored, "name", ""))
+        if size is None:
+            return _Inert()  # for torch to refuse
+        found = (values, values * size)
+        if self.storages.setdefault(key, found) != found:
+            raise ValueError(f"two tensors share data/{key}, and disagree about its size")
+        return _Inert()
+
