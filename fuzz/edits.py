@@ -1,4 +1,4 @@
-"""Changes of files that are no packs: bytes, JSON, and what stands behind a length or a checksum."""
+"""Changes of files that are no packs: bytes, JSON, what stands behind a length or a checksum."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import random
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -68,16 +69,21 @@ def change_safetensors(data: bytes, source: random.Random, seeds: Sequence[bytes
     length = int.from_bytes(data[:8], "little")
     heads = [seed[8 : 8 + int.from_bytes(seed[:8], "little")] for seed in seeds]
     header = change_json(data[8 : 8 + length], source, heads)
-    written = len(header) if source.random() < 0.95 else source.choice((0, length, 2**40, 2**64 - 1))
+    written = (
+        len(header) if source.random() < 0.95 else source.choice((0, length, 2**40, 2**64 - 1))
+    )
     return written.to_bytes(8, "little") + header + data[8 + length :]
 
 
 def change_npy(data: bytes, source: random.Random, seeds: Sequence[bytes]) -> bytes:
     """Change words of the header of a ``.npy``, and its length with it."""
     header = data[10 : 10 + int.from_bytes(data[8:10], "little")]
-    old = source.choice((b"False", b"'<f4'", b"(", b",", b"descr", b"shape", b"}", b"'", b"3", b"4"))
+    old = source.choice(
+        (b"False", b"'<f4'", b"(", b",", b"descr", b"shape", b"}", b"'", b"3", b"4")
+    )
     new = source.choice((
-        b"True", b"'>f4'", b"'|O'", b"[('a','<f4')]", b"'<f8'", b"'|S3'", b"(", b"((", b")", b"1" * 30,
+        b"True", b"'>f4'", b"'|O'", b"[('a','<f4')]", b"'<f8'", b"'|S3'", b"(", b"((", b")",
+        b"1" * 30,
         b"99999999999", b"-1", b"1e9", b"None", b"__import__('os')", b"f'{1}'", b"'", b"{", b"3L",
         b"[" * 300, b"-" * 3000, b"\\N{", b"\0", b"\xff", b" " * 70000, b"0", b"",
     ))  # fmt: skip
@@ -100,9 +106,10 @@ def change_zip(data: bytes, source: random.Random, seeds: Sequence[bytes]) -> by
         entries.append(source.choice(entries))
     method = zipfile.ZIP_DEFLATED if source.random() < 0.05 else zipfile.ZIP_STORED
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", method) as archive:
+    with warnings.catch_warnings(), zipfile.ZipFile(out, "w", method) as archive:
+        warnings.simplefilter("ignore")  # of names that stand twice
         for name, content in entries:
-            archive.writestr(name, content)
+            archive.writestr(zipfile.ZipInfo(name), content, method)
     return out.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""Feed mutated inputs to the parsers of what is no pack: tables, checkpoints, texts, settings, caches.
+"""Feed mutated inputs to the parsers of what is no pack: tables, checkpoints, texts, settings.
 
     python fuzz/inputs.py npy --inputs 200000 --seed 1
     python fuzz/inputs.py all --inputs 500
@@ -56,9 +56,7 @@ def make_input(parser: Parser, seeds: Sequence[bytes], seed: int, number: int) -
     return data[: 1 << 18]
 
 
-def run(
-    name: str, inputs: int, seed: int, folder: Path
-) -> tuple[Counter[str], list[Finding]]:
+def run(name: str, inputs: int, seed: int, folder: Path) -> tuple[Counter[str], list[Finding]]:
     """Check `inputs` mutations of a parser's seeds; returns verdicts and findings."""
     parser = PARSERS[name]
     seeds = parser.seeds(folder)

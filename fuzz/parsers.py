@@ -1,7 +1,7 @@
 """The parsers of what is no pack: small files that they read, and what must hold for any others.
 
-A check returns ``"good"`` or ``"refused"``, ``"contained"`` if a library died of the file in its own
-process, and raises if a promise is broken. What is good is held against another reader where
+A check returns ``"good"`` or ``"refused"``, ``"contained"`` if a library died of the file in its
+own process, and raises if a promise is broken. What is good is held against another reader, where
 there is one.
 """
 
@@ -52,7 +52,8 @@ KEY_MAP = b"""rope_interleaved = true
 ignore = [ "blocks.{N}.router.*" ]
 [tensors]
 "wte.weight" = "embed_tokens.weight"
-"blocks.{N}.w12.weight" = [ "layers.{N}.memory_mlp.gate_proj.weight", "layers.{N}.memory_mlp.up_proj.weight" ]
+"blocks.{N}.w12.weight" = [ "layers.{N}.memory_mlp.gate_proj.weight",
+ "layers.{N}.memory_mlp.up_proj.weight" ]
 "blocks.{N}.w3.weight" = { to = "layers.{N}.memory_mlp.down_proj.weight", transpose = true }
 """
 NAMES = ("wte.weight", "blocks.0.w12.weight", "blocks.0.w3.weight", "blocks.0.router.gate",
@@ -65,9 +66,11 @@ class Broken(AssertionError):
 
 
 class Shared(Isolated):
-    """Children that take one file after another: starting one for each takes a hundred times as long."""
+    """Children that take one file after another: to start one for each takes far longer."""
 
-    children: Mapping[str, Isolated] = {name: Isolated(name) for name in (hdf5._WORKER, text._WORKER)}
+    children: Mapping[str, Isolated] = {
+        name: Isolated(name) for name in (hdf5._WORKER, text._WORKER)
+    }
 
     def ask(self, request: Any) -> Any:
         """See `Isolated.ask`; the first request opens this one's file."""

@@ -40,6 +40,8 @@ from tolpack.sources.schema import PATTERNS, is_known
 
 _MAX_BYTES = 256 << 10
 _MAX_RULES = 1000
+# tomllib takes the square of the parts of a dotted key.
+_MAX_DOTS = 250
 # Each * more multiplies the time that a long name takes to be matched by its length.
 _MAX_STARS = 2
 # Names that are looked at for near ones, and their lengths: the search is slow.
@@ -134,7 +136,10 @@ def read_key_map(path: str | Path) -> KeyMap:
         It is no TOML, or a rule cannot be understood; the message names the rule.
     """
     try:
-        raw = tomllib.loads(read_whole(path, _MAX_BYTES).decode("utf-8"))
+        text = read_whole(path, _MAX_BYTES).decode("utf-8")
+        if any(line.count(".") > _MAX_DOTS for line in text.splitlines()):
+            raise ValueError(f"a line has over {_MAX_DOTS} dots: divide it")
+        raw = tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"cannot read --key-map {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:

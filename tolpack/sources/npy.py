@@ -31,7 +31,9 @@ _HEADER = re.compile(
     rb"\{ *(?P<a>'\w+'|\"\w+\") *: *(?P<x>V) *, *(?P<b>'\w+'|\"\w+\") *: *(?P<y>V) *, *"
     rb"(?P<c>'\w+'|\"\w+\") *: *(?P<z>V) *,? *\}[ \n]*".replace(b"V", _VALUE)
 )
-_SHAPE = re.compile(rb"\( *(?:|[0-9]{1,20}L? *,|[0-9]{1,20}L?(?: *, *[0-9]{1,20}L?)+ *,?) *\)")
+_SHAPE = re.compile(
+    rb"\( *(?:|I *,|I(?: *, *I)+ *,?) *\)".replace(b"I", rb"(?:0|[1-9][0-9]{0,19})L?")
+)
 
 
 @dataclass(frozen=True, slots=True)

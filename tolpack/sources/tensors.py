@@ -163,7 +163,9 @@ class SafetensorsFile:
         except (SafetensorError, RuntimeError, ValueError, TypeError) as error:
             if isinstance(error, CheckpointError):
                 raise
-            raise CheckpointError(f"{self.path}: tensor {name!r} cannot be read: {error}") from error
+            raise CheckpointError(
+                f"{self.path}: tensor {name!r} cannot be read: {error}"
+            ) from error
         return tensor
 
     def release(self) -> None:

@@ -13,9 +13,10 @@ import os
 import pickle
 import struct
 import zipfile
+from collections.abc import Iterable
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tolpack.files import open_stream
 
@@ -24,9 +25,10 @@ _MAGIC = b"PK\3\4"
 _PICKLE_BYTES, _FILE_SHARE = 768 << 10, 20
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 # What may stand behind an entry: its checksum and sizes once more.
-_MAX_DESCRIPTOR = 24
+_DESCRIPTOR, _MAX_DESCRIPTOR = b"PK\7\x08", 24
 # The format before torch 1.6 begins with it.
 _OLD_MAGIC = 0x1950A86A20F9469CFC6C
+_HASHING = ("set", "frozenset", "Counter", "OrderedDict", "dict")
 _STORED_BYTES = {
     "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2,
     "LongStorage": 8, "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1,
@@ -76,7 +78,7 @@ def _check_zip(file: BufferedReader, most: int) -> None:
         if len(pickled) != 1 or entries[pickled[0]].file_size > most:
             raise ValueError(f"it has no data.pkl, or one of over {most:,} bytes")
         data = archive.read(pickled[0])
-        directory: int = archive.start_dir  # type: ignore[attr-defined]
+        directory: int = archive.start_dir
     _check_ends(file, list(entries.values()), directory)
     folder = pickled[0].removesuffix("data.pkl")
     reader = _Reader(io.BytesIO(data))
@@ -99,12 +101,16 @@ def _check_ends(file: BufferedReader, entries: list[zipfile.ZipInfo], directory:
         file.seek(entry.header_offset)
         magic, *_, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
         start = entry.header_offset + _LOCAL_HEADER.size + name_bytes + extra_bytes
-        if magic != _MAGIC or not 0 <= begin - start - entry.file_size <= _MAX_DESCRIPTOR:
-            raise ValueError(f"{entry.filename} of its archive ends not where the next one begins")
+        file.seek(start + entry.file_size)
+        between = file.read(max(0, min(begin - file.tell(), _MAX_DESCRIPTOR + 1)))
+        described = len(between) <= _MAX_DESCRIPTOR and between.startswith(_DESCRIPTOR)
+        ends = start + entry.file_size == begin or described
+        if magic != _MAGIC or not ends:
+            raise ValueError(f"{entry.filename} of its archive ends not where the next begins")
 
 
 def _check_old(file: BufferedReader, most: int) -> None:
-    """Check that every storage that is asked for follows: else torch gives memory as it found it."""
+    """Check that each storage that is asked for follows: else torch gives memory as it found it."""
     size = os.fstat(file.fileno()).st_size
     stream = io.BytesIO(file.read(most))
     magic, _, _ = (_Reader(stream).load() for _ in range(3))
@@ -127,18 +133,24 @@ def _check_old(file: BufferedReader, most: int) -> None:
 
 
 class _Inert:
-    """Stands for every class and every function in a pickle; does nothing."""
+    """Stands for every class, function, dict and set in a pickle; does nothing.
+
+    But it refuses keys that are no plain ones: tuples of tuples may take for ever to be hashed.
+    """
 
     name = ""
 
-    def __new__(cls, *_: object, **__: object) -> _Inert:
+    def __new__(cls, *arguments: object, **_: object) -> _Inert:
+        for argument in arguments if cls.name in _HASHING else ():
+            for item in argument if isinstance(argument, (list, tuple)) else ():
+                _check_key(item[0] if isinstance(item, (list, tuple)) and item else item)
         return super().__new__(cls)
 
     def __setstate__(self, state: object) -> None:
         pass
 
     def __setitem__(self, key: object, value: object) -> None:
-        pass
+        _check_key(key)
 
     def append(self, value: object) -> None:
         """Take an item, as a list would."""
@@ -148,18 +160,47 @@ class _Inert:
 
     def add(self, value: object) -> None:
         """Take an item, as a set would."""
+        _check_key(value)
+
+    def update(self, values: Iterable[object]) -> None:
+        """Take items, as a set would."""
+        for value in values:
+            _check_key(value)
+
+
+def _check_key(key: object) -> None:
+    if not isinstance(key, (str, int, float, bytes, type(None), _Inert)):
+        raise ValueError(f"it has a {type(key).__name__} as a key, expected a name or a number")
 
 
 class _Reader(pickle._Unpickler):  # noqa: SLF001 (the one in C makes its memo as long as it is told)
     """Collects the storages that a pickle asks for: number of values, and bytes, by key."""
 
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+
     def __init__(self, stream: io.BytesIO) -> None:
         super().__init__(stream)
         self.storages: dict[str, tuple[int, int]] = {}
+        self._classes: dict[str, type] = {}
+
+    def load_hashed(self) -> None:
+        """Put an inert object where a dict or a set with its items would be."""
+        for item in self.pop_mark():  # type: ignore[attr-defined]
+            _check_key(item)
+        self.append(_Inert())  # type: ignore[attr-defined]
+
+    def load_empty(self) -> None:
+        """Put an inert object where an empty dict or set would be."""
+        self.append(_Inert())  # type: ignore[attr-defined]
+
+    dispatch[pickle.DICT[0]] = dispatch[pickle.FROZENSET[0]] = load_hashed  # DICT: torch has none
+    dispatch[pickle.EMPTY_DICT[0]] = dispatch[pickle.EMPTY_SET[0]] = load_empty
 
     def find_class(self, module: str, name: str) -> Any:
         """Return a class that does nothing, whatever is asked for."""
-        return type("_Named", (_Inert,), {"name": name})
+        if name not in self._classes:
+            self._classes[name] = type("_Named", (_Inert,), {"name": name})
+        return self._classes[name]
 
     def persistent_load(self, pid: Any) -> Any:
         """Note a storage: ``("storage", class, key, device, values, …)``."""
@@ -173,4 +214,3 @@ class _Reader(pickle._Unpickler):  # noqa: SLF001 (the one in C makes its memo a
         if self.storages.setdefault(key, found) != found:
             raise ValueError(f"two tensors share data/{key}, and disagree about its size")
         return _Inert()
-

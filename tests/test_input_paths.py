@@ -1,0 +1,136 @@
+"""What is given as an input and is no regular file: refused at once, whatever it is for."""
+
+import os
+import signal
+
+import models
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import tolpack
+from tolpack.cli import main
+from tolpack.reference import calibration_cache
+from tolpack.scratch import Scratch
+from tolpack.studying.measured import _read
+
+CONFIG = models.make_config()
+
+
+@pytest.fixture(autouse=True)
+def _limit():
+    """End a test that waits for a writer or reads a device without end."""
+
+    def stop(*_):
+        raise TimeoutError("the input was waited for")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def put(path, kind):
+    """Put a FIFO, a device, a folder or a loop of links where a file should be; returns it."""
+    path.unlink(missing_ok=True)
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else path.name)
+    return path
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A folder of two shards with index, config and tokenizer, and a pack, text and ids beside."""
+    folder = models.save_folder(tmp_path / "m", models.make_state(CONFIG), CONFIG, shards=2)
+    tolpack.build(folder, tmp_path / "p.tolpack")
+    np.save(tmp_path / "ids.npy", models.zipf_ids(300, 97))
+    return folder
+
+
+# An input: the command that reads it, with {x} for its path; where it is not given by its path, the
+# file inside the folder that is replaced.
+INPUTS = {
+    "checkpoint .pt": "build {x}.pt -o {out}",
+    "checkpoint .pth": "build {x}.pth -o {out}",
+    "checkpoint .bin": "inspect {x}.bin",
+    "checkpoint .safetensors": "build {x}.safetensors -o {out}",
+    "table .npy": "build {x}.npy --layers 2 -o {out}",
+    "table .h5": "build {x}.h5 --layers 2 -o {out}",
+    "planned .hdf5": "plan {x}.hdf5",
+    "config": "build {m} -o {out} --config {x}.json",
+    "key map": "build {m} -o {out} --key-map {x}.toml",
+    "calibration text": "build {m} -o {out} --bits auto --calibrate {x}.txt "
+    "--tokenizer {tokenizer}",
+    "calibration ids": "build {m} -o {out} --bits auto --calibrate {x}.npy",
+    "counts": "build {m} -o {out} --frequencies {x}.npy",
+    "text": "eval {m} {p} --text {x}.txt --tokenizer {tokenizer}",
+    "ids": "eval {m} {p} --text {x}.npy",
+    "tokenizer": "rows {p} 1 --tokenizer {x}.json",
+    "tokenizer of a text": "rows {p} --text a --tokenizer {x}.json",
+    "pack": "rows {x}.tolpack 1",
+    "pack without a suffix": "inspect {x}",
+    "pack to verify": "verify {x}.tolpack",
+    "pack to convert": "convert {x}.tolpack {out}.npy",
+    "pack to compare": "diff {x}.tolpack {p}",
+    "pack to compare with": "diff {p} {x}.tolpack",
+    "reference without a suffix": "diff {p} {x}",
+    "pack to judge": "eval {m} {x}.tolpack --text {ids}",
+    "counts of a comparison": "diff {p} {p} --frequencies {x}.npy",
+    "config beside": "build {m} -o {out}",
+    "index": "build {m} -o {out}",
+    "shard": "build {m} -o {out}",
+}
+BESIDE = {
+    "config beside": "config.json",
+    "index": "model.safetensors.index.json",
+    "shard": "model-00001-of-00002.safetensors",
+}
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder", "loop"])
+@pytest.mark.parametrize("name", INPUTS)
+def test_only_regular_files_are_read(model, tmp_path, name, kind):
+    """A FIFO, a device, a folder or a loop of links in place of any input gives one line."""
+    words = INPUTS[name].split()
+    given = next((word for word in words if "{x}" in word), None)
+    if given is not None:
+        put(tmp_path / given.format(x="input"), kind)
+    else:
+        put(model / BESIDE[name], kind)
+    here = tokenizer(tmp_path / "tokenizer.json")
+    places = {"x": tmp_path / "input", "m": model, "p": tmp_path / "p.tolpack", "tokenizer": here,
+              "out": tmp_path / "out.tolpack", "ids": tmp_path / "ids.npy"}  # fmt: skip
+    if (name, kind) == ("index", "loop"):
+        pytest.skip("a link that leads nowhere is no index, and the shards are complete without")
+    result = CliRunner().invoke(main, [word.format(**places) for word in words])
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit), repr(result.exception)
+    assert result.stderr.count("\n") >= 1
+    assert not (tmp_path / "out.tolpack").exists()
+
+
+def tokenizer(path):
+    """Save a tokenizer of one token per byte; returns `path`."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    letters = sorted(ByteLevel.alphabet())
+    made = Tokenizer(BPE({letter: number for number, letter in enumerate(letters)}, []))
+    made.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    made.save(str(path))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder", "loop"])
+def test_a_cache_that_is_no_file_is_none(tmp_path, monkeypatch, kind):
+    """What lies in place of a kept file is as good as none."""
+    monkeypatch.setenv("TOLPACK_CACHE", str(tmp_path))
+    put(tmp_path / f"calibration-{bytes(16).hex()}.metrics", kind)
+    assert calibration_cache.load(bytes(16), np.zeros(1, int), Scratch(tmp_path, 1 << 20)) is None
+    assert _read(put(tmp_path / "measured.json", kind)) is None
