@@ -57,7 +57,8 @@ def test_a_broken_promise_is_found(tmp_path, monkeypatch):
     """A parser that raises another exception, dies, hangs or takes memory is a finding each."""
     held = []
     acts = {
-        b"0": lambda: {}["a"], b"1": lambda: os.kill(os.getpid(), signal.SIGKILL), b"2": lambda: held.append("x"),
+        b"0": lambda: {}["a"], b"1": lambda: os.kill(os.getpid(), signal.SIGKILL),
+        b"2": lambda: held.append("x"),
         b"3": lambda: held.append(b"x" * (200 << 20)), b"4": lambda: _spin(),
     }  # fmt: skip
 

@@ -21,6 +21,8 @@ from typing import Any, ClassVar
 from tolpack.files import open_stream
 
 _MAGIC = b"PK\3\4"
+# The attribute of a folder, by MS-DOS.
+_FOLDER = 0x10
 # A pickle may have so many bytes, and one for so many of the file; a tensor takes some 300.
 _PICKLE_BYTES, _FILE_SHARE = 768 << 10, 20
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
@@ -67,12 +69,16 @@ def _check_zip(file: BufferedReader, most: int) -> None:
     size = os.fstat(file.fileno()).st_size
     with zipfile.ZipFile(file) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
-        stored = [entry.compress_type == zipfile.ZIP_STORED for entry in entries.values()]
+        # Torch reads nothing for what is called a folder, and gives memory as it found it.
+        stored = [
+            entry.compress_type == zipfile.ZIP_STORED and not entry.external_attr & _FOLDER
+            for entry in entries.values()
+        ]
         total = sum(entry.file_size for entry in entries.values())
         if len(entries) != len(archive.infolist()) or not all(stored) or total > size:
             raise ValueError(
-                "entries of its archive are compressed, overlap or stand twice, which torch.save "
-                "never does: save it anew"
+                "entries of its archive are compressed, folders, overlap or stand twice, which "
+                "torch.save never does: save it anew"
             )
         pickled = [name for name in entries if name.endswith("/data.pkl")]
         if len(pickled) != 1 or entries[pickled[0]].file_size > most:
