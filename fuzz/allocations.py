@@ -5,7 +5,8 @@
 Each failing allocation has a forked child of its own. It counts as ``error`` if it ends in an error
 of tolpack's, as ``caller`` if the memory was missing in the caller's own frame, as ``died`` if a
 library crashed (numpy does where a few bytes are missing: in scalars, and in indexing by arrays);
-``foreign`` and ``wrong`` are findings. CPython only: it takes `_testcapi`.
+``foreign`` and ``wrong`` are findings. The path is given as text: of a `Path` the interpreter says
+that it is none where it lacks memory to look. CPython only: it takes `_testcapi`.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def read(path: Path, expected: np.ndarray, number: int) -> str:
     ids = np.arange(len(expected))
     _testcapi.set_nomemory(number, number + 1)
     try:
-        with tolpack.open(path) as pack:
+        with tolpack.open(str(path)) as pack:
             rows = pack.rows(ids)
             pack.verify()
     except TolpackError:

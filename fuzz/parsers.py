@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import edits
 import h5py
+import input_edits
 import numpy as np
 import torch
 from safetensors.torch import save
@@ -88,7 +88,7 @@ class Parser:
     name: str
     seeds: Callable[[Path], Sequence[bytes]]
     check: Callable[[Path], str]
-    changes: tuple[edits.Change, ...] = field(default=(edits.change_bytes,))
+    changes: tuple[input_edits.Change, ...] = field(default=(input_edits.change_bytes,))
 
 
 def verdict(check: Callable[[Path], object]) -> Callable[[Path], str]:
@@ -289,19 +289,19 @@ def config_seeds(folder: Path) -> list[bytes]:
     return [json.dumps(CONFIG).encode(), (DEMO / "config.json").read_bytes()]
 
 
-_BYTES, _JSON = edits.change_bytes, edits.change_json
+_BYTES, _JSON = input_edits.change_bytes, input_edits.change_json
 PARSERS: dict[str, Parser] = {
-    "npy": Parser("x.npy", npy_seeds, verdict(check_npy), (_BYTES, edits.change_npy)),
+    "npy": Parser("x.npy", npy_seeds, verdict(check_npy), (_BYTES, input_edits.change_npy)),
     "hdf5": Parser("x.h5", hdf5_seeds, verdict(check_hdf5)),
     "safetensors": Parser("x.safetensors", safetensors_seeds, verdict(check_safetensors),
-                          (_BYTES, edits.change_safetensors, edits.change_safetensors)),
-    "pt": Parser("x.pt", pt_seeds, verdict(check_pt), (_BYTES, edits.change_zip, edits.change_zip)),
+                          (_BYTES, input_edits.change_safetensors, input_edits.change_safetensors)),
+    "pt": Parser("x.pt", pt_seeds, verdict(check_pt), (_BYTES, input_edits.change_zip, input_edits.change_zip)),
     "tokenizer": Parser("x.json", lambda _: tokenizer_seeds(), verdict(check_tokenizer),
                         (_BYTES, _JSON, _JSON, _JSON)),
-    "text": Parser("x.txt", text_seeds, verdict(check_text), (_BYTES, edits.change_words)),
+    "text": Parser("x.txt", text_seeds, verdict(check_text), (_BYTES, input_edits.change_words)),
     "config": Parser("x.json", config_seeds, verdict(check_config), (_BYTES, _JSON, _JSON)),
     "key-map": Parser("x.toml", lambda _: [KEY_MAP], verdict(check_key_map),
-                      (_BYTES, edits.change_words, edits.change_words)),
+                      (_BYTES, input_edits.change_words, input_edits.change_words)),
     "index": Parser("model.safetensors.index.json", index_seeds,
                     verdict(lambda path: open_store(path.parent)), (_BYTES, _JSON, _JSON)),
     "calibration": Parser("x.metrics", calibration_seeds, check_calibration),

@@ -12,7 +12,7 @@ import pytest
 FUZZ = Path(__file__).parents[1] / "fuzz"
 sys.path.insert(0, str(FUZZ))
 
-import edits  # noqa: E402 (found by the line above)
+import input_edits  # noqa: E402 (found by the line above)
 import inputs  # noqa: E402
 import parsers  # noqa: E402
 
@@ -88,7 +88,7 @@ def test_changes_change(tmp_path):
     """Every kind of change gives other bytes most of the time."""
     for parser in parsers.PARSERS.values():
         seeds = parser.seeds(tmp_path)
-        for change in {edits.change_bytes, *parser.changes}:
+        for change in {input_edits.change_bytes, *parser.changes}:
             source = random.Random(0)
             changed = [change(seeds[0], source, seeds) for _ in range(40)]
             assert sum(one != seeds[0] for one in changed) > 20
