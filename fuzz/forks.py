@@ -26,6 +26,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def busy_forks(given: argparse.Namespace) -> Counter[str]:
     for _ in range(given.forks):
         time.sleep(source.uniform(0, 0.1 if given.loading else 0.003))
         some = source.sample(subjects, 4)
-        ends[forked(lambda some=some: look_up(some, expected), given.patience)] += 1
+        ends[forked(partial(look_up, some, expected), given.patience)] += 1
     over.set()
     for thread in threads:
         thread.join()
@@ -132,7 +133,7 @@ def busy(subjects: Sequence[Subject], seed: int, over: threading.Event) -> None:
     """Look rows up, prefetch, and use large buffers, until it is over."""
     source, buffers = np.random.default_rng(seed), Buffers(1 << 26)
     while not over.is_set():
-        one = subjects[source.integers(len(subjects))]
+        one = subjects[int(source.integers(len(subjects)))]
         some = source.choice(one.ids, source.integers(1, len(one.ids) + 1))
         one.pack.prefetch(some)
         one.pack.rows(some[:1])
