@@ -169,6 +169,8 @@ def output_path(
     given = [source, *(one for one in inputs if one is not None)]
     if source.is_dir():
         given += [file for file in source.iterdir() if file.suffix != ".tolpack"]
+    if path.is_dir():
+        raise ConfigError(f"output {path} is a folder: give a file name with -o")
     check_output(path, given)
     check_unfinished(path, given)
     if os.path.lexists(path) and not force:
