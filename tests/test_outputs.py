@@ -130,6 +130,14 @@ def test_pipes_in_the_place_of_unfinished_files_are_refused(writes, tmp_path):
         run(tmp_path / name)
 
 
+def test_outputs_have_the_rights_of_any_new_file(writes, tmp_path):
+    """What is written may be read and written by whom the umask lets, and executed by nobody."""
+    name, run = writes
+    run(tmp_path / name)
+    (tmp_path / "other").touch()
+    assert (tmp_path / name).stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_nul_in_a_path_is_refused(writes, tmp_path):
     """A path that no file can have is an error of ours."""
     name, run = writes

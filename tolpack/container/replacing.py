@@ -170,7 +170,8 @@ def _existing(path: Path) -> BinaryIO:
 
 
 def _without_links(name: str, flags: int) -> int:
-    return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    return os.open(name, flags, 0o666)  # what open() gives a new file
 
 
 def _in_the_way(path: Path) -> FileAccessError:
