@@ -21,6 +21,12 @@ EXPECTED = {"good", "refused"}
 CASES = sorted((FUZZ / "input-cases").glob("*"))
 
 
+@pytest.fixture(autouse=True)
+def _cache_of_before(monkeypatch):
+    """Seeds of calibrations choose a cache: it ends with the test."""
+    monkeypatch.setenv("TOLPACK_CACHE", "off")
+
+
 @pytest.mark.parametrize("name", parsers.PARSERS)
 def test_mutated_inputs_keep_the_promises(tmp_path, monkeypatch, name):
     """Right, refused, or contained in a process of its own; soon, and in little memory."""
