@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -170,6 +172,21 @@ def test_a_fork_has_a_child_of_its_own(worker):
     assert worker.ask(request("echo", body=b"after"))[1] == b"after"
 
 
+def test_a_fork_waits_for_no_answer_of_another_thread(worker):
+    """A process that forks while a thread asks has a child that can ask, too."""
+    worker.ask(request("echo"))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(worker.ask, request("loop", seconds=2))
+        while not worker._lock.locked():
+            time.sleep(0.001)
+        fork = os.fork()
+        if fork == 0:
+            signal.alarm(60)
+            os._exit(0 if worker.ask(request("echo", body=b"x"))[1] == b"x" else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]) == 0
+        assert isinstance(waiting.exception(), IsolationError)
+
+
 def test_a_child_that_was_killed_is_replaced(worker):
     """A child that something else ended costs one request."""
     worker.ask(request("echo"))
@@ -185,3 +202,21 @@ def test_texts_of_many_tokens_are_those_of_each(tmp_path):
     names = TextTokenizer(save(tmp_path, tokenizer(model=model)))
     ids = np.arange(-1, 12)
     assert names.texts(ids) == [names.text(int(n)) for n in ids]
+
+
+def words(count):
+    """Return `count` different strings of letters."""
+    letters = "etaoinshrdlu"
+    return ["".join(letters[n // 12**k % 12] for k in range(6)) for n in range(count)]
+
+
+@pytest.mark.parametrize("kind", ["BPE", "Unigram"])
+def test_vocabularies_of_the_usual_size_are_read(tmp_path, kind):
+    """Those of today's models, 128,000 tokens (BPE) and 250,000 (Unigram), fit the limits."""
+    if kind == "BPE":
+        model = {"type": "BPE", "vocab": {word: n for n, word in enumerate(words(128_000))},
+                 "merges": []}  # fmt: skip
+    else:
+        model = {"type": "Unigram", "unk_id": 0, "vocab": [[word, -1.5] for word in words(250_000)]}
+    path = save(tmp_path, tokenizer(model=model))
+    assert TextTokenizer(path).vocab_size in (128_000, 250_000)

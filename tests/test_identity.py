@@ -174,3 +174,33 @@ def test_a_stored_head_that_differs_in_one_row_is_not_tied(tmp_path):
     state["lm_head.weight"][599] += 1
     with pytest.raises(CheckpointError, match=r"lm_head\.weight' differs from the embedding"):
         Decoder(open_checkpoint(models.save_pt(tmp_path / "other.pt", state, config)))
+
+
+def test_sections_of_a_swapped_input_are_not_resumed(tmp_path, monkeypatch):
+    """Another table is there while a section is written, the build is killed, the first table comes
+    back: nothing of the other one is in the resumed pack.
+    """
+    from tolpack.container.writer import PackWriter
+
+    path = tmp_path / "t.npy"
+    first, second = np.ones((64, 2, 8), np.float32), np.full((64, 2, 8), 2, np.float32)
+    np.save(path, first)
+    content, times = path.read_bytes(), os.stat(path)
+    plain = PackWriter._write_section
+
+    def swapped(self, *arguments):
+        with open(path, "r+b") as file:
+            file.seek(-first.nbytes, os.SEEK_END)
+            file.write(second.tobytes())
+        plain(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PackWriter, "_write_section", swapped)
+        with pytest.raises(CheckpointError, match="was changed while it was read"):
+            tolpack.build(path, tmp_path / "p.tolpack")
+    with open(path, "r+b") as file:
+        file.write(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    tolpack.build(path, tmp_path / "p.tolpack", resume=True)
+    with tolpack.open(tmp_path / "p.tolpack") as pack:
+        assert np.allclose(pack.rows(range(64)), 1, rtol=0.2)

@@ -12,6 +12,7 @@ from packs import KEY, TARGET, write
 import tolpack
 from tolpack.container.writer import PackWriter
 from tolpack.errors import ConfigError, FileAccessError
+from tolpack.progress import Reporter
 from tolpack.report.content import Page
 from tolpack.report.page import write_page
 
@@ -184,3 +185,33 @@ def test_builds_of_one_output_exclude_each_other(tmp_path):
                 PackWriter(tmp_path / "p", bytes(32), 100, resume=resume)
     with PackWriter(tmp_path / "p", KEY, 100, resume=True) as writer:
         assert writer.resumed_sections == 1
+
+
+def test_a_file_that_appears_during_the_work_needs_force_too(pack, tmp_path):
+    """What has taken the output's name meanwhile is kept, and the error says so."""
+    for name in ("o.tolpack", "o.npy"):
+        path = tmp_path / name
+
+        class Intruder(Reporter):
+            def phase(self, *arguments, path=path):
+                path.write_bytes(b"precious")
+                return super().phase(*arguments)
+
+        with pytest.raises(FileAccessError, match="has appeared while it was written"):
+            if name == "o.npy":
+                tolpack.convert(pack, path, reporter=Intruder())
+            else:
+                np.save(tmp_path / "t.npy", np.ones((8, 1, 4), np.float32))
+                tolpack.build(tmp_path / "t.npy", path, reporter=Intruder())
+        assert path.read_bytes() == b"precious"
+
+
+def test_an_unfinished_pack_that_was_exchanged_is_not_published(tmp_path):
+    """If another file stands under the unfinished name, it does not become the output."""
+    with PackWriter(tmp_path / "p", KEY, 100) as writer:
+        writer.add_array("mean", lambda: np.zeros(4, np.float32))
+        (tmp_path / "other").write_bytes(b"other")
+        os.replace(tmp_path / "other", tmp_path / "p.partial")
+        with pytest.raises(FileAccessError, match="is another file by now"):
+            writer.commit(write(tmp_path / "q", TARGET).header)
+    assert not (tmp_path / "p").exists()

@@ -145,7 +145,7 @@ def build(
         Resources(compute, max_memory, threads),
         reporter=reporter,
     ) as workshop:
-        workshop.make(settings, path, resume=resume)
+        workshop.make(settings, path, resume=resume, force=force)
     with torch_threads(threads or processor_count()):
         return _result(path, source, reporter)
 

@@ -103,7 +103,7 @@ def convert(
         _say_before(pack, dropped, dtype, reporter)
         size = math.prod(shape) * np.dtype(STORED[dtype]).itemsize
         with (
-            replacing(path, size) as file,
+            replacing(path, size, replace=force) as file,
             closing(table_format(path)(file, shape, dtype)) as table,
             reporter.phase("converting", pack.vocab_size, "rows") as done,
         ):

@@ -19,13 +19,15 @@ import signal
 import struct
 import subprocess
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+
+from tolpack.forking import Locking
 
 if TYPE_CHECKING:
     from io import RawIOBase
@@ -35,7 +37,7 @@ Handler = Callable[[dict[str, Any], bytes], Answer]
 
 _LENGTHS = struct.Struct("<IQ")
 _PIPE_BYTES = 1 << 20
-_POLL_SECONDS, _POLLS_ASLEEP = 0.1, 5
+_POLL_SECONDS, _POLLS_ASLEEP = 0.1, 50
 # Seconds of waiting for each second of CPU time: a machine may be busy.
 _PATIENCE = 20
 
@@ -58,7 +60,7 @@ class Request:
     memory_bytes: int
 
 
-class Isolated:
+class Isolated(Locking):
     """A child process that runs a module's `serve`; it starts with the first request.
 
     Parameters
@@ -71,7 +73,11 @@ class Isolated:
 
     def __init__(self, module: str, opening: Request | None = None) -> None:
         self._module, self._opening = module, opening
-        self._lock = threading.Lock()
+        super().__init__()
+
+    def renew(self) -> None:
+        """See `tolpack.forking.Forked`: the streams are the parent's."""
+        super().renew()
         self._child: _Child | None = None
 
     def ask(self, request: Request) -> Answer:
@@ -84,14 +90,14 @@ class Isolated:
         """
         with self._lock:
             child = self._child
-            if child is None or child.owner != os.getpid():  # a fork must not share the streams
+            if child is None:
                 child = self._child = _Child(self._module)
                 if self._opening is not None:
                     self._exchange(child, self._opening)
             return self._exchange(child, request)
 
     def close(self) -> None:
-        """End the child."""
+        """End the child; the next request starts another one."""
         with self._lock:
             if self._child is not None:
                 self._child.stop()
@@ -127,10 +133,9 @@ class _Child:
         self._sink = cast("RawIOBase", self._process.stdout)
         for stream in (self._source, self._sink):
             _widen(stream.fileno())
-        self.owner = os.getpid()
         self.alive = True
         self.answered = 0
-        self.stop = weakref.finalize(self, _stop, self._process, self.owner)
+        self.stop = weakref.finalize(self, _stop, self._process, os.getpid())
 
     def exchange(self, request: Request) -> Answer:
         """Send a request and wait for its answer."""
@@ -194,11 +199,10 @@ class _Child:
 
 def _widen(pipe: int) -> None:
     """Give a pipe room for more bytes, where the system can."""
-    import fcntl
+    with contextlib.suppress(ImportError, AttributeError, OSError):
+        import fcntl
 
-    if hasattr(fcntl, "F_SETPIPE_SZ"):
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
 def _activity(process: int) -> str:
@@ -261,11 +265,20 @@ def _limit(seconds: float, memory_bytes: int | None) -> None:
         return
     import resource
 
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    soft = hard if memory_bytes is None else held + memory_bytes
-    soft = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
+    soft, hard = _first_limits()
+    if memory_bytes is not None:
+        wanted = held + memory_bytes
+        soft = wanted if soft == resource.RLIM_INFINITY else min(wanted, soft)
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+@cache
+def _first_limits() -> tuple[int, int]:
+    """Limits on address space that this process began with."""
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_AS)
 
 
 def _address_space() -> int | None:

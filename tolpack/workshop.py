@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -97,8 +98,10 @@ class Workshop:
         self._scratch = Scratch(folder, limit)
         self._described = False
 
-    def make(self, settings: BuildSettings, path: Path, *, resume: bool = False) -> None:
-        """Write a pack to `path`, replacing what is there.
+    def make(
+        self, settings: BuildSettings, path: Path, *, resume: bool = False, force: bool = True
+    ) -> None:
+        """Write a pack to `path`; without `force` nothing may be there, until the end.
 
         Raises
         ------
@@ -115,7 +118,10 @@ class Workshop:
                 room = Scratch(scratch.folder, scratch.left)
                 scratch = stack.enter_context(room)
             work = self._assembly(settings, dtype, scratch)
-            while not _write(work, path, resume, self._exact.check_unchanged, self._reporter):
+            # What is written must come from what was hashed into the key.
+            check = self._exact.check_unchanged
+            open_writer = partial(PackWriter, path, replace=force, check=check)
+            while not _write(work, open_writer, resume, self._reporter):
                 resume = False
 
     @property
@@ -194,19 +200,11 @@ class Workshop:
 
 
 def _write(
-    work: Assembly,
-    path: Path,
-    resume: bool,
-    check_unchanged: Callable[[], None],
-    reporter: Reporter,
+    work: Assembly, open_writer: Callable[..., PackWriter], resume: bool, reporter: Reporter
 ) -> bool:
-    """Write the pack; false, and nothing under its name, if it came out larger than ``--size``.
-
-    `check_unchanged` is called before it gets its name: what was read must still be what was
-    hashed into its id.
-    """
+    """Write the pack; false, and nothing under its name, if it came out larger than ``--size``."""
     attempt = work.kept_back
-    with PackWriter(path, work.key, work.header_room, resume=resume, attempt=attempt) as writer:
+    with open_writer(work.key, work.header_room, resume=resume, attempt=attempt) as writer:
         if resume:
             reporter.say(f"resuming after {writer.resumed_sections} finished sections")
         fields = work.write_fields(writer)
@@ -219,6 +217,5 @@ def _write(
             work.keep_back(excess)
             return False
         table = Table("tol", work.source.vocab_size, tuple(fields), tuple(chunks), token_map)
-        check_unchanged()
         writer.commit(Header((table,), encodings, tuple(writer.sections), f"tolpack {__version__}"))
     return True

@@ -161,6 +161,7 @@ def _cached_calibration(
     total = metric_tokens(decoder, len(ids), context)
     with reporter.phase("calibration", total, "tok") as done:
         found = calibrate(decoder, ids, context, done, scratch, reach)
+    source.check_unchanged()  # what is kept belongs to the weights in its key
     kept = calibration_cache.keep(digest.digest(), found)
     if kept is not None:
         reporter.say(f"calibration: kept in {kept}")

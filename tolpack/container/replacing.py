@@ -52,7 +52,7 @@ def same_file(path: str | Path, other: str | Path) -> bool:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, size: int = 0) -> Iterator[BinaryIO]:
+def replacing(path: Path, size: int = 0, *, replace: bool = True) -> Iterator[BinaryIO]:
     """Yield an empty file that gets the name `path` if the block ends without an error.
 
     Otherwise it is removed, and what had the name keeps it. Until then it is ``NAME.partial``,
@@ -64,6 +64,8 @@ def replacing(path: Path, size: int = 0) -> Iterator[BinaryIO]:
         Final name.
     size : int
         Bytes that the file will take, about: a disk too small is noticed before the work.
+    replace : bool
+        Whether a file that has the final name by then is replaced.
 
     Raises
     ------
@@ -85,7 +87,7 @@ def replacing(path: Path, size: int = 0) -> Iterator[BinaryIO]:
         file = take_over(partial)
         try:
             yield file
-            publish(file, partial, path)
+            publish(file, partial, path, replace=replace)
         except BaseException:
             remove(file, partial)
             raise
@@ -181,9 +183,21 @@ def _in_the_way(path: Path) -> FileAccessError:
     )
 
 
-def publish(file: BinaryIO, partial: Path, path: Path) -> None:
-    """Sync and close a file, and give it its final name."""
+def publish(file: BinaryIO, partial: Path, path: Path, *, replace: bool = True) -> None:
+    """Sync and close a file, and give it its final name.
+
+    Raises
+    ------
+    FileAccessError
+        Another file has taken its place, or, without `replace`, its final name.
+    """
     sync(file)
+    if not os.path.samestat(os.fstat(file.fileno()), os.lstat(partial)):
+        raise FileAccessError(f"{partial} is another file by now: write {path} again")
+    if not replace and os.path.lexists(path):
+        raise FileAccessError(
+            f"{path} has appeared while it was written: use --force to replace it, or another name"
+        )
     if os.name == "nt":  # an open file cannot be renamed there; elsewhere it stays locked
         file.close()
     os.replace(partial, path)

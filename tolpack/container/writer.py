@@ -82,6 +82,11 @@ class PackWriter:
         Continue an interrupted build of the same key. Without it a leftover is overwritten.
     attempt : int
         Tells tries of one key with other contents apart: a leftover of another one is overwritten.
+    replace : bool
+        Whether a file that has the final name by then is replaced.
+    check : callable, optional
+        Called before a section is noted as finished, and before the pack gets its name; raises if
+        the inputs are no longer what `key` says.
 
     Raises
     ------
@@ -94,7 +99,15 @@ class PackWriter:
     """
 
     def __init__(
-        self, path: Path, key: bytes, header_room: int, *, resume: bool = False, attempt: int = 0
+        self,
+        path: Path,
+        key: bytes,
+        header_room: int,
+        *,
+        resume: bool = False,
+        attempt: int = 0,
+        replace: bool = True,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         if header_room > MAX_HEADER_BYTES:
             raise ConfigError(
@@ -106,6 +119,7 @@ class PackWriter:
         self.pack_id = int.from_bytes(key[:8], "little")
         self._key = key.hex()
         self._attempt = attempt
+        self._replace, self._check = replace, check
         self.sections: list[Section] = []
         self._partial = partial_path(path)
         self._data_start = align(PREAMBLE_BYTES + header_room, SECTION_ALIGNMENT)
@@ -255,11 +269,12 @@ class PackWriter:
         end = self.end_bytes
         required = header.required_features()
         preamble = Preamble(len(data), end, required, self.pack_id, crc32(data))
+        self._check()
         with self._disk_errors():
             self._file.truncate(end)
             self._file.seek(0)
             self._file.write(preamble.to_bytes() + data)
-            publish(self._file, self._partial, self.path)
+            publish(self._file, self._partial, self.path, replace=self._replace)
             self._journal.remove()
         return end
 
@@ -295,6 +310,7 @@ class PackWriter:
                 self._file.write(part)
                 length += len(part)
             sync(self._file)
+            self._check()
             section = replace(described, offset_bytes=offset, length_bytes=length)
             self.sections.append(section)
             self._journal.append(section)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,8 @@ _MEMORY_BYTES = 64 << 20
 # more to select a row.
 _SECONDS = 0.8
 _VALUE_SECONDS, _ROW_SECONDS = 1e-6, 1e-3
+# For each byte of the chunks that a row lies in, which a request may have to decompress.
+_BAND_SECONDS = 4e-8
 # What a byte of the file may stand for: deflate reaches 1,032.
 _MAX_RATIO = 1032
 
@@ -47,13 +50,17 @@ class _Table:
             size = regular_size(path)
         except OSError as error:
             raise CheckpointError(f"cannot read table {path}: {error.strerror or error}") from error
-        # A chunk is held whole, stored and decoded.
+        # A chunk is held whole, stored and decoded, and so are all those of a row, if they fit.
         self._memory_bytes = _MEMORY_BYTES + 4 * size
-        opening = self._request("open", {"path": str(path.absolute())}, b"", 0)
+        self._band_seconds = 0.0
+        cache = _MEMORY_BYTES // 2 + 2 * size
+        where = {"path": str(path.absolute()), "cache_bytes": cache}
+        opening = self._request("open", where, b"", 0)
         self._worker = Isolated(_WORKER, opening)
         values, _ = self._ask(self._request("describe", {}, b"", 0))
         self._shape: tuple[int, ...] = tuple(values["shape"])
         self._dtype: str = values["dtype"]
+        self._band_seconds = int(values["band_bytes"]) * _BAND_SECONDS
         declared = math.prod(self._shape) * int(values["item_bytes"])
         if declared > _MAX_RATIO * size:
             raise CheckpointError(
@@ -89,7 +96,7 @@ class _Table:
         step = max(1, _PIECE_BYTES // (4 * max(1, row_values)))
         pieces = []
         for first in range(start, stop, step):
-            values: dict[str, int | str] = {"start": first, "stop": min(first + step, stop)}
+            values = {"start": first, "stop": min(first + step, stop)}
             seconds = step * (_ROW_SECONDS + row_values * _VALUE_SECONDS)
             body = self._ask(self._request("stored", values, b"", seconds))[1]
             pieces.append(np.frombuffer(body, np.uint8))
@@ -105,6 +112,7 @@ class _Table:
         return CheckpointError(f"cannot read table {self._path}: {reason}")
 
     def _request(
-        self, name: str, values: dict[str, int | str], body: bytes, more_seconds: float
+        self, name: str, values: dict[str, Any], body: bytes, more_seconds: float
     ) -> Request:
-        return Request(name, values, body, _SECONDS + more_seconds, self._memory_bytes)
+        seconds = _SECONDS + self._band_seconds + more_seconds
+        return Request(name, values, body, seconds, self._memory_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ from tolpack.isolation import Answer, Handler, serve
 
 # Groups and datasets that are looked at; a table has one.
 _MAX_OBJECTS = 1000
+# Slots of the cache of chunks, a prime.
+_CACHE_SLOTS = 100_003
 
 
 class TableHandlers:
@@ -19,28 +22,33 @@ class TableHandlers:
 
     def __init__(self) -> None:
         self._dataset: Any = None
+        self._band_bytes = 0
 
     def open(self, values: dict[str, Any], body: bytes) -> Answer:
         """Open a file that holds one dataset, with its values inside."""
         self._dataset = None
-        file = h5py.File(values["path"], "r")
-        found = list(_datasets(file))
-        if len(found) != 1:
-            names = ", ".join(str(dataset.name) for dataset in found[:8]) or "none"
-            raise ValueError(f"it must hold one dataset, found {names}")
-        if found[0].is_virtual or found[0].external:
-            raise ValueError(
-                "the values of its dataset are in other files: copy them into one, for example "
-                "with h5repack"
-            )
-        self._dataset = found[0]
+        dataset = _only_dataset(h5py.File(values["path"], "r"))
+        self._band_bytes = _band_bytes(dataset)
+        if self._band_bytes > values["cache_bytes"]:
+            self._band_bytes = 0
+        elif self._band_bytes:  # rows that lie in the same chunks are decompressed once
+            room = {"rdcc_nbytes": self._band_bytes, "rdcc_nslots": _CACHE_SLOTS}
+            name = dataset.name
+            dataset.file.close()
+            dataset = h5py.File(values["path"], "r", **room)[name]
+        self._dataset = dataset
         return {}, b""
 
     def describe(self, values: dict[str, Any], body: bytes) -> Answer:
-        """Answer the dataset's shape, its dtype, and the bytes of a value."""
+        """Answer the dataset's shape and dtype, and the bytes of a value and of a row's chunks."""
         dataset = self._dataset
-        return {"shape": list(map(int, dataset.shape)), "dtype": str(dataset.dtype),
-                "item_bytes": int(dataset.dtype.itemsize)}, b""  # fmt: skip
+        answer = {
+            "shape": list(map(int, dataset.shape)),
+            "dtype": str(dataset.dtype),
+            "item_bytes": int(dataset.dtype.itemsize),
+            "band_bytes": self._band_bytes,
+        }
+        return answer, b""
 
     def take(self, values: dict[str, Any], body: bytes) -> Answer:
         """Answer columns ``start … stop-1`` of the flattened rows, float32; int64 ids increase."""
@@ -61,6 +69,30 @@ class TableHandlers:
         """Return the handlers by name."""
         return {"open": self.open, "describe": self.describe, "take": self.take,
                 "stored": self.stored}  # fmt: skip
+
+
+def _only_dataset(file: Any) -> Any:
+    """Return the file's one dataset, whose values are in the file."""
+    found = list(_datasets(file))
+    if len(found) != 1:
+        names = ", ".join(str(dataset.name) for dataset in found[:8]) or "none"
+        raise ValueError(f"it must hold one dataset, found {names}")
+    if found[0].is_virtual or found[0].external:
+        raise ValueError(
+            "the values of its dataset are in other files: copy them into one, for example "
+            "with h5repack"
+        )
+    return found[0]
+
+
+def _band_bytes(dataset: Any) -> int:
+    """Bytes of all the chunks that a row lies in, decompressed; 0 if they are no chunks."""
+    if dataset.chunks is None:
+        return 0
+    others = (
+        -(-size // chunk) * chunk for size, chunk in zip(dataset.shape[1:], dataset.chunks[1:])
+    )
+    return int(dataset.chunks[0] * math.prod(others) * dataset.dtype.itemsize)
 
 
 def _datasets(file: Any) -> Iterator[Any]:

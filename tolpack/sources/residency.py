@@ -12,11 +12,12 @@ against what the kernel says is resident before a map is dropped for it.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tolpack.forking import Locking
 
 # Touched pages that may be resident at once, for each set of mapped files.
 MAPPED_BYTES = 128 << 20
@@ -25,7 +26,7 @@ _MOST_AROUND_BYTES = 2 << 20
 _STATM = "/proc/self/statm"
 
 
-class Residency:
+class Residency(Locking):
     """Counts touched bytes and calls `release` each time `limit` of them are resident.
 
     Parameters
@@ -41,7 +42,7 @@ class Residency:
         self._limit = limit
         self._touched = 0
         self._before = _resident_bytes()
-        self._lock = threading.Lock()
+        super().__init__()
 
     def touch(self, touched_bytes: int) -> None:
         """Count bytes that were read through a map, or more."""

@@ -7,12 +7,12 @@ alone computes a few at a time (matrix products round by their shapes), and so m
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.forking import Locking
 from tolpack.scratch import Kept, Scratch
 from tolpack.sources.protocol import LayerRows, TableSource
 
@@ -21,7 +21,7 @@ _Doubles = NDArray[np.float64]
 _BLOCK_TOKENS = 2048
 
 
-class SharedTable:
+class SharedTable(Locking):
     """Another `TableSource`; keeps what is measured on whole layers (`remembered`).
 
     Parameters
@@ -46,7 +46,7 @@ class SharedTable:
         self.ffn_bytes = source.ffn_bytes
         self._layers: dict[int, NDArray[np.float32]] = {}
         self._remembered: dict[tuple[int, bytes], tuple[Kept, Kept]] = {}
-        self._lock = threading.Lock()
+        super().__init__()
 
     @staticmethod
     def nbytes(source: TableSource) -> int:

@@ -60,6 +60,7 @@ class Measured:
         for path in (knowledge.calibrate, knowledge.frequencies, found):
             digest.update(b"none" if path is None else file_digest(Path(path)))
         self._identity = digest.digest()
+        self._check_unchanged = judge.checkpoint.check_unchanged
         self._fresh = fresh
         self._reporter = reporter
         self._now: dict[str, dict[str, Any]] = {}
@@ -73,6 +74,7 @@ class Measured:
         if known is not None:
             return known
         found = self._now[self._name(what)] = measure()
+        self._check_unchanged()  # what is kept belongs to the weights in its name
         path = cached_file(self._name(what))
         data = json.dumps(found).encode()
         kept = path is None or keep_file(path, lambda file: file.write(data))
