@@ -90,6 +90,16 @@ def test_links_lead_somewhere(path):
         assert not anchor or anchor in anchors(found), f"{target}: no such heading"
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_a_document_names_exist(path):
+    """A script, a test or a module in backticks is a file of the project."""
+    text = path.read_text("utf-8")
+    named = re.findall(
+        r"`(?:python )?((?:tests|fuzz|benchmarks|tolpack|formats)/[\w/.-]+\.\w+)", text
+    )
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_documents_are_two_links_from_the_readme():
     """Whoever reads the README finds every document in docs/ by two links at most."""
     reached = {ROOT / "README.md"}

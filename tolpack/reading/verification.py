@@ -3,7 +3,7 @@
 Damage is named by its place and by the tokens that it hits. Neighbouring blocks that are damaged in
 the same way are one entry, so a file that was cut or overwritten gives a short list. Where a
 thousand entries are not enough, the last one counts the others: what this takes in memory is
-bounded by the file, whatever is wrong with it, and its time grows with the file alone.
+bounded by the file, whatever is wrong with it; in time by what its blocks decode to.
 """
 
 from __future__ import annotations
