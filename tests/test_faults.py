@@ -37,9 +37,19 @@ def new(tmp_path_factory):
     return write(tmp_path_factory.mktemp("new") / "pack", RECIPE).data
 
 
+def under(fail, calls, run):
+    """Run with calls that fail: it may end in an error of ours, if one of them did."""
+    with pytest.MonkeyPatch.context() as patch:
+        fail(patch, calls)
+        try:
+            run()
+        except TolpackError:
+            assert calls.failed
+
+
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("lasting", [False, True])
-def test_every_call_of_a_build_may_fail(error, lasting, old, new, tmp_path, monkeypatch):
+def test_every_call_of_a_build_may_fail(error, lasting, old, new, tmp_path):
     """Let the n-th call fail, alone or with all that follow, for every n: an error of ours or a
     pack, the old file or the new one, and a resumed build gives the same bytes.
     """
@@ -47,12 +57,7 @@ def test_every_call_of_a_build_may_fail(error, lasting, old, new, tmp_path, monk
     for at in range(1, 1000):
         faults.lay_out(tmp_path, {"pack": old})
         calls = faults.Calls(at, error, every=lasting)
-        with monkeypatch.context() as patch:
-            faults.fail_writing(patch, calls)
-            try:
-                write(path, RECIPE)
-            except TolpackError:
-                assert calls.failed
+        under(faults.fail_writing, calls, lambda: write(path, RECIPE))
         assert path.read_bytes() in (old, new)
         if not calls.failed:
             break
@@ -62,7 +67,7 @@ def test_every_call_of_a_build_may_fail(error, lasting, old, new, tmp_path, monk
 
 
 @pytest.mark.parametrize("stop_after", [1, 4, 7])
-def test_every_call_of_a_resumed_build_may_fail(stop_after, old, new, tmp_path, monkeypatch):
+def test_every_call_of_a_resumed_build_may_fail(stop_after, old, new, tmp_path):
     """As above, for a build that continues an interrupted one."""
     from packs import Stopped
 
@@ -72,12 +77,7 @@ def test_every_call_of_a_resumed_build_may_fail(stop_after, old, new, tmp_path, 
         with pytest.raises(Stopped):
             write(path, RECIPE, stop_after=stop_after)
         calls = faults.Calls(at)
-        with monkeypatch.context() as patch:
-            faults.fail_writing(patch, calls)
-            try:
-                write(path, RECIPE, resume=True)
-            except TolpackError:
-                assert calls.failed
+        under(faults.fail_writing, calls, lambda: write(path, RECIPE, resume=True))
         assert path.read_bytes() in (old, new)
         if not calls.failed:
             break
@@ -85,7 +85,7 @@ def test_every_call_of_a_resumed_build_may_fail(stop_after, old, new, tmp_path, 
     assert at > 10
 
 
-def test_every_call_of_a_whole_build_may_fail(tmp_path, monkeypatch):
+def test_every_call_of_a_whole_build_may_fail(tmp_path):
     """As above, through `tolpack.build` of a table; and of `tolpack.convert` back."""
     table, folder = tmp_path / "t.npy", tmp_path / "out"
     np.save(table, np.random.default_rng(0).normal(size=(300, 2, 16)).astype(np.float32))
@@ -102,12 +102,7 @@ def test_every_call_of_a_whole_build_may_fail(tmp_path, monkeypatch):
         for at in range(1, 1000):
             faults.lay_out(folder, {name: b"old"})
             calls = faults.Calls(at)
-            with monkeypatch.context() as patch:
-                faults.fail_writing(patch, calls)
-                try:
-                    run()
-                except TolpackError:
-                    assert calls.failed
+            under(faults.fail_writing, calls, run)
             assert (folder / name).read_bytes() in (b"old", wanted)
             if not calls.failed:
                 break
@@ -117,7 +112,7 @@ def test_every_call_of_a_whole_build_may_fail(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ["everything", "hot-and-cold", "runs"])
-def test_every_call_of_a_reader_may_fail(mode, name, samples, monkeypatch):
+def test_every_call_of_a_reader_may_fail(mode, name, samples):
     """Opening, looking up and verifying: an error of ours or right rows; afterwards all is well."""
     path = samples[name].path
     with tolpack.open(path) as pack:
@@ -133,31 +128,21 @@ def test_every_call_of_a_reader_may_fail(mode, name, samples, monkeypatch):
 
     for at in range(1, 2000):
         calls = faults.Calls(at)
-        with monkeypatch.context() as patch:
-            faults.fail_reading(patch, calls)
-            try:
-                use()
-            except TolpackError:
-                assert calls.failed
+        under(faults.fail_reading, calls, use)
         if not calls.failed:
             break
     assert at > 3
     use()
 
 
-def test_a_lookup_that_failed_leaves_a_pack_that_works(samples, monkeypatch):
+def test_a_lookup_that_failed_leaves_a_pack_that_works(samples):
     """After each fault the same open pack gives right rows: nothing half-read is kept."""
     with tolpack.open(samples["everything"].path, cache="1MB") as pack:
         expected = pack.rows(range(pack.vocab_size))
     for at in range(1, 1000):
         calls = faults.Calls(at)
         with tolpack.open(samples["everything"].path, cache="1MB") as pack:
-            with monkeypatch.context() as patch:
-                faults.fail_reading(patch, calls)
-                try:
-                    pack.rows(range(pack.vocab_size))
-                except TolpackError:
-                    assert calls.failed
+            under(faults.fail_reading, calls, lambda: pack.rows(range(pack.vocab_size)))
             assert np.array_equal(pack.rows(range(pack.vocab_size)), expected)
         if not calls.failed:
             break
