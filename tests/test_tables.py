@@ -238,3 +238,21 @@ def test_table_fingerprint_sees_values_and_shape(tmp_path):
         open_source(save_table(tmp_path / "w.npy", table.half())).fingerprint(),
     ]
     assert len({prints[0], *others}) == 4
+
+
+@pytest.mark.parametrize(("room", "kept"), [(1 << 20, 32 * 4 * 32 * 2), (100, 0)])
+def test_chunks_of_a_row_are_decompressed_once(tmp_path, room, kept):
+    """HDF5 keeps all chunks that a row lies in, unless they are too many for the memory given."""
+    import h5py
+
+    from tolpack.sources.hdf5_worker import TableHandlers
+
+    table = np.random.default_rng(1).normal(size=(70, 3, 20)).astype(np.float16)
+    with h5py.File(tmp_path / "t.h5", "w") as file:
+        file.create_dataset("t", data=table, chunks=(32, 2, 16), compression="gzip")
+    worker = TableHandlers()
+    worker.open({"path": str(tmp_path / "t.h5"), "cache_bytes": room}, b"")
+    assert worker.describe({}, b"")[0]["band_bytes"] == kept
+    if kept:
+        assert worker._dataset.id.get_access_plist().get_chunk_cache()[1] == kept
+    assert worker.stored({"start": 3, "stop": 60}, b"")[1] == table[3:60].tobytes()

@@ -81,8 +81,13 @@ def _check_zip(file: BufferedReader, most: int) -> None:
                 "torch.save never does: save it anew"
             )
         pickled = [name for name in entries if name.endswith("/data.pkl")]
-        if len(pickled) != 1 or entries[pickled[0]].file_size > most:
-            raise ValueError(f"it has no data.pkl, or one of over {most:,} bytes")
+        if len(pickled) != 1:
+            raise ValueError("it has no data.pkl")
+        if entries[pickled[0]].file_size > most:
+            raise ValueError(
+                f"its data.pkl takes {entries[pickled[0]].file_size:,} bytes, expected at most "
+                f"{most:,} in a file of its size: convert it to .safetensors"
+            )
         data = archive.read(pickled[0])
         directory: int = archive.start_dir
     _check_ends(file, list(entries.values()), directory)
