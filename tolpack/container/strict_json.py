@@ -36,17 +36,19 @@ def parse(data: bytes) -> dict[str, Any]:
         raise _too_deep() from error
     except ValueError as error:
         raise _error(str(error), "valid JSON") from error
-    _check_nesting(value)
+    if nests_deeper(value, MAX_NESTING):
+        raise _too_deep()
     return dict(value)
 
 
-def _check_nesting(value: object) -> None:
+def nests_deeper(value: object, levels: int) -> bool:
+    """Whether objects and lists are nested deeper than `levels`, the outermost being the first."""
     level = [value]
-    for _ in range(MAX_NESTING):
+    for _ in range(levels):
         level = [child for item in level for child in _children(item)]
         if not level:
-            return
-    raise _too_deep()
+            return False
+    return True
 
 
 def _children(item: object) -> list[object]:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tolpack.container.strict_json import nests_deeper
 from tolpack.files import read_whole
 
 MAX_DEPTH = 64
@@ -30,26 +31,9 @@ def read_json(path: Path, most_bytes: int) -> Any:
         raise ValueError(f"about {values:,} values in {len(data):,} bytes, which is too many")
     try:
         value = json.loads(data.decode("utf-8"))
+        too_deep = nests_deeper(value, MAX_DEPTH)
     except RecursionError:
-        value = None
-        raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels") from None
-    check_depth(value)
+        too_deep = True
+    if too_deep:
+        raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
     return value
-
-
-def check_depth(value: object) -> None:
-    """Raise `ValueError` if lists and dicts are nested deeper than 64 levels."""
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [child for item in level for child in _children(item)]
-        if not level:
-            return
-    raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
-
-
-def _children(item: object) -> list[object]:
-    if isinstance(item, dict):
-        item = list(item.values())
-    if not isinstance(item, list):
-        return []
-    return [child for child in item if isinstance(child, (dict, list))]
