@@ -8,7 +8,7 @@ top = {entry.filename.split("/")[0] for entry in names}
 unexpected = {name for name in top if name != "tolpack" and not name.endswith(".dist-info")}
 model = [entry for entry in names if entry.filename.startswith("tolpack/demo/model/")]
 size = sum(entry.file_size for entry in model)
-maps = [entry for entry in names if entry.filename.startswith("tolpack/sources/maps/")]
+maps = [entry for entry in names if entry.filename.startswith("tolpack/sources/checkpoint/maps/")]
 report = [entry for entry in names if entry.filename.startswith("tolpack/report/page.")]
 if unexpected or not model or size > 6_000_000 or len(maps) < 5 or len(report) != 8:
     sys.exit(

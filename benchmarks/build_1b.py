@@ -34,7 +34,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 import tolpack
-from tolpack.progress import Reporter
+from tolpack.runtime.progress import Reporter
 from tolpack.sources.ffn import multiplies_bfloat16
 
 # Ranks, at 4 bits or, behind a stroke, at others; and the passes that each needs at least.

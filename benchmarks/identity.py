@@ -24,7 +24,7 @@ import torch
 from machine import described
 
 import tolpack
-from tolpack.progress import Reporter
+from tolpack.runtime.progress import Reporter
 
 HIDDEN, INNER = 2048, 5464
 _PHASE = "checking the input"

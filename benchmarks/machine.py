@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 
-from tolpack.machine import machine, versions
+from tolpack.runtime.machine import machine, versions
 
 
 def described(*packages: str) -> dict[str, object]:

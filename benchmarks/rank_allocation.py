@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 import tolpack
-from tolpack.builder import BuildResult
-from tolpack.reference.decoder import Decoder
-from tolpack.reference.perplexity import Score, increase_pct, score
-from tolpack.reference.text import read_token_ids
-from tolpack.sources.checkpoint import open_checkpoint
+from tolpack.compress.build import BuildResult
+from tolpack.model.decoder import Decoder
+from tolpack.model.perplexity import Score, increase_pct, score
+from tolpack.model.text import read_token_ids
+from tolpack.sources.checkpoint.checkpoint import open_checkpoint
 from tolpack.torch import ToLMemory
 
 SHARES = (25.0, 37.5, 50.0, 62.5, 75.0)

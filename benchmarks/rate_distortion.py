@@ -28,11 +28,11 @@ from machine import described
 
 import tolpack
 from tolpack.codecs.values import from_bfloat16, to_bfloat16
+from tolpack.model.decoder import Decoder, Memory
+from tolpack.model.perplexity import increase_pct, score
+from tolpack.model.text import read_token_ids
 from tolpack.reading.code_rates import code_rates
-from tolpack.reference.decoder import Decoder, Memory
-from tolpack.reference.perplexity import increase_pct, score
-from tolpack.reference.text import read_token_ids
-from tolpack.sources.checkpoint import open_checkpoint
+from tolpack.sources.checkpoint.checkpoint import open_checkpoint
 from tolpack.torch import ToLMemory
 
 LIMITS = ("0.15%", "0.35%", "0.75%", "1.5%", "3%", "6%", "12%")

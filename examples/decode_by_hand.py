@@ -14,8 +14,8 @@ from tokenizers import Tokenizer
 
 import tolpack
 from tolpack.demo import MODEL
-from tolpack.reference.decoder import Decoder
-from tolpack.sources.checkpoint import open_checkpoint
+from tolpack.model.decoder import Decoder
+from tolpack.sources.checkpoint.checkpoint import open_checkpoint
 from tolpack.torch import ToLMemory
 
 

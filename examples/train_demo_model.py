@@ -7,7 +7,7 @@ Method: the text is what every Python installation carries, the documentation in
 standard library: the topics of ``help()``, and the docstrings and longer comments of its modules,
 which are parsed and never imported. Whole topics and modules are held out by a hash of their
 names; no paragraph is used twice, and none that shares twelve words in a row with held-out text is
-trained on. The model follows the equations of ``tolpack/reference/decoder.py``::
+trained on. The model follows the equations of ``tolpack/model/decoder.py``::
 
     X ← X + Attn(Norm_in(X)) + FFN_M(Norm_mem(X0))        X0 = embed(token)
 
@@ -51,10 +51,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from torch.nn import functional as F
 
-from tolpack.reference.decoder import Decoder
-from tolpack.reference.perplexity import score
-from tolpack.reference.text import read_token_ids
-from tolpack.sources.checkpoint import open_checkpoint
+from tolpack.model.decoder import Decoder
+from tolpack.model.perplexity import score
+from tolpack.model.text import read_token_ids
+from tolpack.sources.checkpoint.checkpoint import open_checkpoint
 
 END_OF_TEXT = "<|endoftext|>"  # id 0
 OUTPUT = Path(__file__).resolve().parent.parent / "tolpack" / "demo" / "model"

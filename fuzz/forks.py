@@ -33,9 +33,9 @@ from typing import Any
 import numpy as np
 
 import tolpack
-from tolpack.buffers import Buffers
 from tolpack.codecs import kernels
 from tolpack.reading import gathering
+from tolpack.runtime.buffers import Buffers
 
 MODES = ("auto", "pread", "mmap", "direct", "memory")
 GOLDEN = Path(__file__).parents[1] / "formats" / "v1" / "golden"

@@ -23,18 +23,19 @@ import torch
 from safetensors.torch import save
 from tokenizer_seeds import tokenizer_seeds
 
+from tolpack.calibration import metrics_cache
+from tolpack.calibration.loss_metrics import LossMetrics
 from tolpack.errors import TolpackError
-from tolpack.isolation import Isolated
-from tolpack.reference import calibration_cache, text
-from tolpack.reference.calibrate import Calibration
-from tolpack.scratch import Scratch
+from tolpack.model import text
+from tolpack.runtime.isolation import Isolated
+from tolpack.runtime.scratch import Scratch
 from tolpack.sources import hdf5
 from tolpack.sources.arrays import ArrayTable
-from tolpack.sources.config import parse_config, read_config
-from tolpack.sources.key_map import match, read_key_map
+from tolpack.sources.checkpoint.config import parse_config, read_config
+from tolpack.sources.checkpoint.key_map import match, read_key_map
+from tolpack.sources.checkpoint.shards import open_store
+from tolpack.sources.checkpoint.tensors import PtFile, SafetensorsFile
 from tolpack.sources.npy import read_counts, read_npy
-from tolpack.sources.shards import open_store
-from tolpack.sources.tensors import PtFile, SafetensorsFile
 
 DEMO = Path(__file__).parents[1] / "tolpack" / "demo" / "model"
 CONFIG: dict[str, Any] = {
@@ -261,9 +262,9 @@ def calibration_seeds(folder: Path) -> list[bytes]:
     """A calibration of three layers, as it is kept."""
     os.environ["TOLPACK_CACHE"] = str(folder)
     scratch = Scratch(folder, 1 << 30)
-    layers = [[scratch.keep(metric) for metric in row] for row in CALIBRATION]
+    layers = [[scratch.spill(metric) for metric in row] for row in CALIBRATION]
     metrics, crossed = (row[0] for row in layers), (tuple(row[1:]) for row in layers)
-    path = calibration_cache.keep(bytes(16), Calibration(np.zeros(1, int), tuple(metrics),
+    path = metrics_cache.keep(bytes(16), LossMetrics(np.zeros(1, int), tuple(metrics),
                                                          tuple(crossed)))  # fmt: skip
     if path is None:
         raise Broken("a calibration could not be kept")
@@ -274,7 +275,7 @@ def check_calibration(path: Path) -> str:
     """What is given back is what was kept, or nothing."""
     kept = path.parent / f"calibration-{bytes(16).hex()}.metrics"
     os.replace(path, kept)
-    found = calibration_cache.load(bytes(16), np.zeros(1, int), Scratch(path.parent, 1 << 30))
+    found = metrics_cache.load(bytes(16), np.zeros(1, int), Scratch(path.parent, 1 << 30))
     if found is None:
         return "refused"
     layers = [[own, *above] for own, above in zip(found.metrics, found.crossed)]

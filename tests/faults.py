@@ -14,7 +14,7 @@ import os
 import random
 from pathlib import Path
 
-from tolpack.container import replacing
+from tolpack.container import atomic_write
 
 
 class Calls:
@@ -62,7 +62,7 @@ def fail_writing(patch, calls: Calls) -> None:
         raw.calls = calls
         return io.BufferedRandom(raw)
 
-    patch.setattr(replacing, "open", opened, raising=False)
+    patch.setattr(atomic_write, "open", opened, raising=False)
     for name in ("fsync", "replace", "unlink"):
         patch.setattr(os, name, _failing(getattr(os, name), calls))
 
@@ -143,7 +143,7 @@ class Disk:
             unlink(path, **named)
             self.changes.append(("remove", Path(path).name))
 
-        patch.setattr(replacing, "open", opened, raising=False)
+        patch.setattr(atomic_write, "open", opened, raising=False)
         patch.setattr(os, "fsync", synced)
         patch.setattr(os, "replace", renamed)
         patch.setattr(os, "unlink", removed)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tolpack.building.allocate import Point, allocate_to_loss, allocate_to_size, lower_hull
+from tolpack.compress.fixed.allocation import Point, allocate_to_loss, allocate_to_size, lower_hull
 from tolpack.errors import ConfigError
 
 points = st.lists(

@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import save_file
 
 import tolpack
-from tolpack.builder import output_path
-from tolpack.building.fixed_bits import FixedBitsAssembly
-from tolpack.building.settings import parse_size
+from tolpack.compress.build import output_path
+from tolpack.compress.fixed.encoder import FixedBitsAssembly
+from tolpack.compress.settings import parse_size
 from tolpack.errors import CheckpointError, ConfigError, FileAccessError, TolpackError
-from tolpack.progress import Reporter
-from tolpack.sources.table import MemoryTable
-from tolpack.summary import describe_pack
+from tolpack.reading.summary import describe_pack
+from tolpack.runtime.progress import Reporter
+from tolpack.sources.ffn_table import FFNTable
 
 LARGE = {"vocab_size": 2300, "hidden_size": 16, "num_hidden_layers": 2,
          "memory_intermediate_size": 12}  # fmt: skip
@@ -760,7 +760,7 @@ def test_error_in_the_source_leaves_a_build_to_resume(large, counts, tmp_path, m
     settings = {"checkpoint": large, "rank": "8", "frequencies": counts}
     reference, out = tmp_path / "reference.tolpack", tmp_path / "p.tolpack"
     tolpack.build(output=reference, **settings)
-    layer, calls = MemoryTable.layer, []
+    layer, calls = FFNTable.layer, []
 
     def failing(self, number):
         calls.append(number)
@@ -769,7 +769,7 @@ def test_error_in_the_source_leaves_a_build_to_resume(large, counts, tmp_path, m
         return layer(self, number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(MemoryTable, "layer", failing)
+        patch.setattr(FFNTable, "layer", failing)
         with pytest.raises(MemoryError):
             tolpack.build(output=out, **settings)
     assert not out.exists()

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from tolpack.cache import keep_file, kept_file
-from tolpack.reference import calibration_cache
-from tolpack.reference.calibrate import Calibration
-from tolpack.scratch import Scratch
-from tolpack.studying.measured import _read
+from tolpack.calibration import metrics_cache
+from tolpack.calibration.loss_metrics import LossMetrics
+from tolpack.evaluation.result_cache import _read
+from tolpack.runtime.cache import keep_file, kept_file
+from tolpack.runtime.scratch import Scratch
 
 COUNTS = np.arange(5)
 KEY, OTHER = bytes(16), bytes(15) + b"\1"
@@ -18,16 +18,16 @@ def cache(tmp_path, monkeypatch):
     """A folder for caches that holds the metrics of three layers."""
     monkeypatch.setenv("TOLPACK_CACHE", str(tmp_path))
     scratch = Scratch(tmp_path, 1 << 20)
-    layers = [[scratch.keep(np.full((4, 4), 10.0 * n + k)) for k in range(count)]
+    layers = [[scratch.spill(np.full((4, 4), 10.0 * n + k)) for k in range(count)]
               for n, count in enumerate((2, 2, 1))]  # fmt: skip
     metrics, crossed = (row[0] for row in layers), (tuple(row[1:]) for row in layers)
-    assert calibration_cache.keep(KEY, Calibration(COUNTS, tuple(metrics), tuple(crossed)))
+    assert metrics_cache.keep(KEY, LossMetrics(COUNTS, tuple(metrics), tuple(crossed)))
     return tmp_path
 
 
 def load(folder, key=KEY):
     """Return the numbers in what is kept, or ``None``."""
-    found = calibration_cache.load(key, COUNTS, Scratch(folder, 1 << 20))
+    found = metrics_cache.load(key, COUNTS, Scratch(folder, 1 << 20))
     if found is None:
         return None
     layers = zip(found.metrics, found.crossed)

@@ -1,4 +1,4 @@
-"""Calibration against finite differences of the naive decoder, and the text that feeds it."""
+"""LossMetrics against finite differences of the naive decoder, and the text that feeds it."""
 
 import gc
 from functools import partial
@@ -10,17 +10,17 @@ import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-from tolpack.errors import CheckpointError, ConfigError
-from tolpack.reference.calibrate import (
+from tolpack.calibration.loss_metrics import (
     MAX_GRADIENT_TOKENS,
     TruncatedLayer,
-    calibrate,
+    measure_loss_metrics,
     sample_text,
     truncation_slopes,
 )
-from tolpack.reference.decoder import Decoder
-from tolpack.reference.text import find_tokenizer, read_token_ids
-from tolpack.sources.checkpoint import open_checkpoint
+from tolpack.errors import CheckpointError, ConfigError
+from tolpack.model.decoder import Decoder
+from tolpack.model.text import find_tokenizer, read_token_ids
+from tolpack.sources.checkpoint.checkpoint import open_checkpoint
 
 SMALL = {"vocab_size": 19, "hidden_size": 8, "num_hidden_layers": 2, "memory_intermediate_size": 6}
 
@@ -52,7 +52,7 @@ def test_metrics_are_the_fisher_matrix_of_each_layer(tmp_path, model_type):
     """metrics[l] is E[g gᵀ] over positions, with g from finite differences of the loss."""
     decoder, naive = small_model(tmp_path, model_type)
     ids = models.zipf_ids(13, 19)
-    found = calibrate(decoder, ids, 4)
+    found = measure_loss_metrics(decoder, ids, 4)
     table = naive.table()
     gradients = [finite_difference(naive, ids[n : n + 5], table) for n in (0, 4, 8)]
     flat = np.concatenate(gradients, axis=1)  # (layers, positions, hidden)
@@ -67,7 +67,7 @@ def test_metrics_are_symmetric_and_positive(memoryllm):
     """Each metric is symmetric positive semidefinite, as a mean of squares must be."""
     decoder = Decoder(open_checkpoint(memoryllm))
     done = []
-    found = calibrate(decoder, models.zipf_ids(200, 97), 16, done.append)
+    found = measure_loss_metrics(decoder, models.zipf_ids(200, 97), 16, done.append)
     for metric in (kept.load() for kept in found.metrics):
         np.testing.assert_allclose(metric, metric.T, rtol=1e-6)
         assert np.linalg.eigvalsh(metric).min() > -1e-6 * np.trace(metric)
@@ -117,7 +117,7 @@ def test_calibration_leaves_the_decoder_as_it_was(tmp_path):
     decoder, _ = small_model(tmp_path)
     ids = torch.tensor([[1, 2, 3]])
     before = decoder(ids)
-    calibrate(decoder, models.zipf_ids(9, 19), 4)
+    measure_loss_metrics(decoder, models.zipf_ids(9, 19), 4)
     after = decoder(ids)
     assert torch.equal(before, after)
     assert not after.requires_grad
@@ -127,7 +127,7 @@ def test_dense_model_cannot_be_calibrated(tmp_path):
     """A dense decoder has no memory outputs to differentiate at."""
     decoder = Decoder(open_checkpoint(models.save_model(tmp_path, "llama")))
     with pytest.raises(ValueError, match="no memory"):
-        calibrate(decoder, models.zipf_ids(9, 97), 4)
+        measure_loss_metrics(decoder, models.zipf_ids(9, 97), 4)
 
 
 def test_long_text_is_thinned_evenly(tmp_path):
@@ -143,7 +143,7 @@ def test_long_text_is_thinned_evenly(tmp_path):
         return torch.zeros(*ids.shape, 8)
 
     done = []
-    found = calibrate(decoder.with_memory(memory), ids, context, done.append)
+    found = measure_loss_metrics(decoder.with_memory(memory), ids, context, done.append)
     assert sum(done) == MAX_GRADIENT_TOKENS
     assert found.counts.sum() == len(ids)
     starts = [window * 3 // 2 * context for window in range(chosen)]
@@ -155,7 +155,7 @@ def test_text_shorter_than_a_window_is_used(tmp_path, count):
     """A text of fewer tokens than a window is one shorter window."""
     decoder, _ = small_model(tmp_path)
     done = []
-    found = calibrate(decoder, models.zipf_ids(count, 19), 16, done.append)
+    found = measure_loss_metrics(decoder, models.zipf_ids(count, 19), 16, done.append)
     assert sum(done) == count - 1
     assert all(np.isfinite(metric.load()).all() for metric in found.metrics)
 

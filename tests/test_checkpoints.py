@@ -12,9 +12,9 @@ import torch
 from packs import memory_limit
 
 from tolpack.errors import CheckpointError, ConfigError, TolpackError
-from tolpack.sources.checkpoint import Reading, open_checkpoint
-from tolpack.sources.readiness import check_decoder
-from tolpack.sources.table import open_source
+from tolpack.sources.checkpoint.checkpoint import Reading, open_checkpoint
+from tolpack.sources.checkpoint.readiness import check_decoder
+from tolpack.sources.open_source import open_source
 
 CONFIG = models.make_config()
 

@@ -6,7 +6,7 @@ import pytest
 from models import make_config, save_config
 
 from tolpack.errors import CheckpointError
-from tolpack.sources.config import parse_config, read_config
+from tolpack.sources.checkpoint.config import parse_config, read_config
 
 ALWAYS = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
 

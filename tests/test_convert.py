@@ -17,10 +17,10 @@ from packs import RECIPES, Layer, Recipe, Run, write
 from safetensors import safe_open
 
 import tolpack
-from tolpack import converting
 from tolpack.cli import main
 from tolpack.container.encodings import Part
-from tolpack.progress import Reporter
+from tolpack.export import convert as convert_module
+from tolpack.runtime.progress import Reporter
 
 PAGE = Path(__file__).parents[1] / "docs" / "convert.md"
 SUFFIXES = (".npy", ".safetensors", ".h5", ".hdf5")
@@ -98,7 +98,7 @@ def test_any_number_of_blocks_gives_the_same_table(name, suffix, samples, tmp_pa
     """Where only a few rows are held in memory at a time, every row still finds its place."""
     expected = rows_of(samples[name].path)
     for rows in (1, 3):
-        monkeypatch.setattr(converting, "_BLOCK_BYTES", rows * expected[0].nbytes)
+        monkeypatch.setattr(convert_module, "_BLOCK_BYTES", rows * expected[0].nbytes)
         result = tolpack.convert(samples[name].path, tmp_path / f"{rows}{suffix}")
         assert np.array_equal(read(result.path), expected)
 
@@ -323,7 +323,7 @@ def test_what_is_no_pack_is_a_format_error(memoryllm, tmp_path):
 @pytest.mark.parametrize("old", [None, b"precious"])
 def test_damage_leaves_nothing_behind(old, suffix, pack, tmp_path, monkeypatch):
     """A damaged pack ends in FormatError, also half way; an older table stays as it was."""
-    monkeypatch.setattr(converting, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(convert_module, "_BLOCK_BYTES", 1)
     data = bytearray(pack.read_bytes())
     data[-70] ^= 1
     (tmp_path / "p").write_bytes(data)
@@ -370,7 +370,7 @@ def test_a_full_disk_is_an_access_error(suffix, tmp_path):
 def test_a_disk_too_small_is_noticed_before_the_work(pack, tmp_path, monkeypatch):
     """What is missing is said before the first row is read."""
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr("tolpack.container.replacing.disk_usage", lambda _: usage)
+    monkeypatch.setattr("tolpack.container.atomic_write.disk_usage", lambda _: usage)
     with pytest.raises(tolpack.FileAccessError, match="lacks 536 of them"):
         tolpack.convert(pack, tmp_path / "t.npy")
     assert os.listdir(tmp_path) == []

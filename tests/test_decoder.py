@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tolpack.errors import CheckpointError, ConfigError
-from tolpack.reference.decoder import Decoder, FFNMemory
-from tolpack.sources.checkpoint import Reading, open_checkpoint
+from tolpack.model.decoder import Decoder, FFNMemory
+from tolpack.sources.checkpoint.checkpoint import Reading, open_checkpoint
 
 IDS = [5, 90, 17, 17, 0, 96, 3, 44, 2]
 

@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from tolpack import cli, demo
-from tolpack.reference.text import read_token_ids
-from tolpack.sources.table import open_source
+from tolpack.model.text import read_token_ids
+from tolpack.sources.open_source import open_source
 
 FAST = (("8-bit", "none", 8), ("rank-50%-4-bit", "50%", 4))
 

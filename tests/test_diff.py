@@ -10,11 +10,11 @@ from click.testing import CliRunner
 from packs import RECIPES, forge, memory_limit, reference_rows, split, write
 
 import tolpack
-from tolpack import comparing
 from tolpack.cli import main
-from tolpack.comparing import compare
 from tolpack.demo import MODEL
-from tolpack.progress import Reporter
+from tolpack.evaluation import diff as diff_module
+from tolpack.evaluation.diff import compare
+from tolpack.runtime.progress import Reporter
 
 VOCAB, LAYERS, HIDDEN = 400, 3, 8
 
@@ -140,7 +140,7 @@ def test_counts_weigh_tokens(made, reference):
 
 def test_a_checkpoint_is_compared_by_its_own_rows(memoryllm, tmp_path):
     """Of a checkpoint the errors are those against the rows that its FFNs compute."""
-    from tolpack.sources.table import open_source
+    from tolpack.sources.open_source import open_source
 
     path = tolpack.build(memoryllm, tmp_path / "p.tolpack", bits=4).path
     source = open_source(memoryllm)
@@ -210,7 +210,7 @@ def test_block_sizes_do_not_change_the_result(samples, monkeypatch, tmp_path):
     """Small blocks give what one block for all gives, up to the order of sums."""
     other = write(tmp_path / "b.tolpack", RECIPES["steps"], seed=1).path
     whole = compare(samples["steps"].path, other).to_json()
-    monkeypatch.setattr(comparing, "_BLOCK_BYTES", 5 * 3 * 9 * 4)
+    monkeypatch.setattr(diff_module, "_BLOCK_BYTES", 5 * 3 * 9 * 4)
     parts = compare(samples["steps"].path, other).to_json()
     for key in ("layers", "chunks", "worst"):
         for one, two in zip(whole[key], parts[key], strict=True):
@@ -220,10 +220,10 @@ def test_block_sizes_do_not_change_the_result(samples, monkeypatch, tmp_path):
 
 def test_each_block_of_the_pack_is_read_once(samples, monkeypatch):
     """The walk follows the frames: none is read twice, even if a step of its own would cut them."""
-    monkeypatch.setattr(comparing, "_BLOCK_BYTES", 7 * 3 * 9 * 4)  # frames have 3 and 4 rows
+    monkeypatch.setattr(diff_module, "_BLOCK_BYTES", 7 * 3 * 9 * 4)  # frames have 3 and 4 rows
     path, seen = samples["steps"].path, []
-    with tolpack.open(path) as pack, comparing._open_reference(path, None, None) as reference:
-        for _, ids, ours, theirs in comparing._walk(path, pack, reference):
+    with tolpack.open(path) as pack, diff_module._open_reference(path, None, None) as reference:
+        for _, ids, ours, theirs in diff_module._walk(path, pack, reference):
             assert np.array_equal(ours, theirs)
             assert len(ids) <= 7
             seen += ids.tolist()
@@ -236,7 +236,7 @@ def test_memory_does_not_grow_with_the_table(tmp_path, monkeypatch):
     np.save(tmp_path / "t.npy", np.random.default_rng(0).standard_normal((20_000, 4, 64)) / 8)
     np.save(tmp_path / "t.npy", np.load(tmp_path / "t.npy").astype(np.float32))
     path = tolpack.build(tmp_path / "t.npy", bits=4).path
-    monkeypatch.setattr(comparing, "_BLOCK_BYTES", 1 << 20)
+    monkeypatch.setattr(diff_module, "_BLOCK_BYTES", 1 << 20)
 
     class Counting(Reporter):
         """Counts tokens."""

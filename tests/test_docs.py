@@ -94,7 +94,7 @@ def test_own_map_example_builds(tmp_path, monkeypatch):
 
 def test_table_of_names_is_what_the_maps_say():
     """Every stored name of the built-in maps stands in the page's table of names."""
-    from tolpack.sources.key_map import BUILT_IN, built_in
+    from tolpack.sources.checkpoint.key_map import BUILT_IN, built_in
 
     text = PAGE.read_text(encoding="utf-8")
     for name in set(BUILT_IN) - {"hf-llama"}:  # its names are the schema's

@@ -11,10 +11,10 @@ from packs import split
 from test_build import Killed, Killer, Log, interrupted
 
 import tolpack
-from tolpack.building.entropy_coded import EntropyCodedAssembly
+from tolpack.compress.entropy.encoder import EntropyCodedAssembly
 from tolpack.demo import MODEL as MODEL_OF_DEMO
 from tolpack.errors import ConfigError
-from tolpack.evaluate import evaluate
+from tolpack.evaluation.evaluate import evaluate
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "formats" / "v1"))
 import decode

@@ -8,10 +8,10 @@ import pytest
 
 import tolpack
 from tolpack.errors import CheckpointError, ConfigError, FileAccessError
-from tolpack.evaluate import evaluate
-from tolpack.reference.decoder import Decoder
-from tolpack.reference.perplexity import increase_pct, score
-from tolpack.sources.checkpoint import open_checkpoint
+from tolpack.evaluation.evaluate import evaluate
+from tolpack.model.decoder import Decoder
+from tolpack.model.perplexity import increase_pct, score
+from tolpack.sources.checkpoint.checkpoint import open_checkpoint
 from tolpack.torch import ToLMemory
 
 BASELINE_KEYS = {"ppl", "ppl_se", "nll_nats", "tokens", "ffn_bytes"}

@@ -18,9 +18,9 @@ import pytest
 from packs import RECIPES, TARGET, write
 
 import tolpack
-from tolpack.buffers import Buffers
 from tolpack.codecs import kernels
 from tolpack.errors import FileAccessError, FormatError
+from tolpack.runtime.buffers import Buffers
 
 MODES = ("auto", "pread", "mmap", "direct", "memory")
 ROOT = Path(__file__).parents[1]

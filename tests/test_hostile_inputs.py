@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import save
 
 from tolpack.errors import CheckpointError, ConfigError, TolpackError
-from tolpack.sources.config import parse_config, read_config
-from tolpack.sources.key_map import read_key_map
+from tolpack.sources.checkpoint.config import parse_config, read_config
+from tolpack.sources.checkpoint.key_map import read_key_map
+from tolpack.sources.checkpoint.shards import open_store
+from tolpack.sources.checkpoint.tensors import PtFile, SafetensorsFile
 from tolpack.sources.npy import read_counts, read_npy
-from tolpack.sources.shards import open_store
-from tolpack.sources.table import open_source
-from tolpack.sources.tensors import PtFile, SafetensorsFile
+from tolpack.sources.open_source import open_source
 
 CONFIG = models.make_config()
 
@@ -437,7 +437,7 @@ MEASURE = """
 import resource, sys
 from pathlib import Path
 from tolpack.errors import TolpackError
-from tolpack.sources.tensors import PtFile
+from tolpack.sources.checkpoint.tensors import PtFile
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     PtFile(Path(sys.argv[1]))

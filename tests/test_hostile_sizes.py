@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[1]
 CHILD = """
 import sys
 import click, json, tqdm
-import tolpack.bench, tolpack.comparing, tolpack.converting, tolpack.summary
+import tolpack.evaluation.lookup_speed, tolpack.evaluation.diff, tolpack.export.convert,
+tolpack.reading.summary
 from tolpack.cli import main
 def peak():
     fields = dict(line.split(":", 1) for line in open("/proc/self/status"))
@@ -159,8 +160,8 @@ def test_rows_that_are_claimed_take_no_memory(command, claiming):
 
 WALK = """
 import sys, tolpack, numpy as np
-from tolpack.comparing import _Reference, _walk
-from tolpack.converting import _write_rows
+from tolpack.evaluation.diff import _Reference, _walk
+from tolpack.export.convert import _write_rows
 path, what = sys.argv[1:]
 def peak():
     fields = dict(line.split(":", 1) for line in open("/proc/self/status"))
@@ -206,8 +207,8 @@ def test_bench_refuses_rows_that_a_header_makes_too_wide(tmp_path):
     path = write(
         tmp_path / "wide.tolpack", recipe, compress=zstandard.ZstdCompressor().compress
     ).path
-    from tolpack.bench import run_bench
-    from tolpack.progress import Reporter
+    from tolpack.evaluation.lookup_speed import run_bench
+    from tolpack.runtime.progress import Reporter
 
     with pytest.raises(ConfigError, match="--rows is 512.*give --rows [1-9][0-9]* or fewer"):
         run_bench(path, 512, 0.01, Reporter())
@@ -309,7 +310,7 @@ def test_runs_of_ids_are_told_and_counted(ids):
 
 
 def test_verify_warns_of_no_overflow(tmp_path):
-    """Steps that make products infinite are no damage, and nothing for the terminal."""
+    """SweepProgress that make products infinite are no damage, and nothing for the terminal."""
     recipe = Recipe(4, (Layer((step8(4, 3e38),)),), (Run(5),), magnitude=1e39)
     with np.errstate(over="ignore"):
         path = write(tmp_path / "a.tolpack", recipe).path

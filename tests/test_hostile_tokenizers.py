@@ -13,8 +13,8 @@ from click.testing import CliRunner
 import tolpack
 from tolpack.cli import main
 from tolpack.errors import ConfigError
-from tolpack.isolation import Isolated, IsolationError, Request
-from tolpack.reference.text import TextTokenizer, read_token_ids
+from tolpack.model.text import TextTokenizer, read_token_ids
+from tolpack.runtime.isolation import Isolated, IsolationError, Request
 
 LETTERS = {letter: number for number, letter in enumerate("abcdeĠ ")}
 
@@ -128,7 +128,7 @@ def worker(tmp_path, monkeypatch):
     """A child whose handlers crash, loop, sleep, and take memory."""
     (tmp_path / "unruly.py").write_text(
         "import os, time\n"
-        "from tolpack.isolation import serve\n"
+        "from tolpack.runtime.isolation import serve\n"
         "def crash(values, body): os.abort()\n"
         "def loop(values, body):\n"
         "    while True: pass\n"

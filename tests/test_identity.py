@@ -12,7 +12,7 @@ from test_tables import save_table
 
 import tolpack
 from tolpack.errors import CheckpointError, ConfigError
-from tolpack.sources.table import open_source
+from tolpack.sources.open_source import open_source
 
 CONFIG = models.make_config(vocab_size=600)
 SUFFIXES = (".npy", ".safetensors", ".h5")
@@ -164,8 +164,8 @@ def test_an_input_that_changes_during_the_build_is_refused(suffix, tmp_path, mon
 
 def test_a_stored_head_that_differs_in_one_row_is_not_tied(tmp_path):
     """`tie_word_embeddings` with an output head that differs somewhere is refused."""
-    from tolpack.reference.decoder import Decoder
-    from tolpack.sources.checkpoint import open_checkpoint
+    from tolpack.model.decoder import Decoder
+    from tolpack.sources.checkpoint.checkpoint import open_checkpoint
 
     config = CONFIG | {"tie_word_embeddings": True}
     state = models.make_state(config)

@@ -9,10 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 import tolpack
+from tolpack.calibration import metrics_cache
 from tolpack.cli import main
-from tolpack.reference import calibration_cache
-from tolpack.scratch import Scratch
-from tolpack.studying.measured import _read
+from tolpack.evaluation.result_cache import _read
+from tolpack.runtime.scratch import Scratch
 
 CONFIG = models.make_config()
 
@@ -79,7 +79,7 @@ INPUTS = {
     "pack to compare": "diff {x}.tolpack {p}",
     "pack to compare with": "diff {p} {x}.tolpack",
     "reference without a suffix": "diff {p} {x}",
-    "pack to judge": "eval {m} {x}.tolpack --text {ids}",
+    "pack to evaluate": "eval {m} {x}.tolpack --text {ids}",
     "counts of a comparison": "diff {p} {p} --frequencies {x}.npy",
     "config beside": "build {m} -o {out}",
     "index": "build {m} -o {out}",
@@ -132,5 +132,5 @@ def test_a_cache_that_is_no_file_is_none(tmp_path, monkeypatch, kind):
     """What lies in place of a kept file is as good as none."""
     monkeypatch.setenv("TOLPACK_CACHE", str(tmp_path))
     put(tmp_path / f"calibration-{bytes(16).hex()}.metrics", kind)
-    assert calibration_cache.load(bytes(16), np.zeros(1, int), Scratch(tmp_path, 1 << 20)) is None
+    assert metrics_cache.load(bytes(16), np.zeros(1, int), Scratch(tmp_path, 1 << 20)) is None
     assert _read(put(tmp_path / "measured.json", kind)) is None

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from tolpack.errors import CheckpointError, ConfigError
-from tolpack.evaluate import evaluate
-from tolpack.reference.decoder import Decoder
-from tolpack.sources.checkpoint import Reading, open_checkpoint
-from tolpack.sources.description import summarize_checkpoint
-from tolpack.sources.key_map import BUILT_IN, built_in, match, read_key_map
-from tolpack.sources.schema import PATTERNS, expected_shape
-from tolpack.sources.table import open_source
+from tolpack.evaluation.evaluate import evaluate
+from tolpack.model.decoder import Decoder
+from tolpack.sources.checkpoint.checkpoint import Reading, open_checkpoint
+from tolpack.sources.checkpoint.description import summarize_checkpoint
+from tolpack.sources.checkpoint.key_map import BUILT_IN, built_in, match, read_key_map
+from tolpack.sources.checkpoint.schema import PATTERNS, expected_shape
+from tolpack.sources.open_source import open_source
 
 PLAIN = models.make_config(num_attention_heads=4, num_key_value_heads=2, rope_interleaved=None)
 FLEX = {**PLAIN, "model_type": "flex_memoryllm"}
@@ -87,7 +87,7 @@ def test_dense_model_under_the_same_names_is_refused(tmp_path, family):
 
 def test_packs_do_not_depend_on_names(tmp_path):
     """The same weights under two families' names give byte-identical packs."""
-    from tolpack.builder import build
+    from tolpack.compress.build import build
 
     packs = [
         build(save(tmp_path, family, PLAIN)[0], tmp_path / f"{number}.tolpack").path.read_bytes()
@@ -401,7 +401,7 @@ def test_key_map_of_a_built_in_is_a_valid_own_map(tmp_path):
 
 def test_schema_shapes_are_those_of_a_generated_model():
     """`expected_shape` agrees with a model that was generated without it."""
-    from tolpack.sources.config import parse_config
+    from tolpack.sources.checkpoint.config import parse_config
 
     for config in (PLAIN, FLEX):
         parsed = parse_config(config)
@@ -414,7 +414,7 @@ def test_schema_shapes_are_those_of_a_generated_model():
 
 def test_parameters_that_require_gradients_build(tmp_path):
     """A dict of parameters, as ``dict(model.named_parameters())`` gives it, is read as values."""
-    from tolpack.builder import build
+    from tolpack.compress.build import build
 
     state = {n: torch.nn.Parameter(t) for n, t in models.make_state(PLAIN).items()}
     path = models.save_pt(tmp_path / "m.pt", state, PLAIN)

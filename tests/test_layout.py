@@ -5,20 +5,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tolpack.building.layout import (
+from tolpack.calibration.token_order import order_tokens
+from tolpack.compress.layout import (
     HOT_SHARE,
     build_header_room,
-    field_bytes,
     field_encoding,
     group_size,
-    order_tokens,
     plan_chunks,
     raw_chunk_bytes,
     raw_encoding,
     smooth_field_bytes,
     zstd_encoding,
 )
-from tolpack.container.encodings import Encoding, Part
+from tolpack.container.encodings import Encoding, Part, field_bytes
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=60))

@@ -11,22 +11,22 @@ import pytest
 import torch
 
 import tolpack
-from tolpack.building.limits import choose_compute, plan_limits
-from tolpack.errors import ConfigError, FileAccessError
-from tolpack.reference.calibrate import (
+from tolpack.calibration.loss_metrics import (
     METRIC_OPERATIONS,
     affordable_tokens,
-    calibrate,
+    measure_loss_metrics,
     sampled_length,
     window_losses,
 )
-from tolpack.reference.decoder import Decoder
-from tolpack.reference.head import VocabularyMatrix, nll, nll_gradient
-from tolpack.scratch import Scratch
-from tolpack.sources.checkpoint import open_checkpoint
-from tolpack.sources.config import parse_config
+from tolpack.compress.limits import choose_compute, plan_limits
+from tolpack.errors import ConfigError, FileAccessError
+from tolpack.model.decoder import Decoder
+from tolpack.model.head import VocabularyMatrix, nll, nll_gradient
+from tolpack.runtime.scratch import Scratch
+from tolpack.sources.checkpoint.checkpoint import open_checkpoint
+from tolpack.sources.checkpoint.config import parse_config
+from tolpack.sources.open_source import open_source
 from tolpack.sources.residency import Residency
-from tolpack.sources.table import open_source
 
 CONFIG = models.make_config()
 
@@ -40,7 +40,7 @@ def test_scratch_gives_back_what_was_put(tmp_path, limit):
     random = np.random.default_rng(0)
     arrays = [random.standard_normal((3, n)).astype(t) for n in (1, 4, 9) for t in ("f4", "f8")]
     with Scratch(tmp_path, limit) as scratch:
-        kept = [scratch.keep(array) for array in arrays]
+        kept = [scratch.spill(array) for array in arrays]
         for one, array in zip(kept, arrays):
             assert one.load().dtype == array.dtype
             assert np.array_equal(one.load(), array)
@@ -53,7 +53,7 @@ def test_scratch_gives_back_what_was_put(tmp_path, limit):
 def test_scratch_holds_no_more_than_its_limit(tmp_path):
     """What goes over the limit is not held in memory."""
     with Scratch(tmp_path, 100) as scratch:
-        first, second, third = (scratch.keep(np.zeros(n)) for n in (10, 5, 2))
+        first, second, third = (scratch.spill(np.zeros(n)) for n in (10, 5, 2))
         assert first.load() is first.load()
         assert second.load() is not second.load()
         assert third.load() is third.load()
@@ -65,10 +65,10 @@ def test_a_full_disk_under_scratch_is_an_access_error(tmp_path):
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, old[1]))
         with Scratch(tmp_path, 0) as scratch, pytest.raises(FileAccessError, match="--max-memory"):
-            scratch.keep(np.zeros(1000))
+            scratch.spill(np.zeros(1000))
         with Scratch(tmp_path, 0) as scratch, pytest.raises(FileAccessError, match="--max-memory"):
             for _ in range(9):
-                scratch.keep(np.zeros(30))  # many small arrays: nothing waits for the end
+                scratch.spill(np.zeros(30))  # many small arrays: nothing waits for the end
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
@@ -214,7 +214,9 @@ def test_spilled_build_gives_the_same_bytes(tmp_path, token_ids, monkeypatch):
     settings = {"rank": "auto", "calibrate": token_ids}
     expected = tolpack.build(path, tmp_path / "a.tolpack", **settings).path.read_bytes()
     monkeypatch.setattr(Scratch, "holds", lambda self, size: False)
-    monkeypatch.setattr("tolpack.sources.checkpoint.Checkpoint.decoder_bytes", lambda _: 2**62)
+    monkeypatch.setattr(
+        "tolpack.sources.checkpoint.checkpoint.Checkpoint.decoder_bytes", lambda _: 2**62
+    )
     found = tolpack.build(path, tmp_path / "b.tolpack", **settings).path.read_bytes()
     assert found == expected
 
@@ -226,7 +228,7 @@ def test_spilled_build_gives_the_same_bytes(tmp_path, token_ids, monkeypatch):
 @pytest.mark.parametrize("tied", [True, False])
 def test_streamed_decoder_equals_the_resident_one(tmp_path, monkeypatch, model_type, tied):
     """Reading weights when they are needed changes no logit, with a cache and without."""
-    monkeypatch.setattr("tolpack.reference.head._BLOCK_ROWS", 40)
+    monkeypatch.setattr("tolpack.model.head._BLOCK_ROWS", 40)
     path = models.save_model(tmp_path, model_type, tie_word_embeddings=tied)
     resident = Decoder(open_checkpoint(path))
     streamed = Decoder(open_checkpoint(path), resident=False)
@@ -239,10 +241,10 @@ def test_streamed_decoder_equals_the_resident_one(tmp_path, monkeypatch, model_t
 
 def test_streamed_calibration_equals_the_resident_one(tmp_path, monkeypatch):
     """Metrics and losses are the same for a model that is read layer by layer."""
-    monkeypatch.setattr("tolpack.reference.head._BLOCK_ROWS", 40)
+    monkeypatch.setattr("tolpack.model.head._BLOCK_ROWS", 40)
     path, ids = models.save_model(tmp_path, "flex_memoryllm"), models.zipf_ids(65, 97)
     decoders = [Decoder(open_checkpoint(path), resident=resident) for resident in (True, False)]
-    first, second = (calibrate(decoder, ids, 8).metrics for decoder in decoders)
+    first, second = (measure_loss_metrics(decoder, ids, 8).metrics for decoder in decoders)
     for a, b in zip(first, second):
         np.testing.assert_allclose(a.load(), b.load(), atol=1e-5 * abs(a.load()).max())
     losses = [window_losses(decoder, ids, 8) for decoder in decoders]
@@ -252,7 +254,7 @@ def test_streamed_calibration_equals_the_resident_one(tmp_path, monkeypatch):
 @pytest.mark.parametrize("block", [7, 97, 1000])
 def test_loss_over_blocks_equals_cross_entropy(memoryllm, monkeypatch, block):
     """The head's loss and gradient over blocks of the vocabulary are those of all of it."""
-    monkeypatch.setattr("tolpack.reference.head._BLOCK_ROWS", block)
+    monkeypatch.setattr("tolpack.model.head._BLOCK_ROWS", block)
     head = VocabularyMatrix(open_checkpoint(memoryllm), "embed_tokens.weight", resident=False)
     weight = VocabularyMatrix(open_checkpoint(memoryllm), "embed_tokens.weight", resident=True)
     states = torch.randn(11, 24, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -282,13 +284,13 @@ def test_large_models_are_measured_on_fewer_tokens(memoryllm):
 def test_bfloat16_is_chosen_for_large_rounded_tables_only(memoryllm, monkeypatch):
     """`auto` is float32 unless the pass is long, the processor is able and 8 bits are enough."""
     source = open_source(memoryllm)
-    monkeypatch.setattr("tolpack.building.limits.multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr("tolpack.compress.limits.multiplies_bfloat16", lambda: True)
     assert choose_compute("auto", source, 4) is torch.float32
-    monkeypatch.setattr("tolpack.building.limits._LARGE_PASS", 1.0)
+    monkeypatch.setattr("tolpack.compress.limits._LARGE_PASS", 1.0)
     assert choose_compute("auto", source, 4) is torch.bfloat16
     assert choose_compute("auto", source, 16) is torch.float32
     assert choose_compute("float32", source, 4) is torch.float32
-    monkeypatch.setattr("tolpack.building.limits.multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr("tolpack.compress.limits.multiplies_bfloat16", lambda: False)
     assert choose_compute("auto", source, 4) is torch.float32
     assert choose_compute("bfloat16", source, 8) is torch.bfloat16
 

@@ -12,9 +12,9 @@ from packs import KEY, TARGET, write
 import tolpack
 from tolpack.container.writer import PackWriter
 from tolpack.errors import ConfigError, FileAccessError
-from tolpack.progress import Reporter
 from tolpack.report.content import Page
 from tolpack.report.page import write_page
+from tolpack.runtime.progress import Reporter
 
 CONFIG = models.make_config()
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tolpack.errors import ConfigError
-from tolpack.reference.decoder import Decoder
-from tolpack.reference.perplexity import Score, increase_pct, score
-from tolpack.sources.checkpoint import open_checkpoint
+from tolpack.model.decoder import Decoder
+from tolpack.model.perplexity import Score, increase_pct, score
+from tolpack.sources.checkpoint.checkpoint import open_checkpoint
 
 
 class Bigram:

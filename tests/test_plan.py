@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import tolpack
+from tolpack.compress.size_prediction import plan_checkpoint
 from tolpack.errors import ConfigError
-from tolpack.planning import plan_checkpoint
 
 KEYS = {
     "rank", "bits", "bytes", "ratio_fp16", "bits_per_weight", "read_bytes_per_token",

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 import tolpack
 from tolpack.cli import main
 from tolpack.demo import MODEL
-from tolpack.reference.text import TextTokenizer
+from tolpack.model.text import TextTokenizer
 from tolpack.report.insight import show_text
 
 TEXT = "The cat\n sat — 日 sat"

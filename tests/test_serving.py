@@ -11,12 +11,12 @@ import pytest
 from packs import RECIPES, Layer, Recipe, Run, int4, int8, reference_rows, write
 
 import tolpack
-from tolpack import pool
 from tolpack.codecs import kernels
 from tolpack.container import direct
 from tolpack.container.reader import Container
 from tolpack.errors import ConfigError, FormatError
 from tolpack.reading import gathering
+from tolpack.runtime import pool
 
 MODES = ("auto", "pread", "mmap", "direct", "memory")
 WITH_BASIS = ("basis", "coded-basis", "everything")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tolpack.building.settings import dropped_layers, parse_drop, parse_rank, parse_size
+from tolpack.compress.settings import dropped_layers, parse_drop, parse_rank, parse_size
 from tolpack.errors import ConfigError
 
 

@@ -6,26 +6,27 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 
-from tolpack.building.components import choose_components
-from tolpack.building.folding import FoldedTable
-from tolpack.building.frame_sample import FrameSample, FrequencySteps, sample_frames
-from tolpack.building.layer_basis import mean_pays
-from tolpack.building.layout import order_tokens, step_chunks
-from tolpack.building.shaping import carry_into, remaining, shape
-from tolpack.building.step_search import search_loss, search_size
-from tolpack.codecs.entropy import code_bytes, gaussian_bytes
-from tolpack.codecs.shaped import (
-    BasisRounder,
+from tolpack.calibration.token_order import order_tokens
+from tolpack.codecs.code_entropy import code_bytes, gaussian_bytes
+from tolpack.compress.entropy.compensated_table import CompensatedTable
+from tolpack.compress.entropy.components import choose_components
+from tolpack.compress.entropy.error_compensation import carry_into, remaining, shape
+from tolpack.compress.entropy.frame_sample import FrameSample, FrequencySteps, sample_frames
+from tolpack.compress.entropy.layer_basis import mean_pays
+from tolpack.compress.entropy.quantizers import (
+    BasisQuantizer,
+    direct_quantizer,
     layer_step,
     layer_steps,
-    plain_rounder,
     weighted_projection,
     whitened_basis,
 )
+from tolpack.compress.entropy.step_search import search_loss, search_size
+from tolpack.compress.layout import step_chunks
 from tolpack.errors import ConfigError
-from tolpack.progress import Reporter
-from tolpack.scratch import Scratch
-from tolpack.sources.table import open_source
+from tolpack.runtime.progress import Reporter
+from tolpack.runtime.scratch import Scratch
+from tolpack.sources.open_source import open_source
 
 HIDDEN = 6
 
@@ -43,7 +44,7 @@ class Model:
     def __init__(self, scratch, joint):
         def block(row, column):
             part = joint[row * HIDDEN : (row + 1) * HIDDEN, column * HIDDEN : (column + 1) * HIDDEN]
-            return scratch.keep(part.copy())
+            return scratch.spill(part.copy())
 
         self.metrics = [block(n, n) for n in range(3)]
         self.crossed = [[block(n, m) for m in range(n + 1, 3)] for n in range(3)]
@@ -90,7 +91,7 @@ def test_a_dropped_layer_is_folded_into_both_sides(tmp_path):
     model = Model(scratch, joint)
     table = np.random.default_rng(0).standard_normal((4, 3, HIDDEN)).astype(np.float32)
     np.save(tmp_path / "t.npy", table)
-    folded = FoldedTable(open_source(tmp_path / "t.npy"), model, (0, 2), 0.0, scratch)
+    folded = CompensatedTable(open_source(tmp_path / "t.npy"), model, (0, 2), 0.0, scratch)
     rows = [folded.layer(n)(np.arange(4)) - table[:, n] for n in (0, 2)]
     error = np.concatenate([rows[0], -table[:, 1], rows[1]], axis=1)
     least = remaining(model, 1, (0, 2), 0.0, carry_into(model, 1, (0, 2), 0.0))
@@ -129,7 +130,7 @@ def test_plain_rounding_under_a_metric(seed):
     less than that of rounding each value by itself.
     """
     metric = random_metric(40, seed)
-    rounder = plain_rounder(metric, 127)
+    rounder = direct_quantizer(metric, 127)
     rows = np.random.default_rng(seed).standard_normal((500, 40)).astype(np.float32)
     steps = np.full(500, 0.5, np.float32)
     stored, error = rounder.round(rows.copy(), steps)
@@ -146,7 +147,7 @@ def test_plain_rounding_under_a_metric(seed):
 
 def test_plain_rounding_cuts_what_is_out_of_range():
     """A value beyond the largest code gets that code, and the values behind make up for it."""
-    rounder = plain_rounder(random_metric(8, 0), 3)
+    rounder = direct_quantizer(random_metric(8, 0), 3)
     stored, error = rounder.round(np.full((1, 8), 100, np.float32), np.ones(1, np.float32))
     assert np.abs(stored).max() <= 3 * layer_step(1, rounder.unit) * 1.0001
     assert np.isfinite(error).all()
@@ -172,7 +173,7 @@ def test_basis_rounding(rank):
     rows = np.random.default_rng(0).standard_normal((50, 12)).astype(np.float32)
     basis = whitened_basis(np.eye(12), np.zeros(12), metric).rows[:rank].astype(np.float32)
     limits = np.full(rank, 4, np.float32)
-    rounder = BasisRounder(weighted_projection(basis, metric), basis, limits)
+    rounder = BasisQuantizer(weighted_projection(basis, metric), basis, limits)
     steps = np.linspace(0.1, 3, 50).astype(np.float32)
     stored, error = rounder.round(rows.copy(), steps)
     np.testing.assert_allclose(stored @ basis, rows + error, atol=1e-4)

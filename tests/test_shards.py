@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from tolpack.errors import CheckpointError
-from tolpack.reference.decoder import Decoder
-from tolpack.sources.checkpoint import open_checkpoint
-from tolpack.sources.parts import joined_dimension, take_rows
-from tolpack.sources.table import open_source
+from tolpack.model.decoder import Decoder
+from tolpack.sources.checkpoint.checkpoint import open_checkpoint
+from tolpack.sources.checkpoint.fused_tensors import joined_dimension, take_rows
+from tolpack.sources.open_source import open_source
 
 CONFIG = models.make_config()
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9]])

@@ -9,22 +9,22 @@ import torch
 from click.testing import CliRunner
 
 from tolpack.cli import main
+from tolpack.compress.workshop import CalibrationInputs
 from tolpack.errors import CheckpointError, ConfigError
-from tolpack.judging import Judge
-from tolpack.reference.decoder import Decoder
-from tolpack.reference.perplexity import increase_pct, score
+from tolpack.evaluation import PARTS
+from tolpack.evaluation import study as study_module
+from tolpack.evaluation.evaluator import Evaluator
+from tolpack.evaluation.model_size import model_costs
+from tolpack.evaluation.recommend import recommend
+from tolpack.evaluation.study import layer_runs, run_study
+from tolpack.evaluation.sweep_runner import Inputs
+from tolpack.evaluation.sweep_setting import SweepSetting
+from tolpack.model.decoder import Decoder
+from tolpack.model.perplexity import increase_pct, score
 from tolpack.report import study_page
 from tolpack.report.sweep_page import Origin
-from tolpack.sources.checkpoint import open_checkpoint
-from tolpack.sources.table import MemoryTable
-from tolpack.studying import PARTS
-from tolpack.studying import study as studying
-from tolpack.studying.choice import choices
-from tolpack.studying.model_size import model_costs
-from tolpack.studying.setting import Setting
-from tolpack.studying.study import layer_runs, run_study
-from tolpack.studying.workplace import Inputs
-from tolpack.workshop import Knowledge
+from tolpack.sources.checkpoint.checkpoint import open_checkpoint
+from tolpack.sources.ffn_table import FFNTable
 
 CONFIG = models.make_config(vocab_size=3000)
 
@@ -38,9 +38,9 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def study(model, token_ids):
-    """A study of it, every part; the judge and the result."""
-    judge = Judge(model, token_ids)
-    return judge, run_study(judge, Inputs(Knowledge(token_ids)))
+    """A study of it, every part; the evaluator and the result."""
+    evaluator = Evaluator(model, token_ids)
+    return evaluator, run_study(evaluator, Inputs(CalibrationInputs(token_ids)))
 
 
 def run(*args):
@@ -50,7 +50,7 @@ def run(*args):
 
 def test_layers_left_out_are_those_without_their_weights(study, model):
     """As a model whose down projections of these layers are zeros."""
-    judge, found = study
+    evaluator, found = study
     config, state = CONFIG, torch.load(model)["model"]
     assert {(run.first, run.last) for run in found.layers} == {
         (0, 0),
@@ -66,23 +66,23 @@ def test_layers_left_out_are_those_without_their_weights(study, model):
             changed[name] = torch.zeros_like(state[name])
         path = model.parent / "zeroed.pt"
         torch.save({"model": changed, "config": config}, path)
-        plain = score(Decoder(open_checkpoint(path)), judge.token_ids, judge.context)
+        plain = score(Decoder(open_checkpoint(path)), evaluator.token_ids, evaluator.context)
         path.unlink()
         assert one.change.ppl == pytest.approx(plain.ppl, rel=1e-5)
-        expected = increase_pct(plain, judge.base_score)
+        expected = increase_pct(plain, evaluator.base_score)
         assert (one.change.increase_pct, one.change.increase_se_pct) == pytest.approx(
             expected, rel=1e-4, abs=1e-4
         )
-        assert one.change.tokens == judge.token_ids.size - 1
+        assert one.change.tokens == evaluator.token_ids.size - 1
 
 
 def test_layers_are_left_out_on_whole_windows(model, token_ids, monkeypatch):
     """Whatever the window's length, and however few layers there are."""
-    monkeypatch.setattr(studying, "LAYER_TOKENS", 100)
-    found = run_study(Judge(model, token_ids, context=15), Inputs(), ["layers"])
+    monkeypatch.setattr(study_module, "LAYER_TOKENS", 100)
+    found = run_study(Evaluator(model, token_ids, context=15), Inputs(), ["layers"])
     assert {run.change.tokens for run in found.layers} == {90}
-    monkeypatch.setattr(studying, "LAYER_TOKENS", 10)
-    found = run_study(Judge(model, token_ids, context=15), Inputs(), ["layers"])
+    monkeypatch.setattr(study_module, "LAYER_TOKENS", 10)
+    found = run_study(Evaluator(model, token_ids, context=15), Inputs(), ["layers"])
     assert {run.change.tokens for run in found.layers} == {15}
 
 
@@ -90,7 +90,7 @@ def test_packs_that_cannot_be_built_are_told(memoryllm, token_ids):
     """A table of a few pages allows no ranks by loss in the bytes of uniform ones; the study goes
     on without them.
     """
-    found = run_study(Judge(memoryllm, token_ids), Inputs(), ["ranks", "alpha"])
+    found = run_study(Evaluator(memoryllm, token_ids), Inputs(), ["ranks", "alpha"])
     assert len(found.ranks) + len(found.skipped) == 3
     assert any("--size is too small" in line for line in found.skipped)
     assert len(found.alphas) == 6
@@ -98,7 +98,7 @@ def test_packs_that_cannot_be_built_are_told(memoryllm, token_ids):
 
 def test_alpha_scales_the_down_projections(study, model):
     """α = 0 is the model without any memory."""
-    judge, found = study
+    evaluator, found = study
     config, state = CONFIG, torch.load(model)["model"]
     by_alpha = {one.alpha: one.change for one in found.alphas}
     for alpha in (0.5, 0.0):
@@ -108,15 +108,15 @@ def test_alpha_scales_the_down_projections(study, model):
         }
         path = model.parent / "scaled.pt"
         torch.save({"model": scaled, "config": config}, path)
-        plain = score(Decoder(open_checkpoint(path)), judge.token_ids, judge.context)
+        plain = score(Decoder(open_checkpoint(path)), evaluator.token_ids, evaluator.context)
         path.unlink()
         assert by_alpha[alpha].ppl == pytest.approx(plain.ppl, rel=1e-5)
 
 
 def test_spectra_are_singular_values(study):
     """Of each layer's rows around their mean."""
-    judge, found = study
-    table = MemoryTable(judge.checkpoint)
+    evaluator, found = study
+    table = FFNTable(evaluator.checkpoint)
     for one in found.spectra:
         rows = table.layer(one.layer)(np.arange(table.vocab_size)).astype(np.float64)
         values = np.linalg.svd(rows - rows.mean(0), compute_uv=False)
@@ -131,7 +131,7 @@ def test_pairs_take_equal_bytes(study):
     """Ranks by loss never take more than the uniform ones; the gain is paired window by window."""
     _, found = study
     assert [pair.uniform.setting for pair in found.ranks] == [
-        Setting("75%"), Setting("50%"), Setting("25%"),
+        SweepSetting("75%"), SweepSetting("50%"), SweepSetting("25%"),
     ]  # fmt: skip
     for pair in found.ranks:
         assert pair.by_loss.score.bytes <= pair.uniform.score.bytes
@@ -151,8 +151,8 @@ def test_packs_are_all_that_were_built(study):
 
 def test_costs_count_the_weights(study):
     """All weights, each once; a table takes no operations."""
-    judge, found = study
-    costs = model_costs(judge.checkpoint)
+    evaluator, found = study
+    costs = model_costs(evaluator.checkpoint)
     assert costs == found.costs
     state = models.make_state(CONFIG)
     sizes = [costs.embedding_weights, costs.head_weights, costs.other_weights, costs.memory_weights]
@@ -185,14 +185,14 @@ def test_a_single_layer_is_a_run():
 def test_few_windows_choose_nothing(study):
     """Their standard errors mean little, and one window has none."""
     _, found = study
-    assert choices(found.packs, 9) == ()
-    assert choices(found.packs, 10) != ()
+    assert recommend(found.packs, 9) == ()
+    assert recommend(found.packs, 10) != ()
 
 
 def test_choices_hold_their_limit(study):
     """With two standard errors; a smaller pack that holds it too is not passed over."""
     _, found = study
-    for one in choices(found.packs, 25):
+    for one in recommend(found.packs, 25):
         fitting = [
             point.score.bytes
             for point in found.packs
@@ -209,8 +209,8 @@ def test_choices_hold_their_limit(study):
 
 def test_some_parts_on_some_tokens(memoryllm, token_ids):
     """Only what was asked for is measured, on whole windows at the beginning and a rest."""
-    judge = Judge(memoryllm, token_ids, tokens=100)
-    found = run_study(judge, Inputs(), ["alpha", "size"])
+    evaluator = Evaluator(memoryllm, token_ids, tokens=100)
+    found = run_study(evaluator, Inputs(), ["alpha", "size"])
     assert (found.packs, found.ranks, found.layers, found.spectra) == ((), (), (), ())
     assert {one.change.tokens for one in found.alphas} == {100}
     assert found.baseline.tokens == 100
@@ -219,7 +219,7 @@ def test_some_parts_on_some_tokens(memoryllm, token_ids):
 def test_flex_models_can_be_studied(tmp_path, token_ids):
     """FFN-C counts among the other weights."""
     path = models.save_model(tmp_path, model_type="flex_memoryllm")
-    found = run_study(Judge(path, token_ids), Inputs(), ["layers", "alpha", "spectra", "size"])
+    found = run_study(Evaluator(path, token_ids), Inputs(), ["layers", "alpha", "spectra", "size"])
     assert found.costs.other_macs == 3 * (4 * 24 * 24 + 3 * 24 * 28)
     assert len(found.spectra) == 3
 
@@ -228,9 +228,9 @@ def test_what_cannot_be_studied(tmp_path, memoryllm, token_ids):
     """A dense model; parts that do not exist."""
     dense = models.save_model(tmp_path, model_type="llama")
     with pytest.raises(CheckpointError, match="no memory"):
-        run_study(Judge(dense, token_ids), Inputs())
+        run_study(Evaluator(dense, token_ids), Inputs())
     with pytest.raises(ConfigError, match="colour"):
-        run_study(Judge(memoryllm, token_ids), Inputs(), ["colour"])
+        run_study(Evaluator(memoryllm, token_ids), Inputs(), ["colour"])
 
 
 def test_the_command_prints_every_part(memoryllm, token_ids, tmp_path):
@@ -273,12 +273,12 @@ def test_wrong_usage(options, words, memoryllm, token_ids):
 
 def test_a_page_has_a_section_for_each_part(study, tmp_path):
     """And none for parts that were not run."""
-    judge, found = study
+    evaluator, found = study
     origin = Origin(
         tmp_path / "m.pt", tmp_path / "t.npy", "tolpack study m.pt --only size --text t.npy",
         "tolpack build m.pt --calibrate t.npy",
     )  # fmt: skip
-    page = study_page.study_page(origin, found, choices(found.packs, 25))
+    page = study_page.study_page(origin, found, recommend(found.packs, 25))
     titles = [section.title for section in page.sections]
     assert titles[:1] == ["Perplexity against size"]
     assert {
@@ -289,6 +289,6 @@ def test_a_page_has_a_section_for_each_part(study, tmp_path):
     assert commands["Spectra"] == "tolpack study m.pt --text t.npy --only spectra"
     assert commands["Which setting to ship"].startswith("tolpack build m.pt --calibrate t.npy")
     assert len(PARTS) == 7
-    empty = run_study(judge, Inputs(), ["size"])
+    empty = run_study(evaluator, Inputs(), ["size"])
     titles = [section.title for section in study_page.study_page(origin, empty, ()).sections]
     assert titles == ["Weights and operations"]

@@ -10,22 +10,22 @@ from click.testing import CliRunner
 
 import tolpack
 from tolpack.cli import main
+from tolpack.compress.workshop import CalibrationInputs, Workshop
 from tolpack.errors import ConfigError
-from tolpack.evaluate import evaluate
-from tolpack.judging import Judge
-from tolpack.studying import workplace
-from tolpack.studying.setting import Setting, parse_grids
-from tolpack.studying.sweep import front, run_sweep
-from tolpack.studying.workplace import Inputs
-from tolpack.workshop import Knowledge, Workshop
+from tolpack.evaluation import sweep_runner
+from tolpack.evaluation.evaluate import evaluate
+from tolpack.evaluation.evaluator import Evaluator
+from tolpack.evaluation.sweep import front, run_sweep
+from tolpack.evaluation.sweep_runner import Inputs
+from tolpack.evaluation.sweep_setting import SweepSetting, parse_grids
 
 GRID = "rank=none,9,auto bits=4,8"
 
 
 @pytest.fixture
-def judge(memoryllm, token_ids):
+def evaluator(memoryllm, token_ids):
     """The tiny model and its text."""
-    return Judge(memoryllm, token_ids)
+    return Evaluator(memoryllm, token_ids)
 
 
 @pytest.fixture
@@ -40,9 +40,11 @@ def run(*args):
     return CliRunner().invoke(main, [str(arg) for arg in args])
 
 
-def sweep(judge, settings, knowledge=None, *, fresh=False):
+def sweep(evaluator, settings, calibration=None, *, fresh=False):
     """Run a sweep; returns its points."""
-    points, skipped = run_sweep(judge, settings, Inputs(knowledge or Knowledge(), fresh=fresh))
+    points, skipped = run_sweep(
+        evaluator, settings, Inputs(calibration or CalibrationInputs(), fresh=fresh)
+    )
     assert skipped == ()
     return points
 
@@ -63,7 +65,7 @@ def test_a_grid_is_every_combination_in_order():
 def test_combinations_that_cannot_be_built_are_told_once():
     """Each reason with the settings that it hits; the others stay."""
     found, skipped = parse_grids(["bits=4,8,auto drop=auto:2"])
-    assert found == (Setting(bits="auto", drop="auto:2"),)
+    assert found == (SweepSetting(bits="auto", drop="auto:2"),)
     (line,) = skipped
     assert "bits 4, drop auto:2; rank none, bits 8" in line
     assert "--bits auto" in line
@@ -81,8 +83,8 @@ def test_grids_that_are_not_understood(spec):
 
 def test_options_build_the_setting():
     """What a result names is what `tolpack build` takes; defaults are left out."""
-    assert Setting().options == ""
-    setting = Setting("auto", "auto", "1,3", max_ppl_increase="1%")
+    assert SweepSetting().options == ""
+    setting = SweepSetting("auto", "auto", "1,3", max_ppl_increase="1%")
     assert setting.options == "--rank auto --bits auto --drop 1,3 --max-ppl-increase 1%"
     result = run("build", "absent.pt", *setting.options.split())
     assert result.exit_code == 1  # 2 would be wrong usage
@@ -92,10 +94,10 @@ def test_options_build_the_setting():
 # -- measuring -------------------------------------------------------------------------------------
 
 
-def test_scores_are_those_of_packs_built_alone(memoryllm, token_ids, judge, tmp_path):
+def test_scores_are_those_of_packs_built_alone(memoryllm, token_ids, evaluator, tmp_path):
     """Sharing the table and the calibration changes no result but in the last bits."""
     grids, _ = parse_grids([GRID, "rank=auto bits=auto size=90kB"])
-    points = sweep(judge, grids, Knowledge(token_ids))
+    points = sweep(evaluator, grids, CalibrationInputs(token_ids))
     assert [point.setting for point in points] == list(grids)
     for number, point in enumerate(points):
         one, path = point.setting, tmp_path / f"{number}.tolpack"
@@ -110,7 +112,7 @@ def test_scores_are_those_of_packs_built_alone(memoryllm, token_ids, judge, tmp_
         assert point.eval_seconds > 0
 
 
-def test_work_is_shared(judge, token_ids, monkeypatch):
+def test_work_is_shared(evaluator, token_ids, monkeypatch):
     """One baseline, one computation of each layer, one calibration for each kind of setting."""
     counted = {"calibrate": 0, "layer": 0, "score": 0}
 
@@ -123,21 +125,23 @@ def test_work_is_shared(judge, token_ids, monkeypatch):
 
         monkeypatch.setattr(owner, name, wrapped)
 
-    from tolpack import judging
-    from tolpack.building import weighing
-    from tolpack.sources.table import MemoryTable
+    from tolpack.calibration import stats
+    from tolpack.evaluation import evaluator
+    from tolpack.sources.ffn_table import FFNTable
 
-    counting(weighing, "calibrate", "calibrate")
-    counting(MemoryTable, "layer", "layer")
-    counting(judging, "score", "score")
+    counting(stats, "measure_loss_metrics", "calibrate")
+    counting(FFNTable, "layer", "layer")
+    counting(evaluator, "score", "score")
     grids, _ = parse_grids([GRID])
-    sweep(judge, grids, Knowledge(token_ids))
+    sweep(evaluator, grids, CalibrationInputs(token_ids))
     assert counted["calibrate"] == 1
-    assert counted["layer"] == judge.checkpoint.config.num_hidden_layers
+    assert counted["layer"] == evaluator.checkpoint.config.num_hidden_layers
     assert counted["score"] == 1 + len(grids)
 
 
-def test_what_was_measured_is_not_measured_again(judge, memoryllm, token_ids, kept, monkeypatch):
+def test_what_was_measured_is_not_measured_again(
+    evaluator, memoryllm, token_ids, kept, monkeypatch
+):
     """A sweep that was stopped goes on; another text, calibration or setting is measured."""
     grids, _ = parse_grids(["rank=none,9 bits=4,8"])
     made = []
@@ -151,16 +155,16 @@ def test_what_was_measured_is_not_measured_again(judge, memoryllm, token_ids, ke
 
     monkeypatch.setattr(Workshop, "make", make)
     with pytest.raises(KeyboardInterrupt):
-        sweep(judge, grids, Knowledge())
+        sweep(evaluator, grids, CalibrationInputs())
     monkeypatch.setattr(Workshop, "make", truly)
-    first = sweep(judge, grids, Knowledge())
+    first = sweep(evaluator, grids, CalibrationInputs())
     monkeypatch.setattr(Workshop, "make", lambda *_, **__: pytest.fail("measured again"))
-    assert sweep(Judge(memoryllm, token_ids), grids, Knowledge()) == first
+    assert sweep(Evaluator(memoryllm, token_ids), grids, CalibrationInputs()) == first
     for other in (
-        lambda: sweep(judge, grids[:1], Knowledge(frequencies=counts_file(kept))),
-        lambda: sweep(judge, grids[:1], Knowledge(), fresh=True),
-        lambda: sweep(Judge(memoryllm, token_ids, context=8), grids[:1], Knowledge()),
-        lambda: sweep(judge, [Setting(bits=16)], Knowledge()),
+        lambda: sweep(evaluator, grids[:1], CalibrationInputs(frequencies=counts_file(kept))),
+        lambda: sweep(evaluator, grids[:1], CalibrationInputs(), fresh=True),
+        lambda: sweep(Evaluator(memoryllm, token_ids, context=8), grids[:1], CalibrationInputs()),
+        lambda: sweep(evaluator, [SweepSetting(bits=16)], CalibrationInputs()),
     ):
         with pytest.raises(pytest.fail.Exception, match="measured again"):
             other()
@@ -172,12 +176,12 @@ def counts_file(folder):
     return folder / "counts.npy"
 
 
-def test_damaged_measurements_are_measured_again(judge, kept):
+def test_damaged_measurements_are_measured_again(evaluator, kept):
     """A file that holds no JSON is as good as none."""
-    (expected,) = sweep(judge, [Setting()], Knowledge())
+    (expected,) = sweep(evaluator, [SweepSetting()], CalibrationInputs())
     for path in kept.glob("measured-*"):
         path.write_bytes(b"{")
-    (found,) = sweep(judge, [Setting()], Knowledge())
+    (found,) = sweep(evaluator, [SweepSetting()], CalibrationInputs())
     assert found.score == expected.score
 
 
@@ -190,18 +194,18 @@ def test_settings_a_checkpoint_does_not_allow_are_told(memoryllm, token_ids):
     assert "--rank 99 is outside 1" in line
 
 
-def test_what_is_measured_is_what_was_given(judge, memoryllm, token_ids, kept, tmp_path):
+def test_what_is_measured_is_what_was_given(evaluator, memoryllm, token_ids, kept, tmp_path):
     """Not what another checkpoint gave that differs in some rows, nor another calibration."""
-    (first,) = sweep(judge, [Setting()])
+    (first,) = sweep(evaluator, [SweepSetting()])
     config = models.make_config(vocab_size=600)
     state = models.make_state(config)
     one = models.save_pt(tmp_path / "one.pt", state, config)
-    (small,) = sweep(Judge(one, token_ids), [Setting()])
+    (small,) = sweep(Evaluator(one, token_ids), [SweepSetting()])
     name = next(name for name in state if "embed_tokens" in name)
     state[name] = state[name].clone()
     state[name][1::2] *= 3
     other = models.save_pt(tmp_path / "other.pt", state, config)
-    (changed,) = sweep(Judge(other, token_ids), [Setting()])
+    (changed,) = sweep(Evaluator(other, token_ids), [SweepSetting()])
     assert changed.score.ppl != small.score.ppl
     assert first.score.ppl != small.score.ppl
 
@@ -227,41 +231,41 @@ def test_inputs_are_not_overwritten(memoryllm, token_ids, tmp_path):
     assert pack.read_bytes() == before
 
 
-def test_nothing_is_built_twice_where_nothing_is_kept(judge, monkeypatch):
+def test_nothing_is_built_twice_where_nothing_is_kept(evaluator, monkeypatch):
     """Within one run what was measured is known, also with --fresh or without a cache."""
     made = []
     truly = Workshop.make
     monkeypatch.setattr(
         Workshop, "make", lambda self, *args, **kw: made.append(1) or truly(self, *args, **kw)
     )
-    with workplace.workplace(judge, Inputs(fresh=True)) as place:
-        point = place.point(Setting())
-        windows = place.windows(Setting())
+    with sweep_runner.workplace(evaluator, Inputs(fresh=True)) as place:
+        point = place.point(SweepSetting())
+        windows = place.windows(SweepSetting())
     assert len(made) == 1
     assert windows.mean_nll_nats == pytest.approx(point.score.nll_nats)
 
 
-def test_a_cache_that_cannot_be_written_is_told(judge, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_told(evaluator, monkeypatch):
     """Once: the run goes on, and can not be resumed."""
     monkeypatch.setenv("TOLPACK_CACHE", "/proc/nowhere")
     said = []
-    monkeypatch.setattr(judge.reporter, "say", said.append)
-    sweep(judge, parse_grids(["bits=4,8"])[0])
+    monkeypatch.setattr(evaluator.reporter, "say", said.append)
+    sweep(evaluator, parse_grids(["bits=4,8"])[0])
     assert sum("cannot be kept" in line for line in said) == 1
 
 
-def test_packs_are_removed(judge, tmp_path, monkeypatch):
+def test_packs_are_removed(evaluator, tmp_path, monkeypatch):
     """Also the one that was being judged when something went wrong."""
-    monkeypatch.setattr(workplace.tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(Judge, "pack_windows", lambda *_: pytest.fail("no"))
+    monkeypatch.setattr(sweep_runner.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(Evaluator, "pack_windows", lambda *_: pytest.fail("no"))
     with pytest.raises(pytest.fail.Exception):
-        sweep(judge, [Setting()], Knowledge())
+        sweep(evaluator, [SweepSetting()], CalibrationInputs())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_front_is_what_nothing_beats(judge):
+def test_the_front_is_what_nothing_beats(evaluator):
     """A point is beaten by one that is no larger and no worse; equal ones stay."""
-    points = sweep(judge, parse_grids(["bits=4,8,16;drop=1;rank=9"])[0], Knowledge())
+    points = sweep(evaluator, parse_grids(["bits=4,8,16;drop=1;rank=9"])[0], CalibrationInputs())
     for one in points:
         beaten = any(
             other.score.bytes <= one.score.bytes

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from tolpack.errors import CheckpointError, ConfigError, TolpackError
-from tolpack.sources.table import open_source
+from tolpack.sources.open_source import open_source
 
 IDS = np.array([0, 96, 5, 5, 41], np.int64)
 

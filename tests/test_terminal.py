@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 import tolpack
 from tolpack.cli import main
+from tolpack.commands.terminal import Terminal, echo
 from tolpack.errors import printable
-from tolpack.terminal import Terminal, echo
 
 # Clears the screen, sets the title, turns the direction of writing, ends the line, rings, goes
 # back, and is half a pair.

@@ -11,11 +11,11 @@ import torch
 from packs import RECIPES
 
 import tolpack
-from tolpack import buffers
 from tolpack.codecs import kernels
 from tolpack.errors import ConfigError, TokenIdError
-from tolpack.reference.decoder import Decoder
-from tolpack.sources.checkpoint import open_checkpoint
+from tolpack.model.decoder import Decoder
+from tolpack.runtime import buffers
+from tolpack.sources.checkpoint.checkpoint import open_checkpoint
 from tolpack.torch import ToLMemory
 
 WITH_BASIS = {"basis", "coded-basis", "everything"}

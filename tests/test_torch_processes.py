@@ -14,9 +14,9 @@ from packs import memory_limit
 from torch.utils.data import DataLoader, Dataset
 
 import tolpack
-from tolpack import buffers
-from tolpack.buffers import Buffers
-from tolpack.reading.tensors import HotRows
+from tolpack.reading.torch_rows import HotRows
+from tolpack.runtime import buffers
+from tolpack.runtime.buffers import Buffers
 from tolpack.torch import ToLMemory
 
 pytestmark = [

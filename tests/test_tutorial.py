@@ -35,7 +35,7 @@ def test_the_tutorials_blocks_are_of_known_kinds():
 def test_the_tutorial_runs_and_prints_what_it_shows(tmp_path, monkeypatch):
     """Its blocks run one after the other in one folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tolpack.terminal.tqdm.tqdm", partial(tqdm.tqdm, disable=True))
+    monkeypatch.setattr("tolpack.commands.terminal.tqdm.tqdm", partial(tqdm.tqdm, disable=True))
     for name in ("tolpack", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
     names = {}

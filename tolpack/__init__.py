@@ -23,8 +23,8 @@ from tolpack.pack import Pack
 from tolpack.version import __version__
 
 if TYPE_CHECKING:
-    from tolpack.builder import BuildResult
-    from tolpack.converting import ConvertResult
+    from tolpack.compress.build import BuildResult
+    from tolpack.export.convert import ConvertResult
 
 __all__ = [
     "CheckpointError",
@@ -57,16 +57,16 @@ def open(
 
 
 def build(checkpoint: str | Path, output: str | Path | None = None, **settings: Any) -> BuildResult:
-    """Build a pack from a checkpoint or table; see `tolpack.builder.build` for the settings."""
+    """Build a pack from a checkpoint or table; settings as of `tolpack.compress.build.build`."""
     try:
-        from tolpack.builder import build as run
+        from tolpack.compress.build import build as run
     except ModuleNotFoundError as error:
         raise ConfigError(f"building needs {error.name}: pip install 'tolpack[build]'") from error
     return run(checkpoint, output, **settings)
 
 
 def convert(source: str | Path, destination: str | Path, **settings: Any) -> ConvertResult:
-    """Write a pack's rows as a plain table; see `tolpack.converting.convert` for the settings."""
-    from tolpack.converting import convert as run
+    """Write a pack's rows as a plain table; settings as of `tolpack.export.convert.convert`."""
+    from tolpack.export.convert import convert as run
 
     return run(source, destination, **settings)

@@ -15,8 +15,8 @@ from tolpack.commands.inspect import inspect
 from tolpack.commands.plan import plan
 from tolpack.commands.rows import rows
 from tolpack.commands.study import study
+from tolpack.commands.terminal import Group
 from tolpack.commands.verify import verify
-from tolpack.terminal import Group
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})

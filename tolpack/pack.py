@@ -21,8 +21,6 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from tolpack.codecs import kernels
 from tolpack.container.reader import Container
 from tolpack.errors import ConfigError, memory_errors
-from tolpack.forking import Locking
-from tolpack.pool import thread_count
 from tolpack.reading.decoding import RowSink, TableDecoder
 from tolpack.reading.gathering import Gatherer, Sink
 from tolpack.reading.lookup import Distinct, LayerChoice, check_ids, check_layers, check_out
@@ -31,7 +29,9 @@ from tolpack.reading.reopening import reopen
 from tolpack.reading.row_cache import RowCache
 from tolpack.reading.token_map import StoredOrder, TokenMap
 from tolpack.reading.verification import Damage, find_damage
-from tolpack.sizes import parse_bytes
+from tolpack.runtime.forking import Locking
+from tolpack.runtime.pool import thread_count
+from tolpack.runtime.sizes import parse_bytes
 
 # Rows from which on compiled loops are worth loading.
 _KERNEL_ROWS = 64

@@ -3,7 +3,7 @@
 ``memory(layer, token_ids)`` is called once per layer with the same ids; the rows of all layers are
 fetched together at the first of these calls, because they lie in one extent of the file. Without a
 basis they are decoded at once; with one, what is decoded is coefficients, and each layer's call
-multiplies them by its basis, which stays on the device (`tolpack.reading.tensors`).
+multiplies them by its basis, which stays on the device (`tolpack.reading.torch_rows`).
 
 Reading a file cannot be traced, so within `torch.compile` a call is one operator of the graph,
 ``tolpack::memory_rows``. A compiled graph holds numbers and names but no modules: the operator is
@@ -23,10 +23,11 @@ import numpy as np
 import torch
 
 from tolpack.errors import ConfigError, TokenIdError
-from tolpack.forking import renew_after_fork
 from tolpack.pack import Pack
-from tolpack.pool import Pool
-from tolpack.reading.tensors import Ints, Layer, row_source
+from tolpack.reading.torch_rows import Layer, row_source
+from tolpack.runtime.array_types import Ints
+from tolpack.runtime.forking import renew_after_fork
+from tolpack.runtime.pool import Pool
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # What a copy, or another process, makes anew.
@@ -137,7 +138,7 @@ class ToLMemory(torch.nn.Module):
         self._coming = (ids, self._ahead.submit(self._load, ids))
 
     def renew(self) -> None:
-        """See `tolpack.forking.Forked`: the thread that fetches ahead is gone."""
+        """See `tolpack.runtime.forking.Forked`: the thread that fetches ahead is gone."""
         self._coming = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ToLMemory:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.codecs.values import Bytes
+from tolpack.runtime.array_types import Bytes
 
 _SEGMENTS = 16
 # Cuts fall between segments: all pairs of cuts, ascending.

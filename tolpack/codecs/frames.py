@@ -14,9 +14,9 @@ import zstandard
 
 from tolpack.codecs.block_split import block_bounds
 from tolpack.codecs.runs import decode_columns, encode_runs
-from tolpack.codecs.values import Bytes
 from tolpack.container.encodings import longest_content
 from tolpack.errors import FormatError
+from tolpack.runtime.array_types import Bytes
 
 # Records are noise to a match finder; what is gained comes from the Huffman stage, which every
 # level has: levels 1 to 19 save the same on 4-bit records (docs/lab-notes.md).

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from tolpack.forking import delay_forks
+from tolpack.runtime.forking import delay_forks
 
 _lock = delay_forks()
 

@@ -16,15 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.codecs import kernels
-from tolpack.codecs.values import (
-    Bytes,
-    Floats,
-    decode_values,
-    encode_values,
-    rounded_to_bfloat16,
-)
+from tolpack.codecs.values import decode_values, encode_values, rounded_to_bfloat16
 from tolpack.container.encodings import FieldEncoding, Part
 from tolpack.errors import FormatError
+from tolpack.runtime.array_types import Bytes, Floats
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 
 from tolpack.codecs import kernels
-from tolpack.codecs.values import Bytes
 from tolpack.errors import FormatError
+from tolpack.runtime.array_types import Bytes
 
 _COUNT_BYTES = 4
 _LITERAL = 8

@@ -22,9 +22,7 @@ from numpy.typing import NDArray
 
 from tolpack.container.encodings import Part
 from tolpack.errors import ConfigError, FormatError
-
-Floats = NDArray[np.float32]
-Bytes = NDArray[np.uint8]
+from tolpack.runtime.array_types import Bytes, Floats
 
 
 @dataclass(frozen=True, slots=True)

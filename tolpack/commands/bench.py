@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from tolpack.commands.options import PATH, json_option, print_json
+from tolpack.commands.terminal import Terminal, echo
 from tolpack.report import tables
-from tolpack.terminal import Terminal, echo
 
 
 @click.command()
@@ -28,7 +28,7 @@ def bench(pack: Path, rows: int, seconds: float, as_json: bool) -> None:
     tolpack bench model.tolpack
     tolpack bench model.tolpack --rows 4096 --seconds 5
     """
-    from tolpack.bench import run_bench
+    from tolpack.evaluation.lookup_speed import run_bench
 
     result = run_bench(pack, rows, seconds, Terminal())
     if as_json:

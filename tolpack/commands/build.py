@@ -8,13 +8,6 @@ from typing import Any
 import click
 
 import tolpack
-from tolpack.building.settings import (
-    BuildSettings,
-    parse_drops,
-    parse_increase,
-    parse_rank,
-    parse_size,
-)
 from tolpack.commands.options import (
     PATH,
     json_option,
@@ -25,9 +18,16 @@ from tolpack.commands.options import (
     resource_options,
     tokenizer_option,
 )
+from tolpack.commands.terminal import Terminal, checked, echo
+from tolpack.compress.settings import (
+    BuildSettings,
+    parse_drops,
+    parse_increase,
+    parse_rank,
+    parse_size,
+)
 from tolpack.errors import ConfigError
 from tolpack.report import tables
-from tolpack.terminal import Terminal, checked, echo
 
 
 @click.command()

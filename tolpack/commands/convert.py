@@ -8,10 +8,10 @@ import click
 
 import tolpack
 from tolpack.commands.options import PATH, json_option, print_json
+from tolpack.commands.terminal import Terminal, echo
 from tolpack.errors import ConfigError
+from tolpack.export.table_files import STORED, check_dtype
 from tolpack.report import tables
-from tolpack.table_files import STORED, check_dtype
-from tolpack.terminal import Terminal, echo
 
 
 @click.command()

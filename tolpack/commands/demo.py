@@ -8,15 +8,15 @@ from pathlib import Path
 import click
 
 from tolpack.commands.options import PATH, json_option, print_json
+from tolpack.commands.terminal import Terminal, echo
 from tolpack.report import tables
-from tolpack.terminal import Terminal, echo
 
 
 @click.command()
 @click.option("-o", "--output", type=PATH, help="Keep the packs in this folder.")
 @json_option
 def demo(output: Path | None, as_json: bool) -> None:
-    """Build packs of the bundled model at several settings and judge them.
+    """Build packs of the bundled model at several settings and evaluate them.
 
     \b
     tolpack demo

@@ -16,8 +16,8 @@ from tolpack.commands.options import (
     refuse_reading,
     take_reading,
 )
+from tolpack.commands.terminal import Terminal, echo
 from tolpack.report import insight
-from tolpack.terminal import Terminal, echo
 
 
 @click.command()
@@ -46,7 +46,7 @@ def diff(pack: Path, reference: Path, as_json: bool, **settings: Any) -> None:
     tolpack diff small.tolpack large.tolpack --tokenizer tokenizer.json --worst 20
     tolpack diff model.tolpack model/ --frequencies counts.npy --json
     """
-    from tolpack.comparing import compare, is_pack
+    from tolpack.evaluation.diff import compare, is_pack
 
     if is_pack(reference):
         refuse_reading(settings, reference)

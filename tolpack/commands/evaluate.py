@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from tolpack.commands.measuring import Outputs, take_measuring, take_origin
+from tolpack.commands.evaluation_options import Outputs, take_measuring, take_origin
 from tolpack.commands.options import PATH, json_option, measuring_options, print_json
+from tolpack.commands.terminal import echo
 from tolpack.errors import ConfigError
 from tolpack.report import sweep_page, tables
-from tolpack.terminal import echo
 
-_SWEEP = "Settings to build and judge, like 'rank=none,50% bits=4,auto'; repeatable."
+_SWEEP = "Settings to build and evaluate, like 'rank=none,50% bits=4,auto'; repeatable."
 
 
 @click.command(name="eval")
@@ -40,10 +40,10 @@ def evaluate(
     tolpack eval model/ --text held-out.txt --sweep "rank=none,50% bits=4,8" --report sizes.html
     tolpack eval model/ --text held-out.txt --sweep "rank=auto bits=auto max-ppl-increase=0.5%,1%"
     """
-    from tolpack.evaluate import Evaluation
-    from tolpack.studying.choice import choices
-    from tolpack.studying.setting import parse_grids
-    from tolpack.studying.sweep import run_sweep
+    from tolpack.evaluation.evaluate import Evaluation
+    from tolpack.evaluation.recommend import recommend
+    from tolpack.evaluation.sweep import run_sweep
+    from tolpack.evaluation.sweep_setting import parse_grids
 
     try:
         grid, skipped = parse_grids(sweep) if sweep else ((), ())
@@ -55,12 +55,12 @@ def evaluate(
     outputs = Outputs.take(settings, checkpoint, *packs)
     if outputs.any and not packs and not sweep:
         raise click.UsageError("--csv, --plot and --report show packs: name some, or --sweep")
-    judge, inputs = take_measuring(checkpoint, settings)
-    scores = tuple(judge.pack(path) for path in packs)
-    points, refused = run_sweep(judge, grid, inputs) if grid else ((), ())
+    evaluator, inputs = take_measuring(checkpoint, settings)
+    scores = tuple(evaluator.pack(path) for path in packs)
+    points, refused = run_sweep(evaluator, grid, inputs) if grid else ((), ())
     skipped += refused
-    found = Evaluation(judge.context, judge.baseline, scores)
-    chosen = choices(points, judge.windows)
+    found = Evaluation(evaluator.context, evaluator.baseline, scores)
+    chosen = recommend(points, evaluator.windows)
     outputs.write(
         origin.title(found.baseline), scores, points,
         lambda: sweep_page.sweep_page(origin, found, points, skipped, chosen),

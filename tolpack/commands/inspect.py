@@ -16,9 +16,9 @@ from tolpack.commands.options import (
     reading_options,
     take_reading,
 )
+from tolpack.commands.terminal import echo
 from tolpack.errors import ConfigError
 from tolpack.report import tables
-from tolpack.terminal import echo
 
 _TABLE_SUFFIXES = (".npy", ".h5", ".hdf5", ".json", ".toml")
 
@@ -39,8 +39,8 @@ def inspect(path: Path, as_json: bool, **settings: Any) -> None:
     tolpack inspect model/ --key-map map.toml --json
     """
     if path.is_dir() or path.suffix in CHECKPOINT_SUFFIXES:
-        from tolpack.sources.checkpoint import open_checkpoint
-        from tolpack.sources.description import summarize_checkpoint
+        from tolpack.sources.checkpoint.checkpoint import open_checkpoint
+        from tolpack.sources.checkpoint.description import summarize_checkpoint
 
         summary = summarize_checkpoint(open_checkpoint(path, take_reading(settings)))
         info, text = summary.to_json(), tables.checkpoint_table(summary)
@@ -48,7 +48,7 @@ def inspect(path: Path, as_json: bool, **settings: Any) -> None:
         raise ConfigError(f"{path} is no pack and no checkpoint: expected .tolpack, "
                           f"{', '.join(CHECKPOINT_SUFFIXES)} or a folder")  # fmt: skip
     else:
-        from tolpack.summary import describe_pack
+        from tolpack.reading.summary import describe_pack
 
         with tolpack.open(path) as opened:
             info = describe_pack(opened)

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tolpack.building.settings import COMPUTE, DEFAULT_MAX_MEMORY, parse_drop
-from tolpack.sizes import parse_bytes
-from tolpack.sources.config import MODEL_TYPES
-from tolpack.sources.key_map import BUILT_IN as BUILT_IN_MAPS
-from tolpack.terminal import checked
+from tolpack.commands.terminal import checked
+from tolpack.compress.settings import COMPUTE, DEFAULT_MAX_MEMORY, parse_drop
+from tolpack.runtime.sizes import parse_bytes
+from tolpack.sources.checkpoint.config import MODEL_TYPES
+from tolpack.sources.checkpoint.key_map import BUILT_IN as BUILT_IN_MAPS
 
 if TYPE_CHECKING:  # it loads torch
-    from tolpack.sources.checkpoint import Reading
+    from tolpack.sources.checkpoint.checkpoint import Reading
 
 PATH = click.Path(path_type=Path)
 _READING = ("config", "arch", "map_name", "key_map")
@@ -65,7 +65,7 @@ def refuse_two_maps(settings: dict[str, Any]) -> None:
 
 def take_reading(settings: dict[str, Any]) -> Reading:
     """Take the settings of `reading_options` out of `settings`."""
-    from tolpack.sources.checkpoint import Reading
+    from tolpack.sources.checkpoint.checkpoint import Reading
 
     refuse_two_maps(settings)
     return Reading(*(settings.pop(name) for name in _READING))

@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from tolpack.building.settings import parse_rank
 from tolpack.commands.options import (
     PATH,
     drop_option,
@@ -17,9 +16,10 @@ from tolpack.commands.options import (
     reading_options,
     take_reading,
 )
+from tolpack.commands.terminal import checked, echo
+from tolpack.compress.settings import parse_rank
 from tolpack.errors import ConfigError
 from tolpack.report import tables
-from tolpack.terminal import checked, echo
 
 
 def _fixed_rank(value: str) -> None:
@@ -42,7 +42,7 @@ def plan(checkpoint: Path, as_json: bool, **settings: Any) -> None:
     tolpack plan model.pt
     tolpack plan model.pt --rank 50% --bits 4 --drop 5
     """
-    from tolpack.planning import plan_checkpoint
+    from tolpack.compress.size_prediction import plan_checkpoint
 
     plans = plan_checkpoint(checkpoint, reading=take_reading(settings), **settings)
     if as_json:

@@ -8,11 +8,11 @@ import click
 
 import tolpack
 from tolpack.commands.options import PATH, json_option, print_json
+from tolpack.commands.terminal import echo
 from tolpack.errors import ConfigError
-from tolpack.reference.text import TextTokenizer, find_tokenizer
+from tolpack.model.text import TextTokenizer, find_tokenizer
+from tolpack.reading.summary import locate
 from tolpack.report import insight
-from tolpack.summary import locate
-from tolpack.terminal import echo
 
 
 @click.command()

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from tolpack.commands.measuring import Outputs, parts_option, take_measuring, take_origin
+from tolpack.commands.evaluation_options import Outputs, parts_option, take_measuring, take_origin
 from tolpack.commands.options import PATH, json_option, measuring_options, print_json
+from tolpack.commands.terminal import echo
+from tolpack.evaluation import PARTS
 from tolpack.report import study_page, study_tables
-from tolpack.studying import PARTS
-from tolpack.terminal import echo
 
 
 @click.command()
@@ -36,14 +36,14 @@ def study(
     tolpack study model/ --text held-out.txt --calibrate text.txt --report report.html
     tolpack study model.pt --text ids.npy --only precision,layers --tokens 65536
     """
-    from tolpack.studying.choice import choices
-    from tolpack.studying.study import run_study
+    from tolpack.evaluation.recommend import recommend
+    from tolpack.evaluation.study import run_study
 
     origin = take_origin(checkpoint, settings)
     outputs = Outputs.take(settings, checkpoint)
-    judge, inputs = take_measuring(checkpoint, settings, tokens)
-    found = run_study(judge, inputs, parts)
-    chosen = choices(found.packs, judge.windows)
+    evaluator, inputs = take_measuring(checkpoint, settings, tokens)
+    found = run_study(evaluator, inputs, parts)
+    chosen = recommend(found.packs, evaluator.windows)
     outputs.write(
         origin.title(found.baseline), (), found.packs,
         lambda: study_page.study_page(origin, found, chosen),

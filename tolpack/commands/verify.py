@@ -9,9 +9,9 @@ import click
 
 import tolpack
 from tolpack.commands.options import PATH, json_option, print_json
+from tolpack.commands.terminal import Terminal, echo
 from tolpack.errors import printable
 from tolpack.report import tables
-from tolpack.terminal import Terminal, echo
 
 # Damaged places that are told one by one.
 _LINES = 50

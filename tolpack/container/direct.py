@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from tolpack.errors import FileAccessError, FormatError
-from tolpack.pool import Pool
+from tolpack.runtime.pool import Pool
 
 with suppress(ImportError):  # on Windows, which has no direct reads
     import fcntl

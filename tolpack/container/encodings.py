@@ -112,3 +112,8 @@ def longest_content(frame: str, size: int) -> int:
 def raw_block_bytes(record_bytes: int, rows_per_block: int) -> int:
     """Bytes of one raw block: records, zero padding, CRC-32 in the last four bytes."""
     return align(record_bytes * rows_per_block + CHECKSUM_BYTES, BLOCK_ALIGNMENT)
+
+
+def field_bytes(encoding: FieldEncoding) -> int:
+    """Bytes of one field in one record."""
+    return sum(part.scale_bytes + part.code_bytes for part in encoding)

@@ -11,8 +11,8 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
+from tolpack.container.atomic_write import is_leftover, remove, sync, take_over
 from tolpack.container.header import Section
-from tolpack.container.replacing import is_leftover, remove, sync, take_over
 from tolpack.errors import ConfigError
 
 _MARKER = b'{"key": "'

@@ -28,7 +28,7 @@ from tolpack.container.index import (
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, Preamble, parse_preamble
 from tolpack.container.storage import Fetches, Storage
 from tolpack.errors import FormatError
-from tolpack.forking import Locking
+from tolpack.runtime.forking import Locking
 
 # Bytes of an array that are read together.
 _ARRAY_BYTES = 4 << 20

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 from tolpack.container.direct import DirectReader
 from tolpack.errors import ConfigError, FileAccessError, FormatError
-from tolpack.files import open_regular
-from tolpack.forking import Locking
+from tolpack.runtime.files import open_regular
+from tolpack.runtime.forking import Locking
 
 IO_MODES = ("auto", "pread", "mmap", "direct", "memory")
 Extent = tuple[int, int]
@@ -116,7 +116,7 @@ class Storage(Locking):
         super().__init__()
 
     def renew(self) -> None:
-        """See `tolpack.forking.Forked`."""
+        """See `tolpack.runtime.forking.Forked`."""
         super().renew()
         self._leases = [0]  # a lease that was taken before a fork ends where it was counted
 

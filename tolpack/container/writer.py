@@ -23,6 +23,18 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.container.atomic_write import (
+    DISK_FULL,
+    check_output,
+    close,
+    partial_path,
+    publish,
+    remove,
+    same_file,
+    sync,
+    sync_folder,
+    take_over,
+)
 from tolpack.container.crc import CHECKSUM_BYTES, crc32, place_checksum
 from tolpack.container.encodings import Encoding, Part, raw_block_bytes
 from tolpack.container.header import ARRAY_DTYPES, Header, Section
@@ -34,18 +46,6 @@ from tolpack.container.preamble import (
     SECTION_ALIGNMENT,
     Preamble,
     align,
-)
-from tolpack.container.replacing import (
-    DISK_FULL,
-    check_output,
-    close,
-    partial_path,
-    publish,
-    remove,
-    same_file,
-    sync,
-    sync_folder,
-    take_over,
 )
 from tolpack.errors import ConfigError, FileAccessError
 

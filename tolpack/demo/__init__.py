@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tolpack.builder import build
+from tolpack.compress.build import build
 from tolpack.errors import FileAccessError
-from tolpack.evaluate import Evaluation, evaluate
-from tolpack.progress import Reporter
+from tolpack.evaluation.evaluate import Evaluation, evaluate
+from tolpack.runtime.progress import Reporter
 
 MODEL = Path(__file__).parent / "model"
 SETTINGS: tuple[tuple[str, str, int | str], ...] = (

@@ -2,7 +2,7 @@
 
 Read from the pack itself: whole blocks, spread over all chunks. Per layer the codes' adaptive
 entropy, and the Gaussian rate–distortion function at the same distortion
-(`tolpack.codecs.entropy`), both in bits per stored value.
+(`tolpack.codecs.code_entropy`), both in bits per stored value.
 
 A hostile header may claim thousands of chunks, each of blocks that decompress to megabytes: then
 some chunks stand for their neighbours too, so that what is looked at stays as small.
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tolpack.codecs.entropy import code_bytes, gaussian_bytes
+from tolpack.codecs.code_entropy import code_bytes, gaussian_bytes
 from tolpack.codecs.record import RecordLayout, Run, record_layout
-from tolpack.codecs.values import Bytes, Floats
 from tolpack.container.encodings import CODEC_SIZES, Encoding
 from tolpack.container.reader import ChunkView, Container
 from tolpack.reading.sections import read_records
+from tolpack.runtime.array_types import Bytes, Floats
 
 # Rows, and bytes of their records, that are looked at; of a small file no more than so many bytes
 # beyond its own.

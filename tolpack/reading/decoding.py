@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.codecs.record import RecordLayout, record_layout
-from tolpack.codecs.values import Bytes, Floats, rounded_to_bfloat16
+from tolpack.codecs.values import rounded_to_bfloat16
 from tolpack.container.reader import Container
-from tolpack.forking import Locking
-from tolpack.reading.gathering import Ints
 from tolpack.reading.lookup import LayerChoice
 from tolpack.reading.sections import read_floats
+from tolpack.runtime.array_types import Bytes, Floats, Ints
+from tolpack.runtime.forking import Locking
 
 
 class TableDecoder(Locking):

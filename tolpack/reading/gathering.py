@@ -12,17 +12,15 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tolpack.codecs.values import Bytes
 from tolpack.container.reader import Container
-from tolpack.forking import Locking
-from tolpack.pool import Pool
 from tolpack.reading.prefetching import Prefetcher
 from tolpack.reading.row_cache import RowCache
 from tolpack.reading.sections import open_records
+from tolpack.runtime.array_types import Bytes, Ints
+from tolpack.runtime.forking import Locking
+from tolpack.runtime.pool import Pool
 
-Ints = NDArray[np.int64]
 # Takes records, uint8 (n, record_bytes or more), of the encoding of that number; and their places,
 # int64 (n,). Called from several threads.
 Sink = Callable[[int, Bytes, Ints], None]

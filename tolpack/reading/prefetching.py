@@ -15,8 +15,8 @@ from contextlib import suppress
 
 from tolpack.container.reader import Container
 from tolpack.errors import TolpackError
-from tolpack.forking import renew_after_fork
-from tolpack.pool import Pool
+from tolpack.runtime.forking import renew_after_fork
+from tolpack.runtime.pool import Pool
 
 _KEPT_BYTES = 64 << 20
 # Blocks of a chunk are fetched so many at a time, that the first are there before the last.
@@ -73,7 +73,7 @@ class Prefetcher:
             self._kept_bytes = 0
 
     def renew(self) -> None:
-        """See `tolpack.forking.Forked`."""
+        """See `tolpack.runtime.forking.Forked`."""
         self._changed = threading.Condition()
         self._coming: set[tuple[int, int]] = set()
         self._kept: OrderedDict[tuple[int, int], memoryview] = OrderedDict()

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.codecs.values import Bytes
 from tolpack.container.reader import ChunkView
+from tolpack.runtime.array_types import Bytes
 
 
 class RowCache:

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from tolpack.codecs.frames import decompress, decompress_runs
-from tolpack.codecs.values import Bytes, Floats, decode_values
+from tolpack.codecs.values import decode_values
 from tolpack.container.reader import Container
 from tolpack.errors import FormatError
+from tolpack.runtime.array_types import Bytes, Floats
 
 # Values of an array that are converted together.
 _PIECE_VALUES = 1 << 18

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from tolpack.container.reader import Container
 from tolpack.errors import FormatError
-from tolpack.forking import Locking
+from tolpack.runtime.array_types import Ints
+from tolpack.runtime.forking import Locking
 
-Ints = NDArray[np.int64]
 Slots = NDArray[np.integer[Any]]
 # Tokens that are looked at together.
 _PIECE = 1 << 18

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from tolpack.container.replacing import check_output as check_file
+from tolpack.container.atomic_write import check_output as check_file
 from tolpack.errors import ConfigError, FileAccessError
 
 

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.errors import printable
+from tolpack.reading.summary import Location
 from tolpack.report.tables import format_bytes, format_table
-from tolpack.summary import Location
 
 if TYPE_CHECKING:
-    from tolpack.differences import Comparison, LayerDifference
+    from tolpack.evaluation.row_errors import Comparison, LayerDifference
 
 # A table with a column for each layer has at most so many; others have the whole row's norm alone.
 _MOST_COLUMNS = 12
@@ -78,7 +78,7 @@ def text_table(
 
 
 def comparison_table(found: Comparison) -> str:
-    """Write what `tolpack.comparing.compare` found: by layer, by chunk, by token, and in all."""
+    """Write what `tolpack.evaluation.diff` found: by layer, by chunk, by token, and in all."""
     head = (
         f"{printable(found.a)} against {printable(found.b)}\n"
         f"{found.vocab_size} tokens × {found.num_layers} layers × {found.hidden_size}"

@@ -17,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-from tolpack.container.replacing import replacing
+from tolpack.container.atomic_write import replacing
 from tolpack.report import markup
 from tolpack.report.content import Axis, Chart, Heat, Page, Point, Section, Series, Table
 

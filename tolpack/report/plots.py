@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tolpack.container.replacing import replacing
+from tolpack.container.atomic_write import replacing
 from tolpack.errors import ConfigError
 from tolpack.report.content import LINEAR_PCT
 

@@ -21,9 +21,9 @@ from tolpack.report.sweep_page import (
 )
 
 if TYPE_CHECKING:  # they load torch
-    from tolpack.studying.choice import Choice
-    from tolpack.studying.study import LayerRun, Study
-    from tolpack.studying.workplace import Change
+    from tolpack.evaluation.recommend import Recommendation
+    from tolpack.evaluation.study import LayerRun, Study
+    from tolpack.evaluation.sweep_runner import Change
 
 # Perplexities of the paper's 1B model: Tables 1 (α) and 7 (bits).
 _PAPER_ALPHA = {1.0: 24.348, 0.9: 24.652, 0.8: 25.517, 0.7: 27.457, 0.6: 32.614, 0.5: 53.707}
@@ -33,7 +33,7 @@ _CHANGED = ("perplexity", "±", "increase, %", "± , %", "tokens")
 _CHANGED_FORMATS = (".3f", ".3f", "+.3f", ".3f", ",.0f")
 
 
-def study_page(origin: Origin, study: Study, chosen: Sequence[Choice]) -> Page:
+def study_page(origin: Origin, study: Study, chosen: Sequence[Recommendation]) -> Page:
     """Make the report of ``tolpack study``; parts that were not run have no section."""
     sections: list[Section] = []
     if study.packs:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from tolpack.report.tables import format_bytes, format_table, sweep_table
 
 if TYPE_CHECKING:  # it loads torch
-    from tolpack.studying.choice import Choice
-    from tolpack.studying.model_size import ModelCosts
-    from tolpack.studying.study import Study
-    from tolpack.studying.workplace import Change, SweepPoint
+    from tolpack.evaluation.model_size import ModelCosts
+    from tolpack.evaluation.recommend import Recommendation
+    from tolpack.evaluation.study import Study
+    from tolpack.evaluation.sweep_runner import Change, SweepPoint
 
 
-def study_text(study: Study, chosen: Sequence[Choice]) -> str:
+def study_text(study: Study, chosen: Sequence[Recommendation]) -> str:
     """Write all parts that were run, each under its title."""
     base = study.baseline
     parts = [
@@ -38,7 +38,7 @@ def study_text(study: Study, chosen: Sequence[Choice]) -> str:
     return "\n\n\n".join(parts)
 
 
-def choice_table(chosen: Sequence[Choice]) -> str:
+def choice_table(chosen: Sequence[Recommendation]) -> str:
     """Write the smallest pack for each limit, and what builds it."""
     header = [
         "increase + 2 errors",

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tolpack.machine import machine, versions
 from tolpack.report.content import (
     LINEAR_PCT,
     Axis,
@@ -20,12 +19,13 @@ from tolpack.report.content import (
 )
 from tolpack.report.tables import format_bytes
 from tolpack.report.trade_off import family
+from tolpack.runtime.machine import machine, versions
 
 if TYPE_CHECKING:  # they load torch
-    from tolpack.evaluate import Evaluation
-    from tolpack.judging import Baseline, PackScore
-    from tolpack.studying.choice import Choice
-    from tolpack.studying.workplace import SweepPoint
+    from tolpack.evaluation.evaluate import Evaluation
+    from tolpack.evaluation.evaluator import Baseline, PackScore
+    from tolpack.evaluation.recommend import Recommendation
+    from tolpack.evaluation.sweep_runner import SweepPoint
 
 INCREASE = Axis("perplexity increase", "%", linear_below=LINEAR_PCT)
 _SIZE = Axis("size of the pack", "MB", log=True)
@@ -52,7 +52,7 @@ def sweep_page(
     evaluation: Evaluation,
     points: Sequence[SweepPoint],
     skipped: Sequence[str],
-    chosen: Sequence[Choice],
+    chosen: Sequence[Recommendation],
 ) -> Page:
     """Make the report of ``tolpack eval``."""
     packs = evaluation.packs
@@ -68,7 +68,7 @@ def sweep_page(
     )
 
 
-def lead(chosen: Sequence[Choice]) -> str:
+def lead(chosen: Sequence[Recommendation]) -> str:
     """What was found, in a sentence: the tightest limit of the pack for the middle one."""
     if not chosen:
         return "What each pack takes on disk, and what it costs in perplexity."
@@ -128,7 +128,7 @@ def trade_off_section(
     return Section("Perplexity against size", text, (chart,), command=command)
 
 
-def choice_section(chosen: Sequence[Choice], origin: Origin) -> Section:
+def choice_section(chosen: Sequence[Recommendation], origin: Origin) -> Section:
     """Which setting to ship, for each limit."""
     header = ("at most", "build it with", "increase, %", "± , %", "MB", "× FP16", "MACs a token",
               "without a basis")  # fmt: skip

@@ -10,13 +10,13 @@ from tolpack.errors import printable
 from tolpack.reading.verification import Damage
 
 if TYPE_CHECKING:  # these load torch, which reading a pack must not
-    from tolpack.bench import Bench
-    from tolpack.builder import BuildResult
-    from tolpack.converting import ConvertResult
-    from tolpack.evaluate import Evaluation
-    from tolpack.planning import Plan
-    from tolpack.sources.description import CheckpointSummary
-    from tolpack.studying.workplace import SweepPoint
+    from tolpack.compress.build import BuildResult
+    from tolpack.compress.size_prediction import Plan
+    from tolpack.evaluation.evaluate import Evaluation
+    from tolpack.evaluation.lookup_speed import Bench
+    from tolpack.evaluation.sweep_runner import SweepPoint
+    from tolpack.export.convert import ConvertResult
+    from tolpack.sources.checkpoint.description import CheckpointSummary
 
 
 def format_bytes(size: float) -> str:
@@ -240,7 +240,9 @@ def damage_line(damage: Damage, shown: int = 8) -> str:
 
 
 def bench_table(result: Bench) -> str:
-    """Write the times of `tolpack.bench`: a line per I/O mode and size, then what to choose."""
+    """Write the times of `tolpack.evaluation.lookup_speed`: a line per I/O mode and size, then what
+    to choose.
+    """
     rows = []
     for one in result.timings:
         times = [one.warm_p50_ms, one.warm_p99_ms, one.cold_p50_ms, one.cold_p99_ms]

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tolpack.container.replacing import replacing
+from tolpack.container.atomic_write import replacing
 from tolpack.report.plots import TradeOffPoint, plot_trade_off
 
 if TYPE_CHECKING:  # they load torch
-    from tolpack.judging import PackScore
-    from tolpack.studying.workplace import SweepPoint
+    from tolpack.evaluation.evaluator import PackScore
+    from tolpack.evaluation.sweep_runner import SweepPoint
 
 _COLUMNS = ("rank", "bits", "drop", "size", "max_ppl_increase", "path", "bytes", "ratio_fp16",
             "bits_per_weight", "ppl", "ppl_se", "nll_nats", "tokens", "ppl_increase_pct",

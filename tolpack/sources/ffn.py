@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from tolpack.sources.checkpoint import Checkpoint
-from tolpack.sources.schema import FFN_PARTS
+from tolpack.sources.checkpoint.checkpoint import Checkpoint
+from tolpack.sources.checkpoint.schema import FFN_PARTS
 
 
 @dataclass(frozen=True, slots=True)

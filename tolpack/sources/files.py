@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from tolpack.errors import FileAccessError
-from tolpack.files import open_stream
+from tolpack.runtime.files import open_stream
 
 
 def file_digest(path: Path) -> bytes:

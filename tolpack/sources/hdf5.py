@@ -1,8 +1,8 @@
 """A table in an HDF5 file: its only dataset.
 
 The HDF5 library is written in C and was not made for damaged files, and a file may have it read
-others. So it runs in a process of its own (`tolpack.isolation`, `tolpack.sources.hdf5_worker`),
-which refuses datasets whose values are elsewhere.
+others. So it runs in a process of its own (`tolpack.runtime.isolation`,
+`tolpack.sources.hdf5_worker`), which refuses datasets whose values are elsewhere.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.errors import CheckpointError, ConfigError
-from tolpack.files import regular_size
-from tolpack.isolation import Answer, Isolated, IsolationError, Request
+from tolpack.runtime.files import regular_size
+from tolpack.runtime.isolation import Answer, Isolated, IsolationError, Request
 from tolpack.sources.protocol import Array
 
 _WORKER = "tolpack.sources.hdf5_worker"

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.errors import CheckpointError
-from tolpack.pool import processor_count
+from tolpack.runtime.pool import processor_count
 
 _BLOCK_BYTES = 8 << 20
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tolpack.container.strict_json import nests_deeper
-from tolpack.files import read_whole
+from tolpack.runtime.files import read_whole
 
 MAX_DEPTH = 64
 # What a value may take as a Python object, and what all may take beside a multiple of the file.
@@ -21,7 +21,7 @@ def read_json(path: Path, most_bytes: int) -> Any:
     Raises
     ------
     OSError
-        It cannot be read, or is longer (`tolpack.files.read_whole`).
+        It cannot be read, or is longer (`tolpack.runtime.files.read_whole`).
     ValueError
         It is no JSON, or nested deeper than 64 levels, or made of a great many tiny values.
     """

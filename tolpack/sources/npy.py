@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.errors import ConfigError, printable
-from tolpack.files import open_stream
+from tolpack.runtime.files import open_stream
 
 _MAGIC = b"\x93NUMPY"
 # numpy writes 118 bytes and refuses more than 10,000 itself.

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.forking import Locking
+from tolpack.runtime.forking import Locking
 
 # Touched pages that may be resident at once, for each set of mapped files.
 MAPPED_BYTES = 128 << 20

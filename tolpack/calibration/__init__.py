@@ -1,0 +1,3 @@
+"""What is measured on a model and a text before a build: token counts and loss metrics, kept for
+later.
+"""

@@ -1,0 +1,119 @@
+"""What ``eval`` and ``study`` do alike: open what is measured, and write results to files."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tolpack.commands.options import take_reading
+from tolpack.commands.terminal import Terminal, command_line
+from tolpack.report import plots, trade_off
+from tolpack.report.content import Page
+from tolpack.report.files import check_output
+from tolpack.report.page import write_page
+from tolpack.report.sweep_page import Origin
+
+if TYPE_CHECKING:  # they load torch
+    from tolpack.evaluation.evaluator import Evaluator, PackScore
+    from tolpack.evaluation.sweep_runner import Inputs, SweepPoint
+
+# Options that a build of the same pack takes too.
+_SHARED = {
+    "calibrate": "--calibrate", "frequencies": "--frequencies", "tokenizer": "--tokenizer",
+    "config": "--config", "arch": "--arch", "map_name": "--map", "key_map": "--key-map",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Files to write; checked at once, before hours of measuring."""
+
+    csv: Path | None
+    plot: Path | None
+    report: Path | None
+
+    @classmethod
+    def take(cls, settings: dict[str, Any], *inputs: Path) -> Outputs:
+        """Take them out of `settings`, or raise if one could not be written, or is an input.
+
+        Raises
+        ------
+        ConfigError, FileAccessError
+        """
+        found = cls(*(settings.pop(name) for name in ("csv_path", "plot", "report")))
+        inputs += tuple(value for value in settings.values() if isinstance(value, Path))
+        check_output(found.csv, (".csv",), inputs)
+        check_output(found.plot, plots.SUFFIXES, inputs)
+        check_output(found.report, (".html", ".htm"), inputs)
+        if found.plot is not None:
+            plots.check_plot()
+        return found
+
+    @property
+    def any(self) -> bool:
+        """Whether there is one."""
+        return any(path is not None for path in (self.csv, self.plot, self.report))
+
+    def write(
+        self,
+        title: str,
+        packs: Sequence[PackScore],
+        points: Sequence[SweepPoint],
+        page: Callable[[], Page],
+    ) -> None:
+        """Write those that were asked for; `page` makes the report."""
+        if self.csv is not None:
+            trade_off.write_csv(packs, points, self.csv)
+        if self.plot is not None:
+            trade_off.plot_sweep(packs, points, self.plot, title)
+        if self.report is not None:
+            write_page(page(), self.report)
+
+
+def take_origin(checkpoint: Path, settings: dict[str, Any]) -> Origin:
+    """Tell what a report is of, and how one of its packs is built."""
+    words: list[object] = ["tolpack", "build", checkpoint]
+    for name, option in _SHARED.items():
+        if settings[name] is not None:
+            words += [option, settings[name]]
+    return Origin(checkpoint, settings["text"], command_line(), shlex.join(map(str, words)))
+
+
+def take_measuring(
+    checkpoint: Path, settings: dict[str, Any], tokens: int | None = None
+) -> tuple[Evaluator, Inputs]:
+    """Open the checkpoint and the text; takes what is left of the options."""
+    from tolpack.compress.workshop import CalibrationInputs, Resources
+    from tolpack.evaluation.evaluator import Evaluator
+    from tolpack.evaluation.sweep_runner import Inputs
+
+    reading, tokenizer = take_reading(settings), settings.pop("tokenizer")
+    calibration = CalibrationInputs(
+        settings.pop("calibrate"), settings.pop("frequencies"), tokenizer
+    )
+    resources = Resources(*(settings.pop(name) for name in ("compute", "max_memory", "threads")))
+    inputs = Inputs(calibration, resources, settings.pop("scratch"), settings.pop("fresh"))
+    evaluator = Evaluator(
+        checkpoint, settings.pop("text"), tokenizer=tokenizer, reading=reading,
+        context=settings.pop("context"), tokens=tokens, reporter=Terminal(),
+    )  # fmt: skip
+    return evaluator, inputs
+
+
+def parts_option(parts: Sequence[str]) -> Any:
+    """Make a click callback that splits words with commas and refuses what is none of `parts`."""
+
+    def callback(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
+        words = tuple(word.strip() for word in value.split(",") if word.strip())
+        unknown = [word for word in words if word not in parts]
+        if unknown or not words:
+            reason = f"no part {', '.join(unknown)}" if unknown else "no part is named"
+            raise click.BadParameter(f"{reason}: choose from {', '.join(parts)}")
+        return words
+
+    return callback

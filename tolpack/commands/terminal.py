@@ -1,0 +1,94 @@
+"""How the command line talks: results, progress, errors, wrong usage.
+
+File names, tensor names and tokens may hold escape sequences. Whatever is printed for people goes
+through here, where they are escaped; JSON has escapes of its own.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+import tqdm
+
+from tolpack.errors import ConfigError, TolpackError, printable
+from tolpack.runtime.progress import Reporter
+
+_COMMAND = "tolpack.command"
+_BUILD_MODULES = ("torch", "safetensors", "scipy", "tokenizers", "h5py")
+
+
+def echo(text: str) -> None:
+    """Print lines of a result on standard output."""
+    click.echo("\n".join(map(printable, text.split("\n"))))
+
+
+class Terminal(Reporter):
+    """Lines and progress bars on stderr; a bar appears after a second."""
+
+    def say(self, text: str) -> None:
+        """See `Reporter`."""
+        click.echo(printable(text), err=True)
+
+    @contextmanager
+    def phase(self, name: str, total: int, unit: str) -> Iterator[Callable[[int], object]]:
+        """See `Reporter`."""
+        interval = 0.1 if sys.stderr.isatty() else 10.0  # a log needs few lines
+        with tqdm.tqdm(
+            desc=name,
+            total=total,
+            unit=unit,
+            unit_scale=True,
+            delay=1.0,
+            mininterval=interval,
+            leave=False,
+        ) as bar:
+            yield bar.update
+
+
+class Group(click.Group):
+    """Turns tolpack's errors into one line and exit code 1."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """See `click.Group`."""
+        ctx.meta[_COMMAND] = shlex.join(["tolpack", *args])
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """See `click.Group`."""
+        try:
+            return super().invoke(ctx)
+        except TolpackError as error:
+            raise click.ClickException(printable(" ".join(str(error).split()))) from error
+        except click.ClickException as error:
+            error.message = printable(error.message)  # type: ignore[misc]
+            raise
+        except ModuleNotFoundError as error:
+            if (error.name or "").split(".")[0] not in _BUILD_MODULES:
+                raise
+            raise click.ClickException(
+                f"this command needs {error.name}: pip install 'tolpack[build]'"
+            ) from error
+
+
+def command_line() -> str:
+    """Return the command that is running, as it can be typed again."""
+    return str(click.get_current_context().meta[_COMMAND])
+
+
+def checked(parse: Callable[[str], object]) -> Callable[..., str | None]:
+    """Make a click callback that refuses what `parse` refuses, as wrong usage."""
+
+    def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                parse(value)
+            except ConfigError as error:
+                raise click.BadParameter(str(error)) from error
+        return value
+
+    return callback

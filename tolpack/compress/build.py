@@ -1,0 +1,205 @@
+"""`build`: a checkpoint becomes a pack; the stages are in `tolpack.compress.workshop`.
+
+The module is not called ``build``: importing ``tolpack.build`` would replace the function of that
+name in the package.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tolpack.compress.settings import DEFAULT_MAX_MEMORY, BuildSettings
+from tolpack.compress.table_passes import torch_threads
+from tolpack.compress.workshop import CalibrationInputs, Resources, Workshop
+from tolpack.container.atomic_write import check_output
+from tolpack.container.writer import check_unfinished
+from tolpack.errors import ConfigError, memory_errors
+from tolpack.pack import Pack
+from tolpack.reading.summary import bits_per_weight, layer_summaries, ratio_fp16
+from tolpack.runtime.pool import processor_count
+from tolpack.runtime.progress import Reporter
+from tolpack.sources.checkpoint.checkpoint import Reading
+from tolpack.sources.open_source import open_source
+from tolpack.sources.protocol import TableSource
+
+_SAMPLE_TOKENS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class LayerResult:
+    """One layer of a finished pack.
+
+    ``relative_error`` is ``√(Σ‖row - packed row‖² / Σ‖row‖²)`` over evenly spaced tokens, ``None``
+    for a dropped layer; ``entropy_bits`` and ``gaussian_bits`` as in `tolpack.reading.code_rates`.
+    """
+
+    layer: int
+    rank: int | None
+    bits: float
+    relative_error: float | None
+    bytes: int
+    entropy_bits: float | None = None
+    gaussian_bits: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """A finished pack: where it is, how large, and what each layer became."""
+
+    path: Path
+    bytes: int
+    ratio_fp16: float
+    bits_per_weight: float
+    layers: tuple[LayerResult, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+@memory_errors("give less --max-memory or fewer --threads")
+def build(
+    checkpoint: str | Path,
+    output: str | Path | None = None,
+    *,
+    rank: str | int = "none",
+    bits: int | str = 4,
+    drop: str = "none",
+    size: str | int | None = None,
+    max_ppl_increase: str | float | None = None,
+    calibrate: str | Path | None = None,
+    frequencies: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    config: str | Path | None = None,
+    arch: str | None = None,
+    map_name: str | None = None,
+    key_map: str | Path | None = None,
+    layers: int | None = None,
+    compute: str = "auto",
+    max_memory: str | int = DEFAULT_MAX_MEMORY,
+    threads: int | None = None,
+    resume: bool = False,
+    force: bool = False,
+    reporter: Reporter | None = None,
+) -> BuildResult:
+    """Build a pack from a checkpoint or a plain table.
+
+    Parameters
+    ----------
+    checkpoint : str or Path
+        See `tolpack.sources.open_source.open_source`; `layers` as there.
+    output : str or Path, optional
+        The pack; default: ``NAME.tolpack`` beside the checkpoint; replaced only with `force`.
+    rank : str or int
+        ``"none"`` (no basis), ``"full"``, ``"auto"``, a number, ``"50%"``, or ``"r0,r1,…"``.
+    bits : int or str
+        16, 8, 4, or ``"auto"``: entropy-coded, with one step for all.
+    drop : str
+        ``"none"``, layers like ``"3,7-9"``; with bits ``"auto"`` also ``"auto"``, or ``"auto:2"``
+        for two layers. Bits ``"auto"`` fold dropped layers into their neighbours.
+    size : str or int, optional
+        With rank or bits ``"auto"``: the file's largest size, ``"800MB"`` or ``"12%"`` of FP16.
+    max_ppl_increase : str or float, optional
+        With bits ``"auto"``: what the pack may cost on a held-out part of the calibration text,
+        ``"1%"``; default, without `size`: 0.25 %.
+    calibrate, tokenizer : str or Path, optional
+        Text or ``.npy`` of token ids: token counts, and the losses for ``auto``.
+    config, arch, map_name, key_map : str or Path, optional
+        What a checkpoint does not say itself: see `tolpack.sources.checkpoint.checkpoint.Reading`.
+    frequencies : str or Path, optional
+        ``.npy`` of token counts; frequent tokens are stored first and uncompressed.
+    compute : str
+        What FFNs are multiplied in: ``"float32"``, ``"bfloat16"`` (not for 16 bits), or
+        ``"auto"``: bfloat16 for large tables where the processor has instructions for it.
+    max_memory : str or int
+        Largest resident memory of the process, ``"4GB"`` or a number of bytes.
+    threads : int, optional
+        Cores to use; default: all. Neither changes a byte of the pack.
+    resume : bool
+        Continue a build of the same inputs and settings that was interrupted.
+    reporter : Reporter, optional
+        Receives progress.
+
+    Raises
+    ------
+    ConfigError, CheckpointError
+        A setting or an input cannot be used, or the output exists.
+    FileAccessError
+        Reading or writing failed; what was written stays for `resume`.
+    """
+    reporter = reporter or Reporter()
+    settings = BuildSettings.parse(rank, bits, drop, size, max_ppl_increase)
+    inputs = (calibrate, frequencies, tokenizer, config, key_map)
+    path = output_path(checkpoint, output, force, inputs)
+    source = open_source(checkpoint, Reading(config, arch, map_name, key_map), layers)
+    with Workshop(
+        source,
+        path.parent,
+        CalibrationInputs(calibrate, frequencies, tokenizer),
+        Resources(compute, max_memory, threads),
+        reporter=reporter,
+    ) as workshop:
+        workshop.make(settings, path, resume=resume, force=force)
+    with torch_threads(threads or processor_count()):
+        return _result(path, source, reporter)
+
+
+def output_path(
+    checkpoint: str | Path,
+    output: str | Path | None,
+    force: bool,
+    inputs: Sequence[str | Path | None] = (),
+) -> Path:
+    """Return where the pack goes, after checking that nothing is lost by writing it.
+
+    Raises
+    ------
+    ConfigError
+        The output is no possible file, or one of the inputs, or exists and `force` is false; or an
+        input has the name of an unfinished output.
+    """
+    source = Path(checkpoint)
+    path = Path(output) if output is not None else _default_output(source)
+    given = [source, *(one for one in inputs if one is not None)]
+    if source.is_dir():
+        given += [file for file in source.iterdir() if file.suffix != ".tolpack"]
+    if path.is_dir():
+        raise ConfigError(f"output {path} is a folder: give a file name with -o")
+    check_output(path, given)
+    check_unfinished(path, given)
+    if os.path.lexists(path) and not force:
+        raise ConfigError(f"output {path} exists: use --force to replace it, or another -o")
+    return path
+
+
+def _default_output(source: Path) -> Path:
+    """``NAME.tolpack`` beside the checkpoint; a dot in a folder's name is no suffix."""
+    source = source if source.name else source.resolve()
+    name = source.name if source.is_dir() else source.stem
+    return source.with_name(f"{name}.tolpack")
+
+
+def _result(path: Path, source: TableSource, reporter: Reporter) -> BuildResult:
+    """Open the finished pack and hold a sample of it against the source."""
+    ids = np.arange(0, source.vocab_size, max(1, source.vocab_size // _SAMPLE_TOKENS))
+    layers = []
+    total = source.num_layers * len(ids)
+    with Pack(path) as pack, reporter.phase("checking", total, "rows") as done:
+        for summary in layer_summaries(pack):
+            error = None
+            if summary.bytes:
+                rows = source.layer(summary.layer)(ids)
+                difference = pack.rows(ids, layers=[summary.layer])[:, 0] - rows
+                norm = float(np.square(rows, dtype=np.float64).sum())
+                error = float(np.sqrt(np.square(difference, dtype=np.float64).sum() / (norm or 1)))
+            done(len(ids))
+            layers.append(LayerResult(**asdict(summary), relative_error=error))
+        return BuildResult(
+            path, pack.nbytes, ratio_fp16(pack), bits_per_weight(pack), tuple(layers)
+        )

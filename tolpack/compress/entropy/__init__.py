@@ -1,0 +1,1 @@
+"""``--bits auto``: one step for all values, entropy-coded, errors compensated between layers."""

@@ -1,0 +1,95 @@
+"""Tokens, steps and a sample of them: what ``--bits auto`` judges sizes and components by.
+
+A token's step falls with its count ``n`` as ``(n + 1)^(-STEP_EXPONENT / 2)``, evened out over its
+chunk. The sample is whole frames spread over every chunk, so what they compress to is what the file
+will; a small table is sampled whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tolpack.calibration.token_order import TokenOrder
+from tolpack.compress.entropy.quantizers import short_step
+from tolpack.compress.layout import STEP_EXPONENT, ChunkPlan
+from tolpack.runtime.array_types import Doubles, Floats
+
+# Rows of the sample, all layers in float32.
+_SAMPLE_BYTES = 128 << 20
+
+
+class FrequencySteps:
+    """Every chunk's step relative to that of a token of mean count."""
+
+    def __init__(self, order: TokenOrder, chunks: Sequence[ChunkPlan]) -> None:
+        self._starts = [plan.first_slot for plan in chunks]
+        factors = np.ones(len(chunks))
+        if order.counts is not None:
+            counts = order.counts + 1.0
+            own = [counts[p.first_slot : p.first_slot + p.rows].mean() for p in chunks]
+            factors = (np.array(own) / counts.mean()) ** (-STEP_EXPONENT / 2)
+        self._factors = factors
+        self._order = order
+
+    def of_chunk(self, number: int, step: float) -> float:
+        """Return the step of chunk `number`, of few digits, where `step` is the mean token's."""
+        return short_step(step * self._factors[number])
+
+    def of_slots(self, slots: NDArray[np.int64], step: float) -> Floats:
+        """Step of each slot's token, float32 (n,)."""
+        steps = [self.of_chunk(number, step) for number in range(len(self._starts))]
+        numbers = np.searchsorted(self._starts, slots, side="right") - 1
+        return np.asarray(steps, np.float32)[numbers]
+
+    @property
+    def mean_square(self) -> float:
+        """Mean of the squared relative steps over the tokens of a text."""
+        rows = len(self._order.token_ids)
+        known = self._order.counts
+        counts = np.ones(rows) if known is None else known + 0.5
+        squares = self.of_slots(np.arange(rows), 1.0).astype(np.float64) ** 2
+        return float((counts * squares).sum() / counts.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class FrameSample:
+    """Whole frames of every chunk.
+
+    ``slots``: by chunk, int64 (frames, rows of a frame); ``text`` and ``rows``, float64 (n,): the
+    share of the text, and the number of rows, that each sampled row stands for.
+    """
+
+    slots: tuple[NDArray[np.int64], ...]
+    text: Doubles
+    rows: Doubles
+
+    @property
+    def all_slots(self) -> NDArray[np.int64]:
+        """All sampled slots, int64 (n,)."""
+        return np.concatenate([slots.ravel() for slots in self.slots])
+
+
+def sample_frames(
+    order: TokenOrder, chunks: Sequence[ChunkPlan], rows_per_block: int, row_values: int
+) -> FrameSample:
+    """Sample frames of `rows_per_block` rows of `row_values` values, evenly spread."""
+    vocab_size = len(order.token_ids)
+    share = min(1.0, _SAMPLE_BYTES / (4 * row_values * vocab_size))
+    counts = np.ones(vocab_size) if order.counts is None else order.counts + 0.5
+    found, text, stands_for = [], [], []
+    for plan in chunks:
+        rows = min(rows_per_block, plan.rows)
+        frames = plan.rows // rows
+        wanted = max(1, math.ceil(frames * share))
+        first = plan.first_slot + rows * (np.arange(wanted) * frames // wanted)
+        slots = first[:, None] + np.arange(rows)
+        found.append(slots)
+        each = plan.rows / slots.size
+        text.append(counts[slots.ravel()] * each / counts.sum())
+        stands_for.append(np.full(slots.size, each))
+    return FrameSample(tuple(found), np.concatenate(text), np.concatenate(stands_for))

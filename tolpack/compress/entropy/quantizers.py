@@ -1,0 +1,180 @@
+"""Rounding a layer's rows to one step under a metric of the loss: arrays in, arrays out.
+
+`BasisQuantizer` rounds coefficients of a basis in whose coordinates the metric ``S`` is the
+identity (`whitened_basis`): there every coefficient's error counts alike, one step serves all, and
+plain rounding is best. Components smaller than the step become zeros and cost an entropy coder next
+to nothing: reverse water-filling by itself.
+
+`DirectQuantizer` rounds the values as they are. ``S`` couples them: with ``S⁻¹ = UᵀU``, ``U`` upper
+triangular, value ``i``'s error is made up for by the values behind it (GPTQ, arXiv 2210.17323), and
+what remains counts ``1 / U_ii²``, nearly the same for all values of a layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import scipy.linalg
+import torch
+from numpy.typing import NDArray
+
+from tolpack.compress.low_rank import Spectrum, spectrum
+from tolpack.runtime.array_types import Doubles, Floats
+
+_COLUMNS = 32
+
+
+class Quantizer(Protocol):
+    """Rounds rows of one layer."""
+
+    @property
+    def stored_values(self) -> int:
+        """Values stored per row."""
+        ...
+
+    def round(self, rows: Floats, steps: Floats) -> tuple[Floats, Floats]:
+        """Round `rows` float32 (n, hidden), row ``t`` to steps of ``steps[t]``.
+
+        Returns
+        -------
+        stored, error : ndarray
+            float32 (n, stored values), whole multiples of the step, and float32 (n, hidden):
+            decoded rows less `rows`.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BasisQuantizer:
+    """See the module.
+
+    ``projection`` float32 (hidden, rank); ``basis`` float32 (rank, hidden), as it will be read;
+    ``limits`` float32 (rank,): the largest code of each coefficient.
+    """
+
+    projection: Floats
+    basis: Floats
+    limits: Floats
+
+    @property
+    def stored_values(self) -> int:
+        """Values stored per row."""
+        return len(self.basis)
+
+    def round(self, rows: Floats, steps: Floats) -> tuple[Floats, Floats]:
+        """See `Quantizer`."""
+        whole = torch.from_numpy(rows)
+        step, limit = torch.from_numpy(steps)[:, None], torch.from_numpy(self.limits)
+        codes = (whole @ torch.from_numpy(self.projection)).div_(step).round_()
+        stored = torch.clamp(codes, -limit, limit).mul_(step)
+        error = (stored @ torch.from_numpy(self.basis)).sub_(whole)
+        return stored.numpy(), error.numpy()
+
+
+@dataclass(frozen=True, slots=True)
+class DirectQuantizer:
+    """See the module.
+
+    ``factor``: ``U``, float32 (hidden, hidden); ``unit``: what a step of 1 is in units of the
+    table; ``limit``: the largest code.
+    """
+
+    factor: Floats
+    unit: float
+    limit: int
+
+    @property
+    def stored_values(self) -> int:
+        """Values stored per row."""
+        return len(self.factor)
+
+    def round(self, rows: Floats, steps: Floats) -> tuple[Floats, Floats]:
+        """See `Quantizer`."""
+        left, step = np.ascontiguousarray(rows.T), layer_steps(steps, self.unit)
+        errors = np.empty((_COLUMNS, len(rows)), np.float32)
+        code = np.empty(len(rows), np.float32)
+        stored = np.empty_like(left)
+        for start in range(0, len(left), _COLUMNS):
+            stop = min(start + _COLUMNS, len(left))
+            for n in range(start, stop):
+                np.divide(left[n], step, out=code)
+                np.clip(np.rint(code, out=code), -self.limit, self.limit, out=code)
+                np.multiply(code, step, out=stored[n])
+                error = np.subtract(left[n], stored[n], out=errors[n - start])
+                error /= self.factor[n, n]
+                if n + 1 < stop:
+                    left[n + 1 : stop] -= self.factor[n, n + 1 : stop, None] * error
+            if stop < len(left):
+                behind = torch.from_numpy(left[stop:])
+                factor = torch.from_numpy(self.factor[start:stop, stop:])
+                behind.addmm_(factor.T, torch.from_numpy(errors[: stop - start]), alpha=-1)
+        result = np.ascontiguousarray(stored.T)
+        return result, result - rows
+
+
+def short_step(step: float) -> float:
+    """Return `step` in four decimal digits: it stands in the header, once in every part."""
+    return float(f"{step:.4g}")
+
+
+def layer_step(step: float, unit: float) -> float:
+    """Return the step of a layer whose values are in units of `unit`, as the header will say it."""
+    return short_step(float(np.float32(step)) * unit)
+
+
+def layer_steps(steps: Floats, unit: float) -> Floats:
+    """As `layer_step`, for every row: float32 (n,)."""
+    distinct, where = np.unique(steps, return_inverse=True)
+    return np.array([layer_step(step, unit) for step in distinct.tolist()], np.float32)[where]
+
+
+def direct_quantizer(metric: Doubles, limit: int) -> DirectQuantizer:
+    """Prepare plain rounding under `metric` ``S``, float64 (hidden, hidden), positive definite."""
+    inverse = scipy.linalg.inv(metric)
+    factor = scipy.linalg.cholesky((inverse + inverse.T) / 2)
+    # A step of 1 costs what it costs in whitened coordinates: the geometric mean of 1 / U_ii² is 1.
+    unit = float(np.exp(np.log(np.diag(factor)).mean()))
+    return DirectQuantizer(factor.astype(np.float32), unit, limit)
+
+
+@dataclass(frozen=True, slots=True)
+class WhitenedBasis:
+    """The basis of the loss-weighted SVD, all components.
+
+    ``rows`` float64 (hidden, hidden): component ``i``'s row; ``values`` float64 (hidden,), falling:
+    ``Σ_t w_t c_{t,i}²`` of its coefficients.
+    """
+
+    rows: Doubles
+    values: Doubles
+
+
+def whitened_basis(second_moment: Doubles, mean: Doubles, metric: Doubles) -> WhitenedBasis:
+    """Take the SVD of ``diag(√w)·(T - μ)·S^½`` through its Gram matrix.
+
+    Parameters
+    ----------
+    second_moment : ndarray
+        ``Σ_t w_t T_tᵀ T_t``, float64 (hidden, hidden).
+    mean : ndarray
+        ``μ = Σ_t w_t T_t``, float64 (hidden,).
+    metric : ndarray
+        ``S``, float64 (hidden, hidden), positive definite.
+    """
+    values, vectors = scipy.linalg.eigh(metric)
+    roots = np.sqrt(np.maximum(values, values[-1] * 1e-9))
+    root, inverse = (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
+    found: Spectrum = spectrum(root @ second_moment @ root, root @ mean)
+    return WhitenedBasis(found.vectors.T @ inverse, found.values)
+
+
+def weighted_projection(basis: NDArray[np.floating], metric: Doubles) -> Floats:
+    """Return ``S B̃ᵀ (B̃ S B̃ᵀ)⁻¹``, float32 (hidden, rank): coefficients of least loss for the
+    basis (rank, hidden) as it is stored.
+    """
+    rounded = basis.astype(np.float64)
+    weighted = rounded @ metric
+    solved = scipy.linalg.solve(weighted @ rounded.T, weighted, assume_a="pos")
+    return np.asarray(solved.T, dtype=np.float32)

@@ -1,0 +1,153 @@
+"""Finding the step of ``--bits auto``: the coarsest one that a size or a loss allows.
+
+Size falls, and loss rises, smoothly with the step, nearly as powers of it. So both searches take
+secants of logarithms, kept within the bracket that is known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+from tolpack.container.preamble import SECTION_ALIGNMENT
+from tolpack.errors import ConfigError
+from tolpack.runtime.progress import Reporter
+
+# A size may end this much below its limit, and one page of the file, and is aimed at the middle;
+# for files of few pages this much in all.
+_SIZE_ROOM, _MOST_SIZE_ROOM = 0.003, 0.012
+# A measured loss may end this much below its limit: half of it in bytes, about.
+_LOSS_ROOM = 0.08
+_MAX_TRIALS = 12
+_FARTHEST = 10.0
+_Made = TypeVar("_Made")
+
+
+def search_size(
+    make: Callable[[float], _Made],
+    measure: Callable[[_Made], int],
+    limit: int,
+    start: float,
+    reporter: Reporter,
+) -> _Made:
+    """Return what `make` gives at the smallest step whose predicted size stays under `limit`.
+
+    Parameters
+    ----------
+    make : callable
+        Gives a candidate for a step.
+    measure : callable
+        Gives its size in bytes.
+    limit : int
+        Bytes; the result has 0.997 to 1.000 of it, less up to a page but 0.988 at least, unless no
+        step comes so near.
+    start : float
+        First step to try.
+    reporter : Reporter
+        Is told what was chosen.
+
+    Raises
+    ------
+    ConfigError
+        Even the coarsest step takes more.
+    """
+
+    def found(step: float) -> tuple[_Made, float]:
+        made = make(step)
+        return made, -math.log(measure(made))
+
+    room = min(_SIZE_ROOM + SECTION_ALIGNMENT / limit, _MOST_SIZE_ROOM)
+    best, value = _search(found, -math.log(limit), room, start, rising=0.5)
+    size = round(math.exp(-value))
+    if best is None:
+        raise ConfigError(
+            f"--size of {limit:,} bytes is too small: the coarsest pack takes {size:,} bytes; give "
+            "more, or leave layers out with --drop"
+        )
+    reporter.say(f"auto: a file of {size:,} bytes is predicted, {size / limit:.3f} of its limit")
+    return best
+
+
+def search_loss(
+    make: Callable[[float], _Made],
+    measure: Callable[[_Made], tuple[float, float]],
+    limit_pct: float,
+    start: float,
+    reporter: Reporter,
+) -> _Made:
+    """Return what `make` gives at the largest step whose measured increase stays under a limit.
+
+    Parameters
+    ----------
+    make : callable
+        Gives a candidate for a step.
+    measure : callable
+        Gives its perplexity increase in percent, and the standard error.
+    limit_pct : float
+        Percent; the result's increase is 0.92 to 1.00 of it, unless no step comes so near.
+    start : float
+        First step to try.
+    reporter : Reporter
+        Is told every trial.
+
+    Raises
+    ------
+    ConfigError
+        Even the finest step costs more.
+    """
+
+    def found(step: float) -> tuple[_Made, float]:
+        made = make(step)
+        increase, error = measure(made)
+        reporter.say(f"auto: step {step:.3g} costs {increase:+.3f} ± {error:.3f} % perplexity")
+        return made, -math.log(max(increase, 1e-3 * limit_pct))
+
+    best, value = _search(found, -math.log(limit_pct), _LOSS_ROOM, start, rising=-1.6)
+    if best is None:
+        raise ConfigError(
+            f"--max-ppl-increase {limit_pct:g}% is not met by any step: the finest one tried costs "
+            f"{math.exp(-value):.3f} %; allow more, or use --bits 8 or 16"
+        )
+    return best
+
+
+def _search(
+    measure: Callable[[float], tuple[_Made, float]],
+    limit: float,
+    room: float,
+    start: float,
+    rising: float,
+) -> tuple[_Made | None, float]:
+    """Find a step where the value, a logarithm, is in ``limit … limit + room``.
+
+    `rising` is the value's expected slope over the step's logarithm; its sign decides on which side
+    of the goal values are large. Returns the best that was found with a value of `limit` at least,
+    or ``None`` and the last value.
+    """
+    best: _Made | None = None
+    best_value = last = math.inf
+    good = bad = None  # (logarithm of the step, value) on either side of the limit
+    at = first = math.log(start)
+    for _ in range(_MAX_TRIALS):
+        made, last = measure(math.exp(at))
+        if last >= limit:
+            good = (at, last)
+            if last < best_value:
+                best, best_value = made, last
+            if last <= limit + room:
+                break
+        else:
+            bad = (at, last)
+        if good and bad and good[0] != bad[0]:
+            slope = (good[1] - bad[1]) / (good[0] - bad[0])
+            near = good if abs(good[1] - limit) < abs(bad[1] - limit) else bad
+            at = near[0] + (limit + room / 2 - near[1]) / slope
+            low, high = sorted((good[0], bad[0]))
+            margin = 0.1 * (high - low)
+            at = min(max(at, low + margin), high - margin)
+        else:
+            at += max(-1.5, min(1.5, (limit + room / 2 - last) / rising))
+        if abs(at - first) > _FARTHEST:
+            break
+    return best, best_value if best is not None else last

@@ -1,0 +1,98 @@
+"""How long a pack's header may become, before its sections are written.
+
+The header stands first in the file and is known last: offsets, lengths and checksums follow from
+what is written. How many of them there are, and of how many digits, is known beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from tolpack.compress.layout import ChunkPlan
+from tolpack.container.encodings import Encoding, Part, raw_block_bytes
+from tolpack.container.header import Chunk, Field, Header, Section, Table
+from tolpack.container.index import index_bytes, longest_frame
+from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, align
+from tolpack.version import __version__
+
+TABLE_NAME = "tol"
+PRODUCER = f"tolpack {__version__}"
+_LARGEST_CRC32 = 2**32 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedHeader:
+    """Everything that a header will say, but for numbers that follow from what is written.
+
+    ``fields`` refer to sections by any number; ``numbers`` are those of each chunk's encoding.
+    """
+
+    fields: Sequence[Field]
+    chunks: Sequence[ChunkPlan]
+    encodings: Sequence[Encoding]
+    numbers: Sequence[int]
+    arrays: Sequence[Section]
+
+    @property
+    def room_bytes(self) -> int:
+        """Bytes that its JSON takes at most."""
+        start = PREAMBLE_BYTES
+        while True:
+            size = len(self._longest(start).to_json())
+            begin = align(PREAMBLE_BYTES + size, SECTION_ALIGNMENT)
+            if begin <= start:
+                return size
+            start = begin
+
+    def _longest(self, start: int) -> Header:
+        """Return a header of the most digits; sections begin at `start`."""
+        rows = sum(plan.rows for plan in self.chunks)
+        table = Table(TABLE_NAME, rows, (), ())
+        sections = [replace(array, crc32=_LARGEST_CRC32) for array in self.arrays]
+        for plan, number in zip(self.chunks, self.numbers):
+            encoding = self.encodings[number]
+            record, each = table.record_bytes(encoding), encoding.rows_per_block
+            blocks = -(-plan.rows // each)
+            if encoding.frame == "raw":
+                sections.append(Section("blocks", 0, blocks * raw_block_bytes(record, each)))
+                continue
+            longest = longest_frame(encoding.frame, record * each)
+            sections.append(Section("blocks", 0, blocks * longest))
+            sections.append(Section("index", 0, index_bytes(blocks)))
+        placed = []
+        for section in sections:
+            placed.append(replace(section, offset_bytes=start))
+            start = align(placed[-1].end_bytes, SECTION_ALIGNMENT)
+        last = len(placed) - 1
+        table = replace(
+            table,
+            fields=tuple(_referring_to(field, last) for field in self.fields),
+            chunks=tuple(
+                Chunk(p.rows, n, last, None if self.encodings[n].frame == "raw" else last)
+                for p, n in zip(self.chunks, self.numbers)
+            ),
+            token_map=last if any(one.kind == "token_map" for one in self.arrays) else None,
+        )
+        return Header((table,), tuple(self.encodings), tuple(placed), PRODUCER)
+
+
+def planned_array(kind: str, dtype: str, shape: tuple[int, ...], item_bytes: int) -> Section:
+    """Return an array section that is yet to be written."""
+    size = item_bytes
+    for length in shape:
+        size *= length
+    return Section(kind, 0, size, 0, dtype, shape)
+
+
+def planned_basis(rank: int, part: Part) -> Section:
+    """Return a coded basis that is yet to be written."""
+    size = rank * part.row_bytes
+    return Section(
+        "coded_basis", 0, size, 0, None, (rank, part.values), part.codec, part.group_size
+    )
+
+
+def _referring_to(field: Field, number: int) -> Field:
+    basis = None if field.basis is None else number
+    return replace(field, basis=basis, mean=None if field.mean is None else number)

@@ -1,0 +1,127 @@
+"""What a build may use: memory (``--max-memory``) and cores (``--threads``).
+
+The peak of resident memory is the sum of what cannot be made smaller (the libraries, the weights
+of two layers, blocks in work, a layer's Gram matrix, numbers per token) and of what can: records
+that wait to be written, and arrays kept for later. The second kind shares what the first leaves.
+Neither changes a byte of the pack.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from tolpack.compress.settings import COMPUTE
+from tolpack.errors import ConfigError
+from tolpack.runtime.pool import processor_count
+from tolpack.runtime.sizes import parse_bytes
+from tolpack.sources.ffn import multiplies_bfloat16
+from tolpack.sources.ffn_table import FFNTable
+from tolpack.sources.protocol import TableSource
+from tolpack.sources.residency import MAPPED_BYTES
+
+# Interpreter, torch, scipy and the allocator's slack, as measured (docs/lab-notes.md).
+_LIBRARY_BYTES = 480 << 20
+# Share that is left to the allocator: freed blocks stay resident for a while.
+_SLACK = 0.06
+# Arrays of 8 bytes a token that are alive at once: order, counts, weights, map.
+_TOKEN_ARRAYS = 8
+# Blocks whose second moments are summed in float32 before they go into the float64 sum.
+MOMENT_BLOCKS = 4
+# Operations of a pass from which bfloat16 is worth a difference: a minute on two cores.
+_LARGE_PASS = 1e13
+_MIN_BLOCK, _MAX_BLOCK, _MAX_SUPERBLOCK = 512, 2048, 1 << 15
+# Records of 16 bits at most.
+_RECORD_VALUE_BYTES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Memory, in bytes, and cores of one build.
+
+    ``block_tokens``: tokens that a worker computes together. ``scratch_bytes``: arrays that may be
+    kept in memory. ``record_bytes``: records that may wait. ``decoder_bytes``: what a decoder may
+    take for good before it has to be streamed.
+    """
+
+    threads: int
+    block_tokens: int
+    scratch_bytes: int
+    record_bytes: int
+    decoder_bytes: int
+
+    def superblock_tokens(self, record_bytes: int) -> int:
+        """Tokens whose records are held while the layers are computed: a power of two."""
+        tokens = self.block_tokens
+        while 2 * tokens * record_bytes <= self.record_bytes and tokens < _MAX_SUPERBLOCK:
+            tokens *= 2
+        return tokens
+
+
+def block_tokens(hidden_size: int) -> int:
+    """Tokens that one worker computes together.
+
+    By the model's width alone, as matrix products of other shapes round differently. Small blocks
+    lose time to the weights, which are brought into another order at each product
+    (docs/lab-notes.md); for wide models the Gram matrices leave no room for large ones.
+    """
+    block = _MAX_BLOCK
+    while block > _MIN_BLOCK and block * hidden_size**2 > _MAX_BLOCK * 2048**2:
+        block //= 2
+    return block
+
+
+def choose_compute(word: str, source: FFNTable, bits: int | str) -> torch.dtype:
+    """Return what the FFNs of `source` are multiplied in.
+
+    Parameters
+    ----------
+    word : str
+        ``float32``, ``bfloat16``, or ``auto``: bfloat16 if the table is rounded to 8 bits or fewer,
+        the processor has instructions for it, and the pass takes long enough to matter.
+
+    Raises
+    ------
+    ConfigError
+        Another word, or bfloat16 for a table of 16 bits.
+    """
+    if word not in COMPUTE:
+        raise ConfigError(f"--compute {word!r} is unknown: expected one of {', '.join(COMPUTE)}")
+    if word == "bfloat16" and bits == 16:
+        raise ConfigError("--compute bfloat16 is less exact than --bits 16 keeps: use float32")
+    operations = 6.0 * source.vocab_size * source.num_layers * source.hidden_size
+    large = operations * source.inner_size >= _LARGE_PASS
+    faster = word == "bfloat16" or (large and bits != 16 and multiplies_bfloat16())
+    return torch.bfloat16 if faster and word != "float32" else torch.float32
+
+
+def plan_limits(source: TableSource, max_memory: str | int, threads: int | None) -> Limits:
+    """Divide `max_memory` for a build of `source` on `threads` cores (default: all).
+
+    Raises
+    ------
+    ConfigError
+        It is not enough even for the smallest steps; the message says how much is.
+    """
+    if threads is not None and threads < 1:
+        raise ConfigError(f"--threads is {threads}, expected at least 1")
+    workers = threads or processor_count()
+    total = int(parse_bytes(max_memory, "--max-memory") * (1 - _SLACK))
+    hidden, inner = source.hidden_size, source.inner_size
+    weights = 2 * 3 * hidden * inner * 4
+    block = block_tokens(hidden)
+    blocks = workers * block * (3 * inner + 4 * hidden + MOMENT_BLOCKS * hidden) * 4
+    gram = (6 + 2 * workers) * 8 * hidden**2
+    record_floor = block * source.num_layers * hidden * _RECORD_VALUE_BYTES
+    tokens = _TOKEN_ARRAYS * 8 * source.vocab_size
+    fixed = _LIBRARY_BYTES + 2 * MAPPED_BYTES + weights + blocks + gram + tokens
+    free = total - fixed - record_floor
+    if free < 0:
+        needed = math.ceil((fixed + record_floor) / (1 - _SLACK) / 1e8) / 10
+        raise ConfigError(
+            f"--max-memory {max_memory} is too small for layers of {hidden} × {inner} and "
+            f"{source.vocab_size} tokens on {workers} threads: give at least {needed:.1f}GB"
+        )
+    return Limits(workers, block, free // 2, record_floor + free // 4, free // 4)

@@ -1,0 +1,183 @@
+"""What a user may ask of a build, parsed from the command line's words or from Python values.
+
+Ranks, dropped layers and sizes are kept as small values that know nothing of a model yet;
+`Ranks.for_layers` and `dropped_layers` hold them against one.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from tolpack.errors import ConfigError
+from tolpack.runtime.sizes import in_range, parse_bytes
+
+DEFAULT_MAX_MEMORY = "4GB"
+# What --bits alone may cost on the held-out part of the calibration text, in percent.
+DEFAULT_INCREASE = 0.25
+COMPUTE = ("auto", "float32", "bfloat16")
+_RANK_FORMS = "auto, full, none, an integer, a percentage like 50%, or one integer per layer"
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """The ``--rank`` setting: one of the words, a number, a percentage, or a list."""
+
+    word: str | None = None
+    percent: float | None = None
+    values: tuple[int, ...] = ()
+
+    def for_layers(self, num_layers: int, full: int) -> tuple[int | None, ...] | None:
+        """Return each layer's rank (``None``: no basis), or ``None`` for ``auto``.
+
+        Parameters
+        ----------
+        num_layers : int
+            Layers of the model.
+        full : int
+            Largest rank: ``min(hidden_size, vocab_size)``.
+
+        Raises
+        ------
+        ConfigError
+            A rank outside ``1 … full``, or a list of another length.
+        """
+        if self.word is not None:
+            return {"none": (None,) * num_layers, "full": (full,) * num_layers}.get(self.word)
+        if self.percent is not None:
+            return (max(1, round(full * self.percent / 100)),) * num_layers
+        values = self.values * num_layers if len(self.values) == 1 else self.values
+        if len(values) != num_layers:
+            raise ConfigError(
+                f"--rank lists {len(values)} ranks, but there are {num_layers} layers"
+            )
+        wrong = [value for value in values if not 1 <= value <= full]
+        if wrong:
+            raise ConfigError(
+                f"--rank {wrong[0]} is outside 1 … {full} (min of hidden_size and vocab_size)"
+                + ("; to leave a layer out, use --drop" if wrong[0] == 0 else "")
+            )
+        return tuple(values)
+
+
+def parse_rank(value: str | int) -> Ranks:
+    """Parse ``auto|full|none|INT|PERCENT%|r0,r1,…``."""
+    text = str(value).strip().lower()
+    if text in ("auto", "full", "none"):
+        return Ranks(word=text)
+    if re.fullmatch(r"\d+(\.\d+)?%", text):
+        percent = float(text[:-1])
+        if not 0 < percent <= 100:
+            raise ConfigError(f"--rank {value} is outside 0% … 100%")
+        return Ranks(percent=percent)
+    if re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
+        return Ranks(values=tuple(int(part) for part in text.split(",")))
+    raise ConfigError(f"--rank {value!r} is not understood: expected {_RANK_FORMS}")
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """The ``--drop`` setting: layers, or ``auto``, with or without a number of them (``most``)."""
+
+    layers: tuple[int, ...] = ()
+    auto: bool = False
+    most: int | None = None
+
+
+def parse_drops(value: str) -> Drop:
+    """Parse ``none``, ``auto``, ``auto:N``, or layers as `parse_drop`."""
+    match = re.fullmatch(r"auto(?::(\d{1,4}))?", value.strip().lower())
+    if match is None:
+        return Drop(parse_drop(value, "none, auto, auto:2 or 3,7-9"))
+    return Drop(auto=True, most=None if match[1] is None else int(match[1]))
+
+
+def parse_drop(value: str, expected: str = "none or 3,7-9") -> tuple[int, ...]:
+    """Parse ``none`` or layer numbers and ranges like ``3,7-9``: ascending, each once."""
+    text = value.strip().lower()
+    if text == "none":
+        return ()
+    layers: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part.strip())
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise ConfigError(f"--drop {value!r} is not understood: expected {expected}")
+        layers |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return tuple(sorted(layers))
+
+
+def parse_size(value: str | int, full_bytes: int) -> int:
+    """Parse ``800MB`` (bytes, decimal or binary units) or ``12%`` of `full_bytes`.
+
+    Parameters
+    ----------
+    value : str or int
+        The setting; an integer is a number of bytes.
+    full_bytes : int
+        Bytes of the FP16 table of all layers.
+    """
+    text = str(value).strip()
+    if re.fullmatch(r"\d+(\.\d+)?\s*%", text):
+        return in_range(float(text[:-1]) * full_bytes / 100, text, "--size")
+    return parse_bytes(value, "--size", "800MB or 12%")
+
+
+def parse_increase(value: str | float) -> float:
+    """Parse ``1%``, ``0.25 %`` or a number of percent: the perplexity that may be lost."""
+    text = str(value).strip()
+    match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*%?", text)
+    if match is None:
+        raise ConfigError(f"--max-ppl-increase {value!r} is not understood: expected e.g. 1%")
+    increase = float(match[1])
+    if not 0.001 <= increase <= 1000:
+        raise ConfigError(f"--max-ppl-increase {value} is outside 0.001% … 1000%")
+    return increase
+
+
+def dropped_layers(drop: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
+    """Check `drop` against a model of `num_layers` layers and return it."""
+    if drop and drop[-1] >= num_layers:
+        raise ConfigError(f"--drop {drop[-1]} is out of range 0 … {num_layers - 1}")
+    if len(drop) == num_layers:
+        raise ConfigError("--drop names every layer: keep at least one")
+    return drop
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSettings:
+    """What decides the bytes of a pack, beside the table and what is known of its tokens."""
+
+    ranks: Ranks
+    bits: int | str
+    drop: Drop
+    size: str | int | None
+    max_ppl_increase: float | None
+
+    @classmethod
+    def parse(
+        cls,
+        rank: str | int,
+        bits: int | str,
+        drop: str,
+        size: str | int | None,
+        max_ppl_increase: str | float | None,
+    ) -> BuildSettings:
+        """Parse the settings, or raise `ConfigError`."""
+        if bits != "auto" and (type(bits) is not int or bits not in (16, 8, 4)):
+            raise ConfigError(f"--bits is {bits}, expected auto, 16, 8 or 4")
+        ranks = parse_rank(rank)
+        if size is not None and bits != "auto" and ranks.word != "auto":
+            raise ConfigError("--size chooses ranks or bits: it needs --rank auto or --bits auto")
+        increase = None
+        if max_ppl_increase is not None:
+            increase = parse_increase(max_ppl_increase)
+            if bits != "auto":
+                raise ConfigError("--max-ppl-increase chooses the bits, so it needs --bits auto")
+            if size is not None:
+                raise ConfigError("--max-ppl-increase and --size both decide the size: give one")
+        drops = parse_drops(drop)
+        if drops.auto and bits != "auto":
+            raise ConfigError(
+                "--drop auto weighs layers against bits, so it needs --bits auto; or name layers"
+            )
+        return cls(ranks, bits, drops, size, increase)

@@ -1,0 +1,156 @@
+"""What a build would give, before any work: ``tolpack plan``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tolpack.calibration.token_order import order_tokens
+from tolpack.compress.layout import (
+    build_header_room,
+    field_encoding,
+    plan_chunks,
+    raw_chunk_bytes,
+    raw_encoding,
+)
+from tolpack.compress.settings import dropped_layers, parse_drop, parse_rank
+from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, align
+from tolpack.errors import ConfigError
+from tolpack.sources.checkpoint.checkpoint import Reading
+from tolpack.sources.open_source import open_source
+from tolpack.sources.protocol import TableSource
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Predicted cost of one setting; sizes in bytes, work in multiply–accumulates per token.
+
+    ``bytes`` counts the whole file with every record raw: zstd can only make it smaller.
+    ``paper_bytes`` is the paper's ``vocab × layers × hidden × bits / 8`` (arXiv 2602.00398,
+    Table 7), with a basis ``layers × rank × (vocab × bits / 8 + 2 × hidden)`` (Table 8); it counts
+    neither scales nor header. ``ffn_bytes`` are the memory FFNs
+    as stored, ``None`` for a plain table.
+    """
+
+    rank: str
+    bits: int
+    bytes: int
+    ratio_fp16: float
+    bits_per_weight: float
+    read_bytes_per_token: int
+    resident_bytes: int
+    macs_per_token: int
+    paper_bytes: int
+    ffn_bytes: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+# What `tolpack plan` shows when nothing is asked for.
+_SETTINGS = (("none", 16), ("none", 8), ("none", 4), ("75%", 4), ("50%", 4), ("25%", 4))
+
+
+def plan_checkpoint(
+    checkpoint: str | Path,
+    *,
+    rank: str | None = None,
+    bits: int | str | None = None,
+    drop: str = "none",
+    reading: Reading | None = None,
+    layers: int | None = None,
+) -> list[Plan]:
+    """Plan packs of a checkpoint or table: of one setting, or of a range of usual ones.
+
+    Parameters
+    ----------
+    checkpoint, reading, layers
+        As for `tolpack.compress.build.build`.
+    rank, bits : optional
+        One setting; default ``none`` and 4 if only the other is given.
+    drop : str
+        Layers left out.
+
+    Raises
+    ------
+    ConfigError
+        Rank ``auto``, whose ranks follow from the table itself.
+    """
+    source = open_source(checkpoint, reading, layers)
+    dropped = dropped_layers(parse_drop(drop), source.num_layers)
+    if bits is not None and str(bits) not in ("16", "8", "4"):
+        raise ConfigError(f"--bits is {bits}, expected 16, 8 or 4")
+    settings = _SETTINGS if rank is bits is None else ((rank or "none", int(bits or 4)),)
+    full = min(source.hidden_size, source.vocab_size)
+    plans = []
+    for label, width in settings:
+        ranks = parse_rank(label).for_layers(source.num_layers, full)
+        if ranks is None:
+            raise ConfigError("--rank auto follows from the table: plan a number or a percentage")
+        plans.append(plan_pack(source, ranks, width, dropped, label=label))
+    return plans
+
+
+def plan_pack(
+    source: TableSource,
+    ranks: Sequence[int | None],
+    bits: int,
+    dropped: Sequence[int] = (),
+    *,
+    label: str = "",
+    token_map: bool = False,
+) -> Plan:
+    """Predict the pack of fixed `ranks` (``None``: no basis) and `bits`.
+
+    Parameters
+    ----------
+    source : TableSource
+        Only its shape is used; no row is computed.
+    ranks : sequence of int or None
+        One per layer.
+    bits : int
+        16, 8 or 4.
+    dropped : sequence of int
+        Layers left out.
+    label : str
+        How the setting was asked for.
+    token_map : bool
+        Whether tokens are reordered by frequency, so that the file holds a map.
+    """
+    vocab, hidden, layers = source.vocab_size, source.hidden_size, source.num_layers
+    kept = [rank for layer, rank in enumerate(ranks) if layer not in dropped]
+    codec16 = "bf16" if source.dtype == "bfloat16" else "f16"
+    encoding = raw_encoding(
+        tuple(field_encoding(rank or hidden, bits, "f16" if rank else codec16) for rank in kept)
+    )
+    chunks = plan_chunks(order_tokens(None, vocab))
+    arrays = [size for rank in kept if rank for size in (2 * rank * hidden, 4 * hidden)]
+    arrays += [(4 if vocab <= 2**32 else 8) * vocab] if token_map else []
+    has_basis = any(rank is not None for rank in kept)
+    header = PREAMBLE_BYTES + build_header_room(layers, len(kept), len(chunks), has_basis=has_basis)
+    sections = arrays + [raw_chunk_bytes(encoding, chunk.rows) for chunk in chunks]
+    total = header + sum(align(size, SECTION_ALIGNMENT) for size in sections[:-1]) + sections[-1]
+    fp16 = 2 * vocab * layers * hidden
+    return Plan(
+        rank=label,
+        bits=bits,
+        bytes=total,
+        ratio_fp16=fp16 / total,
+        bits_per_weight=16 * total / fp16,
+        read_bytes_per_token=raw_chunk_bytes(encoding, 1),
+        resident_bytes=header + sum(arrays),
+        macs_per_token=int(np.sum([(rank or 0) * hidden for rank in kept])),
+        paper_bytes=sum(_paper_bytes(vocab, hidden, rank, bits) for rank in kept),
+        ffn_bytes=source.ffn_bytes,
+    )
+
+
+def _paper_bytes(vocab: int, hidden: int, rank: int | None, bits: int) -> int:
+    if rank is None:
+        return vocab * hidden * bits // 8
+    return vocab * rank * bits // 8 + 2 * rank * hidden

@@ -1,0 +1,37 @@
+"""Memories that are changed on purpose, to see what the model makes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tolpack.model.decoder import Memory
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledMemory:
+    """Every output times ``factor`` (the paper's α)."""
+
+    memory: Memory
+    factor: float
+
+    def __call__(self, layer: int, token_ids: torch.Tensor) -> torch.Tensor:
+        """See `tolpack.model.decoder`."""
+        return self.memory(layer, token_ids) * self.factor
+
+
+@dataclass(frozen=True, slots=True)
+class WithoutLayers:
+    """Zeros from layers ``first … last``."""
+
+    memory: Memory
+    first: int
+    last: int
+    hidden_size: int
+
+    def __call__(self, layer: int, token_ids: torch.Tensor) -> torch.Tensor:
+        """See `tolpack.model.decoder`."""
+        if self.first <= layer <= self.last:
+            return torch.zeros(*token_ids.shape, self.hidden_size)
+        return self.memory(layer, token_ids)

@@ -1,0 +1,239 @@
+"""How far the rows of a pack are from another table's: ``tolpack diff``.
+
+The vocabulary is walked once, in the order in which the pack stores it and in whole blocks of its
+chunks, so that each of them is read once and memory does not grow with the table. The other table
+is asked for the same tokens: a pack of the same order is read in order too, a checkpoint computes
+their rows layer by layer. What is summed up is `tolpack.evaluation.row_errors`' part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tolpack.container.preamble import MAGIC
+from tolpack.errors import ConfigError, FormatError
+from tolpack.evaluation.row_errors import Comparison, Tally, squares_of
+from tolpack.model.text import TextTokenizer, find_tokenizer
+from tolpack.pack import Pack
+from tolpack.runtime.array_types import Doubles, Floats, Ints
+from tolpack.runtime.files import open_stream
+from tolpack.runtime.progress import Reporter
+from tolpack.sources.npy import read_counts
+
+if TYPE_CHECKING:  # it loads torch, which two packs do not need
+    from tolpack.sources.checkpoint.checkpoint import Reading
+
+# Rows that are compared together, of each side: layers of a checkpoint are loaded for each such
+# block, which must be worth it.
+_BLOCK_BYTES = 128 << 20
+_LEAST_BYTES, _BLOCK_ROWS = 8 << 20, 1 << 16
+
+
+def compare(
+    a: str | Path,
+    b: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    frequencies: str | Path | None = None,
+    reading: Reading | None = None,
+    layers: int | None = None,
+    worst: int = 10,
+    reporter: Reporter | None = None,
+) -> Comparison:
+    """Compare all rows of a pack with those of another pack, of a checkpoint, or of a plain table.
+
+    Parameters
+    ----------
+    a : str or Path
+        A pack.
+    b : str or Path
+        The reference: a pack, or what `tolpack.sources.open_source.open_source` opens, which needs
+        torch.
+    tokenizer : str or Path, optional
+        For the texts of tokens; default: ``tokenizer.json`` beside `b`, or beside `a`, if there is
+        one.
+    frequencies : str or Path, optional
+        ``.npy`` of token counts, (vocab_size,).
+    reading : Reading, optional
+        What a checkpoint does not say itself.
+    layers : int, optional
+        Layers of a two-dimensional plain table.
+    worst : int
+        How many tokens of the largest error to name.
+    reporter : Reporter, optional
+        Receives progress.
+
+    Raises
+    ------
+    ConfigError
+        The two do not have the same shape, `a` is no pack, a value is not finite, or a setting is
+        wrong.
+    FormatError, FileAccessError, CheckpointError
+        One of them is damaged or cannot be read; a `FormatError` names the file.
+    """
+    a, b, reporter = Path(a), Path(b), reporter or Reporter()
+    if worst < 0:
+        raise ConfigError(f"worst is {worst}, expected 0 or more")
+    if a.exists() and not is_pack(a):
+        raise ConfigError(f"{a} is no pack: name the pack first, then what it is held against")
+    names = _open_names(tokenizer, a, b, reporter)
+    with _open(a) as pack, _open_reference(b, reading, layers) as reference:
+        _check_shapes(a, _shape(pack), b, reference.shape)
+        counts = None if frequencies is None else _counts(frequencies, pack.vocab_size)
+        _notice_larger(names, pack.vocab_size, reporter)
+        tally = Tally(pack, reference.kept, counts, worst)
+        with reporter.phase("comparing", pack.vocab_size, "tok") as done:
+            for number, ids, ours, theirs in _walk(a, pack, reference):
+                squares = squares_of(ours, theirs)
+                _check_finite(squares, ids, a, b)
+                tally.add(number, ids, squares)
+                done(len(ids))
+    return tally.result(a, b, None if names is None else names.texts)
+
+
+def is_pack(path: str | Path) -> bool:
+    """Whether a file is called ``.tolpack``, or begins as packs do."""
+    if Path(path).suffix == ".tolpack":
+        return True
+    try:
+        with open_stream(path) as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """The other side: ``fill(ids, out)`` puts the rows of `ids` into `out`."""
+
+    shape: tuple[int, int, int]
+    kept: frozenset[int]
+    fill: Callable[[Ints, Floats], object]
+
+
+@contextmanager
+def _open_reference(
+    path: Path, reading: Reading | None, layers: int | None
+) -> Iterator[_Reference]:
+    if is_pack(path):
+        if reading is not None or layers is not None:
+            raise ConfigError(f"{path} is a pack: --layers and the options of checkpoints say "
+                              "how to read something else")  # fmt: skip
+        with _open(path) as pack:
+
+            def from_pack(ids: Ints, out: Floats) -> None:
+                with _naming(path):
+                    pack.rows(ids, out=out)
+
+            yield _Reference(_shape(pack), frozenset(pack.kept_layers), from_pack)
+        return
+    from tolpack.sources.open_source import open_source
+
+    source = open_source(path, reading, layers)
+
+    def from_source(ids: Ints, out: Floats) -> None:
+        for layer in range(source.num_layers):  # one layer's weights at a time
+            out[:, layer] = source.layer(layer)(ids)
+
+    shape = (source.vocab_size, source.num_layers, source.hidden_size)
+    yield _Reference(shape, frozenset(range(source.num_layers)), from_source)
+
+
+def _walk(
+    path: Path, pack: Pack, reference: _Reference
+) -> Iterator[tuple[int, Ints, Floats, Floats]]:
+    """Yield chunk, ids int64 (n,), and the rows of both sides, float32 (n, layers, hidden), which
+    are overwritten by the next ones.
+    """
+    shape = (pack.num_layers, pack.hidden_size)
+    # Of a small file no more than its size: its header may claim any number of rows.
+    block_bytes = min(_BLOCK_BYTES, max(_LEAST_BYTES, pack.nbytes))
+    wanted = min(max(1, block_bytes // (4 * shape[0] * shape[1])), _BLOCK_ROWS)
+    views = pack.container.chunks
+    with _naming(path):
+        order = pack.stored_order()
+    # Whole blocks of the file, unless they are too large: one is not decompressed twice.
+    steps = [wanted - wanted % min(wanted, view.rows_per_block) for view in views]
+    longest = max(min(step, view.chunk.rows) for step, view in zip(steps, views))
+    ours, theirs = (np.empty((longest, *shape), np.float32) for _ in range(2))
+    for number, (view, step) in enumerate(zip(views, steps)):
+        end = view.first_slot + view.chunk.rows
+        for start in range(view.first_slot, end, step):
+            ids = order.tokens(start, min(start + step, end))
+            with _naming(path):
+                pack.rows(ids, out=ours[: len(ids)])
+            reference.fill(ids, theirs[: len(ids)])
+            yield number, ids, ours[: len(ids)], theirs[: len(ids)]
+
+
+def _shape(pack: Pack) -> tuple[int, int, int]:
+    return pack.vocab_size, pack.num_layers, pack.hidden_size
+
+
+def _check_shapes(
+    a: Path, ours: tuple[int, int, int], b: Path, theirs: tuple[int, int, int]
+) -> None:
+    if ours != theirs:
+        words = "{} holds {} tokens × {} layers × {}".format
+        raise ConfigError(
+            f"{words(a, *ours)}, but {words(b, *theirs)}: only tables of one shape can be compared"
+        )
+
+
+def _check_finite(squares: Doubles, ids: Ints, a: Path, b: Path) -> None:
+    for path, side in ((b, squares[1]), (a, squares[0])):
+        wrong = np.argwhere(~np.isfinite(side))
+        if len(wrong):
+            token, layer = wrong[0].tolist()
+            raise ConfigError(
+                f"{path} holds NaN or Inf at token {ids[token]}, layer {layer}: it has no error"
+            )
+
+
+def _counts(path: str | Path, vocab_size: int) -> Ints:
+    counts = read_counts(path, vocab_size)
+    if not counts.any():
+        raise ConfigError(f"--frequencies {path} holds zeros only: no token would have weight")
+    return counts
+
+
+def _open_names(
+    given: str | Path | None, a: Path, b: Path, reporter: Reporter
+) -> TextTokenizer | None:
+    if given is not None:
+        return TextTokenizer(given)
+    found = find_tokenizer(b, None) or find_tokenizer(a, None)
+    try:
+        return None if found is None else TextTokenizer(found)
+    except ConfigError as error:  # nobody asked for it
+        reporter.say(f"tokens are shown without their texts: {error}")
+        return None
+
+
+def _notice_larger(names: TextTokenizer | None, vocab_size: int, reporter: Reporter) -> None:
+    if names is not None and names.vocab_size > vocab_size:
+        reporter.say(
+            f"tokenizer {names.path} has more tokens ({names.vocab_size}) than the pack "
+            f"({vocab_size}): the texts may be another model's"
+        )
+
+
+def _open(path: Path) -> Pack:
+    with _naming(path):
+        return Pack(path)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the file into the message of a `FormatError`, as there are two."""
+    try:
+        yield
+    except FormatError as error:
+        place = f"{path}, {error.place}"
+        raise type(error)(error.code, place, error.found, error.expected) from error

@@ -1,0 +1,191 @@
+"""A checkpoint and a text, ready for packs, or other memories, to be judged on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tolpack.errors import CheckpointError, ConfigError
+from tolpack.model.decoder import Decoder, Memory
+from tolpack.model.perplexity import Score, increase_pct, score
+from tolpack.model.text import find_tokenizer, read_token_ids
+from tolpack.pack import Pack
+from tolpack.reading.summary import bits_per_weight, ratio_fp16
+from tolpack.runtime.progress import Reporter
+from tolpack.sources.checkpoint.checkpoint import Reading, open_checkpoint
+from tolpack.sources.ffn_table import FFNTable
+from tolpack.torch import ToLMemory
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """The checkpoint itself: ``nll_nats`` per token, ``ffn_bytes`` of the memory FFNs as stored
+    (``None`` for a dense model).
+    """
+
+    ppl: float
+    ppl_se: float
+    nll_nats: float
+    tokens: int
+    ffn_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PackScore:
+    """One pack, by the contract of ``tolpack eval --json``.
+
+    ``read_bytes_per_token`` is the mean over the evaluated tokens of what a lookup of that token
+    alone asks the file for; ``ppl_increase_se_pct`` is paired window by window.
+    """
+
+    path: str
+    ppl: float
+    ppl_se: float
+    nll_nats: float
+    tokens: int
+    ffn_bytes: int | None
+    bytes: int
+    ratio_fp16: float
+    bits_per_weight: float
+    ppl_increase_pct: float
+    ppl_increase_se_pct: float
+    read_bytes_per_token: float
+    resident_bytes: int
+    macs_per_token: int
+
+
+class Evaluator:
+    """See the module.
+
+    Parameters
+    ----------
+    checkpoint : str or Path
+        A MemoryLLM, Flex or (to be scored alone) dense checkpoint.
+    text : str or Path
+        UTF-8 text, or ``.npy`` of token ids.
+    tokenizer : str or Path, optional
+        Where the checkpoint has none beside it.
+    reading : Reading, optional
+        What the checkpoint does not say itself.
+    context : int, optional
+        Window length in tokens; default: the model's ``max_position_embeddings``.
+    tokens : int, optional
+        Score no more than so many tokens, the first ones.
+    reporter : Reporter, optional
+        Receives progress.
+
+    Raises
+    ------
+    CheckpointError, ConfigError
+        An input cannot be used.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        text: str | Path,
+        *,
+        tokenizer: str | Path | None = None,
+        reading: Reading | None = None,
+        context: int | None = None,
+        tokens: int | None = None,
+        reporter: Reporter | None = None,
+    ) -> None:
+        self.reporter = reporter or Reporter()
+        self.checkpoint = open_checkpoint(checkpoint, reading)
+        config = self.checkpoint.config
+        self.ffn_bytes = FFNTable(self.checkpoint).ffn_bytes if config.has_memory else None
+        self.decoder = Decoder(self.checkpoint)
+        chosen = context or config.max_position_embeddings
+        if chosen is None:
+            raise ConfigError("the config has no max_position_embeddings: give --context N")
+        self.context = chosen
+        found = find_tokenizer(self.checkpoint.path, tokenizer)
+        ids = read_token_ids(text, config.vocab_size, found)
+        self.token_ids = ids if tokens is None else ids[: tokens + 1]
+
+    @cached_property
+    def base_score(self) -> Score:
+        """The checkpoint's own score."""
+        return self._score(self.decoder, "baseline", self.token_ids.size)
+
+    @property
+    def baseline(self) -> Baseline:
+        """The same, as it is reported."""
+        base = self.base_score
+        return Baseline(
+            base.ppl, base.ppl_se, base.mean_nll_nats, base.total_tokens, self.ffn_bytes
+        )
+
+    @property
+    def window_tokens(self) -> NDArray[np.int64]:
+        """Tokens scored in each window, int64 (windows,)."""
+        scored = self.token_ids.size - 1
+        full, rest = divmod(scored, self.context)
+        return np.array([self.context] * full + [rest] * (rest > 0), np.int64)
+
+    @property
+    def windows(self) -> int:
+        """Number of windows."""
+        return len(self.window_tokens)
+
+    def score(self, memory: Memory, name: str, tokens: int | None = None) -> Score:
+        """Score the model with another memory, on the first `tokens` tokens (default: all)."""
+        size = self.token_ids.size if tokens is None else min(tokens + 1, self.token_ids.size)
+        return self._score(self.decoder.with_memory(memory), name, size)
+
+    def pack(self, path: str | Path) -> PackScore:
+        """Score a pack in place of the memory; raises as `pack_windows`."""
+        return self.pack_windows(path)[0]
+
+    def pack_windows(self, path: str | Path) -> tuple[PackScore, Score]:
+        """Score a pack in place of the memory, in sum and window by window.
+
+        Raises
+        ------
+        CheckpointError, ConfigError, FormatError, FileAccessError
+            It cannot be read, or does not fit the checkpoint.
+        """
+        with Pack(path) as pack:
+            self._check_fits(pack, path)
+            base = self.base_score
+            packed = self.score(ToLMemory(pack), Path(path).name)
+            increase, increase_se = increase_pct(packed, base)
+            summed = PackScore(
+                path=str(path),
+                ppl=packed.ppl,
+                ppl_se=packed.ppl_se,
+                nll_nats=packed.mean_nll_nats,
+                tokens=packed.total_tokens,
+                ffn_bytes=self.ffn_bytes,
+                bytes=pack.nbytes,
+                ratio_fp16=ratio_fp16(pack),
+                bits_per_weight=bits_per_weight(pack),
+                ppl_increase_pct=increase,
+                ppl_increase_se_pct=increase_se,
+                read_bytes_per_token=float(pack.extents(self.token_ids[:-1])[:, 1].mean()),
+                resident_bytes=pack.resident_bytes,
+                macs_per_token=pack.macs_per_token,
+            )
+            return summed, packed
+
+    def _score(self, decoder: Decoder, name: str, size: int) -> Score:
+        with self.reporter.phase(name, size - 1, "tok") as done:
+            return score(decoder, self.token_ids[:size], self.context, done)
+
+    def _check_fits(self, pack: Pack, path: str | Path) -> None:
+        config = self.decoder.config
+        if not config.has_memory:
+            raise CheckpointError(f"a dense model has no memory that {path} could replace")
+        expected = (config.vocab_size, config.num_hidden_layers, config.hidden_size)
+        found = (pack.vocab_size, pack.num_layers, pack.hidden_size)
+        if found != expected:
+            raise ConfigError(
+                f"{path} holds {found[0]} tokens × {found[1]} layers × {found[2]}, but the "
+                f"checkpoint has {expected[0]} × {expected[1]} × {expected[2]}: they do not belong "
+                "together"
+            )

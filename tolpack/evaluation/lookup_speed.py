@@ -1,0 +1,213 @@
+"""How fast a pack gives rows on this machine: warm and cold, in every I/O mode.
+
+Warm lookups find the file in the page cache. Before a cold one its pages are dropped; a file system
+that keeps them all the same (one in memory) has no cold lookups, and none are shown.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tolpack.codecs import kernels
+from tolpack.container.storage import IO_MODES
+from tolpack.errors import ConfigError, FileAccessError
+from tolpack.pack import Pack
+from tolpack.runtime.progress import Reporter
+
+_LEAST, _MOST = 5, 2000
+# Lookups that warm up; and those that may be in vain, as pages cannot be dropped.
+_FIRST = 3
+# Modes that are this much slower than the fastest are no worse: lookups vary as much.
+_EQUAL = 1.1
+# Rows may take so many times the file's bytes, and some besides: a header may claim any width.
+_MOST_TIMES, _SPARE_BYTES = 4, 64 << 20
+# With memory for so many times the file, it may well be held in memory.
+_FITS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Lookups of ``rows`` distinct tokens in one mode: median and 99th percentile."""
+
+    io: str
+    rows: int
+    warm_p50_ms: float
+    warm_p99_ms: float
+    cold_p50_ms: float | None
+    cold_p99_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Timings of one pack, and sentences on what to choose."""
+
+    path: str
+    bytes: int
+    timings: list[Timing]
+    advice: list[str]
+
+    def to_json(self) -> dict[str, object]:
+        """Return what ``tolpack bench --json`` prints."""
+        return asdict(self)
+
+
+def run_bench(path: Path, rows: int, seconds: float, reporter: Reporter) -> Bench:
+    """Time lookups of one row and of `rows`, each mode for about `seconds` warm and cold.
+
+    Raises
+    ------
+    ConfigError
+        `rows` or `seconds` out of range.
+    FormatError, FileAccessError
+        The pack cannot be read.
+    """
+    if not 0.01 <= seconds <= 600:
+        raise ConfigError(f"--seconds is {seconds:g}, expected 0.01 … 600")
+    timings: list[Timing] = []
+    with Pack(path) as pack:
+        vocab_size, nbytes = pack.vocab_size, pack.nbytes
+        row_bytes = 4 * pack.num_layers * pack.hidden_size
+    if not 1 <= rows <= vocab_size:
+        raise ConfigError(f"--rows is {rows}, expected 1 … {vocab_size} (vocab_size)")
+    if rows * row_bytes > _MOST_TIMES * nbytes + _SPARE_BYTES:
+        most = (_MOST_TIMES * nbytes + _SPARE_BYTES) // row_bytes
+        raise ConfigError(
+            f"--rows is {rows}, and they take {rows * row_bytes:,} bytes, of a file of {nbytes:,}: "
+            f"give --rows {most} or fewer"
+        )
+    kernels.load()
+    sizes = sorted({1, rows})
+    modes = [io for io in IO_MODES if _has(path, io, reporter)]
+    with reporter.phase("lookups", len(modes) * len(sizes), "measurements") as done:
+        for io in modes:
+            for size in sizes:
+                timings.append(_timing(path, io, size, seconds))
+                done(1)
+    return Bench(str(path), nbytes, timings, _advice(timings, nbytes))
+
+
+def _has(path: Path, io: str, reporter: Reporter) -> bool:
+    try:
+        Pack(path, io).close()
+    except FileAccessError as error:
+        reporter.say(f"io={io} is left out: {error}")
+        return False
+    return True
+
+
+def _timing(path: Path, io: str, rows: int, seconds: float) -> Timing:
+    source = np.random.default_rng(rows)
+    warm = _warm(path, io, rows, seconds, source)
+    cold = [] if io == "memory" else _cold(path, io, rows, seconds, source)
+    p50, p99 = (1e3 * float(np.percentile(warm, q)) for q in (50, 99))
+    if len(cold) < _LEAST:
+        return Timing(io, rows, p50, p99, None, None)
+    cold_p50, cold_p99 = (1e3 * float(np.percentile(cold, q)) for q in (50, 99))
+    return Timing(io, rows, p50, p99, cold_p50, cold_p99)
+
+
+def _warm(
+    path: Path, io: str, rows: int, seconds: float, source: np.random.Generator
+) -> list[float]:
+    """Seconds of lookups with the file in the page cache."""
+    _read_whole(path)
+    times: list[float] = []
+    with Pack(path, io) as pack:
+        out = np.empty((rows, pack.num_layers, pack.hidden_size), np.float32)
+        for number in range(_MOST):
+            ids = source.choice(pack.vocab_size, rows, replace=False)
+            begin = time.perf_counter()
+            pack.rows(ids, out=out)
+            if number >= _FIRST:
+                times.append(time.perf_counter() - begin)
+            if len(times) >= _LEAST and sum(times) > seconds:
+                break
+    return times
+
+
+def _cold(
+    path: Path, io: str, rows: int, seconds: float, source: np.random.Generator
+) -> list[float]:
+    """Seconds of lookups after the file was dropped from the page cache; none, if it stays."""
+    times: list[float] = []
+    begun = time.perf_counter()
+    for number in range(_MOST):
+        with Pack(path, io) as pack:
+            ids = source.choice(pack.vocab_size, rows, replace=False)
+            out = np.empty((rows, pack.num_layers, pack.hidden_size), np.float32)
+            pack.rows([int(source.integers(pack.vocab_size))])  # token map, bases
+            # Mapped pages stay: those of that one row, which may be wanted again.
+            if _drop(path, int(pack.extents(ids[-1:])[0, 0])):
+                begin = time.perf_counter()
+                pack.rows(ids, out=out)
+                times.append(time.perf_counter() - begin)
+        enough = sum(times) > seconds or time.perf_counter() - begun > 3 * seconds
+        if (len(times) >= _LEAST and enough) or number > _FIRST + 2 * len(times):
+            break
+    return times
+
+
+def _read_whole(path: Path) -> None:
+    """Bring the file into the page cache."""
+    with open(path, "rb") as file:
+        while file.read(1 << 24):
+            pass
+
+
+def _drop(path: Path, offset: int) -> bool:
+    """Drop the file from the page cache; false if what stands at `offset` is still there, or nobody
+    can tell.
+    """
+    if not (hasattr(os, "posix_fadvise") and hasattr(os, "preadv") and hasattr(os, "RWF_NOWAIT")):
+        return False
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.preadv(fd, [bytearray(1)], offset, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return False
+
+
+def _advice(timings: list[Timing], nbytes: int) -> list[str]:
+    """What to choose, and why."""
+    single = {one.io: one for one in timings if one.rows == 1}
+    auto = single["auto"]
+    found = [
+        f"auto (the default): one row in {auto.warm_p50_ms:.3f} ms warm"
+        + (f", {auto.cold_p50_ms:.3f} ms cold." if auto.cold_p50_ms is not None else ".")
+    ]
+    best = min(single.values(), key=lambda one: one.warm_p50_ms)
+    if auto.warm_p50_ms > _EQUAL * best.warm_p50_ms:
+        hint = {
+            "memory": f"needs {nbytes:,} bytes of memory",
+            "mmap": "for files that nobody rewrites in place",
+        }.get(best.io, "see docs/serving.md")
+        found.append(f"{best.io}: {auto.warm_p50_ms / best.warm_p50_ms:.1f} × faster warm; {hint}.")
+    memory = _memory_bytes()
+    if memory is not None and nbytes * _FITS < memory:
+        found.append(
+            "The file fits this machine's memory several times: after its first use it stays warm."
+        )
+    elif memory is not None:
+        found.append(
+            "The file is large for this machine's memory: give open a cache, cache='1GB'; with "
+            "io='direct' it pushes nothing else out of the page cache."
+        )
+    return found
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None

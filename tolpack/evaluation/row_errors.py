@@ -1,0 +1,211 @@
+"""Differences of two tables, summed up block by block: by layer, by chunk, by token, and in all.
+
+Errors are squared and summed in float64. ``relative error`` is always √(Σ‖a − b‖² / Σ‖b‖²), b being
+the reference: of a layer, of a chunk, of a token over all layers, or of all with each token counted
+as often as it occurs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tolpack.pack import Pack
+from tolpack.runtime.array_types import Doubles, Floats, Ints
+
+Texts = Callable[[Sequence[int]], Sequence[str | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerDifference:
+    """One layer: its error, and the largest one of a row with its token, if any row has one.
+
+    ``dropped``: ``"A"``, ``"B"`` or ``"both"`` where it is not stored, and so read as zeros.
+    """
+
+    layer: int
+    dropped: str | None
+    relative_error: float | None
+    worst_row_error: float | None
+    worst_token: int | None
+    worst_text: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkDifference:
+    """One chunk of A: its tokens, which are of similar frequency, and their error.
+
+    ``bytes`` as stored; ``share`` of all counts, 0 … 1.
+    """
+
+    tokens: int
+    encoding: str
+    bytes: int
+    share: float | None
+    relative_error: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDifference:
+    """One token: its error over all layers, and the layer that both sides store where it is
+    largest.
+    """
+
+    token_id: int
+    chunk: int
+    relative_error: float
+    layer: int | None
+    layer_error: float | None
+    count: int | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What `tolpack.evaluation.diff.compare` found. Errors are fractions, not percentages, and
+    ``None`` where the reference is zeros and the pack is not.
+
+    ``equal``: every value is. ``differing_tokens``: tokens of which any value differs;
+    ``zero_tokens``: of them, those whose reference is zeros. ``weighted_error``: each token counted
+    as often as it occurs; ``None`` without counts.
+    """
+
+    a: str
+    b: str
+    vocab_size: int
+    num_layers: int
+    hidden_size: int
+    equal: bool
+    differing_tokens: int
+    zero_tokens: int
+    relative_error: float | None
+    weighted_error: float | None
+    layers: tuple[LayerDifference, ...]
+    chunks: tuple[ChunkDifference, ...]
+    worst: tuple[TokenDifference, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+def squares_of(a: Floats, b: Floats) -> Doubles:
+    """Return ‖a − b‖² and ‖b‖² of each token and layer: float64 (2, tokens, layers)."""
+    found = np.empty((2, *a.shape[:2]))
+    for layer in range(a.shape[1]):
+        theirs = b[:, layer].astype(np.float64)
+        with np.errstate(invalid="ignore"):  # Inf − Inf, refused afterwards
+            error = a[:, layer] - theirs
+        for place, values in zip(found, (error, theirs)):
+            np.einsum("nh,nh->n", values, values, out=place[:, layer])
+    return found
+
+
+def _relative(squares: Doubles) -> Doubles:
+    """Return errors of squares (2, …): 0 where nothing differs, NaN where only b is zeros."""
+    error, reference = squares
+    found = np.where(error > 0, np.nan, 0.0)
+    np.divide(error, reference, out=found, where=reference > 0)
+    return np.asarray(np.sqrt(found))
+
+
+class Tally:
+    """Sums over blocks of tokens, and the worst ones so far."""
+
+    def __init__(self, pack: Pack, kept: frozenset[int], counts: Ints | None, worst: int) -> None:
+        self._pack, self._counts, self._worst_count = pack, counts, worst
+        layers, views = pack.num_layers, pack.container.chunks
+        sides = {"A": frozenset(pack.kept_layers), "B": kept}
+        self._missing = [[side for side in "AB" if n not in sides[side]] for n in range(layers)]
+        self._shared = np.array(sorted(sides["A"] & sides["B"]), np.int64)
+        self._layers, self._chunks = np.zeros((2, layers)), np.zeros((2, len(views)))
+        self._weighted, self._chunk_counts = np.zeros(2), np.zeros(len(views))
+        self._row_errors, self._row_tokens = np.zeros(layers), np.full(layers, -1, np.int64)
+        self._worst: list[TokenDifference] = []
+        self._differing = self._zeros = 0
+
+    def add(self, chunk: int, ids: Ints, squares: Doubles) -> None:
+        """Count tokens `ids`, int64 (n,), of a chunk: `squares_of`."""
+        rows = squares.sum(axis=2)
+        self._layers += squares.sum(axis=1)
+        self._chunks[:, chunk] += rows.sum(axis=1)
+        if self._counts is not None:
+            counts = self._counts[ids].astype(np.float64)
+            self._weighted += rows @ counts
+            self._chunk_counts[chunk] += counts.sum()
+        self._differing += int(np.count_nonzero(rows[0]))
+        self._zeros += int(np.count_nonzero((rows[0] > 0) & (rows[1] == 0)))
+        by_layer = np.nan_to_num(_relative(squares), nan=-1.0)
+        first = by_layer.argmax(axis=0)
+        largest = by_layer.max(axis=0)
+        larger = largest > self._row_errors
+        self._row_errors[larger], self._row_tokens[larger] = largest[larger], ids[first][larger]
+        self._keep_worst(chunk, ids, _relative(rows), by_layer)
+
+    def _keep_worst(self, chunk: int, ids: Ints, errors: Doubles, by_layer: Doubles) -> None:
+        some = np.flatnonzero(errors > 0)
+        some = some[np.argsort(-errors[some], kind="stable")[: self._worst_count]]
+        for n in some.tolist():
+            shared = by_layer[n, self._shared]
+            layer = error = None
+            if shared.max(initial=-1.0) >= 0:
+                layer, error = int(self._shared[shared.argmax()]), float(shared.max())
+            token = int(ids[n])
+            count = None if self._counts is None else int(self._counts[token])
+            self._worst.append(TokenDifference(token, chunk, float(errors[n]), layer, error, count))
+        self._worst.sort(key=lambda one: -one.relative_error)
+        del self._worst[self._worst_count :]
+
+    def result(self, a: Path, b: Path, texts: Texts | None) -> Comparison:
+        """Return what was found, the worst tokens with their texts."""
+        pack, weighted = self._pack, None
+        named = [one.token_id for one in self._worst]
+        named += [token for token in self._row_tokens.tolist() if token >= 0]
+        text = dict(zip(named, texts(named))) if texts is not None else {}
+        if self._counts is not None:
+            weighted = _or_none(_relative(self._weighted))
+        return Comparison(
+            a=str(a),
+            b=str(b),
+            vocab_size=pack.vocab_size,
+            num_layers=pack.num_layers,
+            hidden_size=pack.hidden_size,
+            equal=self._differing == 0,
+            differing_tokens=self._differing,
+            zero_tokens=self._zeros,
+            relative_error=_or_none(_relative(self._layers.sum(axis=1))),
+            weighted_error=weighted,
+            layers=tuple(self._layer_errors(text)),
+            chunks=tuple(self._chunk_errors()),
+            worst=tuple(replace(one, text=text.get(one.token_id)) for one in self._worst),
+        )
+
+    def _layer_errors(self, text: dict[int, str | None]) -> Iterator[LayerDifference]:
+        for layer, error in enumerate(_relative(self._layers)):
+            missing, token = self._missing[layer], int(self._row_tokens[layer])
+            dropped = "both" if len(missing) == 2 else "".join(missing) or None
+            worst: tuple[float | None, int | None, str | None] = (None, None, None)
+            if token >= 0:
+                worst = (float(self._row_errors[layer]), token, text.get(token))
+            yield LayerDifference(layer, dropped, _or_none(error), *worst)
+
+    def _chunk_errors(self) -> Iterator[ChunkDifference]:
+        shares = self._chunk_counts / max(self._chunk_counts.sum(), 1)
+        for view, share, error in zip(
+            self._pack.container.chunks, shares.tolist(), _relative(self._chunks)
+        ):
+            yield ChunkDifference(
+                view.chunk.rows,
+                view.encoding.frame,
+                view.length_bytes,
+                None if self._counts is None else share,
+                _or_none(error),
+            )
+
+
+def _or_none(error: Any) -> float | None:
+    return None if np.isnan(error) else float(error)

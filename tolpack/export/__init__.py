@@ -1,0 +1,1 @@
+"""Rows of packs as plain tables of other formats."""

@@ -1,0 +1,192 @@
+"""Plain tables written row by row: ``.npy``, ``.safetensors`` and HDF5.
+
+Each holds one table [vocab, layers, hidden] that `tolpack.sources` reads again. Rows come in
+any order of their ids and go straight to their places, so that none has to be kept. The safetensors
+library writes only what is in memory whole; its format is a length, JSON and the values (see
+https://github.com/huggingface/safetensors), and is written here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tolpack.errors import ConfigError
+
+Metadata = dict[str, str | int | float | list[int]]
+Shape = tuple[int, int, int]
+
+# What the values of a dtype are written as; numpy has no bfloat16, its bits stand for it.
+STORED = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
+# Name of the one tensor or dataset.
+TABLE_NAME = "table"
+_SAFETENSORS_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+# Room for the JSON and its length: the longest list of dropped layers takes 24 KB.
+_SAFETENSORS_ROOM = 32 << 10
+
+
+class TableFile(Protocol):
+    """A table that is being written into an empty file.
+
+    ``dtypes``: those that the format has.
+    """
+
+    dtypes: tuple[str, ...]
+
+    def __init__(self, file: BinaryIO, shape: Shape, dtype: str) -> None: ...
+
+    def put(self, ids: NDArray[np.int64], rows: NDArray[Any]) -> None:
+        """Write the rows of ascending `ids`, (n, layers, hidden) of a dtype of `STORED`."""
+        ...
+
+    def finish(self, metadata: Metadata) -> None:
+        """Write what belongs beside the rows."""
+        ...
+
+    def close(self) -> None:
+        """End the writing, finished or not; the file stays open."""
+        ...
+
+
+class _FlatFile:
+    """Rows one behind the other from `start` on."""
+
+    def __init__(self, file: BinaryIO, start: int) -> None:
+        self._file, self._start = file, start
+
+    def put(self, ids: NDArray[np.int64], rows: NDArray[Any]) -> None:
+        """See `TableFile.put`; neighbours are written together."""
+        cuts = [0, *(np.flatnonzero(np.diff(ids) != 1) + 1).tolist(), len(ids)]
+        for begin, end in zip(cuts, cuts[1:]):
+            self._file.seek(self._start + int(ids[begin]) * rows[0].nbytes)
+            self._file.write(rows[begin:end].data)
+
+    def close(self) -> None:
+        """See `TableFile.close`."""
+
+
+class NpyFile(_FlatFile):
+    """A ``.npy``; it has no place for metadata."""
+
+    dtypes: tuple[str, ...] = ("float32", "float16")
+
+    def __init__(self, file: BinaryIO, shape: Shape, dtype: str) -> None:
+        head = {"descr": STORED[dtype], "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, head)
+        super().__init__(file, file.tell())
+
+    def finish(self, metadata: Metadata) -> None:
+        """See `TableFile.finish`."""
+
+
+class SafetensorsFile(_FlatFile):
+    """A ``.safetensors``; its metadata are strings, those of numbers and lists as JSON."""
+
+    dtypes: tuple[str, ...] = tuple(STORED)
+
+    def __init__(self, file: BinaryIO, shape: Shape, dtype: str) -> None:
+        super().__init__(file, _SAFETENSORS_ROOM)
+        size = math.prod(shape) * np.dtype(STORED[dtype]).itemsize
+        self._table = {
+            "dtype": _SAFETENSORS_DTYPES[dtype],
+            "shape": shape,
+            "data_offsets": [0, size],
+        }
+
+    def finish(self, metadata: Metadata) -> None:
+        """See `TableFile.finish`."""
+        texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
+        head = json.dumps({"__metadata__": texts, TABLE_NAME: self._table}).encode()
+        self._file.seek(0)
+        self._file.write((_SAFETENSORS_ROOM - 8).to_bytes(8, "little"))
+        self._file.write(head.ljust(_SAFETENSORS_ROOM - 8))
+
+
+class Hdf5File:
+    """An HDF5 file with one row per chunk; its metadata are attributes of the file."""
+
+    dtypes: tuple[str, ...] = ("float32", "float16")
+
+    def __init__(self, file: BinaryIO, shape: Shape, dtype: str) -> None:
+        try:
+            import h5py
+        except ImportError as error:
+            raise ConfigError("writing .h5 needs h5py: pip install 'tolpack[build]'") from error
+        # By its name: an error of a file object stays pending while h5py goes on calling it, and
+        # one that is closed too early crashes the process. The file is locked already.
+        with _disk_errors():
+            self._file = h5py.File(file.name, "w", locking=False)
+        try:
+            with _disk_errors():
+                self._table = self._file.create_dataset(
+                    TABLE_NAME, shape, STORED[dtype], chunks=(1, *shape[1:])
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    def put(self, ids: NDArray[np.int64], rows: NDArray[Any]) -> None:
+        """See `TableFile.put`."""
+        with _disk_errors():
+            for place, row in zip(ids.tolist(), rows):
+                self._table.id.write_direct_chunk((place, 0, 0), row)
+
+    def finish(self, metadata: Metadata) -> None:
+        """See `TableFile.finish`."""
+        with _disk_errors():
+            for name, value in metadata.items():
+                self._file.attrs[name] = np.array(value, int) if isinstance(value, list) else value
+            self._file.close()
+
+    def close(self) -> None:
+        """See `TableFile.close`."""
+        with contextlib.suppress(OSError), _disk_errors():
+            self._file.close()  # does nothing the second time
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    """Raise `OSError` for what HDF5 cannot write; it says some of that by other errors."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.search(r"errno = (\d+)", str(error))
+        raise OSError(int(found[1]) if found else errno.EIO, str(error)) from error
+
+
+_FORMATS: dict[str, type[TableFile]] = {
+    ".npy": NpyFile,
+    ".safetensors": SafetensorsFile,
+    ".h5": Hdf5File,
+    ".hdf5": Hdf5File,
+}
+
+
+def table_format(path: str | Path) -> type[TableFile]:
+    """Return the format that the suffix of `path` stands for, or raise `ConfigError`."""
+    suffix = Path(path).suffix
+    if suffix not in _FORMATS:
+        raise ConfigError(
+            f"{path} is no name of a table: expected one that ends in {', '.join(_FORMATS)}"
+            + (" (tolpack build makes packs)" if suffix == ".tolpack" else "")
+        )
+    return _FORMATS[suffix]
+
+
+def check_dtype(path: str | Path, dtype: str) -> None:
+    """Raise `ConfigError` if the format of `path` does not have `dtype`."""
+    if dtype not in STORED:
+        raise ConfigError(f"dtype is {dtype!r}, expected one of {', '.join(STORED)}")
+    if dtype not in table_format(path).dtypes:
+        raise ConfigError(
+            f"{Path(path).suffix} has no {dtype}: use .safetensors, or float32, which is exact"
+        )

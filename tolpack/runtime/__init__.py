@@ -1,0 +1,1 @@
+"""What everything else runs on: threads, processes, memory, files, progress. It knows no tables."""

@@ -1,0 +1,120 @@
+"""Arrays that a build needs again later: in memory up to a limit, beyond it in a temporary file.
+
+Bases of all layers, loss metrics and the like grow with layers × hidden². A `Scratch` keeps them
+within ``--max-memory``: what does not fit is written to an unnamed file beside the output and read
+back when it is asked for.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tolpack.errors import FileAccessError
+
+
+class SpilledArray:
+    """An array put into a `Scratch`; `load` gives it back, `replace` stores another one of the
+    same shape and dtype in its place.
+    """
+
+    def __init__(self, scratch: Scratch, array: NDArray[Any]) -> None:
+        self.shape, self.dtype, self.nbytes = array.shape, array.dtype, array.nbytes
+        self._scratch = scratch
+        self._array: NDArray[Any] | None = None
+        self._offset: int | None = None
+        self.replace(array)
+
+    def load(self) -> NDArray[Any]:
+        """Return the array; not to be changed."""
+        if self._array is not None:
+            return self._array
+        array = np.empty(self.shape, self.dtype)
+        self._scratch.read_into(array, self._offset or 0)
+        return array
+
+    def replace(self, array: NDArray[Any]) -> None:
+        """Store `array` in place of what was stored."""
+        if self._offset is None and (self._array is not None or self._scratch.holds(self.nbytes)):
+            self._array = array
+        else:
+            self._offset = self._scratch.write(array, self._offset)
+
+
+class Scratch:
+    """See the module; use as a context manager.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the temporary file goes, if one is needed.
+    limit : int
+        Bytes that may stay in memory; ``left`` are those that are not taken.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self.folder = folder
+        self.left = limit
+        self._file: Any = None
+        self._end = 0
+        self._lock = threading.Lock()  # workers read projections back
+
+    def spill(self, array: NDArray[Any]) -> SpilledArray:
+        """Put an array aside: in memory while the limit allows, else in the file."""
+        return SpilledArray(self, array)
+
+    def holds(self, size: int) -> bool:
+        """Whether `size` more bytes may stay in memory; if so, they are taken from the limit."""
+        if size > self.left:
+            return False
+        self.left -= size
+        return True
+
+    def read_into(self, array: NDArray[Any], offset: int) -> None:
+        """Fill a contiguous `array` with what was written at `offset`."""
+        left = array.data.cast("B")
+        with self._lock:
+            self._file.seek(offset)
+            while left:
+                count = self._file.readinto(left)
+                if not count:
+                    raise FileAccessError(f"what was put aside in {self.folder} cannot be read")
+                left = left[count:]
+
+    def write(self, array: NDArray[Any], offset: int | None) -> int:
+        """Write an array, over what is at `offset` or at the end; returns where it is.
+
+        Raises
+        ------
+        FileAccessError
+            The disk is full, or the folder is not writable.
+        """
+        try:
+            if self._file is None:
+                # Closed on exit; unbuffered, so that nothing is left to be written then.
+                self._file = tempfile.TemporaryFile(dir=self.folder, buffering=0)  # noqa: SIM115
+            with self._lock:
+                if offset is None:
+                    offset, self._end = self._end, self._end + array.nbytes
+                self._file.seek(offset)
+                left = np.ascontiguousarray(array).data.cast("B")
+                while left:
+                    left = left[self._file.write(left) :]
+        except OSError as error:
+            raise FileAccessError(
+                f"cannot put {array.nbytes:,} bytes aside in {self.folder}: "
+                f"{error.strerror or error}; free some space, or give more --max-memory"
+            ) from error
+        return offset
+
+    def __enter__(self) -> Scratch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()

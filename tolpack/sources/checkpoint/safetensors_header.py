@@ -1,0 +1,100 @@
+"""The header of a ``.safetensors`` file, checked before the library sees the file.
+
+The library takes the last of two tensors of one name, and others the first: such a file holds
+whatever its reader makes of it. So names that stand twice are refused here, with headers that are
+not cut to the format. What shapes and offsets say is the library's to check. The header is matched
+tensor by tensor, since decoding JSON takes some twenty times its length in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+from tolpack.errors import printable
+from tolpack.runtime.files import open_stream
+
+# The library's own limit.
+_MAX_HEADER = 100_000_000
+MAX_NAME = 512
+MAX_TENSORS = 1_000_000
+_MAX_METADATA = 10_000
+# All repetitions are possessive (+): a header that does not match fails in linear time.
+_SPACE = r"[ \t\r\n]*+"
+_STRING = r'"(?:[^"\\\x00-\x1f]|\\[^\x00-\x1f])*+"'
+_SIZES = rf"\[(?:{_SPACE}[0-9]{{1,20}}+{_SPACE},)*+(?:{_SPACE}[0-9]{{1,20}}+)?+{_SPACE}\]"
+_PAIR = rf"{_SPACE}{_STRING}{_SPACE}:{_SPACE}(?:{_STRING}|{_SIZES}){_SPACE}"
+_ENTRY = re.compile(
+    rf"{_SPACE}(?P<name>{_STRING}){_SPACE}:{_SPACE}"
+    rf"\{{(?P<fields>(?:{_PAIR},)*+(?:{_PAIR})?+{_SPACE})\}}{_SPACE}(?P<end>[,}}])".encode()
+)
+_KEY = re.compile(rf"{_SPACE}({_STRING}){_SPACE}:{_SPACE}(?:{_STRING}|{_SIZES}){_SPACE},?".encode())
+_FIELDS = {"dtype", "shape", "data_offsets"}
+
+
+def check_header(path: Path) -> None:
+    """Read the header of a file and check it.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read, or is no regular one.
+    ValueError
+        The header is damaged, or a name stands twice, or is over 512 bytes long.
+    """
+    with open_stream(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(_MAX_HEADER, size - 8):
+            raise ValueError(
+                f"its header would have {length:,} bytes, expected at most {_MAX_HEADER:,} in a "
+                f"file of {size:,}: it is cut off, or no .safetensors file"
+            )
+        _check(file.read(length))
+
+
+def _check(header: bytes) -> None:
+    if header[:1] != b"{":
+        raise ValueError("its header is no JSON object: it is no .safetensors file")
+    if not header.strip(b"{} \t\r\n"):
+        return  # no tensors: for whoever needs one
+    names: set[str] = set()
+    place, end = 1, b","
+    while end == b",":
+        found = _ENTRY.match(header, place)
+        if found is None:
+            raise ValueError(f"its header is damaged at byte {place}, behind {len(names)} tensors")
+        name = _string(found["name"])
+        if name in names:
+            raise ValueError(f"its header names tensor {printable(name)} twice: save it anew")
+        if len(found["name"]) - 2 > MAX_NAME or len(names) > MAX_TENSORS:
+            raise ValueError(
+                f"tensor {printable(name[:40])} has a name of {len(name)} characters, or is one of "
+                f"over {MAX_TENSORS:,}: expected at most {MAX_NAME} characters"
+            )
+        names.add(name)
+        _check_fields(name, found["fields"])
+        place, end = found.end(), found["end"]
+    if header[place:].strip(b" \t\r\n\0"):
+        raise ValueError(f"its header goes on behind its end, at byte {place}")
+
+
+def _check_fields(name: str, fields: bytes) -> None:
+    keys: set[str] = set()
+    for pair in _KEY.finditer(fields):
+        key = _string(pair[1])
+        known = len(keys) < _MAX_METADATA if name == "__metadata__" else key in _FIELDS
+        if key in keys or not known:
+            raise ValueError(
+                f"field {printable(key[:40])} of {printable(name)} stands twice in its header, or "
+                "belongs not there"
+            )
+        keys.add(key)
+    if name != "__metadata__" and keys != _FIELDS:
+        raise ValueError(f"tensor {printable(name)} lacks one of dtype, shape and data_offsets")
+
+
+def _string(quoted: bytes) -> str:
+    return str(json.loads(quoted)) if b"\\" in quoted else quoted[1:-1].decode("utf-8")

@@ -1,0 +1,104 @@
+"""Token-wise lookups that a MemoryLLM's FFNs compute, a layer at a time."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tolpack.sources.checkpoint.checkpoint import Checkpoint
+from tolpack.sources.checkpoint.description import group_tensors
+from tolpack.sources.checkpoint.readiness import check_memory
+from tolpack.sources.ffn import load_memory
+from tolpack.sources.protocol import LayerRows, check_finite
+
+
+class FFNTable:
+    """Token-wise lookups computed from a MemoryLLM or Flex checkpoint.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        The model.
+    compute : torch.dtype
+        What the FFNs are multiplied in; see `tolpack.sources.ffn`. Rows are float32.
+    """
+
+    dtype = "float32"
+
+    def __init__(self, checkpoint: Checkpoint, compute: torch.dtype = torch.float32) -> None:
+        self._names = check_memory(checkpoint)
+        config = checkpoint.config
+        self.checkpoint = checkpoint
+        self.compute = compute
+        self.vocab_size = config.vocab_size
+        self.num_layers = config.num_hidden_layers
+        self.hidden_size = config.hidden_size
+        self.inner_size = int(config.require("memory_intermediate_size", "the memory FFNs"))
+        self.ffn_bytes: int | None = sum(
+            checkpoint.stored_bytes(name) for name in self._names if ".memory_" in name
+        )
+
+    def layer(self, layer: int) -> LayerRows:
+        """See `TableSource.layer`."""
+        norm, ffn = load_memory(self.checkpoint, layer, self.compute)
+
+        @torch.inference_mode()
+        def rows(ids: NDArray[np.int64]) -> NDArray[np.float32]:
+            x = self.checkpoint.rows("embed_tokens.weight", torch.from_numpy(ids)).float()
+            values = np.asarray(ffn(norm(x)).numpy())
+            check_finite(values, ids, layer)
+            return values
+
+        return rows
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the weights that rows depend on, as stored."""
+        return sum(self.checkpoint.stored_bytes(name) for name in self._names)
+
+    def check(self, done: Callable[[int], object]) -> None:
+        """Read every weight once: for the `fingerprint`, and to see that all are finite; `done` is
+        called with the number of bytes read since the last call.
+
+        Raises
+        ------
+        CheckpointError
+            A weight is NaN or infinite.
+        """
+        for name in self._names:
+            self.checkpoint.digest(name, done)
+
+    def check_unchanged(self) -> None:
+        """Raise `CheckpointError` if a file is another one than when it was opened."""
+        self.checkpoint.check_unchanged()
+
+    def computed_in(self, compute: torch.dtype) -> FFNTable:
+        """Return the same table, its FFNs multiplied in `compute`."""
+        other = copy.copy(self)
+        other.compute = compute
+        return other
+
+    def fingerprint(self) -> bytes:
+        """See `TableSource.fingerprint`: configuration, and every bit of the weights."""
+        config = self.checkpoint.config
+        settings = (config.norm, config.rms_norm_eps, config.hidden_act, self.compute)
+        digest = hashlib.sha256(repr(settings).encode())
+        return digest.digest() + self.checkpoint.fingerprint(self._names)
+
+    def describe(self) -> list[str]:
+        """See `TableSource.describe`."""
+        named = f"tensor names: {self.checkpoint.key_map.name}"
+        groups = group_tensors(self.checkpoint, self._names)
+        return [named, *map(str, groups), *_left_over(self.checkpoint.unknown)]
+
+
+def _left_over(names: tuple[str, ...]) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return [f"not used: {', '.join(names[:3])}{more}"]

@@ -1,0 +1,39 @@
+"""Open whatever a table may come from: a checkpoint, or a plain table on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tolpack.errors import ConfigError
+from tolpack.sources.arrays import ArrayTable, open_array
+from tolpack.sources.checkpoint.checkpoint import Reading, open_checkpoint
+from tolpack.sources.ffn_table import FFNTable
+
+
+def open_source(
+    path: str | Path, reading: Reading | None = None, layers: int | None = None
+) -> FFNTable | ArrayTable:
+    """Open a checkpoint or a plain table.
+
+    Parameters
+    ----------
+    path : str or Path
+        ``.pt``, ``.pth``, a folder, or ``.safetensors`` for checkpoints; ``.npy``, ``.h5`` or
+        a ``.safetensors`` with one tensor and no config for tables.
+    reading : Reading, optional
+        What a checkpoint does not say itself.
+    layers : int, optional
+        Layers of a two-dimensional table.
+
+    Raises
+    ------
+    CheckpointError, ConfigError
+        It cannot be used; the message says what to do.
+    """
+    path = Path(path)
+    array = open_array(path)
+    if array is not None:
+        return ArrayTable(array, layers)
+    if layers is not None:
+        raise ConfigError("--layers is for two-dimensional tables; a checkpoint has its config")
+    return FFNTable(open_checkpoint(path, reading))
