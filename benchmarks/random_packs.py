@@ -14,7 +14,7 @@ import numpy as np
 
 from tolpack.codecs.frames import compress, compress_runs
 from tolpack.codecs.record import record_layout
-from tolpack.compress.layout import raw_encoding, zstd_encoding
+from tolpack.compress.fixed.encodings import raw_encoding, zstd_encoding
 from tolpack.container.encodings import Encoding, Part
 from tolpack.container.header import Chunk, Field, Header, Table
 from tolpack.container.writer import PackWriter

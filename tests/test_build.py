@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import tolpack
 from tolpack.compress.build import output_path
-from tolpack.compress.fixed.encoder import FixedBitsAssembly
+from tolpack.compress.fixed.planner import FixedBitsPlanner
 from tolpack.compress.settings import parse_size
 from tolpack.errors import CheckpointError, ConfigError, FileAccessError, TolpackError
 from tolpack.reading.summary import describe_pack
@@ -737,7 +737,7 @@ def test_auto_build_resumes_to_the_same_bytes(memoryllm, token_ids, tmp_path):
 def test_build_to_a_size_resumes_to_the_same_bytes(tmp_path, monkeypatch):
     """A build whose size was misjudged tries again, and resumes from a kill in any attempt."""
     given = misleading(tmp_path, 2040) | {"size": "30%"}
-    monkeypatch.setattr(FixedBitsAssembly, "_saving_of", lambda *_: 0.9)  # far too hopeful
+    monkeypatch.setattr(FixedBitsPlanner, "saving_of", lambda *_: 0.9)  # far too hopeful
     reference, out = tmp_path / "reference.tolpack", tmp_path / "p.tolpack"
     log = Log()
     result = tolpack.build(output=reference, reporter=log, **given)
@@ -802,8 +802,11 @@ def test_process_that_dies_leaves_a_build_to_resume(memoryllm, tmp_path):
 def test_resume_of_other_settings_is_refused(large, tmp_path):
     """What was begun with other settings or weights is not continued: an error names the remedy."""
     out = tmp_path / "p.tolpack"
+    settings = {"checkpoint": large, "output": out, "rank": "8"}
+    total = interrupted(settings)
+    out.unlink()
     with pytest.raises(Killed):
-        tolpack.build(large, out, rank="8", reporter=Killer(12))
+        tolpack.build(reporter=Killer(total // 2), **settings)
     partial = (tmp_path / "p.tolpack.partial").read_bytes()
     other = models.save_model(tmp_path, seed=5, **LARGE)
     for source, rank in ((large, "9"), (other, "8")):

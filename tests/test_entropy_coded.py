@@ -11,7 +11,7 @@ from packs import split
 from test_build import Killed, Killer, Log, interrupted
 
 import tolpack
-from tolpack.compress.entropy.encoder import EntropyCodedAssembly
+from tolpack.compress.entropy.planner import EntropyCodedPlanner
 from tolpack.demo import MODEL as MODEL_OF_DEMO
 from tolpack.errors import ConfigError
 from tolpack.evaluation.evaluate import evaluate
@@ -121,9 +121,9 @@ def test_a_mean_far_from_zero_is_kept(tmp_path, rank):
 
 def test_a_size_that_was_misjudged_is_met_by_another_attempt(model, tmp_path, monkeypatch):
     """Where the sample promised too much, the build aims lower, and ends under the size."""
-    truly = EntropyCodedAssembly.predicted_bytes
+    truly = EntropyCodedPlanner.predicted_bytes
     hopeful = lambda self, candidate: int(0.9 * truly(self, candidate))  # noqa: E731
-    monkeypatch.setattr(EntropyCodedAssembly, "predicted_bytes", hopeful)
+    monkeypatch.setattr(EntropyCodedPlanner, "predicted_bytes", hopeful)
     log = Log()
     given = {"bits": "auto", "size": "50%", "calibrate": model[1], "reporter": log}
     result = tolpack.build(model[0], tmp_path / "p.tolpack", **given)

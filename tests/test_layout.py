@@ -6,17 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tolpack.calibration.token_order import order_tokens
-from tolpack.compress.layout import (
-    HOT_SHARE,
-    build_header_room,
+from tolpack.compress.chunks import HOT_SHARE, doubling_chunks
+from tolpack.compress.fixed.encodings import (
     field_encoding,
     group_size,
-    plan_chunks,
     raw_chunk_bytes,
     raw_encoding,
     smooth_field_bytes,
     zstd_encoding,
 )
+from tolpack.compress.header_size import estimate_header_room
 from tolpack.container.encodings import Encoding, Part, field_bytes
 
 
@@ -38,13 +37,13 @@ def test_without_counts_the_order_is_the_identity():
     assert order.identity
     assert order.counts is None
     assert order.token_ids.tolist() == list(range(3000))
-    assert all(plan.hot for plan in plan_chunks(order))
+    assert all(plan.hot for plan in doubling_chunks(order))
 
 
 @given(st.integers(1, 200_000))
 def test_chunks_tile_the_slots(vocab_size):
     """Chunks follow one another without hole, double in size and are capped at 16,384 rows."""
-    plans = plan_chunks(order_tokens(None, vocab_size))
+    plans = doubling_chunks(order_tokens(None, vocab_size))
     assert [plan.first_slot for plan in plans] == [
         sum(plan.rows for plan in plans[:n]) for n in range(len(plans))
     ]
@@ -59,7 +58,7 @@ def test_hot_chunks_cover_most_of_the_text():
     counts = np.zeros(10_000, np.int64)
     counts[:1500] = 1000
     counts[1500:] = 1
-    plans = plan_chunks(order_tokens(counts, 10_000))
+    plans = doubling_chunks(order_tokens(counts, 10_000))
     covered = np.concatenate([[0], np.cumsum(counts)]) / counts.sum()
     assert [plan.hot for plan in plans] == [covered[plan.first_slot] < HOT_SHARE for plan in plans]
     assert [plan.hot for plan in plans] == [True, True, False, False, False]
@@ -67,7 +66,7 @@ def test_hot_chunks_cover_most_of_the_text():
 
 def test_counts_of_nothing_make_everything_hot():
     """Counts that are all zero say nothing about which tokens are rare."""
-    assert all(plan.hot for plan in plan_chunks(order_tokens(np.zeros(5000, np.int64), 5000)))
+    assert all(plan.hot for plan in doubling_chunks(order_tokens(np.zeros(5000, np.int64), 5000)))
 
 
 @pytest.mark.parametrize(
@@ -133,5 +132,5 @@ def test_zstd_frames_hold_enough_for_the_coder():
 @given(st.integers(1, 200), st.integers(1, 300), st.booleans())
 def test_header_room_fills_whole_pages(layers, chunks, has_basis):
     """The room kept for the header ends at a page together with the preamble."""
-    room = build_header_room(layers, layers, chunks, has_basis=has_basis)
+    room = estimate_header_room(layers, layers, chunks, has_basis=has_basis)
     assert (64 + room) % 4096 == 0

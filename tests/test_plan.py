@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import tolpack
-from tolpack.compress.size_prediction import plan_checkpoint
+from tolpack.compress.size_prediction import predict_checkpoint
 from tolpack.errors import ConfigError
 
 KEYS = {
@@ -29,7 +29,7 @@ def wide(tmp_path_factory):
 )  # fmt: skip
 def test_plan_equals_the_build(wide, tmp_path, rank, bits, drop):
     """Bytes, reads, residents and MACs of a plan are exactly those of the pack then built."""
-    (plan,) = plan_checkpoint(wide, rank=rank, bits=bits, drop=drop)
+    (plan,) = predict_checkpoint(wide, rank=rank, bits=bits, drop=drop)
     result = tolpack.build(wide, tmp_path / "p.tolpack", rank=rank, bits=bits, drop=drop)
     assert plan.bytes == result.bytes
     assert plan.ratio_fp16 == pytest.approx(result.ratio_fp16)
@@ -43,7 +43,7 @@ def test_plan_equals_the_build(wide, tmp_path, rank, bits, drop):
 
 def test_default_plans_cover_usual_settings(wide):
     """Without a setting, usual ones are planned, from the largest to the smallest."""
-    plans = plan_checkpoint(wide)
+    plans = predict_checkpoint(wide)
     settings = [(plan.rank, plan.bits) for plan in plans]
     assert settings[:3] == [("none", 16), ("none", 8), ("none", 4)]
     assert [plan.bytes for plan in plans] == sorted((p.bytes for p in plans), reverse=True)
@@ -52,23 +52,23 @@ def test_default_plans_cover_usual_settings(wide):
 
 def test_one_option_alone_takes_the_builds_default_for_the_other(wide):
     """--rank alone plans 4 bits, --bits alone plans no basis."""
-    assert [(p.rank, p.bits) for p in plan_checkpoint(wide, rank="50%")] == [("50%", 4)]
-    assert [(p.rank, p.bits) for p in plan_checkpoint(wide, bits="8")] == [("none", 8)]
+    assert [(p.rank, p.bits) for p in predict_checkpoint(wide, rank="50%")] == [("50%", 4)]
+    assert [(p.rank, p.bits) for p in predict_checkpoint(wide, bits="8")] == [("none", 8)]
 
 
 def test_paper_formula_and_ffn_bytes(wide):
     """The paper's size is vocab × layers × hidden × bits / 8; FFNs are counted as stored."""
-    (plan,) = plan_checkpoint(wide, bits=4)
+    (plan,) = predict_checkpoint(wide, bits=4)
     assert plan.paper_bytes == 1500 * 2 * 40 * 4 // 8
     assert plan.ffn_bytes == 2 * 4 * (3 * 20 * 40 + 40)
-    (dropped,) = plan_checkpoint(wide, bits=4, drop="0")
+    (dropped,) = predict_checkpoint(wide, bits=4, drop="0")
     assert dropped.paper_bytes == plan.paper_bytes // 2
 
 
 def test_plain_table_can_be_planned(tmp_path):
     """A plain table has plans without FFN bytes, in two dimensions with layers."""
     np.save(tmp_path / "t.npy", np.zeros((50, 24), np.float16))
-    plans = plan_checkpoint(tmp_path / "t.npy", layers=3)
+    plans = predict_checkpoint(tmp_path / "t.npy", layers=3)
     assert {plan.ffn_bytes for plan in plans} == {None}
     assert plans[0].paper_bytes == 50 * 24 * 2
 
@@ -77,7 +77,7 @@ def test_planning_needs_no_decoder_fields(tmp_path):
     """A config with only what tables need is enough for a plan."""
     config = models.make_config(num_attention_heads=None, rope_theta=None)
     state = models.make_state(models.make_config())
-    assert plan_checkpoint(models.save_pt(tmp_path / "m.pt", state, config))
+    assert predict_checkpoint(models.save_pt(tmp_path / "m.pt", state, config))
 
 
 @pytest.mark.parametrize(
@@ -94,4 +94,4 @@ def test_planning_needs_no_decoder_fields(tmp_path):
 def test_wrong_settings_are_refused(wide, settings, message):
     """A setting that cannot be planned gives ConfigError with the option's name."""
     with pytest.raises(ConfigError, match=message):
-        plan_checkpoint(wide, **settings)
+        predict_checkpoint(wide, **settings)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from tolpack.calibration.stats import CalibrationInputs
 from tolpack.cli import main
-from tolpack.compress.workshop import CalibrationInputs
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.evaluation import PARTS
 from tolpack.evaluation import study as study_module

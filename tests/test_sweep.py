@@ -9,8 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 import tolpack
+from tolpack.calibration.stats import CalibrationInputs
 from tolpack.cli import main
-from tolpack.compress.workshop import CalibrationInputs, Workshop
+from tolpack.compress.session import BuildSession
 from tolpack.errors import ConfigError
 from tolpack.evaluation import sweep_runner
 from tolpack.evaluation.evaluate import evaluate
@@ -145,7 +146,7 @@ def test_what_was_measured_is_not_measured_again(
     """A sweep that was stopped goes on; another text, calibration or setting is measured."""
     grids, _ = parse_grids(["rank=none,9 bits=4,8"])
     made = []
-    truly = Workshop.make
+    truly = BuildSession.build
 
     def make(self, settings, path, **kwargs):
         if len(made) == 2:
@@ -153,12 +154,12 @@ def test_what_was_measured_is_not_measured_again(
         made.append(settings)
         return truly(self, settings, path, **kwargs)
 
-    monkeypatch.setattr(Workshop, "make", make)
+    monkeypatch.setattr(BuildSession, "build", make)
     with pytest.raises(KeyboardInterrupt):
         sweep(evaluator, grids, CalibrationInputs())
-    monkeypatch.setattr(Workshop, "make", truly)
+    monkeypatch.setattr(BuildSession, "build", truly)
     first = sweep(evaluator, grids, CalibrationInputs())
-    monkeypatch.setattr(Workshop, "make", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr(BuildSession, "build", lambda *_, **__: pytest.fail("measured again"))
     assert sweep(Evaluator(memoryllm, token_ids), grids, CalibrationInputs()) == first
     for other in (
         lambda: sweep(evaluator, grids[:1], CalibrationInputs(frequencies=counts_file(kept))),
@@ -234,9 +235,9 @@ def test_inputs_are_not_overwritten(memoryllm, token_ids, tmp_path):
 def test_nothing_is_built_twice_where_nothing_is_kept(evaluator, monkeypatch):
     """Within one run what was measured is known, also with --fresh or without a cache."""
     made = []
-    truly = Workshop.make
+    truly = BuildSession.build
     monkeypatch.setattr(
-        Workshop, "make", lambda self, *args, **kw: made.append(1) or truly(self, *args, **kw)
+        BuildSession, "build", lambda self, *args, **kw: made.append(1) or truly(self, *args, **kw)
     )
     with sweep_runner.workplace(evaluator, Inputs(fresh=True)) as place:
         point = place.point(SweepSetting())

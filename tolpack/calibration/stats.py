@@ -46,16 +46,30 @@ _CALIBRATION = 1
 
 
 @dataclass(frozen=True, slots=True)
+class CalibrationInputs:
+    """Files that tell how frequent tokens are, and on what losses are measured.
+
+    ``text``: UTF-8 text or ``.npy`` of token ids; ``frequencies``: ``.npy`` of token counts,
+    (vocab_size,); ``tokenizer``: for the text.
+    """
+
+    text: str | Path | None = None
+    frequencies: str | Path | None = None
+    tokenizer: str | Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class CalibratedModel:
     """A model that can be run, the text it was measured on, and what was measured.
 
-    ``metrics``, ``crossed``: see `tolpack.calibration.loss_metrics.LossMetrics`. ``trial_ids``: the
-    text to try packs on; another one than ``token_ids`` where a part is held out.
+    ``metrics``, ``crossed``: see `tolpack.calibration.loss_metrics.LossMetrics`.
+    ``validation_ids``: the text to try packs on; another one than ``token_ids`` where a part is
+    held out.
     """
 
     decoder: Decoder
     token_ids: NDArray[np.int64]
-    trial_ids: NDArray[np.int64]
+    validation_ids: NDArray[np.int64]
     context: int
     counts: NDArray[np.int64]
     metrics: tuple[SpilledArray, ...]
@@ -79,58 +93,53 @@ class CalibrationStats:
 
 def calibrate(
     source: FFNTable | ArrayTable,
+    inputs: CalibrationInputs,
+    reach: int | None,
     *,
-    needs_metrics: bool,
-    reach: int = 0,
-    text: str | Path | None,
-    frequencies: str | Path | None,
-    tokenizer: str | Path | None,
     decoder_bytes: int,
     scratch: Scratch,
     reporter: Reporter,
 ) -> CalibrationStats:
-    """Collect what is known; see the module.
+    """Collect what is known of the tokens of a table, and of the losses that its errors cause.
 
     Parameters
     ----------
     source : FFNTable or ArrayTable
         The table; a checkpoint can also be run for metrics.
-    needs_metrics : bool
-        Whether ranks or steps are to be chosen by loss.
-    reach : int
-        How many layers above each one its gradients are held against; if any, a fifth of the text
-        is held out, to try packs on.
-    text : path, optional
-        LossMetrics text or token ids (``--calibrate``).
-    frequencies : path, optional
-        ``.npy`` of token counts, (vocab_size,).
-    tokenizer : path, optional
-        For the text.
+    inputs : CalibrationInputs
+        Files.
+    reach : int or None
+        ``None``: no losses are needed. Else, how many layers above each one its gradients are held
+        against; if any, a fifth of the text is held out for validation.
     decoder_bytes : int
         What a decoder may take before it has to be streamed.
     scratch : Scratch
         Where metrics are kept.
+    reporter : Reporter
+        Receives progress.
 
     Raises
     ------
     ConfigError, CheckpointError
         An input is unusable.
     """
-    counts = None if frequencies is None else read_counts(frequencies, source.vocab_size)
+    counts = None
+    if inputs.frequencies is not None:
+        counts = read_counts(inputs.frequencies, source.vocab_size)
     ids = None
-    if text is not None:
-        found = tokenizer
+    if inputs.text is not None:
+        found = inputs.tokenizer
         if isinstance(source, FFNTable):
-            found = find_tokenizer(source.checkpoint.path, tokenizer)
-        ids = read_token_ids(text, source.vocab_size, found)
+            found = find_tokenizer(source.checkpoint.path, found)
+        ids = read_token_ids(inputs.text, source.vocab_size, found)
         if counts is None:
-            counts = np.bincount(measured_part(ids, reach), minlength=source.vocab_size)
+            counts = np.bincount(measured_part(ids, reach or 0), minlength=source.vocab_size)
     if counts is None:
         reporter.say(
             "token order: by token id, all records raw (no --frequencies or --calibrate given)"
         )
     model = None
-    if needs_metrics:
+    if reach is not None:
         model = _calibrate(source, ids, reach, decoder_bytes, scratch, reporter)
     order = order_tokens(counts, source.vocab_size)
     if counts is None and model is not None:

@@ -88,7 +88,8 @@ def take_measuring(
     checkpoint: Path, settings: dict[str, Any], tokens: int | None = None
 ) -> tuple[Evaluator, Inputs]:
     """Open the checkpoint and the text; takes what is left of the options."""
-    from tolpack.compress.workshop import CalibrationInputs, Resources
+    from tolpack.calibration.stats import CalibrationInputs
+    from tolpack.compress.workspace import Resources
     from tolpack.evaluation.evaluator import Evaluator
     from tolpack.evaluation.sweep_runner import Inputs
 

@@ -42,9 +42,9 @@ def plan(checkpoint: Path, as_json: bool, **settings: Any) -> None:
     tolpack plan model.pt
     tolpack plan model.pt --rank 50% --bits 4 --drop 5
     """
-    from tolpack.compress.size_prediction import plan_checkpoint
+    from tolpack.compress.size_prediction import predict_checkpoint
 
-    plans = plan_checkpoint(checkpoint, reading=take_reading(settings), **settings)
+    plans = predict_checkpoint(checkpoint, reading=take_reading(settings), **settings)
     if as_json:
         print_json({"plans": [one.to_json() for one in plans]})
     else:

@@ -1,7 +1,7 @@
-"""The stages of a build, as `tolpack.compress.build` calls them.
+"""From a table to a pack: `build` shows the main path.
 
-In reading order: `settings` (what was asked for), `limits` (memory and cores), `weighing` (what is
-known of tokens and losses), `layout` (order, chunks and encodings), `passes` (streaming the table),
-`loss_model`, `allocate` and `rank_trial` (``--rank auto``), `assembly` (the parts of the pack in
-the order of the file).
+In reading order: `build` (the stages), `settings` (what was asked for), `limits` and `workspace`
+(memory, cores, progress), `make_plan` and `plan` (everything that is decided), `encode` (records,
+chunk by chunk), `write` (the file). `fixed` plans and encodes ``--bits 16|8|4``, `entropy`
+``--bits auto``; `session` builds many packs of one checkpoint.
 """

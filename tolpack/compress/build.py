@@ -1,22 +1,30 @@
-"""`build`: a checkpoint becomes a pack; the stages are in `tolpack.compress.workshop`.
+"""`build`: a checkpoint becomes a pack.
 
-The module is not called ``build``: importing ``tolpack.build`` would replace the function of that
-name in the package.
+The main path has five stages: ``open_source`` (rows, computed or read), ``calibrate`` (token counts
+and losses), ``make_plan`` (everything that is decided), ``encode`` (records of each chunk),
+``write`` (the file).
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tolpack.calibration.stats import CalibrationInputs, CalibrationStats
+from tolpack.calibration.stats import calibrate as collect_stats
+from tolpack.compress.encode import encode
+from tolpack.compress.entropy.compensation_matrices import REACH
+from tolpack.compress.limits import choose_compute
+from tolpack.compress.make_plan import make_planner
 from tolpack.compress.settings import DEFAULT_MAX_MEMORY, BuildSettings
-from tolpack.compress.table_passes import torch_threads
-from tolpack.compress.workshop import CalibrationInputs, Resources, Workshop
+from tolpack.compress.workers import torch_settings, torch_threads
+from tolpack.compress.workspace import Resources, Workspace, open_workspace
+from tolpack.compress.write import PackFile, write
 from tolpack.container.atomic_write import check_output
 from tolpack.container.writer import check_unfinished
 from tolpack.errors import ConfigError, memory_errors
@@ -24,7 +32,9 @@ from tolpack.pack import Pack
 from tolpack.reading.summary import bits_per_weight, layer_summaries, ratio_fp16
 from tolpack.runtime.pool import processor_count
 from tolpack.runtime.progress import Reporter
+from tolpack.sources.arrays import ArrayTable
 from tolpack.sources.checkpoint.checkpoint import Reading
+from tolpack.sources.ffn_table import FFNTable
 from tolpack.sources.open_source import open_source
 from tolpack.sources.protocol import TableSource
 
@@ -135,19 +145,80 @@ def build(
     """
     reporter = reporter or Reporter()
     settings = BuildSettings.parse(rank, bits, drop, size, max_ppl_increase)
-    inputs = (calibrate, frequencies, tokenizer, config, key_map)
-    path = output_path(checkpoint, output, force, inputs)
+    inputs = CalibrationInputs(calibrate, frequencies, tokenizer)
+    files = (calibrate, frequencies, tokenizer, config, key_map)
+    path = output_path(checkpoint, output, force, files)
+    resources = Resources(compute, max_memory, threads)
     source = open_source(checkpoint, Reading(config, arch, map_name, key_map), layers)
-    with Workshop(
-        source,
-        path.parent,
-        CalibrationInputs(calibrate, frequencies, tokenizer),
-        Resources(compute, max_memory, threads),
-        reporter=reporter,
-    ) as workshop:
-        workshop.make(settings, path, resume=resume, force=force)
+    with open_workspace(source, path.parent, resources, reporter) as workspace:
+        check_source(source, reporter)
+        dtype = choose_compute(compute, source, settings.bits, reporter)
+        with torch_settings(workspace.limits.threads, dtype):
+            table = source.computed_in(dtype)
+            stats = measure_stats(table, inputs, settings, workspace)
+            file = PackFile(path, source.check_unchanged, replace=force, resume=resume)
+            build_pack(table, stats, settings, file, workspace)
     with torch_threads(threads or processor_count()):
         return _result(path, source, reporter)
+
+
+def check_source(source: FFNTable | ArrayTable, reporter: Reporter) -> None:
+    """Say what was matched, and read every input once, for its digest.
+
+    Raises
+    ------
+    CheckpointError
+        A weight is NaN or infinite.
+    """
+    for line in source.describe():
+        reporter.say(line)
+    with reporter.phase("checking the input", source.stored_bytes, "B") as done:
+        source.check(done)
+
+
+def measure_stats(
+    table: FFNTable | ArrayTable,
+    inputs: CalibrationInputs,
+    settings: BuildSettings,
+    workspace: Workspace,
+) -> CalibrationStats:
+    """Measure what `settings` need to know of tokens and losses."""
+    return collect_stats(
+        table, inputs, loss_reach(settings), decoder_bytes=workspace.limits.decoder_bytes,
+        scratch=workspace.scratch, reporter=workspace.reporter,
+    )  # fmt: skip
+
+
+def loss_reach(settings: BuildSettings) -> int | None:
+    """Return how many layers above each one its losses are measured together with; ``None`` where
+    no losses are needed.
+    """
+    if not settings.by_loss:
+        return None
+    return REACH if settings.bits == "auto" else 0
+
+
+def build_pack(
+    table: TableSource,
+    stats: CalibrationStats,
+    settings: BuildSettings,
+    file: PackFile,
+    workspace: Workspace,
+) -> None:
+    """Plan, encode and write the pack of a table whose tokens and losses are known.
+
+    A pack that comes out larger than ``--size`` is discarded, and the next plan aims lower.
+
+    Raises
+    ------
+    ConfigError, CheckpointError, FileAccessError
+        As of `build`.
+    """
+    planner = make_planner(table, stats, settings, workspace)
+    plan = planner.plan()
+    while excess := write(plan, encode(plan, table, workspace), file, workspace.reporter):
+        plan = planner.plan(plan.reserve_bytes + excess)
+        file = replace(file, resume=False)
 
 
 def output_path(

@@ -6,18 +6,17 @@ what is written. How many of them there are, and of how many digits, is known be
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tolpack.compress.layout import ChunkPlan
+from tolpack.compress.chunks import ChunkSpan
+from tolpack.compress.plan import PRODUCER, TABLE_NAME
 from tolpack.container.encodings import Encoding, Part, raw_block_bytes
 from tolpack.container.header import Chunk, Field, Header, Section, Table
 from tolpack.container.index import index_bytes, longest_frame
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, align
-from tolpack.version import __version__
 
-TABLE_NAME = "tol"
-PRODUCER = f"tolpack {__version__}"
 _LARGEST_CRC32 = 2**32 - 1
 
 
@@ -29,7 +28,7 @@ class PlannedHeader:
     """
 
     fields: Sequence[Field]
-    chunks: Sequence[ChunkPlan]
+    chunks: Sequence[ChunkSpan]
     encodings: Sequence[Encoding]
     numbers: Sequence[int]
     arrays: Sequence[Section]
@@ -96,3 +95,23 @@ def planned_basis(rank: int, part: Part) -> Section:
 def _referring_to(field: Field, number: int) -> Field:
     basis = None if field.basis is None else number
     return replace(field, basis=basis, mean=None if field.mean is None else number)
+
+
+def estimate_header_room(layers: int, kept: int, chunks: int, *, has_basis: bool) -> int:
+    """Bytes to keep for the header's JSON: an upper bound that fills whole pages with the preamble.
+
+    Every chunk may have an index, every kept layer a basis, a mean and two parts, and there are at
+    most two encodings.
+    """
+    sections = 2 * chunks + (2 * kept if has_basis else 0) + 1
+    parts = 2 * kept if has_basis else kept
+    estimate = 512 + 112 * layers + 72 * chunks + 128 * sections + 2 * (64 + 56 * parts)
+    return align(PREAMBLE_BYTES + estimate, SECTION_ALIGNMENT) - PREAMBLE_BYTES
+
+
+def file_bytes(header_bytes: int, sections: Sequence[float]) -> int:
+    """Bytes of a file: preamble, header, and `sections` of given bytes, each but the last one
+    filled up to whole pages.
+    """
+    sizes = [PREAMBLE_BYTES + header_bytes, *(math.ceil(size) for size in sections)]
+    return sum(align(size, SECTION_ALIGNMENT) for size in sizes[:-1]) + sizes[-1]

@@ -16,9 +16,9 @@ import torch
 from tolpack.compress.settings import COMPUTE
 from tolpack.errors import ConfigError
 from tolpack.runtime.pool import processor_count
+from tolpack.runtime.progress import Reporter
 from tolpack.runtime.sizes import parse_bytes
 from tolpack.sources.ffn import multiplies_bfloat16
-from tolpack.sources.ffn_table import FFNTable
 from tolpack.sources.protocol import TableSource
 from tolpack.sources.residency import MAPPED_BYTES
 
@@ -73,8 +73,10 @@ def block_tokens(hidden_size: int) -> int:
     return block
 
 
-def choose_compute(word: str, source: FFNTable, bits: int | str) -> torch.dtype:
-    """Return what the FFNs of `source` are multiplied in.
+def choose_compute(
+    word: str, source: TableSource, bits: int | str, reporter: Reporter
+) -> torch.dtype:
+    """Return what the FFNs of `source` are multiplied in; float32 where there are none.
 
     Parameters
     ----------
@@ -87,6 +89,8 @@ def choose_compute(word: str, source: FFNTable, bits: int | str) -> torch.dtype:
     ConfigError
         Another word, or bfloat16 for a table of 16 bits.
     """
+    if not source.inner_size:
+        return torch.float32
     if word not in COMPUTE:
         raise ConfigError(f"--compute {word!r} is unknown: expected one of {', '.join(COMPUTE)}")
     if word == "bfloat16" and bits == 16:
@@ -94,7 +98,10 @@ def choose_compute(word: str, source: FFNTable, bits: int | str) -> torch.dtype:
     operations = 6.0 * source.vocab_size * source.num_layers * source.hidden_size
     large = operations * source.inner_size >= _LARGE_PASS
     faster = word == "bfloat16" or (large and bits != 16 and multiplies_bfloat16())
-    return torch.bfloat16 if faster and word != "float32" else torch.float32
+    if not faster or word == "float32":
+        return torch.float32
+    reporter.say("multiplying in bfloat16 (--compute float32 is exact, and slower)")
+    return torch.bfloat16
 
 
 def plan_limits(source: TableSource, max_memory: str | int, threads: int | None) -> Limits:

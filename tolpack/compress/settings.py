@@ -181,3 +181,8 @@ class BuildSettings:
                 "--drop auto weighs layers against bits, so it needs --bits auto; or name layers"
             )
         return cls(ranks, bits, drops, size, increase)
+
+    @property
+    def by_loss(self) -> bool:
+        """Whether losses decide: ranks or bits are ``auto``."""
+        return self.bits == "auto" or self.ranks.word == "auto"

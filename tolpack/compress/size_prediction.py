@@ -10,13 +10,9 @@ from typing import Any
 import numpy as np
 
 from tolpack.calibration.token_order import order_tokens
-from tolpack.compress.layout import (
-    build_header_room,
-    field_encoding,
-    plan_chunks,
-    raw_chunk_bytes,
-    raw_encoding,
-)
+from tolpack.compress.chunks import doubling_chunks
+from tolpack.compress.fixed.encodings import field_encoding, raw_chunk_bytes, raw_encoding
+from tolpack.compress.header_size import estimate_header_room
 from tolpack.compress.settings import dropped_layers, parse_drop, parse_rank
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, align
 from tolpack.errors import ConfigError
@@ -26,7 +22,7 @@ from tolpack.sources.protocol import TableSource
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SizePrediction:
     """Predicted cost of one setting; sizes in bytes, work in multiply–accumulates per token.
 
     ``bytes`` counts the whole file with every record raw: zstd can only make it smaller.
@@ -56,7 +52,7 @@ class Plan:
 _SETTINGS = (("none", 16), ("none", 8), ("none", 4), ("75%", 4), ("50%", 4), ("25%", 4))
 
 
-def plan_checkpoint(
+def predict_checkpoint(
     checkpoint: str | Path,
     *,
     rank: str | None = None,
@@ -64,7 +60,7 @@ def plan_checkpoint(
     drop: str = "none",
     reading: Reading | None = None,
     layers: int | None = None,
-) -> list[Plan]:
+) -> list[SizePrediction]:
     """Plan packs of a checkpoint or table: of one setting, or of a range of usual ones.
 
     Parameters
@@ -92,11 +88,11 @@ def plan_checkpoint(
         ranks = parse_rank(label).for_layers(source.num_layers, full)
         if ranks is None:
             raise ConfigError("--rank auto follows from the table: plan a number or a percentage")
-        plans.append(plan_pack(source, ranks, width, dropped, label=label))
+        plans.append(predict_pack(source, ranks, width, dropped, label=label))
     return plans
 
 
-def plan_pack(
+def predict_pack(
     source: TableSource,
     ranks: Sequence[int | None],
     bits: int,
@@ -104,7 +100,7 @@ def plan_pack(
     *,
     label: str = "",
     token_map: bool = False,
-) -> Plan:
+) -> SizePrediction:
     """Predict the pack of fixed `ranks` (``None``: no basis) and `bits`.
 
     Parameters
@@ -128,15 +124,17 @@ def plan_pack(
     encoding = raw_encoding(
         tuple(field_encoding(rank or hidden, bits, "f16" if rank else codec16) for rank in kept)
     )
-    chunks = plan_chunks(order_tokens(None, vocab))
+    chunks = doubling_chunks(order_tokens(None, vocab))
     arrays = [size for rank in kept if rank for size in (2 * rank * hidden, 4 * hidden)]
     arrays += [(4 if vocab <= 2**32 else 8) * vocab] if token_map else []
     has_basis = any(rank is not None for rank in kept)
-    header = PREAMBLE_BYTES + build_header_room(layers, len(kept), len(chunks), has_basis=has_basis)
+    header = PREAMBLE_BYTES + estimate_header_room(
+        layers, len(kept), len(chunks), has_basis=has_basis
+    )
     sections = arrays + [raw_chunk_bytes(encoding, chunk.rows) for chunk in chunks]
     total = header + sum(align(size, SECTION_ALIGNMENT) for size in sections[:-1]) + sections[-1]
     fp16 = 2 * vocab * layers * hidden
-    return Plan(
+    return SizePrediction(
         rank=label,
         bits=bits,
         bytes=total,

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from tolpack.compress.workshop import CalibrationInputs, Resources
+from tolpack.calibration.stats import CalibrationInputs
+from tolpack.compress.workspace import Resources
 from tolpack.evaluation.evaluator import Evaluator, PackScore
 from tolpack.model.text import find_tokenizer
 from tolpack.runtime.cache import cached_file, keep_file, kept_file
@@ -59,7 +60,7 @@ class ResultCache:
         digest.update(evaluator.checkpoint.fingerprint())
         digest.update(evaluator.token_ids.astype("<i8").tobytes())
         found = find_tokenizer(evaluator.checkpoint.path, calibration.tokenizer)
-        for path in (calibration.calibrate, calibration.frequencies, found):
+        for path in (calibration.text, calibration.frequencies, found):
             digest.update(b"none" if path is None else file_digest(Path(path)))
         self._identity = digest.digest()
         self._check_unchanged = evaluator.checkpoint.check_unchanged

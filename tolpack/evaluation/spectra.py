@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tolpack.compress.table_passes import second_moment, worker_threads
+from tolpack.compress.second_moments import measure_moments
+from tolpack.compress.workers import worker_threads
 from tolpack.runtime.pool import processor_count
 from tolpack.runtime.progress import Reporter
 from tolpack.sources.protocol import TableSource
@@ -38,7 +39,7 @@ def layer_spectra(table: TableSource, reporter: Reporter) -> tuple[LayerSpectrum
         worker_threads(processor_count()) as pool,
     ):
         for layer in range(table.num_layers):
-            second, mean = second_moment(table, layer, weights, pool, done)
+            second, mean = measure_moments(table, layer, weights, pool, done)
             energies = np.linalg.eigvalsh(second - np.outer(mean, mean))[::-1].clip(min=0)
             found.append(_spectrum(layer, energies))
     return tuple(found)

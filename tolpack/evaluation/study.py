@@ -147,7 +147,7 @@ class _Run:
         alphas = self._alphas() if "alpha" in parts else ()
         spectra: tuple[LayerSpectrum, ...] = ()
         if "spectra" in parts:
-            spectra = layer_spectra(self._place.workshop.table, evaluator.reporter)
+            spectra = layer_spectra(self._place.session.table, evaluator.reporter)
         costs = model_costs(evaluator.checkpoint) if "size" in parts else None
         packs = front(tuple(self._packs.values()))
         return Study(

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from tolpack.compress.workshop import CalibrationInputs, Resources, Workshop
+from tolpack.calibration.stats import CalibrationInputs
+from tolpack.compress.session import BuildSession
+from tolpack.compress.workspace import Resources
 from tolpack.errors import FileAccessError
 from tolpack.evaluation.evaluator import Evaluator, PackScore
 from tolpack.evaluation.result_cache import ResultCache
@@ -86,9 +88,9 @@ class SweepRunner:
             fresh=inputs.fresh,
             reporter=evaluator.reporter,
         )
-        self.workshop = Workshop(
+        self.session = BuildSession(
             FFNTable(evaluator.checkpoint), folder, inputs.calibration, inputs.resources,
-            share=True, reporter=evaluator.reporter,
+            evaluator.reporter,
         )  # fmt: skip
         self._path = folder / "pack.tolpack"
 
@@ -126,7 +128,7 @@ class SweepRunner:
         try:
             begin = time.perf_counter()
             try:
-                self.workshop.make(setting.parsed(), self._path)
+                self.session.build(setting.parsed(), self._path)
             except FileAccessError as error:
                 folder = self._path.parent.parent
                 raise FileAccessError(
@@ -155,5 +157,5 @@ def workplace(evaluator: Evaluator, inputs: Inputs) -> Iterator[SweepRunner]:
         ) from error
     with folder:
         place = SweepRunner(evaluator, inputs, Path(folder.name))
-        with place.workshop:
+        with place.session:
             yield place

@@ -11,7 +11,7 @@ from tolpack.reading.verification import Damage
 
 if TYPE_CHECKING:  # these load torch, which reading a pack must not
     from tolpack.compress.build import BuildResult
-    from tolpack.compress.size_prediction import Plan
+    from tolpack.compress.size_prediction import SizePrediction
     from tolpack.evaluation.evaluate import Evaluation
     from tolpack.evaluation.lookup_speed import Bench
     from tolpack.evaluation.sweep_runner import SweepPoint
@@ -131,7 +131,7 @@ def sweep_table(points: Sequence[SweepPoint], skipped: Sequence[str] = ()) -> st
     return f"{format_table(header, rows)}\n\n" + "\n".join(notes)
 
 
-def plan_table(plans: Sequence[Plan]) -> str:
+def plan_table(plans: Sequence[SizePrediction]) -> str:
     """Write predicted costs, a line per setting, with the paper's formula beside them."""
     header = ["rank", "bits", "bytes on disk", "× FP16", "bits/value", "read/token", "resident",
               "MACs/token", "paper's formula"]  # fmt: skip

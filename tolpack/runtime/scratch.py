@@ -45,6 +45,14 @@ class SpilledArray:
         else:
             self._offset = self._scratch.write(array, self._offset)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return in_memory, (self.load(),)
+
+
+def in_memory(array: NDArray[Any]) -> SpilledArray:
+    """Return an array that stays in memory, as one that may be spilled."""
+    return SpilledArray(Scratch(Path(), array.nbytes), array)
+
 
 class Scratch:
     """See the module; use as a context manager.

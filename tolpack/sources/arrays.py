@@ -74,6 +74,10 @@ class ArrayTable:
             row_bytes = self.stored_bytes // self.vocab_size
             self._digest = rows_digest(self.vocab_size, row_bytes, self._array.stored, done)
 
+    def computed_in(self, compute: torch.dtype) -> ArrayTable:
+        """Return the same table: nothing is multiplied."""
+        return self
+
     def check_unchanged(self) -> None:
         """Raise `CheckpointError` if the file is another one than when it was opened."""
         self._files.check()

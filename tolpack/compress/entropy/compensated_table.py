@@ -1,75 +1,102 @@
-"""Dropped layers of ``--bits auto``: what they held is taken up by the layers around them.
+"""Dropped layers of ``--bits auto``: the layers around them compensate for them.
 
-Dropping layer ``d`` is an error ``-T_d`` known beforehand, so layers on both sides can make up for
-it (`tolpack.compress.entropy.error_compensation`): the kept layers ``W`` beside it store ``T_W +
-T_d A`` instead, with ``A = G_{d,W} G_{W,W}⁻¹``.
+Dropping layer ``d`` is an error ``-T_d`` known beforehand, so layers on both sides can compensate
+for it (`tolpack.compress.entropy.compensation_matrices`): the kept layers ``W`` beside it store
+``T_W + T_d A`` instead, with ``A = G_{d,W} G_{W,W}⁻¹``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from tolpack.calibration.stats import CalibratedModel
-from tolpack.compress.entropy.error_compensation import around, carry_into
+from tolpack.compress.entropy.compensation_matrices import compensation_matrix, neighbours
 from tolpack.runtime.array_types import Floats
 from tolpack.runtime.scratch import Scratch, SpilledArray
 from tolpack.sources.protocol import LayerRows, TableSource
 
 
+@dataclass(frozen=True, slots=True)
+class DroppedTerm:
+    """A dropped layer's share in the rows of kept layer ``layer``: its rows times ``matrix``,
+    float32 (hidden, hidden).
+    """
+
+    layer: int
+    dropped: int
+    matrix: SpilledArray
+
+
+def dropped_terms(
+    model: CalibratedModel | None,
+    kept: Sequence[int],
+    num_layers: int,
+    damping: float,
+    scratch: Scratch,
+) -> tuple[DroppedTerm, ...]:
+    """Return how kept layers compensate for dropped ones; nothing where no losses are known.
+
+    Parameters
+    ----------
+    model : CalibratedModel or None
+        The metrics.
+    kept : sequence of int
+        Layers that are stored, ascending.
+    num_layers : int
+        Of the table.
+    damping : float
+        As of `tolpack.compress.entropy.compensation_matrices.error_compensations`.
+    scratch : Scratch
+        Keeps the matrices.
+    """
+    found: list[DroppedTerm] = []
+    for dropped in sorted(set(range(num_layers)) - set(kept)) if model is not None else ():
+        others = neighbours(dropped, kept)
+        if model is None or not others:
+            continue
+        matrix = compensation_matrix(model, dropped, others, damping).astype(np.float32)
+        for layer, part in zip(others, np.split(matrix, len(others), axis=1)):
+            found.append(DroppedTerm(layer, dropped, scratch.spill(np.ascontiguousarray(part))))
+    return tuple(found)
+
+
 class CompensatedTable:
-    """A table whose dropped layers are folded into kept ones; as a `TableSource`.
+    """A table whose kept layers compensate for the dropped ones; as a `TableSource`.
 
     Parameters
     ----------
     source : TableSource
         The whole table.
-    model : CalibratedModel
-        The metrics.
-    kept : sequence of int
-        Layers that are stored, ascending.
-    floor : float
-        As of `tolpack.compress.entropy.error_compensation.shape`.
-    scratch : Scratch
-        Keeps the matrices.
+    terms : sequence of DroppedTerm
+        The shares of dropped layers.
     """
 
-    def __init__(
-        self,
-        source: TableSource,
-        model: CalibratedModel,
-        kept: Sequence[int],
-        floor: float,
-        scratch: Scratch,
-    ) -> None:
-        self._source = source
+    def __init__(self, source: TableSource, terms: Sequence[DroppedTerm]) -> None:
+        self._source, self._terms = source, tuple(terms)
         self.vocab_size, self.num_layers = source.vocab_size, source.num_layers
         self.hidden_size, self.inner_size = source.hidden_size, source.inner_size
         self.dtype, self.ffn_bytes = source.dtype, source.ffn_bytes
-        self._folds: dict[int, list[tuple[int, SpilledArray]]] = {}
-        for dropped in sorted(set(range(source.num_layers)) - set(kept)):
-            others = around(dropped, kept)
-            if not others:
-                continue
-            carry = carry_into(model, dropped, others, floor).astype(np.float32)
-            for layer, part in zip(others, np.split(carry, len(others), axis=1)):
-                matrix = scratch.spill(np.ascontiguousarray(part))
-                self._folds.setdefault(layer, []).append((dropped, matrix))
 
     def layer(self, layer: int) -> LayerRows:
-        """See `TableSource`; a kept layer's rows have those of dropped ones folded in."""
+        """See `TableSource`; a kept layer's rows hold the shares of dropped ones."""
         own = self._source.layer(layer)
-        folded = [(self._source.layer(n), m.load()) for n, m in self._folds.get(layer, ())]
-        if not folded:
+        shares = [
+            (self._source.layer(term.dropped), term.matrix.load())
+            for term in self._terms
+            if term.layer == layer
+        ]
+        if not shares:
             return own
 
         def rows(token_ids: NDArray[np.int64]) -> Floats:
             total = torch.from_numpy(own(token_ids).copy())
-            for others, matrix in folded:
-                total.addmm_(torch.from_numpy(others(token_ids)), torch.from_numpy(matrix))
+            for dropped, matrix in shares:
+                total.addmm_(torch.from_numpy(dropped(token_ids)), torch.from_numpy(matrix))
             return np.asarray(total.numpy())
 
         return rows

@@ -11,12 +11,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
-from tolpack.compress.entropy.encoder import EntropyCodedAssembly
-from tolpack.compress.entropy.error_compensation import around, carry_into, remaining
+from tolpack.compress.entropy.compensated_table import CompensatedTable, dropped_terms
+from tolpack.compress.entropy.compensation_matrices import (
+    compensation_matrix,
+    neighbours,
+    remaining_metric,
+)
 from tolpack.compress.entropy.held_out_validation import HeldOutValidation
+from tolpack.compress.entropy.planner import EntropyCodedPlanner
+from tolpack.compress.entropy.table_quantizer import damping
+from tolpack.compress.plan import PlanInputs
 from tolpack.compress.settings import Drop
 from tolpack.errors import ConfigError
 from tolpack.runtime.progress import Reporter
@@ -25,16 +33,17 @@ LOSS_POWER = 3.0
 # Layers that are tried, of those that may go next.
 _TRIED = 4
 
-Make = Callable[[tuple[int, ...]], EntropyCodedAssembly]
+# Gives the inputs of a plan that drops given layers.
+Dropping = Callable[[tuple[int, ...]], PlanInputs]
 
 
-def best_assembly(make: Make, drop: Drop, reporter: Reporter) -> EntropyCodedAssembly:
-    """Return the assembly that drops what the slope says.
+def best_planner(dropping: Dropping, drop: Drop, reporter: Reporter) -> EntropyCodedPlanner:
+    """Return the planner of the pack that drops the layers worth less than their bytes.
 
     Parameters
     ----------
-    make : callable
-        Gives the assembly that drops given layers.
+    dropping : callable
+        Gives the inputs of a plan that drops given layers.
     drop : Drop
         ``auto``, or a number of layers.
     reporter : Reporter
@@ -45,42 +54,46 @@ def best_assembly(make: Make, drop: Drop, reporter: Reporter) -> EntropyCodedAss
     ConfigError
         The table cannot be run, so nothing is known of losses.
     """
-    whole = make(())
-    if whole.trial is None:
+    inputs = dropping(())
+    if inputs.stats.model is None:
         raise ConfigError("--drop auto measures losses, but the model cannot be run: name layers")
-    if drop.most is not None and drop.most >= whole.source.num_layers:
+    if drop.most is not None and drop.most >= inputs.source.num_layers:
         raise ConfigError(f"--drop auto:{drop.most} leaves no layer: keep at least one")
-    dropped = _cheapest(whole, whole.trial, make, drop, reporter)
+    whole = _searched(inputs)
+    dropped = _cheapest(whole, dropping, drop, reporter)
     reporter.say(f"auto: dropping {', '.join(map(str, dropped)) or 'no layer'}")
     if not dropped:
         return whole
-    without = make(dropped)
+    without = _searched(dropping(dropped))
     if drop.most is not None or _is_better(without, whole, reporter):
         return without
     return whole
 
 
+def _searched(inputs: PlanInputs) -> EntropyCodedPlanner:
+    """Return a planner that knows the candidate that meets what was asked for."""
+    planner = EntropyCodedPlanner.of(inputs)
+    return replace(planner, known=planner.chosen())
+
+
 def _cheapest(
-    whole: EntropyCodedAssembly,
-    trial: HeldOutValidation,
-    make: Make,
-    drop: Drop,
-    reporter: Reporter,
+    whole: EntropyCodedPlanner, dropping: Dropping, drop: Drop, reporter: Reporter
 ) -> tuple[int, ...]:
     """Choose layers one by one, as long as each is worth less than its bytes."""
-    sizes = whole.layer_bytes(whole.chosen)
-    predicted = {layer: _predicted_loss(whole, trial, layer) for layer in whole.kept}
-    slope = LOSS_POWER * _loss(whole) / whole.predicted_bytes(whole.chosen)
+    kept, candidate, validation = whole.inputs.kept, whole.chosen(), whole.measured_on
+    sizes = whole.layer_bytes(candidate)
+    predicted = {layer: _predicted_loss(whole, layer) for layer in kept}
+    slope = LOSS_POWER * _loss(whole) / whole.predicted_bytes(candidate)
     dropped: tuple[int, ...] = ()
     cost = 0.0
-    while len(dropped) + 1 < len(whole.kept):
+    while len(dropped) + 1 < len(kept):
         if drop.most is not None and len(dropped) == drop.most:
             break
         found = []
-        left = (layer for layer in whole.kept if layer not in dropped)
+        left = (layer for layer in kept if layer not in dropped)
         likely = sorted(left, key=lambda layer: predicted[layer] - slope * sizes[layer])
         for layer in likely[:_TRIED]:
-            increase, error = _folding_cost(make((*dropped, layer)), trial)
+            increase, error = _dropping_cost(dropping((*dropped, layer)), validation)
             reporter.say(f"auto: without layer {layer}: {increase:+.3f} ± {error:.3f} % perplexity")
             loss = math.log1p(increase / 100)
             found.append((slope * sizes[layer] - (loss - cost), loss, layer))
@@ -91,38 +104,44 @@ def _cheapest(
     return dropped
 
 
-def _folding_cost(assembly: EntropyCodedAssembly, trial: HeldOutValidation) -> tuple[float, float]:
+def _dropping_cost(inputs: PlanInputs, validation: HeldOutValidation) -> tuple[float, float]:
     """Perplexity increase in percent, and its standard error, of the dropped layers alone."""
-    source, ids = assembly.source, trial.token_ids
+    source, ids = inputs.source, validation.token_ids
+    terms = dropped_terms(
+        inputs.stats.model, inputs.kept, source.num_layers, damping(inputs),
+        inputs.workspace.scratch,
+    )  # fmt: skip
+    table = CompensatedTable(source, terms)
     rows = np.zeros((len(ids), source.num_layers, source.hidden_size), np.float32)
-    for layer in assembly.kept:
-        rows[:, layer] = assembly.rounder.table.layer(layer)(ids)
-    return trial.increase_pct(rows)
+    for layer in inputs.kept:
+        rows[:, layer] = table.layer(layer)(ids)
+    return validation.increase_pct(rows)
 
 
-def _predicted_loss(assembly: EntropyCodedAssembly, trial: HeldOutValidation, layer: int) -> float:
+def _predicted_loss(planner: EntropyCodedPlanner, layer: int) -> float:
     """Nats per token that dropping a layer costs by the quadratic form."""
-    model = assembly.weighing.model
+    inputs, validation = planner.inputs, planner.measured_on
+    model = inputs.stats.model
     if model is None:
         raise ValueError("a table that cannot be run has no losses")
-    rows = assembly.source.layer(layer)(trial.token_ids).astype(np.float64)
-    others = around(layer, assembly.kept)
-    carry = carry_into(model, layer, others, assembly.rounder.floor)
-    metric = remaining(model, layer, others, assembly.rounder.floor, carry)
-    return 0.5 * float(trial.weights @ np.sum((rows @ metric) * rows, axis=1))
+    rows = inputs.source.layer(layer)(validation.token_ids).astype(np.float64)
+    others = neighbours(layer, inputs.kept)
+    matrix = compensation_matrix(model, layer, others, damping(inputs))
+    metric = remaining_metric(model, layer, others, damping(inputs), matrix)
+    return 0.5 * float(validation.weights @ np.sum((rows @ metric) * rows, axis=1))
 
 
-def _loss(assembly: EntropyCodedAssembly) -> float:
+def _loss(planner: EntropyCodedPlanner) -> float:
     """Nats per token that the chosen pack costs, at least a hundredth of a percent."""
-    increase, _ = assembly.measured_increase(assembly.chosen)
+    increase, _ = planner.measured_increase(planner.chosen())
     return max(math.log1p(increase / 100), 1e-4)
 
 
-def _is_better(one: EntropyCodedAssembly, other: EntropyCodedAssembly, reporter: Reporter) -> bool:
+def _is_better(one: EntropyCodedPlanner, other: EntropyCodedPlanner, reporter: Reporter) -> bool:
     """Compare sizes brought to equal loss along the slope."""
     merits = []
-    for assembly in (one, other):
-        size, loss = assembly.predicted_bytes(assembly.chosen), _loss(assembly)
+    for planner in (one, other):
+        size, loss = planner.predicted_bytes(planner.chosen()), _loss(planner)
         merits.append(math.log(size) + math.log(loss) / LOSS_POWER)
     change = float(np.expm1(merits[0] - merits[1]))
     reporter.say(f"auto: dropping changes the size at equal loss by {change:+.1%}")

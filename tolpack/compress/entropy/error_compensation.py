@@ -1,140 +1,163 @@
-"""Noise shaping: what rounding one layer does to the loss is made up for in the layers above it.
+"""Error compensation: layers are quantized from the first to the last, and the error of each is
+passed on to the layers above it, which store their rows less a part of it.
 
-The memory outputs of all layers are added to one residual stream, so gradients at neighbouring
-layers are nearly the same vector, and an error ``e_l`` costs ``½ Σ_{l,m} e_l G_{l,m} e_mᵀ`` with
-large terms off the diagonal. Layers are rounded from the first to the last. When layer ``l`` is
-rounded with error ``e_l``, the best that the layers ``W`` above it can do is to take up the error
-``-e_l A`` with ``A = G_{l,W} G_{W,W}⁻¹``: that much is added to what they are to store. What then
-remains costs ``½ e_l S_l e_lᵀ``, with the Schur complement ``S_l = G_{l,l} - A G_{W,l}``: a tenth
-to a quarter of ``G_{l,l}`` (docs/compression.md). This is the block form of the
-elimination that GPTQ (arXiv 2210.17323) does column by column inside a weight matrix.
-
-``W`` is the next `REACH` kept layers: gradients form nearly a Markov chain along the layers, so
-two see nearly as much as all.
-
-Metrics come from a short text, and errors of the size of a step are not infinitesimal. So a share
-of each metric's mean eigenvalue is added to its diagonal.
+The part is ``e A`` of `tolpack.compress.entropy.compensation_matrices`. Rows are worked on in
+blocks by several workers. Errors that were passed on wait in arrays for all rows in work, so no
+result depends on the number of workers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-import scipy.linalg
+import torch
+from numpy.typing import NDArray
 
-from tolpack.calibration.stats import CalibratedModel
-from tolpack.runtime.array_types import Doubles, Floats
-from tolpack.runtime.scratch import Scratch, SpilledArray
+from tolpack.compress.entropy.quantizers import Quantizer
+from tolpack.compress.limits import block_tokens
+from tolpack.compress.workers import wait_for
+from tolpack.runtime.array_types import Floats
+from tolpack.runtime.scratch import SpilledArray
+from tolpack.sources.protocol import LayerRows, TableSource
 
-# Layers above that make up for a layer's errors (docs/lab-notes.md: one loses 4 %, all gain 1 %).
-REACH = 2
+# Receives a kept layer's number, which rows, what is stored of them, and what is read back.
+Take = Callable[[int, slice, Floats, Floats], object]
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorCompensation:
-    """What an error of one layer still costs, and which layers make up for the rest.
+    """Which layers compensate for an error of one layer, and what it still costs then.
 
     ``metric``: ``S_l``, float64 (hidden, hidden), nats per squared unit; ``above``: the layers of
-    ``W``; ``carry``: ``A``, float32 (hidden, len(above) · hidden), or ``None`` without any.
+    ``W``; ``matrix``: ``A``, float32 (hidden, len(above) · hidden), or ``None`` without any.
     """
 
     metric: SpilledArray
     above: tuple[int, ...]
-    carry: SpilledArray | None
+    matrix: SpilledArray | None
 
-    def load_carry(self) -> Floats | None:
+    def load_matrix(self) -> Floats | None:
         """Return ``A``."""
-        return None if self.carry is None else self.carry.load()
+        return None if self.matrix is None else self.matrix.load()
 
 
-def shape(
-    model: CalibratedModel | None,
-    kept: Sequence[int],
-    hidden_size: int,
-    floor: float,
-    scratch: Scratch,
-) -> dict[int, ErrorCompensation]:
-    """Work out `ErrorCompensation` for every kept layer.
+@dataclass(frozen=True, slots=True)
+class QuantizedLayer:
+    """How one kept layer is quantized.
+
+    ``mean`` float32 (hidden,), taken from its rows before; ``load`` gives the quantizer.
+    """
+
+    layer: int
+    mean: Floats
+    load: Callable[[], Quantizer]
+    compensation: ErrorCompensation
+
+
+def quantize_layers(
+    source: TableSource,
+    layers: Sequence[QuantizedLayer],
+    ids: NDArray[np.int64],
+    steps: Floats,
+    pool: ThreadPoolExecutor,
+    take: Take,
+    done: Callable[[int], object] = lambda _: None,
+) -> None:
+    """Round the rows of some tokens in all layers.
 
     Parameters
     ----------
-    model : CalibratedModel or None
-        The metrics, measured with a reach of `REACH`; without them every direction of every
-        layer counts alike, and nothing is carried.
-    kept : sequence of int
-        Layers that are stored, ascending.
-    hidden_size : int
-        Of the table.
-    floor : float
-        Share of a metric's mean eigenvalue that is added to its diagonal.
-    scratch : Scratch
-        Keeps the results.
+    source : TableSource
+        The table.
+    layers : sequence of QuantizedLayer
+        All kept layers, ascending.
+    ids : ndarray
+        int64 (n,).
+    steps : ndarray
+        float32 (n,), each token's step.
+    pool : ThreadPoolExecutor
+        Workers.
+    take : callable
+        Receives a kept layer's number, the slice of `ids`, and float32 (block, stored values) and
+        (block, hidden), which it may keep.
+    done : callable, optional
+        Called with the number of rows done since the last call.
     """
-    if model is None:
-        same = ErrorCompensation(scratch.spill(np.eye(hidden_size)), (), None)
-        return dict.fromkeys(kept, same)
-    return {layer: _shape_layer(model, layer, kept, floor, scratch) for layer in kept}
+    hidden, block = source.hidden_size, block_tokens(source.hidden_size)
+    incoming: dict[int, Floats] = {}
+    for one in layers:
+        rows, matrix = source.layer(one.layer), one.compensation.load_matrix()
+        for above in one.compensation.above:
+            if above not in incoming:
+                incoming[above] = np.zeros((len(ids), hidden), np.float32)
+        quantizer = one.load()
+        work = partial(_quantize_block, one, rows, quantizer, matrix, incoming, ids, steps, take)
+        spans = [slice(start, start + block) for start in range(0, len(ids), block)]
+        wait_for(pool.map(work, spans), done)
+        incoming.pop(one.layer, None)
+        del rows, quantizer, matrix, work  # the next layer's weights must not meet these
 
 
-def around(layer: int, kept: Sequence[int]) -> list[int]:
-    """Return the nearest kept layers within reach on both sides of `layer`.
-
-    One on each side: metrics of layers farther apart than `REACH` are not measured, and what
-    completes them (`_block`) is consistent for two layers only.
-    """
-    below = [n for n in kept if layer - REACH <= n < layer]
-    above = [n for n in kept if layer < n <= layer + REACH]
-    return below[-1:] + above[:1]
-
-
-def carry_into(model: CalibratedModel, layer: int, others: Sequence[int], floor: float) -> Doubles:
-    """Return ``A``, float64 (hidden, len(others) · hidden): how `others` make up for `layer`."""
-    to_others = np.hstack([_block(model, layer, n, floor) for n in others])
-    among = np.block([[_block(model, n, m, floor) for m in others] for n in others])
-    return np.asarray(scipy.linalg.solve(among, to_others.T, assume_a="pos").T)
-
-
-def remaining(
-    model: CalibratedModel, layer: int, others: Sequence[int], floor: float, carry: Doubles
-) -> Doubles:
-    """Return what an error of `layer` still costs when `others` make up for it by `carry`."""
-    to_others = np.hstack([_block(model, layer, n, floor) for n in others])
-    metric = _floored(model, layer, floor) - carry @ to_others.T
-    return np.asarray((metric + metric.T) / 2)
+def _quantize_block(
+    one: QuantizedLayer,
+    rows: LayerRows,
+    quantizer: Quantizer,
+    matrix: Floats | None,
+    incoming: dict[int, Floats],
+    ids: NDArray[np.int64],
+    steps: Floats,
+    take: Take,
+    span: slice,
+) -> int:
+    wanted = rows(ids[span])
+    if one.layer in incoming:
+        wanted = wanted + incoming[one.layer][span]
+    stored, error = quantizer.round(wanted - one.mean, steps[span])
+    take(one.layer, span, stored, wanted + error)
+    if matrix is not None:
+        passed_on = (torch.from_numpy(error) @ torch.from_numpy(matrix)).numpy()
+        hidden = wanted.shape[1]
+        for n, above in enumerate(one.compensation.above):
+            incoming[above][span] -= passed_on[:, n * hidden : (n + 1) * hidden]
+    return len(wanted)
 
 
-def _shape_layer(
-    model: CalibratedModel, layer: int, kept: Sequence[int], floor: float, scratch: Scratch
-) -> ErrorCompensation:
-    above = tuple(n for n in kept if layer < n <= layer + REACH)
-    if not above:
-        return ErrorCompensation(scratch.spill(_floored(model, layer, floor)), (), None)
-    carry = carry_into(model, layer, above, floor)
-    metric = remaining(model, layer, above, floor, carry)
-    return ErrorCompensation(scratch.spill(metric), above, scratch.spill(carry.astype(np.float32)))
+def decoded_rows(
+    source: TableSource,
+    layers: Sequence[QuantizedLayer],
+    ids: NDArray[np.int64],
+    steps: Floats,
+    pool: ThreadPoolExecutor,
+) -> Floats:
+    """Return the rows of some tokens as a reader will see them: float32 (n, layers, hidden)."""
+    out = np.zeros((len(ids), source.num_layers, source.hidden_size), np.float32)
+
+    def take(layer: int, span: slice, _: Floats, decoded: Floats) -> None:
+        out[span, layer] = decoded
+
+    quantize_layers(source, layers, ids, steps, pool, take)
+    return out
 
 
-def _block(model: CalibratedModel, row: int, column: int, floor: float) -> Doubles:
-    """``G_{row,column}``, floored on the diagonal.
+def stored_rows(
+    source: TableSource,
+    layers: Sequence[QuantizedLayer],
+    ids: NDArray[np.int64],
+    steps: Floats,
+    pool: ThreadPoolExecutor,
+) -> dict[int, Floats]:
+    """Return what is stored of some tokens, by kept layer: float32 (n, stored values)."""
+    found: dict[int, list[tuple[int, Floats]]] = {}
 
-    Blocks farther apart than was measured follow from the chain: ``G_{l,k} G_{k,k}⁻¹ G_{k,m}``.
-    """
-    if row == column:
-        return _floored(model, row, floor)
-    if row > column:
-        return _block(model, column, row, floor).T
-    if column - row > len(model.crossed[row]):
-        between = row + len(model.crossed[row])
-        onward = scipy.linalg.solve(
-            _floored(model, between, floor), _block(model, between, column, floor), assume_a="pos"
-        )
-        return np.asarray(_block(model, row, between, floor) @ onward)
-    return np.asarray(model.crossed[row][column - row - 1].load())
+    def take(layer: int, span: slice, stored: Floats, _: Floats) -> None:
+        found.setdefault(layer, []).append((span.start, stored))
 
-
-def _floored(model: CalibratedModel, layer: int, floor: float) -> Doubles:
-    metric: Doubles = model.metrics[layer].load().copy()
-    metric[np.diag_indices_from(metric)] += floor * np.trace(metric) / len(metric)
-    return metric
+    quantize_layers(source, layers, ids, steps, pool, take)
+    return {
+        layer: np.concatenate([part for _, part in sorted(parts, key=lambda item: item[0])])
+        for layer, parts in found.items()
+    }

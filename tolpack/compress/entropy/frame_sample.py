@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.calibration.token_order import TokenOrder
+from tolpack.compress.chunks import STEP_EXPONENT, ChunkSpan
 from tolpack.compress.entropy.quantizers import short_step
-from tolpack.compress.layout import STEP_EXPONENT, ChunkPlan
 from tolpack.runtime.array_types import Doubles, Floats
 
 # Rows of the sample, all layers in float32.
@@ -26,7 +26,7 @@ _SAMPLE_BYTES = 128 << 20
 class FrequencySteps:
     """Every chunk's step relative to that of a token of mean count."""
 
-    def __init__(self, order: TokenOrder, chunks: Sequence[ChunkPlan]) -> None:
+    def __init__(self, order: TokenOrder, chunks: Sequence[ChunkSpan]) -> None:
         self._starts = [plan.first_slot for plan in chunks]
         factors = np.ones(len(chunks))
         if order.counts is not None:
@@ -75,7 +75,7 @@ class FrameSample:
 
 
 def sample_frames(
-    order: TokenOrder, chunks: Sequence[ChunkPlan], rows_per_block: int, row_values: int
+    order: TokenOrder, chunks: Sequence[ChunkSpan], rows_per_block: int, row_values: int
 ) -> FrameSample:
     """Sample frames of `rows_per_block` rows of `row_values` values, evenly spread."""
     vocab_size = len(order.token_ids)

@@ -35,7 +35,7 @@ class HeldOutValidation:
     def __init__(self, model: CalibratedModel, reporter: Reporter) -> None:
         self._model = model
         self._reporter = reporter
-        windows = loss_windows(model.decoder, model.trial_ids, model.context)
+        windows = loss_windows(model.decoder, model.validation_ids, model.context)
         self._tokens = windows[:, 1:].numel()
         found, counts = np.unique(windows[:, :-1].numpy(), return_counts=True)
         self.token_ids: NDArray[np.int64] = found
@@ -66,4 +66,4 @@ class HeldOutValidation:
         model = self._model
         decoder = model.decoder if memory is None else model.decoder.with_memory(memory)
         with self._reporter.phase("trying", self._tokens, "tok") as done:
-            return window_losses(decoder, model.trial_ids, model.context, done)
+            return window_losses(decoder, model.validation_ids, model.context, done)

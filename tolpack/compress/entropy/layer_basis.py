@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -49,6 +50,35 @@ def mean_pays(second_moment: Doubles, mean: Doubles, metric: Doubles, rows: int)
     return ratio > _FAR or saved > align(4 * len(mean), SECTION_ALIGNMENT)
 
 
+@dataclass(frozen=True, slots=True)
+class StoredBasisQuantizer:
+    """Arrays of a `BasisQuantizer`: ``projection`` and ``limits`` as there, and the ``coded`` basis
+    as it is stored, uint8 (rank, bytes of a row), each row by ``part``.
+    """
+
+    projection: SpilledArray
+    coded: SpilledArray
+    part: Part
+    limits: Floats
+
+    def load(self) -> BasisQuantizer:
+        """Return the quantizer."""
+        basis = decoded_basis(self.coded.load(), self.part)
+        return BasisQuantizer(self.projection.load(), basis, self.limits)
+
+
+def decoded_basis(coded: Bytes, part: Part) -> Floats:
+    """Return a coded basis as it will be read, float32 (rank, hidden)."""
+    at = part.scale_bytes
+    return decode_values(coded[:, :at], coded[:, at:], part)
+
+
+def _code_limits(component: Component) -> Floats:
+    limits = np.full(component.rank, MAX_CODE, np.float32)
+    limits[: component.leading] = MAX_WIDE_CODE
+    return limits
+
+
 class LayerBasis:
     """A basis of which the leading rows are used.
 
@@ -81,14 +111,19 @@ class LayerBasis:
         rows = np.ascontiguousarray(self._rows.load()[:rank])
         return np.concatenate(encode_values(rows, self._part), axis=1)
 
-    def rounder(self, component: Component) -> BasisQuantizer:
-        """Return what rounds rows to coefficients of the basis as it will be read."""
-        rank, at = component.rank, self._part.scale_bytes
-        limits = np.full(rank, MAX_CODE, np.float32)
-        limits[: component.leading] = MAX_WIDE_CODE
-        coded = self.coded(rank)
-        basis = decode_values(coded[:, :at], coded[:, at:], self._part)
-        return BasisQuantizer(self._projected(basis), basis, limits)
+    def quantizer(self, component: Component) -> BasisQuantizer:
+        """Return the quantizer of rows to coefficients of the basis as it will be read."""
+        basis = decoded_basis(self.coded(component.rank), self._part)
+        return BasisQuantizer(self._projected(basis), basis, _code_limits(component))
+
+    def stored(self, component: Component) -> StoredBasisQuantizer:
+        """Return the same quantizer as arrays that may be spilled."""
+        coded = self.coded(component.rank)
+        projection = self._projected(decoded_basis(coded, self._part))
+        return StoredBasisQuantizer(
+            self._scratch.spill(projection), self._scratch.spill(coded), self._part,
+            _code_limits(component),
+        )  # fmt: skip
 
     def _projected(self, basis: Floats) -> Floats:
         """Projection onto `basis`, solved once for a rank and not for every superblock."""

@@ -12,7 +12,7 @@ what remains counts ``1 / U_ii²``, nearly the same for all values of a layer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from tolpack.compress.low_rank import Spectrum, spectrum
 from tolpack.runtime.array_types import Doubles, Floats
+from tolpack.runtime.scratch import SpilledArray
 
 _COLUMNS = 32
 
@@ -112,6 +113,23 @@ class DirectQuantizer:
                 behind.addmm_(factor.T, torch.from_numpy(errors[: stop - start]), alpha=-1)
         result = np.ascontiguousarray(stored.T)
         return result, result - rows
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDirectQuantizer:
+    """Arrays of a `DirectQuantizer`, fields as there."""
+
+    factor: SpilledArray
+    unit: float
+    limit: int = 0
+
+    def limited_to(self, limit: int) -> StoredDirectQuantizer:
+        """Return it with another largest code."""
+        return replace(self, limit=limit)
+
+    def load(self) -> DirectQuantizer:
+        """Return the quantizer."""
+        return DirectQuantizer(self.factor.load(), self.unit, self.limit)
 
 
 def short_step(step: float) -> float:

@@ -16,7 +16,7 @@ from tolpack.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class RankOption:
     """One way to store a layer.
 
     ``rank`` coefficients, the first ``leading`` of them at 8 bits. ``loss`` decides between points
@@ -31,11 +31,11 @@ class Point:
     loss: float
 
 
-Allocation = tuple[Point, ...]
+Allocation = tuple[RankOption, ...]
 
 
 def allocate_to_size(
-    layers: Sequence[Sequence[Point]], fits: Callable[[Allocation], bool]
+    layers: Sequence[Sequence[RankOption]], fits: Callable[[Allocation], bool]
 ) -> Allocation:
     """Take steps, steepest first, for as long as the file still `fits`.
 
@@ -61,7 +61,7 @@ def allocate_to_size(
     return tuple(chosen)
 
 
-def allocate_to_loss(layers: Sequence[Sequence[Point]], truncation: float) -> Allocation:
+def allocate_to_loss(layers: Sequence[Sequence[RankOption]], truncation: float) -> Allocation:
     """Take steps, steepest first, until the summed truncation is at most `truncation`."""
     hulls = [lower_hull(points) for points in layers]
     chosen = [hull[0] for hull in hulls]
@@ -72,9 +72,9 @@ def allocate_to_loss(layers: Sequence[Sequence[Point]], truncation: float) -> Al
     return tuple(chosen)
 
 
-def lower_hull(points: Sequence[Point]) -> list[Point]:
+def lower_hull(points: Sequence[RankOption]) -> list[RankOption]:
     """Points on the lower convex hull of (bytes, loss), cheapest first, loss falling."""
-    hull: list[Point] = []
+    hull: list[RankOption] = []
     for point in sorted(points, key=lambda p: (p.bytes, p.loss)):
         if hull and point.loss >= hull[-1].loss:
             continue
@@ -84,7 +84,7 @@ def lower_hull(points: Sequence[Point]) -> list[Point]:
     return hull
 
 
-def _steps(hulls: Sequence[Sequence[Point]]) -> list[tuple[int, Point]]:
+def _steps(hulls: Sequence[Sequence[RankOption]]) -> list[tuple[int, RankOption]]:
     """All hull steps as (layer, point reached), steepest first; in order within a layer."""
     steps = [
         (-_slope(a, b), layer, number, b)
@@ -94,6 +94,6 @@ def _steps(hulls: Sequence[Sequence[Point]]) -> list[tuple[int, Point]]:
     return [(layer, point) for _, layer, _, point in sorted(steps, key=lambda step: step[:3])]
 
 
-def _slope(a: Point, b: Point) -> float:
+def _slope(a: RankOption, b: RankOption) -> float:
     """Loss saved per byte from `a` to the dearer `b`."""
     return (a.loss - b.loss) / (b.bytes - a.bytes)

@@ -27,9 +27,10 @@ from tolpack.calibration.loss_metrics import (
 )
 from tolpack.calibration.stats import CalibratedModel, CalibrationStats
 from tolpack.codecs.values import decode_values, encode_values
-from tolpack.compress.fixed.allocation import Allocation, Point
-from tolpack.compress.layout import LEADING_CHOICES, field_encoding, smooth_field_bytes
-from tolpack.compress.table_passes import Moments, sample_tokens
+from tolpack.compress.fixed.allocation import Allocation, RankOption
+from tolpack.compress.fixed.encodings import LEADING_CHOICES, field_encoding, smooth_field_bytes
+from tolpack.compress.fixed.principal_components import PrincipalComponents
+from tolpack.compress.second_moments import sample_tokens
 from tolpack.container.encodings import FieldEncoding
 from tolpack.runtime.array_types import Doubles, Floats
 from tolpack.runtime.progress import Reporter
@@ -51,9 +52,9 @@ class LossModel:
     ----------
     source : TableSource
         The table.
-    moments : mapping of int to Moments
+    components : mapping of int to PrincipalComponents
         Of the kept layers.
-    weighing : CalibrationStats
+    stats : CalibrationStats
         Token weights, metrics, and the model to measure with, if there is one.
     bits : int
         16, 8 or 4.
@@ -64,25 +65,25 @@ class LossModel:
     def __init__(
         self,
         source: TableSource,
-        moments: Mapping[int, Moments],
-        weighing: CalibrationStats,
+        components: Mapping[int, PrincipalComponents],
+        stats: CalibrationStats,
         bits: int,
         reporter: Reporter,
     ) -> None:
         self._source = source
         self._reporter = reporter
-        self.moments = moments
+        self.components = components
         self.bits = bits
-        self._weighing = weighing
+        self._stats = stats
         self._full = min(source.hidden_size, source.vocab_size)
         self._tails: dict[int, Doubles] = {}
-        self._marginal = dict.fromkeys(moments, 1.0)
-        self._share = dict.fromkeys(moments, 1.0)
-        sample = sample_tokens(weighing.weights, _SAMPLE_TOKENS)
+        self._marginal = dict.fromkeys(components, 1.0)
+        self._share = dict.fromkeys(components, 1.0)
+        sample = sample_tokens(stats.weights, _SAMPLE_TOKENS)
         self._rounding: dict[int, dict[int, Doubles]] = {}
         self.plain_rounding = 0.0
-        with reporter.phase("predicting losses", len(moments), "layers") as done:
-            for layer in moments:
+        with reporter.phase("predicting losses", len(components), "layers") as done:
+            for layer in components:
                 self._predict(layer, source.layer(layer)(sample))
                 done(1)
 
@@ -91,7 +92,7 @@ class LossModel:
         """Measured factor of what a component at the cut is worth, by kept layer; 1 at first."""
         return dict(self._marginal)
 
-    def points(self, layer: int) -> list[Point]:
+    def points(self, layer: int) -> list[RankOption]:
         """Everything that layer `layer` may be stored as."""
         return [
             self.point(layer, rank, leading)
@@ -99,7 +100,7 @@ class LossModel:
             for rank in range(max(RANK_STEP, leading), self._full + RANK_STEP, RANK_STEP)
         ]
 
-    def point(self, layer: int, rank: int, leading: int) -> Point:
+    def point(self, layer: int, rank: int, leading: int) -> RankOption:
         """Predict one way of storing layer `layer`; the rank is moved into what is possible."""
         rank = min(max(rank, RANK_STEP, leading), self._full)
         leading = min(leading, rank)
@@ -107,7 +108,9 @@ class LossModel:
         size = smooth_field_bytes(rank, self.bits, leading) * self._source.vocab_size
         tail = float(self._tails[layer][rank])
         loss = tail * self._marginal[layer] + float(self._rounding_loss(layer, leading)[rank])
-        return Point(rank, leading, size + 2.0 * hidden * rank, tail * self._share[layer], loss)
+        return RankOption(
+            rank, leading, size + 2.0 * hidden * rank, tail * self._share[layer], loss
+        )
 
     def _rounding_loss(self, layer: int, leading: int) -> Doubles:
         """Rounding loss by rank for the nearest number of leading values that was measured."""
@@ -116,14 +119,14 @@ class LossModel:
 
     def measure(self, allocation: Allocation) -> None:
         """Measure each layer's factor at `allocation`'s ranks, if there is a model to run."""
-        if self._weighing.model is None:
+        if self._stats.model is None:
             return
-        ranks = {layer: point.rank for layer, point in zip(self.moments, allocation)}
+        ranks = {layer: point.rank for layer, point in zip(self.components, allocation)}
         cuts: list[TruncatedLayer | None] = [None] * self._source.num_layers
-        for layer, moments in self.moments.items():
-            mean = moments.mean.astype(np.float32)
-            cuts[layer] = TruncatedLayer(mean, moments.spilled_vectors.load, ranks[layer])
-        model = self._weighing.model
+        for layer, components in self.components.items():
+            mean = components.mean.astype(np.float32)
+            cuts[layer] = TruncatedLayer(mean, components.spilled_vectors.load, ranks[layer])
+        model = self._stats.model
         tokens = gradient_tokens(model.decoder, len(model.token_ids), model.context)
         with self._reporter.phase("measuring truncation", tokens, "tok") as done:
             slopes = truncation_slopes(model.decoder, model.token_ids, model.context, cuts, done)
@@ -146,12 +149,12 @@ class LossModel:
     @property
     def layers(self) -> tuple[int, ...]:
         """Kept layers, in order: an allocation has one point for each."""
-        return tuple(self.moments)
+        return tuple(self.components)
 
     @property
     def calibrated(self) -> CalibratedModel | None:
         """The model to run, if there is one."""
-        return self._weighing.model
+        return self._stats.model
 
     @property
     def full_rank(self) -> int:
@@ -162,14 +165,14 @@ class LossModel:
         """Predict, from a layer's metric and sampled rows (n, hidden), what can be lost by rank:
         by truncation, uncorrected, and by rounding, each float64 (hidden + 1,).
         """
-        metric, moments = self._metric(layer), self.moments[layer]
-        vectors = moments.vectors.astype(np.float64)
+        metric, components = self._metric(layer), self.components[layer]
+        vectors = components.vectors.astype(np.float64)
         weight = 0.5 * np.sum(vectors * (metric @ vectors), axis=0)
-        carried = weight * moments.values
+        carried = weight * components.values
         self._tails[layer] = np.append(np.cumsum(carried[::-1])[::-1], 0.0)
         plain = field_encoding(self._source.hidden_size, self.bits, "f16")
         self.plain_rounding += _mean_loss(rounding_error(rows, plain), metric)
-        coefficients = ((rows - moments.mean) @ vectors).astype(np.float32)
+        coefficients = ((rows - components.mean) @ vectors).astype(np.float32)
         self._rounding[layer] = {}
         for leading in LEADING_CHOICES if self.bits == 4 else (0,):
             encoding = field_encoding(self._source.hidden_size, self.bits, "f16", leading)
@@ -177,9 +180,9 @@ class LossModel:
             self._rounding[layer][leading] = np.concatenate([[0.0], np.cumsum(weight * error)])
 
     def _metric(self, layer: int) -> Doubles:
-        if self._weighing.model is None:
+        if self._stats.model is None:
             return np.eye(self._source.hidden_size)
-        return np.asarray(self._weighing.model.metrics[layer].load())
+        return np.asarray(self._stats.model.metrics[layer].load())
 
 
 def rounding_error(values: Floats, encoding: FieldEncoding) -> NDArray[np.float64]:
@@ -198,7 +201,7 @@ def _mean_loss(errors: NDArray[np.float64], metric: Doubles) -> float:
     return float(0.5 * np.sum((errors @ metric) * errors) / len(errors))
 
 
-def describe(allocation: Sequence[Point], factors: Mapping[int, float]) -> str:
+def describe(allocation: Sequence[RankOption], factors: Mapping[int, float]) -> str:
     """Say the predicted loss of an allocation, and the measured factors behind it."""
     truncation = sum(point.truncation for point in allocation)
     return (

@@ -16,10 +16,10 @@ import torch
 
 from tolpack.calibration.loss_metrics import loss_tokens, window_losses
 from tolpack.calibration.stats import CalibratedModel
-from tolpack.compress.fixed.allocation import Allocation, Point
+from tolpack.compress.fixed.allocation import Allocation, RankOption
+from tolpack.compress.fixed.encodings import field_encoding
 from tolpack.compress.fixed.loss_model import RANK_STEP, LossModel, rounding_error
-from tolpack.compress.layout import field_encoding
-from tolpack.compress.table_passes import Moments
+from tolpack.compress.fixed.principal_components import PrincipalComponents
 from tolpack.model.decoder import Memory
 from tolpack.runtime.array_types import Doubles
 from tolpack.runtime.progress import Reporter
@@ -37,7 +37,7 @@ def choose(model: LossModel, sloped: Allocation, fits: Fits, reporter: Reporter)
     ----------
     model : LossModel
         Predictions, and the model to run.
-    sloped : tuple of Point
+    sloped : tuple of RankOption
         The allocation by slope.
     fits : callable
         Whether an allocation takes no more bytes than it may.
@@ -111,7 +111,7 @@ def _filled(model: LossModel, allocation: Allocation, fits: Fits) -> Allocation:
     return tuple(chosen)
 
 
-def _next(model: LossModel, layer: int, point: Point) -> tuple[float, Point]:
+def _next(model: LossModel, layer: int, point: RankOption) -> tuple[float, RankOption]:
     """Loss saved per byte by the next larger rank, and that point; 0 if there is none."""
     now = model.point(layer, point.rank, point.leading)  # by the factors measured last
     larger = model.point(layer, point.rank + RANK_STEP, point.leading)
@@ -124,7 +124,7 @@ def _losses(
 ) -> Doubles:
     """Nats per token of each window of the calibration text, memory stored as `allocation`."""
     points = dict(zip(model.layers, allocation))
-    memory = _stored(calibrated, points, model.moments, model.bits)
+    memory = _stored(calibrated, points, model.components, model.bits)
     tokens = loss_tokens(calibrated.decoder, len(calibrated.token_ids), calibrated.context)
     with reporter.phase("trying ranks", tokens, "tok") as done:
         decoder = calibrated.decoder.with_memory(memory)
@@ -133,8 +133,8 @@ def _losses(
 
 def _stored(
     calibrated: CalibratedModel,
-    points: Mapping[int, Point],
-    moments: Mapping[int, Moments],
+    points: Mapping[int, RankOption],
+    components: Mapping[int, PrincipalComponents],
     bits: int,
 ) -> Memory:
     """Return the model's own memory, rounded and truncated as `points` would store it."""
@@ -143,10 +143,10 @@ def _stored(
     def memory(layer: int, token_ids: torch.Tensor) -> torch.Tensor:
         distinct, inverse = torch.unique(token_ids, return_inverse=True)
         if exact is None or layer not in points:
-            return torch.zeros(*token_ids.shape, len(next(iter(moments.values())).mean))
+            return torch.zeros(*token_ids.shape, len(next(iter(components.values())).mean))
         rows, point = exact(layer, distinct), points[layer]
-        mean = torch.from_numpy(moments[layer].mean.astype(np.float32))
-        basis = moments[layer].vectors[:, : point.rank]
+        mean = torch.from_numpy(components[layer].mean.astype(np.float32))
+        basis = components[layer].vectors[:, : point.rank]
         kept = ((rows - mean) @ torch.from_numpy(basis)).numpy()
         encoding = field_encoding(point.rank, bits, "f16", point.leading)
         stored = (kept + rounding_error(kept, encoding)).astype(np.float32)

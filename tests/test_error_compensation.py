@@ -1,4 +1,4 @@
-"""Noise shaping held against the quadratic form that it minimises, and the searches around it."""
+"""Error compensation held against the quadratic form it minimises, and the searches around it."""
 
 import math
 from itertools import combinations, pairwise
@@ -8,9 +8,14 @@ import pytest
 
 from tolpack.calibration.token_order import order_tokens
 from tolpack.codecs.code_entropy import code_bytes, gaussian_bytes
-from tolpack.compress.entropy.compensated_table import CompensatedTable
+from tolpack.compress.chunks import chunks_by_step
+from tolpack.compress.entropy.compensated_table import CompensatedTable, dropped_terms
+from tolpack.compress.entropy.compensation_matrices import (
+    compensation_matrix,
+    error_compensations,
+    remaining_metric,
+)
 from tolpack.compress.entropy.components import choose_components
-from tolpack.compress.entropy.error_compensation import carry_into, remaining, shape
 from tolpack.compress.entropy.frame_sample import FrameSample, FrequencySteps, sample_frames
 from tolpack.compress.entropy.layer_basis import mean_pays
 from tolpack.compress.entropy.quantizers import (
@@ -22,7 +27,6 @@ from tolpack.compress.entropy.quantizers import (
     whitened_basis,
 )
 from tolpack.compress.entropy.step_search import search_loss, search_size
-from tolpack.compress.layout import step_chunks
 from tolpack.errors import ConfigError
 from tolpack.runtime.progress import Reporter
 from tolpack.runtime.scratch import Scratch
@@ -51,28 +55,28 @@ class Model:
 
 
 @pytest.fixture
-def shaped(tmp_path):
-    """A joint metric of three layers, and what shaping makes of it without a floor."""
+def compensated(tmp_path):
+    """A joint metric of three layers, and its error compensation without damping."""
     joint = random_metric(3 * HIDDEN, 0)
     scratch = Scratch(tmp_path, 2**40)
-    return joint, shape(Model(scratch, joint), (0, 1, 2), HIDDEN, 0.0, scratch)
+    return joint, error_compensations(Model(scratch, joint), (0, 1, 2), HIDDEN, 0.0, scratch)
 
 
-def test_what_remains_is_the_least_that_layers_above_can_leave(shaped):
+def test_what_remains_is_the_least_that_layers_above_can_leave(compensated):
     """The metric left is the minimum of the joint form over the other layers' errors."""
-    joint, found = shaped
+    joint, found = compensated
     error = np.random.default_rng(1).standard_normal(HIDDEN)
-    carried = -error @ found[0].load_carry()
-    whole = np.concatenate([error, carried])
+    passed_on = -error @ found[0].load_matrix()
+    whole = np.concatenate([error, passed_on])
     least = error @ found[0].metric.load() @ error
     assert whole @ joint @ whole == pytest.approx(least, rel=1e-5)
     for seed in range(5):
         other = np.random.default_rng(seed).standard_normal(2 * HIDDEN) * 0.1
-        worse = np.concatenate([error, carried + other])
+        worse = np.concatenate([error, passed_on + other])
         assert worse @ joint @ worse > least
     assert found[0].above == (1, 2)
     assert found[2].above == ()
-    assert found[2].carry is None
+    assert found[2].matrix is None
     np.testing.assert_allclose(found[2].metric.load(), joint[2 * HIDDEN :, 2 * HIDDEN :])
 
 
@@ -80,21 +84,23 @@ def test_dropped_layers_take_up_nothing(tmp_path):
     """Only kept layers make up for errors."""
     scratch = Scratch(tmp_path, 2**40)
     joint = random_metric(3 * HIDDEN, 0)
-    found = shape(Model(scratch, joint), (0, 2), HIDDEN, 0.0, scratch)
+    found = error_compensations(Model(scratch, joint), (0, 2), HIDDEN, 0.0, scratch)
     assert {layer: one.above for layer, one in found.items()} == {0: (2,), 2: ()}
 
 
-def test_a_dropped_layer_is_folded_into_both_sides(tmp_path):
+def test_a_dropped_layer_is_compensated_on_both_sides(tmp_path):
     """Folding leaves the least of the joint form that the layers around can leave."""
     scratch = Scratch(tmp_path, 2**40)
     joint = random_metric(3 * HIDDEN, 0)
     model = Model(scratch, joint)
     table = np.random.default_rng(0).standard_normal((4, 3, HIDDEN)).astype(np.float32)
     np.save(tmp_path / "t.npy", table)
-    folded = CompensatedTable(open_source(tmp_path / "t.npy"), model, (0, 2), 0.0, scratch)
+    folded = CompensatedTable(
+        open_source(tmp_path / "t.npy"), dropped_terms(model, (0, 2), 3, 0.0, scratch)
+    )
     rows = [folded.layer(n)(np.arange(4)) - table[:, n] for n in (0, 2)]
     error = np.concatenate([rows[0], -table[:, 1], rows[1]], axis=1)
-    least = remaining(model, 1, (0, 2), 0.0, carry_into(model, 1, (0, 2), 0.0))
+    least = remaining_metric(model, 1, (0, 2), 0.0, compensation_matrix(model, 1, (0, 2), 0.0))
     expected = np.einsum("ti,ij,tj->t", table[:, 1], least, table[:, 1])
     np.testing.assert_allclose(np.einsum("ti,ij,tj->t", error, joint, error), expected, rtol=1e-4)
 
@@ -107,20 +113,22 @@ def test_metrics_of_distant_layers_follow_from_the_chain(tmp_path):
     first, last = model.crossed[0][0].load(), model.crossed[1][0].load()
     chain = first @ np.linalg.inv(model.metrics[1].load()) @ last
     by_hand = np.linalg.solve(model.metrics[2].load(), chain.T).T
-    np.testing.assert_allclose(carry_into(model, 0, (2,), 0.0), by_hand, atol=1e-8)
+    np.testing.assert_allclose(compensation_matrix(model, 0, (2,), 0.0), by_hand, atol=1e-8)
 
 
 def test_without_a_model_every_direction_counts_alike(tmp_path):
-    """A bare table has no metrics: nothing is carried."""
-    found = shape(None, (0, 1), 4, 0.1, Scratch(tmp_path, 2**30)).values()
-    assert all(one.carry is None and (one.metric.load() == np.eye(4)).all() for one in found)
+    """A bare table has no metrics: nothing is compensated for."""
+    found = error_compensations(None, (0, 1), 4, 0.1, Scratch(tmp_path, 2**30)).values()
+    assert all(one.matrix is None and (one.metric.load() == np.eye(4)).all() for one in found)
 
 
-def test_a_floor_keeps_a_metric_of_few_samples_invertible(tmp_path):
+def test_damping_keeps_a_metric_of_few_samples_invertible(tmp_path):
     """A metric of rank one gets a share of its mean eigenvalue on its diagonal."""
     scratch = Scratch(tmp_path, 2**40)
     vector = np.random.default_rng(0).standard_normal(3 * HIDDEN)
-    found = shape(Model(scratch, np.outer(vector, vector)), (0, 1, 2), HIDDEN, 0.1, scratch)
+    found = error_compensations(
+        Model(scratch, np.outer(vector, vector)), (0, 1, 2), HIDDEN, 0.1, scratch
+    )
     assert all(np.linalg.eigvalsh(one.metric.load())[0] > 0 for one in found.values())
 
 
@@ -130,26 +138,26 @@ def test_plain_rounding_under_a_metric(seed):
     less than that of rounding each value by itself.
     """
     metric = random_metric(40, seed)
-    rounder = direct_quantizer(metric, 127)
+    quantizer = direct_quantizer(metric, 127)
     rows = np.random.default_rng(seed).standard_normal((500, 40)).astype(np.float32)
     steps = np.full(500, 0.5, np.float32)
-    stored, error = rounder.round(rows.copy(), steps)
-    step = np.float32(layer_step(0.5, rounder.unit))
+    stored, error = quantizer.round(rows.copy(), steps)
+    step = np.float32(layer_step(0.5, quantizer.unit))
     codes = stored / step
     assert np.abs(codes - np.rint(codes)).max() < 1e-4
     np.testing.assert_allclose(rows + error, stored, atol=1e-5)
-    shaped = np.einsum("ti,ij,tj->t", error, metric, error).mean()
+    compensated = np.einsum("ti,ij,tj->t", error, metric, error).mean()
     plain = np.rint(rows / step) * step - rows
-    assert shaped < 0.7 * np.einsum("ti,ij,tj->t", plain, metric, plain).mean()
-    left = np.linalg.norm(error @ np.linalg.inv(rounder.factor.astype(np.float64)), axis=1)
-    assert np.square(left).mean() == pytest.approx(shaped, rel=1e-3)
+    assert compensated < 0.7 * np.einsum("ti,ij,tj->t", plain, metric, plain).mean()
+    left = np.linalg.norm(error @ np.linalg.inv(quantizer.factor.astype(np.float64)), axis=1)
+    assert np.square(left).mean() == pytest.approx(compensated, rel=1e-3)
 
 
 def test_plain_rounding_cuts_what_is_out_of_range():
     """A value beyond the largest code gets that code, and the values behind make up for it."""
-    rounder = direct_quantizer(random_metric(8, 0), 3)
-    stored, error = rounder.round(np.full((1, 8), 100, np.float32), np.ones(1, np.float32))
-    assert np.abs(stored).max() <= 3 * layer_step(1, rounder.unit) * 1.0001
+    quantizer = direct_quantizer(random_metric(8, 0), 3)
+    stored, error = quantizer.round(np.full((1, 8), 100, np.float32), np.ones(1, np.float32))
+    assert np.abs(stored).max() <= 3 * layer_step(1, quantizer.unit) * 1.0001
     assert np.isfinite(error).all()
 
 
@@ -173,16 +181,16 @@ def test_basis_rounding(rank):
     rows = np.random.default_rng(0).standard_normal((50, 12)).astype(np.float32)
     basis = whitened_basis(np.eye(12), np.zeros(12), metric).rows[:rank].astype(np.float32)
     limits = np.full(rank, 4, np.float32)
-    rounder = BasisQuantizer(weighted_projection(basis, metric), basis, limits)
+    quantizer = BasisQuantizer(weighted_projection(basis, metric), basis, limits)
     steps = np.linspace(0.1, 3, 50).astype(np.float32)
-    stored, error = rounder.round(rows.copy(), steps)
+    stored, error = quantizer.round(rows.copy(), steps)
     np.testing.assert_allclose(stored @ basis, rows + error, atol=1e-4)
     codes = stored / steps[:, None]
     assert np.abs(codes - np.rint(codes)).max() < 1e-4
     assert np.abs(codes).max() <= 4.0001
-    assert rounder.stored_values == rank
+    assert quantizer.stored_values == rank
     if rank == 7:  # what is left out is orthogonal, under the metric, to what is kept
-        left = rows - (rows @ rounder.projection) @ basis
+        left = rows - (rows @ quantizer.projection) @ basis
         assert np.abs(left @ metric @ basis.T).max() < 1e-3
 
 
@@ -282,13 +290,15 @@ def test_steps_fall_with_frequency():
     """A token that is four times as frequent has a smaller step; without counts all are alike."""
     counts = np.array([1000] * 64 + [250] * 64 + [0] * 64)
     order = order_tokens(counts, 192)
-    chunks = step_chunks(order, 16, 1000, 1000)
+    chunks = chunks_by_step(order, 16, 1000, 1000)
     assert [(plan.first_slot, plan.rows) for plan in chunks] == [(0, 64), (64, 64), (128, 64)]
     steps = FrequencySteps(order, chunks).of_slots(np.array([0, 64, 128]), 1.0)
     assert steps[1] / steps[0] == pytest.approx((1001 / 251) ** 0.325, rel=1e-3)
     assert steps[0] < 1 < steps[2]
     plain = order_tokens(None, 192)
-    same = FrequencySteps(plain, step_chunks(plain, 16, 1000, 1000)).of_slots(np.arange(192), 0.5)
+    same = FrequencySteps(plain, chunks_by_step(plain, 16, 1000, 1000)).of_slots(
+        np.arange(192), 0.5
+    )
     assert (same == 0.5).all()
 
 
@@ -305,19 +315,19 @@ def test_chunks_are_cut_where_it_costs_least():
 
     inner = edges[1:-1].tolist()
     ways = [[0, *cuts, 900] for size in range(len(inner) + 1) for cuts in combinations(inner, size)]
-    found = step_chunks(order, 1, 200, 500)
+    found = chunks_by_step(order, 1, 200, 500)
     bounds = [*(plan.first_slot for plan in found), 900]
     assert 3 < len(bounds) < len(edges)
     assert cost(bounds) == pytest.approx(min(map(cost, ways)))
-    assert len(step_chunks(order, 1, 1, 5000)) == 1
-    assert len(step_chunks(order, 1, 10**6, 1)) == len(edges) - 1
+    assert len(chunks_by_step(order, 1, 1, 5000)) == 1
+    assert len(chunks_by_step(order, 1, 10**6, 1)) == len(edges) - 1
 
 
 @pytest.mark.parametrize("row_bytes", [0.1, 100, 10**6])
 def test_chunks_cover_all_slots_and_hold_whole_frames(row_bytes):
     """Chunks follow each other; all but the last hold at least one frame, none is too long."""
     order = order_tokens(np.random.default_rng(0).zipf(1.2, 70_000).clip(max=10**6), 70_000)
-    chunks = step_chunks(order, 16, row_bytes, 8000)
+    chunks = chunks_by_step(order, 16, row_bytes, 8000)
     ends = [plan.first_slot + plan.rows for plan in chunks]
     assert [0, *ends[:-1]] == [plan.first_slot for plan in chunks]
     assert ends[-1] == 70_000
@@ -328,7 +338,7 @@ def test_a_sample_stands_for_the_whole():
     """A large table's sample has whole frames of every chunk, and stands for all rows and text."""
     counts = np.random.default_rng(0).zipf(1.3, 60_000).clip(max=10**5)
     order = order_tokens(counts, 60_000)
-    chunks = step_chunks(order, 4, 8192, 8000)
+    chunks = chunks_by_step(order, 4, 8192, 8000)
     found = sample_frames(order, chunks, 4, 8192)
     assert len(found.all_slots) < 20_000
     assert found.rows.sum() == pytest.approx(60_000)

@@ -1,0 +1,101 @@
+"""Chunks: runs of tokens of similar frequency, the frequent ones first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tolpack.calibration.token_order import TokenOrder
+
+# Tokens that make up this share of the text stay raw: no decompression where it counts.
+HOT_SHARE = 0.9
+# A token's own step goes with the count to the power of minus half of this (docs/lab-notes.md).
+STEP_EXPONENT = 0.65
+# What a step that is not a token's own costs, in shares of its bytes, for each unit of the square
+# of the distance between their logarithms.
+_STEP_COST = 0.3
+
+_FIRST_CHUNK_ROWS = 1024
+_MAX_CHUNK_ROWS = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkSpan:
+    """A run of ``rows`` slots from ``first_slot`` on; hot ones stay raw."""
+
+    first_slot: int
+    rows: int
+    hot: bool
+
+
+def doubling_chunks(order: TokenOrder) -> list[ChunkSpan]:
+    """Cut slots into chunks of similar frequency: 1,024, then doubling, at most 16,384 rows."""
+    rows = len(order.token_ids)
+    bounds, start = [], 0
+    while start < rows:
+        size = min(max(start, _FIRST_CHUNK_ROWS), _MAX_CHUNK_ROWS)
+        bounds.append((start, min(size, rows - start)))
+        start += size
+    if order.counts is None or not order.counts.sum():
+        return [ChunkSpan(start, size, True) for start, size in bounds]
+    covered = np.concatenate([[0], np.cumsum(order.counts)]) / order.counts.sum()
+    return [ChunkSpan(start, size, bool(covered[start] < HOT_SHARE)) for start, size in bounds]
+
+
+def chunks_by_step(
+    order: TokenOrder, min_rows: int, row_bytes: float, chunk_bytes: float
+) -> list[ChunkSpan]:
+    """Cut slots into chunks whose tokens share one step, where that costs least.
+
+    Cuts may fall where counts have halved. Tokens that share a step lose by the square of its
+    distance from their own, in natural logarithms: `_STEP_COST` of their bytes. What a chunk takes
+    by itself (an encoding in the header, an index, padding) is held against that.
+
+    Parameters
+    ----------
+    order : TokenOrder
+        Counts by slot.
+    min_rows : int
+        Rows of a chunk at least, but for the last one; at most it has 16,384.
+    row_bytes : float
+        What a row will take, about.
+    chunk_bytes : float
+        What a chunk takes beside its rows.
+    """
+    edges = _octaves(order, min_rows)
+    counts = np.zeros(edges[-1]) if order.counts is None else order.counts
+    own = -STEP_EXPONENT / 2 * np.log(counts + 1.0)
+    sums = np.add.reduceat(own, edges[:-1]).cumsum()
+    squares = np.add.reduceat(own**2, edges[:-1]).cumsum()
+    rows, sums, squares = edges, np.append(0, sums), np.append(0, squares)
+    best, before = np.zeros(len(edges)), np.zeros(len(edges), np.int64)
+    for stop in range(1, len(edges)):
+        joined = rows[stop] - rows[:stop]
+        spread = squares[stop] - squares[:stop] - (sums[stop] - sums[:stop]) ** 2 / joined
+        through = best[:stop] + chunk_bytes + _STEP_COST * row_bytes * spread
+        before[stop] = through.argmin()
+        best[stop] = through[before[stop]]
+    cuts = [len(edges) - 1]
+    while cuts[-1]:
+        cuts.append(int(before[cuts[-1]]))
+    bounds = edges[cuts[::-1]].tolist()
+    return [
+        ChunkSpan(first, min(_MAX_CHUNK_ROWS, stop - first), hot=False)
+        for start, stop in pairwise(bounds)
+        for first in range(start, stop, _MAX_CHUNK_ROWS)
+    ]
+
+
+def _octaves(order: TokenOrder, min_rows: int) -> NDArray[np.int64]:
+    """Return where counts have halved, int64, from 0 to the rows; `min_rows` apart at least."""
+    rows = len(order.token_ids)
+    counts = np.zeros(rows, np.int64) if order.counts is None else order.counts
+    octaves = np.floor(np.log2(counts + 1.0))
+    edges = [0]
+    for stop in np.flatnonzero(np.diff(octaves) != 0) + 1:
+        if stop - edges[-1] >= min_rows:
+            edges.append(int(stop))
+    return np.array([*edges, rows])

@@ -1,0 +1,55 @@
+"""Encoding: a plan and a source become the blocks of a pack, chunk by chunk.
+
+Every chunk follows from the plan and the source alone, so chunks may be encoded in any order, and
+anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from tolpack.codecs.record import record_layout
+from tolpack.compress.plan import Plan
+from tolpack.compress.workers import worker_threads
+from tolpack.compress.workspace import Workspace
+from tolpack.runtime.array_types import Bytes
+from tolpack.sources.protocol import TableSource
+
+# The records of a chunk of the plan, given its number and who is told of progress.
+ChunkRecords = Callable[[int, Callable[[int], object]], Iterator[Bytes]]
+
+
+def encode(plan: Plan, source: TableSource, workspace: Workspace) -> ChunkRecords:
+    """Return a function that encodes the chunk of a given number: see `encode_chunk`."""
+    return partial(encode_chunk, plan, source, workspace)
+
+
+def encode_chunk(
+    plan: Plan,
+    source: TableSource,
+    workspace: Workspace,
+    number: int,
+    done: Callable[[int], object] = lambda _: None,
+) -> Iterator[Bytes]:
+    """Yield the records of chunk `number` of `plan` in order, uint8 (n, record_bytes).
+
+    Parameters
+    ----------
+    plan : Plan
+        What to encode, and how.
+    source : TableSource
+        The table that the plan was made for.
+    workspace : Workspace
+        Workers and memory; they change no byte.
+    number : int
+        Which chunk.
+    done : callable, optional
+        Called with the number of rows of one layer done since the last call.
+    """
+    chunk = plan.chunks[number]
+    layout = record_layout(plan.encodings[chunk.encoding].fields)
+    with worker_threads(workspace.limits.threads) as pool:
+        yield from plan.encoder.records(
+            source, plan.token_ids(chunk), chunk, layout, workspace.limits, pool, done
+        )

@@ -1,0 +1,294 @@
+"""Planning for ``--bits auto``: one quantization step for everything, and an entropy coder.
+
+In coordinates where the loss metric is the identity, every value's rounding error costs the same,
+so one step serves all layers and components; small components round to zeros, which cost nothing.
+The step of a token falls with its frequency (`tolpack.compress.entropy.frame_sample`). The error of
+one layer is compensated for in the layers above it (`tolpack.compress.entropy.error_compensation`).
+One number decides the size, the step: `tolpack.compress.entropy.step_search` finds it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from tolpack.codecs.code_entropy import code_bytes
+from tolpack.codecs.frames import compress_runs
+from tolpack.codecs.record import record_layout
+from tolpack.compress.chunks import ChunkSpan, chunks_by_step
+from tolpack.compress.entropy.components import Component, choose_components
+from tolpack.compress.entropy.encoder import EntropyCodedEncoder
+from tolpack.compress.entropy.frame_sample import FrameSample, FrequencySteps, sample_frames
+from tolpack.compress.entropy.held_out_validation import HeldOutValidation
+from tolpack.compress.entropy.layer_basis import MAX_CODE, basis_part
+from tolpack.compress.entropy.quantizers import layer_step, layer_steps
+from tolpack.compress.entropy.step_search import search_loss, search_size
+from tolpack.compress.entropy.table_quantizer import Candidate, TableQuantizer
+from tolpack.compress.header_size import PlannedHeader, file_bytes, planned_array, planned_basis
+from tolpack.compress.plan import Plan, PlanInputs, PlannedArray, PlannedChunk
+from tolpack.compress.settings import DEFAULT_INCREASE
+from tolpack.compress.workers import worker_threads
+from tolpack.container.crc import CHECKSUM_BYTES
+from tolpack.container.encodings import Encoding, FieldEncoding, Part
+from tolpack.container.header import Field
+from tolpack.container.index import index_bytes
+from tolpack.container.preamble import SECTION_ALIGNMENT
+from tolpack.errors import ConfigError
+from tolpack.runtime.array_types import Floats
+from tolpack.runtime.scratch import in_memory
+
+# Records that a frame holds at least, in bytes before compression.
+_FRAME_BYTES = 1 << 15
+_MAX_FRAME_ROWS = 64
+# What a chunk takes beside its rows: a page and a half of padding, an index that fills no page, and
+# parts in the header, of which a field of coefficients has four.
+_CHUNK_BYTES, _PART_BYTES, _PARTS = 1.5 * SECTION_ALIGNMENT, 48, 4
+# A sample's largest code may be passed by this factor before a component's codes get 16 bits.
+_CODE_MARGIN = 1.5
+# A step that rounds as 4 bits do, in units of the root mean square: groups of 64 have their largest
+# value at three of it, and seven codes.
+_STEP_OF_4_BITS = 0.43
+
+
+@dataclass(frozen=True, slots=True)
+class EntropyCodedPlanner:
+    """What plans of one table and setting share: its chunks, a sample of them, and quantizers.
+
+    ``validation``: measures losses, where the model can be run; ``known``: the candidate that meets
+    what was asked for, where it was found before.
+    """
+
+    inputs: PlanInputs
+    rows_per_block: int
+    spans: tuple[ChunkSpan, ...]
+    steps: FrequencySteps
+    sample: FrameSample
+    quantizer: TableQuantizer
+    validation: HeldOutValidation | None
+    known: Candidate | None = None
+
+    @classmethod
+    def of(cls, inputs: PlanInputs) -> EntropyCodedPlanner:
+        """Measure what is needed: one pass over the table, if rows are stored as coefficients."""
+        source, order, kept = inputs.source, inputs.stats.order, len(inputs.kept)
+        rows, values = source.vocab_size, kept * source.hidden_size
+        rows_per_block = 1
+        while rows_per_block < _MAX_FRAME_ROWS and values * rows_per_block < _FRAME_BYTES:
+            rows_per_block *= 2
+        row_bytes = values / 8 if inputs.size_limit is None else inputs.size_limit / rows
+        parts = kept * (_PARTS if inputs.has_basis else 1)
+        chunk_bytes = _CHUNK_BYTES + _PART_BYTES * parts
+        spans = tuple(chunks_by_step(order, rows_per_block, row_bytes, chunk_bytes))
+        steps = FrequencySteps(order, spans)
+        sample = sample_frames(order, spans, rows_per_block, source.num_layers * source.hidden_size)
+        model, reporter = inputs.stats.model, inputs.workspace.reporter
+        validation = None if model is None else HeldOutValidation(model, reporter)
+        quantizer = TableQuantizer.of(inputs, steps)
+        return cls(inputs, rows_per_block, spans, steps, sample, quantizer, validation)
+
+    def plan(self, reserve_bytes: int = 0) -> Plan:
+        """Decide everything; see `Plan` for `reserve_bytes`."""
+        inputs, order = self.inputs, self.inputs.stats.order
+        candidate, quantizer = self.chosen(reserve_bytes), self.quantizer
+        bases = {n: b.stored(candidate.components[n]) for n, b in quantizer.bases.items()}
+        layers = [quantizer.planned_layer(n, candidate, bases.get(n)) for n in inputs.kept]
+        fields, named = self._fields(candidate)
+        arrays = [
+            PlannedArray("mean", in_memory(quantizer.mean(layer))) if kind == "mean"
+            else PlannedArray("coded_basis", bases[layer].coded, bases[layer].part)
+            for kind, layer in named
+        ]  # fmt: skip
+        if not order.identity:
+            arrays.append(PlannedArray("token_map", in_memory(order.slots.astype(np.uint32))))
+        encodings, numbers = self._encodings(candidate)
+        chunks = [
+            PlannedChunk(span.first_slot, span.rows, number, self.steps.of_chunk(n, candidate.step))
+            for n, (span, number) in enumerate(zip(self.spans, numbers))
+        ]
+        encoder = EntropyCodedEncoder(tuple(layers), quantizer.terms)
+        return Plan(
+            inputs.key, order, tuple(fields), tuple(arrays), encodings, tuple(chunks), encoder,
+            self._header(candidate).room_bytes, self.predicted_bytes(candidate),
+            inputs.size_limit, reserve_bytes,
+        )  # fmt: skip
+
+    # ---- choosing a candidate --------------------------------------------------------------------
+
+    def chosen(self, reserve_bytes: int = 0) -> Candidate:
+        """Return the candidate that meets what was asked for."""
+        if self.known is not None and not reserve_bytes:
+            return self.known
+        inputs, reporter, start = self.inputs, self.inputs.workspace.reporter, self._first_step
+        target = inputs.target(reserve_bytes)
+        if target is not None:
+            return search_size(self.candidate, self.predicted_bytes, target, start, reporter)
+        if self.validation is None:
+            if inputs.settings.max_ppl_increase is not None:
+                raise ConfigError(
+                    "--max-ppl-increase is measured, but the model cannot be run: use --size"
+                )
+            return self.candidate(start)
+        return search_loss(
+            self.candidate, self.measured_increase, self._loss_limit, start, reporter
+        )
+
+    def candidate(self, step: float) -> Candidate:
+        """Decide ranks and large codes for a step, on a sample."""
+        inputs = self.inputs
+        hidden = inputs.source.hidden_size
+        full = min(hidden, inputs.source.vocab_size) if inputs.has_basis else hidden
+        ranks = inputs.ranks or (None,) * inputs.source.num_layers
+        widest = {n: Component(ranks[n] or full, ranks[n] or full) for n in inputs.kept}
+        sampled = self._sampled(Candidate(step, widest))
+        steps = self.steps.of_slots(self.sample.all_slots, step)
+        codes = {layer: stored / steps[:, None] for layer, stored in sampled.items()}
+        limit = MAX_CODE / _CODE_MARGIN
+        if not inputs.has_basis:
+            unit = self.quantizer.unit
+            large = {n: np.abs(codes[n]).max() > limit * unit(n) for n in inputs.kept}
+            return Candidate(
+                step, {n: Component(hidden, hidden if large[n] else 0) for n in inputs.kept}
+            )
+        chosen = choose_components(
+            codes, self.sample, steps, basis_part(hidden).row_bytes,
+            fixed=inputs.ranks is not None, limit=limit,
+        )  # fmt: skip
+        return Candidate(step, chosen)
+
+    @property
+    def _loss_limit(self) -> float:
+        """Percent of perplexity that may be lost."""
+        given = self.inputs.settings.max_ppl_increase
+        return DEFAULT_INCREASE if given is None else given
+
+    @property
+    def _first_step(self) -> float:
+        """Without a model, as coarse as 4 bits: 0.43 of the rows' root mean square; with one, where
+        errors are predicted to add half of the limit.
+        """
+        if self.validation is None:
+            square = self._mean_square or 1.0
+            return _STEP_OF_4_BITS * math.sqrt(square / self.steps.mean_square)
+        values = len(self.inputs.kept) * self.inputs.source.hidden_size
+        per_square = 0.5 * values / 12 * self.steps.mean_square
+        return math.sqrt(0.5 * math.log1p(self._loss_limit / 100) / per_square)
+
+    @property
+    def _mean_square(self) -> float:
+        """Mean square of the table's values, on the sample."""
+        ids = self.inputs.stats.order.token_ids[self.sample.all_slots]
+        rows = (self.quantizer.table.layer(layer)(ids) for layer in self.inputs.kept)
+        return float(np.mean([np.square(part, dtype=np.float64).mean() for part in rows]))
+
+    # ---- what a candidate takes and costs --------------------------------------------------------
+
+    def _sampled(self, candidate: Candidate) -> dict[int, Floats]:
+        ids = self.inputs.stats.order.token_ids[self.sample.all_slots]
+        return self.quantizer.stored(candidate, ids)
+
+    def predicted_bytes(self, candidate: Candidate) -> int:
+        """Predict the file's size from the frames of the sample."""
+        stored = self._sampled(candidate)
+        header = self._header(candidate)
+        sizes: list[float] = [array.length_bytes for array in header.arrays]
+        start = 0
+        with worker_threads(self.inputs.workspace.limits.threads) as pool:
+            for number, (span, slots) in enumerate(zip(self.spans, self.sample.slots)):
+                layout = record_layout(self._field_encodings(candidate, number))
+                records = np.zeros((slots.size, layout.record_bytes), np.uint8)
+                for field, layer in enumerate(self.inputs.kept):
+                    layout.encode(records, field, stored[layer][start : start + slots.size])
+                frames = [part.tobytes() for part in np.split(records, len(slots))]
+                compress = partial(compress_runs, layout.record_bytes)
+                mean = sum(map(len, pool.map(compress, frames))) / slots.size
+                blocks = -(-span.rows // self.rows_per_block)
+                sizes += [mean * span.rows + CHECKSUM_BYTES * blocks, index_bytes(blocks)]
+                start += slots.size
+        return file_bytes(header.room_bytes, sizes)
+
+    def layer_bytes(self, candidate: Candidate) -> dict[int, float]:
+        """Predict what each kept layer takes of the file, its basis included."""
+        steps = self.steps.of_slots(self.sample.all_slots, candidate.step)
+        row_bytes = basis_part(self.inputs.source.hidden_size).row_bytes
+        found = {}
+        for layer, stored in self._sampled(candidate).items():
+            codes = np.rint(stored / layer_steps(steps, self.quantizer.unit(layer))[:, None])
+            found[layer] = float(code_bytes(codes, self.sample.rows).sum())
+            if self.inputs.has_basis:
+                found[layer] += candidate.components[layer].rank * row_bytes
+        return found
+
+    def measured_increase(self, candidate: Candidate) -> tuple[float, float]:
+        """Perplexity increase in percent, and its standard error, on the held-out part."""
+        validation = self.measured_on
+        return validation.increase_pct(self.quantizer.decoded(candidate, validation.token_ids))
+
+    @property
+    def measured_on(self) -> HeldOutValidation:
+        """Where losses are measured."""
+        if self.validation is None:
+            raise ValueError("a table that cannot be run has no losses")
+        return self.validation
+
+    # ---- fields and encodings --------------------------------------------------------------------
+
+    def _fields(self, candidate: Candidate) -> tuple[list[Field], list[tuple[str, int]]]:
+        """Return all fields, and kind and layer of the arrays they refer to by number."""
+        fields: list[Field] = []
+        arrays: list[tuple[str, int]] = []
+        for layer in range(self.inputs.source.num_layers):
+            field = self.inputs.field(layer)
+            if layer in self.quantizer.bases:
+                rank = candidate.components[layer].rank
+                field = replace(field, rank=rank, basis=len(arrays))
+                arrays.append(("coded_basis", layer))
+                if self.quantizer.bases[layer].has_mean:
+                    field = replace(field, mean=len(arrays))
+                    arrays.append(("mean", layer))
+            fields.append(field)
+        return fields, arrays
+
+    def _header(self, candidate: Candidate) -> PlannedHeader:
+        """What the header will say; sections of arrays in the order of the file."""
+        encodings, numbers = self._encodings(candidate)
+        width, order = self.inputs.source.hidden_size, self.inputs.stats.order
+        fields, arrays = self._fields(candidate)
+        sections = [
+            planned_array("mean", "float32", (width,), 4) if kind == "mean"
+            else planned_basis(candidate.components[layer].rank, basis_part(width))
+            for kind, layer in arrays
+        ]  # fmt: skip
+        if not order.identity:
+            sections.append(planned_array("token_map", "uint32", (len(order.token_ids),), 4))
+        return PlannedHeader(fields, self.spans, encodings, numbers, sections)
+
+    def _encodings(self, candidate: Candidate) -> tuple[tuple[Encoding, ...], list[int]]:
+        """Return the encodings, and the number of each chunk's."""
+        found: list[Encoding] = []
+        numbers = []
+        for chunk in range(len(self.spans)):
+            fields = self._field_encodings(candidate, chunk)
+            encoding = Encoding("zstd-runs", self.rows_per_block, fields)
+            if encoding not in found:
+                found.append(encoding)
+            numbers.append(found.index(encoding))
+        return tuple(found), numbers
+
+    def _field_encodings(self, candidate: Candidate, chunk: int) -> tuple[FieldEncoding, ...]:
+        step = self.steps.of_chunk(chunk, candidate.step)
+        found = []
+        for layer in self.inputs.kept:
+            component = candidate.components[layer]
+            own = layer_step(step, self.quantizer.unit(layer))
+            parts = []
+            if component.leading:
+                parts.append(Part("step16", component.leading, step=own))
+            bounds = (component.leading, *component.cuts, component.rank)
+            for start, stop in zip(bounds, bounds[1:]):
+                if stop > start:
+                    parts.append(Part("step8", stop - start, step=own))
+            found.append(tuple(parts))
+        return tuple(found)

@@ -1,0 +1,288 @@
+"""Planning for ``--bits 16|8|4``: ranks, encodings and chunks.
+
+With ``--rank auto`` ranks are allocated by loss (`tolpack.compress.fixed.loss_model`). Hot chunks
+are raw records, cold ones zstd frames if that pays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tolpack.codecs.frames import compress
+from tolpack.compress.chunks import ChunkSpan, doubling_chunks
+from tolpack.compress.fixed.allocation import (
+    Allocation,
+    RankOption,
+    allocate_to_loss,
+    allocate_to_size,
+)
+from tolpack.compress.fixed.encoder import FixedBitsEncoder, LayerProjection, encoded_sample
+from tolpack.compress.fixed.encodings import (
+    field_encoding,
+    raw_chunk_bytes,
+    raw_encoding,
+    zstd_encoding,
+)
+from tolpack.compress.fixed.loss_model import LossModel, describe
+from tolpack.compress.fixed.principal_components import PrincipalComponents
+from tolpack.compress.fixed.rank_validation import choose
+from tolpack.compress.header_size import estimate_header_room
+from tolpack.compress.low_rank import projection
+from tolpack.compress.plan import Plan, PlanInputs, PlannedArray, PlannedChunk
+from tolpack.compress.second_moments import second_moments
+from tolpack.container.crc import CHECKSUM_BYTES
+from tolpack.container.encodings import Encoding, FieldEncoding, field_bytes
+from tolpack.container.header import Field
+from tolpack.container.index import index_bytes
+from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, align
+from tolpack.runtime.array_types import Floats
+from tolpack.runtime.scratch import in_memory
+
+# What zstd saves is measured on this many tokens, or on fewer where a row is large.
+_SAMPLE_TOKENS = 4096
+_SAMPLE_BYTES = 64 << 20
+# Truncation is measured at the ranks it leads to; each time moves the ranks less.
+_MEASUREMENTS = 2
+# Truncation may be predicted to add this share of what rounding the plain table adds: coefficients
+# are rounded besides, and together they must not cost more than twice the plain table's rounding.
+_TRUNCATION_SHARE = 2 / 3
+# zstd must save this share of a cold chunk, or its rows stay raw and need no decompression.
+_MIN_ZSTD_SAVING = 0.03
+# Left free when the saving of a sample, not of all cold tokens, decides what fits --size.
+_SAVING_MARGIN = 0.002
+
+
+@dataclass(frozen=True, slots=True)
+class FixedBitsPlanner:
+    """What plans of one table and setting share: its chunks and the bases of its layers.
+
+    ``components``: by kept layer, where rows are stored as coefficients. ``cold_sample``: rows of
+    spread tokens of the cold chunks, float32 (n, kept layers, hidden), if there are any.
+    """
+
+    inputs: PlanInputs
+    spans: tuple[ChunkSpan, ...]
+    components: dict[int, PrincipalComponents]
+    cold_sample: Floats | None
+
+    @classmethod
+    def of(cls, inputs: PlanInputs) -> FixedBitsPlanner:
+        """Measure what is needed: one pass over the table, if rows are stored as coefficients."""
+        spans = tuple(doubling_chunks(inputs.stats.order))
+        workspace, components = inputs.workspace, {}
+        if inputs.has_basis:
+            moments = second_moments(
+                inputs.source, inputs.kept, inputs.stats.weights, workspace, workspace.moments
+            )
+            components = {
+                layer: PrincipalComponents.of(second, mean, workspace.scratch)
+                for layer, second, mean in moments
+            }
+        return cls(inputs, spans, components, _cold_sample(inputs, spans))
+
+    def plan(self, reserve_bytes: int = 0) -> Plan:
+        """Decide everything; see `Plan` for `reserve_bytes`."""
+        inputs, order = self.inputs, self.inputs.stats.order
+        target = inputs.target(reserve_bytes)
+        options = self._options(target)
+        fields, arrays, layers = self._layers(options)
+        if not order.identity:
+            arrays.append(PlannedArray("token_map", in_memory(order.slots.astype(np.uint32))))
+        encoded = self._field_encodings(options)
+        encodings, numbers, saved = self._chunk_encodings(encoded, layers)
+        chunks = [PlannedChunk(s.first_slot, s.rows, n) for s, n in zip(self.spans, numbers)]
+        return Plan(
+            inputs.key, order, tuple(fields), tuple(arrays), encodings, tuple(chunks),
+            FixedBitsEncoder(tuple(layers)), self._header_room,
+            self._file_bytes(options, saved), inputs.size_limit, reserve_bytes,
+        )  # fmt: skip
+
+    # ---- ranks -----------------------------------------------------------------------------------
+
+    @property
+    def _bits(self) -> int:
+        return int(self.inputs.settings.bits)
+
+    def _options(self, target: int | None) -> list[RankOption | None]:
+        """Rank and leading bits of every kept layer; ``None`` without a basis."""
+        inputs = self.inputs
+        if not inputs.has_basis:
+            return [None] * len(inputs.kept)
+        if inputs.ranks is None:
+            return list(self._allocation(target))
+        ranks = (inputs.ranks[layer] for layer in inputs.kept)
+        return [RankOption(rank or 0, 0, 0.0, 0.0, 0.0) for rank in ranks]
+
+    def _allocation(self, target: int | None) -> Allocation:
+        """``--rank auto``: ranks by one slope, then held against others on the text."""
+        inputs, reporter = self.inputs, self.inputs.workspace.reporter
+        model = LossModel(inputs.source, self.components, inputs.stats, self._bits, reporter)
+        chosen = self._allocate(model, target)
+        for _ in range(_MEASUREMENTS):
+            model.measure(chosen)
+            chosen = self._allocate(model, target)
+        reporter.say(describe(chosen, model.factors))
+        return choose(model, chosen, self._fits_like(chosen, target), reporter)
+
+    def _allocate(self, model: LossModel, target: int | None) -> Allocation:
+        """Down to `target`, or until truncation costs about what rounding the plain table does."""
+        layers = [model.points(layer) for layer in self.inputs.kept]
+        if target is None:
+            return allocate_to_loss(layers, _TRUNCATION_SHARE * model.plain_rounding)
+        chosen = allocate_to_size(layers, lambda found: self._file_bytes(found, 0.0) <= target)
+        saved = self.saving_of(chosen)
+        return allocate_to_size(layers, lambda found: self._file_bytes(found, saved) <= target)
+
+    def _fits_like(
+        self, allocation: Allocation, target: int | None
+    ) -> Callable[[Allocation], bool]:
+        """Whether an allocation's file fits `target`; without one, whether it is no larger than
+        `allocation`.
+        """
+        if target is not None:
+            return lambda found: self._file_bytes(found, self.saving_of(found)) <= target
+        limit = sum(option.bytes for option in allocation)
+        return lambda found: sum(option.bytes for option in found) <= limit
+
+    # ---- fields ----------------------------------------------------------------------------------
+
+    def _layers(
+        self, options: Sequence[RankOption | None]
+    ) -> tuple[list[Field], list[PlannedArray], list[LayerProjection]]:
+        """Return all fields, and the arrays and projections of kept layers."""
+        inputs, kept = self.inputs, dict(zip(self.inputs.kept, options))
+        fields: list[Field] = []
+        arrays: list[PlannedArray] = []
+        layers: list[LayerProjection] = []
+        for layer in range(inputs.source.num_layers):
+            field, option = inputs.field(layer), kept.get(layer)
+            if option is not None:
+                made, projected = self._basis(layer, option.rank)
+                number = len(arrays)
+                field = replace(field, rank=projected.rank, basis=number, mean=number + 1)
+                arrays += made
+                layers.append(projected)
+            elif layer in kept:
+                layers.append(LayerProjection(layer))
+            fields.append(field)
+        return fields, arrays, layers
+
+    def _basis(self, layer: int, rank: int) -> tuple[list[PlannedArray], LayerProjection]:
+        found, scratch = self.components[layer], self.inputs.workspace.scratch
+        basis, mean = found.basis(rank), found.mean.astype(np.float32)
+        arrays = [
+            PlannedArray("basis", scratch.spill(basis)), PlannedArray("mean", in_memory(mean))
+        ]  # fmt: skip
+        matrix = scratch.spill(projection(basis))
+        return arrays, LayerProjection(layer, len(basis), mean, matrix)
+
+    def _field_encodings(self, options: Sequence[RankOption | None]) -> tuple[FieldEncoding, ...]:
+        source, bits = self.inputs.source, self._bits
+        codec16 = "bf16" if source.dtype == "bfloat16" else "f16"
+        return tuple(
+            field_encoding(source.hidden_size, bits, codec16) if option is None
+            else field_encoding(option.rank, bits, "f16", option.leading)
+            for option in options
+        )  # fmt: skip
+
+    # ---- chunks ----------------------------------------------------------------------------------
+
+    def _chunk_encodings(
+        self, fields: tuple[FieldEncoding, ...], layers: Sequence[LayerProjection]
+    ) -> tuple[tuple[Encoding, ...], list[int], float]:
+        """Raw for hot chunks; zstd for cold ones if a sample of them shows that it pays.
+
+        Returns the encodings, the number of each chunk's, and the share that zstd saves.
+        """
+        raw, framed = raw_encoding(fields), zstd_encoding(fields)
+        if self.cold_sample is None:
+            return (raw,), [0] * len(self.spans), 0.0
+        saved = self._zstd_saving(fields, layers)
+        pays = saved >= _MIN_ZSTD_SAVING
+        verdict = "zstd frames" if pays else "raw records"
+        self.inputs.workspace.reporter.say(
+            f"cold chunks: zstd saves {saved:.1%} of a sample, stored as {verdict}"
+        )
+        if not pays:
+            return (raw,), [0] * len(self.spans), 0.0
+        if not any(span.hot for span in self.spans):
+            return (framed,), [0] * len(self.spans), saved
+        return (raw, framed), [0 if span.hot else 1 for span in self.spans], saved
+
+    def saving_of(self, allocation: Allocation) -> float:
+        """Share of cold chunks' bytes that zstd is sure to save under `allocation`."""
+        layers = []
+        for layer, option in zip(self.inputs.kept, allocation):
+            found = self.components[layer]
+            matrix = in_memory(projection(found.basis(option.rank)))
+            mean = found.mean.astype(np.float32)
+            layers.append(LayerProjection(layer, option.rank, mean, matrix))
+        saved = self._zstd_saving(self._field_encodings(allocation), layers)
+        if saved < _MIN_ZSTD_SAVING:
+            return 0.0
+        cold = sum(span.rows for span in self.spans if not span.hot)
+        return saved if cold <= _SAMPLE_TOKENS else max(0.0, saved - _SAVING_MARGIN)
+
+    def _zstd_saving(
+        self, fields: tuple[FieldEncoding, ...], layers: Sequence[LayerProjection]
+    ) -> float:
+        """Share of the bytes of cold chunks that zstd saves, measured on spread tokens."""
+        if self.cold_sample is None:
+            return 0.0
+        records = encoded_sample(self.cold_sample, layers, fields)
+        rows = zstd_encoding(fields).rows_per_block
+        frames = [compress(records[n : n + rows].tobytes()) for n in range(0, len(records), rows)]
+        stored = sum(len(frame) + CHECKSUM_BYTES for frame in frames)
+        return 1 - stored / records.size
+
+    # ---- bytes -----------------------------------------------------------------------------------
+
+    @property
+    def _header_room(self) -> int:
+        inputs = self.inputs
+        return estimate_header_room(
+            inputs.source.num_layers, len(inputs.kept), len(self.spans), has_basis=inputs.has_basis
+        )
+
+    def _file_bytes(self, options: Sequence[RankOption | None], saved: float) -> int:
+        """Upper bound of the file's bytes, with every section in whole pages.
+
+        `saved` is the share of the cold chunks that zstd saves.
+        """
+        sizes = self._chunk_sizes(self._field_encodings(options), saved)
+        hidden, order = self.inputs.source.hidden_size, self.inputs.stats.order
+        ranks = [option.rank for option in options if option is not None]
+        sizes += [size for rank in ranks for size in (2 * hidden * rank, 4 * hidden)]
+        sizes += [] if order.identity else [4 * len(order.token_ids)]
+        pages = sum(align(math.ceil(size), SECTION_ALIGNMENT) for size in sizes)
+        return pages + PREAMBLE_BYTES + self._header_room
+
+    def _chunk_sizes(self, fields: tuple[FieldEncoding, ...], saved: float) -> list[float]:
+        """Bytes of all chunks' sections; `saved` is the share that zstd saves of cold ones."""
+        encoding = raw_encoding(fields)
+        record = sum(field_bytes(field) for field in fields)
+        sizes: list[float] = []
+        for span in self.spans:
+            if span.hot or not saved:
+                sizes.append(raw_chunk_bytes(encoding, span.rows))
+                continue
+            frames = -(-span.rows // zstd_encoding(fields).rows_per_block)
+            sizes += [span.rows * record * (1 - saved), index_bytes(frames)]
+        return sizes
+
+
+def _cold_sample(inputs: PlanInputs, spans: Sequence[ChunkSpan]) -> Floats | None:
+    """Rows of spread tokens of the cold chunks, float32 (n, kept layers, hidden)."""
+    order = inputs.stats.order.token_ids
+    cold = [order[s.first_slot : s.first_slot + s.rows] for s in spans if not s.hot]
+    if not cold:
+        return None
+    tokens = np.concatenate(cold)
+    row_bytes = 4 * len(inputs.kept) * inputs.source.hidden_size
+    count = max(1, min(_SAMPLE_TOKENS, _SAMPLE_BYTES // row_bytes))
+    sample = tokens[:: max(1, len(tokens) // count)][:count]
+    return np.stack([inputs.source.layer(layer)(sample) for layer in inputs.kept], axis=1)

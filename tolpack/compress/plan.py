@@ -1,0 +1,199 @@
+"""A plan: everything that was decided about a pack, as plain data.
+
+A plan is frozen and can be pickled, printed and saved. `tolpack.compress.encode` makes the same
+bytes of the same plan and source wherever it runs, for every chunk on its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from tolpack.calibration.stats import CalibrationStats
+from tolpack.calibration.token_order import TokenOrder
+from tolpack.codecs.frames import LEVEL
+from tolpack.codecs.record import RecordLayout
+from tolpack.compress.limits import Limits
+from tolpack.compress.settings import BuildSettings, dropped_layers, parse_size
+from tolpack.compress.workspace import Workspace
+from tolpack.container.encodings import Encoding, Part
+from tolpack.container.header import Chunk, Field, Header, Section, Table
+from tolpack.container.preamble import VERSION
+from tolpack.runtime.array_types import Bytes, Ints
+from tolpack.runtime.scratch import SpilledArray
+from tolpack.sources.protocol import TableSource
+from tolpack.version import __version__
+
+TABLE_NAME = "tol"
+PRODUCER = f"tolpack {__version__}"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedChunk:
+    """``rows`` slots from ``first_slot`` on; ``encoding`` is the number of one of the plan's.
+
+    ``step``: with ``--bits auto``, the quantization step of the chunk's tokens before it is brought
+    to a layer's units.
+    """
+
+    first_slot: int
+    rows: int
+    encoding: int
+    step: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedArray:
+    """An array section: a basis, a mean, or the token map; with ``part``, rows of a coded basis."""
+
+    kind: str
+    values: SpilledArray
+    part: Part | None = None
+
+
+class RecordEncoder(Protocol):
+    """Turns rows of some tokens into records; frozen, and can be pickled."""
+
+    def records(
+        self,
+        source: TableSource,
+        token_ids: Ints,
+        chunk: PlannedChunk,
+        layout: RecordLayout,
+        limits: Limits,
+        pool: ThreadPoolExecutor,
+        done: Callable[[int], object],
+    ) -> Iterator[Bytes]:
+        """Yield the records of `token_ids` in order, uint8 (n, record_bytes).
+
+        `done` is called with the number of rows of one layer done since the last call. All arrays
+        but the last hold a whole number of the chunk's blocks.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """See the module.
+
+    ``key``: sha256 of the inputs and settings, 32 bytes; ``fields`` refer to ``arrays``, which are
+    the first sections of the file, by their number; ``size_limit``: bytes of the file at most, and
+    ``reserve_bytes`` what an earlier plan came out over it.
+    """
+
+    key: bytes
+    order: TokenOrder
+    fields: tuple[Field, ...]
+    arrays: tuple[PlannedArray, ...]
+    encodings: tuple[Encoding, ...]
+    chunks: tuple[PlannedChunk, ...]
+    encoder: RecordEncoder
+    header_room: int
+    predicted_bytes: int
+    size_limit: int | None = None
+    reserve_bytes: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows of the table."""
+        return len(self.order.token_ids)
+
+    @property
+    def kept_layers(self) -> tuple[int, ...]:
+        """Layers that are stored, ascending."""
+        return tuple(field.layer for field in self.fields if not field.dropped)
+
+    def token_ids(self, chunk: PlannedChunk) -> Ints:
+        """Return the token ids of a chunk, int64 (rows,)."""
+        return self.order.token_ids[chunk.first_slot : chunk.first_slot + chunk.rows]
+
+    def header(self, chunks: list[Chunk], sections: list[Section]) -> Header:
+        """Return the header of the pack, given where its chunks and sections came to lie."""
+        kinds = [array.kind for array in self.arrays]
+        token_map = kinds.index("token_map") if "token_map" in kinds else None
+        table = Table(TABLE_NAME, self.rows, self.fields, tuple(chunks), token_map)
+        return Header((table,), self.encodings, tuple(sections), PRODUCER)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the values of arrays, as plain values for JSON."""
+        arrays = [
+            {"kind": one.kind, "dtype": str(one.values.dtype), "shape": list(one.values.shape)}
+            for one in self.arrays
+        ]
+        return {
+            "key": self.key.hex(),
+            "predicted_bytes": self.predicted_bytes,
+            "size_limit": self.size_limit,
+            "rows": self.rows,
+            "reordered": not self.order.identity,
+            "fields": [asdict(field) for field in self.fields],
+            "arrays": arrays,
+            "encodings": [asdict(encoding) for encoding in self.encodings],
+            "chunks": [asdict(chunk) for chunk in self.chunks],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PlanInputs:
+    """What a plan follows from, and where it is worked out.
+
+    ``kept``: layers that are stored, ascending; ``ranks``: one per layer (``None``: no basis), or
+    ``None`` as a whole where they are chosen by loss; ``size_limit``: bytes of ``--size``.
+    """
+
+    source: TableSource
+    stats: CalibrationStats
+    settings: BuildSettings
+    workspace: Workspace
+    kept: tuple[int, ...]
+    ranks: tuple[int | None, ...] | None
+    size_limit: int | None
+
+    @classmethod
+    def of(
+        cls,
+        source: TableSource,
+        stats: CalibrationStats,
+        settings: BuildSettings,
+        workspace: Workspace,
+    ) -> PlanInputs:
+        """Hold the settings against the table.
+
+        Raises
+        ------
+        ConfigError
+            They do not fit it.
+        """
+        layers = source.num_layers
+        dropped = dropped_layers(settings.drop.layers, layers)
+        ranks = settings.ranks.for_layers(layers, min(source.hidden_size, source.vocab_size))
+        size = None
+        if settings.size is not None:
+            size = parse_size(settings.size, 2 * source.vocab_size * layers * source.hidden_size)
+        kept = tuple(n for n in range(layers) if n not in dropped)
+        return cls(source, stats, settings, workspace, kept, ranks, size)
+
+    @property
+    def key(self) -> bytes:
+        """Identifies inputs and settings: equal keys give equal packs."""
+        resolved = (VERSION, __version__, LEVEL, self.settings, self.size_limit)
+        digest = hashlib.sha256(repr(resolved).encode())
+        digest.update(self.source.fingerprint() + self.stats.fingerprint)
+        return digest.digest()
+
+    @property
+    def has_basis(self) -> bool:
+        """Whether rows are stored as coefficients."""
+        return self.settings.ranks.word != "none"
+
+    def field(self, layer: int) -> Field:
+        """Return layer `layer`'s field, without a basis."""
+        width, dtype = self.source.hidden_size, self.source.dtype
+        return Field(f"layer.{layer}", layer, width, dtype, dropped=layer not in self.kept)
+
+    def target(self, reserve_bytes: int) -> int | None:
+        """Bytes to aim at: the limit less what an earlier plan came out over it."""
+        return None if self.size_limit is None else self.size_limit - reserve_bytes

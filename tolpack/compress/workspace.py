@@ -1,0 +1,81 @@
+"""What builds run on: cores, memory, scratch space and progress. Nothing here decides a byte."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tolpack.compress.limits import Limits, plan_limits
+from tolpack.compress.settings import DEFAULT_MAX_MEMORY
+from tolpack.runtime.array_types import Doubles
+from tolpack.runtime.progress import Reporter
+from tolpack.runtime.scratch import Scratch, SpilledArray
+from tolpack.sources.protocol import TableSource
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a user grants a build, and the dtype that it multiplies in; see `tolpack.build`."""
+
+    compute: str = "auto"
+    max_memory: str | int = DEFAULT_MAX_MEMORY
+    threads: int | None = None
+
+
+class MomentsCache:
+    """Second moments of one table that several packs are made of.
+
+    Parameters
+    ----------
+    scratch : Scratch
+        Keeps them.
+    """
+
+    def __init__(self, scratch: Scratch) -> None:
+        self._scratch = scratch
+        self._known: dict[tuple[int, bytes], tuple[SpilledArray, SpilledArray]] = {}
+
+    def get(
+        self, layer: int, weights: Doubles, measure: Callable[[], tuple[Doubles, Doubles]]
+    ) -> tuple[Doubles, Doubles]:
+        """Return what `measure` gave for these token weights when they were first asked for: two
+        arrays, not to be changed.
+        """
+        key = layer, hashlib.sha256(weights.tobytes()).digest()
+        if key not in self._known:
+            second, mean = measure()
+            self._known[key] = self._scratch.spill(second), self._scratch.spill(mean)
+        spilled = self._known[key]
+        return spilled[0].load(), spilled[1].load()
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """Limits, arrays that may be spilled to disk, and who is told of progress.
+
+    ``moments``: second moments that several packs of one table share, if there are several.
+    """
+
+    limits: Limits
+    scratch: Scratch
+    reporter: Reporter
+    moments: MomentsCache | None = None
+
+
+@contextmanager
+def open_workspace(
+    source: TableSource, folder: Path, resources: Resources, reporter: Reporter
+) -> Iterator[Workspace]:
+    """Yield a workspace for builds of `source`, with its temporary file in `folder`.
+
+    Raises
+    ------
+    ConfigError
+        The memory granted is not enough; see `plan_limits`.
+    """
+    limits = plan_limits(source, resources.max_memory, resources.threads)
+    with Scratch(folder, limits.scratch_bytes) as scratch:
+        yield Workspace(limits, scratch, reporter)
