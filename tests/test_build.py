@@ -806,7 +806,7 @@ def test_resume_of_other_settings_is_refused(large, tmp_path):
     total = interrupted(settings)
     out.unlink()
     with pytest.raises(Killed):
-        tolpack.build(reporter=Killer(total // 2), **settings)
+        tolpack.build(reporter=Killer(total - 2), **settings)
     partial = (tmp_path / "p.tolpack.partial").read_bytes()
     other = models.save_model(tmp_path, seed=5, **LARGE)
     for source, rank in ((large, "9"), (other, "8")):

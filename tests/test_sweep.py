@@ -126,11 +126,11 @@ def test_work_is_shared(evaluator, token_ids, monkeypatch):
 
         monkeypatch.setattr(owner, name, wrapped)
 
-    from tolpack.calibration import stats
+    from tolpack.calibration import model_losses
     from tolpack.evaluation import evaluator
     from tolpack.sources.ffn_table import FFNTable
 
-    counting(stats, "measure_loss_metrics", "calibrate")
+    counting(model_losses, "measure_loss_metrics", "calibrate")
     counting(FFNTable, "layer", "layer")
     counting(evaluator, "score", "score")
     grids, _ = parse_grids([GRID])

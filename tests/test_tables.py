@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from tolpack.errors import CheckpointError, ConfigError, TolpackError
+from tolpack.sources.held_table import HeldTable
 from tolpack.sources.open_source import open_source
+from tolpack.sources.protocol import SourceField
 
 IDS = np.array([0, 96, 5, 5, 41], np.int64)
 
@@ -214,6 +216,47 @@ def test_h5_must_hold_one_dataset(tmp_path):
         open_source(tmp_path / "two.h5")
     with pytest.raises(CheckpointError, match="must hold one dataset, found none"):
         open_source(tmp_path / "none.h5")
+
+
+def test_sources_say_rows_fields_and_capabilities(tmp_path, memoryllm):
+    """Each kind of source describes itself by rows and fields, and has each capability or none."""
+    saved = save_table(tmp_path / "t.npy", torch.zeros(9, 2, 4, dtype=torch.float16))
+    plain, ffn = open_source(saved), open_source(memoryllm)
+    held = HeldTable(ffn)
+    assert plain.fields == tuple(SourceField(f"layer.{n}", n, 4, "float16") for n in (0, 1))
+    assert ffn.fields == tuple(SourceField(f"layer.{n}", n, 24, "float32") for n in range(3))
+    assert (plain.rows, plain.checkpoint, plain.ffn_bytes) == (9, None, None)
+    assert (ffn.rows, ffn.inner_size, held.rows, held.fields) == (97, 20, 97, ffn.fields)
+    assert held.checkpoint is ffn.checkpoint
+    assert held.fingerprint() == ffn.fingerprint()
+    for source in (plain, ffn, held):
+        assert (source.vocab_size, source.num_layers) == (source.rows, len(source.fields))
+        assert (source.hidden_size, source.dtype) == (
+            source.fields[0].width, source.fields[0].dtype
+        )  # fmt: skip
+
+
+def test_computed_in_changes_only_what_is_multiplied(tmp_path, memoryllm):
+    """A table of FFNs, held or not, gives one multiplied otherwise; a plain table gives itself."""
+    plain = open_source(save_table(tmp_path / "t.npy", torch.zeros(9, 2, 4)))
+    assert plain.computed_in(torch.bfloat16) is plain
+    ffn = open_source(memoryllm)
+    rounded = ffn.computed_in(torch.bfloat16)
+    assert (ffn.compute, rounded.compute) == (torch.float32, torch.bfloat16)
+    held = HeldTable(ffn)
+    assert np.allclose(rows_of(held), rows_of(ffn), atol=1e-6)
+    again = held.computed_in(torch.bfloat16)
+    assert again.compute is torch.bfloat16
+    assert np.allclose(rows_of(again), rows_of(rounded), atol=1e-2)
+    assert not np.array_equal(rows_of(again), rows_of(held))
+    assert held.computed_in(torch.float32) is held
+
+
+def test_table_of_more_layers_than_a_pack_holds_is_refused(tmp_path):
+    """A table of over 4,096 layers is refused before anything is made for each of them."""
+    path = save_table(tmp_path / "t.npy", torch.zeros(2, 4097))
+    with pytest.raises(CheckpointError, match="4,097 layers, expected at most 4,096"):
+        open_source(path, layers=4097)
 
 
 def test_layers_with_a_checkpoint_is_refused(memoryllm):

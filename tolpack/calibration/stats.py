@@ -16,33 +16,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.calibration import metrics_cache
-from tolpack.calibration.loss_metrics import (
-    SAMPLED_SEQUENCES,
-    LossMetrics,
-    measure_loss_metrics,
-    metric_tokens,
-    sample_text,
-    sampled_length,
-)
+from tolpack.calibration.model_losses import CalibratedModel, measure_losses, measured_part
 from tolpack.calibration.token_order import TokenOrder, order_tokens
-from tolpack.errors import CheckpointError
-from tolpack.model.decoder import Decoder
 from tolpack.model.text import find_tokenizer, read_token_ids
 from tolpack.runtime.array_types import Doubles
 from tolpack.runtime.progress import Reporter
-from tolpack.runtime.scratch import Scratch, SpilledArray
-from tolpack.sources.arrays import ArrayTable
-from tolpack.sources.checkpoint.readiness import check_decoder
-from tolpack.sources.ffn_table import FFNTable
+from tolpack.runtime.scratch import Scratch
 from tolpack.sources.npy import read_counts
+from tolpack.sources.protocol import TableSource
 
 COUNT_EXPONENT = 0.7
-_MAX_CONTEXT = 512
-# One part of so many is held out of a calibration text.
-_HELD_OUT = 5
-# Raised whenever the same inputs would be measured otherwise: kept calibrations are then stale.
-_CALIBRATION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,24 +39,6 @@ class CalibrationInputs:
     text: str | Path | None = None
     frequencies: str | Path | None = None
     tokenizer: str | Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CalibratedModel:
-    """A model that can be run, the text it was measured on, and what was measured.
-
-    ``metrics``, ``crossed``: see `tolpack.calibration.loss_metrics.LossMetrics`.
-    ``validation_ids``: the text to try packs on; another one than ``token_ids`` where a part is
-    held out.
-    """
-
-    decoder: Decoder
-    token_ids: NDArray[np.int64]
-    validation_ids: NDArray[np.int64]
-    context: int
-    counts: NDArray[np.int64]
-    metrics: tuple[SpilledArray, ...]
-    crossed: tuple[tuple[SpilledArray, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +57,7 @@ class CalibrationStats:
 
 
 def calibrate(
-    source: FFNTable | ArrayTable,
+    source: TableSource,
     inputs: CalibrationInputs,
     reach: int | None,
     *,
@@ -104,7 +69,7 @@ def calibrate(
 
     Parameters
     ----------
-    source : FFNTable or ArrayTable
+    source : TableSource
         The table; a checkpoint can also be run for metrics.
     inputs : CalibrationInputs
         Files.
@@ -125,64 +90,33 @@ def calibrate(
     """
     counts = None
     if inputs.frequencies is not None:
-        counts = read_counts(inputs.frequencies, source.vocab_size)
+        counts = read_counts(inputs.frequencies, source.rows)
     ids = None
     if inputs.text is not None:
         found = inputs.tokenizer
-        if isinstance(source, FFNTable):
+        if source.checkpoint is not None:
             found = find_tokenizer(source.checkpoint.path, found)
-        ids = read_token_ids(inputs.text, source.vocab_size, found)
+        ids = read_token_ids(inputs.text, source.rows, found)
         if counts is None:
-            counts = np.bincount(measured_part(ids, reach or 0), minlength=source.vocab_size)
+            counts = np.bincount(measured_part(ids, reach or 0), minlength=source.rows)
     if counts is None:
         reporter.say(
             "token order: by token id, all records raw (no --frequencies or --calibrate given)"
         )
     model = None
     if reach is not None:
-        model = _calibrate(source, ids, reach, decoder_bytes, scratch, reporter)
-    order = order_tokens(counts, source.vocab_size)
+        model = measure_losses(
+            source, ids, reach, decoder_bytes=decoder_bytes, scratch=scratch, reporter=reporter
+        )
+    order = order_tokens(counts, source.rows)
     if counts is None and model is not None:
         counts = model.counts
     digest = hashlib.sha256(b"counts" if counts is None else counts.astype("<i8").tobytes())
     digest.update(b"no text" if ids is None else ids.astype("<i8").tobytes())
-    if model is not None and isinstance(source, FFNTable):  # all of it shapes the losses
+    if model is not None and source.checkpoint is not None:  # all of it shapes the losses
         digest.update(source.checkpoint.fingerprint())
         digest.update(repr((source.checkpoint.config, model.context)).encode())
-    return CalibrationStats(order, token_weights(counts, source.vocab_size), model, digest.digest())
-
-
-def _cached_calibration(
-    source: FFNTable,
-    decoder: Decoder,
-    ids: NDArray[np.int64],
-    context: int,
-    reach: int,
-    scratch: Scratch,
-    reporter: Reporter,
-) -> LossMetrics:
-    """Measure, or take what was measured on the same text with the same model before."""
-    digest = hashlib.sha256(repr((_CALIBRATION, context, reach, source.compute)).encode())
-    digest.update(repr(decoder.config).encode() + source.checkpoint.fingerprint())
-    digest.update(ids.astype("<i8").tobytes())
-    counts = np.bincount(ids, minlength=source.vocab_size)
-    known = metrics_cache.load(digest.digest(), counts, scratch)
-    if known is not None:
-        reporter.say("calibration: taken from an earlier build with this model and text")
-        return known
-    total = metric_tokens(decoder, len(ids), context)
-    with reporter.phase("calibration", total, "tok") as done:
-        found = measure_loss_metrics(decoder, ids, context, done, scratch, reach)
-    source.check_unchanged()  # what is kept belongs to the weights in its key
-    kept = metrics_cache.keep(digest.digest(), found)
-    if kept is not None:
-        reporter.say(f"calibration: kept in {kept}")
-    return found
-
-
-def measured_part(ids: NDArray[np.int64], reach: int) -> NDArray[np.int64]:
-    """Return the part of a text that is measured: with `reach`, a fifth is held out at the end."""
-    return ids[: len(ids) - len(ids) // _HELD_OUT] if reach else ids
+    return CalibrationStats(order, token_weights(counts, source.rows), model, digest.digest())
 
 
 def token_weights(counts: NDArray[np.int64] | None, vocab_size: int) -> Doubles:
@@ -191,40 +125,3 @@ def token_weights(counts: NDArray[np.int64] | None, vocab_size: int) -> Doubles:
         return np.full(vocab_size, 1 / vocab_size)
     weights = (counts.astype(np.float64) + 1) ** COUNT_EXPONENT
     return np.asarray(weights / weights.sum())
-
-
-def _calibrate(
-    source: FFNTable | ArrayTable,
-    ids: NDArray[np.int64] | None,
-    reach: int,
-    decoder_bytes: int,
-    scratch: Scratch,
-    reporter: Reporter,
-) -> CalibratedModel | None:
-    if not isinstance(source, FFNTable):
-        reporter.say("auto: a bare table cannot be run, so every direction counts alike")
-        return None
-    try:
-        check_decoder(source.checkpoint)
-        fits = source.checkpoint.decoder_bytes() <= decoder_bytes
-        decoder = Decoder(source.checkpoint, resident=fits, compute=source.compute)
-    except CheckpointError as error:
-        if ids is not None:
-            raise
-        reporter.say(f"auto: the model cannot be run ({error}), so every direction counts alike")
-        return None
-    context = min(decoder.config.max_position_embeddings or _MAX_CONTEXT, _MAX_CONTEXT)
-    if ids is None:
-        reporter.say(
-            "auto: no --calibrate text, so losses are measured on a text sampled from the model "
-            "itself (seed 0)"
-        )
-        context = sampled_length(decoder, context)
-        with reporter.phase("sampling", SAMPLED_SEQUENCES * (context - 1), "tok") as done:
-            ids = sample_text(decoder, context, progress=done)
-    measured = measured_part(ids, reach)
-    trial = ids[len(measured) :] if reach else ids
-    found = _cached_calibration(source, decoder, measured, context, reach, scratch, reporter)
-    return CalibratedModel(
-        decoder, measured, trial, context, found.counts, found.metrics, found.crossed
-    )

@@ -32,9 +32,7 @@ from tolpack.pack import Pack
 from tolpack.reading.summary import bits_per_weight, layer_summaries, ratio_fp16
 from tolpack.runtime.pool import processor_count
 from tolpack.runtime.progress import Reporter
-from tolpack.sources.arrays import ArrayTable
 from tolpack.sources.checkpoint.checkpoint import Reading
-from tolpack.sources.ffn_table import FFNTable
 from tolpack.sources.open_source import open_source
 from tolpack.sources.protocol import TableSource
 
@@ -162,7 +160,7 @@ def build(
         return _result(path, source, reporter)
 
 
-def check_source(source: FFNTable | ArrayTable, reporter: Reporter) -> None:
+def check_source(source: TableSource, reporter: Reporter) -> None:
     """Say what was matched, and read every input once, for its digest.
 
     Raises
@@ -177,7 +175,7 @@ def check_source(source: FFNTable | ArrayTable, reporter: Reporter) -> None:
 
 
 def measure_stats(
-    table: FFNTable | ArrayTable,
+    table: TableSource,
     inputs: CalibrationInputs,
     settings: BuildSettings,
     workspace: Workspace,

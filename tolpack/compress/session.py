@@ -21,8 +21,6 @@ from tolpack.compress.workspace import MomentsCache, Resources, Workspace, open_
 from tolpack.compress.write import PackFile
 from tolpack.runtime.progress import Reporter
 from tolpack.runtime.scratch import Scratch
-from tolpack.sources.arrays import ArrayTable
-from tolpack.sources.ffn_table import FFNTable
 from tolpack.sources.held_table import HeldTable
 from tolpack.sources.protocol import TableSource
 
@@ -35,7 +33,7 @@ class BuildSession:
 
     Parameters
     ----------
-    source : FFNTable or ArrayTable
+    source : TableSource
         The table, exact.
     folder : Path
         Where arrays are spilled to.
@@ -49,7 +47,7 @@ class BuildSession:
 
     def __init__(
         self,
-        source: FFNTable | ArrayTable,
+        source: TableSource,
         folder: Path,
         inputs: CalibrationInputs,
         resources: Resources,

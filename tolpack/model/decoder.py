@@ -147,6 +147,7 @@ class Decoder:
         elif checkpoint.has("lm_head.weight"):
             _check_tied(checkpoint)
         self.norm = load_norm(checkpoint, "norm")
+        self.compute = compute
         load = partial(_load_layer, checkpoint, compute)
         self.layers = _Layers(config.num_hidden_layers, load, resident=resident)
         self.memory: Memory | None = None

@@ -21,11 +21,12 @@ from tolpack.sources.identity import FileStates, rows_digest
 from tolpack.sources.npy import read_npy
 from tolpack.sources.protocol import Array, LayerRows, check_finite
 from tolpack.sources.residency import Residency
+from tolpack.sources.uniform_table import UniformTable
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
-class ArrayTable:
+class ArrayTable(UniformTable):
     """A plain table on disk.
 
     Parameters
@@ -36,19 +37,15 @@ class ArrayTable:
         Number of layers; required for a two-dimensional table.
     """
 
-    ffn_bytes: int | None = None
-    inner_size = 0
-
     def __init__(self, array: Array, layers: int | None) -> None:
         if array.dtype not in DTYPE_BYTES:
             raise CheckpointError(
                 f"the table is {array.dtype}, expected float32, float16 or bfloat16: convert it"
             )
+        super().__init__(*_table_shape(array.shape, layers), array.dtype)
         self._array = array
         self._files = FileStates([array.path])
         self._digest: bytes | None = None
-        self.dtype = array.dtype
-        self.vocab_size, self.num_layers, self.hidden_size = _table_shape(array.shape, layers)
 
     def layer(self, layer: int) -> LayerRows:
         """See `TableSource.layer`."""
@@ -64,34 +61,32 @@ class ArrayTable:
     @property
     def stored_bytes(self) -> int:
         """Bytes of the table as stored."""
-        return self.vocab_size * self.num_layers * self.hidden_size * DTYPE_BYTES[self.dtype]
+        return self.rows * self.num_layers * self.hidden_size * DTYPE_BYTES[self.dtype]
 
     def check(self, done: Callable[[int], object]) -> None:
-        """Read the whole table once, for its `fingerprint`; `done` is called with the number of
-        bytes read since the last call.
-        """
+        """See `TableSource.check`."""
         if self._digest is None:
-            row_bytes = self.stored_bytes // self.vocab_size
-            self._digest = rows_digest(self.vocab_size, row_bytes, self._array.stored, done)
+            row_bytes = self.stored_bytes // self.rows
+            self._digest = rows_digest(self.rows, row_bytes, self._array.stored, done)
 
     def computed_in(self, compute: torch.dtype) -> ArrayTable:
         """Return the same table: nothing is multiplied."""
         return self
 
     def check_unchanged(self) -> None:
-        """Raise `CheckpointError` if the file is another one than when it was opened."""
+        """See `TableSource.check_unchanged`."""
         self._files.check()
 
     def fingerprint(self) -> bytes:
         """See `TableSource.fingerprint`: shape, dtype and every bit of the rows."""
         self.check(lambda size: None)
-        shape = (self.vocab_size, self.num_layers, self.hidden_size)
+        shape = (self.rows, self.num_layers, self.hidden_size)
         named = hashlib.sha256(f"{shape} {self.dtype}".encode())
         return named.digest() + (self._digest or b"")
 
     def describe(self) -> list[str]:
         """See `TableSource.describe`."""
-        return [f"table [{self.vocab_size}, {self.num_layers}, {self.hidden_size}] {self.dtype}"]
+        return [f"table [{self.rows}, {self.num_layers}, {self.hidden_size}] {self.dtype}"]
 
 
 def open_array(path: Path) -> Array | None:

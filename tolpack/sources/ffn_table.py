@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable
+from typing import Self
 
 import numpy as np
 import torch
@@ -15,9 +16,10 @@ from tolpack.sources.checkpoint.description import group_tensors
 from tolpack.sources.checkpoint.readiness import check_memory
 from tolpack.sources.ffn import load_memory
 from tolpack.sources.protocol import LayerRows, check_finite
+from tolpack.sources.uniform_table import UniformTable
 
 
-class FFNTable:
+class FFNTable(UniformTable):
     """Token-wise lookups computed from a MemoryLLM or Flex checkpoint.
 
     Parameters
@@ -28,18 +30,16 @@ class FFNTable:
         What the FFNs are multiplied in; see `tolpack.sources.ffn`. Rows are float32.
     """
 
-    dtype = "float32"
+    checkpoint: Checkpoint
 
     def __init__(self, checkpoint: Checkpoint, compute: torch.dtype = torch.float32) -> None:
         self._names = check_memory(checkpoint)
         config = checkpoint.config
+        super().__init__(config.vocab_size, config.num_hidden_layers, config.hidden_size, "float32")
         self.checkpoint = checkpoint
         self.compute = compute
-        self.vocab_size = config.vocab_size
-        self.num_layers = config.num_hidden_layers
-        self.hidden_size = config.hidden_size
         self.inner_size = int(config.require("memory_intermediate_size", "the memory FFNs"))
-        self.ffn_bytes: int | None = sum(
+        self.ffn_bytes = sum(
             checkpoint.stored_bytes(name) for name in self._names if ".memory_" in name
         )
 
@@ -62,23 +62,18 @@ class FFNTable:
         return sum(self.checkpoint.stored_bytes(name) for name in self._names)
 
     def check(self, done: Callable[[int], object]) -> None:
-        """Read every weight once: for the `fingerprint`, and to see that all are finite; `done` is
-        called with the number of bytes read since the last call.
-
-        Raises
-        ------
-        CheckpointError
-            A weight is NaN or infinite.
-        """
+        """See `TableSource.check`; reads every weight, and checks that all are finite."""
         for name in self._names:
             self.checkpoint.digest(name, done)
 
     def check_unchanged(self) -> None:
-        """Raise `CheckpointError` if a file is another one than when it was opened."""
+        """See `TableSource.check_unchanged`."""
         self.checkpoint.check_unchanged()
 
-    def computed_in(self, compute: torch.dtype) -> FFNTable:
-        """Return the same table, its FFNs multiplied in `compute`."""
+    def computed_in(self, compute: torch.dtype) -> Self:
+        """See `TableSource.computed_in`."""
+        if compute is self.compute:
+            return self
         other = copy.copy(self)
         other.compute = compute
         return other

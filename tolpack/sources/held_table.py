@@ -7,16 +7,18 @@ alone computes a few at a time (matrix products round by their shapes), and so m
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from tolpack.runtime.forking import Locking
 from tolpack.sources.protocol import LayerRows, TableSource
+from tolpack.sources.uniform_table import DerivedTable
 
 # Rows computed together.
 _BLOCK_TOKENS = 2048
 
 
-class HeldTable(Locking):
+class HeldTable(DerivedTable, Locking):
     """Another `TableSource`, each layer in memory as float32 from its first use on.
 
     Parameters
@@ -26,20 +28,14 @@ class HeldTable(Locking):
     """
 
     def __init__(self, source: TableSource) -> None:
-        self._source = source
-        self.vocab_size = source.vocab_size
-        self.num_layers = source.num_layers
-        self.hidden_size = source.hidden_size
-        self.inner_size = source.inner_size
-        self.dtype = source.dtype
-        self.ffn_bytes = source.ffn_bytes
+        super().__init__(source)
         self._layers: dict[int, NDArray[np.float32]] = {}
-        super().__init__()
+        Locking.__init__(self)
 
     @staticmethod
     def nbytes(source: TableSource) -> int:
         """Bytes that holding `source` takes."""
-        return 4 * source.num_layers * source.vocab_size * source.hidden_size
+        return 4 * source.rows * sum(field.width for field in source.fields)
 
     def layer(self, layer: int) -> LayerRows:
         """See `TableSource`."""
@@ -49,18 +45,15 @@ class HeldTable(Locking):
         held = self._layers[layer]
         return lambda ids: held[ids]
 
-    def fingerprint(self) -> bytes:
-        """See `TableSource`."""
-        return self._source.fingerprint()
-
-    def describe(self) -> list[str]:
-        """See `TableSource`."""
-        return self._source.describe()
+    def computed_in(self, compute: torch.dtype) -> HeldTable:
+        """See `TableSource.computed_in`; shares nothing that was computed with this table."""
+        source = self._source.computed_in(compute)
+        return self if source is self._source else HeldTable(source)
 
     def _computed(self, layer: int) -> NDArray[np.float32]:
         rows = self._source.layer(layer)
-        held = np.empty((self.vocab_size, self.hidden_size), np.float32)
-        for start in range(0, self.vocab_size, _BLOCK_TOKENS):
+        held = np.empty((self.rows, self.fields[layer].width), np.float32)
+        for start in range(0, self.rows, _BLOCK_TOKENS):
             part = held[start : start + _BLOCK_TOKENS]
             part[:] = rows(np.arange(start, start + len(part), dtype=np.int64))
         return held

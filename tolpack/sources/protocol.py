@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from tolpack.errors import CheckpointError
+from tolpack.sources.checkpoint.checkpoint import Checkpoint
 
 LayerRows = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 
@@ -35,26 +37,112 @@ class Array:
     dtype: str
 
 
-class TableSource(Protocol):
-    """A table of ``vocab_size`` rows of ``num_layers`` fields of ``hidden_size`` values.
+@dataclass(frozen=True, slots=True)
+class SourceField:
+    """One field of a table: `width` values in each row.
 
-    ``dtype`` is ``"float32"``, ``"float16"`` or ``"bfloat16"``: what the values are exact in.
-    ``ffn_bytes`` are the bytes of the FFN weights that the table replaces, if there are any;
-    ``inner_size`` is their inner width, 0 if there are none.
+    ``layer`` is the layer of the model that reads it. ``dtype`` is ``"float32"``, ``"float16"`` or
+    ``"bfloat16"``: what the values are exact in. ``multiplier`` is a constant by which the model
+    multiplies the values, such as √256 in Gemma's per-layer embeddings; rows that a source gives
+    are not multiplied by it yet.
     """
 
-    vocab_size: int
-    num_layers: int
-    hidden_size: int
-    inner_size: int
+    name: str
+    layer: int
+    width: int
     dtype: str
-    ffn_bytes: int | None
+    multiplier: float = 1.0
+
+
+class TableSource(Protocol):
+    """A table of ``rows`` rows, one for each token id, whose values are in several ``fields``.
+
+    Capabilities that only some sources have are attributes too, with a neutral value in the others:
+    ``checkpoint``, ``compute`` and `computed_in`, ``ffn_bytes`` and ``inner_size``. So no user has
+    to ask what kind of source it has.
+    """
+
+    @property
+    def rows(self) -> int:
+        """Number of token ids."""
+        ...
+
+    @property
+    def fields(self) -> tuple[SourceField, ...]:
+        """What a row is made of, in the order of a pack's fields."""
+        ...
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the files that rows depend on, which `check` reads."""
+        ...
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The model that can be run to measure losses; ``None`` for a plain table."""
+        ...
+
+    @property
+    def compute(self) -> torch.dtype:
+        """Dtype of the operands of matrix products; float32 where there are none."""
+        ...
+
+    @property
+    def ffn_bytes(self) -> int | None:
+        """Stored bytes of the FFN weights that the table replaces; ``None`` if there are none."""
+        ...
+
+    @property
+    def inner_size(self) -> int:
+        """Inner width of those FFNs; 0 if there are none."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """The same as ``rows``."""
+        ...
+
+    @property
+    def num_layers(self) -> int:
+        """Number of fields."""
+        ...
+
+    @property
+    def hidden_size(self) -> int:
+        """Width that all fields have."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """Dtype that all fields have."""
+        ...
 
     def layer(self, layer: int) -> LayerRows:
-        """Return a function that maps int64 ids (n,) to layer `layer`'s rows, float32 (n, hidden).
+        """Return a function that maps int64 ids (n,) to layer `layer`'s rows, float32 (n, width).
 
         Weights are loaded here, once; the function may be called from several threads.
         """
+        ...
+
+    def computed_in(self, compute: torch.dtype) -> TableSource:
+        """Return the same table with its matrix products made in `compute`; itself where nothing
+        is multiplied.
+        """
+        ...
+
+    def check(self, done: Callable[[int], object]) -> None:
+        """Read everything that rows depend on once, for the `fingerprint`; `done` is called with
+        the number of bytes read since the last call.
+
+        Raises
+        ------
+        CheckpointError
+            A weight is NaN or infinite.
+        """
+        ...
+
+    def check_unchanged(self) -> None:
+        """Raise `CheckpointError` if a file is another one than when it was opened."""
         ...
 
     def fingerprint(self) -> bytes:

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tolpack.calibration.stats import CalibratedModel
+from tolpack.calibration.model_losses import CalibratedModel
 from tolpack.compress.entropy.compensation_matrices import compensation_matrix, neighbours
 from tolpack.runtime.array_types import Floats
 from tolpack.runtime.scratch import Scratch, SpilledArray
 from tolpack.sources.protocol import LayerRows, TableSource
+from tolpack.sources.uniform_table import DerivedTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ def dropped_terms(
     return tuple(found)
 
 
-class CompensatedTable:
+class CompensatedTable(DerivedTable):
     """A table whose kept layers compensate for the dropped ones; as a `TableSource`.
 
     Parameters
@@ -77,10 +78,8 @@ class CompensatedTable:
     """
 
     def __init__(self, source: TableSource, terms: Sequence[DroppedTerm]) -> None:
-        self._source, self._terms = source, tuple(terms)
-        self.vocab_size, self.num_layers = source.vocab_size, source.num_layers
-        self.hidden_size, self.inner_size = source.hidden_size, source.inner_size
-        self.dtype, self.ffn_bytes = source.dtype, source.ffn_bytes
+        super().__init__(source)
+        self._terms = tuple(terms)
 
     def layer(self, layer: int) -> LayerRows:
         """See `TableSource`; a kept layer's rows hold the shares of dropped ones."""
@@ -100,11 +99,3 @@ class CompensatedTable:
             return np.asarray(total.numpy())
 
         return rows
-
-    def fingerprint(self) -> bytes:
-        """See `TableSource`."""
-        return self._source.fingerprint()
-
-    def describe(self) -> list[str]:
-        """See `TableSource`."""
-        return self._source.describe()

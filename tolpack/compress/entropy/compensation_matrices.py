@@ -23,7 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.linalg
 
-from tolpack.calibration.stats import CalibratedModel
+from tolpack.calibration.model_losses import CalibratedModel
 from tolpack.compress.entropy.error_compensation import ErrorCompensation
 from tolpack.runtime.array_types import Doubles
 from tolpack.runtime.scratch import Scratch

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from tolpack.calibration.loss_metrics import loss_windows, window_losses
-from tolpack.calibration.stats import CalibratedModel
+from tolpack.calibration.model_losses import CalibratedModel
 from tolpack.runtime.array_types import Doubles, Floats
 from tolpack.runtime.progress import Reporter
 

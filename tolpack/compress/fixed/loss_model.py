@@ -25,7 +25,8 @@ from tolpack.calibration.loss_metrics import (
     gradient_tokens,
     truncation_slopes,
 )
-from tolpack.calibration.stats import CalibratedModel, CalibrationStats
+from tolpack.calibration.model_losses import CalibratedModel
+from tolpack.calibration.stats import CalibrationStats
 from tolpack.codecs.values import decode_values, encode_values
 from tolpack.compress.fixed.allocation import Allocation, RankOption
 from tolpack.compress.fixed.encodings import LEADING_CHOICES, field_encoding, smooth_field_bytes

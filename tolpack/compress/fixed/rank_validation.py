@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from tolpack.calibration.loss_metrics import loss_tokens, window_losses
-from tolpack.calibration.stats import CalibratedModel
+from tolpack.calibration.model_losses import CalibratedModel
 from tolpack.compress.fixed.allocation import Allocation, RankOption
 from tolpack.compress.fixed.encodings import field_encoding
 from tolpack.compress.fixed.loss_model import RANK_STEP, LossModel, rounding_error

@@ -1,0 +1,131 @@
+"""Bases of table sources whose fields all have one width and one dtype.
+
+``vocab_size``, ``num_layers``, ``hidden_size`` and ``dtype`` mean something for such tables only.
+They follow from ``rows`` and ``fields`` here. A source with fields of several widths would
+implement `TableSource` by itself.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Self
+
+import torch
+
+from tolpack.container.preamble import MAX_FIELDS
+from tolpack.errors import CheckpointError
+from tolpack.sources.checkpoint.checkpoint import Checkpoint
+from tolpack.sources.protocol import LayerRows, SourceField, TableSource
+
+
+class UniformTable:
+    """A source of equal fields, one for each layer, without any of the optional capabilities.
+
+    Parameters
+    ----------
+    rows : int
+        Number of token ids.
+    layers : int
+        Number of fields.
+    width : int
+        Values of a field in a row.
+    dtype : str
+        See `SourceField`.
+
+    Raises
+    ------
+    CheckpointError
+        There are more layers than a pack can hold.
+    """
+
+    checkpoint: Checkpoint | None = None
+    compute = torch.float32
+    ffn_bytes: int | None = None
+    inner_size = 0
+
+    def __init__(self, rows: int, layers: int, width: int, dtype: str) -> None:
+        if layers > MAX_FIELDS:
+            raise CheckpointError(
+                f"the table has {layers:,} layers, expected at most {MAX_FIELDS:,}: divide "
+                "it, as a pack holds no more"
+            )
+        self.rows = rows
+        self.fields = tuple(SourceField(f"layer.{n}", n, width, dtype) for n in range(layers))
+
+    def computed_in(self, compute: torch.dtype) -> Self:
+        """See `TableSource.computed_in`; nothing is multiplied here."""
+        return self
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of rows."""
+        return self.rows
+
+    @property
+    def num_layers(self) -> int:
+        """Number of fields."""
+        return len(self.fields)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of every field."""
+        return self.fields[0].width
+
+    @property
+    def dtype(self) -> str:
+        """What the values of every field are exact in."""
+        return self.fields[0].dtype
+
+
+class DerivedTable(UniformTable):
+    """A table made from another one, with its fields and capabilities; a subclass changes rows.
+
+    Parameters
+    ----------
+    source : TableSource
+        The other table.
+    """
+
+    def __init__(self, source: TableSource) -> None:
+        self._source = source
+        self.rows = source.rows
+        self.fields = source.fields
+        self.checkpoint = source.checkpoint
+        self.compute = source.compute
+        self.ffn_bytes = source.ffn_bytes
+        self.inner_size = source.inner_size
+
+    @property
+    def stored_bytes(self) -> int:
+        """See `TableSource.stored_bytes`."""
+        return self._source.stored_bytes
+
+    def layer(self, layer: int) -> LayerRows:
+        """See `TableSource.layer`."""
+        return self._source.layer(layer)
+
+    def computed_in(self, compute: torch.dtype) -> Self:
+        """See `TableSource.computed_in`."""
+        source = self._source.computed_in(compute)
+        if source is self._source:
+            return self
+        other = copy.copy(self)
+        other._source, other.compute = source, compute
+        return other
+
+    def check(self, done: Callable[[int], object]) -> None:
+        """See `TableSource.check`."""
+        self._source.check(done)
+
+    def check_unchanged(self) -> None:
+        """See `TableSource.check_unchanged`."""
+        self._source.check_unchanged()
+
+    def fingerprint(self) -> bytes:
+        """See `TableSource.fingerprint`."""
+        return self._source.fingerprint()
+
+    def describe(self) -> list[str]:
+        """See `TableSource.describe`."""
+        return self._source.describe()
