@@ -80,13 +80,13 @@ def warm_rows(serve: dict[str, Any]) -> list[Row]:
     rows += [
         Row("4 bits, `ToLMemory` in bfloat16, 512 rows warm", warm[side, 512, 1],
             f"{READS_FP16} to float32", warm[MEMMAP, 512, 1]),
-        Row("4 bits, `ToLMemory` in bfloat16, one row warm", warm[side, 1, 1],
-            COMPUTES, warm[FFNS, 1, 1]),
+        Row("4 bits, `ToLMemory` in bfloat16, one row warm, between other work",
+            warm[side, 1, 1], COMPUTES, warm[FFNS, 1, 1]),
     ]  # fmt: skip
     side = "ToLMemory rank 1024, bf16"
-    for count in (512, 1):
+    for count, note in ((512, ""), (1, ", between other work")):
         rows.append(
-            Row(f"4 bits, rank 1024, `ToLMemory` in bfloat16, {_rows(count)} warm",
+            Row(f"4 bits, rank 1024, `ToLMemory` in bfloat16, {_rows(count)} warm{note}",
                 warm[side, count, 1], COMPUTES, warm[FFNS, count, 1])
         )  # fmt: skip
     return rows
