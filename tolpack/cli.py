@@ -22,13 +22,13 @@ from tolpack.commands.verify import verify
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(tolpack.__version__, prog_name="tolpack")
 def main() -> None:
-    """Make the feed-forward memory of MemoryLLM models small, and read its rows back fast.
+    """Store the tables of MemoryLLM models in small files (packs) and look their rows up.
 
     \b
-    tolpack build model.pt                      a pack at 4 bits, ÷3.7
-    tolpack build model.pt --bits auto --rank auto --calibrate text.txt      ÷10 and more
+    tolpack build model.pt                      4 bits: about 3.7 times smaller than FP16
+    tolpack build model.pt --bits auto --rank auto --calibrate text.txt    10 times and more
     tolpack eval model.pt model.tolpack --text held-out.txt
-    tolpack demo                                all of it on a bundled model
+    tolpack demo                                builds and evaluates packs of a bundled model
     """
 
 

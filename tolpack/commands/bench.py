@@ -13,16 +13,17 @@ from tolpack.report import tables
 
 @click.command()
 @click.argument("pack", type=PATH)
-@click.option("--rows", default=512, show_default=True, help="Rows of a large lookup.")
+@click.option("--rows", default=512, show_default=True, help="Number of rows of the large lookup.")
 @click.option(
-    "--seconds", default=1.0, show_default=True, help="Seconds for each measurement, about."
+    "--seconds", default=1.0, show_default=True, help="Approximate seconds for each measurement."
 )
 @json_option
 def bench(pack: Path, rows: int, seconds: float, as_json: bool) -> None:
     """Time lookups of PACK on this machine, warm and cold, in every I/O mode.
 
-    Reads PACK whole, and drops it from the page cache before each cold lookup. Tokens are drawn
-    evenly from the vocabulary: real text repeats its tokens and is faster.
+    bench reads all of PACK first, and drops it from the page cache before each cold lookup. It
+    draws token ids uniformly from the vocabulary. Lookups of real text are faster, because text
+    repeats its tokens.
 
     \b
     tolpack bench model.tolpack

@@ -35,26 +35,26 @@ from tolpack.report import tables
 @click.option("-o", "--output", type=PATH, help="The pack [default: NAME.tolpack beside it].")
 @click.option(
     "--rank", default="none", show_default=True, callback=checked(parse_rank),
-    help="auto, full, none (no basis), a number, a percentage like 50%, or r0,r1,… by layer.",
+    help="Rank of the basis: none (no basis), auto, full, a number, 50%, or r0,r1,… by layer.",
 )  # fmt: skip
 @click.option(
     "--bits", type=click.Choice(["auto", "16", "8", "4"]), default="4", show_default=True,
-    help="Bits of a value; auto: one step for all, entropy-coded, errors made up for.",
+    help="Bits per value; auto: error compensation and entropy coding.",
 )  # fmt: skip
 @click.option(
     "--drop", default="none", show_default=True, callback=checked(parse_drops),
-    help="Layers to leave out: none, or 3,7-9; with --bits auto also auto, or auto:2 for two.",
+    help="Layers to drop: none, or 3,7-9; with --bits auto also auto, or auto:2 for two layers.",
 )  # fmt: skip
 @click.option(
     "--size", callback=checked(lambda value: parse_size(value, 100)),
-    help="With --rank or --bits auto: largest file, like 800MB or 12% of the FP16 table.",
+    help="With --rank or --bits auto: largest size of the pack, 800MB or 12% of the FP16 table.",
 )  # fmt: skip
 @click.option(
     "--max-ppl-increase", callback=checked(parse_increase),
-    help="With --bits auto: what the pack may cost on text held out [default: 0.25%].",
+    help="With --bits auto: limit of the perplexity increase [default: 0.25%].",
 )  # fmt: skip
-@click.option("--calibrate", type=PATH, help="Text or .npy of token ids: counts, and losses.")
-@click.option("--frequencies", type=PATH, help=".npy of token counts; frequent tokens first.")
+@click.option("--calibrate", type=PATH, help="Calibration text, or .npy of token ids.")
+@click.option("--frequencies", type=PATH, help=".npy of token counts, by which tokens are ordered.")
 @tokenizer_option
 @reading_options
 @layers_option
@@ -67,6 +67,9 @@ def build(checkpoint: Path, bits: str, as_json: bool, **settings: Any) -> None:
 
     CHECKPOINT is a .pt or .pth, a .safetensors, a folder with config.json and .safetensors, or a
     plain table (.npy, .h5, .safetensors) of shape [vocab, layers, hidden].
+
+    --calibrate gives token counts and the loss metrics of auto. --max-ppl-increase is measured on
+    the last fifth of the calibration text. Without --calibrate, auto samples a text from the model.
 
     \b
     tolpack build model.pt

@@ -19,15 +19,15 @@ from tolpack.report import tables
 @click.argument("destination", metavar="TABLE", type=PATH)
 @click.option(
     "--dtype", type=click.Choice(list(STORED)), default="float32", show_default=True,
-    help="float32 is exact; the others say what they round. bfloat16: .safetensors only.",
+    help="float32 is exact; changed values are reported. bfloat16 is for .safetensors only.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @json_option
 def convert(source: Path, destination: Path, dtype: str, force: bool, as_json: bool) -> None:
     """Write the rows of PACK as a plain TABLE: .npy, .safetensors, .h5 or .hdf5.
 
-    TABLE has shape [vocab, layers, hidden], in the order of token ids; dropped layers are zeros.
-    `tolpack build TABLE` reads it again.
+    TABLE has shape [vocab, layers, hidden] and is in the order of token ids. Dropped layers are
+    zeros. tolpack build accepts TABLE.
 
     \b
     tolpack convert model.tolpack table.safetensors

@@ -13,7 +13,7 @@ from tolpack.report import tables
 
 
 @click.command()
-@click.option("-o", "--output", type=PATH, help="Keep the packs in this folder.")
+@click.option("-o", "--output", type=PATH, help="Folder for the packs [default: a temporary one].")
 @json_option
 def demo(output: Path | None, as_json: bool) -> None:
     """Build packs of the bundled model at several settings and evaluate them.

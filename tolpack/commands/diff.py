@@ -25,12 +25,12 @@ from tolpack.report import insight
 @click.argument("reference", metavar="PACK_B|CHECKPOINT", type=PATH)
 @click.option(
     "--tokenizer", type=PATH,
-    help="tokenizer.json, for the texts of tokens; default: the one beside either.",
+    help="tokenizer.json, for the names of tokens [default: the one beside either argument].",
 )  # fmt: skip
-@click.option("--frequencies", type=PATH, help=".npy of token counts, to weight errors by.")
+@click.option("--frequencies", type=PATH, help=".npy of token counts, which weight the errors.")
 @click.option(
     "--worst", type=click.IntRange(0), default=10, show_default=True,
-    help="How many tokens of the largest error to name.",
+    help="Number of tokens to list, those with the largest errors.",
 )  # fmt: skip
 @reading_options
 @layers_option
@@ -38,8 +38,8 @@ from tolpack.report import insight
 def diff(pack: Path, reference: Path, as_json: bool, **settings: Any) -> None:
     """Show where PACK_A differs from PACK_B, or from the CHECKPOINT or table it was made from.
 
-    Relative errors by layer, by chunk (tokens of similar frequency), and of the worst tokens. The
-    second one is the reference. Reads both whole.
+    diff prints relative errors by layer, by chunk (tokens of similar frequency), and of the worst
+    tokens. The second argument is the reference. diff reads all of both.
 
     \b
     tolpack diff model.tolpack model.pt

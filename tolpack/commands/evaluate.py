@@ -29,10 +29,12 @@ def evaluate(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Measure perplexity of CHECKPOINT, and of each of its PACKS in place of the memory.
+    """Measure the perplexity of CHECKPOINT and of its PACKS.
 
-    With --sweep, packs of many settings are built, judged and removed. A setting that was measured
-    before, with the same inputs, is not measured again.
+    eval mounts a pack in place of the checkpoint's memory FFNs and scores both on the same text.
+
+    With --sweep, eval builds, evaluates and removes packs of many settings. It does not measure a
+    setting again that it measured before with the same inputs.
 
     \b
     tolpack eval model.pt model.tolpack --text held-out.txt --tokenizer tokenizer.json

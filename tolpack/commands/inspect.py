@@ -28,10 +28,10 @@ _TABLE_SUFFIXES = (".npy", ".h5", ".hdf5", ".json", ".toml")
 @reading_options
 @json_option
 def inspect(path: Path, as_json: bool, **settings: Any) -> None:
-    """Show what a pack holds, or what is recognised in a checkpoint.
+    """Show the layers and chunks of a pack, or the tensors of a checkpoint.
 
-    Of a checkpoint: the key map that fits its tensor names, every kind of tensor with shape and
-    dtype, what is left over, and whether it is ready for build and eval.
+    For a checkpoint, inspect shows the key map that fits its tensor names, the shapes and dtypes
+    of its tensors, tensors that are left over, and whether build and eval can use it.
 
     \b
     tolpack inspect model.tolpack

@@ -24,10 +24,10 @@ CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 tokenizer_option = click.option(
-    "--tokenizer", type=PATH, help="tokenizer.json; default: the one beside the checkpoint."
+    "--tokenizer", type=PATH, help="tokenizer.json [default: the one beside the checkpoint]."
 )
 layers_option = click.option(
-    "--layers", type=click.IntRange(1), help="Layers of a two-dimensional plain table."
+    "--layers", type=click.IntRange(1), help="Number of layers of a two-dimensional plain table."
 )
 context_option = click.option(
     "--context", type=click.IntRange(1),
@@ -35,22 +35,22 @@ context_option = click.option(
 )  # fmt: skip
 drop_option = click.option(
     "--drop", default="none", show_default=True, callback=checked(parse_drop),
-    help="Layers to leave out: none, or numbers and ranges like 3,7-9.",
+    help="Layers to drop: none, or numbers and ranges like 3,7-9.",
 )  # fmt: skip
 
 
 def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say what a checkpoint does not say itself."""
     options = (
-        click.option("--config", type=PATH, help="config.json, where the checkpoint has none."),
+        click.option("--config", type=PATH, help="config.json, if the checkpoint has none."),
         click.option(
-            "--arch", type=click.Choice(MODEL_TYPES), help="Model type, in place of the config's."
+            "--arch", type=click.Choice(MODEL_TYPES), help="Model type, instead of the config's."
         ),
         click.option(
             "--map", "map_name", type=click.Choice(BUILT_IN_MAPS),
-            help="Tensor names to expect [default: found by inspection].",
+            help="Built-in key map [default: the one that fits the tensor names].",
         ),
-        click.option("--key-map", type=PATH, help="Your own map of tensor names, a .toml."),
+        click.option("--key-map", type=PATH, help="Your own key map, a .toml."),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -84,12 +84,12 @@ def resource_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = (
         click.option(
             "--compute", type=click.Choice(COMPUTE), default="auto", show_default=True,
-            help="What FFNs are multiplied in; auto: bfloat16 for large tables, where it is fast.",
+            help="Dtype of matrix products; auto: bfloat16 for large tables, if fast.",
         ),
         click.option(
             "--max-memory", default=DEFAULT_MAX_MEMORY, show_default=True,
             callback=checked(lambda value: parse_bytes(value, "--max-memory")),
-            help="Largest resident memory of the build, like 4GB or 800MB.",
+            help="Limit of the build's resident memory, like 4GB or 800MB.",
         ),
         click.option("--threads", type=click.IntRange(1), help="Cores to use [default: all]."),
     )  # fmt: skip
@@ -103,18 +103,18 @@ def measuring_options(command: Callable[..., Any]) -> Callable[..., Any]:
     beside standard output.
     """
     options = (
-        click.option("--text", type=PATH, required=True, help="UTF-8 text, or .npy of token ids."),
+        click.option("--text", type=PATH, required=True, help="Evaluation text, or .npy of ids."),
         tokenizer_option,
         reading_options,
         context_option,
-        click.option("--calibrate", type=PATH, help="Text or token ids to build packs with."),
-        click.option("--frequencies", type=PATH, help=".npy of token counts, to build with."),
+        click.option("--calibrate", type=PATH, help="Calibration text, or .npy of token ids."),
+        click.option("--frequencies", type=PATH, help=".npy of token counts for the builds."),
         resource_options,
-        click.option("--scratch", type=PATH, help="Folder for a pack at a time [default: TMPDIR]."),
-        click.option("--fresh", is_flag=True, help="Measure again what was measured before."),
-        click.option("--csv", "csv_path", type=PATH, help="Write the packs' results to a .csv."),
-        click.option("--plot", type=PATH, help="Draw perplexity against size: a .png or .svg."),
-        click.option("--report", type=PATH, help="Write a page with charts and tables: an .html."),
+        click.option("--scratch", type=PATH, help="Folder for temporary packs [default: TMPDIR]."),
+        click.option("--fresh", is_flag=True, help="Measure again; use no cached results."),
+        click.option("--csv", "csv_path", type=PATH, help="Write the results of the packs, .csv."),
+        click.option("--plot", type=PATH, help="Draw perplexity against size, .png or .svg."),
+        click.option("--report", type=PATH, help="Write a report with charts and tables, .html."),
     )
     for option in reversed(options):
         command = option(command)

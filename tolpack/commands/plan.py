@@ -29,14 +29,14 @@ def _fixed_rank(value: str) -> None:
 
 @click.command()
 @click.argument("checkpoint", type=PATH)
-@click.option("--rank", callback=checked(_fixed_rank), help="Plan this rank only; not auto.")
-@click.option("--bits", type=click.Choice(["16", "8", "4"]), help="Plan these bits only.")
+@click.option("--rank", callback=checked(_fixed_rank), help="Plan only this rank; not auto.")
+@click.option("--bits", type=click.Choice(["16", "8", "4"]), help="Plan only these bits.")
 @drop_option
 @reading_options
 @layers_option
 @json_option
 def plan(checkpoint: Path, as_json: bool, **settings: Any) -> None:
-    """Predict sizes and costs of packs of CHECKPOINT, before any work.
+    """Predict sizes and costs of packs of CHECKPOINT without building them.
 
     \b
     tolpack plan model.pt

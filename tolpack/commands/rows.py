@@ -18,9 +18,9 @@ from tolpack.report import insight
 @click.command()
 @click.argument("pack", type=PATH)
 @click.argument("token_ids", metavar="[TOKEN_ID...]", nargs=-1, type=int)
-@click.option("--text", help="Show the tokens of this text, in place of TOKEN_IDs.")
+@click.option("--text", help="Show the tokens of this text instead of TOKEN_IDs.")
 @click.option(
-    "--tokenizer", type=PATH, help="tokenizer.json; default for --text: the one beside PACK."
+    "--tokenizer", type=PATH, help="tokenizer.json [default: with --text, the one beside PACK]."
 )
 @json_option
 def rows(
@@ -28,8 +28,8 @@ def rows(
 ) -> None:
     """Show the rows of TOKEN_IDs: norm and first values of each layer, or all with --json.
 
-    Of a --text: its tokens in their order, a line each, with where they are stored, what a lookup
-    of one reads, and the norm of its row, whole and by layer.
+    With --text, rows shows one line for each token of the text, in order: its slot and chunk, the
+    bytes that a lookup of it reads, and the norm of its row, whole and by layer.
 
     \b
     tolpack rows model.tolpack 5 17

@@ -17,7 +17,7 @@ from tolpack.report import study_page, study_tables
 @click.command()
 @click.argument("checkpoint", type=PATH)
 @measuring_options
-@click.option("--tokens", type=click.IntRange(2), help="Use the first so many tokens only.")
+@click.option("--tokens", type=click.IntRange(2), help="Use only the first N tokens of the text.")
 @click.option(
     "--only", "parts", default=",".join(PARTS), callback=parts_option(PARTS),
     help=f"Parts to run, of {', '.join(PARTS)} [default: all].",
@@ -26,11 +26,11 @@ from tolpack.report import study_page, study_tables
 def study(
     checkpoint: Path, tokens: int | None, parts: tuple[str, ...], as_json: bool, **settings: Any
 ) -> None:
-    """Measure what CHECKPOINT's memory is worth, and what packs of it cost.
+    """Run the MemoryLLM paper's experiments on CHECKPOINT and recommend settings for packs.
 
-    Precision, uniform ranks against ranks by loss, layers left out, the memory scaled, spectra,
-    sizes. Takes about an hour for a small model; what was measured is kept, so a study that was
-    stopped goes on.
+    The experiments are: precision, uniform ranks against ranks by loss, layer ablation, scaled
+    memory outputs, spectra, and sizes. A study takes about an hour for a small model. It caches
+    its measurements, so an interrupted study continues where it stopped.
 
     \b
     tolpack study model/ --text held-out.txt --calibrate text.txt --report report.html

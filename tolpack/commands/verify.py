@@ -24,7 +24,7 @@ _LINES = 50
 def verify(ctx: click.Context, pack: Path, as_json: bool) -> None:
     """Read all of PACK and check every checksum; exit 1 if anything is damaged.
 
-    Each damaged place is named with the tokens that it hits; other tokens can still be read.
+    verify names each damaged place and the tokens that it affects. Other tokens can still be read.
 
     \b
     tolpack verify model.tolpack
