@@ -1,13 +1,13 @@
 """Builds at the paper's 1B shape: time against the FFN passes alone, peak memory, bytes.
 
-Makes a MemoryLLM of random weights (vocabulary 128,256, 24 layers, hidden 2048, intermediate 5464)
-whose singular values decay as a trained model's do: ``σ(x) = exp(-k x)`` for the share ``x`` of the
-components, with ``k`` 2 for FFNs, 1 for the embedding and 4 for attention, as measured on a
-trained 11M model. Then, for each setting, runs ``tolpack.build`` in a process of its own and
-reports seconds, in all and by phase, peak resident memory and bytes. The FFN pass that they are
-held against is plain torch on all cores in the same dtype, timed before and after on some of the
-tokens. ``--bits auto`` is calibrated on 20,000 random token ids, of which a fifth is held out;
-``ratio`` leaves that calibration aside, ``seconds`` does not.
+The script makes a MemoryLLM of random weights (vocabulary 128,256, 24 layers, hidden 2048,
+intermediate 5464). Its singular values decay as those of a trained 11M model: ``σ(x) = exp(-k x)``
+for the share ``x`` of the components, with ``k`` 2 for FFNs, 1 for the embedding and 4 for
+attention. For each setting it runs ``tolpack.build`` in a process of its own and reports seconds,
+in all and by phase, peak resident memory and bytes. It compares them with the FFN passes alone:
+plain torch on all cores in the same dtype, timed before and after on some of the tokens. ``--bits
+auto`` is calibrated on 20,000 random token ids, of which a fifth is held out. ``seconds`` includes
+this calibration; ``ratio`` does not.
 
     python benchmarks/build_1b.py --vocab 16032 --json result.json      # an eighth
     python benchmarks/build_1b.py --json result.json                    # in full

@@ -1,9 +1,9 @@
-"""Milliseconds per token and resident memory of a whole decoder: FFNs computed against a pack.
+"""Compare a whole decoder with FFNs and with a pack: milliseconds per token, resident memory.
 
 The paper's 1B shape (24 layers, hidden 2048, FFN 5464, vocabulary 50,304; Table 6 of arXiv
 2602.00398 is the pattern) with random bfloat16 weights, batch 1, after a context of 128 tokens.
-Each side runs in a process of its own, several times in turn, and tells its median and its resident
-memory, anonymous and file pages.
+Each side runs in a process of its own, several times in turn, and reports its median time and its
+resident memory (anonymous and file pages).
 
     python benchmarks/decode_loop.py --json result.json
 """

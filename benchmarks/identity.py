@@ -1,9 +1,9 @@
-"""What it costs to hash every bit that rows depend on: the check before a build, and the build.
+"""Time the hash of every bit that rows depend on, against the build that it precedes.
 
-Two inputs at the paper's 1B shape, fewer tokens and layers so that a run takes minutes: a MemoryLLM
-of random bfloat16 weights, and a plain FP16 table. Each is built at 4 bits without a basis, in one
-process; the check's seconds are part of the build's. ``share`` is what of the build the check is.
-That of a whole model is smaller: its weights are hashed once, and multiplied for each token.
+The two inputs are a MemoryLLM of random bfloat16 weights and a plain FP16 table. They have the
+paper's 1B shape with fewer tokens and layers, so that a run takes minutes. Each is built at 4 bits
+without a basis, in one process. ``share`` is the hash's share of the build's seconds. The share is
+smaller for a whole model, whose weights are hashed once and multiplied for each token.
 
     python benchmarks/identity.py --json benchmarks/results/identity.json
 """

@@ -1,4 +1,4 @@
-"""What checking costs: lookups with and without checksums, in every I/O mode, cold and warm.
+"""Time lookups with and without checksums, in every I/O mode, cold and warm.
 
 Makes packs of random rows of two shapes (24 × 2048 values, the paper's 1B model, and 8 × 256, a
 small one) at 4 bits, in blocks as `tolpack build` makes them, raw and as zstd frames, and times

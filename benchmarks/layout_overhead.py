@@ -1,4 +1,4 @@
-"""Where every byte of a pack goes: preamble, header, padding, arrays, codes, checksums, indexes.
+"""Count the bytes of a pack by use: preamble, header, padding, arrays, codes, checksums, indexes.
 
     python benchmarks/layout_overhead.py --add before a.tolpack b.tolpack --json result.json
 

@@ -1,4 +1,4 @@
-"""Ranks chosen by loss against one uniform rank, at equal bytes.
+"""Compare ranks by loss with one uniform rank at equal bytes.
 
 For each share of the full-rank pack's bytes, builds the uniform pack that comes closest, then
 ``--rank auto --size`` with exactly that pack's bytes, both with the same calibration text, and

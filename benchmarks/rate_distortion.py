@@ -1,16 +1,16 @@
-"""Perplexity against size: what tolpack makes, next to what else one could make of the table.
+"""Perplexity against size of packs and of other quantizers of the same table.
 
-Every setting is scored on the same held-out text, paired window by window with the checkpoint.
-Packs count every byte of the file. What is not a pack is rounded in memory and counted as if it
-were stored without any overhead: codes, scales, bases.
+Every setting is scored on the same held-out text, paired window by window with the checkpoint. The
+size of a pack counts every byte of the file. Other quantizers round the table in memory, and their
+size counts codes, scales and bases without any overhead.
 
     python benchmarks/rate_distortion.py CHECKPOINT --calibrate TEXT --text HELDOUT \
         --tokenizer tokenizer.json --json result.json --plot curve.png
 
-The text given as ``--text`` serves nothing but the scores, nor does a second one, ``--other``, of
-another domain. ``--only`` leaves families out whose names it is not a part of. What is not ``--bits
-auto`` never changes, so ``--reuse`` can take it from an earlier result for the same files. ``gguf``
-and ``matplotlib`` are used if they are installed.
+``--text``, and ``--other`` of another domain, are evaluation texts and serve nothing else.
+``--only`` measures the families whose names contain it. Results other than those of ``--bits auto``
+do not change, so ``--reuse`` can take them from an earlier result for the same files. ``gguf`` and
+``matplotlib`` are used if they are installed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How fast a report opens, and what it looks like.
+"""Time how fast a report opens, and save pictures of it.
 
-Writes a report of invented but plausible numbers (a sweep of 200 settings and everything that a
-study shows), opens it in headless Chromium, and prints the time from the start of the navigation
-until the first chart, and until everything, is drawn and painted.
+The script writes a report of invented but plausible numbers (a sweep of 200 settings and all parts
+of a study) and opens it in headless Chromium. It prints the time from the start of the navigation
+to the first painted chart, and to the last paint.
 
     python benchmarks/report_page.py --json result.json
     python benchmarks/report_page.py --keep folder       # the report, and pictures of both themes

@@ -1,8 +1,9 @@
-"""Rows of packs, next to what one would do without: both sides in one run.
+"""Time lookups of packs and of the alternatives without tolpack, in one run.
 
-24 × 2048 values a row, 8,192 tokens, random rows. Lookups of distinct random tokens, warm (files
-in the page cache, opened, looked up before) and cold (pages dropped before each lookup and checked
-with mincore; header, token map and bases in memory). Sides of a comparison take turns.
+A row has 24 × 2048 random values, and a table has 8,192 tokens. Lookups are of distinct random
+tokens. Warm lookups read files that are in the page cache, opened, and looked up before. Cold
+lookups read files whose pages were dropped before each lookup and checked with mincore; header,
+token map and bases are in memory. The sides of a comparison take turns.
 
     python benchmarks/serve.py --json result.json
 

@@ -1,7 +1,7 @@
-"""What a sweep saves by sharing work: its time against its two slowest settings, each alone.
+"""Time a sweep of twelve settings, which shares work, against its two slowest settings alone.
 
 Every run begins with an empty cache and takes one process: twelve settings together, then
-`tolpack eval --sweep` with each of the two that took longest (baseline, calibration and all).
+`tolpack eval --sweep` with each of the two that took longest, baseline and calibration included.
 
     python benchmarks/sweep_sharing.py CHECKPOINT --text TEXT --calibrate TEXT --json result.json
 """

@@ -1,4 +1,4 @@
-"""A decode loop, every step written out: the memory of all layers is one lookup for each token.
+"""Decode with every step written out; one lookup per token serves the memory of all layers.
 
 python examples/decode_by_hand.py "The with statement" --tokens 40
 """
@@ -21,7 +21,7 @@ from tolpack.torch import ToLMemory
 
 @torch.inference_mode()
 def decode(decoder: Decoder, memory: ToLMemory, prompt: list[int], count: int) -> list[int]:
-    """Continue `prompt` by the likeliest `count` tokens."""
+    """Return the `count` most likely tokens after `prompt`, chosen greedily."""
     cache, ids, new = decoder.new_cache(), torch.tensor([prompt]), list[int]()
     for _ in range(count):
         memory.prefetch(ids)  # the lookup runs while the first layer attends

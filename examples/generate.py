@@ -1,4 +1,4 @@
-"""Generate text with the bundled model, its memory looked up in a pack.
+"""Generate text with the bundled model and a pack in place of its memory FFNs.
 
 python examples/generate.py "The with statement" --tokens 40
 """

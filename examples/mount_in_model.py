@@ -1,8 +1,8 @@
-"""Mount a pack in a model of the Hugging Face kind, in place of its memory FFNs.
+"""Mount a pack in a model in the style of Hugging Face, in place of its memory FFNs.
 
-Such a model calls ``layer.memory_mlp(embeddings)``; a lookup wants token ids instead. So its
-``input_ids`` are noted on their way in, and each memory FFN is replaced by a module that looks up
-its layer. `mount` is all that a real model needs; the small one here stands for it.
+Such a model calls ``layer.memory_mlp(embeddings)``, but a lookup needs token ids. So a hook stores
+the ``input_ids`` of each forward pass, and a module that looks up its layer replaces each memory
+FFN. A real model needs only `mount`; the small model here serves as an example.
 
 python examples/mount_in_model.py
 """
@@ -24,14 +24,14 @@ from tolpack.torch import ToLMemory
 
 
 class LookedUp(nn.Module):
-    """Stands where a layer's memory FFN stood."""
+    """Looks up a layer's rows, in place of its memory FFN."""
 
     def __init__(self, memory: ToLMemory, layer: int, seen: dict[str, torch.Tensor]) -> None:
         super().__init__()
         self.memory, self.layer, self.seen = memory, layer, seen
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Return the memory output of the ids that the model was called with."""
+        """Return the rows of the token ids that the model was called with."""
         rows: torch.Tensor = self.memory(self.layer, self.seen["input_ids"])
         return rows.to(embeddings.dtype)
 
@@ -56,7 +56,7 @@ class Block(nn.Module):
         self.decoder, self.number, self.memory_mlp = decoder, number, nn.Identity()
 
     def forward(self, x: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-        """Return the stream after this layer."""
+        """Return the residual stream after this layer."""
         x, _ = self.decoder.block(self.number, x, self.decoder.rotary(0, x.shape[1]))
         remembered: torch.Tensor = self.memory_mlp(embeddings)
         return x + remembered

@@ -1,19 +1,18 @@
 """Train the small MemoryLLM that ships with tolpack (``tolpack/demo/model``).
 
-Why: ``tolpack demo``, the tests and the documentation need a checkpoint that is trained for real,
-since random tables compress like noise, and that is small enough to ship.
+Why: ``tolpack demo``, the tests and the documentation need a trained checkpoint, because random
+tables compress like noise, and one that is small enough to ship.
 
-Method: the text is what every Python installation carries, the documentation inside its own
-standard library: the topics of ``help()``, and the docstrings and longer comments of its modules,
-which are parsed and never imported. Whole topics and modules are held out by a hash of their
-names; no paragraph is used twice, and none that shares twelve words in a row with held-out text is
-trained on. The model follows the equations of ``tolpack/model/decoder.py``::
+Method: the text is the documentation in Python's own standard library: the topics of ``help()``,
+and the docstrings and longer comments of its modules. The modules are parsed and never imported.
+Whole topics and modules are held out by a hash of their names. No paragraph is used twice, and
+paragraphs that share twelve words in a row with held-out text are not trained on. The model
+follows the equations of ``tolpack/model/decoder.py``::
 
     X ← X + Attn(Norm_in(X)) + FFN_M(Norm_mem(X0))        X0 = embed(token)
 
-Both terms of a layer read and update the same X. As the memory FFNs see the token alone, they are
-computed once per distinct token of a batch: the property that the packs live on also saves
-training time.
+Both terms of a layer read and update the same X. The memory FFNs depend on the token alone, so they
+are computed once per distinct token of a batch, which saves training time.
 
 Command, about 15 minutes on two cores, from a checkout::
 
@@ -413,7 +412,7 @@ def next_token_loss(model: MemoryLLM, windows: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def perplexity(model: MemoryLLM, ids: torch.Tensor) -> float:
-    """Perplexity over non-overlapping windows, defined as in ``tolpack/reference``."""
+    """Perplexity over non-overlapping windows, defined as in ``tolpack/model``."""
     was_training, total = model.training, 0.0
     model.eval()
     for start in range(0, len(ids) - 1, CONTEXT):
