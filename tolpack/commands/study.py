@@ -29,8 +29,8 @@ def study(
     """Run the MemoryLLM paper's experiments on CHECKPOINT and recommend settings for packs.
 
     The experiments are: precision, uniform ranks against ranks by loss, layer ablation, scaled
-    memory outputs, spectra, and sizes. A study takes about an hour for a small model. It caches
-    its measurements, so an interrupted study continues where it stopped.
+    memory FFN outputs, spectra, and sizes. A study takes about an hour for a small model. It
+    caches its measurements, so an interrupted study continues where it stopped.
 
     \b
     tolpack study model/ --text held-out.txt --calibrate text.txt --report report.html
