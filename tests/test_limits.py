@@ -18,7 +18,6 @@ from tolpack.calibration.loss_metrics import (
     sampled_length,
     window_losses,
 )
-from tolpack.compress.limits import choose_compute, plan_limits
 from tolpack.errors import ConfigError, FileAccessError
 from tolpack.model.decoder import Decoder
 from tolpack.model.head import VocabularyMatrix, nll, nll_gradient
@@ -27,6 +26,7 @@ from tolpack.sources.checkpoint.checkpoint import open_checkpoint
 from tolpack.sources.checkpoint.config import parse_config
 from tolpack.sources.open_source import open_source
 from tolpack.sources.residency import Residency
+from tolpack.workspace.limits import choose_compute, plan_limits
 
 CONFIG = models.make_config()
 
@@ -284,13 +284,13 @@ def test_large_models_are_measured_on_fewer_tokens(memoryllm):
 def test_bfloat16_is_chosen_for_large_rounded_tables_only(memoryllm, monkeypatch):
     """`auto` is float32 unless the pass is long, the processor is able and 8 bits are enough."""
     source = open_source(memoryllm)
-    monkeypatch.setattr("tolpack.compress.limits.multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr("tolpack.workspace.limits.multiplies_bfloat16", lambda: True)
     assert choose_compute("auto", source, 4) is torch.float32
-    monkeypatch.setattr("tolpack.compress.limits._LARGE_PASS", 1.0)
+    monkeypatch.setattr("tolpack.workspace.limits._LARGE_PASS", 1.0)
     assert choose_compute("auto", source, 4) is torch.bfloat16
     assert choose_compute("auto", source, 16) is torch.float32
     assert choose_compute("float32", source, 4) is torch.float32
-    monkeypatch.setattr("tolpack.compress.limits.multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr("tolpack.workspace.limits.multiplies_bfloat16", lambda: False)
     assert choose_compute("auto", source, 4) is torch.float32
     assert choose_compute("bfloat16", source, 8) is torch.bfloat16
 

@@ -127,12 +127,12 @@ def test_work_is_shared(evaluator, token_ids, monkeypatch):
         monkeypatch.setattr(owner, name, wrapped)
 
     from tolpack.calibration import model_losses
-    from tolpack.evaluation import evaluator
+    from tolpack.evaluation import evaluator as evaluator_module
     from tolpack.sources.ffn_table import FFNTable
 
     counting(model_losses, "measure_loss_metrics", "calibrate")
     counting(FFNTable, "layer", "layer")
-    counting(evaluator, "score", "score")
+    counting(evaluator_module, "score", "score")
     grids, _ = parse_grids([GRID])
     sweep(evaluator, grids, CalibrationInputs(token_ids))
     assert counted["calibrate"] == 1

@@ -22,11 +22,11 @@ from tolpack.calibration.loss_metrics import (
 )
 from tolpack.errors import CheckpointError
 from tolpack.model.decoder import Decoder
-from tolpack.runtime.progress import Reporter
-from tolpack.runtime.scratch import Scratch, SpilledArray
+from tolpack.runtime.scratch import SpilledArray
 from tolpack.sources.checkpoint.checkpoint import Checkpoint
 from tolpack.sources.checkpoint.readiness import check_decoder
 from tolpack.sources.protocol import TableSource
+from tolpack.workspace.workspace import Workspace
 
 _MAX_CONTEXT = 512
 # One part of so many is held out of a calibration text.
@@ -57,10 +57,7 @@ def measure_losses(
     source: TableSource,
     ids: NDArray[np.int64] | None,
     reach: int,
-    *,
-    decoder_bytes: int,
-    scratch: Scratch,
-    reporter: Reporter,
+    workspace: Workspace,
 ) -> CalibratedModel | None:
     """Run the model of `source` on a text; ``None`` where there is none, or it cannot be run.
 
@@ -73,25 +70,21 @@ def measure_losses(
     reach : int
         How many layers above each one its gradients are held against; if any, a fifth of the text
         is held out.
-    decoder_bytes : int
-        What a decoder may take before it has to be streamed.
-    scratch : Scratch
-        Where metrics are kept.
-    reporter : Reporter
-        Receives progress.
+    workspace : Workspace
+        Memory, scratch space and progress.
 
     Raises
     ------
     CheckpointError
         There is a text, but the model cannot be run.
     """
-    checkpoint = source.checkpoint
+    checkpoint, reporter = source.checkpoint, workspace.reporter
     if checkpoint is None:
         reporter.say("auto: a bare table cannot be run, so every direction counts alike")
         return None
     try:
         check_decoder(checkpoint)
-        fits = checkpoint.decoder_bytes() <= decoder_bytes
+        fits = checkpoint.decoder_bytes() <= workspace.limits.decoder_bytes
         decoder = Decoder(checkpoint, resident=fits, compute=source.compute)
     except CheckpointError as error:
         if ids is not None:
@@ -109,7 +102,7 @@ def measure_losses(
             ids = sample_text(decoder, context, progress=done)
     measured = measured_part(ids, reach)
     held_out = ids[len(measured) :] if reach else ids
-    found = _cached_metrics(checkpoint, decoder, measured, context, reach, scratch, reporter)
+    found = _cached_metrics(checkpoint, decoder, measured, context, reach, workspace)
     return CalibratedModel(
         decoder, measured, held_out, context, found.counts, found.metrics, found.crossed
     )
@@ -126,10 +119,10 @@ def _cached_metrics(
     ids: NDArray[np.int64],
     context: int,
     reach: int,
-    scratch: Scratch,
-    reporter: Reporter,
+    workspace: Workspace,
 ) -> LossMetrics:
     """Measure, or take what was measured on the same text with the same model before."""
+    scratch, reporter = workspace.scratch, workspace.reporter
     digest = hashlib.sha256(repr((_CALIBRATION, context, reach, decoder.compute)).encode())
     digest.update(repr(decoder.config).encode() + checkpoint.fingerprint())
     digest.update(ids.astype("<i8").tobytes())

@@ -20,10 +20,9 @@ from tolpack.calibration.model_losses import CalibratedModel, measure_losses, me
 from tolpack.calibration.token_order import TokenOrder, order_tokens
 from tolpack.model.text import find_tokenizer, read_token_ids
 from tolpack.runtime.array_types import Doubles
-from tolpack.runtime.progress import Reporter
-from tolpack.runtime.scratch import Scratch
 from tolpack.sources.npy import read_counts
 from tolpack.sources.protocol import TableSource
+from tolpack.workspace.workspace import Workspace
 
 COUNT_EXPONENT = 0.7
 
@@ -60,10 +59,7 @@ def calibrate(
     source: TableSource,
     inputs: CalibrationInputs,
     reach: int | None,
-    *,
-    decoder_bytes: int,
-    scratch: Scratch,
-    reporter: Reporter,
+    workspace: Workspace,
 ) -> CalibrationStats:
     """Collect what is known of the tokens of a table, and of the losses that its errors cause.
 
@@ -76,12 +72,8 @@ def calibrate(
     reach : int or None
         ``None``: no losses are needed. Else, how many layers above each one its gradients are held
         against; if any, a fifth of the text is held out for validation.
-    decoder_bytes : int
-        What a decoder may take before it has to be streamed.
-    scratch : Scratch
-        Where metrics are kept.
-    reporter : Reporter
-        Receives progress.
+    workspace : Workspace
+        Memory, scratch space and progress.
 
     Raises
     ------
@@ -100,14 +92,12 @@ def calibrate(
         if counts is None:
             counts = np.bincount(measured_part(ids, reach or 0), minlength=source.rows)
     if counts is None:
-        reporter.say(
+        workspace.reporter.say(
             "token order: by token id, all records raw (no --frequencies or --calibrate given)"
         )
     model = None
     if reach is not None:
-        model = measure_losses(
-            source, ids, reach, decoder_bytes=decoder_bytes, scratch=scratch, reporter=reporter
-        )
+        model = measure_losses(source, ids, reach, workspace)
     order = order_tokens(counts, source.rows)
     if counts is None and model is not None:
         counts = model.counts

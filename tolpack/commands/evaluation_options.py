@@ -89,9 +89,9 @@ def take_measuring(
 ) -> tuple[Evaluator, Inputs]:
     """Open the checkpoint and the text; takes what is left of the options."""
     from tolpack.calibration.stats import CalibrationInputs
-    from tolpack.compress.workspace import Resources
     from tolpack.evaluation.evaluator import Evaluator
     from tolpack.evaluation.sweep_runner import Inputs
+    from tolpack.workspace.resources import Resources
 
     reading, tokenizer = take_reading(settings), settings.pop("tokenizer")
     calibration = CalibrationInputs(

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tolpack.commands.terminal import checked
-from tolpack.compress.settings import COMPUTE, DEFAULT_MAX_MEMORY, parse_drop
+from tolpack.compress.settings import parse_drop
 from tolpack.runtime.sizes import parse_bytes
 from tolpack.sources.checkpoint.config import MODEL_TYPES
 from tolpack.sources.checkpoint.key_map import BUILT_IN as BUILT_IN_MAPS
+from tolpack.workspace.resources import COMPUTE, DEFAULT_MAX_MEMORY
 
 if TYPE_CHECKING:  # it loads torch
     from tolpack.sources.checkpoint.checkpoint import Reading

@@ -15,15 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from tolpack.calibration import stats as calibration
 from tolpack.calibration.stats import CalibrationInputs, CalibrationStats
-from tolpack.calibration.stats import calibrate as collect_stats
 from tolpack.compress.encode import encode
-from tolpack.compress.entropy.compensation_matrices import REACH
-from tolpack.compress.limits import choose_compute
 from tolpack.compress.make_plan import make_planner
-from tolpack.compress.settings import DEFAULT_MAX_MEMORY, BuildSettings
-from tolpack.compress.workers import torch_settings, torch_threads
-from tolpack.compress.workspace import Resources, Workspace, open_workspace
+from tolpack.compress.settings import BuildSettings
 from tolpack.compress.write import PackFile, write
 from tolpack.container.atomic_write import check_output
 from tolpack.container.writer import check_unfinished
@@ -35,6 +31,10 @@ from tolpack.runtime.progress import Reporter
 from tolpack.sources.checkpoint.checkpoint import Reading
 from tolpack.sources.open_source import open_source
 from tolpack.sources.protocol import TableSource
+from tolpack.workspace.limits import choose_compute
+from tolpack.workspace.resources import DEFAULT_MAX_MEMORY, Resources
+from tolpack.workspace.workers import torch_settings, torch_threads
+from tolpack.workspace.workspace import Workspace, open_workspace
 
 _SAMPLE_TOKENS = 512
 
@@ -148,13 +148,12 @@ def build(
     path = output_path(checkpoint, output, force, files)
     resources = Resources(compute, max_memory, threads)
     source = open_source(checkpoint, Reading(config, arch, map_name, key_map), layers)
+    file = PackFile(path, source.check_unchanged, replace=force, resume=resume)
     with open_workspace(source, path.parent, resources, reporter) as workspace:
         check_source(source, reporter)
-        dtype = choose_compute(compute, source, settings.bits, reporter)
-        with torch_settings(workspace.limits.threads, dtype):
-            table = source.computed_in(dtype)
-            stats = measure_stats(table, inputs, settings, workspace)
-            file = PackFile(path, source.check_unchanged, replace=force, resume=resume)
+        table = source.computed_in(choose_compute(compute, source, settings.bits, reporter))
+        with torch_settings(workspace.limits.threads, table.compute):
+            stats = calibration.calibrate(table, inputs, settings.loss_reach, workspace)
             build_pack(table, stats, settings, file, workspace)
     with torch_threads(threads or processor_count()):
         return _result(path, source, reporter)
@@ -172,28 +171,6 @@ def check_source(source: TableSource, reporter: Reporter) -> None:
         reporter.say(line)
     with reporter.phase("checking the input", source.stored_bytes, "B") as done:
         source.check(done)
-
-
-def measure_stats(
-    table: TableSource,
-    inputs: CalibrationInputs,
-    settings: BuildSettings,
-    workspace: Workspace,
-) -> CalibrationStats:
-    """Measure what `settings` need to know of tokens and losses."""
-    return collect_stats(
-        table, inputs, loss_reach(settings), decoder_bytes=workspace.limits.decoder_bytes,
-        scratch=workspace.scratch, reporter=workspace.reporter,
-    )  # fmt: skip
-
-
-def loss_reach(settings: BuildSettings) -> int | None:
-    """Return how many layers above each one its losses are measured together with; ``None`` where
-    no losses are needed.
-    """
-    if not settings.by_loss:
-        return None
-    return REACH if settings.bits == "auto" else 0
 
 
 def build_pack(

@@ -11,10 +11,10 @@ from functools import partial
 
 from tolpack.codecs.record import record_layout
 from tolpack.compress.plan import Plan
-from tolpack.compress.workers import worker_threads
-from tolpack.compress.workspace import Workspace
 from tolpack.runtime.array_types import Bytes
 from tolpack.sources.protocol import TableSource
+from tolpack.workspace.workers import worker_threads
+from tolpack.workspace.workspace import Workspace
 
 # The records of a chunk of the plan, given its number and who is told of progress.
 ChunkRecords = Callable[[int, Callable[[int], object]], Iterator[Bytes]]

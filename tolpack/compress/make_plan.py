@@ -11,8 +11,8 @@ from tolpack.compress.entropy.planner import EntropyCodedPlanner
 from tolpack.compress.fixed.planner import FixedBitsPlanner
 from tolpack.compress.plan import Plan, PlanInputs
 from tolpack.compress.settings import BuildSettings, Drop
-from tolpack.compress.workspace import Workspace
 from tolpack.sources.protocol import TableSource
+from tolpack.workspace.workspace import Workspace
 
 
 class Planner(Protocol):

@@ -16,9 +16,7 @@ from tolpack.calibration.stats import CalibrationStats
 from tolpack.calibration.token_order import TokenOrder
 from tolpack.codecs.frames import LEVEL
 from tolpack.codecs.record import RecordLayout
-from tolpack.compress.limits import Limits
 from tolpack.compress.settings import BuildSettings, dropped_layers, parse_size
-from tolpack.compress.workspace import Workspace
 from tolpack.container.encodings import Encoding, Part
 from tolpack.container.header import Chunk, Field, Header, Section, Table
 from tolpack.container.preamble import VERSION
@@ -26,6 +24,8 @@ from tolpack.runtime.array_types import Bytes, Ints
 from tolpack.runtime.scratch import SpilledArray
 from tolpack.sources.protocol import TableSource
 from tolpack.version import __version__
+from tolpack.workspace.limits import Limits
+from tolpack.workspace.workspace import Workspace
 
 TABLE_NAME = "tol"
 PRODUCER = f"tolpack {__version__}"

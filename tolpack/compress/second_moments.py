@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tolpack.compress.limits import MOMENT_BLOCKS, block_tokens
-from tolpack.compress.workers import split_ids, worker_threads
-from tolpack.compress.workspace import MomentsCache, Workspace
 from tolpack.container.preamble import align
 from tolpack.runtime.array_types import Doubles
 from tolpack.sources.protocol import TableSource
+from tolpack.workspace.limits import MOMENT_BLOCKS, block_tokens
+from tolpack.workspace.workers import split_ids, worker_threads
+from tolpack.workspace.workspace import MomentsCache, Workspace
 
 # Smaller vocabularies are cut into this many runs at least, so that all workers have something.
 _MOMENT_RUNS = 16

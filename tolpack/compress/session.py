@@ -12,17 +12,18 @@ from pathlib import Path
 
 import torch
 
-from tolpack.calibration.stats import CalibrationInputs, CalibrationStats
-from tolpack.compress.build import build_pack, check_source, loss_reach, measure_stats
-from tolpack.compress.limits import choose_compute
+from tolpack.calibration.stats import CalibrationInputs, CalibrationStats, calibrate
+from tolpack.compress.build import build_pack, check_source
 from tolpack.compress.settings import BuildSettings
-from tolpack.compress.workers import torch_settings
-from tolpack.compress.workspace import MomentsCache, Resources, Workspace, open_workspace
 from tolpack.compress.write import PackFile
 from tolpack.runtime.progress import Reporter
 from tolpack.runtime.scratch import Scratch
 from tolpack.sources.held_table import HeldTable
 from tolpack.sources.protocol import TableSource
+from tolpack.workspace.limits import choose_compute
+from tolpack.workspace.resources import Resources
+from tolpack.workspace.workers import torch_settings
+from tolpack.workspace.workspace import MomentsCache, Workspace, open_workspace
 
 # Of the memory for arrays, the share that a held table may take.
 _HELD_SHARE = 0.5
@@ -106,8 +107,8 @@ class BuildSession:
         return self._tables[dtype]
 
     def _stats_of(self, settings: BuildSettings, dtype: torch.dtype) -> CalibrationStats:
-        key = dtype, loss_reach(settings)
+        key = dtype, settings.loss_reach
         if key not in self._stats:
-            source = self._source.computed_in(dtype)
-            self._stats[key] = measure_stats(source, self._inputs, settings, self._workspace)
+            table = self._source.computed_in(dtype)
+            self._stats[key] = calibrate(table, self._inputs, settings.loss_reach, self._workspace)
         return self._stats[key]

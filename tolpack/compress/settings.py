@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from tolpack.errors import ConfigError
 from tolpack.runtime.sizes import in_range, parse_bytes
 
-DEFAULT_MAX_MEMORY = "4GB"
 # What --bits alone may cost on the held-out part of the calibration text, in percent.
 DEFAULT_INCREASE = 0.25
-COMPUTE = ("auto", "float32", "bfloat16")
+# With --bits auto: layers above each one that compensate for its errors (docs/lab-notes.md: with
+# one, packs are 4 % larger; with all, 1 % smaller).
+COMPENSATION_REACH = 2
 _RANK_FORMS = "auto, full, none, an integer, a percentage like 50%, or one integer per layer"
 
 
@@ -183,6 +184,10 @@ class BuildSettings:
         return cls(ranks, bits, drops, size, increase)
 
     @property
-    def by_loss(self) -> bool:
-        """Whether losses decide: ranks or bits are ``auto``."""
-        return self.bits == "auto" or self.ranks.word == "auto"
+    def loss_reach(self) -> int | None:
+        """How many layers above each one its losses are measured together with; ``None`` where no
+        losses are needed.
+        """
+        if self.bits == "auto":
+            return COMPENSATION_REACH
+        return 0 if self.ranks.word == "auto" else None

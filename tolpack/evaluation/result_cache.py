@@ -16,13 +16,13 @@ from typing import Any
 import torch
 
 from tolpack.calibration.stats import CalibrationInputs
-from tolpack.compress.workspace import Resources
 from tolpack.evaluation.evaluator import Evaluator, PackScore
 from tolpack.model.text import find_tokenizer
 from tolpack.runtime.cache import cached_file, keep_file, kept_file
 from tolpack.runtime.progress import Reporter
 from tolpack.sources.files import file_digest
 from tolpack.version import __version__
+from tolpack.workspace.resources import Resources
 
 # Raised whenever the same inputs would be measured otherwise.
 _MEASUREMENT = 1

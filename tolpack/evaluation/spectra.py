@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from tolpack.compress.second_moments import measure_moments
-from tolpack.compress.workers import worker_threads
 from tolpack.runtime.pool import processor_count
 from tolpack.runtime.progress import Reporter
 from tolpack.sources.protocol import TableSource
+from tolpack.workspace.workers import worker_threads
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ import numpy as np
 
 from tolpack.calibration.stats import CalibrationInputs
 from tolpack.compress.session import BuildSession
-from tolpack.compress.workspace import Resources
 from tolpack.errors import FileAccessError
 from tolpack.evaluation.evaluator import Evaluator, PackScore
 from tolpack.evaluation.result_cache import ResultCache
@@ -22,6 +21,7 @@ from tolpack.evaluation.sweep_setting import SweepSetting
 from tolpack.model.decoder import Memory
 from tolpack.model.perplexity import Score, increase_pct
 from tolpack.sources.ffn_table import FFNTable
+from tolpack.workspace.resources import Resources
 
 
 @dataclass(frozen=True, slots=True)

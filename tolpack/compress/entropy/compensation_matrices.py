@@ -9,8 +9,8 @@ remains costs ``½ e_l S_l e_lᵀ``, with the Schur complement ``S_l = G_{l,l} -
 to a quarter of ``G_{l,l}`` (docs/compression.md). This is the block form of the
 elimination that GPTQ (arXiv 2210.17323) does column by column inside a weight matrix.
 
-``W`` is the next `REACH` kept layers: gradients form nearly a Markov chain along the layers, so
-two see nearly as much as all.
+``W`` is the next `COMPENSATION_REACH` kept layers: gradients form nearly a Markov chain along the
+layers, so two see nearly as much as all.
 
 Metrics come from a short text, and errors of the size of a step are not infinitesimal. So a share
 of each metric's mean eigenvalue is added to its diagonal.
@@ -25,11 +25,9 @@ import scipy.linalg
 
 from tolpack.calibration.model_losses import CalibratedModel
 from tolpack.compress.entropy.error_compensation import ErrorCompensation
+from tolpack.compress.settings import COMPENSATION_REACH
 from tolpack.runtime.array_types import Doubles
 from tolpack.runtime.scratch import Scratch
-
-# Layers above that make up for a layer's errors (docs/lab-notes.md: one loses 4 %, all gain 1 %).
-REACH = 2
 
 
 def error_compensations(
@@ -44,8 +42,8 @@ def error_compensations(
     Parameters
     ----------
     model : CalibratedModel or None
-        The metrics, measured with a reach of `REACH`; without them every direction of every
-        layer counts alike, and nothing is carried.
+        The metrics, measured with a reach of `COMPENSATION_REACH`; without them every direction of
+        every layer counts alike, and nothing is carried.
     kept : sequence of int
         Layers that are stored, ascending.
     hidden_size : int
@@ -64,11 +62,11 @@ def error_compensations(
 def neighbours(layer: int, kept: Sequence[int]) -> list[int]:
     """Return the nearest kept layers within reach on both sides of `layer`.
 
-    One on each side: metrics of layers farther apart than `REACH` are not measured, and what
-    completes them (`_block`) is consistent for two layers only.
+    One on each side: metrics of layers farther apart than `COMPENSATION_REACH` are not measured,
+    and what completes them (`_block`) is consistent for two layers only.
     """
-    below = [n for n in kept if layer - REACH <= n < layer]
-    above = [n for n in kept if layer < n <= layer + REACH]
+    below = [n for n in kept if layer - COMPENSATION_REACH <= n < layer]
+    above = [n for n in kept if layer < n <= layer + COMPENSATION_REACH]
     return below[-1:] + above[:1]
 
 
@@ -93,7 +91,7 @@ def remaining_metric(
 def _compensate_layer(
     model: CalibratedModel, layer: int, kept: Sequence[int], damping: float, scratch: Scratch
 ) -> ErrorCompensation:
-    above = tuple(n for n in kept if layer < n <= layer + REACH)
+    above = tuple(n for n in kept if layer < n <= layer + COMPENSATION_REACH)
     if not above:
         return ErrorCompensation(scratch.spill(_damped(model, layer, damping)), (), None)
     matrix = compensation_matrix(model, layer, above, damping)

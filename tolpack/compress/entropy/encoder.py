@@ -11,11 +11,11 @@ import numpy as np
 from tolpack.codecs.record import RecordLayout
 from tolpack.compress.entropy.compensated_table import CompensatedTable, DroppedTerm
 from tolpack.compress.entropy.error_compensation import QuantizedLayer, quantize_layers
-from tolpack.compress.limits import Limits
 from tolpack.compress.plan import PlannedChunk
-from tolpack.compress.workers import split_ids
 from tolpack.runtime.array_types import Bytes, Floats, Ints
 from tolpack.sources.protocol import TableSource
+from tolpack.workspace.limits import Limits
+from tolpack.workspace.workers import split_ids
 
 
 @dataclass(frozen=True, slots=True)

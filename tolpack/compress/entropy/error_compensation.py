@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 
 from tolpack.compress.entropy.quantizers import Quantizer
-from tolpack.compress.limits import block_tokens
-from tolpack.compress.workers import wait_for
 from tolpack.runtime.array_types import Floats
 from tolpack.runtime.scratch import SpilledArray
 from tolpack.sources.protocol import LayerRows, TableSource
+from tolpack.workspace.limits import block_tokens
+from tolpack.workspace.workers import wait_for
 
 # Receives a kept layer's number, which rows, what is stored of them, and what is read back.
 Take = Callable[[int, slice, Floats, Floats], object]

@@ -30,7 +30,6 @@ from tolpack.compress.entropy.table_quantizer import Candidate, TableQuantizer
 from tolpack.compress.header_size import PlannedHeader, file_bytes, planned_array, planned_basis
 from tolpack.compress.plan import Plan, PlanInputs, PlannedArray, PlannedChunk
 from tolpack.compress.settings import DEFAULT_INCREASE
-from tolpack.compress.workers import worker_threads
 from tolpack.container.crc import CHECKSUM_BYTES
 from tolpack.container.encodings import Encoding, FieldEncoding, Part
 from tolpack.container.header import Field
@@ -39,6 +38,7 @@ from tolpack.container.preamble import SECTION_ALIGNMENT
 from tolpack.errors import ConfigError
 from tolpack.runtime.array_types import Floats
 from tolpack.runtime.scratch import in_memory
+from tolpack.workspace.workers import worker_threads
 
 # Records that a frame holds at least, in bytes before compression.
 _FRAME_BYTES = 1 << 15

@@ -36,9 +36,9 @@ from tolpack.compress.entropy.quantizers import (
 )
 from tolpack.compress.plan import PlanInputs
 from tolpack.compress.second_moments import second_moments
-from tolpack.compress.workers import worker_threads
 from tolpack.runtime.array_types import Floats
 from tolpack.sources.protocol import TableSource
+from tolpack.workspace.workers import worker_threads
 
 # Shares of a metric's mean eigenvalue that are added to its diagonal: with a basis, without one.
 _BASIS_DAMPING, _DIRECT_DAMPING = 0.01, 0.1

@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from tolpack.codecs.record import RecordLayout, record_layout
-from tolpack.compress.limits import Limits, block_tokens
 from tolpack.compress.plan import PlannedChunk
-from tolpack.compress.workers import split_ids, wait_for
 from tolpack.container.encodings import FieldEncoding
 from tolpack.errors import ConfigError
 from tolpack.runtime.array_types import Bytes, Floats, Ints
 from tolpack.runtime.scratch import SpilledArray
 from tolpack.sources.protocol import LayerRows, TableSource
+from tolpack.workspace.limits import Limits, block_tokens
+from tolpack.workspace.workers import split_ids, wait_for
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,21 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tolpack.compress.limits import Limits, plan_limits
-from tolpack.compress.settings import DEFAULT_MAX_MEMORY
 from tolpack.runtime.array_types import Doubles
 from tolpack.runtime.progress import Reporter
 from tolpack.runtime.scratch import Scratch, SpilledArray
 from tolpack.sources.protocol import TableSource
-
-
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """What a user grants a build, and the dtype that it multiplies in; see `tolpack.build`."""
-
-    compute: str = "auto"
-    max_memory: str | int = DEFAULT_MAX_MEMORY
-    threads: int | None = None
+from tolpack.workspace.limits import Limits, plan_limits
+from tolpack.workspace.resources import Resources
 
 
 class MomentsCache:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 
-from tolpack.compress.settings import COMPUTE
 from tolpack.errors import ConfigError
 from tolpack.runtime.pool import processor_count
 from tolpack.runtime.progress import Reporter
@@ -21,6 +20,7 @@ from tolpack.runtime.sizes import parse_bytes
 from tolpack.sources.ffn import multiplies_bfloat16
 from tolpack.sources.protocol import TableSource
 from tolpack.sources.residency import MAPPED_BYTES
+from tolpack.workspace.resources import COMPUTE
 
 # Interpreter, torch, scipy and the allocator's slack, as measured (docs/lab-notes.md).
 _LIBRARY_BYTES = 480 << 20

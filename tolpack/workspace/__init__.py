@@ -1,0 +1,1 @@
+"""Resources that builds run on: memory, cores, threads, spilled arrays and progress."""

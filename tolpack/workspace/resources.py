@@ -1,0 +1,17 @@
+"""What a user grants a build; without torch, so that the command line can name the defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DEFAULT_MAX_MEMORY = "4GB"
+COMPUTE = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Memory, cores, and the dtype that FFNs are multiplied in; see `tolpack.build`."""
+
+    compute: str = "auto"
+    max_memory: str | int = DEFAULT_MAX_MEMORY
+    threads: int | None = None
