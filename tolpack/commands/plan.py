@@ -1,4 +1,4 @@
-"""``tolpack plan``: sizes before any work."""
+"""``tolpack plan``: sizes before any work, or everything that a build would decide."""
 
 from __future__ import annotations
 
@@ -9,43 +9,103 @@ import click
 
 from tolpack.commands.options import (
     PATH,
-    drop_option,
     json_option,
     layers_option,
     print_json,
     reading_options,
+    resource_options,
     take_reading,
+    tokenizer_option,
 )
-from tolpack.commands.terminal import checked, echo
-from tolpack.compress.settings import parse_rank
+from tolpack.commands.terminal import Terminal, checked, echo
+from tolpack.compress.settings import (
+    BuildSettings,
+    parse_drops,
+    parse_increase,
+    parse_rank,
+    parse_size,
+)
 from tolpack.errors import ConfigError
 from tolpack.report import tables
 
-
-def _fixed_rank(value: str) -> None:
-    if parse_rank(value).word == "auto":
-        raise ConfigError("the ranks of auto follow from the table: plan a number or a percentage")
+# Options by which the table itself decides: a plan then has to measure it.
+_MEASURED = ("size", "max_ppl_increase", "calibrate", "frequencies")
 
 
 @click.command()
 @click.argument("checkpoint", type=PATH)
-@click.option("--rank", callback=checked(_fixed_rank), help="Plan only this rank; not auto.")
-@click.option("--bits", type=click.Choice(["16", "8", "4"]), help="Plan only these bits.")
-@drop_option
+@click.option("--rank", callback=checked(parse_rank), help="Rank of the basis, as for build.")
+@click.option("--bits", type=click.Choice(["auto", "16", "8", "4"]), help="Bits, as for build.")
+@click.option(
+    "--drop", default="none", show_default=True, callback=checked(parse_drops),
+    help="Layers to drop, as for build.",
+)  # fmt: skip
+@click.option(
+    "--size", callback=checked(lambda value: parse_size(value, 100)),
+    help="Largest size of the pack, as for build.",
+)  # fmt: skip
+@click.option(
+    "--max-ppl-increase", callback=checked(parse_increase),
+    help="Limit of the perplexity increase, as for build.",
+)  # fmt: skip
+@click.option("--calibrate", type=PATH, help="Calibration text, or .npy of token ids.")
+@click.option("--frequencies", type=PATH, help=".npy of token counts, by which tokens are ordered.")
+@tokenizer_option
 @reading_options
 @layers_option
+@resource_options
 @json_option
 def plan(checkpoint: Path, as_json: bool, **settings: Any) -> None:
-    """Predict sizes and costs of packs of CHECKPOINT without building them.
+    """Predict sizes and costs of packs of CHECKPOINT, before any work.
+
+    Without a setting, usual ones are predicted from the table's shape. With auto, --size,
+    --calibrate or --frequencies, the table is measured as for a build, and everything that the
+    build would decide is shown: ranks, codecs, chunks and the predicted size.
 
     \b
     tolpack plan model.pt
     tolpack plan model.pt --rank 50% --bits 4 --drop 5
+    tolpack plan model.pt --rank auto --bits auto --size 12% --calibrate text.txt
     """
+    auto = [settings[name] for name in ("rank", "bits")] + [settings["drop"].split(":")[0]]
+    if "auto" in auto or any(settings[name] is not None for name in _MEASURED):
+        _show_measured(checkpoint, as_json, settings)
+    else:
+        _show_predicted(checkpoint, as_json, settings)
+
+
+def _show_predicted(checkpoint: Path, as_json: bool, settings: dict[str, Any]) -> None:
     from tolpack.compress.size_prediction import predict_checkpoint
 
-    plans = predict_checkpoint(checkpoint, reading=take_reading(settings), **settings)
+    names = ("rank", "bits", "drop", "layers")
+    given = {name: settings[name] for name in names}
+    plans = predict_checkpoint(checkpoint, reading=take_reading(settings), **given)
     if as_json:
         print_json({"plans": [one.to_json() for one in plans]})
     else:
         echo(tables.plan_table(plans))
+
+
+def _show_measured(checkpoint: Path, as_json: bool, settings: dict[str, Any]) -> None:
+    from tolpack.calibration.stats import CalibrationInputs
+    from tolpack.compress.preview import preview_plan
+    from tolpack.workspace.resources import Resources
+
+    bits = settings["bits"] or "4"
+    try:
+        parsed = BuildSettings.parse(
+            settings["rank"] or "none", bits if bits == "auto" else int(bits), settings["drop"],
+            settings["size"], settings["max_ppl_increase"],
+        )  # fmt: skip
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+    inputs = CalibrationInputs(*(settings[n] for n in ("calibrate", "frequencies", "tokenizer")))
+    resources = Resources(*(settings[name] for name in ("compute", "max_memory", "threads")))
+    found = preview_plan(
+        checkpoint, parsed, inputs, take_reading(settings), settings["layers"], resources,
+        Terminal(),
+    )  # fmt: skip
+    if as_json:
+        print_json({"plans": [], "plan": found.plan})
+    else:
+        echo(tables.measured_plan_table(found.plan, found.fp16_bytes))

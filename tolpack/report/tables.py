@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,6 +152,27 @@ def plan_table(plans: Sequence[SizePrediction]) -> str:
     text = format_table(header, rows)
     if plans[0].ffn_bytes is not None:
         text += f"\n\nmemory FFNs as stored in the checkpoint: {format_bytes(plans[0].ffn_bytes)}"
+    return text
+
+
+def measured_plan_table(plan: Mapping[str, Any], fp16_bytes: int) -> str:
+    """Write what a build would decide (`tolpack.compress.plan.Plan.to_json`), a line per layer."""
+    first = iter(plan["encodings"][0]["fields"])
+    rows = []
+    for field in plan["fields"]:
+        if field["dropped"]:
+            rows.append([str(field["layer"]), "dropped", ""])
+            continue
+        parts = ", ".join(f"{part['values']} × {part['codec']}" for part in next(first))
+        rank = "none" if field["rank"] is None else str(field["rank"])
+        rows.append([str(field["layer"]), rank, parts])
+    text = format_table(["layer", "rank", "values of the first chunk"], rows)
+    size = plan["predicted_bytes"]
+    text += f"\n\nabout {format_bytes(size)}, × {fp16_bytes / size:.2f} smaller than FP16"
+    text += f"; {plan['rows']:,} rows in {len(plan['chunks'])} chunk(s)"
+    steps = [chunk["step"] for chunk in plan["chunks"] if chunk["step"] is not None]
+    if steps:
+        text += f"; quantization steps {min(steps):g} … {max(steps):g}"
     return text
 
 

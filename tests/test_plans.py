@@ -1,0 +1,138 @@
+"""Plans: plain data from which the same pack is encoded again, chunk by chunk, anywhere."""
+
+import json
+import pickle
+
+import models
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import tolpack
+from tolpack.calibration.stats import CalibrationInputs, calibrate
+from tolpack.cli import main
+from tolpack.compress.encode import encode, encode_chunk
+from tolpack.compress.make_plan import make_plan
+from tolpack.compress.settings import BuildSettings
+from tolpack.compress.write import PackFile, write
+from tolpack.runtime.progress import Reporter
+from tolpack.sources.open_source import open_source
+from tolpack.workspace.resources import Resources
+from tolpack.workspace.workspace import open_workspace
+
+SETTINGS = {
+    "plain": ("none", 4, "none", None),
+    "fixed rank": ("9", 8, "1", None),
+    "rank by loss": ("auto", 4, "none", "40%"),
+    "direct": ("none", "auto", "none", "60%"),
+    "entropy-coded": ("auto", "auto", "1", "60%"),
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A model of three chunks, and a calibration text."""
+    folder = tmp_path_factory.mktemp("plans")
+    path = models.save_model(folder, vocab_size=2500, hidden_size=16, num_hidden_layers=3)
+    np.save(folder / "ids.npy", models.zipf_ids(2000, 2500))
+    return path, folder / "ids.npy"
+
+
+@pytest.fixture
+def table(model):
+    """The table."""
+    return open_source(model[0])
+
+
+@pytest.fixture
+def workspace(table, tmp_path):
+    """Where plans are made."""
+    with open_workspace(table, tmp_path, Resources(threads=1), Reporter()) as opened:
+        yield opened
+
+
+def planned(model, table, workspace, name):
+    """Return the plan of one of `SETTINGS`."""
+    rank, bits, drop, size = SETTINGS[name]
+    settings = BuildSettings.parse(rank, bits, drop, size, None)
+    stats = calibrate(table, CalibrationInputs(model[1]), settings.loss_reach, workspace)
+    return make_plan(table, stats, settings, workspace)
+
+
+def records(plan, table, workspace, number):
+    """Return all records of a chunk."""
+    return np.concatenate(list(encode_chunk(plan, table, workspace, number)))
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_pickled_plan_gives_the_same_pack(model, table, workspace, tmp_path, name):
+    """A plan that was saved and loaded is encoded to the bytes that a build writes."""
+    plan = planned(model, table, workspace, name)
+    saved = pickle.dumps(plan)
+    path = tmp_path / "p.tolpack"
+    with open_workspace(table, tmp_path, Resources(threads=2), Reporter()) as other:
+        loaded = pickle.loads(saved)
+        file = PackFile(path, table.check_unchanged)
+        assert write(loaded, encode(loaded, table, other), file, Reporter()) == 0
+    rank, bits, drop, size = SETTINGS[name]
+    built = tolpack.build(
+        model[0], tmp_path / "b.tolpack", rank=rank, bits=bits, drop=drop, size=size,
+        calibrate=model[1],
+    )  # fmt: skip
+    assert path.read_bytes() == built.path.read_bytes()
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_chunks_are_independent(model, table, workspace, name):
+    """A chunk's records do not depend on which chunks were encoded before it."""
+    plan = planned(model, table, workspace, name)
+    numbers = range(len(plan.chunks))
+    forwards = [records(plan, table, workspace, number) for number in numbers]
+    backwards = [records(plan, table, workspace, number) for number in reversed(numbers)]
+    for one, other in zip(forwards, reversed(backwards)):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_plan_is_frozen(model, table, workspace):
+    """What was decided cannot be changed."""
+    plan = planned(model, table, workspace, "plain")
+    with pytest.raises(AttributeError):
+        plan.chunks = ()
+
+
+@pytest.mark.parametrize("name", ["rank by loss", "entropy-coded"])
+def test_the_command_shows_what_the_build_makes(model, tmp_path, name):
+    """`plan --json` has the ranks, encodings, chunks and about the bytes of the pack then built."""
+    rank, bits, drop, size = SETTINGS[name]
+    options = ["--rank", rank, "--bits", str(bits), "--drop", drop, "--size", size]
+    arguments = ["plan", str(model[0]), *options, "--calibrate", str(model[1]), "--json"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.stdout)["plan"]
+    built = tolpack.build(
+        model[0], tmp_path / "b.tolpack", rank=rank, bits=bits, drop=drop, size=size,
+        calibrate=model[1],
+    )  # fmt: skip
+    with tolpack.open(built.path) as pack:
+        header = pack.container.header
+        assert [field["rank"] for field in plan["fields"]] == [
+            field.rank for field in header.tables[0].fields
+        ]
+        assert [one["rows_per_block"] for one in plan["encodings"]] == [
+            one.rows_per_block for one in header.encodings
+        ]
+        assert [(one["rows"], one["encoding"]) for one in plan["chunks"]] == [
+            (chunk.rows, chunk.encoding) for chunk in header.tables[0].chunks
+        ]
+    assert plan["predicted_bytes"] == pytest.approx(built.bytes, rel=0.05)
+
+
+def test_the_command_shows_a_measured_plan_in_lines(model):
+    """Without --json there is a line for each layer, and the predicted size."""
+    arguments = ["plan", str(model[0]), "--bits", "auto", "--size", "50%", "--drop", "1"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines[2:5]] == ["0", "1", "2"]
+    assert "dropped" in lines[3]
+    assert "smaller than FP16" in lines[-1]
