@@ -110,7 +110,7 @@ def build(
         16, 8, 4, or ``"auto"``: entropy-coded, with one step for all.
     drop : str
         ``"none"``, layers like ``"3,7-9"``; with bits ``"auto"`` also ``"auto"``, or ``"auto:2"``
-        for two layers. Bits ``"auto"`` fold dropped layers into their neighbours.
+        for two layers. With bits ``"auto"``, neighbouring layers compensate.
     size : str or int, optional
         With rank or bits ``"auto"``: the file's largest size, ``"800MB"`` or ``"12%"`` of FP16.
     max_ppl_increase : str or float, optional
@@ -233,9 +233,9 @@ def _default_output(source: Path) -> Path:
 
 def _result(path: Path, source: TableSource, reporter: Reporter) -> BuildResult:
     """Open the finished pack and hold a sample of it against the source."""
-    ids = np.arange(0, source.vocab_size, max(1, source.vocab_size // _SAMPLE_TOKENS))
+    ids = np.arange(0, source.rows, max(1, source.rows // _SAMPLE_TOKENS))
     layers = []
-    total = source.num_layers * len(ids)
+    total = len(source.fields) * len(ids)
     with Pack(path) as pack, reporter.phase("checking", total, "rows") as done:
         for summary in layer_summaries(pack):
             error = None

@@ -20,9 +20,10 @@ from tolpack.compress.settings import BuildSettings, dropped_layers, parse_size
 from tolpack.container.encodings import Encoding, Part
 from tolpack.container.header import Chunk, Field, Header, Section, Table
 from tolpack.container.preamble import VERSION
+from tolpack.errors import ConfigError
 from tolpack.runtime.array_types import Bytes, Ints
 from tolpack.runtime.scratch import SpilledArray
-from tolpack.sources.protocol import TableSource
+from tolpack.sources.protocol import SourceField, TableSource
 from tolpack.version import __version__
 from tolpack.workspace.limits import Limits
 from tolpack.workspace.workspace import Workspace
@@ -141,7 +142,8 @@ class PlanInputs:
     """What a plan follows from, and where it is worked out.
 
     ``kept``: layers that are stored, ascending; ``ranks``: one per layer (``None``: no basis), or
-    ``None`` as a whole where they are chosen by loss; ``size_limit``: bytes of ``--size``.
+    ``None`` as a whole where they are chosen by loss; ``size_limit``: bytes of ``--size``;
+    ``width``: of the widest field, and of all fields where there is a basis or bits ``auto``.
     """
 
     source: TableSource
@@ -151,6 +153,7 @@ class PlanInputs:
     kept: tuple[int, ...]
     ranks: tuple[int | None, ...] | None
     size_limit: int | None
+    width: int
 
     @classmethod
     def of(
@@ -167,14 +170,19 @@ class PlanInputs:
         ConfigError
             They do not fit it.
         """
-        layers = source.num_layers
+        layers, widths = len(source.fields), {field.width for field in source.fields}
         dropped = dropped_layers(settings.drop.layers, layers)
-        ranks = settings.ranks.for_layers(layers, min(source.hidden_size, source.vocab_size))
+        if len(widths) > 1 and (settings.bits == "auto" or settings.ranks.word != "none"):
+            raise ConfigError(
+                f"fields are {min(widths)} … {max(widths)} values wide, but --rank and --bits auto "
+                "need one width: use --rank none --bits 16, 8 or 4"
+            )
+        ranks = settings.ranks.for_layers(layers, min(*widths, source.rows))
         size = None
         if settings.size is not None:
-            size = parse_size(settings.size, 2 * source.vocab_size * layers * source.hidden_size)
+            size = parse_size(settings.size, 2 * source.rows * sum(f.width for f in source.fields))
         kept = tuple(n for n in range(layers) if n not in dropped)
-        return cls(source, stats, settings, workspace, kept, ranks, size)
+        return cls(source, stats, settings, workspace, kept, ranks, size, max(widths))
 
     @property
     def key(self) -> bytes:
@@ -191,8 +199,14 @@ class PlanInputs:
 
     def field(self, layer: int) -> Field:
         """Return layer `layer`'s field, without a basis."""
-        width, dtype = self.source.hidden_size, self.source.dtype
-        return Field(f"layer.{layer}", layer, width, dtype, dropped=layer not in self.kept)
+        found = self.source.fields[layer]
+        dropped = layer not in self.kept
+        return Field(found.name, found.layer, found.width, found.dtype, dropped=dropped)
+
+    @property
+    def kept_fields(self) -> tuple[SourceField, ...]:
+        """Fields that are stored, in order."""
+        return tuple(self.source.fields[layer] for layer in self.kept)
 
     def target(self, reserve_bytes: int) -> int | None:
         """Bytes to aim at: the limit less what an earlier plan came out over it."""

@@ -43,7 +43,7 @@ def second_moments(
     cache : MomentsCache, optional
         Moments of this very table that were measured before.
     """
-    total = source.vocab_size * len(layers)
+    total = source.rows * len(layers)
     with (
         workspace.reporter.phase("Gram matrices", total, "rows") as done,
         worker_threads(workspace.limits.threads) as pool,
@@ -61,22 +61,23 @@ def measure_moments(
     done: Callable[[int], object],
 ) -> tuple[Doubles, Doubles]:
     """Stream one layer of the table; see `second_moments`."""
-    rows, block = source.layer(layer), block_tokens(source.hidden_size)
+    width = source.fields[layer].width
+    rows, block = source.layer(layer), block_tokens(width)
     roots = np.sqrt(weights).astype(np.float32)
 
     def moments(ids: NDArray[np.int64]) -> tuple[Doubles, Doubles]:
         root = torch.from_numpy(roots[ids])[:, None]
-        weighted = torch.empty(len(ids), source.hidden_size)
+        weighted = torch.empty(len(ids), width)
         for part, target in zip(split_ids(ids, block), torch.split(weighted, block)):
             target.copy_(torch.from_numpy(rows(part)))
         weighted.mul_(root)
         second, mean = weighted.T @ weighted, (weighted * root).sum(0)
         return second.double().numpy(), mean.double().numpy()
 
-    second = np.zeros((source.hidden_size, source.hidden_size))
-    mean = np.zeros(source.hidden_size)
-    run = min(MOMENT_BLOCKS * block, align(source.vocab_size // _MOMENT_RUNS + 1, block))
-    runs = split_ids(np.arange(source.vocab_size, dtype=np.int64), run)
+    second = np.zeros((width, width))
+    mean = np.zeros(width)
+    run = min(MOMENT_BLOCKS * block, align(source.rows // _MOMENT_RUNS + 1, block))
+    runs = split_ids(np.arange(source.rows, dtype=np.int64), run)
     for ids, (run_second, run_mean) in zip(runs, pool.map(moments, runs)):
         second += run_second
         mean += run_mean

@@ -7,11 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tolpack.calibration.token_order import order_tokens
 from tolpack.compress.chunks import doubling_chunks
-from tolpack.compress.fixed.encodings import field_encoding, raw_chunk_bytes, raw_encoding
+from tolpack.compress.fixed.encodings import codec_of, field_encoding, raw_chunk_bytes, raw_encoding
 from tolpack.compress.header_size import estimate_header_room
 from tolpack.compress.settings import dropped_layers, parse_drop, parse_rank
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, align
@@ -78,14 +76,15 @@ def predict_checkpoint(
         Rank ``auto``, whose ranks follow from the table itself.
     """
     source = open_source(checkpoint, reading, layers)
-    dropped = dropped_layers(parse_drop(drop), source.num_layers)
+    count, width = len(source.fields), max(field.width for field in source.fields)
+    dropped = dropped_layers(parse_drop(drop), count)
     if bits is not None and str(bits) not in ("16", "8", "4"):
         raise ConfigError(f"--bits is {bits}, expected 16, 8 or 4")
     settings = _SETTINGS if rank is bits is None else ((rank or "none", int(bits or 4)),)
-    full = min(source.hidden_size, source.vocab_size)
+    full = min(width, source.rows)
     plans = []
     for label, width in settings:
-        ranks = parse_rank(label).for_layers(source.num_layers, full)
+        ranks = parse_rank(label).for_layers(count, full)
         if ranks is None:
             raise ConfigError("--rank auto follows from the table: plan a number or a percentage")
         plans.append(predict_pack(source, ranks, width, dropped, label=label))
@@ -118,22 +117,26 @@ def predict_pack(
     token_map : bool
         Whether tokens are reordered by frequency, so that the file holds a map.
     """
-    vocab, hidden, layers = source.vocab_size, source.hidden_size, source.num_layers
-    kept = [rank for layer, rank in enumerate(ranks) if layer not in dropped]
-    codec16 = "bf16" if source.dtype == "bfloat16" else "f16"
+    vocab, fields = source.rows, source.fields
+    kept = [(field, ranks[n]) for n, field in enumerate(fields) if n not in dropped]
     encoding = raw_encoding(
-        tuple(field_encoding(rank or hidden, bits, "f16" if rank else codec16) for rank in kept)
+        tuple(
+            field_encoding(rank or field.width, bits, "f16" if rank else codec_of(field))
+            for field, rank in kept
+        )
     )
     chunks = doubling_chunks(order_tokens(None, vocab))
-    arrays = [size for rank in kept if rank for size in (2 * rank * hidden, 4 * hidden)]
+    arrays = [
+        size for field, rank in kept if rank for size in (2 * rank * field.width, 4 * field.width)
+    ]
     arrays += [(4 if vocab <= 2**32 else 8) * vocab] if token_map else []
-    has_basis = any(rank is not None for rank in kept)
+    has_basis = any(rank is not None for _, rank in kept)
     header = PREAMBLE_BYTES + estimate_header_room(
-        layers, len(kept), len(chunks), has_basis=has_basis
+        len(fields), len(kept), len(chunks), has_basis=has_basis
     )
     sections = arrays + [raw_chunk_bytes(encoding, chunk.rows) for chunk in chunks]
     total = header + sum(align(size, SECTION_ALIGNMENT) for size in sections[:-1]) + sections[-1]
-    fp16 = 2 * vocab * layers * hidden
+    fp16 = 2 * vocab * sum(field.width for field in fields)
     return SizePrediction(
         rank=label,
         bits=bits,
@@ -142,13 +145,13 @@ def predict_pack(
         bits_per_weight=16 * total / fp16,
         read_bytes_per_token=raw_chunk_bytes(encoding, 1),
         resident_bytes=header + sum(arrays),
-        macs_per_token=int(np.sum([(rank or 0) * hidden for rank in kept])),
-        paper_bytes=sum(_paper_bytes(vocab, hidden, rank, bits) for rank in kept),
+        macs_per_token=sum((rank or 0) * field.width for field, rank in kept),
+        paper_bytes=sum(_paper_bytes(vocab, field.width, rank, bits) for field, rank in kept),
         ffn_bytes=source.ffn_bytes,
     )
 
 
-def _paper_bytes(vocab: int, hidden: int, rank: int | None, bits: int) -> int:
+def _paper_bytes(vocab: int, width: int, rank: int | None, bits: int) -> int:
     if rank is None:
-        return vocab * hidden * bits // 8
-    return vocab * rank * bits // 8 + 2 * rank * hidden
+        return vocab * width * bits // 8
+    return vocab * rank * bits // 8 + 2 * rank * width

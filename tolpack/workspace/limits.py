@@ -95,7 +95,7 @@ def choose_compute(
         raise ConfigError(f"--compute {word!r} is unknown: expected one of {', '.join(COMPUTE)}")
     if word == "bfloat16" and bits == 16:
         raise ConfigError("--compute bfloat16 is less exact than --bits 16 keeps: use float32")
-    operations = 6.0 * source.vocab_size * source.num_layers * source.hidden_size
+    operations = 6.0 * source.rows * sum(field.width for field in source.fields)
     large = operations * source.inner_size >= _LARGE_PASS
     faster = word == "bfloat16" or (large and bits != 16 and multiplies_bfloat16())
     if not faster or word == "float32":
@@ -116,19 +116,19 @@ def plan_limits(source: TableSource, max_memory: str | int, threads: int | None)
         raise ConfigError(f"--threads is {threads}, expected at least 1")
     workers = threads or processor_count()
     total = int(parse_bytes(max_memory, "--max-memory") * (1 - _SLACK))
-    hidden, inner = source.hidden_size, source.inner_size
+    hidden, inner = max(field.width for field in source.fields), source.inner_size
     weights = 2 * 3 * hidden * inner * 4
     block = block_tokens(hidden)
     blocks = workers * block * (3 * inner + 4 * hidden + MOMENT_BLOCKS * hidden) * 4
     gram = (6 + 2 * workers) * 8 * hidden**2
-    record_floor = block * source.num_layers * hidden * _RECORD_VALUE_BYTES
-    tokens = _TOKEN_ARRAYS * 8 * source.vocab_size
+    record_floor = block * sum(field.width for field in source.fields) * _RECORD_VALUE_BYTES
+    tokens = _TOKEN_ARRAYS * 8 * source.rows
     fixed = _LIBRARY_BYTES + 2 * MAPPED_BYTES + weights + blocks + gram + tokens
     free = total - fixed - record_floor
     if free < 0:
         needed = math.ceil((fixed + record_floor) / (1 - _SLACK) / 1e8) / 10
         raise ConfigError(
             f"--max-memory {max_memory} is too small for layers of {hidden} × {inner} and "
-            f"{source.vocab_size} tokens on {workers} threads: give at least {needed:.1f}GB"
+            f"{source.rows} tokens on {workers} threads: give at least {needed:.1f}GB"
         )
     return Limits(workers, block, free // 2, record_floor + free // 4, free // 4)

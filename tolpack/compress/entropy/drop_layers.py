@@ -57,7 +57,7 @@ def best_planner(dropping: Dropping, drop: Drop, reporter: Reporter) -> EntropyC
     inputs = dropping(())
     if inputs.stats.model is None:
         raise ConfigError("--drop auto measures losses, but the model cannot be run: name layers")
-    if drop.most is not None and drop.most >= inputs.source.num_layers:
+    if drop.most is not None and drop.most >= len(inputs.source.fields):
         raise ConfigError(f"--drop auto:{drop.most} leaves no layer: keep at least one")
     whole = _searched(inputs)
     dropped = _cheapest(whole, dropping, drop, reporter)
@@ -108,11 +108,11 @@ def _dropping_cost(inputs: PlanInputs, validation: HeldOutValidation) -> tuple[f
     """Perplexity increase in percent, and its standard error, of the dropped layers alone."""
     source, ids = inputs.source, validation.token_ids
     terms = dropped_terms(
-        inputs.stats.model, inputs.kept, source.num_layers, damping(inputs),
+        inputs.stats.model, inputs.kept, len(source.fields), damping(inputs),
         inputs.workspace.scratch,
     )  # fmt: skip
     table = CompensatedTable(source, terms)
-    rows = np.zeros((len(ids), source.num_layers, source.hidden_size), np.float32)
+    rows = np.zeros((len(ids), len(source.fields), inputs.width), np.float32)
     for layer in inputs.kept:
         rows[:, layer] = table.layer(layer)(ids)
     return validation.increase_pct(rows)

@@ -43,7 +43,7 @@ class EntropyCodedEncoder:
         """
         table = CompensatedTable(source, self.dropped) if self.dropped else source
         fields = {one.layer: field for field, one in enumerate(self.layers)}
-        held_bytes = layout.record_bytes + 8 * source.hidden_size
+        held_bytes = layout.record_bytes + 8 * len(self.layers[0].mean)
         for ids in split_ids(token_ids, limits.superblock_tokens(held_bytes)):
             records = np.zeros((len(ids), layout.record_bytes), np.uint8)
 

@@ -87,7 +87,8 @@ def quantize_layers(
     done : callable, optional
         Called with the number of rows done since the last call.
     """
-    hidden, block = source.hidden_size, block_tokens(source.hidden_size)
+    hidden = len(layers[0].mean)
+    block = block_tokens(hidden)
     incoming: dict[int, Floats] = {}
     for one in layers:
         rows, matrix = source.layer(one.layer), one.compensation.load_matrix()
@@ -134,7 +135,7 @@ def decoded_rows(
     pool: ThreadPoolExecutor,
 ) -> Floats:
     """Return the rows of some tokens as a reader will see them: float32 (n, layers, hidden)."""
-    out = np.zeros((len(ids), source.num_layers, source.hidden_size), np.float32)
+    out = np.zeros((len(ids), len(source.fields), len(layers[0].mean)), np.float32)
 
     def take(layer: int, span: slice, _: Floats, decoded: Floats) -> None:
         out[span, layer] = decoded

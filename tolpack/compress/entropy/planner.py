@@ -74,7 +74,7 @@ class EntropyCodedPlanner:
     def of(cls, inputs: PlanInputs) -> EntropyCodedPlanner:
         """Measure what is needed: one pass over the table, if rows are stored as coefficients."""
         source, order, kept = inputs.source, inputs.stats.order, len(inputs.kept)
-        rows, values = source.vocab_size, kept * source.hidden_size
+        rows, values = source.rows, kept * inputs.width
         rows_per_block = 1
         while rows_per_block < _MAX_FRAME_ROWS and values * rows_per_block < _FRAME_BYTES:
             rows_per_block *= 2
@@ -83,7 +83,7 @@ class EntropyCodedPlanner:
         chunk_bytes = _CHUNK_BYTES + _PART_BYTES * parts
         spans = tuple(chunks_by_step(order, rows_per_block, row_bytes, chunk_bytes))
         steps = FrequencySteps(order, spans)
-        sample = sample_frames(order, spans, rows_per_block, source.num_layers * source.hidden_size)
+        sample = sample_frames(order, spans, rows_per_block, len(source.fields) * inputs.width)
         model, reporter = inputs.stats.model, inputs.workspace.reporter
         validation = None if model is None else HeldOutValidation(model, reporter)
         quantizer = TableQuantizer.of(inputs, steps)
@@ -138,9 +138,9 @@ class EntropyCodedPlanner:
     def candidate(self, step: float) -> Candidate:
         """Decide ranks and large codes for a step, on a sample."""
         inputs = self.inputs
-        hidden = inputs.source.hidden_size
-        full = min(hidden, inputs.source.vocab_size) if inputs.has_basis else hidden
-        ranks = inputs.ranks or (None,) * inputs.source.num_layers
+        hidden = inputs.width
+        full = min(hidden, inputs.source.rows) if inputs.has_basis else hidden
+        ranks = inputs.ranks or (None,) * len(inputs.source.fields)
         widest = {n: Component(ranks[n] or full, ranks[n] or full) for n in inputs.kept}
         sampled = self._sampled(Candidate(step, widest))
         steps = self.steps.of_slots(self.sample.all_slots, step)
@@ -172,7 +172,7 @@ class EntropyCodedPlanner:
         if self.validation is None:
             square = self._mean_square or 1.0
             return _STEP_OF_4_BITS * math.sqrt(square / self.steps.mean_square)
-        values = len(self.inputs.kept) * self.inputs.source.hidden_size
+        values = len(self.inputs.kept) * self.inputs.width
         per_square = 0.5 * values / 12 * self.steps.mean_square
         return math.sqrt(0.5 * math.log1p(self._loss_limit / 100) / per_square)
 
@@ -212,7 +212,7 @@ class EntropyCodedPlanner:
     def layer_bytes(self, candidate: Candidate) -> dict[int, float]:
         """Predict what each kept layer takes of the file, its basis included."""
         steps = self.steps.of_slots(self.sample.all_slots, candidate.step)
-        row_bytes = basis_part(self.inputs.source.hidden_size).row_bytes
+        row_bytes = basis_part(self.inputs.width).row_bytes
         found = {}
         for layer, stored in self._sampled(candidate).items():
             codes = np.rint(stored / layer_steps(steps, self.quantizer.unit(layer))[:, None])
@@ -239,7 +239,7 @@ class EntropyCodedPlanner:
         """Return all fields, and kind and layer of the arrays they refer to by number."""
         fields: list[Field] = []
         arrays: list[tuple[str, int]] = []
-        for layer in range(self.inputs.source.num_layers):
+        for layer in range(len(self.inputs.source.fields)):
             field = self.inputs.field(layer)
             if layer in self.quantizer.bases:
                 rank = candidate.components[layer].rank
@@ -254,7 +254,7 @@ class EntropyCodedPlanner:
     def _header(self, candidate: Candidate) -> PlannedHeader:
         """What the header will say; sections of arrays in the order of the file."""
         encodings, numbers = self._encodings(candidate)
-        width, order = self.inputs.source.hidden_size, self.inputs.stats.order
+        width, order = self.inputs.width, self.inputs.stats.order
         fields, arrays = self._fields(candidate)
         sections = [
             planned_array("mean", "float32", (width,), 4) if kind == "mean"

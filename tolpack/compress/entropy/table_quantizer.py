@@ -78,9 +78,9 @@ class TableQuantizer:
         """Measure what is needed: one pass over the table, if rows are stored as coefficients."""
         source, kept, scratch = inputs.source, inputs.kept, inputs.workspace.scratch
         model, share = inputs.stats.model, damping(inputs)
-        terms = dropped_terms(model, kept, source.num_layers, share, scratch)
+        terms = dropped_terms(model, kept, len(source.fields), share, scratch)
         table = CompensatedTable(source, terms) if terms else source
-        compensations = error_compensations(model, kept, source.hidden_size, share, scratch)
+        compensations = error_compensations(model, kept, inputs.width, share, scratch)
         bases, direct = {}, {}
         if inputs.has_basis:
             bases = _bases(inputs, table, compensations)
@@ -113,7 +113,7 @@ class TableQuantizer:
         """Return what is taken from a layer's rows before they are quantized, float32 (hidden,)."""
         if self.inputs.has_basis:
             return self.bases[layer].mean
-        return np.zeros(self.inputs.source.hidden_size, np.float32)
+        return np.zeros(self.inputs.width, np.float32)
 
     def unit(self, layer: int) -> float:
         """Return what a step of 1 is in units of what is stored of a layer."""
@@ -151,7 +151,7 @@ def _bases(
     cache = workspace.moments if table is inputs.source else None
     for layer, second, mean in second_moments(table, inputs.kept, stats.weights, workspace, cache):
         metric = compensations[layer].metric
-        if not mean_pays(second, mean, metric.load(), table.vocab_size):
+        if not mean_pays(second, mean, metric.load(), table.rows):
             mean = np.zeros_like(mean)
         basis = whitened_basis(second, mean, metric.load())
         rows = workspace.scratch.spill(basis.rows.astype(np.float32))

@@ -9,7 +9,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from tolpack.codecs.record import RecordLayout, record_layout
 from tolpack.compress.plan import PlannedChunk
@@ -62,11 +61,11 @@ class FixedBitsEncoder:
         """See `RecordEncoder`. Layers are computed one after the other for as many tokens as the
         limits allow, whose records are held.
         """
-        block = block_tokens(source.hidden_size)
         for ids in split_ids(token_ids, limits.superblock_tokens(layout.record_bytes)):
             records = np.zeros((len(ids), layout.record_bytes), np.uint8)
             for field, projection in enumerate(self.layers):
                 rows, project = source.layer(projection.layer), projection.load()
+                block = block_tokens(source.fields[projection.layer].width)
                 encode = partial(_encode_block, rows, project, layout, field, ids, records, block)
                 try:
                     wait_for(pool.map(encode, range(0, len(ids), block)), done)
@@ -92,16 +91,16 @@ def _encode_block(
 
 
 def encoded_sample(
-    rows: NDArray[np.float32],
+    rows: Sequence[Floats],
     layers: Sequence[LayerProjection],
     encoding: tuple[FieldEncoding, ...],
 ) -> Bytes:
     """Return the records of a few tokens, uint8 (n, record_bytes).
 
-    `rows` are the table's, float32 (n, kept layers, hidden).
+    `rows` are the table's, by kept layer: float32 (n, width).
     """
     layout = record_layout(encoding)
-    records = np.zeros((len(rows), layout.record_bytes), np.uint8)
+    records = np.zeros((len(rows[0]), layout.record_bytes), np.uint8)
     for field, projection in enumerate(layers):
-        layout.encode(records, field, projection.load()(rows[:, field]))
+        layout.encode(records, field, projection.load()(rows[field]))
     return records

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tolpack.container.encodings import Encoding, FieldEncoding, Part, field_bytes, raw_block_bytes
 from tolpack.container.preamble import align
+from tolpack.sources.protocol import SourceField
 
 GROUP_SIZE = 64
 # How many leading coefficients of a basis may have 8 bits beside 4-bit ones: they are many times
@@ -36,6 +37,11 @@ def field_encoding(values: int, bits: int, codec16: str, leading: int = 0) -> Fi
     if values > leading:
         parts.append(Part(f"int{bits}", values - leading, group_size(values - leading)))
     return tuple(parts)
+
+
+def codec_of(field: SourceField) -> str:
+    """Return what 16 bits mean for the values of a field."""
+    return "bf16" if field.dtype == "bfloat16" else "f16"
 
 
 def group_size(values: int) -> int:

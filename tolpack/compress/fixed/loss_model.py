@@ -76,7 +76,8 @@ class LossModel:
         self.components = components
         self.bits = bits
         self._stats = stats
-        self._full = min(source.hidden_size, source.vocab_size)
+        self._width = len(next(iter(components.values())).mean)
+        self._full = min(self._width, source.rows)
         self._tails: dict[int, Doubles] = {}
         self._marginal = dict.fromkeys(components, 1.0)
         self._share = dict.fromkeys(components, 1.0)
@@ -105,12 +106,11 @@ class LossModel:
         """Predict one way of storing layer `layer`; the rank is moved into what is possible."""
         rank = min(max(rank, RANK_STEP, leading), self._full)
         leading = min(leading, rank)
-        hidden = self._source.hidden_size
-        size = smooth_field_bytes(rank, self.bits, leading) * self._source.vocab_size
+        size = smooth_field_bytes(rank, self.bits, leading) * self._source.rows
         tail = float(self._tails[layer][rank])
         loss = tail * self._marginal[layer] + float(self._rounding_loss(layer, leading)[rank])
         return RankOption(
-            rank, leading, size + 2.0 * hidden * rank, tail * self._share[layer], loss
+            rank, leading, size + 2.0 * self._width * rank, tail * self._share[layer], loss
         )
 
     def _rounding_loss(self, layer: int, leading: int) -> Doubles:
@@ -123,7 +123,7 @@ class LossModel:
         if self._stats.model is None:
             return
         ranks = {layer: point.rank for layer, point in zip(self.components, allocation)}
-        cuts: list[TruncatedLayer | None] = [None] * self._source.num_layers
+        cuts: list[TruncatedLayer | None] = [None] * len(self._source.fields)
         for layer, components in self.components.items():
             mean = components.mean.astype(np.float32)
             cuts[layer] = TruncatedLayer(mean, components.spilled_vectors.load, ranks[layer])
@@ -171,18 +171,18 @@ class LossModel:
         weight = 0.5 * np.sum(vectors * (metric @ vectors), axis=0)
         carried = weight * components.values
         self._tails[layer] = np.append(np.cumsum(carried[::-1])[::-1], 0.0)
-        plain = field_encoding(self._source.hidden_size, self.bits, "f16")
+        plain = field_encoding(self._width, self.bits, "f16")
         self.plain_rounding += _mean_loss(rounding_error(rows, plain), metric)
         coefficients = ((rows - components.mean) @ vectors).astype(np.float32)
         self._rounding[layer] = {}
         for leading in LEADING_CHOICES if self.bits == 4 else (0,):
-            encoding = field_encoding(self._source.hidden_size, self.bits, "f16", leading)
+            encoding = field_encoding(self._width, self.bits, "f16", leading)
             error = np.square(rounding_error(coefficients, encoding)).mean(axis=0)
             self._rounding[layer][leading] = np.concatenate([[0.0], np.cumsum(weight * error)])
 
     def _metric(self, layer: int) -> Doubles:
         if self._stats.model is None:
-            return np.eye(self._source.hidden_size)
+            return np.eye(self._width)
         return np.asarray(self._stats.model.metrics[layer].load())
 
 

@@ -22,6 +22,7 @@ from tolpack.compress.fixed.allocation import (
 )
 from tolpack.compress.fixed.encoder import FixedBitsEncoder, LayerProjection, encoded_sample
 from tolpack.compress.fixed.encodings import (
+    codec_of,
     field_encoding,
     raw_chunk_bytes,
     raw_encoding,
@@ -61,13 +62,13 @@ class FixedBitsPlanner:
     """What plans of one table and setting share: its chunks and the bases of its layers.
 
     ``components``: by kept layer, where rows are stored as coefficients. ``cold_sample``: rows of
-    spread tokens of the cold chunks, float32 (n, kept layers, hidden), if there are any.
+    spread tokens of the cold chunks, by kept layer, float32 (n, width), if there are any.
     """
 
     inputs: PlanInputs
     spans: tuple[ChunkSpan, ...]
     components: dict[int, PrincipalComponents]
-    cold_sample: Floats | None
+    cold_sample: list[Floats] | None
 
     @classmethod
     def of(cls, inputs: PlanInputs) -> FixedBitsPlanner:
@@ -158,7 +159,7 @@ class FixedBitsPlanner:
         fields: list[Field] = []
         arrays: list[PlannedArray] = []
         layers: list[LayerProjection] = []
-        for layer in range(inputs.source.num_layers):
+        for layer in range(len(inputs.source.fields)):
             field, option = inputs.field(layer), kept.get(layer)
             if option is not None:
                 made, projected = self._basis(layer, option.rank)
@@ -181,12 +182,11 @@ class FixedBitsPlanner:
         return arrays, LayerProjection(layer, len(basis), mean, matrix)
 
     def _field_encodings(self, options: Sequence[RankOption | None]) -> tuple[FieldEncoding, ...]:
-        source, bits = self.inputs.source, self._bits
-        codec16 = "bf16" if source.dtype == "bfloat16" else "f16"
+        bits, fields = self._bits, self.inputs.kept_fields
         return tuple(
-            field_encoding(source.hidden_size, bits, codec16) if option is None
+            field_encoding(field.width, bits, codec_of(field)) if option is None
             else field_encoding(option.rank, bits, "f16", option.leading)
-            for option in options
+            for field, option in zip(fields, options)
         )  # fmt: skip
 
     # ---- chunks ----------------------------------------------------------------------------------
@@ -245,7 +245,10 @@ class FixedBitsPlanner:
     def _header_room(self) -> int:
         inputs = self.inputs
         return estimate_header_room(
-            inputs.source.num_layers, len(inputs.kept), len(self.spans), has_basis=inputs.has_basis
+            len(inputs.source.fields),
+            len(inputs.kept),
+            len(self.spans),
+            has_basis=inputs.has_basis,
         )
 
     def _file_bytes(self, options: Sequence[RankOption | None], saved: float) -> int:
@@ -254,9 +257,10 @@ class FixedBitsPlanner:
         `saved` is the share of the cold chunks that zstd saves.
         """
         sizes = self._chunk_sizes(self._field_encodings(options), saved)
-        hidden, order = self.inputs.source.hidden_size, self.inputs.stats.order
-        ranks = [option.rank for option in options if option is not None]
-        sizes += [size for rank in ranks for size in (2 * hidden * rank, 4 * hidden)]
+        order = self.inputs.stats.order
+        for field, option in zip(self.inputs.kept_fields, options):
+            if option is not None:
+                sizes += [2 * field.width * option.rank, 4 * field.width]
         sizes += [] if order.identity else [4 * len(order.token_ids)]
         pages = sum(align(math.ceil(size), SECTION_ALIGNMENT) for size in sizes)
         return pages + PREAMBLE_BYTES + self._header_room
@@ -275,14 +279,14 @@ class FixedBitsPlanner:
         return sizes
 
 
-def _cold_sample(inputs: PlanInputs, spans: Sequence[ChunkSpan]) -> Floats | None:
-    """Rows of spread tokens of the cold chunks, float32 (n, kept layers, hidden)."""
+def _cold_sample(inputs: PlanInputs, spans: Sequence[ChunkSpan]) -> list[Floats] | None:
+    """Rows of spread tokens of the cold chunks, by kept layer: float32 (n, width)."""
     order = inputs.stats.order.token_ids
     cold = [order[s.first_slot : s.first_slot + s.rows] for s in spans if not s.hot]
     if not cold:
         return None
     tokens = np.concatenate(cold)
-    row_bytes = 4 * len(inputs.kept) * inputs.source.hidden_size
+    row_bytes = 4 * sum(field.width for field in inputs.kept_fields)
     count = max(1, min(_SAMPLE_TOKENS, _SAMPLE_BYTES // row_bytes))
     sample = tokens[:: max(1, len(tokens) // count)][:count]
-    return np.stack([inputs.source.layer(layer)(sample) for layer in inputs.kept], axis=1)
+    return [inputs.source.layer(layer)(sample) for layer in inputs.kept]
