@@ -141,7 +141,7 @@ def test_plain_rounding_under_a_metric(seed):
     quantizer = direct_quantizer(metric, 127)
     rows = np.random.default_rng(seed).standard_normal((500, 40)).astype(np.float32)
     steps = np.full(500, 0.5, np.float32)
-    stored, error = quantizer.round(rows.copy(), steps)
+    stored, error = quantizer.quantize(rows.copy(), steps)
     step = np.float32(layer_step(0.5, quantizer.unit))
     codes = stored / step
     assert np.abs(codes - np.rint(codes)).max() < 1e-4
@@ -156,7 +156,7 @@ def test_plain_rounding_under_a_metric(seed):
 def test_plain_rounding_cuts_what_is_out_of_range():
     """A value beyond the largest code gets that code, and the values behind make up for it."""
     quantizer = direct_quantizer(random_metric(8, 0), 3)
-    stored, error = quantizer.round(np.full((1, 8), 100, np.float32), np.ones(1, np.float32))
+    stored, error = quantizer.quantize(np.full((1, 8), 100, np.float32), np.ones(1, np.float32))
     assert np.abs(stored).max() <= 3 * layer_step(1, quantizer.unit) * 1.0001
     assert np.isfinite(error).all()
 
@@ -183,7 +183,7 @@ def test_basis_rounding(rank):
     limits = np.full(rank, 4, np.float32)
     quantizer = BasisQuantizer(weighted_projection(basis, metric), basis, limits)
     steps = np.linspace(0.1, 3, 50).astype(np.float32)
-    stored, error = quantizer.round(rows.copy(), steps)
+    stored, error = quantizer.quantize(rows.copy(), steps)
     np.testing.assert_allclose(stored @ basis, rows + error, atol=1e-4)
     codes = stored / steps[:, None]
     assert np.abs(codes - np.rint(codes)).max() < 1e-4

@@ -5,7 +5,7 @@ rises by about ``½ Σ_l E[e_l G_l e_lᵀ]`` nats per token, with ``G_l = E[g g�
 gradient of the window's summed negative log-likelihood at that output (the empirical Fisher
 matrix in place of the Hessian). ``G_l`` is accumulated in float64 over windows of the text; the
 weights get no gradient. Errors of neighbouring layers at one position meet in the residual stream:
-``G_{l,l+k} = E[g_l g_{l+k}ᵀ]`` says how far one can make up for the other.
+``G_{l,l+k} = E[g_l g_{l+k}ᵀ]`` says how far one can compensate for the other.
 
 Since the memory's output is added to the residual stream, its gradient is the gradient of the
 stream behind the layer: one backward pass through the layers, from the last to the first, gives

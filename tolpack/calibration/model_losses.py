@@ -68,7 +68,7 @@ def measure_losses(
     ids : ndarray or None
         The calibration text, int64 (tokens,); ``None``: a text is sampled from the model.
     reach : int
-        How many layers above each one its gradients are held against; if any, a fifth of the text
+        How many layers above each one are measured together with it; if any, a fifth of the text
         is held out.
     workspace : Workspace
         Memory, scratch space and progress.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tolpack.calibration.token_order import TokenOrder
 
-# Tokens that make up this share of the text stay raw: no decompression where it counts.
+# Tokens that make up this share of the text stay raw: no decompression for most tokens.
 HOT_SHARE = 0.9
 # A token's own step goes with the count to the power of minus half of this (docs/lab-notes.md).
 STEP_EXPONENT = 0.65
@@ -52,7 +52,7 @@ def chunks_by_step(
 
     Cuts may fall where counts have halved. Tokens that share a step lose by the square of its
     distance from their own, in natural logarithms: `_STEP_COST` of their bytes. What a chunk takes
-    by itself (an encoding in the header, an index, padding) is held against that.
+    by itself (an encoding in the header, an index, padding) is compared with that.
 
     Parameters
     ----------

@@ -16,7 +16,7 @@ from tolpack.sources.protocol import TableSource
 from tolpack.workspace.workers import worker_threads
 from tolpack.workspace.workspace import Workspace
 
-# The records of a chunk of the plan, given its number and who is told of progress.
+# Gives the records of a chunk of the plan; takes its number, and a callback for progress.
 ChunkRecords = Callable[[int, Callable[[int], object]], Iterator[Bytes]]
 
 

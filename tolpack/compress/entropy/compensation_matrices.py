@@ -43,7 +43,7 @@ def error_compensations(
     ----------
     model : CalibratedModel or None
         The metrics, measured with a reach of `COMPENSATION_REACH`; without them every direction of
-        every layer counts alike, and nothing is carried.
+        every layer costs the same, and nothing is compensated for.
     kept : sequence of int
         Layers that are stored, ascending.
     hidden_size : int
@@ -73,7 +73,7 @@ def neighbours(layer: int, kept: Sequence[int]) -> list[int]:
 def compensation_matrix(
     model: CalibratedModel, layer: int, others: Sequence[int], damping: float
 ) -> Doubles:
-    """Return ``A``, float64 (hidden, len(others) · hidden): how `others` make up for `layer`."""
+    """Return ``A``, float64 (hidden, len(others) · hidden): how `others` compensate for `layer`."""
     to_others = np.hstack([_block(model, layer, n, damping) for n in others])
     among = np.block([[_block(model, n, m, damping) for m in others] for n in others])
     return np.asarray(scipy.linalg.solve(among, to_others.T, assume_a="pos").T)
@@ -82,7 +82,7 @@ def compensation_matrix(
 def remaining_metric(
     model: CalibratedModel, layer: int, others: Sequence[int], damping: float, matrix: Doubles
 ) -> Doubles:
-    """Return what an error of `layer` still costs when `others` make up for it by `matrix`."""
+    """Return the metric of an error of `layer` that `others` compensate for by `matrix`."""
     to_others = np.hstack([_block(model, layer, n, damping) for n in others])
     metric = _damped(model, layer, damping) - matrix @ to_others.T
     return np.asarray((metric + metric.T) / 2)

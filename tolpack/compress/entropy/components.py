@@ -2,7 +2,7 @@
 
 Keeping component ``i`` of a layer saves ``½ Σ_t p_t (c² - (c - q)²)`` nats per token (coordinates
 in which the loss metric is the identity; ``p_t`` the token's share of the text) and takes the
-entropy of its codes and a row of the basis. Both are weighed by one slope for all layers: what the
+entropy of its codes and a row of the basis. Both are compared by one slope for all layers: what the
 loss gains per byte when the step changes.
 """
 
@@ -72,7 +72,7 @@ def choose_components(
     ranks = {layer: found.shape[1] for layer, found in codes.items()}
     if not fixed:
         square = 0.5 * sample.text * steps.astype(np.float64) ** 2
-        now = {layer: _worth(found, square, sample.rows) for layer, found in codes.items()}
+        now = {layer: _gain_and_bytes(found, square, sample.rows) for layer, found in codes.items()}
         saved = sum(_saved_by_coarser(found, sample.rows) for found in codes.values())
         values = sum(found.shape[1] for found in codes.values())
         noise = float(square.sum()) * values / 12 * (_STEP_RATIO**2 - 1)
@@ -89,7 +89,7 @@ def choose_components(
     }
 
 
-def _worth(codes: Floats, square: Doubles, rows: Doubles) -> tuple[Doubles, Doubles]:
+def _gain_and_bytes(codes: Floats, square: Doubles, rows: Doubles) -> tuple[Doubles, Doubles]:
     """Nats per token that each component saves, and bytes that its codes take, float64 (n,)."""
     gain = _CUT_FACTOR * (square @ np.square(codes, dtype=np.float64))
     return gain, code_bytes(codes, rows)

@@ -1,10 +1,10 @@
-"""``--drop auto``: which layers are worth less than their bytes.
+"""``--drop auto``: layers whose loss is less than what their bytes would buy elsewhere.
 
 A pack is made for all layers first. At its step, loss and size trade at a known slope: the curves
 of size against loss are near ``loss ∝ size^(-LOSS_POWER)`` (docs/lab-notes.md). A layer goes if its
-loss, measured with its rows folded into its neighbours, is less than its bytes are worth at that
+loss, measured while its neighbours compensate for it, is less than its bytes save at that
 slope; the layers most likely to go are found by the quadratic form. The packs with and without the
-layers found are held against each other, and the better one is made.
+layers found are compared, and the better one is made.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Dropping = Callable[[tuple[int, ...]], PlanInputs]
 
 
 def best_planner(dropping: Dropping, drop: Drop, reporter: Reporter) -> EntropyCodedPlanner:
-    """Return the planner of the pack that drops the layers worth less than their bytes.
+    """Return the planner of the pack that drops the layers that cost least.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def _searched(inputs: PlanInputs) -> EntropyCodedPlanner:
 def _cheapest(
     whole: EntropyCodedPlanner, dropping: Dropping, drop: Drop, reporter: Reporter
 ) -> tuple[int, ...]:
-    """Choose layers one by one, as long as each is worth less than its bytes."""
+    """Choose layers one by one, as long as each costs less loss than its bytes save."""
     kept, candidate, validation = whole.inputs.kept, whole.chosen(), whole.measured_on
     sizes = whole.layer_bytes(candidate)
     predicted = {layer: _predicted_loss(whole, layer) for layer in kept}

@@ -117,7 +117,7 @@ def _quantize_block(
     wanted = rows(ids[span])
     if one.layer in incoming:
         wanted = wanted + incoming[one.layer][span]
-    stored, error = quantizer.round(wanted - one.mean, steps[span])
+    stored, error = quantizer.quantize(wanted - one.mean, steps[span])
     take(one.layer, span, stored, wanted + error)
     if matrix is not None:
         passed_on = (torch.from_numpy(error) @ torch.from_numpy(matrix)).numpy()

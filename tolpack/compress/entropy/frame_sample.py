@@ -1,4 +1,4 @@
-"""Tokens, steps and a sample of them: what ``--bits auto`` judges sizes and components by.
+"""Steps of tokens, and a sample of frames from which ``--bits auto`` predicts sizes and ranks.
 
 A token's step falls with its count ``n`` as ``(n + 1)^(-STEP_EXPONENT / 2)``, evened out over its
 chunk. The sample is whole frames spread over every chunk, so what they compress to is what the file

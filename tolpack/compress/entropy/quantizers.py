@@ -1,13 +1,13 @@
-"""Rounding a layer's rows to one step under a metric of the loss: arrays in, arrays out.
+"""Quantizing a layer's rows to one step under a metric of the loss: arrays in, arrays out.
 
 `BasisQuantizer` rounds coefficients of a basis in whose coordinates the metric ``S`` is the
-identity (`whitened_basis`): there every coefficient's error counts alike, one step serves all, and
-plain rounding is best. Components smaller than the step become zeros and cost an entropy coder next
-to nothing: reverse water-filling by itself.
+identity (`whitened_basis`): there errors of all coefficients cost the same, one step serves all,
+and plain rounding is best. Components smaller than the step become zeros and cost an entropy coder
+next to nothing: reverse water-filling by itself.
 
 `DirectQuantizer` rounds the values as they are. ``S`` couples them: with ``S⁻¹ = UᵀU``, ``U`` upper
-triangular, value ``i``'s error is made up for by the values behind it (GPTQ, arXiv 2210.17323), and
-what remains counts ``1 / U_ii²``, nearly the same for all values of a layer.
+triangular, the values behind value ``i`` compensate for its error (GPTQ, arXiv 2210.17323), and
+the rest costs ``1 / U_ii²``, nearly the same for all values of a layer.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _COLUMNS = 32
 
 
 class Quantizer(Protocol):
-    """Rounds rows of one layer."""
+    """Quantizes rows of one layer."""
 
     @property
     def stored_values(self) -> int:
         """Values stored per row."""
         ...
 
-    def round(self, rows: Floats, steps: Floats) -> tuple[Floats, Floats]:
-        """Round `rows` float32 (n, hidden), row ``t`` to steps of ``steps[t]``.
+    def quantize(self, rows: Floats, steps: Floats) -> tuple[Floats, Floats]:
+        """Quantize `rows` float32 (n, hidden), row ``t`` to steps of ``steps[t]``.
 
         Returns
         -------
@@ -64,7 +64,7 @@ class BasisQuantizer:
         """Values stored per row."""
         return len(self.basis)
 
-    def round(self, rows: Floats, steps: Floats) -> tuple[Floats, Floats]:
+    def quantize(self, rows: Floats, steps: Floats) -> tuple[Floats, Floats]:
         """See `Quantizer`."""
         whole = torch.from_numpy(rows)
         step, limit = torch.from_numpy(steps)[:, None], torch.from_numpy(self.limits)
@@ -91,7 +91,7 @@ class DirectQuantizer:
         """Values stored per row."""
         return len(self.factor)
 
-    def round(self, rows: Floats, steps: Floats) -> tuple[Floats, Floats]:
+    def quantize(self, rows: Floats, steps: Floats) -> tuple[Floats, Floats]:
         """See `Quantizer`."""
         left, step = np.ascontiguousarray(rows.T), layer_steps(steps, self.unit)
         errors = np.empty((_COLUMNS, len(rows)), np.float32)
@@ -149,7 +149,9 @@ def layer_steps(steps: Floats, unit: float) -> Floats:
 
 
 def direct_quantizer(metric: Doubles, limit: int) -> DirectQuantizer:
-    """Prepare plain rounding under `metric` ``S``, float64 (hidden, hidden), positive definite."""
+    """Prepare direct quantization under `metric` ``S``, float64 (hidden, hidden), positive
+    definite.
+    """
     inverse = scipy.linalg.inv(metric)
     factor = scipy.linalg.cholesky((inverse + inverse.T) / 2)
     # A step of 1 costs what it costs in whitened coordinates: the geometric mean of 1 / U_ii² is 1.

@@ -169,8 +169,8 @@ class LossModel:
         metric, components = self._metric(layer), self.components[layer]
         vectors = components.vectors.astype(np.float64)
         weight = 0.5 * np.sum(vectors * (metric @ vectors), axis=0)
-        carried = weight * components.values
-        self._tails[layer] = np.append(np.cumsum(carried[::-1])[::-1], 0.0)
+        losses = weight * components.values
+        self._tails[layer] = np.append(np.cumsum(losses[::-1])[::-1], 0.0)
         plain = field_encoding(self._width, self.bits, "f16")
         self.plain_rounding += _mean_loss(rounding_error(rows, plain), metric)
         coefficients = ((rows - components.mean) @ vectors).astype(np.float32)

@@ -119,7 +119,7 @@ class FixedBitsPlanner:
         return [RankOption(rank or 0, 0, 0.0, 0.0, 0.0) for rank in ranks]
 
     def _allocation(self, target: int | None) -> Allocation:
-        """``--rank auto``: ranks by one slope, then held against others on the text."""
+        """``--rank auto``: ranks by one slope, then compared with others on the text."""
         inputs, reporter = self.inputs, self.inputs.workspace.reporter
         model = LossModel(inputs.source, self.components, inputs.stats, self._bits, reporter)
         chosen = self._allocate(model, target)

@@ -28,7 +28,7 @@ Fits = Callable[[Allocation], bool]
 
 
 def choose(model: LossModel, sloped: Allocation, fits: Fits, reporter: Reporter) -> Allocation:
-    """Hold the allocation by slope against a uniform rank, and the mean of both, by trial.
+    """Compare the allocation by slope with a uniform rank, and the mean of both, on the text.
 
     A less uniform one is taken only if it is better by more than two paired standard errors over
     windows. Without a model to run, the allocation by slope is returned.
