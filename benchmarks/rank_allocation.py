@@ -16,6 +16,7 @@ import platform
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ class Bench:
         )
         self.baseline = score(self.decoder, self.tokens, self.context)
 
-    def build(self, **settings: str | int) -> BuildResult:
+    def build(self, **settings: Any) -> BuildResult:
         """Build with `settings`."""
         return tolpack.build(
             self.arguments.checkpoint,

@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,7 +85,7 @@ class Bench:
             self.table = pack.rows(everything)
         self.fp16_bytes = 2 * self.table.size
 
-    def build(self, **settings: str | int) -> Path:
+    def build(self, **settings: Any) -> Path:
         """Build a pack with `settings`, all of them with the calibration text."""
         given = self.arguments
         result = tolpack.build(

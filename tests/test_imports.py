@@ -37,6 +37,21 @@ def test_import_loads_neither_torch_nor_click():
     assert run(script).strip() == "[]"
 
 
+def test_all_names_are_there_without_torch():
+    """Every public name can be imported where torch cannot; `build` says so when it is called."""
+    script = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "from tolpack import *\n"
+        "import tolpack\n"
+        "try:\n"
+        "    build('model.pt')\n"
+        "except tolpack.ConfigError as error:\n"
+        "    print(error, set(tolpack.__all__) <= set(dir(tolpack)))\n"
+    )
+    assert run(script).strip() == "building needs torch: pip install 'tolpack[build]' True"
+
+
 def test_reading_needs_numpy_and_zstandard_only(pack):
     """Rows are read and verified where nothing else can be imported."""
     script = (

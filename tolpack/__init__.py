@@ -1,12 +1,13 @@
 """tolpack: the feed-forward memory of trained MemoryLLM models in small, memory-mappable files.
 
-Importing it loads numpy and zstandard, never torch or click; `build` imports torch when called.
+Importing it loads numpy and zstandard, never torch or click: `build`, which needs torch, is
+imported when it is first used.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tolpack.errors import (
     CheckpointError,
@@ -19,12 +20,9 @@ from tolpack.errors import (
     TolpackError,
     UnsupportedVersionError,
 )
+from tolpack.export.convert import convert
 from tolpack.pack import Pack
 from tolpack.version import __version__
-
-if TYPE_CHECKING:
-    from tolpack.compress.build import BuildResult
-    from tolpack.export.convert import ConvertResult
 
 __all__ = [
     "CheckpointError",
@@ -52,21 +50,45 @@ def open(
     threads: int | None = None,
     checksums: bool = True,
 ) -> Pack:
-    """Open the pack at `path` for reading rows; see `Pack` for the settings and errors."""
+    """Open a pack for reading rows.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    io, cache, threads, checksums
+        As of `Pack`, which also says what is raised.
+
+    Returns
+    -------
+    Pack
+        Close it with `Pack.close` or a ``with`` block.
+    """
     return Pack(path, io, cache=cache, threads=threads, checksums=checksums)
 
 
-def build(checkpoint: str | Path, output: str | Path | None = None, **settings: Any) -> BuildResult:
-    """Build a pack from a checkpoint or table; settings as of `tolpack.compress.build.build`."""
-    try:
-        from tolpack.compress.build import build as run
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"building needs {error.name}: pip install 'tolpack[build]'") from error
-    return run(checkpoint, output, **settings)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
-def convert(source: str | Path, destination: str | Path, **settings: Any) -> ConvertResult:
-    """Write a pack's rows as a plain table; settings as of `tolpack.export.convert.convert`."""
-    from tolpack.export.convert import convert as run
+def _unavailable_build(cause: ModuleNotFoundError) -> Any:
+    """Return what stands for `build` where only packs can be read."""
 
-    return run(source, destination, **settings)
+    def build(*arguments: object, **settings: object) -> NoReturn:
+        raise ConfigError(f"building needs {cause.name}: pip install 'tolpack[build]'") from cause
+
+    return build
+
+
+if TYPE_CHECKING:
+    from tolpack.compress.build import build
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name != "build":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        try:
+            from tolpack.compress.build import build
+        except ModuleNotFoundError as error:
+            return _unavailable_build(error)
+        return build

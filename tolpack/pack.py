@@ -213,14 +213,24 @@ class Pack(Locking):
 
     @_within_memory
     def most_frequent(self, count: int) -> NDArray[np.int64]:
-        """Return the `count` most frequent tokens, int64 (count,), as the pack orders them.
+        """Return the most frequent tokens, as the pack orders them.
 
         A pack that was built without frequencies has its tokens in the order of their ids.
+
+        Parameters
+        ----------
+        count : int
+            How many, 0 … `vocab_size`.
+
+        Returns
+        -------
+        ndarray
+            int64 (count,): token ids, the most frequent first.
 
         Raises
         ------
         ConfigError
-            `count` is outside 0 … `vocab_size`.
+            `count` is outside its range.
         """
         if not 0 <= count <= self.vocab_size:
             raise ConfigError(f"count is {count}, expected 0 … {self.vocab_size}")
@@ -229,13 +239,30 @@ class Pack(Locking):
 
     @_within_memory
     def stored_order(self) -> StoredOrder:
-        """Return all token ids in that order, to be asked for piece by piece."""
+        """Return the order of `most_frequent` for all tokens.
+
+        Returns
+        -------
+        StoredOrder
+            Gives the token ids of a range of slots at a time.
+        """
         with self._container.storage.lease():
             return self._tokens.order()
 
     @_within_memory
     def slots(self, token_ids: ArrayLike) -> NDArray[np.int64]:
-        """Return the place of each id in that order, int64 (ids,); errors as of `rows`."""
+        """Return the slot of each id: its number in the order of `most_frequent`.
+
+        Parameters
+        ----------
+        token_ids : array_like of int
+            As for `rows`, which raises the same errors.
+
+        Returns
+        -------
+        ndarray
+            int64 (ids,).
+        """
         with self._container.storage.lease():
             return self._tokens.slots(check_ids(token_ids, self.vocab_size))
 
@@ -263,6 +290,11 @@ class Pack(Locking):
         With ``io="direct"`` they are kept, up to 64 MiB, until a lookup takes them; otherwise the
         system reads them into the page cache. A hint: what cannot be read is left to the lookup.
 
+        Parameters
+        ----------
+        token_ids : array_like of int
+            As for `rows`.
+
         Raises
         ------
         TokenIdError, FileAccessError
@@ -274,10 +306,15 @@ class Pack(Locking):
 
     @_within_memory
     def warm(self) -> int:
-        """Fill the cache now, with the most frequent tokens that it holds; returns its bytes.
+        """Fill the cache now, with the most frequent tokens that it holds.
 
-        Without it records are kept as lookups read them. They lie side by side at the beginning of
-        the file, so this reads it from there on.
+        Without it records are cached as lookups read them. They lie side by side at the beginning
+        of the file, so this reads it from there on.
+
+        Returns
+        -------
+        int
+            Bytes of the cache.
 
         Raises
         ------
@@ -295,12 +332,15 @@ class Pack(Locking):
     def stats(self) -> dict[str, int | float | str]:
         """Return the I/O mode, and counters since opening.
 
-        ``rows`` served; reads and bytes asked of the file by purpose (``open_``, ``array_``,
-        ``index_``, ``block_``); ``fetched_…``: in which way extents came, see
-        `tolpack.container.storage.Fetches`; ``file_bytes`` that this took, and
-        ``read_amplification``, those over the bytes of the records that lookups needed and no
-        cache had (0 before the first); ``cache_hits`` and ``cache_misses``, distinct rows of a
-        lookup, and ``cache_bytes``; ``prefetched_blocks``; ``kernels``: ``numba`` or ``numpy``.
+        Returns
+        -------
+        dict
+            ``rows`` served; reads and bytes asked of the file by purpose (``open_``, ``array_``,
+            ``index_``, ``block_``); ``fetched_…``: in which way extents came, see
+            `tolpack.container.storage.Fetches`; ``file_bytes`` that this took, and
+            ``read_amplification``, those over the bytes of the records that lookups needed and no
+            cache had (0 before the first); ``cache_hits`` and ``cache_misses``, distinct rows of a
+            lookup, and ``cache_bytes``; ``prefetched_blocks``; ``kernels``: ``numba`` or ``numpy``.
         """
         fetches = asdict(self._container.storage.fetches)
         file_bytes, asked = fetches.pop("file_bytes"), self._gatherer.asked_bytes
@@ -320,12 +360,17 @@ class Pack(Locking):
 
     @_within_memory
     def verify(self, progress: Callable[[int], object] | None = None) -> list[Damage]:
-        """Read everything, and return what is damaged (an empty list: nothing is).
+        """Read the whole file and check it.
 
         Parameters
         ----------
         progress : callable, optional
             Called with the number of bytes of the file checked since the last call.
+
+        Returns
+        -------
+        list of Damage
+            The damaged places; empty if there are none.
 
         Raises
         ------

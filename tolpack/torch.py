@@ -54,6 +54,11 @@ class ToLMemory(torch.nn.Module):
     expand : str
         Where records are decoded: ``"host"``, ``"device"``, which sends 4 to 16 bits a value and
         not 16 to 32, or ``"auto"``: on the device, unless it is the CPU.
+
+    Raises
+    ------
+    ConfigError
+        A setting is none of those above.
     """
 
     def __init__(
@@ -131,6 +136,11 @@ class ToLMemory(torch.nn.Module):
 
         A later call with these ids waits for them, and raises what went wrong. Call it outside of
         compiled code, which leaves it out.
+
+        Parameters
+        ----------
+        token_ids : torch.Tensor
+            As for `forward`.
         """
         if torch.compiler.is_compiling():
             return

@@ -101,9 +101,9 @@ def build(
     Parameters
     ----------
     checkpoint : str or Path
-        See `tolpack.sources.open_source.open_source`; `layers` as there.
+        See `tolpack.sources.open_source.open_source`.
     output : str or Path, optional
-        The pack; default: ``NAME.tolpack`` beside the checkpoint; replaced only with `force`.
+        The pack; default: ``NAME.tolpack`` beside the checkpoint.
     rank : str or int
         ``"none"`` (no basis), ``"full"``, ``"auto"``, a number, ``"50%"``, or ``"r0,r1,…"``.
     bits : int or str
@@ -122,6 +122,8 @@ def build(
         What a checkpoint does not say itself: see `tolpack.sources.checkpoint.checkpoint.Reading`.
     frequencies : str or Path, optional
         ``.npy`` of token counts; frequent tokens are stored first and uncompressed.
+    layers : int, optional
+        Layers of a two-dimensional plain table.
     compute : str
         What FFNs are multiplied in: ``"float32"``, ``"bfloat16"`` (not for 16 bits), or
         ``"auto"``: bfloat16 for large tables where the processor has instructions for it.
@@ -131,8 +133,15 @@ def build(
         Cores to use; default: all. Neither changes a byte of the pack.
     resume : bool
         Continue a build of the same inputs and settings that was interrupted.
+    force : bool
+        Replace an existing pack.
     reporter : Reporter, optional
         Receives progress.
+
+    Returns
+    -------
+    BuildResult
+        Where the pack is, how large, and what each layer became.
 
     Raises
     ------

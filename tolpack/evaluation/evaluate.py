@@ -58,6 +58,11 @@ def evaluate(
     reporter : Reporter, optional
         Receives progress.
 
+    Returns
+    -------
+    Evaluation
+        The checkpoint's score, and that of each pack in the order given.
+
     Raises
     ------
     CheckpointError, ConfigError, FormatError, FileAccessError

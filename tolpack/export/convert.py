@@ -84,6 +84,11 @@ def convert(
     reporter : Reporter, optional
         Receives progress, and what is dropped or rounded.
 
+    Returns
+    -------
+    ConvertResult
+        What was written, and how far it is from the pack's own values.
+
     Raises
     ------
     ConfigError
