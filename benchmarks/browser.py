@@ -160,10 +160,8 @@ class Browser:
             event
             for event in self.events
             if event["method"] == "Runtime.exceptionThrown"
-            or event["method"] == "Runtime.consoleAPICalled"
-            and event["params"]["type"] in bad
-            or event["method"] == "Log.entryAdded"
-            and event["params"]["entry"]["level"] in bad
+            or (event["method"] == "Runtime.consoleAPICalled" and event["params"]["type"] in bad)
+            or (event["method"] == "Log.entryAdded" and event["params"]["entry"]["level"] in bad)
         ]
 
     def requests(self) -> list[str]:

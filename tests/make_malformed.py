@@ -231,7 +231,7 @@ def sealed(place: int, payload: bytes) -> bytes:
     return payload + struct.pack("<I", zlib.crc32(struct.pack("<QQ", 0, place) + payload))
 
 
-def damaged(target, framed) -> dict[str, bytes]:  # noqa: ANN001
+def damaged(target, framed) -> dict[str, bytes]:
     """One bit is another, where no value depends on it; or one value is, with right checksums."""
     sections = target.header.sections
     return {

@@ -449,6 +449,6 @@ def test_the_examples_of_the_page_run(pack, tmp_path, monkeypatch):
     names = {}
     examples = re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S)
     for example in examples:
-        exec(example, names)  # noqa: S102 (the example is what is tested)
+        exec(example, names)
         assert np.array_equal(names["row"], rows_of(pack)[5])
     assert len(examples) == 3

@@ -66,7 +66,7 @@ def test_export_example_builds(section, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
     names["model"] = Trained(SECTIONS[section], names)
-    exec(blocks(section, "python")[0], names)  # noqa: S102 (the example is what is tested)
+    exec(blocks(section, "python")[0], names)
     inspected, built = run_commands(section)
     assert "left over: nothing" in inspected
     assert "build: ready\neval: ready" in inspected

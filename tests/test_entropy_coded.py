@@ -99,7 +99,7 @@ def test_layout_takes_no_more_than_it_must(model, tmp_path, rank):
     result = tolpack.build(
         model[0], tmp_path / "p.tolpack", rank=rank, bits="auto", size="60%", calibrate=model[1]
     )
-    data, header, _ = split(result.path.read_bytes())
+    _, header, _ = split(result.path.read_bytes())
     used = len(json.dumps(header, separators=(",", ":")))
     assert 0 <= header["sections"][0]["offset_bytes"] - 64 - used < 4096
     steps = {p["step"] for e in header["encodings"] for f in e["fields"] for p in f["parts"]}

@@ -4,6 +4,7 @@ import ast
 import inspect
 import re
 import statistics
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,15 @@ def function_lines(node):
     """Return the lines of a function from ``def`` on, without docstrings."""
     inner = sum(map(lines_of_docstring, functions(node)))
     return node.end_lineno - node.lineno + 1 - inner
+
+
+def test_named_rule_sets_are_on():
+    """The comment above ruff's ``select`` names every set that is on, and no other."""
+    text = (ROOT.parent / "pyproject.toml").read_text(encoding="utf-8")
+    selected = set(tomllib.loads(text)["tool"]["ruff"]["lint"]["select"])
+    comment = text.partition("[tool.ruff.lint]")[2].partition("select =")[0]
+    named = re.findall(r"\(([A-Z0-9, ]+)\)", comment)
+    assert {name.strip() for group in named for name in group.split(",")} == selected
 
 
 def test_functions_are_short():

@@ -42,7 +42,7 @@ def test_the_tutorial_runs_and_prints_what_it_shows(tmp_path, monkeypatch):
     for kind, mark, body in BLOCKS:
         if kind == "python":
             shown = re.findall(r"^ *print\(.*\)  # (.*)$", body, flags=re.M)
-            printed = printed_by(lambda body=body: exec(body, names)).splitlines()  # noqa: S102
+            printed = printed_by(lambda body=body: exec(body, names)).splitlines()
             assert len(shown) == len(printed), body
             for comment, line in zip(shown, printed):
                 assert comment == line or comment.startswith(f"{line}: "), body

@@ -243,7 +243,7 @@ def test_a_huge_finite_scale_raises_no_warning(codec):
         try:
             decode_values(np.array([[0x7F, 0x7F]], np.uint8), codes, part)
         except FormatError as error:
-            assert error.code  # noqa: PT017
+            assert error.code
 
 
 @pytest.mark.parametrize("part", [

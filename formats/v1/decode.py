@@ -137,7 +137,8 @@ def scale_bytes(part: dict[str, Any]) -> int:
 
 
 def code_bytes(part: dict[str, Any]) -> int:
-    return int(ceil(part["values"] * CODECS[part["codec"]][0] / 8))
+    bits: float = part["values"] * CODECS[part["codec"]][0]
+    return ceil(bits / 8)
 
 
 def record_bytes(encoding: dict[str, Any]) -> int:

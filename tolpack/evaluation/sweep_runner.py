@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ from tolpack.workspace.resources import Resources
 class Inputs:
     """What packs are built with, where, and whether what was measured before counts."""
 
-    calibration: CalibrationInputs = CalibrationInputs()
-    resources: Resources = Resources()
+    calibration: CalibrationInputs = field(default_factory=CalibrationInputs)
+    resources: Resources = field(default_factory=Resources)
     scratch: Path | None = None
     fresh: bool = False
 
@@ -116,7 +116,7 @@ class SweepRunner:
             increase, error = increase_pct(score, part)
             return asdict(Change(score.ppl, score.ppl_se, increase, error, score.total_tokens))
 
-        keys = [field.name for field in fields(Change)]
+        keys = [one.name for one in fields(Change)]
         return Change(**self.results.get((name, tokens), keys, measure))
 
     def _found(self, setting: SweepSetting) -> dict[str, Any]:
