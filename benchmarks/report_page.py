@@ -21,7 +21,17 @@ from pathlib import Path
 from browser import Browser
 from machine import described
 
-from tolpack.report.page import Axis, Chart, Heat, Page, Point, Section, Series, Table, write_page
+from tolpack.report.content import (
+    Axis,
+    Chart,
+    ChartPoint,
+    DataTable,
+    Heatmap,
+    Page,
+    PageSection,
+    Series,
+)
+from tolpack.report.page import write_page
 
 LAYERS = 24
 TABLE_MB = 12_600.0
@@ -110,7 +120,7 @@ def example() -> Page:
     )
 
 
-def sweep_points(rng: random.Random) -> list[Point]:
+def sweep_points(rng: random.Random) -> list[ChartPoint]:
     """Return 200 settings: size in MB against perplexity increase in percent."""
     points = []
     for _ in range(200):
@@ -129,20 +139,20 @@ def sweep_points(rng: random.Random) -> list[Point]:
             ("× FP16", f"{TABLE_MB / size:.2f}"), ("read per token", f"{size / 128.256:.1f} KB"),
         )  # fmt: skip
         label = f"bits={bits} rank={rank}" + (f" drop=auto:{drop}" if drop else "")
-        points.append(Point(size, loss, 0.02 + 0.05 * loss**0.7, label, details))
+        points.append(ChartPoint(size, loss, 0.02 + 0.05 * loss**0.7, label, details))
     return points
 
 
-def front_of(points: list[Point]) -> tuple[Point, ...]:
+def front_of(points: list[ChartPoint]) -> tuple[ChartPoint, ...]:
     """Return the points that no smaller one beats."""
-    front: list[Point] = []
+    front: list[ChartPoint] = []
     for point in sorted(points, key=lambda one: one.x):
         if not front or point.y < front[-1].y:
             front.append(point)
     return tuple(front)
 
 
-def trade_off(sweep: list[Point]) -> Section:
+def trade_off(sweep: list[ChartPoint]) -> PageSection:
     """Size against perplexity: the main result."""
     front = front_of(sweep)
     chosen = {id(point) for point in front}
@@ -160,50 +170,55 @@ def trade_off(sweep: list[Point]) -> Section:
         (point.label, point.x, TABLE_MB / point.x, point.y, point.error, point.x / 128.256)
         for point in sorted(sweep, key=lambda one: one.x)
     )
-    table = Table(
+    table = DataTable(
         ("setting", "size (MB)", "× FP16", "increase (%)", "± (%)", "read per token (KB)"),
         rows,
         ("", ",.1f", ".2f", "+.3f", ".3f", ".2f"),
         "All 200 settings",
     )
-    return Section("Size against perplexity", "", (chart,), table, COMMAND)
+    return PageSection("Size against perplexity", "", (chart,), table, COMMAND)
 
 
-def precision() -> Section:
+def precision() -> PageSection:
     """Bits per value: bars with whiskers."""
     bits = ("FP16", "int8", "int6", "int4", "int3", "int2")
     costs = {"plain": (0.0, 0.0, 0.02, 0.16, 1.6, 4.9), "entropy-coded": (0, 0, 0.01, 0.08, 0.6, 2)}
     series = tuple(
         Series(
             name,
-            tuple(Point(n, y, 0.02 + 0.06 * y, f"{bits[n]}, {name}") for n, y in enumerate(values)),
+            tuple(
+                ChartPoint(n, y, 0.02 + 0.06 * y, f"{bits[n]}, {name}")
+                for n, y in enumerate(values)
+            ),
             "bars",
         )
         for name, values in costs.items()
     )
     chart = Chart(Axis("precision"), INCREASE, series, "Without a basis.", bits)
     rows = tuple(zip(bits, *costs.values()))
-    return Section(
+    return PageSection(
         "Precision",
         "Down to 4 bits plain rounding is almost free. Below, entropy coding with steps that "
         "follow token frequency costs a third as much.",
         (chart,),
-        Table(("precision", "plain (%)", "entropy-coded (%)"), rows, ("", "+.2f", "+.2f")),
+        DataTable(("precision", "plain (%)", "entropy-coded (%)"), rows, ("", "+.2f", "+.2f")),
         "tolpack study llama-1b-memory --only precision --text held-out.txt",
     )
 
 
-def ranks() -> Section:
+def ranks() -> PageSection:
     """Uniform against allocated ranks: two lines, and what each layer gets."""
     sizes = [400 * 1.33**n for n in range(10)]
-    uniform = tuple(Point(x, 5200 / x, 120 / x, f"{x / 126:.0f} % of rank") for x in sizes)
-    chosen = tuple(Point(x, 2900 / x**1.02, 90 / x, f"slope {n}") for n, x in enumerate(sizes))
+    uniform = tuple(ChartPoint(x, 5200 / x, 120 / x, f"{x / 126:.0f} % of rank") for x in sizes)
+    chosen = tuple(ChartPoint(x, 2900 / x**1.02, 90 / x, f"slope {n}") for n, x in enumerate(sizes))
     lines = (Series("uniform", uniform, "line"), Series("by loss", chosen, "line"))
     per_layer = tuple(
-        Point(n, round(2048 * (0.25 + 0.6 * math.exp(-((n - 15) ** 2) / 60))), None, f"layer {n}")
+        ChartPoint(
+            n, round(2048 * (0.25 + 0.6 * math.exp(-((n - 15) ** 2) / 60))), None, f"layer {n}"
+        )
         for n in range(LAYERS)
     )
-    return Section(
+    return PageSection(
         "Ranks",
         "Ranks chosen by what each direction does to the loss beat one rank for all layers at "
         "every size.",
@@ -217,8 +232,8 @@ def ranks() -> Section:
     )  # fmt: skip
 
 
-def dropped(rng: random.Random) -> Section:
-    """Heat map: perplexity when layers first … last are dropped."""
+def dropped(rng: random.Random) -> PageSection:
+    """Heatmap: perplexity when layers first … last are dropped."""
     cost = [41.6, 6.0, 4.1, 2.4, 1.7, 2.1, 2.0, 2.7, 2.2, 1.9, 1.6, 3.4]
     values = tuple(
         tuple(
@@ -229,32 +244,35 @@ def dropped(rng: random.Random) -> Section:
         for first in range(len(cost))
     )  # fmt: skip
     names = tuple(str(n) for n in range(len(cost)))
-    heat = Heat(
+    heat = Heatmap(
         names, names, values, "perplexity increase", "%", "Colours follow the logarithm.",
         "first dropped layer", "last dropped layer", log=True,
     )  # fmt: skip
-    return Section("Dropped layers", "Runs of layers left out, without retraining.", (heat,))
+    return PageSection("Dropped layers", "Runs of layers left out, without retraining.", (heat,))
 
 
-def alpha() -> Section:
+def alpha() -> PageSection:
     """How strongly steps follow token frequency: one curve on linear axes."""
     points = tuple(
-        Point(a / 10, 0.31 + 0.9 * (a / 10 - 0.62) ** 2, 0.025, f"α = {a / 10}") for a in range(11)
+        ChartPoint(a / 10, 0.31 + 0.9 * (a / 10 - 0.62) ** 2, 0.025, f"α = {a / 10}")
+        for a in range(11)
     )
     chart = Chart(
         Axis("α"), INCREASE, (Series("step ∝ frequency^(−α/2)", points, "line"),),
         "At 2.0 bits per value; the default is 0.6.",
     )  # fmt: skip
-    return Section("Frequency", "", (chart,), None, "tolpack study llama-1b-memory --only alpha")
+    return PageSection(
+        "Frequency", "", (chart,), None, "tolpack study llama-1b-memory --only alpha"
+    )
 
 
-def spectra(rng: random.Random) -> Section:
+def spectra(rng: random.Random) -> PageSection:
     """Singular values per layer: many ordered lines on logarithmic axes."""
     series = []
     for layer in range(0, LAYERS, 2):
         fall = 0.5 + 0.5 * math.sin(layer / 7) ** 2
         points = tuple(
-            Point(k, (1 + layer / 8) * k**-fall * math.exp(-k / (900 + 60 * layer)) + 1e-4)
+            ChartPoint(k, (1 + layer / 8) * k**-fall * math.exp(-k / (900 + 60 * layer)) + 1e-4)
             for k in (round(1.12**n) for n in range(20, 68))
         )
         series.append(Series(f"layer {layer}", points, "line"))
@@ -262,7 +280,7 @@ def spectra(rng: random.Random) -> Section:
         Axis("component", log=True), Axis("singular value", log=True), tuple(series),
         "Loss-weighted, per layer.", ordered=True,
     )  # fmt: skip
-    return Section("Spectra", "", (chart,))
+    return PageSection("Spectra", "", (chart,))
 
 
 if __name__ == "__main__":

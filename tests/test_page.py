@@ -11,18 +11,17 @@ import pytest
 
 import tolpack.report
 from tolpack.errors import FileAccessError
-from tolpack.report.page import (
+from tolpack.report.content import (
     Axis,
     Chart,
-    Heat,
+    ChartPoint,
+    DataTable,
+    Heatmap,
     Page,
-    Point,
-    Section,
+    PageSection,
     Series,
-    Table,
-    render,
-    write_page,
 )
+from tolpack.report.page import render, write_page
 
 HOSTILE = "</script><img src=x onerror=alert(1)><!--<script>&amp;\"'\u2028\u2029]]>\udcff{{$x}}"
 CSS = (Path(tolpack.report.__file__).parent / "page.css").read_text("utf-8")
@@ -30,15 +29,15 @@ CSS = (Path(tolpack.report.__file__).parent / "page.css").read_text("utf-8")
 
 def page(text="tiny", numbers=(1.0, 2.5, 4.0)):
     """Return a page that has a string and some numbers everywhere that they can be."""
-    points = tuple(Point(n, n, n, text, ((text, text),)) for n in numbers)
+    points = tuple(ChartPoint(n, n, n, text, ((text, text),)) for n in numbers)
     axis = Axis(text, text, log=True)
     charts = (
         Chart(axis, axis, (Series(text, points), Series(text, points, "step")), text),
         Chart(Axis(text), Axis(text), (Series(text, points, "bars"),), text, (text, text)),
-        Heat((text,), (text,) * len(numbers), (tuple(numbers),), text, text, text, text, text),
+        Heatmap((text,), (text,) * len(numbers), (tuple(numbers),), text, text, text, text, text),
     )
-    table = Table((text, text), tuple((text, n) for n in numbers), ("", ".2f"), text)
-    sections = (Section(text, text, charts, table, text),)
+    table = DataTable((text, text), tuple((text, n) for n in numbers), ("", ".2f"), text)
+    sections = (PageSection(text, text, charts, table, text),)
     return Page(text, text, ((text, text), ("Command", text)), sections)
 
 
@@ -112,13 +111,13 @@ def test_every_number_is_in_a_table():
 @pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan, None])
 def test_numbers_that_are_not_finite(number):
     """They are null for the script and written as such for people; charts say they are left out."""
-    points = (Point(1, 2), Point(2, math.nan if number is None else number, number))
+    points = (ChartPoint(1, 2), ChartPoint(2, math.nan if number is None else number, number))
     charts = (
         Chart(Axis("x"), Axis("y"), (Series("s", points),)),
-        Heat(("r",), ("c", "d"), ((1.0, number),), "label"),
+        Heatmap(("r",), ("c", "d"), ((1.0, number),), "label"),
     )
-    table = Table(("a", "b"), (("first", number), ("second", 1.0)), ("", ".1f"))
-    text = render(Page("t", "l", (), (Section("s", "", charts, table),)))
+    table = DataTable(("a", "b"), (("first", number), ("second", 1.0)), ("", ".1f"))
+    text = render(Page("t", "l", (), (PageSection("s", "", charts, table),)))
     chart, heat = json.loads(Elements(text).scripts[0], parse_constant=pytest.fail)
     assert chart["series"][0]["points"][1][1:3] == [None, None]
     assert heat["values"] == [[1.0, None]]
@@ -129,8 +128,8 @@ def test_numbers_that_are_not_finite(number):
 
 def test_numbers_sort_as_numbers():
     """A formatted number carries its full value, and its column says that it holds numbers."""
-    table = Table(("name", "n"), (("a", -1234.5678), ("b", None)), ("", ",.1f"))
-    text = render(Page("t", "l", (), (Section("s", table=table),)))
+    table = DataTable(("name", "n"), (("a", -1234.5678), ("b", None)), ("", ",.1f"))
+    text = render(Page("t", "l", (), (PageSection("s", table=table),)))
     assert '<td class="number" data-value="-1234.5678">−1,234.6</td>' in text
     assert '<td class="number">–</td>' in text
     assert '<th scope="col" class="number">n</th>' in text

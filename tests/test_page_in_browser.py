@@ -9,7 +9,8 @@ import pytest
 from browser import NO_BROWSER, Browser, find_browser
 from report_page import example
 
-from tolpack.report.page import Axis, Chart, Heat, Page, Point, Section, Series, write_page
+from tolpack.report.content import Axis, Chart, ChartPoint, Heatmap, Page, PageSection, Series
+from tolpack.report.page import write_page
 
 pytestmark = pytest.mark.skipif(find_browser() is None, reason=NO_BROWSER)
 
@@ -103,16 +104,16 @@ def test_odd_charts(browser, running, tmp_path):
         Chart(
             Axis(HOSTILE, log=log),
             Axis("y", log=log),
-            (Series(HOSTILE, tuple(Point(x, y, 1.0, HOSTILE) for x, y in points), style),),
+            (Series(HOSTILE, tuple(ChartPoint(x, y, 1.0, HOSTILE) for x, y in points), style),),
         )
         for points in sets
         for log in (False, True)
         for style in ("points", "line", "step", "bars")
     ]
-    empty = Heat((HOSTILE,), ("c",), ((None,),), HOSTILE)
-    same = Heat(("a", "b"), ("c",), ((2.0,), (2.0,)), HOSTILE, log=True)
+    empty = Heatmap((HOSTILE,), ("c",), ((None,),), HOSTILE)
+    same = Heatmap(("a", "b"), ("c",), ((2.0,), (2.0,)), HOSTILE, log=True)
     path = tmp_path / "odd.html"
-    write_page(Page(HOSTILE, "", (), (Section(HOSTILE, "", (*charts, empty, same)),)), path)
+    write_page(Page(HOSTILE, "", (), (PageSection(HOSTILE, "", (*charts, empty, same)),)), path)
     running.open(path)
     assert count(browser, ".plot > svg") == len(charts) + 2
     assert count(browser, "img") == 0

@@ -16,7 +16,7 @@ Style = Literal["points", "line", "step", "bars"]
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class ChartPoint:
     """One measurement.
 
     Parameters
@@ -46,7 +46,7 @@ class Series:
     ----------
     name : str
         Its name in the legend.
-    points : tuple of Point
+    points : tuple of ChartPoint
         Lines and steps join them in the order given.
     style : str
         ``"points"``; ``"line"``; ``"step"``, which holds a value until the next point's `x`, as a
@@ -54,7 +54,7 @@ class Series:
     """
 
     name: str
-    points: tuple[Point, ...]
+    points: tuple[ChartPoint, ...]
     style: Style = "points"
 
 
@@ -112,7 +112,7 @@ class Chart:
 
 
 @dataclass(frozen=True, slots=True)
-class Heat:
+class Heatmap:
     """A table of numbers as colours.
 
     Parameters
@@ -146,7 +146,7 @@ class Heat:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class DataTable:
     """Text and numbers in columns that a reader can sort.
 
     Parameters
@@ -169,16 +169,16 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class PageSection:
     """One question and its answer.
 
     Parameters
     ----------
     title, text : str
         Heading and explanation; an empty line in `text` begins a paragraph.
-    charts : tuple of Chart or Heat
+    charts : tuple of Chart or Heatmap
         One has the full width; several stand side by side where there is room.
-    table : Table, optional
+    table : DataTable, optional
         The numbers.
     command : str
         The command line that makes them.
@@ -186,8 +186,8 @@ class Section:
 
     title: str
     text: str = ""
-    charts: tuple[Chart | Heat, ...] = ()
-    table: Table | None = None
+    charts: tuple[Chart | Heatmap, ...] = ()
+    table: DataTable | None = None
     command: str = ""
 
 
@@ -202,11 +202,11 @@ class Page:
     facts : tuple of (str, str)
         The conditions: model, text, tokens, machine, versions. One named "command" is shown as a
         command line.
-    sections : tuple of Section
+    sections : tuple of PageSection
         The main result first.
     """
 
     title: str
     lead: str
     facts: tuple[tuple[str, str], ...]
-    sections: tuple[Section, ...]
+    sections: tuple[PageSection, ...]

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tolpack.report.content import Axis, Chart, Heat, Page, Section, Table
+from tolpack.report.content import Axis, Chart, DataTable, Heatmap, Page, PageSection
 
 _FACTS = "conditions"
 
@@ -48,7 +48,7 @@ def sections(page: Page) -> str:
     return "\n".join(_section(n, one, numbers) for n, one in enumerate(page.sections, 1))
 
 
-def _section(index: int, section: Section, charts: Iterator[int]) -> str:
+def _section(index: int, section: PageSection, charts: Iterator[int]) -> str:
     name = f"section-{index}"
     parts = [f'<section id="{name}" aria-labelledby="{name}-title">']
     parts.append(f'<h2 id="{name}-title">{text(section.title)}</h2>')
@@ -64,10 +64,10 @@ def _section(index: int, section: Section, charts: Iterator[int]) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _figure(chart: Chart | Heat, index: int) -> str:
+def _figure(chart: Chart | Heatmap, index: int) -> str:
     """Write a chart's place, its caption, and its numbers as a table."""
-    data = _heat_table(chart) if isinstance(chart, Heat) else _chart_table(chart)
-    hidden = 0 if isinstance(chart, Heat) else _without_place(chart)
+    data = _heatmap_table(chart) if isinstance(chart, Heatmap) else _chart_table(chart)
+    hidden = 0 if isinstance(chart, Heatmap) else _without_place(chart)
     left_out = f" {hidden} without a place on these axes, in the table only." if hidden else ""
     caption = f"<figcaption>{text((chart.caption + left_out).strip())}</figcaption>"
     return f"""<figure data-chart="{index}">
@@ -100,7 +100,7 @@ def _command(command: str) -> str:
     return f'<div class="command"><pre><code>{text(command)}</code></pre></div>'
 
 
-def _table(table: Table, caption: str) -> str:
+def _table(table: DataTable, caption: str) -> str:
     """Write a table in a box that scrolls; ``data-value`` is what a number sorts by."""
     specs = [*table.formats, *[""] * (len(table.header) - len(table.formats))]
     numeric = [_is_numeric([row[n] for row in table.rows]) for n in range(len(table.header))]
@@ -135,7 +135,7 @@ def _cell(value: str | float | None, spec: str, right: bool) -> str:
     return f"<td{_class(right)}{key}>{number(value, spec)}</td>"
 
 
-def _chart_table(chart: Chart) -> Table:
+def _chart_table(chart: Chart) -> DataTable:
     """Return the points of a chart as a table: the columns that at least one of them fills."""
     points = [(series.name, point) for series in chart.series for point in series.points]
     names = list(dict.fromkeys(name for _, point in points for name, _ in point.details))
@@ -147,7 +147,7 @@ def _chart_table(chart: Chart) -> Table:
         rows.append((*cells, *(details.get(name) for name in names)))
     header = ["series", "setting", chart.x.title, chart.y.title, "±", *names]
     kept = [n for n in range(len(header)) if any(row[n] not in (None, "") for row in rows)]
-    return Table(
+    return DataTable(
         tuple(header[n] for n in kept),
         tuple(tuple(row[n] for n in kept) for row in rows),
         caption=f"{chart.y.title} against {chart.x.title}",
@@ -159,10 +159,10 @@ def _category(categories: Sequence[str], x: float) -> str | float:
     return categories[round(x)] if known else x
 
 
-def _heat_table(heat: Heat) -> Table:
+def _heatmap_table(heat: Heatmap) -> DataTable:
     corner = " \\ ".join(name for name in (heat.row_label, heat.column_label) if name)
     rows = tuple((name, *values) for name, values in zip(heat.rows, heat.values))
-    return Table((corner, *heat.columns), rows, caption=Axis(heat.label, heat.unit).title)
+    return DataTable((corner, *heat.columns), rows, caption=Axis(heat.label, heat.unit).title)
 
 
 def _without_place(chart: Chart) -> int:
@@ -178,13 +178,13 @@ def _has_place(value: float, axis: Axis) -> bool:
     return math.isfinite(value) and (value > 0 or not axis.log)
 
 
-def chart_data(charts: Sequence[Chart | Heat]) -> str:
+def chart_data(charts: Sequence[Chart | Heatmap]) -> str:
     """Return what the script draws as JSON for a script element.
 
     All but ASCII is escaped, and so are the characters that could end the element or begin a
     comment in it; numbers that JSON cannot hold are ``null``.
     """
-    plain = [_heat(one) if isinstance(one, Heat) else _chart(one) for one in charts]
+    plain = [_heatmap(one) if isinstance(one, Heatmap) else _chart(one) for one in charts]
     encoded = json.dumps(plain, allow_nan=False, separators=(",", ":"))
     return encoded.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
 
@@ -220,7 +220,7 @@ def _axis(axis: Axis) -> dict[str, Any]:
     }
 
 
-def _heat(heat: Heat) -> dict[str, Any]:
+def _heatmap(heat: Heatmap) -> dict[str, Any]:
     return {
         "kind": "heat",
         "rows": heat.rows,

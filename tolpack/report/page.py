@@ -19,11 +19,7 @@ from string import Template
 
 from tolpack.container.atomic_write import replacing
 from tolpack.report import markup
-from tolpack.report.content import Axis, Chart, Heat, Page, Point, Section, Series, Table
-
-__all__ = [
-    "Axis", "Chart", "Heat", "Page", "Point", "Section", "Series", "Table", "render", "write_page",
-]  # fmt: skip
+from tolpack.report.content import Page
 
 _SCRIPTS = ("page.tools.js", "page.chart.js", "page.pointer.js", "page.heat.js", "page.js")
 

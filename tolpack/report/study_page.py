@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tolpack.report.content import Axis, Chart, Heat, Page, Point, Section, Series, Table
+from tolpack.report.content import (
+    Axis,
+    Chart,
+    ChartPoint,
+    DataTable,
+    Heatmap,
+    Page,
+    PageSection,
+    Series,
+)
 from tolpack.report.study_tables import COST_HEADER, cost_rows
 from tolpack.report.sweep_page import (
     INCREASE,
@@ -35,7 +44,7 @@ _CHANGED_FORMATS = (".3f", ".3f", "+.3f", ".3f", ",.0f")
 
 def study_page(origin: Origin, study: Study, chosen: Sequence[Recommendation]) -> Page:
     """Make the report of ``tolpack study``; parts that were not run have no section."""
-    sections: list[Section] = []
+    sections: list[PageSection] = []
     if study.packs:
         sections.append(trade_off_section((), study.packs, study.skipped, origin.command))
     if chosen:
@@ -64,7 +73,7 @@ def _without_only(command: str) -> str:
     return shlex.join(word for word in words if not word.startswith("--only="))
 
 
-def _precision(study: Study) -> Section | None:
+def _precision(study: Study) -> PageSection | None:
     plain = [p for p in study.packs if p.setting.rank == "none" and p.setting.bits in _PAPER_BITS]
     if not plain:
         return None
@@ -81,15 +90,15 @@ def _precision(study: Study) -> Section | None:
         for point in plain
     )
     header = ("bits", "increase, %", "± , %", "MB", "× FP16", "the paper's 1B model, %")
-    table = Table(header, rows, (".0f", "+.3f", ".3f", ".2f", ".2f", "+.2f"))
+    table = DataTable(header, rows, (".0f", "+.3f", ".3f", ".2f", ".2f", "+.2f"))
     text = (
         "Values rounded in groups of 64, without a basis: the paper's Table 7 on this checkpoint. "
         "Scales are counted in the size."
     )
-    return Section("Precision", text, table=table)
+    return PageSection("Precision", text, table=table)
 
 
-def _ranks(study: Study) -> Section | None:
+def _ranks(study: Study) -> PageSection | None:
     if not study.ranks:
         return None
     names = tuple(f"rank {pair.uniform.setting.rank}" for pair in study.ranks)
@@ -101,7 +110,7 @@ def _ranks(study: Study) -> Section | None:
         Series(
             name,
             tuple(
-                Point(
+                ChartPoint(
                     number, one.score.ppl_increase_pct, one.score.ppl_increase_se_pct,
                     f"{names[number]}: {name}", details(one.score),
                 )
@@ -127,7 +136,7 @@ def _ranks(study: Study) -> Section | None:
     )
     header = ("uniform rank", "MB", "increase, %", "± , %", "by loss: MB", "increase, %", "± , %",
               "lower by, %", "± , %")  # fmt: skip
-    table = Table(header, rows, ("", ".3f", "+.3f", ".3f", ".3f", "+.3f", ".3f", ".3f", ".3f"))
+    table = DataTable(header, rows, ("", ".3f", "+.3f", ".3f", ".3f", "+.3f", ".3f", ".3f", ".3f"))
     text = (
         "The paper truncates all layers to the same rank (Table 8) and leaves open whether ranks "
         "that differ do better. Here the second kind takes no more bytes than the first, both at "
@@ -136,10 +145,10 @@ def _ranks(study: Study) -> Section | None:
     )
     axis = Axis("uniform rank, and ranks by loss in no more bytes")
     chart = Chart(axis, INCREASE, series, "Whiskers are standard errors.", names)
-    return Section("Uniform ranks or ranks by loss", text, (chart,), table)
+    return PageSection("Uniform ranks or ranks by loss", text, (chart,), table)
 
 
-def _layers(study: Study) -> Section | None:
+def _layers(study: Study) -> PageSection | None:
     if not study.layers:
         return None
     count = 1 + max(run.last for run in study.layers)
@@ -155,7 +164,7 @@ def _layers(study: Study) -> Section | None:
     values = tuple(
         tuple(increases.get((first, last)) for last in range(count)) for first in range(count)
     )
-    heat = Heat(
+    heat = Heatmap(
         names, names, values, "perplexity increase", "%", "Runs of layers left out together.",
         row_label="first layer", column_label="last layer", log=True,
     )  # fmt: skip
@@ -163,27 +172,31 @@ def _layers(study: Study) -> Section | None:
         (float(run.first), float(run.last), float(run.last - run.first + 1), *_cells(run.change))
         for run in study.layers
     )
-    table = Table(("first", "last", "layers", *_CHANGED), rows,
+    table = DataTable(("first", "last", "layers", *_CHANGED), rows,
                   (".0f", ".0f", ".0f", *_CHANGED_FORMATS))  # fmt: skip
     text = (
         "Each layer's memory, and every run of neighbouring layers' memories, left out (the "
         "paper's Figures 4 and 12). A pack that drops layers with --bits auto folds them into "
         "their neighbours first; this does not."
     )
-    return Section("Which layers matter", text, (chart, heat), table)
+    return PageSection("Which layers matter", text, (chart, heat), table)
 
 
-def _alpha(study: Study) -> Section | None:
+def _alpha(study: Study) -> PageSection | None:
     if not study.alphas:
         return None
-    itself = Point(1.0, 0.0, None, "α = 1, the checkpoint itself")
+    itself = ChartPoint(1.0, 0.0, None, "α = 1, the checkpoint itself")
     own = tuple(
-        Point(one.alpha, one.change.increase_pct, one.change.increase_se_pct, f"α = {one.alpha:g}")
+        ChartPoint(
+            one.alpha, one.change.increase_pct, one.change.increase_se_pct, f"α = {one.alpha:g}"
+        )
         for one in study.alphas
     )
     whole = _PAPER_ALPHA[1.0]
     paper = tuple(
-        Point(alpha, 100 * (ppl / whole - 1), None, f"α = {alpha:g}", (("perplexity", f"{ppl}"),))
+        ChartPoint(
+            alpha, 100 * (ppl / whole - 1), None, f"α = {alpha:g}", (("perplexity", f"{ppl}"),)
+        )
         for alpha, ppl in _PAPER_ALPHA.items()
     )
     series = (
@@ -192,19 +205,19 @@ def _alpha(study: Study) -> Section | None:
     )
     chart = Chart(Axis("α"), Axis("perplexity increase", "%", linear_below=1.0), series)
     rows = tuple((one.alpha, *_cells(one.change)) for one in study.alphas)
-    table = Table(("α", *_CHANGED), rows, (".1f", *_CHANGED_FORMATS))
+    table = DataTable(("α", *_CHANGED), rows, (".1f", *_CHANGED_FORMATS))
     text = "All memory outputs times α (the paper's Table 1): how much the model leans on them."
-    return Section("Scaling the memory", text, (chart,), table)
+    return PageSection("Scaling the memory", text, (chart,), table)
 
 
-def _spectra(study: Study) -> Section | None:
+def _spectra(study: Study) -> PageSection | None:
     if not study.spectra:
         return None
     series = []
     for one in study.spectra:
         step = max(1, len(one.singular_values) // _MOST_SINGULAR_VALUES)
         shown = list(enumerate(one.singular_values, 1))[::step]
-        points = tuple(Point(number, value) for number, value in shown)
+        points = tuple(ChartPoint(number, value) for number, value in shown)
         series.append(Series(f"layer {one.layer}", points, "line"))
     chart = Chart(
         Axis("component"), Axis("singular value, over the largest", log=True), tuple(series),
@@ -216,15 +229,15 @@ def _spectra(study: Study) -> Section | None:
         for one in study.spectra
     )  # fmt: skip
     header = ("layer", "90 % of the energy", "99 %", "effective rank", "components")
-    table = Table(header, rows, (".0f", ".0f", ".0f", ".0f", ".0f"))
+    table = DataTable(header, rows, (".0f", ".0f", ".0f", ".0f", ".0f"))
     text = (
         "How many components hold a layer's energy (the paper's Figure 13). Energy is not loss: "
         "what a rank costs in perplexity is in the sections above."
     )
-    return Section("Spectra", text, (chart,), table)
+    return PageSection("Spectra", text, (chart,), table)
 
 
-def _costs(study: Study) -> Section | None:
+def _costs(study: Study) -> PageSection | None:
     if study.costs is None:
         return None
     costs = study.costs
@@ -238,8 +251,8 @@ def _costs(study: Study) -> Section | None:
         f"{costs.embedding_weights + costs.head_weights + costs.other_weights:,}."
     )
     header = ("memory", "MB (FFNs in 16 bits)", *COST_HEADER[2:])
-    table = Table(header, rows, ("", ".2f", ",.0f", ",.0f"))
-    return Section("Weights and operations", text, table=table)
+    table = DataTable(header, rows, ("", ".2f", ",.0f", ",.0f"))
+    return PageSection("Weights and operations", text, table=table)
 
 
 def _cells(change: Change) -> tuple[float, ...]:
@@ -252,14 +265,14 @@ def _cells(change: Change) -> tuple[float, ...]:
     )
 
 
-def _changed_point(place: int, run: LayerRun) -> Point:
+def _changed_point(place: int, run: LayerRun) -> ChartPoint:
     change = run.change
     shown = (
         ("perplexity", f"{change.ppl:.3f} ± {change.ppl_se:.3f}"),
         ("increase", f"{change.increase_pct:+.3f} ± {change.increase_se_pct:.3f} %"),
         ("tokens", f"{change.tokens:,}"),
     )
-    return Point(
+    return ChartPoint(
         place, change.increase_pct, change.increase_se_pct, f"without layer {run.first}", shown
     )
 

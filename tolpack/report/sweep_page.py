@@ -11,11 +11,11 @@ from tolpack.report.content import (
     LINEAR_PCT,
     Axis,
     Chart,
+    ChartPoint,
+    DataTable,
     Page,
-    Point,
-    Section,
+    PageSection,
     Series,
-    Table,
 )
 from tolpack.report.tables import format_bytes
 from tolpack.report.trade_off import family
@@ -102,7 +102,7 @@ def trade_off_section(
     points: Sequence[SweepPoint],
     skipped: Sequence[str],
     command: str,
-) -> Section:
+) -> PageSection:
     """Perplexity against size, with the Pareto front."""
     series = []
     ordered = sorted((point for point in points if point.on_front), key=lambda p: p.score.bytes)
@@ -125,10 +125,10 @@ def trade_off_section(
     )
     chart = Chart(_SIZE, INCREASE, tuple(series), caption)
     text = "\n\n".join(f"Not built: {one}." for one in skipped)
-    return Section("Perplexity against size", text, (chart,), command=command)
+    return PageSection("Perplexity against size", text, (chart,), command=command)
 
 
-def choice_section(chosen: Sequence[Recommendation], origin: Origin) -> Section:
+def choice_section(chosen: Sequence[Recommendation], origin: Origin) -> PageSection:
     """Which setting to ship, for each limit."""
     header = ("at most", "build it with", "increase, %", "± , %", "MB", "× FP16", "MACs a token",
               "without a basis")  # fmt: skip
@@ -152,15 +152,15 @@ def choice_section(chosen: Sequence[Recommendation], origin: Origin) -> Section:
         "measured, stays within a limit. A basis makes packs smaller, and its multiply-adds are "
         "paid for every token; the last column is the smallest pack that needs none."
     )
-    table = Table(header, rows, ("", "", "+.3f", ".3f", ".2f", ".2f", ",.0f", ""))
+    table = DataTable(header, rows, ("", "", "+.3f", ".3f", ".2f", ".2f", ",.0f", ""))
     example = chosen[len(chosen) // 2].best.setting.options
     command = f"{origin.build} {example}".rstrip()
-    return Section("Which setting to ship", text, table=table, command=command)
+    return PageSection("Which setting to ship", text, table=table, command=command)
 
 
 def settings_section(
     packs: Sequence[PackScore], points: Sequence[SweepPoint], command: str
-) -> Section:
+) -> PageSection:
     """Every number of every pack."""
     header = ("setting", "increase, %", "± , %", "perplexity", "±", "MB", "× FP16", "bits a value",
               "read a token, B", "resident, B", "MACs a token", "on the front")  # fmt: skip
@@ -184,7 +184,7 @@ def settings_section(
         for name, one, on_front in [*named, *swept]
     )
     formats = ("", "+.3f", ".3f", ".3f", ".3f", ".2f", ".2f", ".2f", ",.0f", ",.0f", ",.0f", "")
-    return Section("All packs", table=Table(header, rows, formats), command=command)
+    return PageSection("All packs", table=DataTable(header, rows, formats), command=command)
 
 
 def details(score: PackScore) -> tuple[tuple[str, str], ...]:
@@ -203,5 +203,7 @@ def _setting_details(point: SweepPoint) -> tuple[tuple[str, str], ...]:
     return (("tolpack build", options), *details(point.score))
 
 
-def _point(score: PackScore, label: str, shown: tuple[tuple[str, str], ...]) -> Point:
-    return Point(score.bytes / 1e6, score.ppl_increase_pct, score.ppl_increase_se_pct, label, shown)
+def _point(score: PackScore, label: str, shown: tuple[tuple[str, str], ...]) -> ChartPoint:
+    return ChartPoint(
+        score.bytes / 1e6, score.ppl_increase_pct, score.ppl_increase_se_pct, label, shown
+    )
