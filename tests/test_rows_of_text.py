@@ -11,7 +11,7 @@ import tolpack
 from tolpack.cli import main
 from tolpack.demo import MODEL
 from tolpack.model.text import TextTokenizer
-from tolpack.report.insight import show_text
+from tolpack.report.row_tables import quote_token
 
 TEXT = "The cat\n sat — 日 sat"
 
@@ -101,10 +101,10 @@ def test_layers_without_room_are_left_to_the_ids(tmp_path):
 
 def test_texts_are_shown_visibly():
     """Spaces stand in quotes, what cannot be printed is escaped, and long tokens are cut."""
-    assert show_text(" the") == "' the'"
-    assert show_text("\n\u202e\x1b[") == "'\\n\\u202e\\x1b['"
-    assert len(show_text("x" * 500)) == 26
-    assert show_text(None) == "?"
+    assert quote_token(" the") == "' the'"
+    assert quote_token("\n\u202e\x1b[") == "'\\n\\u202e\\x1b['"
+    assert len(quote_token("x" * 500)) == 26
+    assert quote_token(None) == "?"
 
 
 def test_texts_of_tokens_make_up_the_text():

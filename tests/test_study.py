@@ -22,7 +22,7 @@ from tolpack.evaluation.sweep_setting import SweepSetting
 from tolpack.model.decoder import Decoder
 from tolpack.model.perplexity import increase_pct, score
 from tolpack.report import study_page
-from tolpack.report.sweep_page import Origin
+from tolpack.report.sweep_page import ReportSubject
 from tolpack.sources.checkpoint.checkpoint import open_checkpoint
 from tolpack.sources.ffn_table import FFNTable
 
@@ -274,11 +274,11 @@ def test_wrong_usage(options, words, memoryllm, token_ids):
 def test_a_page_has_a_section_for_each_part(study, tmp_path):
     """And none for parts that were not run."""
     evaluator, found = study
-    origin = Origin(
+    subject = ReportSubject(
         tmp_path / "m.pt", tmp_path / "t.npy", "tolpack study m.pt --only size --text t.npy",
         "tolpack build m.pt --calibrate t.npy",
     )  # fmt: skip
-    page = study_page.study_page(origin, found, recommend(found.packs, 25))
+    page = study_page.study_page(subject, found, recommend(found.packs, 25))
     titles = [section.title for section in page.sections]
     assert titles[:1] == ["Perplexity against size"]
     assert {
@@ -290,5 +290,5 @@ def test_a_page_has_a_section_for_each_part(study, tmp_path):
     assert commands["Which setting to ship"].startswith("tolpack build m.pt --calibrate t.npy")
     assert len(PARTS) == 7
     empty = run_study(evaluator, Inputs(), ["size"])
-    titles = [section.title for section in study_page.study_page(origin, empty, ()).sections]
+    titles = [section.title for section in study_page.study_page(subject, empty, ()).sections]
     assert titles == ["Weights and operations"]

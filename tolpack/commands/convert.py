@@ -10,7 +10,7 @@ import tolpack
 from tolpack.commands.options import PATH, json_option, print_json
 from tolpack.commands.terminal import Terminal, echo
 from tolpack.errors import ConfigError
-from tolpack.export.table_files import STORED, check_dtype
+from tolpack.export.table_writers import STORED_DTYPES, check_dtype
 from tolpack.report import tables
 
 
@@ -18,7 +18,7 @@ from tolpack.report import tables
 @click.argument("source", metavar="PACK", type=PATH)
 @click.argument("destination", metavar="TABLE", type=PATH)
 @click.option(
-    "--dtype", type=click.Choice(list(STORED)), default="float32", show_default=True,
+    "--dtype", type=click.Choice(list(STORED_DTYPES)), default="float32", show_default=True,
     help="float32 is exact; changed values are reported. bfloat16 is for .safetensors only.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace an existing file.")

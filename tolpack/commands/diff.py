@@ -17,7 +17,7 @@ from tolpack.commands.options import (
     take_reading,
 )
 from tolpack.commands.terminal import Terminal, echo
-from tolpack.report import insight
+from tolpack.report import row_tables
 
 
 @click.command()
@@ -56,4 +56,4 @@ def diff(pack: Path, reference: Path, as_json: bool, **settings: Any) -> None:
     if as_json:
         print_json(found.to_json())
     else:
-        echo(insight.comparison_table(found))
+        echo(row_tables.diff_table(found))

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from tolpack.commands.evaluation_options import Outputs, take_measuring, take_origin
-from tolpack.commands.options import PATH, json_option, measuring_options, print_json
+from tolpack.commands.evaluation_setup import OutputFiles, open_evaluator, report_subject
+from tolpack.commands.options import PATH, evaluation_options, json_option, print_json
 from tolpack.commands.terminal import echo
 from tolpack.errors import ConfigError
 from tolpack.report import sweep_page, tables
@@ -20,7 +20,7 @@ _SWEEP = "Settings to build and evaluate, like 'rank=none,50% bits=4,auto'; repe
 @click.argument("checkpoint", type=PATH)
 @click.argument("packs", nargs=-1, type=PATH)
 @click.option("--sweep", multiple=True, metavar="SPEC", help=_SWEEP)
-@measuring_options
+@evaluation_options
 @json_option
 def evaluate(
     checkpoint: Path,
@@ -53,19 +53,19 @@ def evaluate(
         raise click.UsageError(str(error)) from error
     if not sweep and (settings["calibrate"] or settings["frequencies"] or settings["fresh"]):
         raise click.UsageError("--calibrate, --frequencies and --fresh are for --sweep")
-    origin = take_origin(checkpoint, settings)
-    outputs = Outputs.take(settings, checkpoint, *packs)
+    subject = report_subject(checkpoint, settings)
+    outputs = OutputFiles.take(settings, checkpoint, *packs)
     if outputs.any and not packs and not sweep:
         raise click.UsageError("--csv, --plot and --report show packs: name some, or --sweep")
-    evaluator, inputs = take_measuring(checkpoint, settings)
+    evaluator, inputs = open_evaluator(checkpoint, settings)
     scores = tuple(evaluator.pack(path) for path in packs)
     points, refused = run_sweep(evaluator, grid, inputs) if grid else ((), ())
     skipped += refused
     found = Evaluation(evaluator.context, evaluator.baseline, scores)
-    chosen = recommend(points, evaluator.windows)
+    recommended = recommend(points, evaluator.windows)
     outputs.write(
-        origin.title(found.baseline), scores, points,
-        lambda: sweep_page.sweep_page(origin, found, points, skipped, chosen),
+        subject.title(found.baseline), scores, points,
+        lambda: sweep_page.sweep_page(subject, found, points, skipped, recommended),
     )  # fmt: skip
     if as_json:
         swept = [point.to_json() for point in points]

@@ -99,7 +99,7 @@ def resource_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def measuring_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add what `eval` and `study` have in common: what is measured, with what, and what is written
     beside standard output.
     """

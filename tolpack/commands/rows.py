@@ -12,7 +12,7 @@ from tolpack.commands.terminal import echo
 from tolpack.errors import ConfigError
 from tolpack.model.text import TextTokenizer, find_tokenizer
 from tolpack.reading.summary import locate
-from tolpack.report import insight
+from tolpack.report import row_tables
 
 
 @click.command()
@@ -52,9 +52,9 @@ def rows(
         print_json({"token_ids": ids, **tokens, "rows": found.tolist(), "stats": stats})
         return
     if text is None or texts is None:
-        echo(insight.rows_table(ids, found, texts))
+        echo(row_tables.rows_table(ids, found, texts))
     else:
-        echo(insight.text_table(ids, texts, places, found, opened.kept_layers))
+        echo(row_tables.text_table(ids, texts, places, found, opened.kept_layers))
     reads = f"{stats['block_reads']} reads of records, {stats['block_bytes']} bytes"
     echo(f"\n{reads}; opening: {stats['open_reads']} reads, {stats['open_bytes']} bytes")
 

@@ -7,8 +7,13 @@ from typing import Any
 
 import click
 
-from tolpack.commands.evaluation_options import Outputs, parts_option, take_measuring, take_origin
-from tolpack.commands.options import PATH, json_option, measuring_options, print_json
+from tolpack.commands.evaluation_setup import (
+    OutputFiles,
+    open_evaluator,
+    report_subject,
+    split_parts,
+)
+from tolpack.commands.options import PATH, evaluation_options, json_option, print_json
 from tolpack.commands.terminal import echo
 from tolpack.evaluation import PARTS
 from tolpack.report import study_page, study_tables
@@ -16,10 +21,10 @@ from tolpack.report import study_page, study_tables
 
 @click.command()
 @click.argument("checkpoint", type=PATH)
-@measuring_options
+@evaluation_options
 @click.option("--tokens", type=click.IntRange(2), help="Use only the first N tokens of the text.")
 @click.option(
-    "--only", "parts", default=",".join(PARTS), callback=parts_option(PARTS),
+    "--only", "parts", default=",".join(PARTS), callback=split_parts(PARTS),
     help=f"Parts to run, of {', '.join(PARTS)} [default: all].",
 )  # fmt: skip
 @json_option
@@ -39,17 +44,17 @@ def study(
     from tolpack.evaluation.recommend import recommend
     from tolpack.evaluation.study import run_study
 
-    origin = take_origin(checkpoint, settings)
-    outputs = Outputs.take(settings, checkpoint)
-    evaluator, inputs = take_measuring(checkpoint, settings, tokens)
+    subject = report_subject(checkpoint, settings)
+    outputs = OutputFiles.take(settings, checkpoint)
+    evaluator, inputs = open_evaluator(checkpoint, settings, tokens)
     found = run_study(evaluator, inputs, parts)
-    chosen = recommend(found.packs, evaluator.windows)
+    recommended = recommend(found.packs, evaluator.windows)
     outputs.write(
-        origin.title(found.baseline), (), found.packs,
-        lambda: study_page.study_page(origin, found, chosen),
+        subject.title(found.baseline), (), found.packs,
+        lambda: study_page.study_page(subject, found, recommended),
     )  # fmt: skip
     if as_json:
-        more = {"command": origin.command, "choices": [choice.to_json() for choice in chosen]}
+        more = {"command": subject.command, "choices": [choice.to_json() for choice in recommended]}
         print_json({**found.to_json(), **more})
     else:
-        echo(f"{origin.command}\n\n{study_tables.study_text(found, chosen)}")
+        echo(f"{subject.command}\n\n{study_tables.study_text(found, recommended)}")

@@ -25,7 +25,13 @@ from numpy.typing import NDArray
 from tolpack.codecs.values import from_bfloat16, rounded_to_bfloat16
 from tolpack.container.atomic_write import check_output, replacing, same_file
 from tolpack.errors import ConfigError, FileAccessError
-from tolpack.export.table_files import STORED, Metadata, TableFile, check_dtype, table_format
+from tolpack.export.table_writers import (
+    STORED_DTYPES,
+    Metadata,
+    TableWriter,
+    check_dtype,
+    table_writer,
+)
 from tolpack.pack import Pack
 from tolpack.reading.summary import bits_per_weight, ratio_fp16
 from tolpack.runtime.array_types import Floats
@@ -107,10 +113,10 @@ def convert(
         dropped = tuple(n for n in range(pack.num_layers) if n not in pack.kept_layers)
         rounding = Rounding(dtype)
         _say_before(pack, dropped, dtype, reporter)
-        size = math.prod(shape) * np.dtype(STORED[dtype]).itemsize
+        size = math.prod(shape) * np.dtype(STORED_DTYPES[dtype]).itemsize
         with (
             replacing(path, size, replace=force) as file,
-            closing(table_format(path)(file, shape, dtype)) as table,
+            closing(table_writer(path)(file, shape, dtype)) as table,
             reporter.phase("converting", pack.vocab_size, "rows") as done,
         ):
             _write_rows(pack, table, rounding, done)
@@ -184,7 +190,7 @@ def _check_destination(path: Path, source: Path, force: bool) -> None:
 
 
 def _write_rows(
-    pack: Pack, table: TableFile, rounding: Rounding, done: Callable[[int], object]
+    pack: Pack, table: TableWriter, rounding: Rounding, done: Callable[[int], object]
 ) -> None:
     order = pack.stored_order()  # as the file has them
     row_bytes = 4 * pack.num_layers * pack.hidden_size
@@ -193,7 +199,7 @@ def _write_rows(
     for start in range(0, pack.vocab_size, count):
         ids = np.sort(order.tokens(start, min(start + count, pack.vocab_size)))
         exact = pack.rows(ids, out=block[: len(ids)])
-        table.put(ids, rounding.rounded(ids, exact))
+        table.write_rows(ids, rounding.rounded(ids, exact))
         done(len(ids))
 
 

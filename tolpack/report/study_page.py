@@ -20,11 +20,11 @@ from tolpack.report.content import (
 from tolpack.report.study_tables import COST_HEADER, cost_rows
 from tolpack.report.sweep_page import (
     INCREASE,
-    Origin,
-    choice_section,
+    ReportSubject,
     details,
     facts,
     lead,
+    recommendation_section,
     settings_section,
     trade_off_section,
 )
@@ -42,24 +42,24 @@ _CHANGED = ("perplexity", "±", "increase, %", "± , %", "tokens")
 _CHANGED_FORMATS = (".3f", ".3f", "+.3f", ".3f", ",.0f")
 
 
-def study_page(origin: Origin, study: Study, chosen: Sequence[Recommendation]) -> Page:
+def study_page(subject: ReportSubject, study: Study, recommended: Sequence[Recommendation]) -> Page:
     """Make the report of ``tolpack study``; parts that were not run have no section."""
     sections: list[PageSection] = []
     if study.packs:
-        sections.append(trade_off_section((), study.packs, study.skipped, origin.command))
-    if chosen:
-        sections.append(choice_section(chosen, origin))
+        sections.append(trade_off_section((), study.packs, study.skipped, subject.command))
+    if recommended:
+        sections.append(recommendation_section(recommended, subject))
     for part, make in _PARTS.items():
         section = make(study)
         if section is not None:
-            command = f"{_without_only(origin.command)} --only {part}"
+            command = f"{_without_only(subject.command)} --only {part}"
             sections.append(replace(section, command=command))
     if study.packs:
-        sections.append(settings_section((), study.packs, origin.command))
+        sections.append(settings_section((), study.packs, subject.command))
     return Page(
-        title=f"{origin.checkpoint.name}: what its memory is worth",
-        lead=lead(chosen),
-        facts=facts(origin, study.context, study.baseline),
+        title=f"{subject.checkpoint.name}: what its memory is worth",
+        lead=lead(recommended),
+        facts=facts(subject, study.context, study.baseline),
         sections=tuple(sections),
     )
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # it loads torch
     from tolpack.evaluation.sweep_runner import Change, SweepPoint
 
 
-def study_text(study: Study, chosen: Sequence[Recommendation]) -> str:
+def study_text(study: Study, recommended: Sequence[Recommendation]) -> str:
     """Write all parts that were run, each under its title."""
     base = study.baseline
     parts = [
@@ -23,8 +23,8 @@ def study_text(study: Study, chosen: Sequence[Recommendation]) -> str:
     ]
     if study.packs:
         parts.append(f"Packs: perplexity against size\n\n{sweep_table(study.packs, study.skipped)}")
-    if chosen:
-        parts.append(f"Which setting to ship\n\n{choice_table(chosen)}")
+    if recommended:
+        parts.append(f"Which setting to ship\n\n{recommendation_table(recommended)}")
     if study.ranks:
         parts.append(f"Ranks by loss against uniform ranks, in no more bytes\n\n{_ranks(study)}")
     if study.layers:
@@ -38,7 +38,7 @@ def study_text(study: Study, chosen: Sequence[Recommendation]) -> str:
     return "\n\n\n".join(parts)
 
 
-def choice_table(chosen: Sequence[Recommendation]) -> str:
+def recommendation_table(recommended: Sequence[Recommendation]) -> str:
     """Write the smallest pack for each limit, and what builds it."""
     header = [
         "increase + 2 errors",
@@ -57,7 +57,7 @@ def choice_table(chosen: Sequence[Recommendation]) -> str:
             one.best.setting.options or "(the defaults)",
             "-" if one.plain is None else one.plain.setting.options or "(the defaults)",
         ]
-        for one in chosen
+        for one in recommended
     ]
     return format_table(header, rows)
 

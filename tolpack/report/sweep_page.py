@@ -32,7 +32,7 @@ _SIZE = Axis("size of the pack", "MB", log=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class ReportSubject:
     """What a report is of: the checkpoint and text as they were named, the command line, and the
     beginning of the command that builds one of its packs.
     """
@@ -48,32 +48,32 @@ class Origin:
 
 
 def sweep_page(
-    origin: Origin,
+    subject: ReportSubject,
     evaluation: Evaluation,
     points: Sequence[SweepPoint],
     skipped: Sequence[str],
-    chosen: Sequence[Recommendation],
+    recommended: Sequence[Recommendation],
 ) -> Page:
     """Make the report of ``tolpack eval``."""
     packs = evaluation.packs
-    sections = [trade_off_section(packs, points, skipped, origin.command)]
-    if chosen:
-        sections.append(choice_section(chosen, origin))
-    sections.append(settings_section(packs, points, origin.command))
+    sections = [trade_off_section(packs, points, skipped, subject.command)]
+    if recommended:
+        sections.append(recommendation_section(recommended, subject))
+    sections.append(settings_section(packs, points, subject.command))
     return Page(
-        title=f"{origin.checkpoint.name}: perplexity against size",
-        lead=lead(chosen),
-        facts=facts(origin, evaluation.context, evaluation.baseline),
+        title=f"{subject.checkpoint.name}: perplexity against size",
+        lead=lead(recommended),
+        facts=facts(subject, evaluation.context, evaluation.baseline),
         sections=tuple(sections),
     )
 
 
-def lead(chosen: Sequence[Recommendation]) -> str:
+def lead(recommended: Sequence[Recommendation]) -> str:
     """What was found, in a sentence: the tightest limit of the pack for the middle one."""
-    if not chosen:
+    if not recommended:
         return "What each pack takes on disk, and what it costs in perplexity."
-    best = chosen[len(chosen) // 2].best
-    limit = min(one.limit_pct for one in chosen if one.best is best)
+    best = recommended[len(recommended) // 2].best
+    limit = min(one.limit_pct for one in recommended if one.best is best)
     ratio = best.score.ratio_fp16
     size = f"{ratio:.1f} times less" if ratio > 1 else "no less"
     return (
@@ -83,17 +83,17 @@ def lead(chosen: Sequence[Recommendation]) -> str:
     )
 
 
-def facts(origin: Origin, context: int, baseline: Baseline) -> tuple[tuple[str, str], ...]:
+def facts(subject: ReportSubject, context: int, baseline: Baseline) -> tuple[tuple[str, str], ...]:
     """The conditions of all numbers."""
     known = versions("numpy", "torch", "zstandard")
     return (
-        ("checkpoint", str(origin.checkpoint)),
-        ("text", f"{origin.text}, {baseline.tokens:,} tokens in windows of {context}"),
+        ("checkpoint", str(subject.checkpoint)),
+        ("text", f"{subject.text}, {baseline.tokens:,} tokens in windows of {context}"),
         ("its perplexity", f"{baseline.ppl:.3f} ± {baseline.ppl_se:.3f}"),
         ("errors", "standard errors over windows; increases are paired window by window"),
         ("machine", machine()),
         ("versions", ", ".join(f"{name} {number}" for name, number in known.items())),
-        ("command", origin.command),
+        ("command", subject.command),
     )
 
 
@@ -128,7 +128,9 @@ def trade_off_section(
     return PageSection("Perplexity against size", text, (chart,), command=command)
 
 
-def choice_section(chosen: Sequence[Recommendation], origin: Origin) -> PageSection:
+def recommendation_section(
+    recommended: Sequence[Recommendation], subject: ReportSubject
+) -> PageSection:
     """Which setting to ship, for each limit."""
     header = ("at most", "build it with", "increase, %", "± , %", "MB", "× FP16", "MACs a token",
               "without a basis")  # fmt: skip
@@ -145,7 +147,7 @@ def choice_section(chosen: Sequence[Recommendation], origin: Origin) -> PageSect
             if one.plain is None
             else f"{one.plain.setting.short}: {format_bytes(one.plain.score.bytes)}",
         )
-        for one in chosen
+        for one in recommended
     )
     text = (
         "The smallest pack whose increase in perplexity, two standard errors above what was "
@@ -153,8 +155,8 @@ def choice_section(chosen: Sequence[Recommendation], origin: Origin) -> PageSect
         "paid for every token; the last column is the smallest pack that needs none."
     )
     table = DataTable(header, rows, ("", "", "+.3f", ".3f", ".2f", ".2f", ",.0f", ""))
-    example = chosen[len(chosen) // 2].best.setting.options
-    command = f"{origin.build} {example}".rstrip()
+    example = recommended[len(recommended) // 2].best.setting.options
+    command = f"{subject.build} {example}".rstrip()
     return PageSection("Which setting to ship", text, table=table, command=command)
 
 

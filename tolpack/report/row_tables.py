@@ -20,7 +20,7 @@ _MOST_COLUMNS = 12
 _LONGEST_TEXT = 24
 
 
-def show_text(text: str | None) -> str:
+def quote_token(text: str | None) -> str:
     """Write a token's text in quotes, spaces and line breaks to be seen; "?" if there is none."""
     if text is None:
         return "?"
@@ -62,7 +62,7 @@ def text_table(
     layers = range(norms.shape[1]) if wide else range(0)
     lines = [
         [
-            show_text(text),
+            quote_token(text),
             str(token),
             str(place.slot),
             str(place.chunk),
@@ -77,7 +77,7 @@ def text_table(
     return table if wide else f"{table}\n\nnorms by layer: tolpack rows PACK {token_ids[0]}"
 
 
-def comparison_table(found: Comparison) -> str:
+def diff_table(found: Comparison) -> str:
     """Write what `tolpack.evaluation.diff` found: by layer, by chunk, by token, and in all."""
     head = (
         f"{printable(found.a)} against {printable(found.b)}\n"
@@ -130,7 +130,7 @@ def _worst_table(found: Comparison) -> str:
         return ""
     lines = [
         [
-            show_text(one.text),
+            quote_token(one.text),
             str(one.token_id),
             *([] if one.count is None else [str(one.count)]),
             str(one.chunk),
@@ -171,7 +171,7 @@ def _any_dropped(found: Comparison) -> bool:
 
 
 def _named(token: int, text: str | None) -> str:
-    return str(token) if text is None else f"{token} {show_text(text)}"
+    return str(token) if text is None else f"{token} {quote_token(text)}"
 
 
 def _percent(error: float | None) -> str:

@@ -26,7 +26,7 @@ Metadata = dict[str, str | int | float | list[int]]
 Shape = tuple[int, int, int]
 
 # What the values of a dtype are written as; numpy has no bfloat16, its bits stand for it.
-STORED = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
+STORED_DTYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
 # Name of the one tensor or dataset.
 TABLE_NAME = "table"
 _SAFETENSORS_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -34,7 +34,7 @@ _SAFETENSORS_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _SAFETENSORS_ROOM = 32 << 10
 
 
-class TableFile(Protocol):
+class TableWriter(Protocol):
     """A table that is being written into an empty file.
 
     ``dtypes``: those that the format has.
@@ -44,8 +44,8 @@ class TableFile(Protocol):
 
     def __init__(self, file: BinaryIO, shape: Shape, dtype: str) -> None: ...
 
-    def put(self, ids: NDArray[np.int64], rows: NDArray[Any]) -> None:
-        """Write the rows of ascending `ids`, (n, layers, hidden) of a dtype of `STORED`."""
+    def write_rows(self, ids: NDArray[np.int64], rows: NDArray[Any]) -> None:
+        """Write the rows of ascending `ids`, (n, layers, hidden) of a dtype of `STORED_DTYPES`."""
         ...
 
     def finish(self, metadata: Metadata) -> None:
@@ -57,45 +57,45 @@ class TableFile(Protocol):
         ...
 
 
-class _FlatFile:
+class _FlatTableWriter:
     """Rows one behind the other from `start` on."""
 
     def __init__(self, file: BinaryIO, start: int) -> None:
         self._file, self._start = file, start
 
-    def put(self, ids: NDArray[np.int64], rows: NDArray[Any]) -> None:
-        """See `TableFile.put`; neighbours are written together."""
+    def write_rows(self, ids: NDArray[np.int64], rows: NDArray[Any]) -> None:
+        """See `TableWriter.write_rows`; neighbours are written together."""
         cuts = [0, *(np.flatnonzero(np.diff(ids) != 1) + 1).tolist(), len(ids)]
         for begin, end in zip(cuts, cuts[1:]):
             self._file.seek(self._start + int(ids[begin]) * rows[0].nbytes)
             self._file.write(rows[begin:end].data)
 
     def close(self) -> None:
-        """See `TableFile.close`."""
+        """See `TableWriter.close`."""
 
 
-class NpyFile(_FlatFile):
+class NpyTableWriter(_FlatTableWriter):
     """A ``.npy``; it has no place for metadata."""
 
     dtypes: tuple[str, ...] = ("float32", "float16")
 
     def __init__(self, file: BinaryIO, shape: Shape, dtype: str) -> None:
-        head = {"descr": STORED[dtype], "fortran_order": False, "shape": shape}
+        head = {"descr": STORED_DTYPES[dtype], "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, head)
         super().__init__(file, file.tell())
 
     def finish(self, metadata: Metadata) -> None:
-        """See `TableFile.finish`."""
+        """See `TableWriter.finish`."""
 
 
-class SafetensorsFile(_FlatFile):
+class SafetensorsTableWriter(_FlatTableWriter):
     """A ``.safetensors``; its metadata are strings, those of numbers and lists as JSON."""
 
-    dtypes: tuple[str, ...] = tuple(STORED)
+    dtypes: tuple[str, ...] = tuple(STORED_DTYPES)
 
     def __init__(self, file: BinaryIO, shape: Shape, dtype: str) -> None:
         super().__init__(file, _SAFETENSORS_ROOM)
-        size = math.prod(shape) * np.dtype(STORED[dtype]).itemsize
+        size = math.prod(shape) * np.dtype(STORED_DTYPES[dtype]).itemsize
         self._table = {
             "dtype": _SAFETENSORS_DTYPES[dtype],
             "shape": shape,
@@ -103,7 +103,7 @@ class SafetensorsFile(_FlatFile):
         }
 
     def finish(self, metadata: Metadata) -> None:
-        """See `TableFile.finish`."""
+        """See `TableWriter.finish`."""
         texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
         head = json.dumps({"__metadata__": texts, TABLE_NAME: self._table}).encode()
         self._file.seek(0)
@@ -111,7 +111,7 @@ class SafetensorsFile(_FlatFile):
         self._file.write(head.ljust(_SAFETENSORS_ROOM - 8))
 
 
-class Hdf5File:
+class Hdf5TableWriter:
     """An HDF5 file with one row per chunk; its metadata are attributes of the file."""
 
     dtypes: tuple[str, ...] = ("float32", "float16")
@@ -128,27 +128,27 @@ class Hdf5File:
         try:
             with _disk_errors():
                 self._table = self._file.create_dataset(
-                    TABLE_NAME, shape, STORED[dtype], chunks=(1, *shape[1:])
+                    TABLE_NAME, shape, STORED_DTYPES[dtype], chunks=(1, *shape[1:])
                 )
         except BaseException:
             self.close()
             raise
 
-    def put(self, ids: NDArray[np.int64], rows: NDArray[Any]) -> None:
-        """See `TableFile.put`."""
+    def write_rows(self, ids: NDArray[np.int64], rows: NDArray[Any]) -> None:
+        """See `TableWriter.write_rows`."""
         with _disk_errors():
             for place, row in zip(ids.tolist(), rows):
                 self._table.id.write_direct_chunk((place, 0, 0), row)
 
     def finish(self, metadata: Metadata) -> None:
-        """See `TableFile.finish`."""
+        """See `TableWriter.finish`."""
         with _disk_errors():
             for name, value in metadata.items():
                 self._file.attrs[name] = np.array(value, int) if isinstance(value, list) else value
             self._file.close()
 
     def close(self) -> None:
-        """See `TableFile.close`."""
+        """See `TableWriter.close`."""
         with contextlib.suppress(OSError), _disk_errors():
             self._file.close()  # does nothing the second time
 
@@ -163,30 +163,30 @@ def _disk_errors() -> Iterator[None]:
         raise OSError(int(found[1]) if found else errno.EIO, str(error)) from error
 
 
-_FORMATS: dict[str, type[TableFile]] = {
-    ".npy": NpyFile,
-    ".safetensors": SafetensorsFile,
-    ".h5": Hdf5File,
-    ".hdf5": Hdf5File,
+_WRITERS: dict[str, type[TableWriter]] = {
+    ".npy": NpyTableWriter,
+    ".safetensors": SafetensorsTableWriter,
+    ".h5": Hdf5TableWriter,
+    ".hdf5": Hdf5TableWriter,
 }
 
 
-def table_format(path: str | Path) -> type[TableFile]:
+def table_writer(path: str | Path) -> type[TableWriter]:
     """Return the format that the suffix of `path` stands for, or raise `ConfigError`."""
     suffix = Path(path).suffix
-    if suffix not in _FORMATS:
+    if suffix not in _WRITERS:
         raise ConfigError(
-            f"{path} is no name of a table: expected one that ends in {', '.join(_FORMATS)}"
+            f"{path} is no name of a table: expected one that ends in {', '.join(_WRITERS)}"
             + (" (tolpack build makes packs)" if suffix == ".tolpack" else "")
         )
-    return _FORMATS[suffix]
+    return _WRITERS[suffix]
 
 
 def check_dtype(path: str | Path, dtype: str) -> None:
     """Raise `ConfigError` if the format of `path` does not have `dtype`."""
-    if dtype not in STORED:
-        raise ConfigError(f"dtype is {dtype!r}, expected one of {', '.join(STORED)}")
-    if dtype not in table_format(path).dtypes:
+    if dtype not in STORED_DTYPES:
+        raise ConfigError(f"dtype is {dtype!r}, expected one of {', '.join(STORED_DTYPES)}")
+    if dtype not in table_writer(path).dtypes:
         raise ConfigError(
             f"{Path(path).suffix} has no {dtype}: use .safetensors, or float32, which is exact"
         )

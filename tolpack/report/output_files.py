@@ -6,11 +6,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from tolpack.container.atomic_write import check_output as check_file
+from tolpack.container.atomic_write import check_output
 from tolpack.errors import ConfigError, FileAccessError
 
 
-def check_output(path: Path | None, suffixes: Sequence[str], inputs: Sequence[Path]) -> None:
+def check_output_file(path: Path | None, suffixes: Sequence[str], inputs: Sequence[Path]) -> None:
     """Refuse a file that could not be written, or that is one of the inputs.
 
     Raises
@@ -28,6 +28,6 @@ def check_output(path: Path | None, suffixes: Sequence[str], inputs: Sequence[Pa
     if path.is_dir() or not folder.is_dir():
         reason = "it is a folder" if path.is_dir() else f"there is no folder {folder}"
         raise FileAccessError(f"cannot write {path}: {reason}")
-    check_file(path, inputs)
+    check_output(path, inputs)
     if not os.access(path if path.exists() else folder, os.W_OK):
         raise FileAccessError(f"cannot write {path}: permission denied")

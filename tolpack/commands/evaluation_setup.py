@@ -14,9 +14,9 @@ from tolpack.commands.options import take_reading
 from tolpack.commands.terminal import Terminal, command_line
 from tolpack.report import plots, trade_off
 from tolpack.report.content import Page
-from tolpack.report.files import check_output
+from tolpack.report.output_files import check_output_file
 from tolpack.report.page import write_page
-from tolpack.report.sweep_page import Origin
+from tolpack.report.sweep_page import ReportSubject
 
 if TYPE_CHECKING:  # they load torch
     from tolpack.evaluation.evaluator import Evaluator, PackScore
@@ -30,7 +30,7 @@ _SHARED = {
 
 
 @dataclass(frozen=True, slots=True)
-class Outputs:
+class OutputFiles:
     """Files to write; checked at once, before hours of measuring."""
 
     csv: Path | None
@@ -38,7 +38,7 @@ class Outputs:
     report: Path | None
 
     @classmethod
-    def take(cls, settings: dict[str, Any], *inputs: Path) -> Outputs:
+    def take(cls, settings: dict[str, Any], *inputs: Path) -> OutputFiles:
         """Take them out of `settings`, or raise if one could not be written, or is an input.
 
         Raises
@@ -47,9 +47,9 @@ class Outputs:
         """
         found = cls(*(settings.pop(name) for name in ("csv_path", "plot", "report")))
         inputs += tuple(value for value in settings.values() if isinstance(value, Path))
-        check_output(found.csv, (".csv",), inputs)
-        check_output(found.plot, plots.SUFFIXES, inputs)
-        check_output(found.report, (".html", ".htm"), inputs)
+        check_output_file(found.csv, (".csv",), inputs)
+        check_output_file(found.plot, plots.SUFFIXES, inputs)
+        check_output_file(found.report, (".html", ".htm"), inputs)
         if found.plot is not None:
             plots.check_plot()
         return found
@@ -75,16 +75,16 @@ class Outputs:
             write_page(page(), self.report)
 
 
-def take_origin(checkpoint: Path, settings: dict[str, Any]) -> Origin:
+def report_subject(checkpoint: Path, settings: dict[str, Any]) -> ReportSubject:
     """Tell what a report is of, and how one of its packs is built."""
     words: list[object] = ["tolpack", "build", checkpoint]
     for name, option in _SHARED.items():
         if settings[name] is not None:
             words += [option, settings[name]]
-    return Origin(checkpoint, settings["text"], command_line(), shlex.join(map(str, words)))
+    return ReportSubject(checkpoint, settings["text"], command_line(), shlex.join(map(str, words)))
 
 
-def take_measuring(
+def open_evaluator(
     checkpoint: Path, settings: dict[str, Any], tokens: int | None = None
 ) -> tuple[Evaluator, Inputs]:
     """Open the checkpoint and the text; takes what is left of the options."""
@@ -106,7 +106,7 @@ def take_measuring(
     return evaluator, inputs
 
 
-def parts_option(parts: Sequence[str]) -> Any:
+def split_parts(parts: Sequence[str]) -> Any:
     """Make a click callback that splits words with commas and refuses what is none of `parts`."""
 
     def callback(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
