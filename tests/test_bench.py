@@ -8,7 +8,7 @@ from packs import RECIPES, write
 
 from tolpack.cli import main
 from tolpack.container.storage import IO_MODES
-from tolpack.evaluation import lookup_speed
+from tolpack.evaluation import lookup_benchmark
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +58,14 @@ def test_settings_that_cannot_be_are_refused(path, wrong):
 
 def test_modes_that_the_system_lacks_are_left_out(path, monkeypatch):
     """And it is said."""
-    truly = lookup_speed.Pack
+    truly = lookup_benchmark.Pack
 
     def opened(path, io="auto"):
         if io == "direct":
-            raise lookup_speed.FileAccessError("cannot use io='direct'")
+            raise lookup_benchmark.FileAccessError("cannot use io='direct'")
         return truly(path, io)
 
-    monkeypatch.setattr(lookup_speed, "Pack", opened)
+    monkeypatch.setattr(lookup_benchmark, "Pack", opened)
     done = run(path, "--rows", 20, "--seconds", 0.01)
     assert done.exit_code == 0
     assert "io=direct is left out" in done.stderr
@@ -74,6 +74,6 @@ def test_modes_that_the_system_lacks_are_left_out(path, monkeypatch):
 
 def test_a_file_that_stays_in_memory_has_no_cold_lookups(path, monkeypatch):
     """Rather none than wrong ones."""
-    monkeypatch.setattr(lookup_speed, "_drop", lambda path, offset: False)
+    monkeypatch.setattr(lookup_benchmark, "_evict", lambda path, offset: False)
     found = json.loads(run(path, "--rows", 20, "--seconds", 0.01, "--json").stdout)
     assert all(one["cold_p50_ms"] is None for one in found["timings"])

@@ -13,7 +13,7 @@ import tolpack
 from tolpack.cli import main
 from tolpack.demo import MODEL
 from tolpack.evaluation import diff as diff_module
-from tolpack.evaluation.diff import compare
+from tolpack.evaluation.diff import diff_tables
 from tolpack.runtime.progress import Reporter
 
 VOCAB, LAYERS, HIDDEN = 400, 3, 8
@@ -107,7 +107,7 @@ def check_tokens(found, a, b, shared):
 def test_packs_of_every_encoding_compare_as_their_decoded_rows(name, samples, tmp_path):
     """Two packs of other values, in another order, differ as rows decoded value by value do."""
     first, second = samples[name], write(tmp_path / "b.tolpack", RECIPES[name], seed=1)
-    found = compare(first.path, second.path, worst=4)
+    found = diff_tables(first.path, second.path, worst=4)
     a, b = reference_rows(first.data), reference_rows(second.data)
     assert found.relative_error == near(relative(a, b))
     check_layers(found, a, b)
@@ -124,7 +124,7 @@ def test_packs_of_every_encoding_compare_as_their_decoded_rows(name, samples, tm
 @pytest.mark.parametrize("reference", ["b8.tolpack", "t.npy"])
 def test_counts_weigh_tokens(made, reference):
     """With counts: the weighted error, the share of each chunk, and counts of the worst tokens."""
-    found = compare(made / "b4.tolpack", made / reference, frequencies=made / "counts.npy")
+    found = diff_tables(made / "b4.tolpack", made / reference, frequencies=made / "counts.npy")
     a, b, counts = (all_rows(made / name) for name in ("b4.tolpack", reference, "counts.npy"))
     assert found.weighted_error == near(relative(a, b, counts))
     assert found.weighted_error != near(found.relative_error)
@@ -146,21 +146,21 @@ def test_a_checkpoint_is_compared_by_its_own_rows(memoryllm, tmp_path):
     source = open_source(memoryllm)
     ids = np.arange(source.vocab_size)
     exact = np.stack([source.layer(n)(ids) for n in range(source.num_layers)], axis=1)
-    found = compare(path, memoryllm)
+    found = diff_tables(path, memoryllm)
     assert found.relative_error == near(relative(all_rows(path), exact.astype(np.float64)))
     assert 0.05 < found.relative_error < 0.2
 
 
 def test_equal_tables_are_said_to_be_equal(made):
     """Values that are all the same, stored in another order and form, are equal; one is not."""
-    found = compare(made / "b16.tolpack", made / "t.npy")
+    found = diff_tables(made / "b16.tolpack", made / "t.npy")
     assert found.equal
     assert (found.relative_error, found.differing_tokens, found.worst) == (0.0, 0, ())
     assert "equal: every value" in run(made / "b16.tolpack", made / "t.npy").stdout
     table = np.load(made / "t.npy")
     table[7, 2, 3] += 1
     np.save(made / "one.npy", table)
-    found = compare(made / "b16.tolpack", made / "one.npy")
+    found = diff_tables(made / "b16.tolpack", made / "one.npy")
     assert (found.equal, found.differing_tokens) == (False, 1)
     assert [(one.token_id, one.layer) for one in found.worst] == [(7, 2)]
     assert [one.worst_token for one in found.layers] == [None, None, 7]
@@ -173,8 +173,8 @@ def test_zeros_are_no_division(made):
     table[5], table[9, 1] = 0, 0
     np.save(made / "zeros.npy", table)
     path = tolpack.build(made / "zeros.npy", made / "z.tolpack", bits=16).path
-    assert compare(path, made / "zeros.npy").equal
-    found = compare(made / "b16.tolpack", made / "zeros.npy")
+    assert diff_tables(path, made / "zeros.npy").equal
+    found = diff_tables(made / "b16.tolpack", made / "zeros.npy")
     assert (found.differing_tokens, found.zero_tokens) == (2, 1)
     assert [one.token_id for one in found.worst] == [9]
     assert (found.worst[0].layer, found.worst[0].layer_error) == (0, 0.0)
@@ -189,14 +189,14 @@ def test_zeros_are_no_division(made):
 
 def test_dropped_layers_count_as_zeros(made):
     """A dropped layer has the error of zeros, is named, and is no token's worst layer."""
-    found = compare(made / "dropped.tolpack", made / "b8.tolpack")
+    found = diff_tables(made / "dropped.tolpack", made / "b8.tolpack")
     assert [one.dropped for one in found.layers] == [None, "A", None]
     assert found.layers[1].relative_error == 1.0
     assert {one.layer for one in found.worst} <= {0, 2}
-    found = compare(made / "b8.tolpack", made / "dropped.tolpack")
+    found = diff_tables(made / "b8.tolpack", made / "dropped.tolpack")
     assert [one.dropped for one in found.layers] == [None, "B", None]
     assert found.layers[1].relative_error is None
-    found = compare(made / "dropped.tolpack", made / "dropped.tolpack")
+    found = diff_tables(made / "dropped.tolpack", made / "dropped.tolpack")
     assert (found.equal, found.layers[1].dropped) == (True, "both")
     text = run(made / "dropped.tolpack", made / "b8.tolpack").stdout
     assert "dropped in A" in text
@@ -209,9 +209,9 @@ def test_dropped_layers_count_as_zeros(made):
 def test_block_sizes_do_not_change_the_result(samples, monkeypatch, tmp_path):
     """Small blocks give what one block for all gives, up to the order of sums."""
     other = write(tmp_path / "b.tolpack", RECIPES["steps"], seed=1).path
-    whole = compare(samples["steps"].path, other).to_json()
+    whole = diff_tables(samples["steps"].path, other).to_json()
     monkeypatch.setattr(diff_module, "_BLOCK_BYTES", 5 * 3 * 9 * 4)
-    parts = compare(samples["steps"].path, other).to_json()
+    parts = diff_tables(samples["steps"].path, other).to_json()
     for key in ("layers", "chunks", "worst"):
         for one, two in zip(whole[key], parts[key], strict=True):
             assert one == pytest.approx(two)
@@ -223,7 +223,7 @@ def test_each_block_of_the_pack_is_read_once(samples, monkeypatch):
     monkeypatch.setattr(diff_module, "_BLOCK_BYTES", 7 * 3 * 9 * 4)  # frames have 3 and 4 rows
     path, seen = samples["steps"].path, []
     with tolpack.open(path) as pack, diff_module._open_reference(path, None, None) as reference:
-        for _, ids, ours, theirs in diff_module._walk(path, pack, reference):
+        for _, ids, ours, theirs in diff_module._paired_rows(path, pack, reference):
             assert np.array_equal(ours, theirs)
             assert len(ids) <= 7
             seen += ids.tolist()
@@ -253,7 +253,7 @@ def test_memory_does_not_grow_with_the_table(tmp_path, monkeypatch):
 
     reporter = Counting()
     with memory_limit(12):
-        compare(path, path, reporter=reporter)
+        diff_tables(path, path, reporter=reporter)
     assert reporter.done == 20_000
 
 
@@ -277,7 +277,7 @@ def test_tokens_are_named_by_the_tokenizer_beside(named, tmp_path):
     from tokenizers import Tokenizer
 
     library = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
-    found = compare(named / "4.tolpack", named / "8.tolpack")
+    found = diff_tables(named / "4.tolpack", named / "8.tolpack")
     whole = [one for one in found.worst if one.text.isascii()]
     assert len(whole) > 3
     assert [one.text for one in whole] == [library.decode([one.token_id]) for one in whole]
@@ -285,11 +285,11 @@ def test_tokens_are_named_by_the_tokenizer_beside(named, tmp_path):
     assert all(f"{one.text!r}  " in shown for one in whole)
     assert all(one.worst_text in shown for one in found.layers)
     alone = shutil.copy(named / "4.tolpack", tmp_path)
-    assert compare(alone, alone, worst=0).worst == ()
-    assert compare(alone, named / "8.tolpack").worst == found.worst
+    assert diff_tables(alone, alone, worst=0).worst == ()
+    assert diff_tables(alone, named / "8.tolpack").worst == found.worst
     other = shutil.copy(named / "8.tolpack", tmp_path / "other.tolpack")
-    assert [one.text for one in compare(alone, other).worst] == [None] * 10
-    given = compare(alone, other, tokenizer=MODEL / "tokenizer.json")
+    assert [one.text for one in diff_tables(alone, other).worst] == [None] * 10
+    given = diff_tables(alone, other, tokenizer=MODEL / "tokenizer.json")
     assert given.worst == found.worst
 
 
@@ -318,7 +318,7 @@ def test_json_has_the_keys_of_the_contract(made):
     """`diff --json` prints everything that the library returns."""
     found = printed(made / "b4.tolpack", made / "t.npy", "--frequencies", made / "counts.npy",
                     "--worst", 3)  # fmt: skip
-    assert found == json.loads(json.dumps(compare(
+    assert found == json.loads(json.dumps(diff_tables(
         made / "b4.tolpack", made / "t.npy", frequencies=made / "counts.npy", worst=3
     ).to_json()))  # fmt: skip
     assert set(found) == {
@@ -355,7 +355,7 @@ def test_what_cannot_be_compared_says_why(made):
         assert (result.exit_code, result.stdout) == (code, ""), result.output
         assert words in result.stderr
     with pytest.raises(tolpack.ConfigError, match="worst is -1"):
-        compare(a, b, worst=-1)
+        diff_tables(a, b, worst=-1)
 
 
 def test_values_out_of_range_have_no_error(samples, tmp_path):
@@ -365,7 +365,7 @@ def test_values_out_of_range_have_no_error(samples, tmp_path):
     path.write_bytes(forge(sound.read_bytes(), lambda h: h["tables"][0].update(multiplier=3e38)))
     for pair in ((path, sound), (sound, path)):
         with pytest.raises(tolpack.ConfigError, match=r"inf\.tolpack holds NaN or Inf at token"):
-            compare(*pair)
+            diff_tables(*pair)
 
 
 def test_damage_is_blamed_on_the_right_file(made, tmp_path):

@@ -14,7 +14,7 @@ import tolpack
 from tolpack.compress.entropy.planner import EntropyCodedPlanner
 from tolpack.demo import MODEL as MODEL_OF_DEMO
 from tolpack.errors import ConfigError
-from tolpack.evaluation.evaluate import evaluate
+from tolpack.evaluation.evaluator import evaluate
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "formats" / "v1"))
 import decode

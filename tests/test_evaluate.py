@@ -8,7 +8,7 @@ import pytest
 
 import tolpack
 from tolpack.errors import CheckpointError, ConfigError, FileAccessError
-from tolpack.evaluation.evaluate import evaluate
+from tolpack.evaluation.evaluator import evaluate
 from tolpack.model.decoder import Decoder
 from tolpack.model.perplexity import increase_pct, score
 from tolpack.sources.checkpoint.checkpoint import open_checkpoint

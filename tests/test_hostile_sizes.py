@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 CHILD = """
 import sys
 import click, json, tqdm
-import tolpack.evaluation.lookup_speed, tolpack.evaluation.diff, tolpack.export.convert,
+import tolpack.evaluation.lookup_benchmark, tolpack.evaluation.diff, tolpack.export.convert,
 tolpack.reading.summary
 from tolpack.cli import main
 def peak():
@@ -160,7 +160,7 @@ def test_rows_that_are_claimed_take_no_memory(command, claiming):
 
 WALK = """
 import sys, tolpack, numpy as np
-from tolpack.evaluation.diff import _Reference, _walk
+from tolpack.evaluation.diff import _Reference, _paired_rows
 from tolpack.export.convert import _write_rows
 path, what = sys.argv[1:]
 def peak():
@@ -174,7 +174,7 @@ with tolpack.open(path) as pack:
     elif what == "order":
         assert pack.stored_order().tokens(10**8, 10**8 + 2).tolist() == [10**8, 10**8 + 1]
     else:
-        walk = iter(_walk(path, pack, _Reference((), frozenset(), lambda ids, out: None)))
+        walk = iter(_paired_rows(path, pack, _Reference((), frozenset(), lambda ids, out: None)))
         next(walk)
         class Enough(Exception): pass
         class Table:
@@ -207,11 +207,11 @@ def test_bench_refuses_rows_that_a_header_makes_too_wide(tmp_path):
     path = write(
         tmp_path / "wide.tolpack", recipe, compress=zstandard.ZstdCompressor().compress
     ).path
-    from tolpack.evaluation.lookup_speed import run_bench
+    from tolpack.evaluation.lookup_benchmark import benchmark_lookups
     from tolpack.runtime.progress import Reporter
 
     with pytest.raises(ConfigError, match="--rows is 512.*give --rows [1-9][0-9]* or fewer"):
-        run_bench(path, 512, 0.01, Reporter())
+        benchmark_lookups(path, 512, 0.01, Reporter())
 
 
 # ---- token maps ----------------------------------------------------------------------------------
@@ -310,7 +310,7 @@ def test_runs_of_ids_are_told_and_counted(ids):
 
 
 def test_verify_warns_of_no_overflow(tmp_path):
-    """SweepProgress that make products infinite are no damage, and nothing for the terminal."""
+    """StepProgress that make products infinite are no damage, and nothing for the terminal."""
     recipe = Recipe(4, (Layer((step8(4, 3e38),)),), (Run(5),), magnitude=1e39)
     with np.errstate(over="ignore"):
         path = write(tmp_path / "a.tolpack", recipe).path

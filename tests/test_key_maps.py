@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tolpack.errors import CheckpointError, ConfigError
-from tolpack.evaluation.evaluate import evaluate
+from tolpack.evaluation.evaluator import evaluate
 from tolpack.model.decoder import Decoder
 from tolpack.sources.checkpoint.checkpoint import Reading, open_checkpoint
 from tolpack.sources.checkpoint.description import summarize_checkpoint

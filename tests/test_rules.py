@@ -21,7 +21,7 @@ ALSO_PUBLIC = (
     "tolpack.torch.ToLMemory",
     "tolpack.compress.build.build",
     "tolpack.export.convert.convert",
-    "tolpack.evaluation.evaluate.evaluate",
+    "tolpack.evaluation.evaluator.evaluate",
 )
 
 

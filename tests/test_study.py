@@ -11,14 +11,14 @@ from click.testing import CliRunner
 from tolpack.calibration.stats import CalibrationInputs
 from tolpack.cli import main
 from tolpack.errors import CheckpointError, ConfigError
-from tolpack.evaluation import PARTS
+from tolpack.evaluation import STUDY_PARTS
 from tolpack.evaluation import study as study_module
 from tolpack.evaluation.evaluator import Evaluator
-from tolpack.evaluation.model_size import model_costs
+from tolpack.evaluation.experiment_runner import ExperimentOptions
+from tolpack.evaluation.model_costs import model_costs
 from tolpack.evaluation.recommend import recommend
-from tolpack.evaluation.study import layer_runs, run_study
-from tolpack.evaluation.sweep_runner import Inputs
-from tolpack.evaluation.sweep_setting import SweepSetting
+from tolpack.evaluation.study import layer_ranges, run_study
+from tolpack.evaluation.sweep_grid import PackOptions
 from tolpack.model.decoder import Decoder
 from tolpack.model.perplexity import increase_pct, score
 from tolpack.report import study_page
@@ -40,7 +40,7 @@ def model(tmp_path_factory):
 def study(model, token_ids):
     """A study of it, every part; the evaluator and the result."""
     evaluator = Evaluator(model, token_ids)
-    return evaluator, run_study(evaluator, Inputs(CalibrationInputs(token_ids)))
+    return evaluator, run_study(evaluator, ExperimentOptions(CalibrationInputs(token_ids)))
 
 
 def run(*args):
@@ -68,29 +68,29 @@ def test_layers_left_out_are_those_without_their_weights(study, model):
         torch.save({"model": changed, "config": config}, path)
         plain = score(Decoder(open_checkpoint(path)), evaluator.token_ids, evaluator.context)
         path.unlink()
-        assert one.change.ppl == pytest.approx(plain.ppl, rel=1e-5)
+        assert one.result.ppl == pytest.approx(plain.ppl, rel=1e-5)
         expected = increase_pct(plain, evaluator.base_score)
-        assert (one.change.increase_pct, one.change.increase_se_pct) == pytest.approx(
+        assert (one.result.increase_pct, one.result.increase_se_pct) == pytest.approx(
             expected, rel=1e-4, abs=1e-4
         )
-        assert one.change.tokens == evaluator.token_ids.size - 1
+        assert one.result.tokens == evaluator.token_ids.size - 1
 
 
 def test_layers_are_left_out_on_whole_windows(model, token_ids, monkeypatch):
     """Whatever the window's length, and however few layers there are."""
     monkeypatch.setattr(study_module, "LAYER_TOKENS", 100)
-    found = run_study(Evaluator(model, token_ids, context=15), Inputs(), ["layers"])
-    assert {run.change.tokens for run in found.layers} == {90}
+    found = run_study(Evaluator(model, token_ids, context=15), ExperimentOptions(), ["layers"])
+    assert {run.result.tokens for run in found.layers} == {90}
     monkeypatch.setattr(study_module, "LAYER_TOKENS", 10)
-    found = run_study(Evaluator(model, token_ids, context=15), Inputs(), ["layers"])
-    assert {run.change.tokens for run in found.layers} == {15}
+    found = run_study(Evaluator(model, token_ids, context=15), ExperimentOptions(), ["layers"])
+    assert {run.result.tokens for run in found.layers} == {15}
 
 
-def test_packs_that_cannot_be_built_are_told(memoryllm, token_ids):
+def test_packs_that_cannot_be_built_are_reported(memoryllm, token_ids):
     """A table of a few pages allows no ranks by loss in the bytes of uniform ones; the study goes
     on without them.
     """
-    found = run_study(Evaluator(memoryllm, token_ids), Inputs(), ["ranks", "alpha"])
+    found = run_study(Evaluator(memoryllm, token_ids), ExperimentOptions(), ["ranks", "alpha"])
     assert len(found.ranks) + len(found.skipped) == 3
     assert any("--size is too small" in line for line in found.skipped)
     assert len(found.alphas) == 6
@@ -100,7 +100,7 @@ def test_alpha_scales_the_down_projections(study, model):
     """α = 0 is the model without any memory."""
     evaluator, found = study
     config, state = CONFIG, torch.load(model)["model"]
-    by_alpha = {one.alpha: one.change for one in found.alphas}
+    by_alpha = {one.alpha: one.result for one in found.alphas}
     for alpha in (0.5, 0.0):
         scaled = {
             name: value * (alpha if ".memory_mlp.down_proj" in name else 1)
@@ -130,8 +130,8 @@ def test_spectra_are_singular_values(study):
 def test_pairs_take_equal_bytes(study):
     """Ranks by loss never take more than the uniform ones; the gain is paired window by window."""
     _, found = study
-    assert [pair.uniform.setting for pair in found.ranks] == [
-        SweepSetting("75%"), SweepSetting("50%"), SweepSetting("25%"),
+    assert [pair.uniform.options for pair in found.ranks] == [
+        PackOptions("75%"), PackOptions("50%"), PackOptions("25%"),
     ]  # fmt: skip
     for pair in found.ranks:
         assert pair.by_loss.score.bytes <= pair.uniform.score.bytes
@@ -143,7 +143,7 @@ def test_pairs_take_equal_bytes(study):
 def test_packs_are_all_that_were_built(study):
     """Precision, ranks and the entropy-coded ones, with their front."""
     _, found = study
-    bits = [point.setting.bits for point in found.packs]
+    bits = [point.options.bits for point in found.packs]
     assert bits[:3] == [16, 8, 4]
     assert bits.count("auto") == 6
     assert any(point.on_front for point in found.packs)
@@ -165,7 +165,7 @@ def test_costs_count_the_weights(study):
 @pytest.mark.parametrize("count", [2, 5, 12, 13, 24])
 def test_runs_of_layers(count):
     """Every run of few layers but all of them; of many, lengths that double."""
-    runs = layer_runs(count)
+    runs = layer_ranges(count)
     assert len(set(runs)) == len(runs)
     assert all(0 <= first <= last < count for first, last in runs)
     lengths = {last - first + 1 for first, last in runs}
@@ -179,7 +179,7 @@ def test_runs_of_layers(count):
 
 def test_a_single_layer_is_a_run():
     """There is nothing else to leave out."""
-    assert layer_runs(1) == [(0, 0)]
+    assert layer_ranges(1) == [(0, 0)]
 
 
 def test_few_windows_choose_nothing(study):
@@ -198,10 +198,10 @@ def test_choices_hold_their_limit(study):
             for point in found.packs
             if point.score.ppl_increase_pct + 2 * point.score.ppl_increase_se_pct <= one.limit_pct
         ]
-        assert one.best.score.bytes == min(fitting)
-        if one.plain is not None:
-            assert one.plain.score.macs_per_token == 0
-            assert one.plain.score.bytes >= one.best.score.bytes
+        assert one.smallest.score.bytes == min(fitting)
+        if one.without_basis is not None:
+            assert one.without_basis.score.macs_per_token == 0
+            assert one.without_basis.score.bytes >= one.smallest.score.bytes
 
 
 # -- parts, inputs, the command --------------------------------------------------------------------
@@ -210,16 +210,18 @@ def test_choices_hold_their_limit(study):
 def test_some_parts_on_some_tokens(memoryllm, token_ids):
     """Only what was asked for is measured, on whole windows at the beginning and a rest."""
     evaluator = Evaluator(memoryllm, token_ids, tokens=100)
-    found = run_study(evaluator, Inputs(), ["alpha", "size"])
+    found = run_study(evaluator, ExperimentOptions(), ["alpha", "size"])
     assert (found.packs, found.ranks, found.layers, found.spectra) == ((), (), (), ())
-    assert {one.change.tokens for one in found.alphas} == {100}
+    assert {one.result.tokens for one in found.alphas} == {100}
     assert found.baseline.tokens == 100
 
 
 def test_flex_models_can_be_studied(tmp_path, token_ids):
     """FFN-C counts among the other weights."""
     path = models.save_model(tmp_path, model_type="flex_memoryllm")
-    found = run_study(Evaluator(path, token_ids), Inputs(), ["layers", "alpha", "spectra", "size"])
+    found = run_study(
+        Evaluator(path, token_ids), ExperimentOptions(), ["layers", "alpha", "spectra", "size"]
+    )
     assert found.costs.other_macs == 3 * (4 * 24 * 24 + 3 * 24 * 28)
     assert len(found.spectra) == 3
 
@@ -228,9 +230,9 @@ def test_what_cannot_be_studied(tmp_path, memoryllm, token_ids):
     """A dense model; parts that do not exist."""
     dense = models.save_model(tmp_path, model_type="llama")
     with pytest.raises(CheckpointError, match="no memory"):
-        run_study(Evaluator(dense, token_ids), Inputs())
+        run_study(Evaluator(dense, token_ids), ExperimentOptions())
     with pytest.raises(ConfigError, match="colour"):
-        run_study(Evaluator(memoryllm, token_ids), Inputs(), ["colour"])
+        run_study(Evaluator(memoryllm, token_ids), ExperimentOptions(), ["colour"])
 
 
 def test_the_command_prints_every_part(memoryllm, token_ids, tmp_path):
@@ -288,7 +290,7 @@ def test_a_page_has_a_section_for_each_part(study, tmp_path):
     commands = {section.title: section.command for section in page.sections}
     assert commands["Spectra"] == "tolpack study m.pt --text t.npy --only spectra"
     assert commands["Which setting to ship"].startswith("tolpack build m.pt --calibrate t.npy")
-    assert len(PARTS) == 7
-    empty = run_study(evaluator, Inputs(), ["size"])
+    assert len(STUDY_PARTS) == 7
+    empty = run_study(evaluator, ExperimentOptions(), ["size"])
     titles = [section.title for section in study_page.study_page(subject, empty, ()).sections]
     assert titles == ["Weights and operations"]

@@ -13,12 +13,11 @@ from tolpack.calibration.stats import CalibrationInputs
 from tolpack.cli import main
 from tolpack.compress.session import BuildSession
 from tolpack.errors import ConfigError
-from tolpack.evaluation import sweep_runner
-from tolpack.evaluation.evaluate import evaluate
-from tolpack.evaluation.evaluator import Evaluator
-from tolpack.evaluation.sweep import front, run_sweep
-from tolpack.evaluation.sweep_runner import Inputs
-from tolpack.evaluation.sweep_setting import SweepSetting, parse_grids
+from tolpack.evaluation import experiment_runner
+from tolpack.evaluation.evaluator import Evaluator, evaluate
+from tolpack.evaluation.experiment_runner import ExperimentOptions
+from tolpack.evaluation.sweep import mark_front, run_sweep
+from tolpack.evaluation.sweep_grid import PackOptions, parse_grids
 
 GRID = "rank=none,9,auto bits=4,8"
 
@@ -42,12 +41,12 @@ def run(*args):
 
 
 def sweep(evaluator, settings, calibration=None, *, fresh=False):
-    """Run a sweep; returns its points."""
-    points, skipped = run_sweep(
-        evaluator, settings, Inputs(calibration or CalibrationInputs(), fresh=fresh)
+    """Run a sweep; returns its results."""
+    results, skipped = run_sweep(
+        evaluator, settings, ExperimentOptions(calibration or CalibrationInputs(), fresh=fresh)
     )
     assert skipped == ()
-    return points
+    return results
 
 
 # -- grids -----------------------------------------------------------------------------------------
@@ -63,10 +62,10 @@ def test_a_grid_is_every_combination_in_order():
     assert skipped == ()
 
 
-def test_combinations_that_cannot_be_built_are_told_once():
+def test_combinations_that_cannot_be_built_are_reported_once():
     """Each reason with the settings that it hits; the others stay."""
     found, skipped = parse_grids(["bits=4,8,auto drop=auto:2"])
-    assert found == (SweepSetting(bits="auto", drop="auto:2"),)
+    assert found == (PackOptions(bits="auto", drop="auto:2"),)
     (line,) = skipped
     assert "bits 4, drop auto:2; rank none, bits 8" in line
     assert "--bits auto" in line
@@ -82,12 +81,12 @@ def test_grids_that_are_not_understood(spec):
         parse_grids([spec])
 
 
-def test_options_build_the_setting():
+def test_arguments_build_the_pack():
     """What a result names is what `tolpack build` takes; defaults are left out."""
-    assert SweepSetting().options == ""
-    setting = SweepSetting("auto", "auto", "1,3", max_ppl_increase="1%")
-    assert setting.options == "--rank auto --bits auto --drop 1,3 --max-ppl-increase 1%"
-    result = run("build", "absent.pt", *setting.options.split())
+    assert PackOptions().arguments == ""
+    options = PackOptions("auto", "auto", "1,3", max_ppl_increase="1%")
+    assert options.arguments == "--rank auto --bits auto --drop 1,3 --max-ppl-increase 1%"
+    result = run("build", "absent.pt", *options.arguments.split())
     assert result.exit_code == 1  # 2 would be wrong usage
     assert "absent.pt" in result.stderr
 
@@ -98,19 +97,21 @@ def test_options_build_the_setting():
 def test_scores_are_those_of_packs_built_alone(memoryllm, token_ids, evaluator, tmp_path):
     """Sharing the table and the calibration changes no result but in the last bits."""
     grids, _ = parse_grids([GRID, "rank=auto bits=auto size=90kB"])
-    points = sweep(evaluator, grids, CalibrationInputs(token_ids))
-    assert [point.setting for point in points] == list(grids)
-    for number, point in enumerate(points):
-        one, path = point.setting, tmp_path / f"{number}.tolpack"
+    results = sweep(evaluator, grids, CalibrationInputs(token_ids))
+    assert [result.options for result in results] == list(grids)
+    for number, result in enumerate(results):
+        one, path = result.options, tmp_path / f"{number}.tolpack"
         tolpack.build(
             memoryllm, path, rank=one.rank, bits=one.bits, size=one.size, calibrate=token_ids
         )
         (alone,) = evaluate(memoryllm, [path], token_ids).packs
-        assert point.score.bytes == alone.bytes
-        assert point.score.ppl == pytest.approx(alone.ppl, rel=1e-6)
-        assert point.score.ppl_increase_se_pct == pytest.approx(alone.ppl_increase_se_pct, abs=1e-5)
-        assert point.build_seconds > 0
-        assert point.eval_seconds > 0
+        assert result.score.bytes == alone.bytes
+        assert result.score.ppl == pytest.approx(alone.ppl, rel=1e-6)
+        assert result.score.ppl_increase_se_pct == pytest.approx(
+            alone.ppl_increase_se_pct, abs=1e-5
+        )
+        assert result.build_seconds > 0
+        assert result.eval_seconds > 0
 
 
 def test_work_is_shared(evaluator, token_ids, monkeypatch):
@@ -165,7 +166,7 @@ def test_what_was_measured_is_not_measured_again(
         lambda: sweep(evaluator, grids[:1], CalibrationInputs(frequencies=counts_file(kept))),
         lambda: sweep(evaluator, grids[:1], CalibrationInputs(), fresh=True),
         lambda: sweep(Evaluator(memoryllm, token_ids, context=8), grids[:1], CalibrationInputs()),
-        lambda: sweep(evaluator, [SweepSetting(bits=16)], CalibrationInputs()),
+        lambda: sweep(evaluator, [PackOptions(bits=16)], CalibrationInputs()),
     ):
         with pytest.raises(pytest.fail.Exception, match="measured again"):
             other()
@@ -179,14 +180,14 @@ def counts_file(folder):
 
 def test_damaged_measurements_are_measured_again(evaluator, kept):
     """A file that holds no JSON is as good as none."""
-    (expected,) = sweep(evaluator, [SweepSetting()], CalibrationInputs())
+    (expected,) = sweep(evaluator, [PackOptions()], CalibrationInputs())
     for path in kept.glob("measured-*"):
         path.write_bytes(b"{")
-    (found,) = sweep(evaluator, [SweepSetting()], CalibrationInputs())
+    (found,) = sweep(evaluator, [PackOptions()], CalibrationInputs())
     assert found.score == expected.score
 
 
-def test_settings_a_checkpoint_does_not_allow_are_told(memoryllm, token_ids):
+def test_options_a_checkpoint_does_not_allow_are_reported(memoryllm, token_ids):
     """And the others are measured."""
     call = ("eval", memoryllm, "--text", token_ids, "--sweep", "rank=99,9", "--json")
     found = json.loads(run(*call).stdout)
@@ -197,16 +198,16 @@ def test_settings_a_checkpoint_does_not_allow_are_told(memoryllm, token_ids):
 
 def test_what_is_measured_is_what_was_given(evaluator, memoryllm, token_ids, kept, tmp_path):
     """Not what another checkpoint gave that differs in some rows, nor another calibration."""
-    (first,) = sweep(evaluator, [SweepSetting()])
+    (first,) = sweep(evaluator, [PackOptions()])
     config = models.make_config(vocab_size=600)
     state = models.make_state(config)
     one = models.save_pt(tmp_path / "one.pt", state, config)
-    (small,) = sweep(Evaluator(one, token_ids), [SweepSetting()])
+    (small,) = sweep(Evaluator(one, token_ids), [PackOptions()])
     name = next(name for name in state if "embed_tokens" in name)
     state[name] = state[name].clone()
     state[name][1::2] *= 3
     other = models.save_pt(tmp_path / "other.pt", state, config)
-    (changed,) = sweep(Evaluator(other, token_ids), [SweepSetting()])
+    (changed,) = sweep(Evaluator(other, token_ids), [PackOptions()])
     assert changed.score.ppl != small.score.ppl
     assert first.score.ppl != small.score.ppl
 
@@ -239,14 +240,14 @@ def test_nothing_is_built_twice_where_nothing_is_kept(evaluator, monkeypatch):
     monkeypatch.setattr(
         BuildSession, "build", lambda self, *args, **kw: made.append(1) or truly(self, *args, **kw)
     )
-    with sweep_runner.workplace(evaluator, Inputs(fresh=True)) as place:
-        point = place.point(SweepSetting())
-        windows = place.windows(SweepSetting())
+    with experiment_runner.open_runner(evaluator, ExperimentOptions(fresh=True)) as runner:
+        result = runner.evaluate(PackOptions())
+        windows = runner.window_scores(PackOptions())
     assert len(made) == 1
-    assert windows.mean_nll_nats == pytest.approx(point.score.nll_nats)
+    assert windows.mean_nll_nats == pytest.approx(result.score.nll_nats)
 
 
-def test_a_cache_that_cannot_be_written_is_told(evaluator, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_reported(evaluator, monkeypatch):
     """Once: the run goes on, and can not be resumed."""
     monkeypatch.setenv("TOLPACK_CACHE", "/proc/nowhere")
     said = []
@@ -257,26 +258,26 @@ def test_a_cache_that_cannot_be_written_is_told(evaluator, monkeypatch):
 
 def test_packs_are_removed(evaluator, tmp_path, monkeypatch):
     """Also the one that was being judged when something went wrong."""
-    monkeypatch.setattr(sweep_runner.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(experiment_runner.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(Evaluator, "pack_windows", lambda *_: pytest.fail("no"))
     with pytest.raises(pytest.fail.Exception):
-        sweep(evaluator, [SweepSetting()], CalibrationInputs())
+        sweep(evaluator, [PackOptions()], CalibrationInputs())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_front_is_what_nothing_beats(evaluator):
-    """A point is beaten by one that is no larger and no worse; equal ones stay."""
-    points = sweep(evaluator, parse_grids(["bits=4,8,16;drop=1;rank=9"])[0], CalibrationInputs())
-    for one in points:
+    """A result is dominated by one that is no larger and no worse; equal ones stay."""
+    results = sweep(evaluator, parse_grids(["bits=4,8,16;drop=1;rank=9"])[0], CalibrationInputs())
+    for one in results:
         beaten = any(
             other.score.bytes <= one.score.bytes
             and other.score.ppl <= one.score.ppl
             and (other.score.bytes, other.score.ppl) != (one.score.bytes, one.score.ppl)
-            for other in points
+            for other in results
         )
         assert one.on_front != beaten
-    assert 0 < sum(point.on_front for point in points) < len(points)
-    assert [p.on_front for p in front([points[0], points[0]])] == [True, True]
+    assert 0 < sum(result.on_front for result in results) < len(results)
+    assert [p.on_front for p in mark_front([results[0], results[0]])] == [True, True]
 
 
 # -- the command -----------------------------------------------------------------------------------

@@ -29,10 +29,10 @@ def bench(pack: Path, rows: int, seconds: float, as_json: bool) -> None:
     tolpack bench model.tolpack
     tolpack bench model.tolpack --rows 4096 --seconds 5
     """
-    from tolpack.evaluation.lookup_speed import run_bench
+    from tolpack.evaluation.lookup_benchmark import benchmark_lookups
 
-    result = run_bench(pack, rows, seconds, Terminal())
+    result = benchmark_lookups(pack, rows, seconds, Terminal())
     if as_json:
         print_json(result.to_json())
     else:
-        echo(tables.bench_table(result))
+        echo(tables.benchmark_table(result))

@@ -46,13 +46,13 @@ def diff(pack: Path, reference: Path, as_json: bool, **settings: Any) -> None:
     tolpack diff small.tolpack large.tolpack --tokenizer tokenizer.json --worst 20
     tolpack diff model.tolpack model/ --frequencies counts.npy --json
     """
-    from tolpack.evaluation.diff import compare, is_pack
+    from tolpack.evaluation.diff import diff_tables, is_pack
 
     if is_pack(reference):
         refuse_reading(settings, reference)
     else:
         settings["reading"] = take_reading(settings)
-    found = compare(pack, reference, reporter=Terminal(), **settings)
+    found = diff_tables(pack, reference, reporter=Terminal(), **settings)
     if as_json:
         print_json(found.to_json())
     else:

@@ -42,10 +42,10 @@ def evaluate(
     tolpack eval model/ --text held-out.txt --sweep "rank=none,50% bits=4,8" --report sizes.html
     tolpack eval model/ --text held-out.txt --sweep "rank=auto bits=auto max-ppl-increase=0.5%,1%"
     """
-    from tolpack.evaluation.evaluate import Evaluation
+    from tolpack.evaluation.evaluator import Evaluation
     from tolpack.evaluation.recommend import recommend
     from tolpack.evaluation.sweep import run_sweep
-    from tolpack.evaluation.sweep_setting import parse_grids
+    from tolpack.evaluation.sweep_grid import parse_grids
 
     try:
         grid, skipped = parse_grids(sweep) if sweep else ((), ())

@@ -20,7 +20,7 @@ from tolpack.report.sweep_page import ReportSubject
 
 if TYPE_CHECKING:  # they load torch
     from tolpack.evaluation.evaluator import Evaluator, PackScore
-    from tolpack.evaluation.sweep_runner import Inputs, SweepPoint
+    from tolpack.evaluation.experiment_runner import ExperimentOptions, SweepResult
 
 # Options that a build of the same pack takes too.
 _SHARED = {
@@ -63,7 +63,7 @@ class OutputFiles:
         self,
         title: str,
         packs: Sequence[PackScore],
-        points: Sequence[SweepPoint],
+        points: Sequence[SweepResult],
         page: Callable[[], Page],
     ) -> None:
         """Write those that were asked for; `page` makes the report."""
@@ -86,11 +86,11 @@ def report_subject(checkpoint: Path, settings: dict[str, Any]) -> ReportSubject:
 
 def open_evaluator(
     checkpoint: Path, settings: dict[str, Any], tokens: int | None = None
-) -> tuple[Evaluator, Inputs]:
+) -> tuple[Evaluator, ExperimentOptions]:
     """Open the checkpoint and the text; takes what is left of the options."""
     from tolpack.calibration.stats import CalibrationInputs
     from tolpack.evaluation.evaluator import Evaluator
-    from tolpack.evaluation.sweep_runner import Inputs
+    from tolpack.evaluation.experiment_runner import ExperimentOptions
     from tolpack.workspace.resources import Resources
 
     reading, tokenizer = take_reading(settings), settings.pop("tokenizer")
@@ -98,7 +98,9 @@ def open_evaluator(
         settings.pop("calibrate"), settings.pop("frequencies"), tokenizer
     )
     resources = Resources(*(settings.pop(name) for name in ("compute", "max_memory", "threads")))
-    inputs = Inputs(calibration, resources, settings.pop("scratch"), settings.pop("fresh"))
+    inputs = ExperimentOptions(
+        calibration, resources, settings.pop("scratch"), settings.pop("fresh")
+    )
     evaluator = Evaluator(
         checkpoint, settings.pop("text"), tokenizer=tokenizer, reading=reading,
         context=settings.pop("context"), tokens=tokens, reporter=Terminal(),

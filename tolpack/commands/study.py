@@ -15,7 +15,7 @@ from tolpack.commands.evaluation_setup import (
 )
 from tolpack.commands.options import PATH, evaluation_options, json_option, print_json
 from tolpack.commands.terminal import echo
-from tolpack.evaluation import PARTS
+from tolpack.evaluation import STUDY_PARTS
 from tolpack.report import study_page, study_tables
 
 
@@ -24,8 +24,8 @@ from tolpack.report import study_page, study_tables
 @evaluation_options
 @click.option("--tokens", type=click.IntRange(2), help="Use only the first N tokens of the text.")
 @click.option(
-    "--only", "parts", default=",".join(PARTS), callback=split_parts(PARTS),
-    help=f"Parts to run, of {', '.join(PARTS)} [default: all].",
+    "--only", "parts", default=",".join(STUDY_PARTS), callback=split_parts(STUDY_PARTS),
+    help=f"Parts to run, of {', '.join(STUDY_PARTS)} [default: all].",
 )  # fmt: skip
 @json_option
 def study(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tolpack.compress.build import build
 from tolpack.errors import FileAccessError
-from tolpack.evaluation.evaluate import Evaluation, evaluate
+from tolpack.evaluation.evaluator import Evaluation, evaluate
 from tolpack.runtime.progress import Reporter
 
 MODEL = Path(__file__).parent / "model"

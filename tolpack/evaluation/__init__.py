@@ -1,4 +1,4 @@
-"""Many packs of one checkpoint, and what its layers are worth: ``eval --sweep`` and ``study``."""
+"""Measurements of packs: perplexity, errors of rows, lookup times, sweeps and studies."""
 
-# Of a study, see `tolpack.evaluation.study`.
-PARTS = ("precision", "ranks", "trade-off", "layers", "alpha", "spectra", "size")
+# See `tolpack.evaluation.study`; here, so that the command line knows them without torch.
+STUDY_PARTS = ("precision", "ranks", "trade-off", "layers", "alpha", "spectra", "size")

@@ -1,4 +1,4 @@
-"""Memories that are changed on purpose, to see what the model makes of it."""
+"""Ablations: a decoder's memory scaled, or with layers left out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ScaledMemory:
 
 
 @dataclass(frozen=True, slots=True)
-class WithoutLayers:
+class MemoryWithoutLayers:
     """Zeros from layers ``first … last``."""
 
     memory: Memory

@@ -18,7 +18,7 @@ import numpy as np
 
 from tolpack.container.preamble import MAGIC
 from tolpack.errors import ConfigError, FormatError
-from tolpack.evaluation.row_errors import Comparison, Tally, squares_of
+from tolpack.evaluation.row_errors import ErrorSums, TableDiff, squared_norms
 from tolpack.model.text import TextTokenizer, find_tokenizer
 from tolpack.pack import Pack
 from tolpack.runtime.array_types import Doubles, Floats, Ints
@@ -35,7 +35,7 @@ _BLOCK_BYTES = 128 << 20
 _LEAST_BYTES, _BLOCK_ROWS = 8 << 20, 1 << 16
 
 
-def compare(
+def diff_tables(
     a: str | Path,
     b: str | Path,
     *,
@@ -45,7 +45,7 @@ def compare(
     layers: int | None = None,
     worst: int = 10,
     reporter: Reporter | None = None,
-) -> Comparison:
+) -> TableDiff:
     """Compare all rows of a pack with those of another pack, of a checkpoint, or of a plain table.
 
     Parameters
@@ -87,10 +87,10 @@ def compare(
         _check_shapes(a, _shape(pack), b, reference.shape)
         counts = None if frequencies is None else _counts(frequencies, pack.vocab_size)
         _notice_larger(names, pack.vocab_size, reporter)
-        tally = Tally(pack, reference.kept, counts, worst)
+        tally = ErrorSums(pack, reference.kept, counts, worst)
         with reporter.phase("comparing", pack.vocab_size, "tok") as done:
-            for number, ids, ours, theirs in _walk(a, pack, reference):
-                squares = squares_of(ours, theirs)
+            for number, ids, ours, theirs in _paired_rows(a, pack, reference):
+                squares = squared_norms(ours, theirs)
                 _check_finite(squares, ids, a, b)
                 tally.add(number, ids, squares)
                 done(len(ids))
@@ -128,7 +128,7 @@ def _open_reference(
         with _open(path) as pack:
 
             def from_pack(ids: Ints, out: Floats) -> None:
-                with _naming(path):
+                with _path_in_errors(path):
                     pack.rows(ids, out=out)
 
             yield _Reference(_shape(pack), frozenset(pack.kept_layers), from_pack)
@@ -145,7 +145,7 @@ def _open_reference(
     yield _Reference(shape, frozenset(range(source.num_layers)), from_source)
 
 
-def _walk(
+def _paired_rows(
     path: Path, pack: Pack, reference: _Reference
 ) -> Iterator[tuple[int, Ints, Floats, Floats]]:
     """Yield chunk, ids int64 (n,), and the rows of both sides, float32 (n, layers, hidden), which
@@ -156,7 +156,7 @@ def _walk(
     block_bytes = min(_BLOCK_BYTES, max(_LEAST_BYTES, pack.nbytes))
     wanted = min(max(1, block_bytes // (4 * shape[0] * shape[1])), _BLOCK_ROWS)
     views = pack.container.chunks
-    with _naming(path):
+    with _path_in_errors(path):
         order = pack.stored_order()
     # Whole blocks of the file, unless they are too large: one is not decompressed twice.
     steps = [wanted - wanted % min(wanted, view.rows_per_block) for view in views]
@@ -166,7 +166,7 @@ def _walk(
         end = view.first_slot + view.chunk.rows
         for start in range(view.first_slot, end, step):
             ids = order.tokens(start, min(start + step, end))
-            with _naming(path):
+            with _path_in_errors(path):
                 pack.rows(ids, out=ours[: len(ids)])
             reference.fill(ids, theirs[: len(ids)])
             yield number, ids, ours[: len(ids)], theirs[: len(ids)]
@@ -225,12 +225,12 @@ def _notice_larger(names: TextTokenizer | None, vocab_size: int, reporter: Repor
 
 
 def _open(path: Path) -> Pack:
-    with _naming(path):
+    with _path_in_errors(path):
         return Pack(path)
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _path_in_errors(path: Path) -> Iterator[None]:
     """Put the file into the message of a `FormatError`, as there are two."""
     try:
         yield

@@ -1,10 +1,16 @@
-"""A checkpoint and a text, ready for packs, or other memories, to be judged on."""
+"""Perplexity of packs against the checkpoint that they were made from: ``tolpack eval``.
+
+An `Evaluator` holds a checkpoint and a text. It scores the checkpoint itself once, and then any
+number of packs, or of other memories, in place of the checkpoint's memory.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +62,23 @@ class PackScore:
     read_bytes_per_token: float
     resident_bytes: int
     macs_per_token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What ``tolpack eval`` measured; ``context`` is the window length in tokens."""
+
+    context: int
+    baseline: Baseline
+    packs: tuple[PackScore, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "context": self.context,
+            "baseline": asdict(self.baseline),
+            "packs": [asdict(pack) for pack in self.packs],
+        }
 
 
 class Evaluator:
@@ -189,3 +212,50 @@ class Evaluator:
                 f"checkpoint has {expected[0]} × {expected[1]} × {expected[2]}: they do not belong "
                 "together"
             )
+
+
+def evaluate(
+    checkpoint: str | Path,
+    packs: Sequence[str | Path],
+    text: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    reading: Reading | None = None,
+    context: int | None = None,
+    reporter: Reporter | None = None,
+) -> Evaluation:
+    """Score a checkpoint, and packs in place of its memory, on a text.
+
+    Parameters
+    ----------
+    checkpoint : str or Path
+        A MemoryLLM, Flex or (without packs) dense checkpoint.
+    packs : sequence of str or Path
+        Packs made from it.
+    text : str or Path
+        UTF-8 text, or ``.npy`` of token ids.
+    tokenizer : str or Path, optional
+        Where the checkpoint has none beside it.
+    reading : Reading, optional
+        What the checkpoint does not say itself.
+    context : int, optional
+        Window length in tokens; default: the model's ``max_position_embeddings``.
+    reporter : Reporter, optional
+        Receives progress.
+
+    Returns
+    -------
+    Evaluation
+        The checkpoint's score, and that of each pack in the order given.
+
+    Raises
+    ------
+    CheckpointError, ConfigError, FormatError, FileAccessError
+        An input cannot be used, or a pack does not fit the checkpoint.
+    """
+    evaluator = Evaluator(
+        checkpoint, text, tokenizer=tokenizer, reading=reading, context=context, reporter=reporter
+    )
+    return Evaluation(
+        evaluator.context, evaluator.baseline, tuple(evaluator.pack(path) for path in packs)
+    )

@@ -1,4 +1,4 @@
-"""Which setting to ship, for what a user is ready to lose."""
+"""The pack to ship for a given limit on perplexity."""
 
 from __future__ import annotations
 
@@ -6,54 +6,58 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tolpack.evaluation.sweep_runner import SweepPoint
+from tolpack.evaluation.experiment_runner import SweepResult
 
 # Percent of perplexity.
 _LIMITS = (0.1, 0.25, 0.5, 1.0, 3.0)
-# An increase counts with so many of its standard errors.
-_ERRORS = 2
+# An increase counts with so many of its standard errors on top.
+_STANDARD_ERRORS = 2
 _LEAST_WINDOWS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """The smallest pack that costs at most ``limit_pct`` of perplexity, two standard errors above
-    what was measured; ``plain``: the smallest of those without a basis to multiply by, if another.
+    """The smallest pack that costs at most ``limit_pct`` of perplexity.
+
+    The limit holds two standard errors above what was measured. ``without_basis``: the smallest of
+    those packs that have no basis to multiply by, if it is another one.
     """
 
     limit_pct: float
-    best: SweepPoint
-    plain: SweepPoint | None
+    smallest: SweepResult
+    without_basis: SweepResult | None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        plain = None if self.plain is None else self.plain.setting.options
-        return {"limit_pct": self.limit_pct, "options": self.best.setting.options,
-                "bytes": self.best.score.bytes, "options_without_basis": plain}  # fmt: skip
+        other = None if self.without_basis is None else self.without_basis.options.arguments
+        return {"limit_pct": self.limit_pct, "options": self.smallest.options.arguments,
+                "bytes": self.smallest.score.bytes, "options_without_basis": other}  # fmt: skip
 
 
-def recommend(points: Sequence[SweepPoint], windows: int) -> tuple[Recommendation, ...]:
-    """Choose for limits from 0.1 to 3 %; limits that nothing meets are left out.
+def recommend(results: Sequence[SweepResult], windows: int) -> tuple[Recommendation, ...]:
+    """Recommend a pack for each limit from 0.1 to 3 %; a limit that no pack meets is left out.
 
-    Nothing is chosen from fewer than ten windows, whose standard errors mean little.
+    Nothing is recommended from fewer than ten windows, whose standard errors mean little.
     """
-    found: list[Recommendation] = []
     if windows < _LEAST_WINDOWS:
         return ()
+    recommended: list[Recommendation] = []
     for limit in _LIMITS:
-        fitting = [point for point in points if _at_most(point) <= limit]
-        if fitting:
-            best = min(fitting, key=_bytes)
-            plain = min(
-                (p for p in fitting if not p.score.macs_per_token), key=_bytes, default=None
+        within = [one for one in results if _upper_bound_pct(one) <= limit]
+        if within:
+            smallest = min(within, key=_bytes)
+            basis_free = [one for one in within if not one.score.macs_per_token]
+            other = min(basis_free, key=_bytes, default=None)
+            recommended.append(
+                Recommendation(limit, smallest, None if other is smallest else other)
             )
-            found.append(Recommendation(limit, best, None if plain is best else plain))
-    return tuple(found)
+    return tuple(recommended)
 
 
-def _at_most(point: SweepPoint) -> float:
-    return point.score.ppl_increase_pct + _ERRORS * point.score.ppl_increase_se_pct
+def _upper_bound_pct(result: SweepResult) -> float:
+    score = result.score
+    return score.ppl_increase_pct + _STANDARD_ERRORS * score.ppl_increase_se_pct
 
 
-def _bytes(point: SweepPoint) -> int:
-    return point.score.bytes
+def _bytes(result: SweepResult) -> int:
+    return result.score.bytes

@@ -1,7 +1,8 @@
-"""Measurements kept between runs, so that one that was stopped goes on where it was.
+"""Results cached between runs, so that a sweep or study that was stopped goes on where it was.
 
-Each is a small file of JSON (`tolpack.runtime.cache`, which tells damaged ones), named by a hash of
-all that it depends on: versions, every byte of the weights, tokens, window, calibration, setting.
+Each is a small file of JSON (`tolpack.runtime.cache`, which recognises damaged ones). Its name is a
+hash of all that the result depends on: versions, every byte of the weights, tokens, window,
+calibration and options.
 """
 
 from __future__ import annotations
@@ -24,23 +25,23 @@ from tolpack.sources.files import file_digest
 from tolpack.version import __version__
 from tolpack.workspace.resources import Resources
 
-# Raised whenever the same inputs would be measured otherwise.
-_MEASUREMENT = 1
+# Raised whenever the same inputs give other results.
+_RESULT_VERSION = 1
 
 
 class ResultCache:
-    """Measurements on one checkpoint and text.
+    """Results on one checkpoint and text.
 
     Parameters
     ----------
     evaluator : Evaluator
         The checkpoint and the text.
     calibration, resources : CalibrationInputs, Resources
-        What packs are built with.
+        Inputs and resources of the builds.
     fresh : bool
-        Whether to measure everything again.
+        Whether to measure again what was cached by earlier runs.
     reporter : Reporter
-        Is told if nothing can be kept.
+        Receives a line if nothing can be cached.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class ResultCache:
         reporter: Reporter,
     ) -> None:
         names = tuple(field.name for field in fields(PackScore))
-        words = (__version__, _MEASUREMENT, torch.__version__, names, evaluator.context)
+        words = (__version__, _RESULT_VERSION, torch.__version__, names, evaluator.context)
         digest = hashlib.sha256(
             repr((*words, resources.compute, evaluator.checkpoint.config)).encode()
         )
@@ -66,46 +67,59 @@ class ResultCache:
         self._check_unchanged = evaluator.checkpoint.check_unchanged
         self._fresh = fresh
         self._reporter = reporter
-        self._now: dict[str, dict[str, Any]] = {}
-        self._told = False
+        self._measured: dict[str, dict[str, Any]] = {}
+        self._reported = False
 
     def get(
-        self, what: object, keys: Sequence[str], measure: Callable[[], dict[str, Any]]
+        self, experiment: object, keys: Sequence[str], measure: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
-        """Return what `measure` gives, with `keys`, or gave when `what` was measured before."""
-        known = self._known(what, keys)
-        if known is not None:
-            return known
-        found = self._now[self._name(what)] = measure()
-        self._check_unchanged()  # what is kept belongs to the weights in its name
-        path = cached_file(self._name(what))
-        data = json.dumps(found).encode()
-        kept = path is None or keep_file(path, lambda file: file.write(data))
-        if not kept and not self._told:
-            self._told = True
+        """Return the cached result of an experiment, or what `measure` returns.
+
+        Parameters
+        ----------
+        experiment : object
+            Its ``repr`` names the experiment.
+        keys : sequence of str
+            Keys of the result; a cached one without them is measured again.
+        measure : callable
+            Returns plain values for JSON.
+        """
+        name = self._name(experiment)
+        cached = self._cached(name, keys)
+        if cached is not None:
+            return cached
+        result = self._measured[name] = measure()
+        self._check_unchanged()  # the name holds the weights that were measured
+        path = cached_file(name)
+        data = json.dumps(result).encode()
+        written = path is None or keep_file(path, lambda file: file.write(data))
+        if not written and not self._reported:
+            self._reported = True
             self._reporter.say(
                 f"measurements cannot be kept in {path and path.parent}: if this is stopped, it "
                 "starts over (TOLPACK_CACHE names another folder)"
             )
-        return found
+        return result
 
-    def _known(self, what: object, keys: Sequence[str]) -> dict[str, Any] | None:
-        name = self._name(what)
-        if name in self._now or self._fresh:
-            return self._now.get(name)
+    def _cached(self, name: str, keys: Sequence[str]) -> dict[str, Any] | None:
+        if name in self._measured or self._fresh:
+            return self._measured.get(name)
         path = cached_file(name)
-        found = None if path is None else _read(path)
-        return found if isinstance(found, dict) and set(keys) <= found.keys() else None
+        result = None if path is None else _read(path)
+        return result if isinstance(result, dict) and set(keys) <= result.keys() else None
 
-    def _name(self, what: object) -> str:
-        digest = hashlib.sha256(self._identity + repr(what).encode())
+    def _name(self, experiment: object) -> str:
+        digest = hashlib.sha256(self._identity + repr(experiment).encode())
         return f"measured-{digest.hexdigest()[:32]}.json"
 
 
 def _read(path: Path) -> object:
-    """Return what was kept in a file; ``None`` if nothing was, or if it is damaged."""
+    """Return the value in a file; ``None`` if there is no file, or if it is damaged."""
     try:
-        with kept_file(path) as kept:
-            return None if kept is None else json.loads(kept[0].read(kept[1]))
+        with kept_file(path) as opened:
+            if opened is None:
+                return None
+            file, size = opened
+            return json.loads(file.read(size))
     except (OSError, ValueError):
         return None

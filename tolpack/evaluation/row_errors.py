@@ -21,7 +21,7 @@ Texts = Callable[[Sequence[int]], Sequence[str | None]]
 
 
 @dataclass(frozen=True, slots=True)
-class LayerDifference:
+class LayerDiff:
     """One layer: its error, and the largest one of a row with its token, if any row has one.
 
     ``dropped``: ``"A"``, ``"B"`` or ``"both"`` where it is not stored, and so read as zeros.
@@ -36,7 +36,7 @@ class LayerDifference:
 
 
 @dataclass(frozen=True, slots=True)
-class ChunkDifference:
+class ChunkDiff:
     """One chunk of A: its tokens, which are of similar frequency, and their error.
 
     ``bytes`` as stored; ``share`` of all counts, 0 … 1.
@@ -50,7 +50,7 @@ class ChunkDifference:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenDifference:
+class TokenDiff:
     """One token: its error over all layers, and the layer that both sides store where it is
     largest.
     """
@@ -65,8 +65,8 @@ class TokenDifference:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """What `tolpack.evaluation.diff.compare` found. Errors are fractions, not percentages, and
+class TableDiff:
+    """What `tolpack.evaluation.diff.diff_tables` found. Errors are fractions, not percentages, and
     ``None`` where the reference is zeros and the pack is not.
 
     ``equal``: every value is. ``differing_tokens``: tokens of which any value differs;
@@ -84,16 +84,16 @@ class Comparison:
     zero_tokens: int
     relative_error: float | None
     weighted_error: float | None
-    layers: tuple[LayerDifference, ...]
-    chunks: tuple[ChunkDifference, ...]
-    worst: tuple[TokenDifference, ...]
+    layers: tuple[LayerDiff, ...]
+    chunks: tuple[ChunkDiff, ...]
+    worst: tuple[TokenDiff, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return asdict(self)
 
 
-def squares_of(a: Floats, b: Floats) -> Doubles:
+def squared_norms(a: Floats, b: Floats) -> Doubles:
     """Return ‖a − b‖² and ‖b‖² of each token and layer: float64 (2, tokens, layers)."""
     found = np.empty((2, *a.shape[:2]))
     for layer in range(a.shape[1]):
@@ -113,7 +113,7 @@ def _relative(squares: Doubles) -> Doubles:
     return np.asarray(np.sqrt(found))
 
 
-class Tally:
+class ErrorSums:
     """Sums over blocks of tokens, and the worst ones so far."""
 
     def __init__(self, pack: Pack, kept: frozenset[int], counts: Ints | None, worst: int) -> None:
@@ -125,11 +125,11 @@ class Tally:
         self._layers, self._chunks = np.zeros((2, layers)), np.zeros((2, len(views)))
         self._weighted, self._chunk_counts = np.zeros(2), np.zeros(len(views))
         self._row_errors, self._row_tokens = np.zeros(layers), np.full(layers, -1, np.int64)
-        self._worst: list[TokenDifference] = []
+        self._worst: list[TokenDiff] = []
         self._differing = self._zeros = 0
 
     def add(self, chunk: int, ids: Ints, squares: Doubles) -> None:
-        """Count tokens `ids`, int64 (n,), of a chunk: `squares_of`."""
+        """Count tokens `ids`, int64 (n,), of a chunk: `squared_norms`."""
         rows = squares.sum(axis=2)
         self._layers += squares.sum(axis=1)
         self._chunks[:, chunk] += rows.sum(axis=1)
@@ -156,11 +156,11 @@ class Tally:
                 layer, error = int(self._shared[shared.argmax()]), float(shared.max())
             token = int(ids[n])
             count = None if self._counts is None else int(self._counts[token])
-            self._worst.append(TokenDifference(token, chunk, float(errors[n]), layer, error, count))
+            self._worst.append(TokenDiff(token, chunk, float(errors[n]), layer, error, count))
         self._worst.sort(key=lambda one: -one.relative_error)
         del self._worst[self._worst_count :]
 
-    def result(self, a: Path, b: Path, texts: Texts | None) -> Comparison:
+    def result(self, a: Path, b: Path, texts: Texts | None) -> TableDiff:
         """Return what was found, the worst tokens with their texts."""
         pack, weighted = self._pack, None
         named = [one.token_id for one in self._worst]
@@ -168,7 +168,7 @@ class Tally:
         text = dict(zip(named, texts(named))) if texts is not None else {}
         if self._counts is not None:
             weighted = _or_none(_relative(self._weighted))
-        return Comparison(
+        return TableDiff(
             a=str(a),
             b=str(b),
             vocab_size=pack.vocab_size,
@@ -184,21 +184,21 @@ class Tally:
             worst=tuple(replace(one, text=text.get(one.token_id)) for one in self._worst),
         )
 
-    def _layer_errors(self, text: dict[int, str | None]) -> Iterator[LayerDifference]:
+    def _layer_errors(self, text: dict[int, str | None]) -> Iterator[LayerDiff]:
         for layer, error in enumerate(_relative(self._layers)):
             missing, token = self._missing[layer], int(self._row_tokens[layer])
             dropped = "both" if len(missing) == 2 else "".join(missing) or None
             worst: tuple[float | None, int | None, str | None] = (None, None, None)
             if token >= 0:
                 worst = (float(self._row_errors[layer]), token, text.get(token))
-            yield LayerDifference(layer, dropped, _or_none(error), *worst)
+            yield LayerDiff(layer, dropped, _or_none(error), *worst)
 
-    def _chunk_errors(self) -> Iterator[ChunkDifference]:
+    def _chunk_errors(self) -> Iterator[ChunkDiff]:
         shares = self._chunk_counts / max(self._chunk_counts.sum(), 1)
         for view, share, error in zip(
             self._pack.container.chunks, shares.tolist(), _relative(self._chunks)
         ):
-            yield ChunkDifference(
+            yield ChunkDiff(
                 view.chunk.rows,
                 view.encoding.frame,
                 view.length_bytes,

@@ -1,4 +1,4 @@
-"""A row of settings, each built, judged and removed: ``tolpack eval --sweep``."""
+"""Packs of many options, each built, evaluated and removed: ``tolpack eval --sweep``."""
 
 from __future__ import annotations
 
@@ -7,48 +7,47 @@ from dataclasses import replace
 
 from tolpack.errors import ConfigError
 from tolpack.evaluation.evaluator import Evaluator
-from tolpack.evaluation.sweep_progress import SweepProgress
-from tolpack.evaluation.sweep_runner import Inputs, SweepPoint, workplace
-from tolpack.evaluation.sweep_setting import SweepSetting
+from tolpack.evaluation.experiment_runner import ExperimentOptions, SweepResult, open_runner
+from tolpack.evaluation.step_progress import StepProgress
+from tolpack.evaluation.sweep_grid import PackOptions
 
 
 def run_sweep(
-    evaluator: Evaluator, settings: Sequence[SweepSetting], inputs: Inputs
-) -> tuple[tuple[SweepPoint, ...], tuple[str, ...]]:
-    """Measure `settings`, in their order; those that were measured before are not built again.
+    evaluator: Evaluator, grid: Sequence[PackOptions], options: ExperimentOptions
+) -> tuple[tuple[SweepResult, ...], tuple[str, ...]]:
+    """Evaluate a pack of each of the options in `grid`, in their order.
 
     Returns
     -------
     tuple
-        The points, with their Pareto front marked; and a line for each setting that this checkpoint
-        does not allow.
+        The results, with their Pareto front marked; and a line for each of the options that this
+        checkpoint does not allow.
 
     Raises
     ------
     CheckpointError, FileAccessError
         As `tolpack.build`.
     """
-    points: list[SweepPoint] = []
+    results: list[SweepResult] = []
     skipped: list[str] = []
-    steps = SweepProgress([setting.kind for setting in settings], evaluator.reporter)
-    with workplace(evaluator, inputs) as place:
-        for setting in settings:
-            steps.begin(setting.label)
+    progress = StepProgress([one.duration_class for one in grid], evaluator.reporter)
+    with open_runner(evaluator, options) as runner:
+        for one in grid:
+            progress.begin(one.label)
             try:
-                points.append(place.point(setting))
-                steps.end(points[-1].summary)
+                results.append(runner.evaluate(one))
+                progress.end(results[-1].summary)
             except ConfigError as error:
-                skipped.append(f"{setting.label}: {error}")
-                steps.end(f"not built: {error}")
-    return front(points), tuple(skipped)
+                skipped.append(f"{one.label}: {error}")
+                progress.end(f"not built: {error}")
+    return mark_front(results), tuple(skipped)
 
 
-def front(points: Sequence[SweepPoint]) -> tuple[SweepPoint, ...]:
-    """Mark the points that no other one beats in both bytes and perplexity."""
+def mark_front(results: Sequence[SweepResult]) -> tuple[SweepResult, ...]:
+    """Mark the results that no other one dominates in bytes and perplexity."""
+    costs = [(one.score.bytes, one.score.ppl) for one in results]
 
-    def beaten(one: SweepPoint) -> bool:
-        own = (one.score.bytes, one.score.ppl)
-        others = ((other.score.bytes, other.score.ppl) for other in points)
-        return any(o != own and o[0] <= own[0] and o[1] <= own[1] for o in others)
+    def dominated(own: tuple[int, float]) -> bool:
+        return any(c != own and c[0] <= own[0] and c[1] <= own[1] for c in costs)
 
-    return tuple(replace(one, on_front=not beaten(one)) for one in points)
+    return tuple(replace(one, on_front=not dominated(own)) for one, own in zip(results, costs))

@@ -13,7 +13,7 @@ from tolpack.reading.summary import Location
 from tolpack.report.tables import format_bytes, format_table
 
 if TYPE_CHECKING:
-    from tolpack.evaluation.row_errors import Comparison, LayerDifference
+    from tolpack.evaluation.row_errors import LayerDiff, TableDiff
 
 # A table with a column for each layer has at most so many; others have the whole row's norm alone.
 _MOST_COLUMNS = 12
@@ -77,7 +77,7 @@ def text_table(
     return table if wide else f"{table}\n\nnorms by layer: tolpack rows PACK {token_ids[0]}"
 
 
-def diff_table(found: Comparison) -> str:
+def diff_table(found: TableDiff) -> str:
     """Write what `tolpack.evaluation.diff` found: by layer, by chunk, by token, and in all."""
     head = (
         f"{printable(found.a)} against {printable(found.b)}\n"
@@ -89,7 +89,7 @@ def diff_table(found: Comparison) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _layer_table(found: Comparison) -> str:
+def _layer_table(found: TableDiff) -> str:
     lines = [
         [
             str(one.layer),
@@ -103,13 +103,13 @@ def _layer_table(found: Comparison) -> str:
     return format_table([*header, ""] if _any_dropped(found) else header, lines)
 
 
-def _worst_row(one: LayerDifference) -> tuple[str, str]:
+def _worst_row(one: LayerDiff) -> tuple[str, str]:
     if one.worst_token is None:
         return "-", "-"
     return _percent(one.worst_row_error), _named(one.worst_token, one.worst_text)
 
 
-def _chunk_table(found: Comparison) -> str:
+def _chunk_table(found: TableDiff) -> str:
     lines = [
         [
             str(number),
@@ -125,7 +125,7 @@ def _chunk_table(found: Comparison) -> str:
     return format_table(["chunk", "tokens", "encoding", "per token", *share, "rel. error"], lines)
 
 
-def _worst_table(found: Comparison) -> str:
+def _worst_table(found: TableDiff) -> str:
     if not found.worst:
         return ""
     lines = [
@@ -148,7 +148,7 @@ def _worst_table(found: Comparison) -> str:
     return format_table(header, lines)
 
 
-def _totals(found: Comparison) -> str:
+def _totals(found: TableDiff) -> str:
     lines = [f"relative error of the whole table: {_percent(found.relative_error)}"]
     if found.weighted_error is not None:
         lines.append(f"weighted by frequency: {_percent(found.weighted_error)}")
@@ -166,7 +166,7 @@ def _totals(found: Comparison) -> str:
     return "\n".join(lines)
 
 
-def _any_dropped(found: Comparison) -> bool:
+def _any_dropped(found: TableDiff) -> bool:
     return any(one.dropped for one in found.layers)
 
 

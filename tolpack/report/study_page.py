@@ -30,16 +30,16 @@ from tolpack.report.sweep_page import (
 )
 
 if TYPE_CHECKING:  # they load torch
+    from tolpack.evaluation.experiment_runner import AblationResult
     from tolpack.evaluation.recommend import Recommendation
-    from tolpack.evaluation.study import LayerRun, Study
-    from tolpack.evaluation.sweep_runner import Change
+    from tolpack.evaluation.study import LayerAblation, Study
 
 # Perplexities of the paper's 1B model: Tables 1 (α) and 7 (bits).
 _PAPER_ALPHA = {1.0: 24.348, 0.9: 24.652, 0.8: 25.517, 0.7: 27.457, 0.6: 32.614, 0.5: 53.707}
 _PAPER_BITS = {16: 24.348, 8: 24.347, 4: 24.439}
 _MOST_SINGULAR_VALUES = 256
-_CHANGED = ("perplexity", "±", "increase, %", "± , %", "tokens")
-_CHANGED_FORMATS = (".3f", ".3f", "+.3f", ".3f", ",.0f")
+_ABLATION = ("perplexity", "±", "increase, %", "± , %", "tokens")
+_ABLATION_FORMATS = (".3f", ".3f", "+.3f", ".3f", ",.0f")
 
 
 def study_page(subject: ReportSubject, study: Study, recommended: Sequence[Recommendation]) -> Page:
@@ -49,7 +49,7 @@ def study_page(subject: ReportSubject, study: Study, recommended: Sequence[Recom
         sections.append(trade_off_section((), study.packs, study.skipped, subject.command))
     if recommended:
         sections.append(recommendation_section(recommended, subject))
-    for part, make in _PARTS.items():
+    for part, make in _SECTIONS.items():
         section = make(study)
         if section is not None:
             command = f"{_without_only(subject.command)} --only {part}"
@@ -74,20 +74,20 @@ def _without_only(command: str) -> str:
 
 
 def _precision(study: Study) -> PageSection | None:
-    plain = [p for p in study.packs if p.setting.rank == "none" and p.setting.bits in _PAPER_BITS]
+    plain = [p for p in study.packs if p.options.rank == "none" and p.options.bits in _PAPER_BITS]
     if not plain:
         return None
     whole = _PAPER_BITS[16]
     rows = tuple(
         (
-            float(point.setting.bits),
-            point.score.ppl_increase_pct,
-            point.score.ppl_increase_se_pct,
-            point.score.bytes / 1e6,
-            point.score.ratio_fp16,
-            100 * (_PAPER_BITS[int(point.setting.bits)] / whole - 1),
+            float(result.options.bits),
+            result.score.ppl_increase_pct,
+            result.score.ppl_increase_se_pct,
+            result.score.bytes / 1e6,
+            result.score.ratio_fp16,
+            100 * (_PAPER_BITS[int(result.options.bits)] / whole - 1),
         )
-        for point in plain
+        for result in plain
     )
     header = ("bits", "increase, %", "± , %", "MB", "× FP16", "the paper's 1B model, %")
     table = DataTable(header, rows, (".0f", "+.3f", ".3f", ".2f", ".2f", "+.2f"))
@@ -101,7 +101,7 @@ def _precision(study: Study) -> PageSection | None:
 def _ranks(study: Study) -> PageSection | None:
     if not study.ranks:
         return None
-    names = tuple(f"rank {pair.uniform.setting.rank}" for pair in study.ranks)
+    names = tuple(f"rank {pair.uniform.options.rank}" for pair in study.ranks)
     both = (
         ("uniform ranks", [pair.uniform for pair in study.ranks]),
         ("ranks by loss", [pair.by_loss for pair in study.ranks]),
@@ -122,7 +122,7 @@ def _ranks(study: Study) -> PageSection | None:
     )  # fmt: skip
     rows = tuple(
         (
-            pair.uniform.setting.rank,
+            pair.uniform.options.rank,
             pair.uniform.score.bytes / 1e6,
             pair.uniform.score.ppl_increase_pct,
             pair.uniform.score.ppl_increase_se_pct,
@@ -151,15 +151,15 @@ def _ranks(study: Study) -> PageSection | None:
 def _layers(study: Study) -> PageSection | None:
     if not study.layers:
         return None
-    count = 1 + max(run.last for run in study.layers)
-    single = [run for run in study.layers if run.first == run.last]
-    points = tuple(_changed_point(n, run) for n, run in enumerate(single))
+    count = 1 + max(one.last for one in study.layers)
+    single = [one for one in study.layers if one.first == one.last]
+    points = tuple(_layer_point(n, one) for n, one in enumerate(single))
     chart = Chart(
         Axis("layer without memory"), INCREASE, (Series("one layer left out", points, "bars"),),
         "The layer's memory outputs are zeros; nothing makes up for them.",
-        tuple(str(run.first) for run in single),
+        tuple(str(one.first) for one in single),
     )  # fmt: skip
-    increases = {(run.first, run.last): run.change.increase_pct for run in study.layers}
+    increases = {(one.first, one.last): one.result.increase_pct for one in study.layers}
     names = tuple(map(str, range(count)))
     values = tuple(
         tuple(increases.get((first, last)) for last in range(count)) for first in range(count)
@@ -169,11 +169,11 @@ def _layers(study: Study) -> PageSection | None:
         row_label="first layer", column_label="last layer", log=True,
     )  # fmt: skip
     rows = tuple(
-        (float(run.first), float(run.last), float(run.last - run.first + 1), *_cells(run.change))
-        for run in study.layers
+        (float(one.first), float(one.last), float(one.last - one.first + 1), *_cells(one.result))
+        for one in study.layers
     )
-    table = DataTable(("first", "last", "layers", *_CHANGED), rows,
-                  (".0f", ".0f", ".0f", *_CHANGED_FORMATS))  # fmt: skip
+    table = DataTable(("first", "last", "layers", *_ABLATION), rows,
+                  (".0f", ".0f", ".0f", *_ABLATION_FORMATS))  # fmt: skip
     text = (
         "Each layer's memory, and every run of neighbouring layers' memories, left out (the "
         "paper's Figures 4 and 12). A pack that drops layers with --bits auto folds them into "
@@ -188,7 +188,7 @@ def _alpha(study: Study) -> PageSection | None:
     itself = ChartPoint(1.0, 0.0, None, "α = 1, the checkpoint itself")
     own = tuple(
         ChartPoint(
-            one.alpha, one.change.increase_pct, one.change.increase_se_pct, f"α = {one.alpha:g}"
+            one.alpha, one.result.increase_pct, one.result.increase_se_pct, f"α = {one.alpha:g}"
         )
         for one in study.alphas
     )
@@ -204,8 +204,8 @@ def _alpha(study: Study) -> PageSection | None:
         Series("the paper's MemoryLLM, 1B", paper, "line"),
     )
     chart = Chart(Axis("α"), Axis("perplexity increase", "%", linear_below=1.0), series)
-    rows = tuple((one.alpha, *_cells(one.change)) for one in study.alphas)
-    table = DataTable(("α", *_CHANGED), rows, (".1f", *_CHANGED_FORMATS))
+    rows = tuple((one.alpha, *_cells(one.result)) for one in study.alphas)
+    table = DataTable(("α", *_ABLATION), rows, (".1f", *_ABLATION_FORMATS))
     text = "All memory outputs times α (the paper's Table 1): how much the model leans on them."
     return PageSection("Scaling the memory", text, (chart,), table)
 
@@ -255,30 +255,30 @@ def _costs(study: Study) -> PageSection | None:
     return PageSection("Weights and operations", text, table=table)
 
 
-def _cells(change: Change) -> tuple[float, ...]:
+def _cells(result: AblationResult) -> tuple[float, ...]:
     return (
-        change.ppl,
-        change.ppl_se,
-        change.increase_pct,
-        change.increase_se_pct,
-        float(change.tokens),
+        result.ppl,
+        result.ppl_se,
+        result.increase_pct,
+        result.increase_se_pct,
+        float(result.tokens),
     )
 
 
-def _changed_point(place: int, run: LayerRun) -> ChartPoint:
-    change = run.change
+def _layer_point(x: int, ablation: LayerAblation) -> ChartPoint:
+    result = ablation.result
     shown = (
-        ("perplexity", f"{change.ppl:.3f} ± {change.ppl_se:.3f}"),
-        ("increase", f"{change.increase_pct:+.3f} ± {change.increase_se_pct:.3f} %"),
-        ("tokens", f"{change.tokens:,}"),
+        ("perplexity", f"{result.ppl:.3f} ± {result.ppl_se:.3f}"),
+        ("increase", f"{result.increase_pct:+.3f} ± {result.increase_se_pct:.3f} %"),
+        ("tokens", f"{result.tokens:,}"),
     )
     return ChartPoint(
-        place, change.increase_pct, change.increase_se_pct, f"without layer {run.first}", shown
+        x, result.increase_pct, result.increase_se_pct, f"without layer {ablation.first}", shown
     )
 
 
 # By the name of the part.
-_PARTS = {
+_SECTIONS = {
     "precision": _precision,
     "ranks": _ranks,
     "layers": _layers,

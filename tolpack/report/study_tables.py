@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from tolpack.report.tables import format_bytes, format_table, sweep_table
 
 if TYPE_CHECKING:  # it loads torch
-    from tolpack.evaluation.model_size import ModelCosts
+    from tolpack.evaluation.experiment_runner import AblationResult, SweepResult
+    from tolpack.evaluation.model_costs import ModelCosts
     from tolpack.evaluation.recommend import Recommendation
     from tolpack.evaluation.study import Study
-    from tolpack.evaluation.sweep_runner import Change, SweepPoint
 
 
 def study_text(study: Study, recommended: Sequence[Recommendation]) -> str:
@@ -51,36 +51,38 @@ def recommendation_table(recommended: Sequence[Recommendation]) -> str:
     rows = [
         [
             f"at most {one.limit_pct:g} %",
-            increase(one.best),
-            format_bytes(one.best.score.bytes),
-            f"{one.best.score.ratio_fp16:.2f}",
-            one.best.setting.options or "(the defaults)",
-            "-" if one.plain is None else one.plain.setting.options or "(the defaults)",
+            pack_increase(one.smallest),
+            format_bytes(one.smallest.score.bytes),
+            f"{one.smallest.score.ratio_fp16:.2f}",
+            one.smallest.options.arguments or "(the defaults)",
+            "-"
+            if one.without_basis is None
+            else one.without_basis.options.arguments or "(the defaults)",
         ]
         for one in recommended
     ]
     return format_table(header, rows)
 
 
-def increase(point: SweepPoint) -> str:
+def pack_increase(result: SweepResult) -> str:
     """Write a pack's increase of perplexity with its standard error."""
-    return f"{point.score.ppl_increase_pct:+.3f} ± {point.score.ppl_increase_se_pct:.3f} %"
+    return f"{result.score.ppl_increase_pct:+.3f} ± {result.score.ppl_increase_se_pct:.3f} %"
 
 
-def changed(change: Change) -> str:
+def ablation_increase(result: AblationResult) -> str:
     """Write a changed model's increase of perplexity with its standard error."""
-    return f"{change.increase_pct:+.3f} ± {change.increase_se_pct:.3f} %"
+    return f"{result.increase_pct:+.3f} ± {result.increase_se_pct:.3f} %"
 
 
 def _ranks(study: Study) -> str:
     header = ["uniform rank", "bytes", "increase", "by loss: bytes", "increase", "lower by"]
     rows = [
         [
-            pair.uniform.setting.rank,
+            pair.uniform.options.rank,
             format_bytes(pair.uniform.score.bytes),
-            increase(pair.uniform),
+            pack_increase(pair.uniform),
             format_bytes(pair.by_loss.score.bytes),
-            increase(pair.by_loss),
+            pack_increase(pair.by_loss),
             f"{pair.gain_pct:.3f} ± {pair.gain_se_pct:.3f} %",
         ]
         for pair in study.ranks
@@ -91,12 +93,12 @@ def _ranks(study: Study) -> str:
 def _layers(study: Study) -> str:
     rows = [
         [
-            str(run.first) if run.first == run.last else f"{run.first} … {run.last}",
-            f"{run.change.ppl:.3f} ± {run.change.ppl_se:.2f}",
-            changed(run.change),
-            str(run.change.tokens),
+            str(one.first) if one.first == one.last else f"{one.first} … {one.last}",
+            f"{one.result.ppl:.3f} ± {one.result.ppl_se:.2f}",
+            ablation_increase(one.result),
+            str(one.result.tokens),
         ]
-        for run in study.layers
+        for one in study.layers
     ]
     return format_table(["without layers", "perplexity", "increase", "tokens"], rows)
 
@@ -104,12 +106,12 @@ def _layers(study: Study) -> str:
 def _alphas(study: Study) -> str:
     rows = [
         [
-            f"{point.alpha:.1f}",
-            f"{point.change.ppl:.3f} ± {point.change.ppl_se:.2f}",
-            changed(point.change),
-            str(point.change.tokens),
+            f"{one.alpha:.1f}",
+            f"{one.result.ppl:.3f} ± {one.result.ppl_se:.2f}",
+            ablation_increase(one.result),
+            str(one.result.tokens),
         ]
-        for point in study.alphas
+        for one in study.alphas
     ]
     return format_table(["α", "perplexity", "increase", "tokens"], rows)
 
@@ -125,7 +127,7 @@ def _spectra(study: Study) -> str:
     return format_table(["layer", "90 %", "99 %", "effective rank", "of"], rows)
 
 
-def cost_rows(costs: ModelCosts, packs: tuple[SweepPoint, ...]) -> list[tuple[str, int, int, int]]:
+def cost_rows(costs: ModelCosts, packs: tuple[SweepResult, ...]) -> list[tuple[str, int, int, int]]:
     """Bytes and operations of what the memory is: FFNs, an FP16 table, each pack of the front."""
     rest = costs.head_macs + costs.other_macs
     rows = [
@@ -133,17 +135,19 @@ def cost_rows(costs: ModelCosts, packs: tuple[SweepPoint, ...]) -> list[tuple[st
          rest + costs.memory_macs),
         ("table in FP16, looked up", 2 * costs.table_values, 0, rest),
     ]  # fmt: skip
-    for point in sorted(packs, key=lambda point: -point.score.bytes):
-        if point.on_front:
-            macs = point.score.macs_per_token
-            rows.append((f"pack: {point.setting.short}", point.score.bytes, macs, rest + macs))
+    for result in sorted(packs, key=lambda result: -result.score.bytes):
+        if result.on_front:
+            macs = result.score.macs_per_token
+            rows.append(
+                (f"pack: {result.options.short_label}", result.score.bytes, macs, rest + macs)
+            )
     return rows
 
 
 COST_HEADER = ("memory", "bytes (FFNs in 16 bits)", "its MACs/token", "MACs/token in all")
 
 
-def _costs(costs: ModelCosts, packs: tuple[SweepPoint, ...]) -> str:
+def _costs(costs: ModelCosts, packs: tuple[SweepResult, ...]) -> str:
     total = costs.embedding_weights + costs.head_weights + costs.other_weights
     note = (
         f"other weights: {total:,} (embedding {costs.embedding_weights:,}, head "

@@ -22,10 +22,9 @@ from tolpack.report.trade_off import family
 from tolpack.runtime.machine import machine, versions
 
 if TYPE_CHECKING:  # they load torch
-    from tolpack.evaluation.evaluate import Evaluation
-    from tolpack.evaluation.evaluator import Baseline, PackScore
+    from tolpack.evaluation.evaluator import Baseline, Evaluation, PackScore
+    from tolpack.evaluation.experiment_runner import SweepResult
     from tolpack.evaluation.recommend import Recommendation
-    from tolpack.evaluation.sweep_runner import SweepPoint
 
 INCREASE = Axis("perplexity increase", "%", linear_below=LINEAR_PCT)
 _SIZE = Axis("size of the pack", "MB", log=True)
@@ -50,16 +49,16 @@ class ReportSubject:
 def sweep_page(
     subject: ReportSubject,
     evaluation: Evaluation,
-    points: Sequence[SweepPoint],
+    results: Sequence[SweepResult],
     skipped: Sequence[str],
     recommended: Sequence[Recommendation],
 ) -> Page:
     """Make the report of ``tolpack eval``."""
     packs = evaluation.packs
-    sections = [trade_off_section(packs, points, skipped, subject.command)]
+    sections = [trade_off_section(packs, results, skipped, subject.command)]
     if recommended:
         sections.append(recommendation_section(recommended, subject))
-    sections.append(settings_section(packs, points, subject.command))
+    sections.append(settings_section(packs, results, subject.command))
     return Page(
         title=f"{subject.checkpoint.name}: perplexity against size",
         lead=lead(recommended),
@@ -72,14 +71,14 @@ def lead(recommended: Sequence[Recommendation]) -> str:
     """What was found, in a sentence: the tightest limit of the pack for the middle one."""
     if not recommended:
         return "What each pack takes on disk, and what it costs in perplexity."
-    best = recommended[len(recommended) // 2].best
-    limit = min(one.limit_pct for one in recommended if one.best is best)
+    best = recommended[len(recommended) // 2].smallest
+    limit = min(one.limit_pct for one in recommended if one.smallest is best)
     ratio = best.score.ratio_fp16
     size = f"{ratio:.1f} times less" if ratio > 1 else "no less"
     return (
         f"At a cost of at most {limit:g} % of perplexity, the smallest pack takes "
         f"{format_bytes(best.score.bytes)}, {size} than the table in FP16: "
-        f"{best.setting.options or 'the defaults'}."
+        f"{best.options.arguments or 'the defaults'}."
     )
 
 
@@ -99,24 +98,24 @@ def facts(subject: ReportSubject, context: int, baseline: Baseline) -> tuple[tup
 
 def trade_off_section(
     packs: Sequence[PackScore],
-    points: Sequence[SweepPoint],
+    results: Sequence[SweepResult],
     skipped: Sequence[str],
     command: str,
 ) -> PageSection:
     """Perplexity against size, with the Pareto front."""
     series = []
-    ordered = sorted((point for point in points if point.on_front), key=lambda p: p.score.bytes)
+    ordered = sorted((result for result in results if result.on_front), key=lambda p: p.score.bytes)
     if len(ordered) > 1:
         front = tuple(_point(one.score, "", ()) for one in ordered)
         series.append(Series("Pareto front", front, "step"))
     if packs:
         given = tuple(_point(one, Path(one.path).name, details(one)) for one in packs)
         series.append(Series("packs", given))
-    for name in dict.fromkeys(family(point) for point in points):
+    for name in dict.fromkeys(family(result) for result in results):
         own = tuple(
-            _point(point.score, point.setting.short, _setting_details(point))
-            for point in points
-            if family(point) == name
+            _point(result.score, result.options.short_label, _setting_details(result))
+            for result in results
+            if family(result) == name
         )
         series.append(Series(name, own))
     caption = (
@@ -137,15 +136,13 @@ def recommendation_section(
     rows = tuple(
         (
             f"{one.limit_pct:g} %",
-            one.best.setting.options or "(the defaults)",
-            one.best.score.ppl_increase_pct,
-            one.best.score.ppl_increase_se_pct,
-            one.best.score.bytes / 1e6,
-            one.best.score.ratio_fp16,
-            float(one.best.score.macs_per_token),
-            None
-            if one.plain is None
-            else f"{one.plain.setting.short}: {format_bytes(one.plain.score.bytes)}",
+            one.smallest.options.arguments or "(the defaults)",
+            one.smallest.score.ppl_increase_pct,
+            one.smallest.score.ppl_increase_se_pct,
+            one.smallest.score.bytes / 1e6,
+            one.smallest.score.ratio_fp16,
+            float(one.smallest.score.macs_per_token),
+            _label_and_size(one.without_basis),
         )
         for one in recommended
     )
@@ -155,19 +152,25 @@ def recommendation_section(
         "paid for every token; the last column is the smallest pack that needs none."
     )
     table = DataTable(header, rows, ("", "", "+.3f", ".3f", ".2f", ".2f", ",.0f", ""))
-    example = recommended[len(recommended) // 2].best.setting.options
+    example = recommended[len(recommended) // 2].smallest.options.arguments
     command = f"{subject.build} {example}".rstrip()
     return PageSection("Which setting to ship", text, table=table, command=command)
 
 
+def _label_and_size(result: SweepResult | None) -> str | None:
+    if result is None:
+        return None
+    return f"{result.options.short_label}: {format_bytes(result.score.bytes)}"
+
+
 def settings_section(
-    packs: Sequence[PackScore], points: Sequence[SweepPoint], command: str
+    packs: Sequence[PackScore], results: Sequence[SweepResult], command: str
 ) -> PageSection:
     """Every number of every pack."""
     header = ("setting", "increase, %", "± , %", "perplexity", "±", "MB", "× FP16", "bits a value",
               "read a token, B", "resident, B", "MACs a token", "on the front")  # fmt: skip
     named = [(Path(pack.path).name, pack, None) for pack in packs]
-    swept = [(p.setting.options or "(the defaults)", p.score, p.on_front) for p in points]
+    swept = [(p.options.arguments or "(the defaults)", p.score, p.on_front) for p in results]
     rows = tuple(
         (
             name,
@@ -200,9 +203,9 @@ def details(score: PackScore) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _setting_details(point: SweepPoint) -> tuple[tuple[str, str], ...]:
-    options = point.setting.options or "(the defaults)"
-    return (("tolpack build", options), *details(point.score))
+def _setting_details(result: SweepResult) -> tuple[tuple[str, str], ...]:
+    options = result.options.arguments or "(the defaults)"
+    return (("tolpack build", options), *details(result.score))
 
 
 def _point(score: PackScore, label: str, shown: tuple[tuple[str, str], ...]) -> ChartPoint:

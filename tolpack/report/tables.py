@@ -12,9 +12,9 @@ from tolpack.reading.verification import Damage
 if TYPE_CHECKING:  # these load torch, which reading a pack must not
     from tolpack.compress.build import BuildResult
     from tolpack.compress.size_prediction import SizePrediction
-    from tolpack.evaluation.evaluate import Evaluation
-    from tolpack.evaluation.lookup_speed import Bench
-    from tolpack.evaluation.sweep_runner import SweepPoint
+    from tolpack.evaluation.evaluator import Evaluation
+    from tolpack.evaluation.experiment_runner import SweepResult
+    from tolpack.evaluation.lookup_benchmark import LookupBenchmark
     from tolpack.export.convert import ConvertResult
     from tolpack.sources.checkpoint.description import CheckpointSummary
 
@@ -109,23 +109,23 @@ def evaluation_table(evaluation: Evaluation) -> str:
     return f"{format_table(header, rows)}\n\n{note}"
 
 
-def sweep_table(points: Sequence[SweepPoint], skipped: Sequence[str] = ()) -> str:
+def sweep_table(results: Sequence[SweepResult], skipped: Sequence[str] = ()) -> str:
     """Write a line per setting, smallest first; an asterisk marks those on the Pareto front."""
     header = ["", "", "perplexity increase", "bytes", "× FP16", "bits/value", "read/token",
               "MACs/token", "build"]  # fmt: skip
     rows = [
         [
-            point.setting.label,
-            "*" if point.on_front else "",
-            f"{point.score.ppl_increase_pct:+.3f} ± {point.score.ppl_increase_se_pct:.3f} %",
-            format_bytes(point.score.bytes),
-            f"{point.score.ratio_fp16:.2f}",
-            f"{point.score.bits_per_weight:.2f}",
-            format_bytes(point.score.read_bytes_per_token),
-            str(point.score.macs_per_token),
-            f"{point.build_seconds:.0f} s",
+            result.options.label,
+            "*" if result.on_front else "",
+            f"{result.score.ppl_increase_pct:+.3f} ± {result.score.ppl_increase_se_pct:.3f} %",
+            format_bytes(result.score.bytes),
+            f"{result.score.ratio_fp16:.2f}",
+            f"{result.score.bits_per_weight:.2f}",
+            format_bytes(result.score.read_bytes_per_token),
+            str(result.score.macs_per_token),
+            f"{result.build_seconds:.0f} s",
         ]
-        for point in sorted(points, key=lambda point: point.score.bytes)
+        for result in sorted(results, key=lambda result: result.score.bytes)
     ]
     notes = ["* no other setting is both smaller and better", *(f"not built: {s}" for s in skipped)]
     return f"{format_table(header, rows)}\n\n" + "\n".join(notes)
@@ -260,10 +260,8 @@ def damage_line(damage: Damage, shown: int = 8) -> str:
     return f"{damage.place} ({tokens}; {slots}): {damage.message}"
 
 
-def bench_table(result: Bench) -> str:
-    """Write the times of `tolpack.evaluation.lookup_speed`: a line per I/O mode and size, then what
-    to choose.
-    """
+def benchmark_table(result: LookupBenchmark) -> str:
+    """Write a line per I/O mode and number of rows, then the advice."""
     rows = []
     for one in result.timings:
         times = [one.warm_p50_ms, one.warm_p99_ms, one.cold_p50_ms, one.cold_p99_ms]

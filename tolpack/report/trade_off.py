@@ -13,7 +13,7 @@ from tolpack.report.plots import TradeOffPoint, plot_trade_off
 
 if TYPE_CHECKING:  # they load torch
     from tolpack.evaluation.evaluator import PackScore
-    from tolpack.evaluation.sweep_runner import SweepPoint
+    from tolpack.evaluation.experiment_runner import SweepResult
 
 _COLUMNS = ("rank", "bits", "drop", "size", "max_ppl_increase", "path", "bytes", "ratio_fp16",
             "bits_per_weight", "ppl", "ppl_se", "nll_nats", "tokens", "ppl_increase_pct",
@@ -21,7 +21,7 @@ _COLUMNS = ("rank", "bits", "drop", "size", "max_ppl_increase", "path", "bytes",
             "build_seconds", "eval_seconds", "on_front")  # fmt: skip
 
 
-def write_csv(packs: Sequence[PackScore], points: Sequence[SweepPoint], path: Path) -> None:
+def write_csv(packs: Sequence[PackScore], results: Sequence[SweepResult], path: Path) -> None:
     """Write a line per pack and per setting, with a header; what does not apply is empty.
 
     Raises
@@ -32,8 +32,8 @@ def write_csv(packs: Sequence[PackScore], points: Sequence[SweepPoint], path: Pa
     from dataclasses import asdict
 
     lines = [asdict(pack) for pack in packs]
-    for point in points:
-        found = point.to_json()
+    for result in results:
+        found = result.to_json()
         lines.append({**found, **found["setting"]})
     text = io.StringIO()
     writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore")
@@ -44,7 +44,7 @@ def write_csv(packs: Sequence[PackScore], points: Sequence[SweepPoint], path: Pa
 
 
 def plot_sweep(
-    packs: Sequence[PackScore], points: Sequence[SweepPoint], path: Path, title: str
+    packs: Sequence[PackScore], results: Sequence[SweepResult], path: Path, title: str
 ) -> None:
     """Draw packs and settings; see `tolpack.report.plots.plot_trade_off`."""
     drawn = [
@@ -56,16 +56,17 @@ def plot_sweep(
     ]  # fmt: skip
     drawn += [
         TradeOffPoint(
-            point.score.bytes / 1e6, point.score.ppl_increase_pct, point.score.ppl_increase_se_pct,
-            family(point), point.setting.short, point.on_front,
+            result.score.bytes / 1e6, result.score.ppl_increase_pct,
+            result.score.ppl_increase_se_pct, family(result), result.options.short_label,
+            result.on_front,
         )
-        for point in points
+        for result in results
     ]  # fmt: skip
     plot_trade_off(drawn, path, title)
 
 
-def family(point: SweepPoint) -> str:
-    """The kind of setting that gives a point its colour."""
-    bits = "entropy-coded" if point.setting.bits == "auto" else "fixed bits"
-    basis = {"none": "no basis", "auto": "ranks by loss"}.get(point.setting.rank, "uniform rank")
+def family(result: SweepResult) -> str:
+    """The kind of setting that gives a result its colour."""
+    bits = "entropy-coded" if result.options.bits == "auto" else "fixed bits"
+    basis = {"none": "no basis", "auto": "ranks by loss"}.get(result.options.rank, "uniform rank")
     return f"{bits}, {basis}"

@@ -31,7 +31,7 @@ _FITS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
+class LookupTiming:
     """Lookups of ``rows`` distinct tokens in one mode: median and 99th percentile."""
 
     io: str
@@ -43,12 +43,12 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
+class LookupBenchmark:
     """Timings of one pack, and sentences on what to choose."""
 
     path: str
     bytes: int
-    timings: list[Timing]
+    timings: list[LookupTiming]
     advice: list[str]
 
     def to_json(self) -> dict[str, object]:
@@ -56,7 +56,7 @@ class Bench:
         return asdict(self)
 
 
-def run_bench(path: Path, rows: int, seconds: float, reporter: Reporter) -> Bench:
+def benchmark_lookups(path: Path, rows: int, seconds: float, reporter: Reporter) -> LookupBenchmark:
     """Time lookups of one row and of `rows`, each mode for about `seconds` warm and cold.
 
     Raises
@@ -68,7 +68,7 @@ def run_bench(path: Path, rows: int, seconds: float, reporter: Reporter) -> Benc
     """
     if not 0.01 <= seconds <= 600:
         raise ConfigError(f"--seconds is {seconds:g}, expected 0.01 … 600")
-    timings: list[Timing] = []
+    timings: list[LookupTiming] = []
     with Pack(path) as pack:
         vocab_size, nbytes = pack.vocab_size, pack.nbytes
         row_bytes = 4 * pack.num_layers * pack.hidden_size
@@ -82,16 +82,16 @@ def run_bench(path: Path, rows: int, seconds: float, reporter: Reporter) -> Benc
         )
     kernels.load()
     sizes = sorted({1, rows})
-    modes = [io for io in IO_MODES if _has(path, io, reporter)]
+    modes = [io for io in IO_MODES if _opens(path, io, reporter)]
     with reporter.phase("lookups", len(modes) * len(sizes), "measurements") as done:
         for io in modes:
             for size in sizes:
                 timings.append(_timing(path, io, size, seconds))
                 done(1)
-    return Bench(str(path), nbytes, timings, _advice(timings, nbytes))
+    return LookupBenchmark(str(path), nbytes, timings, _advice(timings, nbytes))
 
 
-def _has(path: Path, io: str, reporter: Reporter) -> bool:
+def _opens(path: Path, io: str, reporter: Reporter) -> bool:
     try:
         Pack(path, io).close()
     except FileAccessError as error:
@@ -100,18 +100,18 @@ def _has(path: Path, io: str, reporter: Reporter) -> bool:
     return True
 
 
-def _timing(path: Path, io: str, rows: int, seconds: float) -> Timing:
+def _timing(path: Path, io: str, rows: int, seconds: float) -> LookupTiming:
     source = np.random.default_rng(rows)
-    warm = _warm(path, io, rows, seconds, source)
-    cold = [] if io == "memory" else _cold(path, io, rows, seconds, source)
+    warm = _warm_seconds(path, io, rows, seconds, source)
+    cold = [] if io == "memory" else _cold_seconds(path, io, rows, seconds, source)
     p50, p99 = (1e3 * float(np.percentile(warm, q)) for q in (50, 99))
     if len(cold) < _LEAST:
-        return Timing(io, rows, p50, p99, None, None)
+        return LookupTiming(io, rows, p50, p99, None, None)
     cold_p50, cold_p99 = (1e3 * float(np.percentile(cold, q)) for q in (50, 99))
-    return Timing(io, rows, p50, p99, cold_p50, cold_p99)
+    return LookupTiming(io, rows, p50, p99, cold_p50, cold_p99)
 
 
-def _warm(
+def _warm_seconds(
     path: Path, io: str, rows: int, seconds: float, source: np.random.Generator
 ) -> list[float]:
     """Seconds of lookups with the file in the page cache."""
@@ -130,7 +130,7 @@ def _warm(
     return times
 
 
-def _cold(
+def _cold_seconds(
     path: Path, io: str, rows: int, seconds: float, source: np.random.Generator
 ) -> list[float]:
     """Seconds of lookups after the file was dropped from the page cache; none, if it stays."""
@@ -142,7 +142,7 @@ def _cold(
             out = np.empty((rows, pack.num_layers, pack.hidden_size), np.float32)
             pack.rows([int(source.integers(pack.vocab_size))])  # token map, bases
             # Mapped pages stay: those of that one row, which may be wanted again.
-            if _drop(path, int(pack.extents(ids[-1:])[0, 0])):
+            if _evict(path, int(pack.extents(ids[-1:])[0, 0])):
                 begin = time.perf_counter()
                 pack.rows(ids, out=out)
                 times.append(time.perf_counter() - begin)
@@ -159,7 +159,7 @@ def _read_whole(path: Path) -> None:
             pass
 
 
-def _drop(path: Path, offset: int) -> bool:
+def _evict(path: Path, offset: int) -> bool:
     """Drop the file from the page cache; false if what stands at `offset` is still there, or nobody
     can tell.
     """
@@ -178,7 +178,7 @@ def _drop(path: Path, offset: int) -> bool:
     return False
 
 
-def _advice(timings: list[Timing], nbytes: int) -> list[str]:
+def _advice(timings: list[LookupTiming], nbytes: int) -> list[str]:
     """What to choose, and why."""
     single = {one.io: one for one in timings if one.rows == 1}
     auto = single["auto"]

@@ -1,0 +1,191 @@
+"""Measurements for sweeps and studies: packs of given options, and ablations of the memory.
+
+A pack is built in a folder of the runner, evaluated and removed. Results are cached
+(`tolpack.evaluation.result_cache`), so that nothing is measured twice.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tolpack.calibration.stats import CalibrationInputs
+from tolpack.compress.session import BuildSession
+from tolpack.errors import FileAccessError
+from tolpack.evaluation.evaluator import Evaluator, PackScore
+from tolpack.evaluation.result_cache import ResultCache
+from tolpack.evaluation.sweep_grid import PackOptions
+from tolpack.model.decoder import Memory
+from tolpack.model.perplexity import Score, increase_pct
+from tolpack.sources.ffn_table import FFNTable
+from tolpack.workspace.resources import Resources
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentOptions:
+    """Inputs and resources of all builds.
+
+    ``scratch``: parent of the folder for packs; default: the system's. ``fresh``: measure anew what
+    the cache has.
+    """
+
+    calibration: CalibrationInputs = field(default_factory=CalibrationInputs)
+    resources: Resources = field(default_factory=Resources)
+    scratch: Path | None = None
+    fresh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SweepResult:
+    """The score of the pack that `options` build, and the seconds to build and to evaluate it.
+
+    ``on_front``: whether it is on the Pareto front of its sweep.
+    """
+
+    options: PackOptions
+    score: PackScore
+    build_seconds: float
+    eval_seconds: float
+    on_front: bool = False
+
+    @property
+    def summary(self) -> str:
+        """Size and increase of perplexity, in a line."""
+        score = self.score
+        return (
+            f"{score.bytes / 1e6:.2f} MB, × {score.ratio_fp16:.2f}, "
+            f"{score.ppl_increase_pct:+.3f} ± {score.ppl_increase_se_pct:.3f} %"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for JSON; ``path`` is null, because the pack was removed."""
+        options = {"setting": self.options.to_json(), "options": self.options.arguments}
+        times = {"build_seconds": self.build_seconds, "eval_seconds": self.eval_seconds}
+        pack = {**asdict(self.score), "path": None}
+        return {**pack, **options, **times, "on_front": self.on_front}
+
+
+@dataclass(frozen=True, slots=True)
+class AblationResult:
+    """Perplexity with a changed memory, and its increase, paired window by window."""
+
+    ppl: float
+    ppl_se: float
+    increase_pct: float
+    increase_se_pct: float
+    tokens: int
+
+    @property
+    def summary(self) -> str:
+        """Perplexity and increase, in a line."""
+        return f"{self.ppl:.3f}, {self.increase_pct:+.3f} ± {self.increase_se_pct:.3f} %"
+
+
+class ExperimentRunner:
+    """See the module; made by `open_runner`."""
+
+    def __init__(self, evaluator: Evaluator, options: ExperimentOptions, folder: Path) -> None:
+        self.evaluator = evaluator
+        self.results = ResultCache(
+            evaluator,
+            options.calibration,
+            options.resources,
+            fresh=options.fresh,
+            reporter=evaluator.reporter,
+        )
+        self.session = BuildSession(
+            FFNTable(evaluator.checkpoint), folder, options.calibration, options.resources,
+            evaluator.reporter,
+        )  # fmt: skip
+        self._path = folder / "pack.tolpack"
+
+    def evaluate(self, options: PackOptions) -> SweepResult:
+        """Return the score of the pack that `options` build."""
+        result = self._result(options)
+        score = PackScore(**result["score"])
+        return SweepResult(options, score, result["build_seconds"], result["eval_seconds"])
+
+    def window_scores(self, options: PackOptions) -> Score:
+        """Return the score of the same pack window by window, to be paired with another's."""
+        nll_nats = np.array(self._result(options)["window_nll_nats"])
+        return Score(nll_nats, self.evaluator.window_tokens)
+
+    def ablate(self, memory: Memory, name: str, tokens: int | None = None) -> AblationResult:
+        """Score the model with a changed memory.
+
+        Parameters
+        ----------
+        memory : callable
+            See `tolpack.model.decoder`.
+        name : str
+            Names the memory in the cache and for the reporter.
+        tokens : int, optional
+            Only so many tokens, the first ones; a multiple of the window. Default: all.
+        """
+
+        def measure() -> dict[str, Any]:
+            score, baseline = self.evaluator.score(memory, name, tokens), self.evaluator.base_score
+            windows = len(score.tokens)
+            paired = Score(baseline.nll_nats[:windows], baseline.tokens[:windows])
+            change = increase_pct(score, paired)
+            return asdict(AblationResult(score.ppl, score.ppl_se, *change, score.total_tokens))
+
+        keys = [one.name for one in fields(AblationResult)]
+        return AblationResult(**self.results.get((name, tokens), keys, measure))
+
+    def _result(self, options: PackOptions) -> dict[str, Any]:
+        keys = ("score", "window_nll_nats", "build_seconds", "eval_seconds")
+        return self.results.get(options, keys, lambda: self._measure(options))
+
+    def _measure(self, options: PackOptions) -> dict[str, Any]:
+        _ = self.evaluator.base_score  # not a part of the first pack's time
+        try:
+            begin = time.perf_counter()
+            self._build(options)
+            built = time.perf_counter()
+            score, windows = self.evaluator.pack_windows(self._path)
+            evaluated = time.perf_counter()
+        finally:
+            self._path.unlink(missing_ok=True)
+        times = {"build_seconds": built - begin, "eval_seconds": evaluated - built}
+        named = asdict(replace(score, path=options.label))
+        return {"score": named, "window_nll_nats": windows.nll_nats.tolist(), **times}
+
+    def _build(self, options: PackOptions) -> None:
+        try:
+            self.session.build(options.build_settings(), self._path)
+        except FileAccessError as error:
+            folder = self._path.parent.parent
+            raise FileAccessError(
+                f"{error} (packs are built in {folder}, one at a time: --scratch names "
+                "another folder)"
+            ) from error
+
+
+@contextmanager
+def open_runner(evaluator: Evaluator, options: ExperimentOptions) -> Iterator[ExperimentRunner]:
+    """Yield a runner with a folder of its own, which is removed at the end.
+
+    Raises
+    ------
+    FileAccessError
+        The folder cannot be made.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="tolpack-", dir=options.scratch)
+    except OSError as error:
+        raise FileAccessError(
+            f"cannot make a folder in {options.scratch or tempfile.gettempdir()}: "
+            f"{error.strerror or error}; give another with --scratch"
+        ) from error
+    with folder:
+        runner = ExperimentRunner(evaluator, options, Path(folder.name))
+        with runner.session:
+            yield runner
