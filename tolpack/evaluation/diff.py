@@ -1,9 +1,9 @@
-"""How far the rows of a pack are from another table's: ``tolpack diff``.
+"""Differences between the rows of a pack and those of another table: ``tolpack diff``.
 
-The vocabulary is walked once, in the order in which the pack stores it and in whole blocks of its
-chunks, so that each of them is read once and memory does not grow with the table. The other table
-is asked for the same tokens: a pack of the same order is read in order too, a checkpoint computes
-their rows layer by layer. What is summed up is `tolpack.evaluation.row_errors`' part.
+The vocabulary is read once, in the order in which the pack stores it and in whole blocks of its
+chunks: each block is decompressed once, and memory does not grow with the table. The reference
+gives the rows of the same tokens. A pack of the same order is read in order too; a checkpoint
+computes them layer by layer. `tolpack.evaluation.row_errors` sums up the errors.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from tolpack.runtime.files import open_stream
 from tolpack.runtime.progress import Reporter
 from tolpack.sources.npy import read_counts
 
-if TYPE_CHECKING:  # it loads torch, which two packs do not need
+if TYPE_CHECKING:  # the module loads torch, which two packs do not need
     from tolpack.sources.checkpoint.checkpoint import Reading
 
-# Rows that are compared together, of each side: layers of a checkpoint are loaded for each such
-# block, which must be worth it.
+# Limits of a block of rows, on each side. A checkpoint's layers are loaded anew for each block, so
+# blocks are large.
 _BLOCK_BYTES = 128 << 20
 _LEAST_BYTES, _BLOCK_ROWS = 8 << 20, 1 << 16
 
@@ -53,21 +53,25 @@ def diff_tables(
     a : str or Path
         A pack.
     b : str or Path
-        The reference: a pack, or what `tolpack.sources.open_source.open_source` opens, which needs
-        torch.
+        The reference: a pack, or a checkpoint or table as of
+        `tolpack.sources.open_source.open_source`, which needs torch.
     tokenizer : str or Path, optional
-        For the texts of tokens; default: ``tokenizer.json`` beside `b`, or beside `a`, if there is
-        one.
+        For the texts of tokens; default: ``tokenizer.json`` beside `b`, else beside `a`.
     frequencies : str or Path, optional
-        ``.npy`` of token counts, (vocab_size,).
+        ``.npy`` of token counts, (vocab_size,); weights of the tokens.
     reading : Reading, optional
-        What a checkpoint does not say itself.
+        Settings for a checkpoint that does not describe itself.
     layers : int, optional
         Layers of a two-dimensional plain table.
     worst : int
-        How many tokens of the largest error to name.
+        Number of tokens to list, those of the largest error.
     reporter : Reporter, optional
         Receives progress.
+
+    Returns
+    -------
+    TableDiff
+        Errors of `a` relative to `b`.
 
     Raises
     ------
@@ -82,19 +86,19 @@ def diff_tables(
         raise ConfigError(f"worst is {worst}, expected 0 or more")
     if a.exists() and not is_pack(a):
         raise ConfigError(f"{a} is no pack: name the pack first, then what it is held against")
-    names = _open_names(tokenizer, a, b, reporter)
+    token_texts = _open_tokenizer(tokenizer, a, b, reporter)
     with _open(a) as pack, _open_reference(b, reading, layers) as reference:
         _check_shapes(a, _shape(pack), b, reference.shape)
         counts = None if frequencies is None else _counts(frequencies, pack.vocab_size)
-        _notice_larger(names, pack.vocab_size, reporter)
-        tally = ErrorSums(pack, reference.kept, counts, worst)
+        _report_larger_vocabulary(token_texts, pack.vocab_size, reporter)
+        sums = ErrorSums(pack, reference.kept_layers, counts, worst)
         with reporter.phase("comparing", pack.vocab_size, "tok") as done:
             for number, ids, ours, theirs in _paired_rows(a, pack, reference):
                 squares = squared_norms(ours, theirs)
                 _check_finite(squares, ids, a, b)
-                tally.add(number, ids, squares)
+                sums.add(number, ids, squares)
                 done(len(ids))
-    return tally.result(a, b, None if names is None else names.texts)
+    return sums.result(a, b, None if token_texts is None else token_texts.texts)
 
 
 def is_pack(path: str | Path) -> bool:
@@ -110,10 +114,10 @@ def is_pack(path: str | Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Reference:
-    """The other side: ``fill(ids, out)`` puts the rows of `ids` into `out`."""
+    """The table `b`: ``fill(ids, out)`` writes the rows of `ids` to `out`."""
 
     shape: tuple[int, int, int]
-    kept: frozenset[int]
+    kept_layers: frozenset[int]
     fill: Callable[[Ints, Floats], object]
 
 
@@ -148,17 +152,18 @@ def _open_reference(
 def _paired_rows(
     path: Path, pack: Pack, reference: _Reference
 ) -> Iterator[tuple[int, Ints, Floats, Floats]]:
-    """Yield chunk, ids int64 (n,), and the rows of both sides, float32 (n, layers, hidden), which
-    are overwritten by the next ones.
+    """Yield a chunk's number, ids int64 (n,), and their rows in both tables.
+
+    Rows are float32 (n, layers, hidden), and overwritten by the next ones.
     """
     shape = (pack.num_layers, pack.hidden_size)
-    # Of a small file no more than its size: its header may claim any number of rows.
+    # No more than the size of a small file: its header may claim any number of rows.
     block_bytes = min(_BLOCK_BYTES, max(_LEAST_BYTES, pack.nbytes))
     wanted = min(max(1, block_bytes // (4 * shape[0] * shape[1])), _BLOCK_ROWS)
     views = pack.container.chunks
     with _path_in_errors(path):
         order = pack.stored_order()
-    # Whole blocks of the file, unless they are too large: one is not decompressed twice.
+    # Whole blocks of the file, unless they are too large, so that none is decompressed twice.
     steps = [wanted - wanted % min(wanted, view.rows_per_block) for view in views]
     longest = max(min(step, view.chunk.rows) for step, view in zip(steps, views))
     ours, theirs = (np.empty((longest, *shape), np.float32) for _ in range(2))
@@ -203,7 +208,7 @@ def _counts(path: str | Path, vocab_size: int) -> Ints:
     return counts
 
 
-def _open_names(
+def _open_tokenizer(
     given: str | Path | None, a: Path, b: Path, reporter: Reporter
 ) -> TextTokenizer | None:
     if given is not None:
@@ -211,15 +216,17 @@ def _open_names(
     found = find_tokenizer(b, None) or find_tokenizer(a, None)
     try:
         return None if found is None else TextTokenizer(found)
-    except ConfigError as error:  # nobody asked for it
+    except ConfigError as error:  # the user did not ask for it
         reporter.say(f"tokens are shown without their texts: {error}")
         return None
 
 
-def _notice_larger(names: TextTokenizer | None, vocab_size: int, reporter: Reporter) -> None:
-    if names is not None and names.vocab_size > vocab_size:
+def _report_larger_vocabulary(
+    tokenizer: TextTokenizer | None, vocab_size: int, reporter: Reporter
+) -> None:
+    if tokenizer is not None and tokenizer.vocab_size > vocab_size:
         reporter.say(
-            f"tokenizer {names.path} has more tokens ({names.vocab_size}) than the pack "
+            f"tokenizer {tokenizer.path} has more tokens ({tokenizer.vocab_size}) than the pack "
             f"({vocab_size}): the texts may be another model's"
         )
 
@@ -231,7 +238,7 @@ def _open(path: Path) -> Pack:
 
 @contextmanager
 def _path_in_errors(path: Path) -> Iterator[None]:
-    """Put the file into the message of a `FormatError`, as there are two."""
+    """Name the file in the message of a `FormatError`: there are two files."""
     try:
         yield
     except FormatError as error:

@@ -29,8 +29,10 @@ from tolpack.torch import ToLMemory
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """The checkpoint itself: ``nll_nats`` per token, ``ffn_bytes`` of the memory FFNs as stored
-    (``None`` for a dense model).
+    """Score of the checkpoint itself.
+
+    ``nll_nats`` is per token; ``ffn_bytes`` are those of the memory FFNs as stored, ``None`` for a
+    dense model.
     """
 
     ppl: float
@@ -42,10 +44,10 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True)
 class PackScore:
-    """One pack, by the contract of ``tolpack eval --json``.
+    """Score of one pack; the fields are those of ``tolpack eval --json``.
 
-    ``read_bytes_per_token`` is the mean over the evaluated tokens of what a lookup of that token
-    alone asks the file for; ``ppl_increase_se_pct`` is paired window by window.
+    ``read_bytes_per_token`` is the mean over the evaluated tokens of the bytes that a lookup of one
+    token reads from the file; ``ppl_increase_se_pct`` is paired window by window.
     """
 
     path: str
@@ -66,7 +68,7 @@ class PackScore:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What ``tolpack eval`` measured; ``context`` is the window length in tokens."""
+    """Result of ``tolpack eval``; ``context`` is the window length in tokens."""
 
     context: int
     baseline: Baseline
@@ -82,18 +84,18 @@ class Evaluation:
 
 
 class Evaluator:
-    """See the module.
+    """Scores a checkpoint, packs of it, and other memories, on one text.
 
     Parameters
     ----------
     checkpoint : str or Path
-        A MemoryLLM, Flex or (to be scored alone) dense checkpoint.
+        A MemoryLLM, a Flex-MemoryLLM, or a dense model, which has no packs.
     text : str or Path
         UTF-8 text, or ``.npy`` of token ids.
     tokenizer : str or Path, optional
-        Where the checkpoint has none beside it.
+        A ``tokenizer.json``; default: the one beside the checkpoint.
     reading : Reading, optional
-        What the checkpoint does not say itself.
+        Settings for a checkpoint that does not describe itself.
     context : int, optional
         Window length in tokens; default: the model's ``max_position_embeddings``.
     tokens : int, optional
@@ -139,9 +141,9 @@ class Evaluator:
     @property
     def baseline(self) -> Baseline:
         """The same, as it is reported."""
-        base = self.base_score
+        score = self.base_score
         return Baseline(
-            base.ppl, base.ppl_se, base.mean_nll_nats, base.total_tokens, self.ffn_bytes
+            score.ppl, score.ppl_se, score.mean_nll_nats, score.total_tokens, self.ffn_bytes
         )
 
     @property
@@ -162,7 +164,7 @@ class Evaluator:
         return self._score(self.decoder.with_memory(memory), name, size)
 
     def pack(self, path: str | Path) -> PackScore:
-        """Score a pack in place of the memory; raises as `pack_windows`."""
+        """Score a pack in place of the memory; errors as of `pack_windows`."""
         return self.pack_windows(path)[0]
 
     def pack_windows(self, path: str | Path) -> tuple[PackScore, Score]:
@@ -175,15 +177,15 @@ class Evaluator:
         """
         with Pack(path) as pack:
             self._check_fits(pack, path)
-            base = self.base_score
-            packed = self.score(ToLMemory(pack), Path(path).name)
-            increase, increase_se = increase_pct(packed, base)
-            summed = PackScore(
+            base_score = self.base_score
+            windows = self.score(ToLMemory(pack), Path(path).name)
+            increase, increase_se = increase_pct(windows, base_score)
+            total = PackScore(
                 path=str(path),
-                ppl=packed.ppl,
-                ppl_se=packed.ppl_se,
-                nll_nats=packed.mean_nll_nats,
-                tokens=packed.total_tokens,
+                ppl=windows.ppl,
+                ppl_se=windows.ppl_se,
+                nll_nats=windows.mean_nll_nats,
+                tokens=windows.total_tokens,
                 ffn_bytes=self.ffn_bytes,
                 bytes=pack.nbytes,
                 ratio_fp16=ratio_fp16(pack),
@@ -194,7 +196,7 @@ class Evaluator:
                 resident_bytes=pack.resident_bytes,
                 macs_per_token=pack.macs_per_token,
             )
-            return summed, packed
+            return total, windows
 
     def _score(self, decoder: Decoder, name: str, size: int) -> Score:
         with self.reporter.phase(name, size - 1, "tok") as done:
@@ -229,15 +231,15 @@ def evaluate(
     Parameters
     ----------
     checkpoint : str or Path
-        A MemoryLLM, Flex or (without packs) dense checkpoint.
+        A MemoryLLM, a Flex-MemoryLLM, or a dense model, which has no packs.
     packs : sequence of str or Path
         Packs made from it.
     text : str or Path
         UTF-8 text, or ``.npy`` of token ids.
     tokenizer : str or Path, optional
-        Where the checkpoint has none beside it.
+        A ``tokenizer.json``; default: the one beside the checkpoint.
     reading : Reading, optional
-        What the checkpoint does not say itself.
+        Settings for a checkpoint that does not describe itself.
     context : int, optional
         Window length in tokens; default: the model's ``max_position_embeddings``.
     reporter : Reporter, optional

@@ -1,7 +1,7 @@
-"""How fast a pack gives rows on this machine: warm and cold, in every I/O mode.
+"""Times of lookups on this machine, warm and cold, in every I/O mode: ``tolpack bench``.
 
-Warm lookups find the file in the page cache. Before a cold one its pages are dropped; a file system
-that keeps them all the same (one in memory) has no cold lookups, and none are shown.
+Warm lookups find the file in the page cache. Before a cold one its pages are dropped. A file system
+in memory keeps them all the same: there no cold lookups are shown.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from tolpack.pack import Pack
 from tolpack.runtime.progress import Reporter
 
 _LEAST, _MOST = 5, 2000
-# Lookups that warm up; and those that may be in vain, as pages cannot be dropped.
+# Lookups that warm up; also those that may fail to be cold before the mode has none.
 _FIRST = 3
-# Modes that are this much slower than the fastest are no worse: lookups vary as much.
+# A mode is named as faster from this ratio on: lookups vary as much.
 _EQUAL = 1.1
 # Rows may take so many times the file's bytes, and some besides: a header may claim any width.
 _MOST_TIMES, _SPARE_BYTES = 4, 64 << 20
-# With memory for so many times the file, it may well be held in memory.
+# A file stays in the page cache if the memory is so many times as large.
 _FITS = 4
 
 
@@ -44,7 +44,7 @@ class LookupTiming:
 
 @dataclass(frozen=True, slots=True)
 class LookupBenchmark:
-    """Timings of one pack, and sentences on what to choose."""
+    """Timings of one pack, and advice on the mode to choose."""
 
     path: str
     bytes: int
@@ -52,7 +52,7 @@ class LookupBenchmark:
     advice: list[str]
 
     def to_json(self) -> dict[str, object]:
-        """Return what ``tolpack bench --json`` prints."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
@@ -101,9 +101,9 @@ def _opens(path: Path, io: str, reporter: Reporter) -> bool:
 
 
 def _timing(path: Path, io: str, rows: int, seconds: float) -> LookupTiming:
-    source = np.random.default_rng(rows)
-    warm = _warm_seconds(path, io, rows, seconds, source)
-    cold = [] if io == "memory" else _cold_seconds(path, io, rows, seconds, source)
+    rng = np.random.default_rng(rows)
+    warm = _warm_seconds(path, io, rows, seconds, rng)
+    cold = [] if io == "memory" else _cold_seconds(path, io, rows, seconds, rng)
     p50, p99 = (1e3 * float(np.percentile(warm, q)) for q in (50, 99))
     if len(cold) < _LEAST:
         return LookupTiming(io, rows, p50, p99, None, None)
@@ -112,7 +112,7 @@ def _timing(path: Path, io: str, rows: int, seconds: float) -> LookupTiming:
 
 
 def _warm_seconds(
-    path: Path, io: str, rows: int, seconds: float, source: np.random.Generator
+    path: Path, io: str, rows: int, seconds: float, rng: np.random.Generator
 ) -> list[float]:
     """Seconds of lookups with the file in the page cache."""
     _read_whole(path)
@@ -120,7 +120,7 @@ def _warm_seconds(
     with Pack(path, io) as pack:
         out = np.empty((rows, pack.num_layers, pack.hidden_size), np.float32)
         for number in range(_MOST):
-            ids = source.choice(pack.vocab_size, rows, replace=False)
+            ids = rng.choice(pack.vocab_size, rows, replace=False)
             begin = time.perf_counter()
             pack.rows(ids, out=out)
             if number >= _FIRST:
@@ -131,17 +131,17 @@ def _warm_seconds(
 
 
 def _cold_seconds(
-    path: Path, io: str, rows: int, seconds: float, source: np.random.Generator
+    path: Path, io: str, rows: int, seconds: float, rng: np.random.Generator
 ) -> list[float]:
-    """Seconds of lookups after the file was dropped from the page cache; none, if it stays."""
+    """Seconds of lookups after the file was dropped from the page cache; none if it stays."""
     times: list[float] = []
     begun = time.perf_counter()
     for number in range(_MOST):
         with Pack(path, io) as pack:
-            ids = source.choice(pack.vocab_size, rows, replace=False)
+            ids = rng.choice(pack.vocab_size, rows, replace=False)
             out = np.empty((rows, pack.num_layers, pack.hidden_size), np.float32)
-            pack.rows([int(source.integers(pack.vocab_size))])  # token map, bases
-            # Mapped pages stay: those of that one row, which may be wanted again.
+            pack.rows([int(rng.integers(pack.vocab_size))])  # token map, bases
+            # Mapped pages stay in the cache: those of that one row, which may be among `ids`.
             if _evict(path, int(pack.extents(ids[-1:])[0, 0])):
                 begin = time.perf_counter()
                 pack.rows(ids, out=out)
@@ -160,8 +160,9 @@ def _read_whole(path: Path) -> None:
 
 
 def _evict(path: Path, offset: int) -> bool:
-    """Drop the file from the page cache; false if what stands at `offset` is still there, or nobody
-    can tell.
+    """Drop the file from the page cache.
+
+    Returns false if the page at `offset` is still there, or if this system cannot say so.
     """
     if not (hasattr(os, "posix_fadvise") and hasattr(os, "preadv") and hasattr(os, "RWF_NOWAIT")):
         return False
@@ -179,7 +180,7 @@ def _evict(path: Path, offset: int) -> bool:
 
 
 def _advice(timings: list[LookupTiming], nbytes: int) -> list[str]:
-    """What to choose, and why."""
+    """Say which mode to choose, and why."""
     single = {one.io: one for one in timings if one.rows == 1}
     auto = single["auto"]
     found = [

@@ -1,4 +1,4 @@
-"""What a model's parts weigh and compute: with its FFNs, and with a table in their place."""
+"""Weights and multiply-adds of a model's parts: with its FFNs, and with a table instead."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tolpack.sources.checkpoint.schema import expected_shape
 
 @dataclass(frozen=True, slots=True)
 class ModelCosts:
-    """Weights by part, and multiply-adds of weights per token (attention's products with earlier
-    tokens, which grow with the text, are left out).
+    """Weights by part, and multiply-adds of weights per token.
 
-    ``other``: attention, FFN-C, norms; ``table_values``: values of the table, which stands for
+    Attention's products with earlier tokens, which grow with the text, are left out. ``other``:
+    attention, FFN-C, norms. ``table_values``: values of the table, which replaces
     ``memory_weights`` in inference and takes no operation.
     """
 

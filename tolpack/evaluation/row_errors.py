@@ -1,7 +1,7 @@
-"""Differences of two tables, summed up block by block: by layer, by chunk, by token, and in all.
+"""Errors of rows, summed up block by block: by layer, by chunk, by token, and in all.
 
-Errors are squared and summed in float64. ``relative error`` is always √(Σ‖a − b‖² / Σ‖b‖²), b being
-the reference: of a layer, of a chunk, of a token over all layers, or of all with each token counted
+Errors are squared and summed in float64. A relative error is always √(Σ‖a − b‖² / Σ‖b‖²), where b
+is the reference: of a layer, of a chunk, of a token over all layers, or of all tokens, each counted
 as often as it occurs.
 """
 
@@ -22,9 +22,9 @@ Texts = Callable[[Sequence[int]], Sequence[str | None]]
 
 @dataclass(frozen=True, slots=True)
 class LayerDiff:
-    """One layer: its error, and the largest one of a row with its token, if any row has one.
+    """One layer: its error, and the row of the largest error, if any row has one.
 
-    ``dropped``: ``"A"``, ``"B"`` or ``"both"`` where it is not stored, and so read as zeros.
+    ``dropped``: ``"A"``, ``"B"`` or ``"both"`` if the layer is not stored there; it reads as zeros.
     """
 
     layer: int
@@ -51,9 +51,7 @@ class ChunkDiff:
 
 @dataclass(frozen=True, slots=True)
 class TokenDiff:
-    """One token: its error over all layers, and the layer that both sides store where it is
-    largest.
-    """
+    """One token: its error over all layers, and the worst of the layers that both sides store."""
 
     token_id: int
     chunk: int
@@ -66,11 +64,11 @@ class TokenDiff:
 
 @dataclass(frozen=True, slots=True)
 class TableDiff:
-    """What `tolpack.evaluation.diff.diff_tables` found. Errors are fractions, not percentages, and
-    ``None`` where the reference is zeros and the pack is not.
+    """Differences between the tables `a` and `b`, by `tolpack.evaluation.diff.diff_tables`.
 
-    ``equal``: every value is. ``differing_tokens``: tokens of which any value differs;
-    ``zero_tokens``: of them, those whose reference is zeros. ``weighted_error``: each token counted
+    Errors are fractions, not percentages, and ``None`` where the reference is zeros and the pack is
+    not. ``equal``: every value is equal. ``differing_tokens``: tokens of which a value differs;
+    ``zero_tokens``: those of them whose reference is zeros. ``weighted_error``: each token counted
     as often as it occurs; ``None`` without counts.
     """
 
@@ -95,31 +93,45 @@ class TableDiff:
 
 def squared_norms(a: Floats, b: Floats) -> Doubles:
     """Return ‖a − b‖² and ‖b‖² of each token and layer: float64 (2, tokens, layers)."""
-    found = np.empty((2, *a.shape[:2]))
+    norms = np.empty((2, *a.shape[:2]))
     for layer in range(a.shape[1]):
-        theirs = b[:, layer].astype(np.float64)
+        reference = b[:, layer].astype(np.float64)
         with np.errstate(invalid="ignore"):  # Inf − Inf, refused afterwards
-            error = a[:, layer] - theirs
-        for place, values in zip(found, (error, theirs)):
-            np.einsum("nh,nh->n", values, values, out=place[:, layer])
-    return found
+            error = a[:, layer] - reference
+        for out, values in zip(norms, (error, reference)):
+            np.einsum("nh,nh->n", values, values, out=out[:, layer])
+    return norms
 
 
 def _relative(squares: Doubles) -> Doubles:
-    """Return errors of squares (2, …): 0 where nothing differs, NaN where only b is zeros."""
+    """Return the errors of squares (2, …): 0 where nothing differs, NaN where only b is zeros."""
     error, reference = squares
-    found = np.where(error > 0, np.nan, 0.0)
-    np.divide(error, reference, out=found, where=reference > 0)
-    return np.asarray(np.sqrt(found))
+    ratio = np.where(error > 0, np.nan, 0.0)
+    np.divide(error, reference, out=ratio, where=reference > 0)
+    return np.asarray(np.sqrt(ratio))
 
 
 class ErrorSums:
-    """Sums over blocks of tokens, and the worst ones so far."""
+    """Sums of squared errors over blocks of tokens, and the worst tokens so far.
 
-    def __init__(self, pack: Pack, kept: frozenset[int], counts: Ints | None, worst: int) -> None:
+    Parameters
+    ----------
+    pack : Pack
+        The table A.
+    kept_layers : frozenset of int
+        Layers that B stores.
+    counts : ndarray, optional
+        int64 (vocab_size,): weights of the tokens.
+    worst : int
+        Number of tokens to list, those of the largest error.
+    """
+
+    def __init__(
+        self, pack: Pack, kept_layers: frozenset[int], counts: Ints | None, worst: int
+    ) -> None:
         self._pack, self._counts, self._worst_count = pack, counts, worst
         layers, views = pack.num_layers, pack.container.chunks
-        sides = {"A": frozenset(pack.kept_layers), "B": kept}
+        sides = {"A": frozenset(pack.kept_layers), "B": kept_layers}
         self._missing = [[side for side in "AB" if n not in sides[side]] for n in range(layers)]
         self._shared = np.array(sorted(sides["A"] & sides["B"]), np.int64)
         self._layers, self._chunks = np.zeros((2, layers)), np.zeros((2, len(views)))
@@ -129,7 +141,7 @@ class ErrorSums:
         self._differing = self._zeros = 0
 
     def add(self, chunk: int, ids: Ints, squares: Doubles) -> None:
-        """Count tokens `ids`, int64 (n,), of a chunk: `squared_norms`."""
+        """Add the `squared_norms` of tokens `ids`, int64 (n,), of a chunk."""
         rows = squares.sum(axis=2)
         self._layers += squares.sum(axis=1)
         self._chunks[:, chunk] += rows.sum(axis=1)
@@ -147,9 +159,9 @@ class ErrorSums:
         self._keep_worst(chunk, ids, _relative(rows), by_layer)
 
     def _keep_worst(self, chunk: int, ids: Ints, errors: Doubles, by_layer: Doubles) -> None:
-        some = np.flatnonzero(errors > 0)
-        some = some[np.argsort(-errors[some], kind="stable")[: self._worst_count]]
-        for n in some.tolist():
+        wrong = np.flatnonzero(errors > 0)
+        wrong = wrong[np.argsort(-errors[wrong], kind="stable")[: self._worst_count]]
+        for n in wrong.tolist():
             shared = by_layer[n, self._shared]
             layer = error = None
             if shared.max(initial=-1.0) >= 0:
@@ -161,11 +173,11 @@ class ErrorSums:
         del self._worst[self._worst_count :]
 
     def result(self, a: Path, b: Path, texts: Texts | None) -> TableDiff:
-        """Return what was found, the worst tokens with their texts."""
+        """Return the errors of all that was added; `texts` gives the texts of token ids."""
         pack, weighted = self._pack, None
-        named = [one.token_id for one in self._worst]
-        named += [token for token in self._row_tokens.tolist() if token >= 0]
-        text = dict(zip(named, texts(named))) if texts is not None else {}
+        listed = [one.token_id for one in self._worst]
+        listed += [token for token in self._row_tokens.tolist() if token >= 0]
+        text = dict(zip(listed, texts(listed))) if texts is not None else {}
         if self._counts is not None:
             weighted = _or_none(_relative(self._weighted))
         return TableDiff(

@@ -1,4 +1,4 @@
-"""How the energy of each layer of the table falls from one singular value to the next."""
+"""Singular values of each layer of the table, and how many components hold its energy."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class LayerSpectrum:
 
 
 def layer_spectra(table: TableSource, reporter: Reporter) -> tuple[LayerSpectrum, ...]:
-    """Decompose every layer of a table; one pass over it."""
+    """Return the spectrum of every layer of a table, in one pass over it."""
     weights = np.full(table.vocab_size, 1 / table.vocab_size)
-    found = []
+    spectra = []
     total = table.num_layers * table.vocab_size
     with (
         reporter.phase("spectra", total, "rows") as done,
@@ -41,8 +41,8 @@ def layer_spectra(table: TableSource, reporter: Reporter) -> tuple[LayerSpectrum
         for layer in range(table.num_layers):
             second, mean = measure_moments(table, layer, weights, pool, done)
             energies = np.linalg.eigvalsh(second - np.outer(mean, mean))[::-1].clip(min=0)
-            found.append(_spectrum(layer, energies))
-    return tuple(found)
+            spectra.append(_spectrum(layer, energies))
+    return tuple(spectra)
 
 
 def _spectrum(layer: int, energies: np.ndarray) -> LayerSpectrum:

@@ -1,1 +1,1 @@
-"""The reference decoder, perplexity and calibration: what packs are judged by (torch)."""
+"""The reference decoder, its texts, and perplexity; needs torch."""

@@ -1,6 +1,6 @@
 """The reference decoder: dense Llama-style, MemoryLLM and Flex-MemoryLLM, in float32.
 
-It exists to evaluate packs, so it follows the paper's equations line by line and is not tuned.
+It evaluates packs. It follows the paper's equations line by line and is not tuned for speed.
 With ``X̃ = X + Attn(Norm_in(X))`` and ``M_l`` the layer's memory (arXiv 2602.00398 §3)::
 
     memoryllm       X ← X̃ + M_l[token]
@@ -38,17 +38,17 @@ _T = TypeVar("_T")
 
 
 class _Layers(Generic[_T]):
-    """One object per layer, all loaded at once, or each anew whenever it is asked for."""
+    """One object per layer: all resident, or each loaded whenever it is needed."""
 
     def __init__(self, count: int, load: Callable[[int], _T], *, resident: bool) -> None:
         self._count, self._load = count, load
-        self._held = [load(n) for n in range(count)] if resident else None
+        self._resident = [load(n) for n in range(count)] if resident else None
 
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, layer: int) -> _T:
-        return self._load(layer) if self._held is None else self._held[layer]
+        return self._load(layer) if self._resident is None else self._resident[layer]
 
 
 class FFNMemory:
@@ -124,10 +124,9 @@ class Decoder:
     checkpoint : Checkpoint
         The weights. Every config field that the model needs must be there.
     resident : bool
-        Whether to hold all weights in memory; else each is read when it is needed, and no more
-        than a layer is held.
+        Whether to keep all weights in memory; else they are read layer by layer when needed.
     compute : torch.dtype
-        What weights are multiplied in; everything else stays in float32.
+        Dtype of the products with weights; everything else stays in float32.
     """
 
     def __init__(
@@ -180,11 +179,11 @@ class Decoder:
         rotary = self.rotary(start, token_ids.shape[1])
         x = self.embedding.rows(token_ids)
         for n in range(len(self.layers)):
-            x, kept = self.block(n, x, rotary, past[n])
+            x, present = self.block(n, x, rotary, past[n])
             if memory is not None:
                 x = x + memory(n, token_ids)
             if cache is not None:
-                cache[n] = kept
+                cache[n] = present
         return x
 
     def block(
@@ -192,12 +191,12 @@ class Decoder:
     ) -> tuple[torch.Tensor, KVPair]:
         """Apply layer `layer` without its memory to `x` (batch, length, hidden)."""
         weights = self.layers[layer]
-        attended, kept = weights.attention(weights.input_norm(x), rotary, past)
+        attended, present = weights.attention(weights.input_norm(x), rotary, past)
         before, x = x, x + attended
         if weights.mlp is not None and weights.post_norm is not None:
             reads_residual = self.config.flex_input == "residual" and self.config.has_memory
             x = x + weights.mlp(weights.post_norm(before if reads_residual else x))
-        return x, kept
+        return x, present
 
     def rotary(self, start: int, length: int) -> Rotary:
         """Rotary embedding of positions ``start … start+length-1``."""
@@ -238,19 +237,19 @@ class Decoder:
         if not prompt:
             raise ConfigError("prompt is empty: give at least one token id")
         cache = self.new_cache()
-        source = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         ids = torch.tensor([prompt], dtype=torch.int64)
         for _ in range(max_new_tokens):
             logits = self(ids, cache)[:, -1]
-            ids = sample(logits, temperature, source)
+            ids = sample(logits, temperature, generator)
             yield int(ids[0, 0])
 
 
-def sample(logits: torch.Tensor, temperature: float, source: torch.Generator) -> torch.Tensor:
+def sample(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> torch.Tensor:
     """Choose one id per row of `logits` (batch, vocab): int64 (batch, 1); greedy at 0."""
     if temperature <= 0:
         return logits.argmax(-1, keepdim=True)
-    return torch.multinomial(torch.softmax(logits / temperature, -1), 1, generator=source)
+    return torch.multinomial(torch.softmax(logits / temperature, -1), 1, generator=generator)
 
 
 def _load_layer(checkpoint: Checkpoint, compute: torch.dtype, layer: int) -> _Layer:
@@ -282,7 +281,7 @@ def _load_attention(checkpoint: Checkpoint, compute: torch.dtype, name: str) -> 
 
 
 def _check_tied(checkpoint: Checkpoint) -> None:
-    """Refuse a head that is stored besides and differs: the config must be wrong then."""
+    """Refuse a stored head that differs from the embedding: then the config is wrong."""
     if not checkpoint.equal("lm_head.weight", "embed_tokens.weight"):
         raise CheckpointError(
             "tensor 'lm_head.weight' differs from the embedding, but the config says "

@@ -24,30 +24,30 @@ class VocabularyMatrix:
     Parameters
     ----------
     checkpoint : Checkpoint
-        Where it is.
+        The checkpoint that has it.
     name : str
         Schema name.
     resident : bool
-        Whether to hold it in float32; else rows are read when they are needed.
+        Whether to keep it in memory, in float32; else rows are read when they are needed.
     """
 
     def __init__(self, checkpoint: Checkpoint, name: str, *, resident: bool) -> None:
         self._checkpoint, self._name = checkpoint, name
-        self._held = checkpoint.tensor(name).float() if resident else None
+        self._resident = checkpoint.tensor(name).float() if resident else None
         if not resident:
             checkpoint.check_finite_rows(name)
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
-        """Rows of int64 `ids` of any shape: float32 (…, hidden)."""
-        if self._held is not None:
-            return F.embedding(ids, self._held)
+        """Return the rows of int64 `ids` of any shape: float32 (…, hidden)."""
+        if self._resident is not None:
+            return F.embedding(ids, self._resident)
         rows = self._checkpoint.rows(self._name, ids.reshape(-1)).float()
         return rows.view(*ids.shape, -1)
 
     def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """Yield (first row, float32 rows): once if held, else in blocks."""
-        if self._held is not None:
-            yield 0, self._held
+        """Yield (first row, float32 rows): all at once if resident, else in blocks."""
+        if self._resident is not None:
+            yield 0, self._resident
             return
         vocab = self._checkpoint.config.vocab_size
         for start in range(0, vocab, _BLOCK_ROWS):
@@ -61,22 +61,25 @@ class VocabularyMatrix:
 
 @torch.no_grad()
 def nll(head: VocabularyMatrix, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Nats that `targets` (n,) cost after states `hidden` (n, hidden): float32 (n,)."""
-    total = torch.full(targets.shape, -torch.inf)
-    chosen = torch.zeros(targets.shape)
+    """Return the negative log-likelihood of `targets` (n,) after states `hidden` (n, hidden).
+
+    float32 (n,), in nats.
+    """
+    normalizer = torch.full(targets.shape, -torch.inf)
+    target_logits = torch.zeros(targets.shape)
     for start, block in head.blocks():
         logits = F.linear(hidden, block)
-        total = torch.logaddexp(total, torch.logsumexp(logits, -1))
+        normalizer = torch.logaddexp(normalizer, torch.logsumexp(logits, -1))
         inside = (targets >= start) & (targets < start + len(block))
-        chosen[inside] = logits[inside, targets[inside] - start]
-    return total - chosen
+        target_logits[inside] = logits[inside, targets[inside] - start]
+    return normalizer - target_logits
 
 
 @torch.no_grad()
 def nll_gradient(
     head: VocabularyMatrix, hidden: torch.Tensor, targets: torch.Tensor
 ) -> torch.Tensor:
-    """Gradient of the summed `nll` at `hidden`: float32 (n, hidden)."""
+    """Return the gradient of the summed `nll` at `hidden`: float32 (n, hidden)."""
     normalizer = nll(head, hidden, targets) + (hidden * head.rows(targets)).sum(-1)
     gradient = -head.rows(targets)
     for _, block in head.blocks():

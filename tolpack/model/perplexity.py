@@ -1,7 +1,7 @@
 """Perplexity over non-overlapping windows, with standard errors.
 
-Window ``i`` feeds ``ids[i·N : i·N+N]`` and is scored on ``ids[i·N+1 : i·N+N+1]``; windows carry
-nothing over; the last one may be shorter if it scores at least one token. Perplexity is
+Window ``i`` reads ``ids[i·N : i·N+N]`` and is scored on ``ids[i·N+1 : i·N+N+1]``. Windows are
+independent; the last one may be shorter if it scores at least one token. Perplexity is
 ``exp(Σ nll / Σ tokens)``. Standard errors treat windows as the sampling unit and use the delta
 method for the ratio estimator; an increase is paired window by window, which removes the
 variation of the text itself.
@@ -57,7 +57,7 @@ class Score:
 
 
 def increase_pct(score: Score, baseline: Score) -> tuple[float, float]:
-    """Perplexity increase over `baseline` in percent, and its paired standard error.
+    """Return the perplexity increase over `baseline` in percent, and its paired standard error.
 
     Both scores must be of the same windows.
     """
@@ -87,6 +87,11 @@ def score(
         Window length ``N`` in tokens.
     progress : callable, optional
         Called with the number of tokens scored since the last call.
+
+    Raises
+    ------
+    ConfigError
+        `context` is less than 1.
     """
     if context < 1:
         raise ConfigError(f"context is {context}, expected at least 1")
@@ -100,8 +105,8 @@ def score(
     if scored % context:
         batches.append((ids[full * context : -1][None], ids[full * context + 1 :][None]))
     nll, tokens = [], []
-    for fed, target in batches:
-        loss = F.cross_entropy(decoder(fed).flatten(0, 1), target.flatten(), reduction="none")
+    for batch, target in batches:
+        loss = F.cross_entropy(decoder(batch).flatten(0, 1), target.flatten(), reduction="none")
         nll.append(loss.view(target.shape).double().sum(1))
         tokens.append(torch.full((len(target),), target.shape[1]))
         if progress is not None:

@@ -1,8 +1,8 @@
-"""Text and token ids: for calibration, evaluation, and for showing tokens by their text.
+"""Texts as token ids, and the texts of token ids.
 
 The ``tokenizers`` library panics or aborts on some files, and a pattern in one may take for ever.
-So it runs in a process of its own (`tolpack.runtime.isolation`), within limits on time and memory
-that follow from the length of what it is given.
+So it runs in a process of its own (`tolpack.runtime.isolation`). Its limits on time and memory
+follow from the length of the file or the text.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from tolpack.runtime.isolation import Answer, Isolated, IsolationError, Request
 from tolpack.sources.npy import read_npy
 
 _WORKER = "tolpack.model.tokenizer_worker"
-# Those of the largest vocabularies have some 35 MB.
+# Files of the largest vocabularies have some 35 MB.
 _MAX_TOKENIZER_BYTES = 256 << 20
 _MAX_TEXT_BYTES = 16 << 30
-# Limits: so much, and so much more for each byte of the file or of the text. Measured: a byte of
+# Limits: a constant, and more for each byte of the file or of the text. Measured: a byte of
 # a tokenizer.json takes 0.07 µs and 18 bytes of memory (BPE, 128,000 tokens) to 45 (Unigram,
 # 250,000); a byte of a text 0.6 µs and 180 bytes.
 _SECONDS = 0.8
@@ -37,7 +37,7 @@ _CHECKED_BYTES = 1 << 20
 
 
 class TextTokenizer:
-    """Token ids of a text, and the text of a token id.
+    """Encodes texts to token ids, and gives the texts of token ids.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class TextTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens that it knows."""
+        """Number of its tokens."""
         return self._vocab_size
 
     def encode(self, text: str) -> NDArray[np.int64]:
@@ -104,9 +104,9 @@ class TextTokenizer:
         return ids
 
     def text(self, token_id: int) -> str | None:
-        """Return what a token adds to a text that goes before it; ``None`` for an unknown id.
+        """Return the text that a token adds to the text before it; ``None`` for an unknown id.
 
-        A token that is no whole character comes as the tokenizer's file spells it.
+        A token that is no whole character is spelled as in the tokenizer's file.
         """
         return self.texts([token_id])[0]
 
@@ -196,13 +196,13 @@ def _encode(path: Path, tokenizer: str | Path | None) -> NDArray[np.int64]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"cannot read text {path}: {reason}") from error
-    if b"\r" in text:  # as texts are read everywhere else
+    if b"\r" in text:  # as Python reads text files
         text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     return encoder.encode_utf8(text)
 
 
 def _check_utf8(text: bytes) -> None:
-    """Raise `UnicodeDecodeError` unless `text` is UTF-8; never holds all of it decoded."""
+    """Raise `UnicodeDecodeError` unless `text` is UTF-8, without all of it decoded in memory."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     for start in range(0, len(text), _CHECKED_BYTES):
         decoder.decode(text[start : start + _CHECKED_BYTES])

@@ -12,7 +12,7 @@ from tolpack.runtime.isolation import Answer, Handler, serve
 
 
 class TokenizerHandlers:
-    """A tokenizer and what it can be asked."""
+    """Answers the requests of `tolpack.model.text.TextTokenizer`."""
 
     def __init__(self) -> None:
         self._tokenizer: Any = None
@@ -33,7 +33,7 @@ class TokenizerHandlers:
         return {}, np.asarray(found.ids, "<u4").tobytes()
 
     def texts(self, values: dict[str, Any], body: bytes) -> Answer:
-        """Answer what each of a JSON list of token ids adds to a text."""
+        """Answer the texts of a JSON list of token ids."""
         return {}, json.dumps([self._text(token_id) for token_id in json.loads(body)]).encode()
 
     def _text(self, token_id: int) -> str | None:
@@ -41,7 +41,7 @@ class TokenizerHandlers:
         spelled = self._tokenizer.id_to_token(token_id) if known else None
         if spelled is None:
             return None
-        # Some decoders strip the first space of a text: so what the second of two adds.
+        # Some decoders strip the first space of a text: so take the text that a second one adds.
         once, twice = (
             self._tokenizer.decode([token_id] * count, skip_special_tokens=False)
             for count in (1, 2)
