@@ -52,8 +52,8 @@ def diff(pack: Path, reference: Path, as_json: bool, **settings: Any) -> None:
         refuse_reading(settings, reference)
     else:
         settings["reading"] = take_reading(settings)
-    found = diff_tables(pack, reference, reporter=Terminal(), **settings)
+    result = diff_tables(pack, reference, reporter=Terminal(), **settings)
     if as_json:
-        print_json(found.to_json())
+        print_json(result.to_json())
     else:
-        echo(row_tables.diff_table(found))
+        echo(row_tables.diff_table(result))

@@ -57,22 +57,22 @@ def evaluate(
     outputs = OutputFiles.take(settings, checkpoint, *packs)
     if outputs.any and not packs and not sweep:
         raise click.UsageError("--csv, --plot and --report show packs: name some, or --sweep")
-    evaluator, inputs = open_evaluator(checkpoint, settings)
+    evaluator, options = open_evaluator(checkpoint, settings)
     scores = tuple(evaluator.pack(path) for path in packs)
-    points, refused = run_sweep(evaluator, grid, inputs) if grid else ((), ())
+    results, refused = run_sweep(evaluator, grid, options) if grid else ((), ())
     skipped += refused
-    found = Evaluation(evaluator.context, evaluator.baseline, scores)
-    recommended = recommend(points, evaluator.windows)
+    evaluation = Evaluation(evaluator.context, evaluator.baseline, scores)
+    recommended = recommend(results, evaluator.windows)
     outputs.write(
-        subject.title(found.baseline), scores, points,
-        lambda: sweep_page.sweep_page(subject, found, points, skipped, recommended),
+        subject.title(evaluation.baseline), scores, results,
+        lambda: sweep_page.sweep_page(subject, evaluation, results, skipped, recommended),
     )  # fmt: skip
     if as_json:
-        swept = [point.to_json() for point in points]
-        value = found.to_json()
+        swept = [result.to_json() for result in results]
+        value = evaluation.to_json()
         more = {"packs": [*value["packs"], *swept], "skipped": list(skipped)} if sweep else {}
         print_json({**value, **more})
         return
-    echo(tables.evaluation_table(found))
-    if points:
-        echo("\n" + tables.sweep_table(points, skipped))
+    echo(tables.evaluation_table(evaluation))
+    if results:
+        echo("\n" + tables.sweep_table(results, skipped))

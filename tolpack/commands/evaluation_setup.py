@@ -1,4 +1,4 @@
-"""What ``eval`` and ``study`` do alike: open what is measured, and write results to files."""
+"""Shared by ``eval`` and ``study``: opening the checkpoint and text, and writing result files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tolpack.report.output_files import check_output_file
 from tolpack.report.page import write_page
 from tolpack.report.sweep_page import ReportSubject
 
-if TYPE_CHECKING:  # they load torch
+if TYPE_CHECKING:  # these load torch
     from tolpack.evaluation.evaluator import Evaluator, PackScore
     from tolpack.evaluation.experiment_runner import ExperimentOptions, SweepResult
 
@@ -31,7 +31,7 @@ _SHARED = {
 
 @dataclass(frozen=True, slots=True)
 class OutputFiles:
-    """Files to write; checked at once, before hours of measuring."""
+    """Files of results, checked before hours of measuring."""
 
     csv: Path | None
     plot: Path | None
@@ -39,44 +39,45 @@ class OutputFiles:
 
     @classmethod
     def take(cls, settings: dict[str, Any], *inputs: Path) -> OutputFiles:
-        """Take them out of `settings`, or raise if one could not be written, or is an input.
+        """Take the output files out of `settings`.
 
         Raises
         ------
         ConfigError, FileAccessError
+            A file cannot be written, or is an input.
         """
-        found = cls(*(settings.pop(name) for name in ("csv_path", "plot", "report")))
+        files = cls(*(settings.pop(name) for name in ("csv_path", "plot", "report")))
         inputs += tuple(value for value in settings.values() if isinstance(value, Path))
-        check_output_file(found.csv, (".csv",), inputs)
-        check_output_file(found.plot, plots.SUFFIXES, inputs)
-        check_output_file(found.report, (".html", ".htm"), inputs)
-        if found.plot is not None:
+        check_output_file(files.csv, (".csv",), inputs)
+        check_output_file(files.plot, plots.SUFFIXES, inputs)
+        check_output_file(files.report, (".html", ".htm"), inputs)
+        if files.plot is not None:
             plots.check_plot()
-        return found
+        return files
 
     @property
     def any(self) -> bool:
-        """Whether there is one."""
+        """Whether any file was asked for."""
         return any(path is not None for path in (self.csv, self.plot, self.report))
 
     def write(
         self,
         title: str,
         packs: Sequence[PackScore],
-        points: Sequence[SweepResult],
+        results: Sequence[SweepResult],
         page: Callable[[], Page],
     ) -> None:
-        """Write those that were asked for; `page` makes the report."""
+        """Write the files that were asked for; `page` returns the report."""
         if self.csv is not None:
-            trade_off.write_csv(packs, points, self.csv)
+            trade_off.write_csv(packs, results, self.csv)
         if self.plot is not None:
-            trade_off.plot_sweep(packs, points, self.plot, title)
+            trade_off.plot_sweep(packs, results, self.plot, title)
         if self.report is not None:
             write_page(page(), self.report)
 
 
 def report_subject(checkpoint: Path, settings: dict[str, Any]) -> ReportSubject:
-    """Tell what a report is of, and how one of its packs is built."""
+    """Return the subject of a report, from the settings that name it."""
     words: list[object] = ["tolpack", "build", checkpoint]
     for name, option in _SHARED.items():
         if settings[name] is not None:
@@ -87,7 +88,7 @@ def report_subject(checkpoint: Path, settings: dict[str, Any]) -> ReportSubject:
 def open_evaluator(
     checkpoint: Path, settings: dict[str, Any], tokens: int | None = None
 ) -> tuple[Evaluator, ExperimentOptions]:
-    """Open the checkpoint and the text; takes what is left of the options."""
+    """Open the checkpoint and the text; takes the remaining options out of `settings`."""
     from tolpack.calibration.stats import CalibrationInputs
     from tolpack.evaluation.evaluator import Evaluator
     from tolpack.evaluation.experiment_runner import ExperimentOptions
@@ -98,18 +99,18 @@ def open_evaluator(
         settings.pop("calibrate"), settings.pop("frequencies"), tokenizer
     )
     resources = Resources(*(settings.pop(name) for name in ("compute", "max_memory", "threads")))
-    inputs = ExperimentOptions(
+    options = ExperimentOptions(
         calibration, resources, settings.pop("scratch"), settings.pop("fresh")
     )
     evaluator = Evaluator(
         checkpoint, settings.pop("text"), tokenizer=tokenizer, reading=reading,
         context=settings.pop("context"), tokens=tokens, reporter=Terminal(),
     )  # fmt: skip
-    return evaluator, inputs
+    return evaluator, options
 
 
 def split_parts(parts: Sequence[str]) -> Any:
-    """Make a click callback that splits words with commas and refuses what is none of `parts`."""
+    """Return a click callback that splits a list at commas and refuses all but `parts`."""
 
     def callback(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
         words = tuple(word.strip() for word in value.split(",") if word.strip())

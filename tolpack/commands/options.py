@@ -1,4 +1,4 @@
-"""Options that several commands have, and how they print."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ drop_option = click.option(
 
 
 def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say what a checkpoint does not say itself."""
+    """Add the options for checkpoints that do not describe themselves."""
     options = (
         click.option("--config", type=PATH, help="config.json, if the checkpoint has none."),
         click.option(
@@ -81,7 +81,7 @@ def refuse_reading(settings: dict[str, Any], pack: Path) -> None:
 
 
 def resource_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say what a build may use."""
+    """Add the options for the resources of a build."""
     options = (
         click.option(
             "--compute", type=click.Choice(COMPUTE), default="auto", show_default=True,
@@ -100,9 +100,7 @@ def resource_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add what `eval` and `study` have in common: what is measured, with what, and what is written
-    beside standard output.
-    """
+    """Add the options that `eval` and `study` share: text, inputs of builds, and output files."""
     options = (
         click.option("--text", type=PATH, required=True, help="Evaluation text, or .npy of ids."),
         tokenizer_option,

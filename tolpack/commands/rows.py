@@ -38,23 +38,23 @@ def rows(
     """
     if bool(token_ids) == (text is not None):
         raise click.UsageError("give either TOKEN_IDs or a --text")
-    names = _open_tokenizer(pack, text, tokenizer)
+    encoder = _open_tokenizer(pack, text, tokenizer)
     with tolpack.open(pack) as opened:
         ids = list(token_ids)
-        if names is not None and text is not None:
-            ids = names.encode_for(text, opened.vocab_size).tolist()
-        found = opened.rows(ids)
+        if encoder is not None and text is not None:
+            ids = encoder.encode_for(text, opened.vocab_size).tolist()
+        values = opened.rows(ids)
         stats = opened.stats()
-        places = [] if text is None else locate(opened, ids)
-    texts = None if names is None else names.texts(ids)
+        locations = [] if text is None else locate(opened, ids)
+    texts = None if encoder is None else encoder.texts(ids)
     if as_json:
         tokens = {} if texts is None else {"tokens": texts}
-        print_json({"token_ids": ids, **tokens, "rows": found.tolist(), "stats": stats})
+        print_json({"token_ids": ids, **tokens, "rows": values.tolist(), "stats": stats})
         return
     if text is None or texts is None:
-        echo(row_tables.rows_table(ids, found, texts))
+        echo(row_tables.rows_table(ids, values, texts))
     else:
-        echo(row_tables.text_table(ids, texts, places, found, opened.kept_layers))
+        echo(row_tables.text_table(ids, texts, locations, values, opened.kept_layers))
     reads = f"{stats['block_reads']} reads of records, {stats['block_bytes']} bytes"
     echo(f"\n{reads}; opening: {stats['open_reads']} reads, {stats['open_bytes']} bytes")
 

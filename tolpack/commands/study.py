@@ -46,15 +46,15 @@ def study(
 
     subject = report_subject(checkpoint, settings)
     outputs = OutputFiles.take(settings, checkpoint)
-    evaluator, inputs = open_evaluator(checkpoint, settings, tokens)
-    found = run_study(evaluator, inputs, parts)
-    recommended = recommend(found.packs, evaluator.windows)
+    evaluator, options = open_evaluator(checkpoint, settings, tokens)
+    results = run_study(evaluator, options, parts)
+    recommended = recommend(results.packs, evaluator.windows)
     outputs.write(
-        subject.title(found.baseline), (), found.packs,
-        lambda: study_page.study_page(subject, found, recommended),
+        subject.title(results.baseline), (), results.packs,
+        lambda: study_page.study_page(subject, results, recommended),
     )  # fmt: skip
     if as_json:
-        more = {"command": subject.command, "choices": [choice.to_json() for choice in recommended]}
-        print_json({**found.to_json(), **more})
+        more = {"command": subject.command, "choices": [one.to_json() for one in recommended]}
+        print_json({**results.to_json(), **more})
     else:
-        echo(f"{subject.command}\n\n{study_tables.study_text(found, recommended)}")
+        echo(f"{subject.command}\n\n{study_tables.study_text(results, recommended)}")

@@ -1,7 +1,7 @@
-"""How the command line talks: results, progress, errors, wrong usage.
+"""Output of the command line: results, progress, errors, wrong usage.
 
-File names, tensor names and tokens may hold escape sequences. Whatever is printed for people goes
-through here, where they are escaped; JSON has escapes of its own.
+File names, tensor names and tokens may hold escape sequences. All text for people is printed here,
+where they are escaped; JSON has escapes of its own.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Terminal(Reporter):
 
 
 class Group(click.Group):
-    """Turns tolpack's errors into one line and exit code 1."""
+    """Prints tolpack's errors in one line, with exit code 1."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """See `click.Group`."""
@@ -76,12 +76,12 @@ class Group(click.Group):
 
 
 def command_line() -> str:
-    """Return the command that is running, as it can be typed again."""
+    """Return the running command, quoted for a shell."""
     return str(click.get_current_context().meta[_COMMAND])
 
 
 def checked(parse: Callable[[str], object]) -> Callable[..., str | None]:
-    """Make a click callback that refuses what `parse` refuses, as wrong usage."""
+    """Return a click callback that reports the `ConfigError` of `parse` as wrong usage."""
 
     def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
         if value is not None:

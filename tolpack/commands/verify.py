@@ -13,8 +13,8 @@ from tolpack.commands.terminal import Terminal, echo
 from tolpack.errors import printable
 from tolpack.report import tables
 
-# Damaged places that are told one by one.
-_LINES = 50
+# Damaged places that are listed one by one.
+_MOST_LINES = 50
 
 
 @click.command()
@@ -32,13 +32,13 @@ def verify(ctx: click.Context, pack: Path, as_json: bool) -> None:
     with tolpack.open(pack) as opened, Terminal().phase("verifying", opened.nbytes, "B") as done:
         damages = opened.verify(done)
     if as_json:
-        found = [asdict(damage) for damage in damages]
-        print_json({"path": str(pack), "ok": not damages, "damages": found})
+        values = [asdict(damage) for damage in damages]
+        print_json({"path": str(pack), "ok": not damages, "damages": values})
     else:
-        told = [damage for damage in damages if damage.places == 1][:_LINES]
-        for damage in told:
+        listed = [damage for damage in damages if damage.places == 1][:_MOST_LINES]
+        for damage in listed:
             echo(printable(tables.damage_line(damage)))
-        more = sum(damage.places for damage in damages) - len(told)
+        more = sum(damage.places for damage in damages) - len(listed)
         if more:
             echo(f"… and {more} more (--json tells more of them)")
         places = sum(damage.places for damage in damages)

@@ -1,7 +1,7 @@
-"""``tolpack demo``: packs of a small trained model that ships with the package, judged.
+"""``tolpack demo``: packs of a small trained model that ships with tolpack, built and evaluated.
 
-The model (``model/``) is made by ``examples/train_demo_model.py`` from the documentation in
-Python's standard library, a part of which is held out for the evaluation here.
+``examples/train_demo_model.py`` makes the model (``model/``) from the documentation in Python's
+standard library. A part of it is held out for the evaluation here.
 """
 
 from __future__ import annotations
@@ -33,6 +33,11 @@ def run_demo(folder: Path, reporter: Reporter | None = None) -> Evaluation:
         For the packs; made if it does not exist.
     reporter : Reporter, optional
         Receives progress.
+
+    Raises
+    ------
+    FileAccessError
+        The folder cannot be made, or a pack cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,1 @@
-"""Rows of packs as plain tables of other formats."""
+"""Packs as plain tables of other formats."""

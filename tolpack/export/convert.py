@@ -1,12 +1,12 @@
-"""Packs as plain tables, for tools that read none: the way back from `tolpack.build`.
+"""Packs as plain tables, for tools that do not read packs: the inverse of `tolpack.build`.
 
-Method: tokens are decoded in the order in which the file has them, a few megabytes at a time, so
-that each frame is decompressed once, and each row is written where its id belongs. In the order of
-the ids most frames would be decompressed for each of their rows. The price are scattered writes, of
-a whole row each. Memory does not grow with the table, but for 9 bytes a token to order them, where
+Tokens are decoded in the order in which the file stores them, a few megabytes at a time, so that
+each frame is decompressed once. Each row is written at the offset of its id. In the order of ids
+most frames would be decompressed once for each of their rows. The trade-off is scattered writes, of
+a whole row each. Memory does not grow with the table, except for 9 bytes a token to order them if
 the pack has a token map.
 
-Every dtype but float32 may round; what it does to the values is measured as they are written.
+Every dtype but float32 may round. The rounding errors are measured as rows are written.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ _BLOCK_ROWS = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class ConvertResult:
-    """A finished table: where and what it is, and how far it is from the pack's own values.
+    """A finished table, and its rounding errors.
 
-    ``changed_values``: how many `dtype` cannot hold exactly and were rounded; by at most
-    ``max_relative_error`` of the value (1: it became zero), and ``max_absolute_error``.
+    ``changed_values``: number of values that `dtype` cannot hold exactly and that were rounded, by
+    at most ``max_relative_error`` of the value (1: it became zero), and ``max_absolute_error``.
     """
 
     path: Path
@@ -79,21 +79,22 @@ def convert(
     source : str or Path
         The pack.
     destination : str or Path
-        The table: ``.npy``, ``.safetensors``, ``.h5`` or ``.hdf5``; it appears when complete, with
-        one tensor or dataset ``table``, zeros for dropped layers, and (not in ``.npy``) metadata.
+        The table: ``.npy``, ``.safetensors``, ``.h5`` or ``.hdf5``. It appears when it is complete.
+        It has one tensor or dataset ``table``, with zeros for dropped layers, and metadata, except
+        in ``.npy``.
     dtype : str
-        ``"float32"``: lossless, the values of `Pack.rows` (with a basis, to the last bits: products
-        of many rows round otherwise than those of one). ``"float16"``, and in ``.safetensors``
-        ``"bfloat16"``: rounded to nearest where they do not fit; the result tells how far.
+        ``"float32"``: lossless, the values of `Pack.rows`; with a basis all but the last bits of
+        them, because products of many rows round otherwise than those of one. ``"float16"``, and in
+        ``.safetensors`` ``"bfloat16"``: rounded to nearest; the result has the errors.
     force : bool
         Replace an existing file.
     reporter : Reporter, optional
-        Receives progress, and what is dropped or rounded.
+        Receives progress, and lines about dropped layers and rounding.
 
     Returns
     -------
     ConvertResult
-        What was written, and how far it is from the pack's own values.
+        The finished table, and its rounding errors.
 
     Raises
     ------
@@ -112,7 +113,7 @@ def convert(
         shape = (pack.vocab_size, pack.num_layers, pack.hidden_size)
         dropped = tuple(n for n in range(pack.num_layers) if n not in pack.kept_layers)
         rounding = Rounding(dtype)
-        _say_before(pack, dropped, dtype, reporter)
+        _report_losses(pack, dropped, dtype, reporter)
         size = math.prod(shape) * np.dtype(STORED_DTYPES[dtype]).itemsize
         with (
             replacing(path, size, replace=force) as file,
@@ -121,7 +122,7 @@ def convert(
         ):
             _write_rows(pack, table, rounding, done)
             table.finish(_metadata(pack, dropped, rounding))
-    _say_after(rounding, shape, reporter)
+    _report_rounding(rounding, shape, reporter)
     return ConvertResult(
         path, dtype, shape, path.stat().st_size, dropped, rounding.changed, rounding.relative,
         rounding.absolute,
@@ -129,7 +130,7 @@ def convert(
 
 
 class Rounding:
-    """Brings rows to a dtype, and measures what that does to them."""
+    """Converts rows to a dtype, and measures the rounding errors."""
 
     def __init__(self, dtype: str) -> None:
         self.dtype = dtype
@@ -137,7 +138,7 @@ class Rounding:
         self.relative = self.absolute = 0.0
 
     def rounded(self, ids: NDArray[np.int64], exact: Floats) -> NDArray[Any]:
-        """Return `exact`, the rows of `ids`, (n, layers, hidden), as they are stored.
+        """Return `exact`, the rows of `ids`, (n, layers, hidden), in the dtype of the table.
 
         Raises
         ------
@@ -153,7 +154,7 @@ class Rounding:
         return stored
 
     def _both(self, exact: Floats) -> tuple[NDArray[Any], Floats]:
-        """Return `exact` in the dtype, and what that is in float32 again."""
+        """Return `exact` in the dtype, and that converted back to float32."""
         if self.dtype == "float16":
             with np.errstate(over="ignore"):
                 half = exact.astype("<f2")
@@ -167,9 +168,9 @@ class Rounding:
     ) -> None:
         before, after = exact[differs], wide[differs]
         if np.isinf(after).any():
-            row, layer, place = np.argwhere(np.isinf(wide) & differs)[0]
+            row, layer, column = np.argwhere(np.isinf(wide) & differs)[0]
             raise ConfigError(
-                f"token {ids[row]}, layer {layer} has the value {exact[row, layer, place]:.6g}, "
+                f"token {ids[row]}, layer {layer} has the value {exact[row, layer, column]:.6g}, "
                 f"beyond the range of {self.dtype}: use float32"
             )
         error = np.abs(after.astype(np.float64) - before)
@@ -192,7 +193,7 @@ def _check_destination(path: Path, source: Path, force: bool) -> None:
 def _write_rows(
     pack: Pack, table: TableWriter, rounding: Rounding, done: Callable[[int], object]
 ) -> None:
-    order = pack.stored_order()  # as the file has them
+    order = pack.stored_order()
     row_bytes = 4 * pack.num_layers * pack.hidden_size
     count = min(max(1, _BLOCK_BYTES // row_bytes), _BLOCK_ROWS, pack.vocab_size)
     block = np.empty((count, pack.num_layers, pack.hidden_size), np.float32)
@@ -222,7 +223,7 @@ def _metadata(pack: Pack, dropped: tuple[int, ...], rounding: Rounding) -> Metad
     }
 
 
-def _say_before(pack: Pack, dropped: tuple[int, ...], dtype: str, reporter: Reporter) -> None:
+def _report_losses(pack: Pack, dropped: tuple[int, ...], dtype: str, reporter: Reporter) -> None:
     if dropped:
         names = ", ".join(map(str, dropped))
         reporter.say(f"the pack has no rows of the dropped layers {names}: zeros in the table")
@@ -234,7 +235,7 @@ def _say_before(pack: Pack, dropped: tuple[int, ...], dtype: str, reporter: Repo
         )
 
 
-def _say_after(rounding: Rounding, shape: tuple[int, int, int], reporter: Reporter) -> None:
+def _report_rounding(rounding: Rounding, shape: tuple[int, int, int], reporter: Reporter) -> None:
     if rounding.changed:
         share = rounding.changed / math.prod(shape)
         reporter.say(

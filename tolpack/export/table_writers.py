@@ -1,9 +1,9 @@
-"""Plain tables written row by row: ``.npy``, ``.safetensors`` and HDF5.
+"""Writers of plain tables, row by row: ``.npy``, ``.safetensors`` and HDF5.
 
-Each holds one table [vocab, layers, hidden] that `tolpack.sources` reads again. Rows come in
-any order of their ids and go straight to their places, so that none has to be kept. The safetensors
-library writes only what is in memory whole; its format is a length, JSON and the values (see
-https://github.com/huggingface/safetensors), and is written here.
+Each file holds one table [vocab, layers, hidden] that `tolpack.sources` reads again. Rows come in
+any order of their ids and are written at their offsets, so that none stays in memory. The
+safetensors library writes only tensors that are in memory whole. Its format is a length, JSON and
+the values (https://github.com/huggingface/safetensors), and is written here.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from tolpack.errors import ConfigError
 Metadata = dict[str, str | int | float | list[int]]
 Shape = tuple[int, int, int]
 
-# What the values of a dtype are written as; numpy has no bfloat16, its bits stand for it.
+# The numpy dtype of the file's values, by `dtype`; the bits of bfloat16, which numpy does not have.
 STORED_DTYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
 # Name of the one tensor or dataset.
 TABLE_NAME = "table"
 _SAFETENSORS_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-# Room for the JSON and its length: the longest list of dropped layers takes 24 KB.
-_SAFETENSORS_ROOM = 32 << 10
+# Bytes reserved for the JSON and its length: the longest list of dropped layers takes 24 KB.
+_SAFETENSORS_HEAD_BYTES = 32 << 10
 
 
 class TableWriter(Protocol):
@@ -49,7 +49,7 @@ class TableWriter(Protocol):
         ...
 
     def finish(self, metadata: Metadata) -> None:
-        """Write what belongs beside the rows."""
+        """Write the metadata, after all rows."""
         ...
 
     def close(self) -> None:
@@ -58,7 +58,7 @@ class TableWriter(Protocol):
 
 
 class _FlatTableWriter:
-    """Rows one behind the other from `start` on."""
+    """Rows one after the other from the byte `start` on."""
 
     def __init__(self, file: BinaryIO, start: int) -> None:
         self._file, self._start = file, start
@@ -75,7 +75,7 @@ class _FlatTableWriter:
 
 
 class NpyTableWriter(_FlatTableWriter):
-    """A ``.npy``; it has no place for metadata."""
+    """A ``.npy``, which cannot hold metadata."""
 
     dtypes: tuple[str, ...] = ("float32", "float16")
 
@@ -89,12 +89,12 @@ class NpyTableWriter(_FlatTableWriter):
 
 
 class SafetensorsTableWriter(_FlatTableWriter):
-    """A ``.safetensors``; its metadata are strings, those of numbers and lists as JSON."""
+    """A ``.safetensors``; its metadata are strings, so numbers and lists are written as JSON."""
 
     dtypes: tuple[str, ...] = tuple(STORED_DTYPES)
 
     def __init__(self, file: BinaryIO, shape: Shape, dtype: str) -> None:
-        super().__init__(file, _SAFETENSORS_ROOM)
+        super().__init__(file, _SAFETENSORS_HEAD_BYTES)
         size = math.prod(shape) * np.dtype(STORED_DTYPES[dtype]).itemsize
         self._table = {
             "dtype": _SAFETENSORS_DTYPES[dtype],
@@ -107,8 +107,8 @@ class SafetensorsTableWriter(_FlatTableWriter):
         texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
         head = json.dumps({"__metadata__": texts, TABLE_NAME: self._table}).encode()
         self._file.seek(0)
-        self._file.write((_SAFETENSORS_ROOM - 8).to_bytes(8, "little"))
-        self._file.write(head.ljust(_SAFETENSORS_ROOM - 8))
+        self._file.write((_SAFETENSORS_HEAD_BYTES - 8).to_bytes(8, "little"))
+        self._file.write(head.ljust(_SAFETENSORS_HEAD_BYTES - 8))
 
 
 class Hdf5TableWriter:
@@ -121,8 +121,8 @@ class Hdf5TableWriter:
             import h5py
         except ImportError as error:
             raise ConfigError("writing .h5 needs h5py: pip install 'tolpack[build]'") from error
-        # By its name: an error of a file object stays pending while h5py goes on calling it, and
-        # one that is closed too early crashes the process. The file is locked already.
+        # Opened by name: an error of a file object stays pending while h5py goes on calling it, and
+        # a file object that is closed too early crashes the process. The file is locked already.
         with _disk_errors():
             self._file = h5py.File(file.name, "w", locking=False)
         try:
@@ -137,8 +137,8 @@ class Hdf5TableWriter:
     def write_rows(self, ids: NDArray[np.int64], rows: NDArray[Any]) -> None:
         """See `TableWriter.write_rows`."""
         with _disk_errors():
-            for place, row in zip(ids.tolist(), rows):
-                self._table.id.write_direct_chunk((place, 0, 0), row)
+            for token_id, row in zip(ids.tolist(), rows):
+                self._table.id.write_direct_chunk((token_id, 0, 0), row)
 
     def finish(self, metadata: Metadata) -> None:
         """See `TableWriter.finish`."""
@@ -155,7 +155,7 @@ class Hdf5TableWriter:
 
 @contextlib.contextmanager
 def _disk_errors() -> Iterator[None]:
-    """Raise `OSError` for what HDF5 cannot write; it says some of that by other errors."""
+    """Raise `OSError` for failed writes, some of which HDF5 raises as `RuntimeError`."""
     try:
         yield
     except RuntimeError as error:
@@ -172,7 +172,7 @@ _WRITERS: dict[str, type[TableWriter]] = {
 
 
 def table_writer(path: str | Path) -> type[TableWriter]:
-    """Return the format that the suffix of `path` stands for, or raise `ConfigError`."""
+    """Return the writer for the suffix of `path`, or raise `ConfigError`."""
     suffix = Path(path).suffix
     if suffix not in _WRITERS:
         raise ConfigError(

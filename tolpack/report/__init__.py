@@ -1,1 +1,1 @@
-"""Results for people: text tables, and a page for a browser."""
+"""Results as text tables, pictures and a page for a browser."""

@@ -1,7 +1,7 @@
-"""What a report's page shows: charts, tables, sections, as plain values without any markup.
+"""Content of a report's page as plain values without markup: sections, charts and tables.
 
-A number that is not finite is allowed wherever a number is. Tables show it as "–" or "∞"; charts
-leave it out, and say how many points have no place on their axes.
+Numbers need not be finite. Tables show NaN as "–" and infinity as "∞". Charts leave such points out
+and say how many they are.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class ChartPoint:
     Parameters
     ----------
     x, y : float
-        Its place. In a chart with categories, `x` is the number of a category, from 0.
+        Coordinates. In a chart with categories, `x` is the number of a category, from 0.
     error : float, optional
-        Standard error of `y`, or whatever the chart's caption says the whiskers are.
+        Standard error of `y`; the chart's caption may give whiskers another meaning.
     label : str
-        Its name, such as the setting that made it.
+        Its name, such as the options of a pack.
     details : tuple of (str, str)
-        What else is to be known of it: names and values that are shown beside the point.
+        More names and values, shown beside the point.
     """
 
     x: float
@@ -60,12 +60,12 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What one direction of a chart means.
+    """One axis of a chart.
 
     Parameters
     ----------
     label, unit : str
-        What is measured.
+        The quantity and its unit.
     log : bool
         The axis is logarithmic.
     linear_below : float
@@ -93,9 +93,9 @@ class Chart:
     x, y : Axis
         The axes.
     series : tuple of Series
-        What is drawn; later ones over earlier ones.
+        Later ones are drawn over earlier ones.
     caption : str
-        What the reader should see in it.
+        A sentence on how to read it.
     categories : tuple of str
         Names along x, for bars; without them x is a number.
     ordered : bool
@@ -122,11 +122,11 @@ class Heatmap:
     values : tuple of tuple of (float or None)
         A number per row and column; ``None`` leaves a cell empty.
     label, unit : str
-        What the numbers are.
+        The quantity and its unit.
     caption : str
-        What the reader should see in it.
+        A sentence on how to read it.
     row_label, column_label : str
-        What the rows and the columns are.
+        Meaning of the rows' and the columns' names.
     log : bool
         Colours follow the logarithm, for positive numbers of different magnitude.
     digits : int
@@ -154,12 +154,12 @@ class DataTable:
     header : tuple of str
         Names of the columns, with their units.
     rows : tuple of tuple of (str or float or None)
-        The cells. Numbers stay numbers, so that they sort as such; ``None`` is not known.
+        The cells. Numbers sort by value; ``None`` is a missing one.
     formats : tuple of str
-        How a column writes its numbers, as for `format`: ``"+.2f"``, ``",.0f"``. An empty one,
-        or none, writes four significant digits, and all digits before the decimal point.
+        Format of each column's numbers, as for `format`: ``"+.2f"``, ``",.0f"``. An empty or
+        missing one writes four significant digits, and all digits before the decimal point.
     caption : str
-        What the table holds.
+        Caption of the table.
     """
 
     header: tuple[str, ...]
@@ -198,7 +198,7 @@ class Page:
     Parameters
     ----------
     title, lead : str
-        Heading and what was found, in a sentence or two.
+        Heading, and the main result in a sentence or two.
     facts : tuple of (str, str)
         The conditions: model, text, tokens, machine, versions. One named "command" is shown as a
         command line.

@@ -1,4 +1,4 @@
-"""The pieces of a report's page as HTML, and the numbers of its charts as JSON."""
+"""Parts of a report's page as HTML, and the numbers of its charts as JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FACTS = "conditions"
 
 
 def text(value: str) -> str:
-    """Escape text for an element or a quoted attribute; half a character becomes "?"."""
+    """Escape text for an element or a quoted attribute; a lone surrogate becomes "?"."""
     return html.escape(value.encode("utf-8", "replace").decode("utf-8"))
 
 
@@ -25,7 +25,7 @@ def paragraphs(value: str) -> str:
 
 
 def number(value: float | None, spec: str = "") -> str:
-    """Write a number for people: a true minus, "∞", and "–" for what is not known."""
+    """Write a number with a true minus sign, infinity as "∞", and a missing one as "–"."""
     if value is None or math.isnan(value):
         return "–"
     if math.isinf(value):
@@ -43,7 +43,7 @@ def contents(page: Page) -> str:
 
 
 def sections(page: Page) -> str:
-    """Write all sections; their charts are numbered through, as in `chart_data`."""
+    """Write all sections; their charts are numbered in the order of `chart_data`."""
     numbers = itertools.count()
     return "\n".join(_section(n, one, numbers) for n, one in enumerate(page.sections, 1))
 
@@ -65,9 +65,9 @@ def _section(index: int, section: PageSection, charts: Iterator[int]) -> str:
 
 
 def _figure(chart: Chart | Heatmap, index: int) -> str:
-    """Write a chart's place, its caption, and its numbers as a table."""
+    """Write the element that a chart is drawn in, its caption, and its numbers as a table."""
     data = _heatmap_table(chart) if isinstance(chart, Heatmap) else _chart_table(chart)
-    hidden = 0 if isinstance(chart, Heatmap) else _without_place(chart)
+    hidden = 0 if isinstance(chart, Heatmap) else _count_undrawable(chart)
     left_out = f" {hidden} without a place on these axes, in the table only." if hidden else ""
     caption = f"<figcaption>{text((chart.caption + left_out).strip())}</figcaption>"
     return f"""<figure data-chart="{index}">
@@ -101,7 +101,7 @@ def _command(command: str) -> str:
 
 
 def _table(table: DataTable, caption: str) -> str:
-    """Write a table in a box that scrolls; ``data-value`` is what a number sorts by."""
+    """Write a table in a box that scrolls; numbers sort by their ``data-value``."""
     specs = [*table.formats, *[""] * (len(table.header) - len(table.formats))]
     numeric = [_is_numeric([row[n] for row in table.rows]) for n in range(len(table.header))]
     head = "".join(
@@ -136,7 +136,7 @@ def _cell(value: str | float | None, spec: str, right: bool) -> str:
 
 
 def _chart_table(chart: Chart) -> DataTable:
-    """Return the points of a chart as a table: the columns that at least one of them fills."""
+    """Return the points of a chart as a table, without empty columns."""
     points = [(series.name, point) for series in chart.series for point in series.points]
     names = list(dict.fromkeys(name for _, point in points for name, _ in point.details))
     rows: list[tuple[str | float | None, ...]] = []
@@ -146,10 +146,10 @@ def _chart_table(chart: Chart) -> DataTable:
         cells = [series, point.label, x, point.y, point.error]
         rows.append((*cells, *(details.get(name) for name in names)))
     header = ["series", "setting", chart.x.title, chart.y.title, "±", *names]
-    kept = [n for n in range(len(header)) if any(row[n] not in (None, "") for row in rows)]
+    filled = [n for n in range(len(header)) if any(row[n] not in (None, "") for row in rows)]
     return DataTable(
-        tuple(header[n] for n in kept),
-        tuple(tuple(row[n] for n in kept) for row in rows),
+        tuple(header[n] for n in filled),
+        tuple(tuple(row[n] for n in filled) for row in rows),
         caption=f"{chart.y.title} against {chart.x.title}",
     )
 
@@ -165,21 +165,21 @@ def _heatmap_table(heat: Heatmap) -> DataTable:
     return DataTable((corner, *heat.columns), rows, caption=Axis(heat.label, heat.unit).title)
 
 
-def _without_place(chart: Chart) -> int:
+def _count_undrawable(chart: Chart) -> int:
     """Count the points that cannot be drawn: not finite, or not positive on a logarithmic axis."""
     return sum(
-        not (_has_place(point.x, chart.x) and _has_place(point.y, chart.y))
+        not (_drawable(point.x, chart.x) and _drawable(point.y, chart.y))
         for series in chart.series
         for point in series.points
     )
 
 
-def _has_place(value: float, axis: Axis) -> bool:
+def _drawable(value: float, axis: Axis) -> bool:
     return math.isfinite(value) and (value > 0 or not axis.log)
 
 
 def chart_data(charts: Sequence[Chart | Heatmap]) -> str:
-    """Return what the script draws as JSON for a script element.
+    """Return the charts as JSON for a script element.
 
     All but ASCII is escaped, and so are the characters that could end the element or begin a
     comment in it; numbers that JSON cannot hold are ``null``.
@@ -201,7 +201,7 @@ def _chart(chart: Chart) -> dict[str, Any]:
                 "name": series.name,
                 "style": series.style,
                 "points": [
-                    [_finite(p.x), _finite(p.y), _finite(p.error), p.label, p.details]
+                    [_rounded(p.x), _rounded(p.y), _rounded(p.error), p.label, p.details]
                     for p in series.points
                 ],
             }
@@ -227,7 +227,7 @@ def _heatmap(heat: Heatmap) -> dict[str, Any]:
         "columns": heat.columns,
         "rowLabel": heat.row_label,
         "columnLabel": heat.column_label,
-        "values": [[_finite(value) for value in row] for row in heat.values],
+        "values": [[_rounded(value) for value in row] for row in heat.values],
         "title": Axis(heat.label, heat.unit).title,
         "label": heat.label,
         "unit": heat.unit,
@@ -236,8 +236,8 @@ def _heatmap(heat: Heatmap) -> dict[str, Any]:
     }
 
 
-def _finite(value: float | None) -> float | None:
-    """Return a number that JSON can hold, with the seven digits that a chart can show."""
+def _rounded(value: float | None) -> float | None:
+    """Round a number to the seven digits that a chart can show; ``None`` if it is not finite."""
     if value is None or not math.isfinite(value):
         return None
     return float(f"{value:.7g}")

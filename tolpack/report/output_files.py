@@ -1,4 +1,4 @@
-"""Files that results are written to, checked before hours of measuring."""
+"""Checks of the files that results are written to, made before hours of measuring."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def check_output_file(path: Path | None, suffixes: Sequence[str], inputs: Sequen
     Raises
     ------
     ConfigError
-        Another suffix, or an input.
+        The suffix is another one, or the file is an input.
     FileAccessError
         It cannot be written.
     """

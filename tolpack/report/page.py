@@ -1,12 +1,12 @@
 """A report as one HTML file that needs no network.
 
-`render` fills ``page.html`` with the numbers, ``page.css`` and the parts of the script. Headings,
-text and tables are written as HTML, so that all numbers can be read where no script runs; the
-script draws charts from the JSON in the page, and makes tables sort.
+`render` fills the template ``page.html`` with the content, ``page.css`` and the scripts. Headings,
+text and tables are HTML, so that all numbers can be read where no script runs. The script draws
+charts from the JSON in the page, and sorts tables.
 
-A report shows names of files that others chose. Text is escaped, the JSON holds no character that
-ends a script element, and the page's own policy (Content-Security-Policy) allows the one style and
-the one script whose hashes it names, and no request at all.
+A report shows file names that others chose. Text is escaped, and the JSON holds no character that
+ends a script element. The page's Content-Security-Policy allows one style and one script, by their
+hashes, and no request.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def write_page(page: Page, path: Path) -> None:
     page : Page
         The report.
     path : Path
-        The HTML file; one that is there is replaced.
+        The HTML file; an existing one is replaced.
 
     Raises
     ------
@@ -45,13 +45,13 @@ def write_page(page: Page, path: Path) -> None:
 
 def render(page: Page) -> str:
     """Return a report as HTML; the same report gives the same text."""
-    style, script = _part("page.css"), "\n".join(map(_part, _SCRIPTS))
+    style, script = _asset("page.css"), "\n".join(map(_asset, _SCRIPTS))
     charts = [chart for section in page.sections for chart in section.charts]
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; "
         f"script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
     )
-    return Template(_part("page.html")).substitute(
+    return Template(_asset("page.html")).substitute(
         policy=policy,
         title=markup.text(page.title),
         lead=markup.paragraphs(page.lead),
@@ -64,9 +64,9 @@ def render(page: Page) -> str:
     )
 
 
-def _part(name: str) -> str:
+def _asset(name: str) -> str:
     return resources.files("tolpack.report").joinpath(name).read_text("utf-8")
 
 
-def _hash(part: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}"
+def _hash(asset: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(asset.encode()).digest()).decode()}"

@@ -1,4 +1,4 @@
-"""Plots as picture files, through matplotlib: an optional dependency."""
+"""Plots as picture files, by matplotlib, which is an optional dependency."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from tolpack.errors import ConfigError
 from tolpack.report.content import LINEAR_PCT
 
 SUFFIXES = (".png", ".svg")
-# Families of settings, in the order of their colours (Okabe and Ito's, told apart by everyone).
+# Colours of families, in their order: Okabe and Ito's, which colour-blind readers can distinguish.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKS = ("o", "s", "D", "^", "v", "P", "X")
-# Labels are broken into lines of so many letters, and have room to the left of all points.
+# Labels are wrapped at so many letters; the x axis begins at this share of the smallest size, so
+# that labels fit to the left of all points.
 _LABEL_WIDTH = 20
 _ROOM_LEFT = 0.45
-_INK, _QUIET = "#222222", "#8a8a8a"
+_INK, _GREY = "#222222", "#8a8a8a"
 
 
 @dataclass(frozen=True, slots=True)
 class TradeOffPoint:
-    """A pack in the plot: ``family`` gives its colour, ``label`` stands beside it on the front."""
+    """A pack in the plot: ``family`` decides its colour; points on the front show their label."""
 
     megabytes: float
     increase_pct: float
@@ -35,12 +36,12 @@ class TradeOffPoint:
 
 
 def check_plot() -> None:
-    """Raise `ConfigError` if the plot could not be made."""
+    """Raise `ConfigError` if matplotlib is not installed."""
     _pyplot()
 
 
 def plot_trade_off(points: Sequence[TradeOffPoint], path: Path, title: str) -> None:
-    """Draw perplexity increase against size with the Pareto front, to be read in a README.
+    """Draw perplexity increase against size with the Pareto front.
 
     Raises
     ------
@@ -61,7 +62,7 @@ def plot_trade_off(points: Sequence[TradeOffPoint], path: Path, title: str) -> N
         front = [point for point in points if point.on_front]
         if front:
             _draw_front(axes, front)
-        _dress(axes, title)
+        _style_axes(axes, title)
         _save(figure, path)
         pyplot.close(figure)
 
@@ -84,22 +85,22 @@ def _draw_points(axes: Any, points: Sequence[TradeOffPoint]) -> None:
 
 
 def _draw_front(axes: Any, front: Sequence[TradeOffPoint]) -> None:
-    """Join the points that nothing beats, and write what they are: never over one another."""
+    """Join the points of the front, and label those whose labels do not overlap."""
     ordered = sorted(front, key=lambda point: point.megabytes)
     axes.step(
         [point.megabytes for point in ordered],
         [point.increase_pct for point in ordered],
         where="post",
-        color=_QUIET,
+        color=_GREY,
         linewidth=1.2,
         zorder=2,
         label="Pareto front",
     )
-    for point in _apart(axes, ordered):
+    for point in _without_overlap(axes, ordered):
         axes.annotate(
             textwrap.fill(point.label, _LABEL_WIDTH),
             (point.megabytes, point.increase_pct),
-            xytext=(-8, -3),  # where the front leaves nothing
+            xytext=(-8, -3),  # no point lies below and to the left of the front
             textcoords="offset points",
             horizontalalignment="right",
             verticalalignment="top",
@@ -109,21 +110,21 @@ def _draw_front(axes: Any, front: Sequence[TradeOffPoint]) -> None:
         )
 
 
-def _apart(axes: Any, points: Sequence[TradeOffPoint]) -> list[TradeOffPoint]:
-    """Leave out labels that would stand in one another's way, from the left."""
-    kept: list[TradeOffPoint] = []
-    taken: list[tuple[float, float, float]] = []
+def _without_overlap(axes: Any, points: Sequence[TradeOffPoint]) -> list[TradeOffPoint]:
+    """Return the points whose labels do not overlap those of points further left."""
+    labelled: list[TradeOffPoint] = []
+    occupied: list[tuple[float, float, float]] = []
     for point in points:
         x, y = axes.transData.transform((point.megabytes, point.increase_pct))
         lines = textwrap.wrap(point.label, _LABEL_WIDTH)
         left, low = x - 6.5 * max(map(len, lines)) - 8, y - 16 * len(lines)
-        if all(left > right or y < bottom or low > top for right, bottom, top in taken):
-            taken.append((x, low, y))
-            kept.append(point)
-    return kept
+        if all(left > right or y < bottom or low > top for right, bottom, top in occupied):
+            occupied.append((x, low, y))
+            labelled.append(point)
+    return labelled
 
 
-def _dress(axes: Any, title: str) -> None:
+def _style_axes(axes: Any, title: str) -> None:
     from matplotlib.ticker import (
         FuncFormatter,
         LogLocator,
@@ -137,7 +138,7 @@ def _dress(axes: Any, title: str) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.axhline(0, color=_QUIET, linewidth=0.8, zorder=1)
+    axes.axhline(0, color=_GREY, linewidth=0.8, zorder=1)
     axes.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=LINEAR_PCT, subs=(1, 3)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.grid(color="#e6e6e6", linewidth=0.7, zorder=0)
@@ -147,7 +148,7 @@ def _dress(axes: Any, title: str) -> None:
 
 
 def _save(figure: Any, path: Path) -> None:
-    """Write the picture; without a date in it, so that equal results are equal files."""
+    """Write the picture without a date, so that equal results are equal files."""
     metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
     with replacing(path) as file:
         figure.savefig(file, dpi=160, metadata=metadata, format=path.suffix.removeprefix("."))

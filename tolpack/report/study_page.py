@@ -1,4 +1,4 @@
-"""A study as a report: a section for each of the paper's questions (arXiv 2602.00398)."""
+"""The page of a study: a section for each of the paper's questions (arXiv 2602.00398)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _ABLATION_FORMATS = (".3f", ".3f", "+.3f", ".3f", ",.0f")
 
 
 def study_page(subject: ReportSubject, study: Study, recommended: Sequence[Recommendation]) -> Page:
-    """Make the report of ``tolpack study``; parts that were not run have no section."""
+    """Return the report of ``tolpack study``; parts that were not run have no section."""
     sections: list[PageSection] = []
     if study.packs:
         sections.append(trade_off_section((), study.packs, study.skipped, subject.command))
@@ -65,7 +65,7 @@ def study_page(subject: ReportSubject, study: Study, recommended: Sequence[Recom
 
 
 def _without_only(command: str) -> str:
-    """Leave ``--only`` out of a command line."""
+    """Return a command line without its ``--only``."""
     words = shlex.split(command)
     while "--only" in words:
         at = words.index("--only")
@@ -77,7 +77,7 @@ def _precision(study: Study) -> PageSection | None:
     plain = [p for p in study.packs if p.options.rank == "none" and p.options.bits in _PAPER_BITS]
     if not plain:
         return None
-    whole = _PAPER_BITS[16]
+    reference = _PAPER_BITS[16]
     rows = tuple(
         (
             float(result.options.bits),
@@ -85,7 +85,7 @@ def _precision(study: Study) -> PageSection | None:
             result.score.ppl_increase_se_pct,
             result.score.bytes / 1e6,
             result.score.ratio_fp16,
-            100 * (_PAPER_BITS[int(result.options.bits)] / whole - 1),
+            100 * (_PAPER_BITS[int(result.options.bits)] / reference - 1),
         )
         for result in plain
     )
@@ -185,22 +185,22 @@ def _layers(study: Study) -> PageSection | None:
 def _alpha(study: Study) -> PageSection | None:
     if not study.alphas:
         return None
-    itself = ChartPoint(1.0, 0.0, None, "α = 1, the checkpoint itself")
+    unscaled = ChartPoint(1.0, 0.0, None, "α = 1, the checkpoint itself")
     own = tuple(
         ChartPoint(
             one.alpha, one.result.increase_pct, one.result.increase_se_pct, f"α = {one.alpha:g}"
         )
         for one in study.alphas
     )
-    whole = _PAPER_ALPHA[1.0]
+    reference = _PAPER_ALPHA[1.0]
     paper = tuple(
         ChartPoint(
-            alpha, 100 * (ppl / whole - 1), None, f"α = {alpha:g}", (("perplexity", f"{ppl}"),)
+            alpha, 100 * (ppl / reference - 1), None, f"α = {alpha:g}", (("perplexity", f"{ppl}"),)
         )
         for alpha, ppl in _PAPER_ALPHA.items()
     )
     series = (
-        Series("this checkpoint", (itself, *own), "line"),
+        Series("this checkpoint", (unscaled, *own), "line"),
         Series("the paper's MemoryLLM, 1B", paper, "line"),
     )
     chart = Chart(Axis("α"), Axis("perplexity increase", "%", linear_below=1.0), series)
@@ -277,7 +277,7 @@ def _layer_point(x: int, ablation: LayerAblation) -> ChartPoint:
     )
 
 
-# By the name of the part.
+# By part of the study.
 _SECTIONS = {
     "precision": _precision,
     "ranks": _ranks,

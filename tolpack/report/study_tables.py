@@ -1,4 +1,4 @@
-"""A study as text for a terminal: a table for each part."""
+"""Text tables of a study, one for each part."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # it loads torch
 
 
 def study_text(study: Study, recommended: Sequence[Recommendation]) -> str:
-    """Write all parts that were run, each under its title."""
+    """Write a table for each part that was run, under its title."""
     base = study.baseline
     parts = [
         f"{base.tokens} tokens in windows of {study.context}: perplexity "
@@ -39,7 +39,7 @@ def study_text(study: Study, recommended: Sequence[Recommendation]) -> str:
 
 
 def recommendation_table(recommended: Sequence[Recommendation]) -> str:
-    """Write the smallest pack for each limit, and what builds it."""
+    """Write the smallest pack for each limit, and the arguments that build it."""
     header = [
         "increase + 2 errors",
         "measured",
@@ -70,7 +70,7 @@ def pack_increase(result: SweepResult) -> str:
 
 
 def ablation_increase(result: AblationResult) -> str:
-    """Write a changed model's increase of perplexity with its standard error."""
+    """Write an ablation's increase of perplexity with its standard error."""
     return f"{result.increase_pct:+.3f} ± {result.increase_se_pct:.3f} %"
 
 
@@ -128,7 +128,7 @@ def _spectra(study: Study) -> str:
 
 
 def cost_rows(costs: ModelCosts, packs: tuple[SweepResult, ...]) -> list[tuple[str, int, int, int]]:
-    """Bytes and operations of what the memory is: FFNs, an FP16 table, each pack of the front."""
+    """Return bytes and operations of the memory: FFNs, an FP16 table, packs of the front."""
     rest = costs.head_macs + costs.other_macs
     rows = [
         ("memory FFNs, computed", 2 * costs.memory_weights, costs.memory_macs,

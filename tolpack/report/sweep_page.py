@@ -1,4 +1,4 @@
-"""Sweeps as a report: the trade-off, which setting to ship, and all that was measured."""
+"""The page of a sweep: the trade-off, which setting to ship, and all results."""
 
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ _SIZE = Axis("size of the pack", "MB", log=True)
 
 @dataclass(frozen=True, slots=True)
 class ReportSubject:
-    """What a report is of: the checkpoint and text as they were named, the command line, and the
-    beginning of the command that builds one of its packs.
+    """The subject of a report: a checkpoint and a text, as the command line names them.
+
+    ``command``: the command line. ``build``: the command that builds one of the packs, without the
+    options that differ between them.
     """
 
     checkpoint: Path
@@ -42,7 +44,7 @@ class ReportSubject:
     build: str
 
     def title(self, baseline: Baseline) -> str:
-        """Name a picture."""
+        """Return the title of a picture."""
         return f"{self.checkpoint.name}: {baseline.tokens:,} tokens of {self.text.name}"
 
 
@@ -53,7 +55,7 @@ def sweep_page(
     skipped: Sequence[str],
     recommended: Sequence[Recommendation],
 ) -> Page:
-    """Make the report of ``tolpack eval``."""
+    """Return the report of ``tolpack eval``."""
     packs = evaluation.packs
     sections = [trade_off_section(packs, results, skipped, subject.command)]
     if recommended:
@@ -68,7 +70,7 @@ def sweep_page(
 
 
 def lead(recommended: Sequence[Recommendation]) -> str:
-    """What was found, in a sentence: the tightest limit of the pack for the middle one."""
+    """Return a sentence on the pack for the middle limit, with the tightest limit that it meets."""
     if not recommended:
         return "What each pack takes on disk, and what it costs in perplexity."
     best = recommended[len(recommended) // 2].smallest
@@ -83,7 +85,7 @@ def lead(recommended: Sequence[Recommendation]) -> str:
 
 
 def facts(subject: ReportSubject, context: int, baseline: Baseline) -> tuple[tuple[str, str], ...]:
-    """The conditions of all numbers."""
+    """Return the conditions of all numbers."""
     known = versions("numpy", "torch", "zstandard")
     return (
         ("checkpoint", str(subject.checkpoint)),
@@ -102,7 +104,7 @@ def trade_off_section(
     skipped: Sequence[str],
     command: str,
 ) -> PageSection:
-    """Perplexity against size, with the Pareto front."""
+    """Return a chart of perplexity against size, with the Pareto front."""
     series = []
     ordered = sorted((result for result in results if result.on_front), key=lambda p: p.score.bytes)
     if len(ordered) > 1:
@@ -130,7 +132,7 @@ def trade_off_section(
 def recommendation_section(
     recommended: Sequence[Recommendation], subject: ReportSubject
 ) -> PageSection:
-    """Which setting to ship, for each limit."""
+    """Return a table of the options to ship, for each limit."""
     header = ("at most", "build it with", "increase, %", "± , %", "MB", "× FP16", "MACs a token",
               "without a basis")  # fmt: skip
     rows = tuple(
@@ -166,7 +168,7 @@ def _label_and_size(result: SweepResult | None) -> str | None:
 def settings_section(
     packs: Sequence[PackScore], results: Sequence[SweepResult], command: str
 ) -> PageSection:
-    """Every number of every pack."""
+    """Return a table of every number of every pack."""
     header = ("setting", "increase, %", "± , %", "perplexity", "±", "MB", "× FP16", "bits a value",
               "read a token, B", "resident, B", "MACs a token", "on the front")  # fmt: skip
     named = [(Path(pack.path).name, pack, None) for pack in packs]
@@ -193,7 +195,7 @@ def settings_section(
 
 
 def details(score: PackScore) -> tuple[tuple[str, str], ...]:
-    """What a hover shows of a pack."""
+    """Return the values that a chart shows beside a pack's point."""
     return (
         ("perplexity", f"{score.ppl:.3f} ± {score.ppl_se:.3f}"),
         ("increase", f"{score.ppl_increase_pct:+.3f} ± {score.ppl_increase_se_pct:.3f} %"),

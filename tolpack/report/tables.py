@@ -1,4 +1,4 @@
-"""Results as text tables for a terminal."""
+"""Text tables for a terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tolpack.errors import printable
 from tolpack.reading.verification import Damage
 
-if TYPE_CHECKING:  # these load torch, which reading a pack must not
+if TYPE_CHECKING:  # these load torch, which reading a pack does not need
     from tolpack.compress.build import BuildResult
     from tolpack.compress.size_prediction import SizePrediction
     from tolpack.evaluation.evaluator import Evaluation
@@ -43,19 +43,19 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-# Columns of what codes need at least, in bits a value (`tolpack.reading.code_rates`).
-_REFERENCES = ("entropy", "R(D)")
+# Columns of lower bounds on the bits a value (`tolpack.reading.code_rates`).
+_BOUNDS = ("entropy", "R(D)")
 
 
-def _references(entropy: float | None, gaussian: float | None, *, shown: bool) -> list[str]:
-    """What a layer's codes need at least, in bits a value, if any layer has such codes."""
+def _bounds(entropy: float | None, gaussian: float | None, *, shown: bool) -> list[str]:
+    """Return the cells of `_BOUNDS` for a layer, if any layer of the pack has codes."""
     if not shown:
         return []
     return ["-" if bits is None else f"{bits:.2f}" for bits in (entropy, gaussian)]
 
 
 def build_table(result: BuildResult) -> str:
-    """Write what `tolpack.build` made: a line per layer, then the totals."""
+    """Write a line per layer of a built pack, then the totals."""
     coded = any(layer.entropy_bits is not None for layer in result.layers)
     rows = []
     for layer in result.layers:
@@ -65,12 +65,12 @@ def build_table(result: BuildResult) -> str:
                 str(layer.layer),
                 "dropped" if dropped else str(layer.rank or "no basis"),
                 "-" if dropped else f"{layer.bits:.2f}",
-                *_references(layer.entropy_bits, layer.gaussian_bits, shown=coded),
+                *_bounds(layer.entropy_bits, layer.gaussian_bits, shown=coded),
                 "-" if layer.relative_error is None else f"{layer.relative_error:.2%}",
                 format_bytes(layer.bytes),
             ]
         )
-    header = ["layer", "rank", "bits", *_REFERENCES[: 2 * coded], "rel. error", "bytes"]
+    header = ["layer", "rank", "bits", *_BOUNDS[: 2 * coded], "rel. error", "bytes"]
     table = format_table(header, rows)
     return (
         f"{table}\n\n{printable(str(result.path))}: {format_bytes(result.bytes)}, "
@@ -79,7 +79,7 @@ def build_table(result: BuildResult) -> str:
 
 
 def evaluation_table(evaluation: Evaluation) -> str:
-    """Write perplexity against cost: the checkpoint first, then its packs."""
+    """Write perplexity and costs, a line each for the checkpoint and its packs."""
     base = evaluation.baseline
     header = ["", "perplexity", "increase", "bytes", "× FP16", "bits/value", "read/token",
               "resident", "MACs/token"]  # fmt: skip
@@ -110,7 +110,7 @@ def evaluation_table(evaluation: Evaluation) -> str:
 
 
 def sweep_table(results: Sequence[SweepResult], skipped: Sequence[str] = ()) -> str:
-    """Write a line per setting, smallest first; an asterisk marks those on the Pareto front."""
+    """Write a line per pack, smallest first; an asterisk marks those on the Pareto front."""
     header = ["", "", "perplexity increase", "bytes", "× FP16", "bits/value", "read/token",
               "MACs/token", "build"]  # fmt: skip
     rows = [
@@ -132,7 +132,7 @@ def sweep_table(results: Sequence[SweepResult], skipped: Sequence[str] = ()) -> 
 
 
 def plan_table(plans: Sequence[SizePrediction]) -> str:
-    """Write predicted costs, a line per setting, with the paper's formula beside them."""
+    """Write predicted costs, a line per plan, and the bytes by the paper's formula."""
     header = ["rank", "bits", "bytes on disk", "× FP16", "bits/value", "read/token", "resident",
               "MACs/token", "paper's formula"]  # fmt: skip
     rows = [
@@ -177,7 +177,7 @@ def measured_plan_table(plan: Mapping[str, Any], fp16_bytes: int) -> str:
 
 
 def checkpoint_table(summary: CheckpointSummary) -> str:
-    """Write what `tolpack inspect` recognised in a checkpoint."""
+    """Write the tensors that were recognised in a checkpoint, and what it is ready for."""
     rotary = {None: "not said", True: "neighbouring pairs", False: "halves"}
     count, first = len(summary.files), summary.files[0]
     files = first if count == 1 else f"{count} files, {first} … {summary.files[-1]}"
@@ -202,7 +202,7 @@ def checkpoint_table(summary: CheckpointSummary) -> str:
 
 
 def pack_table(info: dict[str, Any], path: str) -> str:
-    """Write what `tolpack inspect` found."""
+    """Write the description of a pack, with a line per layer and per chunk."""
     dropped = ", ".join(map(str, info["dropped_layers"])) or "none"
     head = (
         f"{printable(path)}: format {info['format_version']}, "
@@ -219,7 +219,7 @@ def pack_table(info: dict[str, Any], path: str) -> str:
             str(n["layer"]),
             str(n["rank"] or "-"),
             f"{n['bits']:.2f}",
-            *_references(n["entropy_bits"], n["gaussian_bits"], shown=coded),
+            *_bounds(n["entropy_bits"], n["gaussian_bits"], shown=coded),
             format_bytes(n["bytes"]),
         ]
         for n in info["layers"]
@@ -238,7 +238,7 @@ def pack_table(info: dict[str, Any], path: str) -> str:
     return "\n\n".join(
         [
             head,
-            format_table(["layer", "rank", "bits", *_REFERENCES[: 2 * coded], "bytes"], layers),
+            format_table(["layer", "rank", "bits", *_BOUNDS[: 2 * coded], "bytes"], layers),
             format_table(
                 ["chunk", "tokens", "encoding", "rows/block", "per token", "bytes"], chunks
             ),
@@ -247,7 +247,7 @@ def pack_table(info: dict[str, Any], path: str) -> str:
 
 
 def damage_line(damage: Damage, shown: int = 8) -> str:
-    """Write one finding of `Pack.verify`: place, the first of the tokens that it hits, error."""
+    """Write a damage that `Pack.verify` found: place, the first of its tokens, and the error."""
     slots = f"slots {damage.first_slot} … {damage.first_slot + damage.rows - 1}"
     if damage.token_ranges is None:
         return f"{damage.place} (tokens unknown, {slots}): {damage.message}"
@@ -271,7 +271,7 @@ def benchmark_table(result: LookupBenchmark) -> str:
 
 
 def convert_line(result: ConvertResult) -> str:
-    """Write what `tolpack.convert` made."""
+    """Write path, dtype, shape and size of a converted table, and what was lost."""
     notes = []
     if result.dropped_layers:
         notes.append(f"zeros in dropped layers {', '.join(map(str, result.dropped_layers))}")

@@ -1,4 +1,4 @@
-"""Sweeps as a file for a spreadsheet, and as a picture."""
+"""Sweeps as a ``.csv`` and as a picture."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COLUMNS = ("rank", "bits", "drop", "size", "max_ppl_increase", "path", "bytes",
 
 
 def write_csv(packs: Sequence[PackScore], results: Sequence[SweepResult], path: Path) -> None:
-    """Write a line per pack and per setting, with a header; what does not apply is empty.
+    """Write a header, and a line per pack and result; a value that does not apply is empty.
 
     Raises
     ------
@@ -33,8 +33,8 @@ def write_csv(packs: Sequence[PackScore], results: Sequence[SweepResult], path: 
 
     lines = [asdict(pack) for pack in packs]
     for result in results:
-        found = result.to_json()
-        lines.append({**found, **found["setting"]})
+        values = result.to_json()
+        lines.append({**values, **values["setting"]})
     text = io.StringIO()
     writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore")
     writer.writeheader()
@@ -46,7 +46,7 @@ def write_csv(packs: Sequence[PackScore], results: Sequence[SweepResult], path: 
 def plot_sweep(
     packs: Sequence[PackScore], results: Sequence[SweepResult], path: Path, title: str
 ) -> None:
-    """Draw packs and settings; see `tolpack.report.plots.plot_trade_off`."""
+    """Draw packs and results; see `tolpack.report.plots.plot_trade_off`."""
     drawn = [
         TradeOffPoint(
             pack.bytes / 1e6, pack.ppl_increase_pct, pack.ppl_increase_se_pct, "packs",
@@ -66,7 +66,7 @@ def plot_sweep(
 
 
 def family(result: SweepResult) -> str:
-    """The kind of setting that gives a result its colour."""
+    """Return the kind of a result's options; each kind has its colour."""
     bits = "entropy-coded" if result.options.bits == "auto" else "fixed bits"
     basis = {"none": "no basis", "auto": "ranks by loss"}.get(result.options.rank, "uniform rank")
     return f"{bits}, {basis}"
