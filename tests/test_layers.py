@@ -97,3 +97,14 @@ def test_imported_names_are_modules_of_the_package():
     known = modules()
     missing = {other for path in known.values() for other in imports_of(path, known)} - set(known)
     assert missing == set()
+
+
+def test_the_picture_shows_the_layers():
+    """CONTRIBUTING's picture has every package, and module at the top, once and in their order."""
+    text = (ROOT.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    lines = text.partition("## The house")[2].split("```")[1].strip().splitlines()
+    picture = [line.split("  ")[0].split() for line in lines]
+    shown = [name for names in picture for name in names]
+    assert sorted(shown) == sorted(set(LEVELS) - {""})
+    levels = [[LEVELS[name] for name in names] for names in picture]
+    assert all(min(above) >= max(below) for above, below in zip(levels, levels[1:]))

@@ -171,3 +171,10 @@ def test_settings_of_build_and_convert_can_be_seen():
     """`help` and an editor show the settings of `tolpack.build` and `tolpack.convert` by name."""
     for function, setting in ((tolpack.build, "max_ppl_increase"), (tolpack.convert, "dtype")):
         assert setting in inspect.signature(function).parameters
+
+
+def test_contributing_names_files_that_exist():
+    """Every file and folder that CONTRIBUTING.md names is there."""
+    text = (ROOT.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:tolpack|formats|tests|docs|benchmarks)/[^`]*)`", text)
+    assert [path for path in paths if not (ROOT.parent / path).exists()] == []
