@@ -235,6 +235,15 @@ def test_what_cannot_be_studied(tmp_path, memoryllm, token_ids):
         run_study(Evaluator(memoryllm, token_ids), ExperimentOptions(), ["colour"])
 
 
+def test_a_picture_without_packs_is_not_drawn(memoryllm, token_ids, tmp_path):
+    """A study of the model alone ends well, and says that the picture of its packs is missing."""
+    picture = tmp_path / "p.png"
+    done = run("study", memoryllm, "--text", token_ids, "--only", "size", "--plot", picture)
+    assert done.exit_code == 0, done.output
+    assert f"{picture} is not drawn: there are no packs to show" in done.stderr
+    assert not picture.exists()
+
+
 def test_the_command_prints_every_part(memoryllm, token_ids, tmp_path):
     """As text, JSON and page, with nothing on standard output beside them."""
     parts = ("--only", "precision,layers,alpha,spectra,size", "--report", tmp_path / "r.html")

@@ -70,8 +70,10 @@ class OutputFiles:
         """Write the files that were asked for; `page` returns the report."""
         if self.csv is not None:
             trade_off.write_csv(packs, results, self.csv)
-        if self.plot is not None:
+        if self.plot is not None and (packs or results):
             trade_off.plot_sweep(packs, results, self.plot, title)
+        elif self.plot is not None:
+            Terminal().say(f"{self.plot} is not drawn: there are no packs to show")
         if self.report is not None:
             write_page(page(), self.report)
 
