@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[1]
 CHILD = """
 import sys
 import click, json, tqdm
-import tolpack.evaluation.lookup_benchmark, tolpack.evaluation.diff, tolpack.export.convert,
-tolpack.reading.summary
+import tolpack.evaluation.lookup_benchmark, tolpack.evaluation.diff
+import tolpack.export.convert, tolpack.reading.summary
 from tolpack.cli import main
 def peak():
     fields = dict(line.split(":", 1) for line in open("/proc/self/status"))
