@@ -47,7 +47,7 @@ class Row:
     gain_se_pct: float
 
 
-class Bench:
+class Experiment:
     """Builds and scores packs of one checkpoint."""
 
     def __init__(self, arguments: argparse.Namespace, folder: str) -> None:
@@ -119,19 +119,19 @@ def main() -> None:
     parser.add_argument("--json")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(arguments, folder)
-        full = bench.build(rank="full")
+        experiment = Experiment(arguments, folder)
+        full = experiment.build(rank="full")
         result: dict[str, object] = {
             "machine": platform.processor() or platform.machine(),
             "versions": {"numpy": np.__version__, "torch": torch.__version__},
-            "tokens": bench.baseline.total_tokens,
-            "baseline_ppl": bench.baseline.ppl,
+            "tokens": experiment.baseline.total_tokens,
+            "baseline_ppl": experiment.baseline.ppl,
             "full_bytes": full.bytes,
         }
         print(json.dumps(result, indent=1), flush=True)
         rows = []
         for share in map(float, arguments.shares.split(",")):
-            rows.append(bench.row(share, full.bytes))
+            rows.append(experiment.row(share, full.bytes))
             print(json.dumps(asdict(rows[-1])), flush=True)
     result["rows"] = [asdict(row) for row in rows]
     if arguments.json:

@@ -65,7 +65,7 @@ class Point:
     gaussian_ratio_fp16: float | None = None
 
 
-class Bench:
+class Experiment:
     """Scores tables and packs of one checkpoint."""
 
     def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
@@ -127,32 +127,32 @@ class Bench:
         return Point(family, name, size, self.fp16_bytes / size, *numbers)
 
 
-def points(bench: Bench) -> Iterator[Point]:
+def points(experiment: Experiment) -> Iterator[Point]:
     """Measure everything that was asked for, one after the other."""
-    only = bench.arguments.only
+    only = experiment.arguments.only
     for rank in ("auto", "none"):
         family = f"--bits auto --rank {rank}"
-        for limit in bench.arguments.limits.split(",") if only in family else ():
-            yield bench.pack(family, limit, rank=rank, bits="auto", max_ppl_increase=limit)
-    if bench.arguments.reuse:
-        known = json.loads(Path(bench.arguments.reuse).read_text())["points"]
+        for limit in experiment.arguments.limits.split(",") if only in family else ():
+            yield experiment.pack(family, limit, rank=rank, bits="auto", max_ppl_increase=limit)
+    if experiment.arguments.reuse:
+        known = json.loads(Path(experiment.arguments.reuse).read_text())["points"]
         yield from (Point(**one) for one in known if not one["family"].startswith("--bits auto"))
         return
     for bits in (8, 4) if only in "groups of 64" else ():
-        yield bench.pack("groups of 64", f"int{bits}", rank="none", bits=bits)
+        yield experiment.pack("groups of 64", f"int{bits}", rank="none", bits=bits)
     if only in "--rank auto --bits 4":
-        yield bench.pack("--rank auto --bits 4", "auto", rank="auto", bits=4)
+        yield experiment.pack("--rank auto --bits 4", "auto", rank="auto", bits=4)
     for share in ("75%", "50%", "25%") if only in "uniform SVD" else ():
         for bits in (16, 4):
             name = f"rank {share}, {bits} bits"
-            yield bench.pack("uniform SVD", name, rank=share, bits=bits)
-    for layer in bench.arguments.drop.split(",") if only in "a layer dropped" else ():
-        yield bench.pack("a layer dropped", f"layer {layer}, int4", bits=4, drop=layer)
+            yield experiment.pack("uniform SVD", name, rank=share, bits=bits)
+    for layer in experiment.arguments.drop.split(",") if only in "a layer dropped" else ():
+        yield experiment.pack("a layer dropped", f"layer {layer}, int4", bits=4, drop=layer)
     if only in "NF4":
-        size = bench.table.size * (4 + 16 / 64) / 8
-        yield bench.rounded("NF4", "blocks of 64", nf4(bench.table), size)
+        size = experiment.table.size * (4 + 16 / 64) / 8
+        yield experiment.rounded("NF4", "blocks of 64", nf4(experiment.table), size)
     if only in "GGUF":
-        yield from gguf_points(bench)
+        yield from gguf_points(experiment)
 
 
 def nf4(table: np.ndarray) -> np.ndarray:
@@ -165,7 +165,7 @@ def nf4(table: np.ndarray) -> np.ndarray:
     return (NF4[codes] * scale).reshape(table.shape)
 
 
-def gguf_points(bench: Bench) -> Iterator[Point]:
+def gguf_points(experiment: Experiment) -> Iterator[Point]:
     """Score what gguf-py can quantize; k-quants it can only read."""
     try:
         import gguf
@@ -175,12 +175,12 @@ def gguf_points(bench: Bench) -> Iterator[Point]:
     for name in ("Q8_0", "Q5_0", "Q4_0", "Q4_1", "Q4_K", "Q2_K", "TQ2_0"):
         kind = getattr(gguf.GGMLQuantizationType, name)
         try:
-            codes = gguf.quants.quantize(bench.table, kind)
+            codes = gguf.quants.quantize(experiment.table, kind)
         except NotImplementedError:
             print(f"gguf-py cannot quantize {name}: left out")
             continue
-        table = gguf.quants.dequantize(codes, kind).reshape(bench.table.shape)
-        yield bench.rounded("GGUF", name, table, codes.nbytes)
+        table = gguf.quants.dequantize(codes, kind).reshape(experiment.table.shape)
+        yield experiment.rounded("GGUF", name, table, codes.nbytes)
 
 
 def plot(found: list[Point], path: str) -> None:
@@ -235,8 +235,8 @@ def main() -> None:
     arguments = parser.parse_args()
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(arguments, Path(folder))
-        for point in points(bench):
+        experiment = Experiment(arguments, Path(folder))
+        for point in points(experiment):
             found.append(point)
             print(
                 f"{point.family:26} {point.name:22} × {point.ratio_fp16:5.2f}  "
@@ -250,8 +250,8 @@ def main() -> None:
             )
     result = {
         **described("numpy", "torch", "zstandard"),
-        "tokens": [base.total_tokens for base in bench.bases],
-        "baseline_ppl": [base.ppl for base in bench.bases],
+        "tokens": [base.total_tokens for base in experiment.bases],
+        "baseline_ppl": [base.ppl for base in experiment.bases],
         "points": [asdict(point) for point in found],
     }
     if arguments.json:
