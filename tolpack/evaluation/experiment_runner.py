@@ -32,8 +32,8 @@ from tolpack.workspace.resources import Resources
 class ExperimentOptions:
     """Inputs and resources of all builds.
 
-    ``scratch``: parent of the folder for packs; default: the system's. ``fresh``: measure anew what
-    the cache has.
+    ``scratch``: parent of the folder for packs; default: the system's. ``fresh``: do not use the
+    results that earlier runs cached.
     """
 
     calibration: CalibrationInputs = field(default_factory=CalibrationInputs)
