@@ -1,16 +1,22 @@
 """What is given as an input and is no regular file: refused at once, whatever it is for."""
 
+import json
 import os
+import pickle
+import re
 import signal
+from pathlib import Path
 
 import models
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 import tolpack
 from tolpack.calibration import metrics_cache
 from tolpack.cli import main
+from tolpack.errors import CheckpointError, ConfigError
 from tolpack.evaluation.result_cache import _read
 from tolpack.runtime.scratch import Scratch
 
@@ -134,3 +140,91 @@ def test_a_cache_that_is_no_file_is_none(tmp_path, monkeypatch, kind):
     put(tmp_path / f"calibration-{bytes(16).hex()}.metrics", kind)
     assert metrics_cache.load(bytes(16), np.zeros(1, int), Scratch(tmp_path, 1 << 20)) is None
     assert _read(put(tmp_path / "measured.json", kind)) is None
+
+
+def _pickled(path):
+    path.write_bytes(pickle.dumps({"embed_tokens.weight": [1.0]}))
+
+
+def _whole_module(path):
+    torch.save(torch.nn.Linear(2, 2), path)
+
+
+def _gguf(path):
+    path.write_bytes(b"GGUF\3\0\0\0" + bytes(100))
+
+
+def _gguf_folder(path):
+    path.mkdir()
+    models.save_config(path / "config.json", CONFIG)
+    _gguf(path / "model-q8.gguf")
+
+
+def _bin_folder(path):
+    path.mkdir()
+    torch.save(models.make_state(CONFIG), path / "weights.bin")
+
+
+def _pack(path):
+    models.save_model(path.parent, name="m.pt")
+    tolpack.build(path.parent / "m.pt", path)
+
+
+def _nothing(path):
+    pass
+
+
+# What people give as a checkpoint that is none: how it is made, and its error.
+NO_CHECKPOINTS = {
+    "a GGUF file": ("m.gguf", _gguf, "m.gguf is a GGUF file, expected .* not read yet"),
+    "GGUF by its bytes": ("g.bin", _gguf, "g.bin is a GGUF file, expected .* converted from"),
+    "a folder of GGUF": ("q", _gguf_folder, "q holds no .safetensors file, but model-q8.gguf:"),
+    "a folder of other .bin": ("b", _bin_folder, r"but weights.bin: .*pytorch_model\*.bin.* name"),
+    "a model id": ("org/Model-1.5B", _nothing, "org/Model-1.5B does not exist: .*hf download "
+                   "org/Model-1.5B --local-dir Model-1.5B.* give the folder Model-1.5B"),
+    "a pickle": ("m.pkl", _pickled, "m.pkl is a pickle, expected .* can run code"),
+    "a pickle named .pt": ("p.pt", _pickled, "p.pt cannot be loaded .*is a pickle, but none that"),
+    "a whole module": ("w.pt", _whole_module, "holds torch.nn.*Linear, which is no tensor"),
+    "a pack": ("p.tolpack", _pack, "p.tolpack is a pack, expected .*tolpack eval CHECKPOINT p.tol"),
+    "a pack by its bytes": ("p.safetensors", _pack, "p.safetensors is a pack, expected a checkpo"),
+    "a pack named as a table": ("p.npy", _pack, "p.npy is a pack, expected .* or a plain table"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NO_CHECKPOINTS)
+def test_what_is_no_checkpoint_is_named_with_a_remedy(tmp_path, monkeypatch, kind):
+    """Every command that takes a checkpoint, and tolpack.build, say in one line what was given,
+    what was expected and what to do.
+    """
+    monkeypatch.chdir(tmp_path)
+    name, make, message = NO_CHECKPOINTS[kind]
+    make(Path(name))
+    _pack(Path("other.tolpack"))
+    np.save("ids.npy", models.zipf_ids(40, 97))
+    for words in ("build", "build -o out.tolpack", "plan", "inspect", "eval --text ids.npy",
+                  "study --text ids.npy", "diff other.tolpack"):  # fmt: skip
+        if make is _pack and words.startswith(("inspect", "diff")):
+            continue  # they take packs
+        result = CliRunner().invoke(main, [*words.split(), name])
+        assert result.exit_code == 1, (words, result.output)
+        (line,) = result.stderr.splitlines()
+        assert re.search(message, line), (words, line)
+    with pytest.raises((CheckpointError, ConfigError), match=message):
+        tolpack.build(name)
+
+
+def test_path_that_is_absent_is_no_model_id(tmp_path, monkeypatch):
+    """A missing file of a known kind, or one in a folder that is there, is just missing."""
+    monkeypatch.chdir(tmp_path)
+    Path("models").mkdir()
+    for name in ("models/absent", "other/absent.safetensors", "absent", "a/b/c", "../up"):
+        with pytest.raises(CheckpointError, match="does not exist$"):
+            tolpack.build(name)
+
+
+def test_inspect_knows_a_pack_by_its_bytes(tmp_path):
+    """A pack under a checkpoint's or a table's name is shown as the pack that it is."""
+    for name in ("p.safetensors", "p.npy", "p"):
+        _pack(tmp_path / name)
+        result = CliRunner().invoke(main, ["inspect", str(tmp_path / name), "--json"])
+        assert json.loads(result.output)["vocab_size"] == 97

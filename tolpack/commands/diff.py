@@ -18,6 +18,7 @@ from tolpack.commands.options import (
 )
 from tolpack.commands.terminal import Terminal, echo
 from tolpack.report import row_tables
+from tolpack.sources.input_kind import is_pack
 
 
 @click.command()
@@ -46,7 +47,7 @@ def diff(pack: Path, reference: Path, as_json: bool, **settings: Any) -> None:
     tolpack diff small.tolpack large.tolpack --tokenizer tokenizer.json --worst 20
     tolpack diff model.tolpack model/ --frequencies counts.npy --json
     """
-    from tolpack.evaluation.diff import diff_tables, is_pack
+    from tolpack.evaluation.diff import diff_tables
 
     if is_pack(reference):
         refuse_reading(settings, reference)

@@ -9,7 +9,6 @@ import click
 
 import tolpack
 from tolpack.commands.options import (
-    CHECKPOINT_SUFFIXES,
     PATH,
     json_option,
     print_json,
@@ -19,6 +18,7 @@ from tolpack.commands.options import (
 from tolpack.commands.terminal import echo
 from tolpack.errors import ConfigError
 from tolpack.report import tables
+from tolpack.sources.input_kind import CHECKPOINT_SUFFIXES, check_input, is_pack
 
 _TABLE_SUFFIXES = (".npy", ".h5", ".hdf5", ".json", ".toml")
 
@@ -38,18 +38,21 @@ def inspect(path: Path, as_json: bool, **settings: Any) -> None:
     tolpack inspect model.pt
     tolpack inspect model/ --key-map map.toml --json
     """
-    if path.is_dir() or path.suffix in CHECKPOINT_SUFFIXES:
+    pack = is_pack(path)
+    if not pack and path.suffix in _TABLE_SUFFIXES:
+        raise ConfigError(f"{path} is no pack and no checkpoint: expected .tolpack, "
+                          f"{', '.join(CHECKPOINT_SUFFIXES)} or a folder")  # fmt: skip
+    if not pack and (path.is_dir() or path.suffix in CHECKPOINT_SUFFIXES):
         from tolpack.sources.checkpoint.checkpoint import open_checkpoint
         from tolpack.sources.checkpoint.description import summarize_checkpoint
 
         summary = summarize_checkpoint(open_checkpoint(path, take_reading(settings)))
         info, text = summary.to_json(), tables.checkpoint_table(summary)
-    elif path.suffix in _TABLE_SUFFIXES:
-        raise ConfigError(f"{path} is no pack and no checkpoint: expected .tolpack, "
-                          f"{', '.join(CHECKPOINT_SUFFIXES)} or a folder")  # fmt: skip
     else:
         from tolpack.reading.summary import describe_pack
 
+        if not pack:
+            check_input(path)
         with tolpack.open(path) as opened:
             info = describe_pack(opened)
         text = tables.pack_table(info, str(path))

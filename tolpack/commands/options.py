@@ -21,7 +21,6 @@ if TYPE_CHECKING:  # it loads torch
 
 PATH = click.Path(path_type=Path)
 _READING = ("config", "arch", "map_name", "key_map")
-CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 tokenizer_option = click.option(

@@ -154,9 +154,9 @@ def build(
     settings = BuildSettings.parse(rank, bits, drop, size, max_ppl_increase)
     inputs = CalibrationInputs(calibrate, frequencies, tokenizer)
     files = (calibrate, frequencies, tokenizer, config, key_map)
-    path = output_path(checkpoint, output, force, files)
     resources = Resources(compute, max_memory, threads)
     source = open_source(checkpoint, Reading(config, arch, map_name, key_map), layers)
+    path = output_path(checkpoint, output, force, files)
     file = PackFile(path, source.check_unchanged, replace=force, resume=resume)
     with open_workspace(source, path.parent, resources, reporter) as workspace:
         check_source(source, reporter)

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tolpack.container.preamble import MAGIC
 from tolpack.errors import ConfigError, FormatError
 from tolpack.evaluation.row_errors import ErrorSums, TableDiff, squared_norms
 from tolpack.model.text import TextTokenizer, find_tokenizer
 from tolpack.pack import Pack
 from tolpack.runtime.array_types import Doubles, Floats, Ints
-from tolpack.runtime.files import open_stream
 from tolpack.runtime.progress import Reporter
+from tolpack.sources.input_kind import is_pack
 from tolpack.sources.npy import read_counts
 
 if TYPE_CHECKING:  # the module loads torch, which two packs do not need
@@ -99,17 +98,6 @@ def diff_tables(
                 sums.add(number, ids, squares)
                 done(len(ids))
     return sums.result(a, b, None if token_texts is None else token_texts.texts)
-
-
-def is_pack(path: str | Path) -> bool:
-    """Whether a file is called ``.tolpack``, or begins as packs do."""
-    if Path(path).suffix == ".tolpack":
-        return True
-    try:
-        with open_stream(path) as file:
-            return file.read(len(MAGIC)) == MAGIC
-    except OSError:
-        return False
 
 
 @dataclass(frozen=True, slots=True)

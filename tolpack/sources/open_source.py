@@ -8,6 +8,7 @@ from tolpack.errors import ConfigError
 from tolpack.sources.arrays import ArrayTable, open_array
 from tolpack.sources.checkpoint.checkpoint import Reading, open_checkpoint
 from tolpack.sources.ffn_table import FFNTable
+from tolpack.sources.input_kind import check_input
 
 
 def open_source(
@@ -31,6 +32,7 @@ def open_source(
         It cannot be used; the message says what to do.
     """
     path = Path(path)
+    check_input(path)
     array = open_array(path)
     if array is not None:
         return ArrayTable(array, layers)

@@ -39,6 +39,7 @@ from tolpack.sources.checkpoint.schema import expected_shape, pattern_of
 from tolpack.sources.checkpoint.shards import open_store
 from tolpack.sources.checkpoint.tensors import FLOAT_DTYPES, TensorStore
 from tolpack.sources.identity import FileStates, rows_digest
+from tolpack.sources.input_kind import check_input
 from tolpack.sources.residency import Residency
 
 # Values that are checked to be finite at once, so that a large tensor is not doubled in memory.
@@ -341,8 +342,7 @@ def open_checkpoint(path: str | Path, reading: Reading | None = None) -> Checkpo
     path, reading = Path(path), reading or Reading()
     reading.check_arch()
     key_map = reading.chosen_map()
-    if not path.exists():
-        raise CheckpointError(f"checkpoint {path} does not exist")
+    check_input(path)
     store, embedded = open_store(path)
     config = _find_config(reading, embedded, path)
     return Checkpoint(store, config, path, match(store.infos, key_map))

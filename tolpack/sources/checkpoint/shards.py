@@ -18,6 +18,14 @@ from tolpack.sources.json_file import read_json
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _PATTERNS = ("*.safetensors", "pytorch_model*.bin", "consolidated.*.pth", "*.pth", "*.pt")
+# What a folder may hold instead, and what to do then.
+_OTHERS = {
+    ".gguf": "GGUF tables are not read yet, so give the original safetensors checkpoint that it "
+    "was converted from",
+    ".bin": "shards of PyTorch are called pytorch_model*.bin, so if that is the checkpoint, name "
+    "the file itself",
+    ".tolpack": "that is a pack; give the folder of the checkpoint",
+}
 _PIECE = re.compile(r"consolidated\.(\d+)\.pth")
 # Indexes of the largest models have some ten megabytes.
 _MAX_INDEX_BYTES = 64 << 20
@@ -74,9 +82,16 @@ def _folder_files(folder: Path) -> list[Path]:
             )
         _check_numbers(folder, paths)
         return paths
-    raise CheckpointError(
-        f"{folder} holds no .safetensors file, nor .bin, .pth or .pt: is it the right folder?"
-    )
+    raise CheckpointError(_nothing_usable(folder))
+
+
+def _nothing_usable(folder: Path) -> str:
+    """Say what a folder without a checkpoint holds in its place."""
+    for suffix, remedy in _OTHERS.items():
+        names = sorted(path.name for path in folder.glob(f"*{suffix}"))
+        if names:
+            return f"{folder} holds no .safetensors file, but {names[0]}: {remedy}"
+    return f"{folder} holds no .safetensors file, nor .bin, .pth or .pt: is it the right folder?"
 
 
 def _check_numbers(folder: Path, paths: Sequence[Path]) -> None:

@@ -8,6 +8,7 @@ views of the maps. Pages that were touched count as resident memory for as long 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from tolpack.sources.checkpoint.torch_archive import check_archive
 FLOAT_DTYPES = ("float32", "bfloat16", "float16")
 # Where trainers put the state dict in what they save.
 _STATE_KEYS = ("model", "state_dict", "model_state_dict", "module")
+# How torch's loader names what it will not make.
+_REFUSED = re.compile(r"\bGLOBAL ([\w.]+)")
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 
 
@@ -261,9 +264,17 @@ def _info(tensor: torch.Tensor, path: Path) -> TensorInfo:
 
 
 def _refusal(path: Path, error: Exception) -> CheckpointError:
-    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return CheckpointError(
-        f"{path} cannot be loaded with weights_only=True ({first_line[:200]}): it is cut off, or "
+        f"{path} cannot be loaded with weights_only=True ({_reason(error)}): it is cut off, or "
         "no checkpoint, or holds more than tensors: copy it anew, save a plain state dict, or "
         f"convert it to .safetensors{lfs_hint(path)}"
     )
+
+
+def _reason(error: Exception) -> str:
+    """The class or function that torch's loader refused, or the first line of what it says."""
+    text = str(error).strip()
+    refused = _REFUSED.search(text)
+    if refused is not None:
+        return f"it holds {refused[1][:100]}, which is no tensor"
+    return (text.splitlines() or [type(error).__name__])[0][:200]

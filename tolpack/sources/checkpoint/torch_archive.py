@@ -124,9 +124,12 @@ def _check_old(file: BufferedReader, most: int) -> None:
     """Check that each storage that is asked for follows: else torch gives memory as it found it."""
     size = os.fstat(file.fileno()).st_size
     stream = io.BytesIO(file.read(most))
-    magic, _, _ = (_Reader(stream).load() for _ in range(3))
-    if magic != _OLD_MAGIC:
+    if stream.getvalue()[:1] != pickle.PROTO:
         raise ValueError("it begins as no file of torch does")
+    if _Reader(stream).load() != _OLD_MAGIC:
+        raise ValueError("it is a pickle, but none that torch.save wrote")
+    for _ in ("protocol version", "system"):
+        _Reader(stream).load()
     reader = _Reader(stream)
     reader.load()
     keys = _Reader(stream).load()

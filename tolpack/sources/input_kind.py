@@ -1,0 +1,79 @@
+"""Files that are given as a checkpoint and are something else, told by their first bytes.
+
+A name's suffix says what a file is meant to be; its first bytes say what it is. Files that people
+do give, and that no suffix would explain, are named here, with what can be done instead.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tolpack.container.preamble import MAGIC
+from tolpack.errors import CheckpointError
+from tolpack.runtime.files import open_stream
+
+TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+CHECKPOINT_SUFFIXES = (*TORCH_SUFFIXES, ".safetensors")
+_FILE_SUFFIXES = (*CHECKPOINT_SUFFIXES, ".npy", ".h5", ".hdf5", ".gguf", ".tolpack", ".pkl")
+_EXPECTED = "expected a checkpoint (.safetensors, .pt, .pth, or a folder with config.json)"
+_GGUF = b"GGUF"
+# Any protocol since 2 (Python 2.3) begins so.
+_PICKLE = re.compile(rb"\x80[\x02-\x05]")
+_MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def check_input(path: Path) -> None:
+    """Refuse what is no checkpoint and no table, and say what to do with it.
+
+    Folders, and files that cannot be read, pass: whoever opens them says what is wrong.
+
+    Raises
+    ------
+    CheckpointError
+        Nothing is there, or a model id was given, a pack, a GGUF file, or a pickle that is not
+        called as files of ``torch.save`` are.
+    """
+    if not path.exists():
+        raise CheckpointError(f"checkpoint {path} does not exist{_model_id_hint(path)}")
+    start = _first_bytes(path)
+    if start == MAGIC:
+        raise CheckpointError(
+            f"{path} is a pack, {_EXPECTED} or a plain table: tolpack inspect {path} shows what it "
+            f"holds, and tolpack eval CHECKPOINT {path} measures it"
+        )
+    if start.startswith(_GGUF):
+        raise CheckpointError(
+            f"{path} is a GGUF file, {_EXPECTED}: GGUF tables are not read yet, so give the "
+            "original safetensors checkpoint that it was converted from"
+        )
+    if _PICKLE.match(start) and path.suffix not in CHECKPOINT_SUFFIXES:
+        raise CheckpointError(
+            f"{path} is a pickle, {_EXPECTED}: pickles can run code and are not read; save the "
+            "state dict as .safetensors, or with torch.save as .pt"
+        )
+
+
+def is_pack(path: str | Path) -> bool:
+    """Whether a file is called ``.tolpack``, or begins as packs do."""
+    return Path(path).suffix == ".tolpack" or _first_bytes(path) == MAGIC
+
+
+def _first_bytes(path: str | Path) -> bytes:
+    """As many as a pack's magic has; none of what is no readable file."""
+    try:
+        with open_stream(path) as file:
+            return file.read(len(MAGIC))
+    except OSError:
+        return b""
+
+
+def _model_id_hint(path: Path) -> str:
+    """Say how to download a model, if `path` looks like its id, such as ``org/name``."""
+    shaped = _MODEL_ID.fullmatch(path.as_posix()) and path.suffix not in _FILE_SUFFIXES
+    if not shaped or path.parent.exists():
+        return ""
+    return (
+        f": if it is a model id, download it first (hf download {path.as_posix()} --local-dir "
+        f"{path.name}) and give the folder {path.name}"
+    )
