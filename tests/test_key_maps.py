@@ -393,7 +393,8 @@ def test_key_map_of_a_built_in_is_a_valid_own_map(tmp_path):
     from importlib import resources
 
     for name in BUILT_IN:
-        text = (resources.files("tolpack.sources") / "maps" / f"{name}.toml").read_text("utf-8")
+        file = resources.files("tolpack.sources.checkpoint") / "maps" / f"{name}.toml"
+        text = file.read_text("utf-8")
         copy = tmp_path / f"{name}.toml"
         copy.write_text(text, encoding="utf-8")
         assert read_key_map(copy).rules == built_in(name).rules

@@ -11,7 +11,8 @@ import torch
 from tolpack.errors import CheckpointError
 from tolpack.model.decoder import Decoder
 from tolpack.sources.checkpoint.checkpoint import open_checkpoint
-from tolpack.sources.checkpoint.fused_tensors import joined_dimension, take_rows
+from tolpack.sources.checkpoint.schema_tensors import joined_dimension
+from tolpack.sources.checkpoint.tensor_slices import read_rows
 from tolpack.sources.open_source import open_source
 
 CONFIG = models.make_config()
@@ -197,7 +198,7 @@ def test_rows_of_pieces_equal_rows_of_the_whole():
     whole = torch.arange(60.0).reshape(10, 6)
     ids = torch.tensor([9, 0, 4, 4, 5])
     for pieces in ([whole], list(whole.split(4)), list(whole.split(2, 1)), [whole, whole]):
-        assert torch.equal(take_rows(pieces, (10, 6), ids), whole[ids])
+        assert torch.equal(read_rows(pieces, (10, 6), ids), whole[ids])
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 from tolpack.sources.checkpoint.checkpoint import Checkpoint
-from tolpack.sources.checkpoint.schema import expected_shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +32,8 @@ def model_costs(checkpoint: Checkpoint) -> ModelCosts:
     config = checkpoint.config
     sizes = {"embedding": 0, "head": 0, "other": 0, "memory": 0}
     macs = {"other": 0, "memory": 0}
-    for name in checkpoint.parts:
-        shape = expected_shape(config, name)
+    for name in checkpoint.schema_tensors:
+        shape = checkpoint.check(name).shape
         size, part = math.prod(shape), _part(name)
         sizes[part] += size
         if len(shape) == 2 and part in macs:

@@ -15,15 +15,13 @@ import torch
 from numpy.typing import NDArray
 
 from tolpack.errors import CheckpointError, ConfigError
-from tolpack.sources.checkpoint.tensors import SafetensorsFile
+from tolpack.sources.checkpoint.tensors import DTYPE_BYTES, SafetensorsFile
 from tolpack.sources.hdf5 import open_hdf5
 from tolpack.sources.identity import FileStates, rows_digest
 from tolpack.sources.npy import read_npy
 from tolpack.sources.protocol import Array, LayerRows, check_finite
 from tolpack.sources.residency import Residency
 from tolpack.sources.uniform_table import UniformTable
-
-DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 class ArrayTable(UniformTable):

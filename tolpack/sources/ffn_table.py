@@ -33,14 +33,14 @@ class FFNTable(UniformTable):
     checkpoint: Checkpoint
 
     def __init__(self, checkpoint: Checkpoint, compute: torch.dtype = torch.float32) -> None:
-        self._names = check_memory(checkpoint)
+        self._tensors = check_memory(checkpoint)
         config = checkpoint.config
         super().__init__(config.vocab_size, config.num_hidden_layers, config.hidden_size, "float32")
         self.checkpoint = checkpoint
         self.compute = compute
         self.inner_size = int(config.require("memory_intermediate_size", "the memory FFNs"))
         self.ffn_bytes = sum(
-            checkpoint.stored_bytes(name) for name in self._names if ".memory_" in name
+            tensor.nbytes for name, tensor in self._tensors.items() if ".memory_" in name
         )
 
     def layer(self, layer: int) -> LayerRows:
@@ -59,11 +59,11 @@ class FFNTable(UniformTable):
     @property
     def stored_bytes(self) -> int:
         """Bytes of the weights that rows depend on, as stored."""
-        return sum(self.checkpoint.stored_bytes(name) for name in self._names)
+        return sum(tensor.nbytes for tensor in self._tensors.values())
 
     def check(self, done: Callable[[int], object]) -> None:
         """See `TableSource.check`; reads every weight, and checks that all are finite."""
-        for name in self._names:
+        for name in self._tensors:
             self.checkpoint.digest(name, done)
 
     def check_unchanged(self) -> None:
@@ -83,12 +83,12 @@ class FFNTable(UniformTable):
         config = self.checkpoint.config
         settings = (config.norm, config.rms_norm_eps, config.hidden_act, self.compute)
         digest = hashlib.sha256(repr(settings).encode())
-        return digest.digest() + self.checkpoint.fingerprint(self._names)
+        return digest.digest() + self.checkpoint.fingerprint(self._tensors)
 
     def describe(self) -> list[str]:
         """See `TableSource.describe`."""
         named = f"tensor names: {self.checkpoint.key_map.name}"
-        groups = group_tensors(self.checkpoint, self._names)
+        groups = group_tensors(self.checkpoint, self._tensors)
         return [named, *map(str, groups), *_left_over(self.checkpoint.unknown)]
 
 

@@ -180,6 +180,29 @@ def read_config(path: Path, arch: str | None = None) -> ModelConfig:
     return parse_config(raw, arch)
 
 
+def find_config(
+    path: Path, given: str | Path | None, embedded: object, arch: str | None
+) -> ModelConfig:
+    """Return the configuration of checkpoint `path`: the one that was `given` by the user, or the
+    one `embedded` in its file, or the ``config.json`` beside it.
+
+    Raises
+    ------
+    CheckpointError
+        There is none, or `parse_config` refuses it.
+    """
+    if given is not None:
+        return read_config(Path(given), arch)
+    if embedded is not None:
+        return parse_config(embedded, arch)
+    beside = (path if path.is_dir() else path.parent) / "config.json"
+    if beside.exists():
+        return read_config(beside, arch)
+    raise CheckpointError(
+        f"{path} carries no config: give one with --config config.json, or put it beside"
+    )
+
+
 def _hint(name: str) -> str:
     choices = f" (one of {', '.join(_CHOICES[name])})" if name in _CHOICES else ""
     return choices + (", or say it with --arch" if name == "model_type" else "")

@@ -9,7 +9,7 @@ from typing import Any
 from tolpack.errors import CheckpointError, printable
 from tolpack.sources.checkpoint.checkpoint import Checkpoint
 from tolpack.sources.checkpoint.readiness import check_decoder, check_memory
-from tolpack.sources.checkpoint.schema import expected_shape, pattern_of
+from tolpack.sources.checkpoint.schema import pattern_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def summarize_checkpoint(checkpoint: Checkpoint) -> CheckpointSummary:
         hidden_size=config.hidden_size,
         num_layers=config.num_hidden_layers,
         rope_interleaved=config.rope_interleaved,
-        tensors=tuple(group_tensors(checkpoint, checkpoint.parts)),
+        tensors=tuple(group_tensors(checkpoint, checkpoint.schema_tensors)),
         left_over=tuple(checkpoint.unknown),
         build=_refusal(check_memory, checkpoint),
         eval=_refusal(check_decoder, checkpoint),
@@ -93,15 +93,12 @@ def group_tensors(checkpoint: Checkpoint, names: Iterable[str]) -> list[TensorGr
 
 
 def _group(checkpoint: Checkpoint, pattern: str, names: list[str]) -> TensorGroup:
-    part = checkpoint.parts[names[0]]
-    parts = len(part.rule.targets)
-    dtypes = tuple(sorted({checkpoint.dtype(name) for name in names}))
-    rows = f"{part.number + 1} of {parts}" if parts > 1 else None
-    try:
-        shape = expected_shape(checkpoint.config, names[0])
-    except CheckpointError:
-        shape = None
-    return TensorGroup(pattern, pattern_of(part.stored), shape, dtypes, len(names), rows)
+    first = checkpoint.schema_tensors[names[0]]
+    place = first.slice
+    dtypes = tuple(sorted({checkpoint.schema_tensors[name].dtype for name in names}))
+    rows = f"{place.number + 1} of {len(place.targets)}" if place.fused else None
+    stored, shape = pattern_of(place.stored), first.shape or None
+    return TensorGroup(pattern, stored, shape, dtypes, len(names), rows)
 
 
 def _shown(pattern: str) -> str:

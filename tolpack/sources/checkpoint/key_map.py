@@ -79,20 +79,30 @@ class KeyMap:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A schema tensor's place: part ``number`` of ``rule.targets`` in the tensor ``stored``."""
+class TensorSlice:
+    """Where a schema tensor is: in the tensor ``stored``, number ``number`` of ``targets``.
+
+    ``targets`` are the schema tensors that are fused there, in the order of rows; see `Rule`.
+    """
 
     stored: str
-    rule: Rule
+    targets: tuple[str, ...]
     number: int
+    transpose: bool = False
+    grouped: bool = False
+
+    @property
+    def fused(self) -> bool:
+        """Whether the stored tensor holds others too."""
+        return len(self.targets) > 1
 
 
 @dataclass(frozen=True, slots=True)
 class Matches:
-    """What a map makes of a checkpoint: parts by schema name, and names that it does not know."""
+    """What a map makes of a checkpoint: slices by schema name, and names that it does not know."""
 
     key_map: KeyMap
-    parts: dict[str, Part]
+    slices: dict[str, TensorSlice]
     unknown: tuple[str, ...]
 
 
@@ -192,32 +202,33 @@ def _best(plain: Mapping[str, str]) -> Matches | None:
 
 
 def _apply(key_map: KeyMap, plain: Mapping[str, str]) -> Matches:
-    parts: dict[str, Part] = {}
+    slices: dict[str, TensorSlice] = {}
     unknown = []
     for short, stored in plain.items():
         found = _rule_of(key_map, short)
         if found is None:
-            if not _left_out(key_map, short):
+            if not _is_ignored(key_map, short):
                 unknown.append(stored)
             continue
         rule, layer = found
         bias = short.endswith(".bias") and not rule.source.endswith(".bias")
-        for number, target in enumerate(rule.targets):
-            name = target.replace("{N}", layer)
-            name = name.removesuffix("weight") + "bias" if bias else name
-            if name in parts:
+        names = tuple(target.replace("{N}", layer) for target in rule.targets)
+        if bias:
+            names = tuple(name.removesuffix("weight") + "bias" for name in names)
+        for number, name in enumerate(names):
+            if name in slices:
                 raise CheckpointError(
-                    f"tensors {parts[name].stored!r} and {stored!r} both are {name!r} by key map "
+                    f"tensors {slices[name].stored!r} and {stored!r} both are {name!r} by key map "
                     f"{key_map.name}: remove one, or choose with --map or --key-map"
                 )
-            parts[name] = Part(stored, rule, number)
-    return Matches(key_map, parts, tuple(sorted(unknown)))
+            slices[name] = TensorSlice(stored, names, number, rule.transpose, rule.grouped)
+    return Matches(key_map, slices, tuple(sorted(unknown)))
 
 
 def _check_own(found: Matches, plain: Mapping[str, str]) -> None:
     """Refuse rules of a user's map, or a whole built-in one, that matched nothing."""
     key_map = found.key_map
-    if not found.parts:
+    if not found.slices:
         raise CheckpointError(
             f"key map {key_map.name} matches none of the {len(plain)} tensors"
             f"{nearest(key_map.rules[0].source.replace('{N}', '0'), plain)}: choose another --map, "
@@ -232,7 +243,7 @@ def _check_own(found: Matches, plain: Mapping[str, str]) -> None:
             )
 
 
-def _left_out(key_map: KeyMap, short: str) -> bool:
+def _is_ignored(key_map: KeyMap, short: str) -> bool:
     ignored = any(_expression(pattern).fullmatch(short) for pattern in key_map.ignore)
     return ignored or _BUFFERS.search(short) is not None
 

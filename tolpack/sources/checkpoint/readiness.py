@@ -16,10 +16,11 @@ from tolpack.sources.checkpoint.schema import (
     memory_names,
     pattern_of,
 )
+from tolpack.sources.checkpoint.schema_tensors import SchemaTensor
 
 
-def check_memory(checkpoint: Checkpoint) -> list[str]:
-    """Check the tensors that the tables are made of, and return their names.
+def check_memory(checkpoint: Checkpoint) -> dict[str, SchemaTensor]:
+    """Check the tensors that the tables are made of, and return them by name.
 
     Raises
     ------
@@ -34,23 +35,21 @@ def check_memory(checkpoint: Checkpoint) -> list[str]:
             "model_type to 'memoryllm' or 'flex_memoryllm' in its config, or say --arch "
             "memoryllm or --arch flex_memoryllm"
         )
-    names = []
+    found = {}
     for name in memory_names(config):
-        checkpoint.check(name)
-        names.append(name)
+        found[name] = checkpoint.check(name)
         bias = name.removesuffix("weight") + "bias"
         if "norm" in name and checkpoint.has(bias):
-            checkpoint.check(bias)
-            names.append(bias)
+            found[bias] = checkpoint.check(bias)
     kind = config.require("norm", "the norms")
     for field in ("rms_norm_eps", "hidden_act"):
         config.require(field, "the memory FFNs and their norms")
-    modules = [name.removesuffix(".weight") for name in names if ".memory_" in name]
+    modules = [name.removesuffix(".weight") for name in found if ".memory_" in name]
     biased = [m for m in modules if "norm" not in m or kind == "rmsnorm"]
     checkpoint.refuse_bias(*(module for module in biased if not module.endswith(".bias")))
     _refuse_extra_layers(checkpoint)
-    _refuse_unknown_in_memory(checkpoint, names)
-    return names
+    _refuse_unknown_in_memory(checkpoint, found.values())
+    return found
 
 
 def check_decoder(checkpoint: Checkpoint) -> None:
@@ -83,17 +82,17 @@ def check_decoder(checkpoint: Checkpoint) -> None:
 
 def _refuse_extra_layers(checkpoint: Checkpoint) -> None:
     layers = checkpoint.config.num_hidden_layers
-    for name, part in checkpoint.parts.items():
+    for name, tensor in checkpoint.schema_tensors.items():
         if name.startswith("layers.") and int(name.split(".")[1]) >= layers:
             raise CheckpointError(
-                f"{checkpoint.path} holds {part.stored!r}, but the config says num_hidden_layers = "
-                f"{layers}: correct config.json"
+                f"{checkpoint.path} holds {tensor.stored!r}, but the config says num_hidden_layers "
+                f"= {layers}: correct config.json"
             )
 
 
-def _refuse_unknown_in_memory(checkpoint: Checkpoint, names: Iterable[str]) -> None:
-    """Refuse what no map knows but what belongs to the memory: rows would be wrong."""
-    modules = tuple({checkpoint.parts[name].stored.rpartition(".")[0] + "." for name in names})
+def _refuse_unknown_in_memory(checkpoint: Checkpoint, tensors: Iterable[SchemaTensor]) -> None:
+    """Refuse a tensor that no map knows, but that belongs to the memory: rows would be wrong."""
+    modules = tuple({tensor.stored.rpartition(".")[0] + "." for tensor in tensors})
     for stored in checkpoint.unknown:
         if stored.startswith(modules) or "memory" in stored:
             raise CheckpointError(
@@ -105,8 +104,8 @@ def _refuse_unknown_in_memory(checkpoint: Checkpoint, names: Iterable[str]) -> N
 
 def _refuse_unused(checkpoint: Checkpoint) -> None:
     patterns = decoder_patterns(checkpoint.config)
-    parts = checkpoint.parts.items()
-    unused = [part.stored for name, part in parts if pattern_of(name) not in patterns]
+    tensors = checkpoint.schema_tensors.items()
+    unused = [tensor.stored for name, tensor in tensors if pattern_of(name) not in patterns]
     left = sorted({*unused, *checkpoint.unknown})
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""

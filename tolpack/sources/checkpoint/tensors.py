@@ -22,8 +22,11 @@ from tolpack.runtime.files import regular_size
 from tolpack.sources.checkpoint.lfs import lfs_hint
 from tolpack.sources.checkpoint.safetensors_header import MAX_NAME, check_header
 from tolpack.sources.checkpoint.torch_archive import check_archive
+from tolpack.sources.identity import FileStates
+from tolpack.sources.residency import Residency
 
-FLOAT_DTYPES = ("float32", "bfloat16", "float16")
+# Stored dtypes that are computed with, by the bytes of a value.
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Where trainers put the state dict in what they save.
 _STATE_KEYS = ("model", "state_dict", "model_state_dict", "module")
 # How torch's loader names what it will not make.
@@ -203,6 +206,9 @@ class TensorStore:
     pieces : bool
         Whether a name may be in several files, each holding a piece of the tensor, as tensor
         parallel trainers save it; otherwise that is an error.
+
+    ``infos``: shapes and dtypes of each tensor's pieces. ``resident``: counts what is read of the
+    maps, and drops them before they fill memory.
     """
 
     def __init__(self, files: Sequence[TensorFile], *, pieces: bool = False) -> None:
@@ -219,6 +225,17 @@ class TensorStore:
                 others.append(file)
                 self.infos[name] = (*self.infos.get(name, ()), info)
         self._all = list(files)
+        self._states = FileStates(file.path for file in files)
+        self.resident = Residency(self.release)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the files that hold tensors."""
+        return tuple(sorted({info.path.name for one in self.infos.values() for info in one}))
+
+    def check_unchanged(self) -> None:
+        """Raise `CheckpointError` if a file is another one than when it was opened."""
+        self._states.check()
 
     def load(self, name: str) -> list[torch.Tensor]:
         """Return the tensor's pieces, one unless it is split over files, as stored."""
