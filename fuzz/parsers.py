@@ -33,8 +33,9 @@ from tolpack.sources import hdf5
 from tolpack.sources.arrays import ArrayTable
 from tolpack.sources.checkpoint.config import parse_config, read_config
 from tolpack.sources.checkpoint.key_map import match, read_key_map
+from tolpack.sources.checkpoint.safetensors_file import SafetensorsFile
 from tolpack.sources.checkpoint.shards import open_store
-from tolpack.sources.checkpoint.tensors import PtFile, SafetensorsFile
+from tolpack.sources.checkpoint.torch_file import TorchFile
 from tolpack.sources.npy import read_counts, read_npy
 
 DEMO = Path(__file__).parents[1] / "tolpack" / "demo" / "model"
@@ -197,7 +198,7 @@ def pt_seeds(folder: Path) -> list[bytes]:
 
 def check_pt(path: Path) -> None:
     """Mapped tensors have the values of those that are read without a map."""
-    file = PtFile(path)
+    file = TorchFile(path)
     plain = torch.load(path, weights_only=True, map_location="cpu")
     for key in ("model", "state_dict", "model_state_dict", "module"):
         if isinstance(plain.get(key), dict):

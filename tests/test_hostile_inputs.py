@@ -18,8 +18,9 @@ from safetensors.torch import save
 from tolpack.errors import CheckpointError, ConfigError, TolpackError
 from tolpack.sources.checkpoint.config import parse_config, read_config
 from tolpack.sources.checkpoint.key_map import read_key_map
+from tolpack.sources.checkpoint.safetensors_file import SafetensorsFile
 from tolpack.sources.checkpoint.shards import open_store
-from tolpack.sources.checkpoint.tensors import PtFile, SafetensorsFile
+from tolpack.sources.checkpoint.torch_file import TorchFile
 from tolpack.sources.npy import read_counts, read_npy
 from tolpack.sources.open_source import open_source
 
@@ -377,21 +378,21 @@ def test_torch_archives_that_torch_misreads_are_refused(tmp_path, saved):
     for name, data in cases.items():
         (tmp_path / "a.pt").write_bytes(data)
         with pytest.raises(CheckpointError, match=r"a\.pt"):
-            pytest.fail(f"{name}: {PtFile(tmp_path / 'a.pt').infos()}")
+            pytest.fail(f"{name}: {TorchFile(tmp_path / 'a.pt').infos()}")
 
 
 def test_old_torch_files_hold_what_they_list(tmp_path, saved):
     """A tensor whose values do not follow would be whatever the memory held: it is refused."""
     _, old = saved
     (tmp_path / "a.pt").write_bytes(old)
-    assert PtFile(tmp_path / "a.pt").load("a").tolist() == list(range(8))
+    assert TorchFile(tmp_path / "a.pt").load("a").tolist() == list(range(8))
     keys = old.rindex(b"X", 0, len(old) - 80)  # a key in the list of those that follow
     damaged = bytearray(old)
     damaged[keys + 5] ^= 1
     for data in (bytes(damaged), old[:-4], old + b"1234"):
         (tmp_path / "a.pt").write_bytes(data)
         with pytest.raises(CheckpointError, match=r"a\.pt"):
-            PtFile(tmp_path / "a.pt")
+            TorchFile(tmp_path / "a.pt")
 
 
 HASHED = {
@@ -415,13 +416,13 @@ def test_keys_that_hold_one_another_are_not_hashed(tmp_path, saved, name, modern
         data = old[: old.index(b"\x80\x02}", 60)] + content + b"\x80\x02]."
     (tmp_path / "a.pt").write_bytes(data)
     with pytest.raises(CheckpointError, match="as a key"):
-        PtFile(tmp_path / "a.pt")
+        TorchFile(tmp_path / "a.pt")
 
 
 def test_a_tensor_under_a_number_is_named_by_it(tmp_path):
     """A state dict may count its tensors."""
     torch.save({3: torch.ones(2), "a": torch.ones(3)}, tmp_path / "a.pt")
-    assert list(PtFile(tmp_path / "a.pt").infos()) == ["3", "a"]
+    assert list(TorchFile(tmp_path / "a.pt").infos()) == ["3", "a"]
 
 
 def test_a_view_that_repeats_its_values_is_no_weight(tmp_path):
@@ -437,10 +438,10 @@ MEASURE = """
 import resource, sys
 from pathlib import Path
 from tolpack.errors import TolpackError
-from tolpack.sources.checkpoint.tensors import PtFile
+from tolpack.sources.checkpoint.torch_file import TorchFile
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
-    PtFile(Path(sys.argv[1]))
+    TorchFile(Path(sys.argv[1]))
 except TolpackError:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
@@ -479,4 +480,4 @@ def test_pickles_of_other_programs_are_refused(tmp_path):
     """A pickle that is no checkpoint gives the error that says how to save one."""
     (tmp_path / "a.pt").write_bytes(pickle.dumps({"a": [1, 2]}))
     with pytest.raises(CheckpointError, match="save a plain state dict"):
-        PtFile(tmp_path / "a.pt")
+        TorchFile(tmp_path / "a.pt")

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from tolpack.errors import CheckpointError, ConfigError
-from tolpack.sources.checkpoint.tensors import DTYPE_BYTES, SafetensorsFile
+from tolpack.sources.checkpoint.safetensors_file import SafetensorsFile
+from tolpack.sources.checkpoint.tensors import DTYPE_BYTES
 from tolpack.sources.hdf5 import open_hdf5
 from tolpack.sources.identity import FileStates, rows_digest
 from tolpack.sources.npy import read_npy

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.sources.checkpoint.lfs import lfs_hint
-from tolpack.sources.checkpoint.tensors import PtFile, TensorStore, open_file
+from tolpack.sources.checkpoint.safetensors_file import SafetensorsFile
+from tolpack.sources.checkpoint.tensors import TensorStore
+from tolpack.sources.checkpoint.torch_file import TorchFile
 from tolpack.sources.json_file import read_json
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -54,20 +56,25 @@ def open_store(path: Path) -> tuple[TensorStore, object]:
     others = len(list(path.parent.glob("consolidated.*.pth"))) if piece else 1
     if others > 1 or (numbered and int(numbered[2]) > 1):
         raise CheckpointError(f"{path} is one of several files of a checkpoint: give their folder")
-    file = open_file(path)
-    return TensorStore([file]), file.config if isinstance(file, PtFile) else None
+    file = _open_file(path)
+    return TensorStore([file]), file.config if isinstance(file, TorchFile) else None
 
 
 def _open_folder(folder: Path) -> tuple[TensorStore, object]:
     index = next((folder / name for name in _INDEXES if (folder / name).exists()), None)
     weight_map = {} if index is None else _weight_map(index)
     paths = _folder_files(folder) if index is None else _indexed_files(index, weight_map)
-    files = [open_file(path) for path in paths]
+    files = [_open_file(path) for path in paths]
     store = TensorStore(files, pieces=_PIECE.fullmatch(paths[0].name) is not None)
     if index is not None:
         _check_index(index, weight_map, store)
-    embedded = files[0].config if len(files) == 1 and isinstance(files[0], PtFile) else None
+    embedded = files[0].config if len(files) == 1 and isinstance(files[0], TorchFile) else None
     return store, embedded
+
+
+def _open_file(path: Path) -> TorchFile | SafetensorsFile:
+    """Open one file by its suffix."""
+    return SafetensorsFile(path) if path.suffix == ".safetensors" else TorchFile(path)
 
 
 def _folder_files(folder: Path) -> list[Path]:

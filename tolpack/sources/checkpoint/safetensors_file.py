@@ -1,4 +1,4 @@
-"""The header of a ``.safetensors`` file, checked before the library sees the file.
+"""Files of safetensors: their header is checked before the library sees them.
 
 The library takes the last of two tensors of one name, and others the first: such a file holds
 whatever its reader makes of it. So names that stand twice are refused here, with headers that are
@@ -12,14 +12,19 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
-from tolpack.errors import printable
-from tolpack.runtime.files import open_stream
+import torch
+from safetensors import SafetensorError, safe_open
+
+from tolpack.errors import CheckpointError, printable
+from tolpack.runtime.files import open_stream, regular_size
+from tolpack.sources.checkpoint.lfs import lfs_hint
+from tolpack.sources.checkpoint.tensors import MAX_NAME, TensorInfo
 
 # The library's own limit.
 _MAX_HEADER = 100_000_000
-MAX_NAME = 512
-MAX_TENSORS = 1_000_000
+_MAX_TENSORS = 1_000_000
 _MAX_METADATA = 10_000
 # All repetitions are possessive (+): a header that does not match fails in linear time.
 _SPACE = r"[ \t\r\n]*+"
@@ -32,9 +37,63 @@ _ENTRY = re.compile(
 )
 _KEY = re.compile(rf"{_SPACE}({_STRING}){_SPACE}:{_SPACE}(?:{_STRING}|{_SIZES}){_SPACE},?".encode())
 _FIELDS = {"dtype", "shape", "data_offsets"}
+# Dtypes that torch's name is known of; others keep the format's name.
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 
 
-def check_header(path: Path) -> None:
+class SafetensorsFile:
+    """A ``.safetensors``, or `CheckpointError` if it is none."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._handle: Any = None
+        self._checked = False
+        self._open()
+
+    def infos(self) -> dict[str, TensorInfo]:
+        """See `TensorFile.infos`."""
+        handle, found = self._open(), {}
+        for name in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
+            part = handle.get_slice(name)
+            dtype = str(part.get_dtype())
+            found[name] = TensorInfo(tuple(part.get_shape()), _DTYPES.get(dtype, dtype), self.path)
+        return found
+
+    def load(self, name: str) -> torch.Tensor:
+        """See `TensorFile.load`."""
+        try:
+            tensor: torch.Tensor = self._open().get_tensor(name)
+        except (SafetensorError, RuntimeError, ValueError, TypeError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(
+                f"{self.path}: tensor {name!r} cannot be read: {error}"
+            ) from error
+        return tensor
+
+    def release(self) -> None:
+        """See `TensorFile.release`."""
+        self._handle = None
+
+    def _open(self) -> Any:
+        handle = self._handle
+        if handle is None:
+            try:
+                if not self._checked:
+                    _check_header(self.path)
+                    self._checked = True
+                regular_size(self.path)
+                handle = self._handle = safe_open(str(self.path), framework="pt")
+            except (SafetensorError, OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise CheckpointError(
+                    f"{self.path} is not a readable .safetensors file: {reason}"
+                    f"{lfs_hint(self.path)}"
+                ) from error
+        return handle
+
+
+def _check_header(path: Path) -> None:
     """Read the header of a file and check it.
 
     Raises
@@ -69,10 +128,10 @@ def _check(header: bytes) -> None:
         name = _string(found["name"])
         if name in names:
             raise ValueError(f"its header names tensor {printable(name)} twice: save it anew")
-        if len(found["name"]) - 2 > MAX_NAME or len(names) > MAX_TENSORS:
+        if len(found["name"]) - 2 > MAX_NAME or len(names) > _MAX_TENSORS:
             raise ValueError(
                 f"tensor {printable(name[:40])} has a name of {len(name)} characters, or is one of "
-                f"over {MAX_TENSORS:,}: expected at most {MAX_NAME} characters"
+                f"over {_MAX_TENSORS:,}: expected at most {MAX_NAME} characters"
             )
         names.add(name)
         _check_fields(name, found["fields"])
