@@ -24,8 +24,8 @@ from tolpack.model.head import VocabularyMatrix, nll, nll_gradient
 from tolpack.runtime.scratch import Scratch
 from tolpack.sources.checkpoint.checkpoint import open_checkpoint
 from tolpack.sources.checkpoint.config import parse_config
+from tolpack.sources.mapped_memory import MappedMemory
 from tolpack.sources.open_source import open_source
-from tolpack.sources.residency import Residency
 from tolpack.workspace.limits import choose_compute, plan_limits
 
 CONFIG = models.make_config()
@@ -77,41 +77,41 @@ def test_a_full_disk_under_scratch_is_an_access_error(tmp_path):
 
 
 @pytest.mark.parametrize("told", [False, True], ids=["counted", "told by the system"])
-def test_residency_releases_each_time_its_limit_is_resident(monkeypatch, told):
+def test_mapped_memory_releases_each_time_its_limit_is_resident(monkeypatch, told):
     """Maps are dropped whenever more than the limit may be resident since the last time."""
     resident = 10**6 if told else None
-    monkeypatch.setattr("tolpack.sources.residency._resident_bytes", lambda: resident)
+    monkeypatch.setattr("tolpack.sources.mapped_memory._resident_bytes", lambda: resident)
     released = []
-    residency = Residency(lambda: released.append(1), 1000)
+    mapped = MappedMemory(lambda: released.append(1), 1000)
     for _ in range(5):
         resident = resident + 600 if told else None
-        residency.touch(600)
+        mapped.touch(600)
     assert len(released) == 2
 
 
-def test_residency_does_not_release_what_the_system_says_is_not_there(monkeypatch):
+def test_mapped_memory_does_not_release_what_the_system_says_is_not_there(monkeypatch):
     """Pages that were resident before, or are no longer, do not count."""
     told = iter([5000, 5900, 2000, 2900, 3001, 2000])  # the first when made, the last when released
-    monkeypatch.setattr("tolpack.sources.residency._resident_bytes", lambda: next(told))
+    monkeypatch.setattr("tolpack.sources.mapped_memory._resident_bytes", lambda: next(told))
     released = []
-    residency = Residency(lambda: released.append(1), 1000)
+    mapped = MappedMemory(lambda: released.append(1), 1000)
     for _ in range(3):
-        residency.touch(10_000)
+        mapped.touch(10_000)
     assert released == []
-    residency.touch(10_000)
+    mapped.touch(10_000)
     assert released == [1]
 
 
 def test_scattered_rows_are_read_in_pieces_and_neighbours_together():
     """A piece of scattered rows maps no more than the limit, though each brings a huge page."""
     limit, row = 16 << 20, 1000
-    residency = Residency(lambda: None, limit)
+    mapped = MappedMemory(lambda: None, limit)
     scattered = np.random.default_rng(0).permutation(100_000)[:1000]
-    pieces = list(residency.pieces(scattered, row))
+    pieces = list(mapped.pieces(scattered, row))
     assert np.array_equal(np.concatenate([scattered[piece] for piece in pieces]), scattered)
     assert max(piece.stop - piece.start for piece in pieces) * ((2 << 20) + row) <= limit
-    assert list(residency.pieces(np.arange(1000), row)) == [slice(0, 1000)]
-    assert [p.stop - p.start for p in residency.pieces(np.array([], np.int64), row)] == [0]
+    assert list(mapped.pieces(np.arange(1000), row)) == [slice(0, 1000)]
+    assert [p.stop - p.start for p in mapped.pieces(np.array([], np.int64), row)] == [0]
 
 
 @pytest.mark.parametrize("kind", ["pt", "safetensors", "npy"])
@@ -127,7 +127,7 @@ def test_rows_are_right_after_every_release(tmp_path, monkeypatch, kind):
         path = models.save_folder(tmp_path / "m", state, CONFIG, shards=2)
     ids = np.arange(97)
     expected = [open_source(path).layer(n)(ids) for n in range(3)]
-    monkeypatch.setattr("tolpack.sources.residency.Residency.touch", _always)
+    monkeypatch.setattr("tolpack.sources.mapped_memory.MappedMemory.touch", _always)
     source = open_source(path)
     for _ in range(2):
         for n in range(3):

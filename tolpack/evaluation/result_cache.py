@@ -21,7 +21,7 @@ from tolpack.evaluation.evaluator import Evaluator, PackScore
 from tolpack.model.text import find_tokenizer
 from tolpack.runtime.cache import cached_file, keep_file, kept_file
 from tolpack.runtime.progress import Reporter
-from tolpack.sources.files import file_digest
+from tolpack.sources.identity import file_digest
 from tolpack.version import __version__
 from tolpack.workspace.resources import Resources
 

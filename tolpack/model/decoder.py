@@ -28,7 +28,7 @@ from tolpack.model.head import VocabularyMatrix
 from tolpack.sources.checkpoint.checkpoint import Checkpoint
 from tolpack.sources.checkpoint.config import ModelConfig
 from tolpack.sources.checkpoint.readiness import check_decoder
-from tolpack.sources.ffn import GatedFFN, Norm, linear, load_ffn, load_memory, load_norm
+from tolpack.sources.ffn import GatedFFN, Norm, linear, load_ffn, load_memory_ffn, load_norm
 
 Memory = Callable[[int, torch.Tensor], torch.Tensor]
 Rotary = Callable[[torch.Tensor], torch.Tensor]
@@ -68,7 +68,7 @@ class FFNMemory:
     ) -> None:
         self._embedding = embedding
         count = checkpoint.config.num_hidden_layers
-        load = partial(load_memory, checkpoint, dtype=compute)
+        load = partial(load_memory_ffn, checkpoint, dtype=compute)
         self._layers = _Layers(count, load, resident=resident)
 
     def __call__(self, layer: int, token_ids: torch.Tensor) -> torch.Tensor:

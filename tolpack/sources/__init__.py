@@ -1,1 +1,5 @@
-"""Where tables come from: checkpoints (FFNs to compute) and plain arrays."""
+"""Sources of tables: checkpoints, whose FFNs compute the rows, and plain arrays.
+
+Begin with `tolpack.sources.open_source`, which opens either, and `tolpack.sources.protocol`, the
+interface that both have.
+"""

@@ -1,5 +1,6 @@
-"""Plain tables: an array of shape ``[vocab, layers, hidden]`` or ``[vocab, layers·hidden]`` in a
-``.npy``, in a ``.safetensors`` of one tensor, or in HDF5.
+"""Plain tables: an array of shape ``[vocab, layers, hidden]`` or ``[vocab, layers·hidden]``.
+
+It may be in a ``.npy``, in a ``.safetensors`` of one tensor, or in HDF5.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from tolpack.sources.checkpoint.safetensors_file import SafetensorsFile
 from tolpack.sources.checkpoint.tensors import DTYPE_BYTES
 from tolpack.sources.hdf5 import open_hdf5
 from tolpack.sources.identity import FileStates, rows_digest
+from tolpack.sources.mapped_memory import MappedMemory
 from tolpack.sources.npy import read_npy
-from tolpack.sources.protocol import Array, LayerRows, check_finite
-from tolpack.sources.residency import Residency
+from tolpack.sources.protocol import LayerRows, check_finite
+from tolpack.sources.stored_array import StoredArray
 from tolpack.sources.uniform_table import UniformTable
 
 
@@ -30,13 +32,13 @@ class ArrayTable(UniformTable):
 
     Parameters
     ----------
-    array : Array
+    array : StoredArray
         ``[vocab, layers, hidden]`` or ``[vocab, layers · hidden]``.
     layers : int or None
         Number of layers; required for a two-dimensional table.
     """
 
-    def __init__(self, array: Array, layers: int | None) -> None:
+    def __init__(self, array: StoredArray, layers: int | None) -> None:
         if array.dtype not in DTYPE_BYTES:
             raise CheckpointError(
                 f"the table is {array.dtype}, expected float32, float16 or bfloat16: convert it"
@@ -88,8 +90,8 @@ class ArrayTable(UniformTable):
         return [f"table [{self.rows}, {self.num_layers}, {self.hidden_size}] {self.dtype}"]
 
 
-def open_array(path: Path) -> Array | None:
-    """Open a plain table by its suffix; ``None`` if it is none, such as a checkpoint.
+def open_array(path: Path) -> StoredArray | None:
+    """Open a plain table by its suffix; return ``None`` if the file is none, such as a checkpoint.
 
     Raises
     ------
@@ -101,7 +103,7 @@ def open_array(path: Path) -> Array | None:
     return _OPENERS[path.suffix](path)
 
 
-def _open_npy(path: Path) -> Array:
+def _open_npy(path: Path) -> StoredArray:
     def map_file() -> NDArray[Any]:
         try:
             return read_npy(path, "table", mapped=True)
@@ -113,11 +115,11 @@ def _open_npy(path: Path) -> Array:
     row_bytes = held[0].dtype.itemsize * math.prod(shape[1:])
     if not held[0].flags.c_contiguous:  # a row lies all over the file
         row_bytes = held[0].nbytes
-    residency = Residency(held.clear)
+    mapped = MappedMemory(held.clear)
 
     def take(ids: NDArray[np.int64], start: int, stop: int) -> NDArray[np.float32]:
         rows = np.empty((len(ids), stop - start), np.float32)
-        for piece in residency.pieces(ids, row_bytes):
+        for piece in mapped.pieces(ids, row_bytes):
             array = next(iter(held), None)
             if array is None:
                 held[:] = [array := map_file()]
@@ -130,24 +132,24 @@ def _open_npy(path: Path) -> Array:
 
     def stored(start: int, stop: int) -> NDArray[np.uint8]:
         array = map_file()[start:stop]
-        residency.touch(array.nbytes)
+        mapped.touch(array.nbytes)
         return np.ascontiguousarray(array).view(np.uint8)
 
-    return Array(path, take, stored, shape, dtype)
+    return StoredArray(path, take, stored, shape, dtype)
 
 
-def _open_tensor(path: Path) -> Array | None:
+def _open_tensor(path: Path) -> StoredArray | None:
     file = SafetensorsFile(path)
     infos = file.infos()
     if len(infos) != 1:
         return None  # a checkpoint
     name, info = next(iter(infos.items()))
-    residency = Residency(file.release)
+    mapped = MappedMemory(file.release)
 
     def take(ids: NDArray[np.int64], start: int, stop: int) -> NDArray[np.float32]:
         rows = np.empty((len(ids), stop - start), np.float32)
         row_bytes = getattr(torch, info.dtype).itemsize * math.prod(info.shape[1:])
-        for piece in residency.pieces(ids, row_bytes):
+        for piece in mapped.pieces(ids, row_bytes):
             flat = file.load(name).flatten(1)
             rows[piece] = flat[torch.from_numpy(ids[piece]), start:stop].float().numpy()
             del flat  # what is referenced cannot be released
@@ -155,13 +157,13 @@ def _open_tensor(path: Path) -> Array | None:
 
     def stored(start: int, stop: int) -> NDArray[np.uint8]:
         rows = file.load(name)[start:stop]
-        residency.touch(rows.nbytes)
+        mapped.touch(rows.nbytes)
         return rows.view(torch.uint8).numpy()
 
-    return Array(path, take, stored, info.shape, info.dtype)
+    return StoredArray(path, take, stored, info.shape, info.dtype)
 
 
-_OPENERS: dict[str, Callable[[Path], Array | None]] = {
+_OPENERS: dict[str, Callable[[Path], StoredArray | None]] = {
     ".npy": _open_npy,
     ".safetensors": _open_tensor,
     ".h5": open_hdf5,

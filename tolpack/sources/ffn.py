@@ -93,7 +93,7 @@ def multiplies_bfloat16() -> bool:
     return re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", flags) is not None
 
 
-def load_memory(
+def load_memory_ffn(
     checkpoint: Checkpoint, layer: int, dtype: torch.dtype = torch.float32
 ) -> tuple[Norm, GatedFFN]:
     """Load layer `layer`'s own norm of the embedding, in float32, and its memory FFN in `dtype`."""

@@ -1,4 +1,4 @@
-"""Token-wise lookups that a MemoryLLM's FFNs compute, a layer at a time."""
+"""The table of a MemoryLLM: its memory FFNs compute the rows, a layer at a time."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from tolpack.sources.checkpoint.checkpoint import Checkpoint
 from tolpack.sources.checkpoint.description import group_tensors
-from tolpack.sources.checkpoint.readiness import check_memory
-from tolpack.sources.ffn import load_memory
+from tolpack.sources.checkpoint.readiness import check_memory_ffns
+from tolpack.sources.ffn import load_memory_ffn
 from tolpack.sources.protocol import LayerRows, check_finite
 from tolpack.sources.uniform_table import UniformTable
 
@@ -27,13 +27,13 @@ class FFNTable(UniformTable):
     checkpoint : Checkpoint
         The model.
     compute : torch.dtype
-        What the FFNs are multiplied in; see `tolpack.sources.ffn`. Rows are float32.
+        Dtype that the FFNs are multiplied in; see `tolpack.sources.ffn`. Rows are float32.
     """
 
     checkpoint: Checkpoint
 
     def __init__(self, checkpoint: Checkpoint, compute: torch.dtype = torch.float32) -> None:
-        self._tensors = check_memory(checkpoint)
+        self._tensors = check_memory_ffns(checkpoint)
         config = checkpoint.config
         super().__init__(config.vocab_size, config.num_hidden_layers, config.hidden_size, "float32")
         self.checkpoint = checkpoint
@@ -45,7 +45,7 @@ class FFNTable(UniformTable):
 
     def layer(self, layer: int) -> LayerRows:
         """See `TableSource.layer`."""
-        norm, ffn = load_memory(self.checkpoint, layer, self.compute)
+        norm, ffn = load_memory_ffn(self.checkpoint, layer, self.compute)
 
         @torch.inference_mode()
         def rows(ids: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -89,10 +89,11 @@ class FFNTable(UniformTable):
         """See `TableSource.describe`."""
         named = f"tensor names: {self.checkpoint.key_map.name}"
         groups = group_tensors(self.checkpoint, self._tensors)
-        return [named, *map(str, groups), *_left_over(self.checkpoint.unknown)]
+        return [named, *map(str, groups), *_unused_line(self.checkpoint.unknown)]
 
 
-def _left_over(names: tuple[str, ...]) -> list[str]:
+def _unused_line(names: tuple[str, ...]) -> list[str]:
+    """The line that names tensors which no map knows; none if there are none."""
     if not names:
         return []
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""

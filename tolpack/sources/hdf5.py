@@ -1,8 +1,8 @@
 """A table in an HDF5 file: its only dataset.
 
-The HDF5 library is written in C and was not made for damaged files, and a file may have it read
-others. So it runs in a process of its own (`tolpack.runtime.isolation`,
-`tolpack.sources.hdf5_worker`), which refuses datasets whose values are elsewhere.
+The HDF5 library is written in C and was not made for damaged files, and a file may make it read
+other files. So it runs in a process of its own (`tolpack.runtime.isolation`,
+`tolpack.sources.hdf5_worker`), which refuses datasets whose values are in other files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.runtime.files import regular_size
 from tolpack.runtime.isolation import Answer, Isolated, IsolationError, Request
-from tolpack.sources.protocol import Array
+from tolpack.sources.stored_array import StoredArray
 
 _WORKER = "tolpack.sources.hdf5_worker"
 # Rows that are asked for at once, as float32.
@@ -30,11 +30,11 @@ _SECONDS = 0.8
 _VALUE_SECONDS, _ROW_SECONDS = 1e-6, 1e-3
 # For each byte of the chunks that a row lies in, which a request may have to decompress.
 _BAND_SECONDS = 4e-8
-# What a byte of the file may stand for: deflate reaches 1,032.
+# Values' bytes for each byte of the file, at most: deflate reaches 1,032.
 _MAX_RATIO = 1032
 
 
-def open_hdf5(path: Path) -> Array:
+def open_hdf5(path: Path) -> StoredArray:
     """Open the file's only dataset; see `tolpack.sources.arrays.open_array`."""
     if importlib.util.find_spec("h5py") is None:
         raise ConfigError("reading .h5 needs h5py: pip install 'tolpack[build]'")
@@ -68,12 +68,12 @@ class _Table:
                 "compression explains: most of it was never written"
             )
 
-    def array(self) -> Array:
+    def array(self) -> StoredArray:
         """Return the dataset as an array on disk."""
-        return Array(self._path, self.take, self.stored, self._shape, self._dtype)
+        return StoredArray(self._path, self.take, self.stored, self._shape, self._dtype)
 
     def take(self, ids: NDArray[np.int64], start: int, stop: int) -> NDArray[np.float32]:
-        """See `Array`."""
+        """See `StoredArray`."""
         width = stop - start
         distinct, inverse = np.unique(ids, return_inverse=True)  # h5py wants increasing indices
         rows = np.empty((len(distinct), width), np.float32)
@@ -91,7 +91,7 @@ class _Table:
         return rows[inverse]
 
     def stored(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """See `Array`."""
+        """See `StoredArray`."""
         row_values = math.prod(self._shape[1:])
         step = max(1, _PIECE_BYTES // (4 * max(1, row_values)))
         pieces = []

@@ -18,7 +18,7 @@ _CACHE_SLOTS = 100_003
 
 
 class TableHandlers:
-    """An open file and what it can be asked."""
+    """An open file, and a method for each request about it."""
 
     def __init__(self) -> None:
         self._dataset: Any = None
@@ -96,12 +96,12 @@ def _band_bytes(dataset: Any) -> int:
 
 
 def _datasets(file: Any) -> Iterator[Any]:
-    """Yield every dataset once; a link into another file is an error, one within it is passed by.
+    """Yield every dataset once; soft links within the file are skipped.
 
     Raises
     ------
     ValueError
-        There is such a link, or there are a great many objects.
+        There is a link into another file, or there are a great many objects.
     """
     groups, seen = [file], 0
     addresses = {h5py.h5o.get_info(file.id).addr}

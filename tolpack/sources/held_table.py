@@ -1,7 +1,8 @@
 """A table whose layers are held in memory, for several builds.
 
-Rows of a whole layer are computed together. In the last bit they may differ from those that a build
-alone computes a few at a time (matrix products round by their shapes), and so may a byte of a pack.
+Rows of a whole layer are computed together. They may differ in the last bit from rows that one
+build computes a few at a time, because matrix products round by their shapes. So may a byte of a
+pack.
 """
 
 from __future__ import annotations

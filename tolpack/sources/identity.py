@@ -1,9 +1,10 @@
-"""What tells two sources apart: every bit that their rows depend on.
+"""Digests of sources and files, and whether files are still the same.
 
-The pack id and the key of ``--resume`` come from these digests, so a sample would not do: two
-tables that differ in one bit must not get one id, or blocks of one would pass for blocks of the
-other. A digest is a SHA-256 over the SHA-256 of blocks, which several threads compute; blocks are
-cut by the rows' size alone, so it depends neither on threads nor on how a tensor is stored.
+The pack id and the key of ``--resume`` come from digests of every bit that rows depend on. A sample
+would not do: two tables that differ in one bit must not get one id, or blocks of one would pass for
+blocks of the other. A digest of rows is a SHA-256 over the SHA-256 of blocks, which several threads
+compute. Blocks are cut by the rows' size alone, so the digest depends neither on threads nor on how
+a tensor is stored.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.errors import CheckpointError
+from tolpack.errors import CheckpointError, FileAccessError
+from tolpack.runtime.files import open_stream
 from tolpack.runtime.pool import processor_count
 
 _BLOCK_BYTES = 8 << 20
@@ -53,8 +55,23 @@ def rows_digest(
     return whole.digest()
 
 
+def file_digest(path: Path) -> bytes:
+    """Return 32 bytes that depend on every byte of a file (SHA-256).
+
+    Raises
+    ------
+    FileAccessError
+        It cannot be read, or is no regular file.
+    """
+    try:
+        with open_stream(path) as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise FileAccessError(f"cannot read {path}: {error.strerror or error}") from error
+
+
 class FileStates:
-    """Remembers which files there are now, to tell later whether they are still the same."""
+    """Device, inode, size and time of some files, to tell later whether they are still the same."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._states = {path: _state(path) for path in paths}

@@ -1,7 +1,7 @@
-"""Files that are given as a checkpoint and are something else, told by their first bytes.
+"""Files that are given as a checkpoint but are something else, recognised by their first bytes.
 
-A name's suffix says what a file is meant to be; its first bytes say what it is. Files that people
-do give, and that no suffix would explain, are named here, with what can be done instead.
+The suffix of a file says what it is meant to be, and its first bytes say what it is. Each kind of
+file that people do give gets an error that names it and says what to give instead.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def check_input(path: Path) -> None:
-    """Refuse what is no checkpoint and no table, and say what to do with it.
+    """Refuse a file that is no checkpoint and no table, and say what to give instead.
 
-    Folders, and files that cannot be read, pass: whoever opens them says what is wrong.
+    Folders and unreadable files pass: opening them gives an error of its own.
 
     Raises
     ------
     CheckpointError
-        Nothing is there, or a model id was given, a pack, a GGUF file, or a pickle that is not
-        called as files of ``torch.save`` are.
+        The path does not exist, as where it is the id of a model; or it is a pack, a GGUF file, or
+        a pickle under another suffix than those of ``torch.save``.
     """
     if not path.exists():
         raise CheckpointError(f"checkpoint {path} does not exist{_model_id_hint(path)}")
@@ -60,7 +60,7 @@ def is_pack(path: str | Path) -> bool:
 
 
 def _first_bytes(path: str | Path) -> bytes:
-    """As many as a pack's magic has; none of what is no readable file."""
+    """Return as many bytes as a pack's magic has, or none if the file cannot be read."""
     try:
         with open_stream(path) as file:
             return file.read(len(MAGIC))

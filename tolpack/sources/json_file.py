@@ -1,4 +1,4 @@
-"""JSON files from strangers: bounded in size, in depth and in what they make of memory."""
+"""JSON files from strangers: their size, their depth and their memory once decoded are bounded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tolpack.container.strict_json import nests_deeper
 from tolpack.runtime.files import read_whole
 
 MAX_DEPTH = 64
-# What a value may take as a Python object, and what all may take beside a multiple of the file.
+# Bytes of a value as a Python object; bytes of all values, beside a multiple of the file's size.
 _VALUE_BYTES = 100
 _ALLOWED_BYTES = 48 << 20
 
@@ -23,7 +23,7 @@ def read_json(path: Path, most_bytes: int) -> Any:
     OSError
         It cannot be read, or is longer (`tolpack.runtime.files.read_whole`).
     ValueError
-        It is no JSON, or nested deeper than 64 levels, or made of a great many tiny values.
+        It is no JSON, or is nested deeper than 64 levels, or holds a great many tiny values.
     """
     data = read_whole(path, most_bytes)
     values = sum(data.count(sign) for sign in (b",", b"[", b"{"))

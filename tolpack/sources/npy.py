@@ -1,8 +1,8 @@
-"""Reading ``.npy`` files, and nothing else that happens to carry that name.
+"""Reading ``.npy`` files from strangers, without evaluating their header.
 
-The header is a Python expression, and numpy's reader evaluates it; here it is matched by one
-regular expression instead, which knows plain numbers in little-endian order only. What it declares
-is held against the file's size before an array is made.
+The header is a Python expression, and numpy's reader evaluates it. Here one regular expression
+matches it instead, which knows plain numbers in little-endian order only. The declared shape is
+compared with the file's size before an array is made.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SHAPE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """What a header declares, and the offset of the values in bytes."""
+    """Dtype, order and shape that a header declares, and the offset of the values in bytes."""
 
     dtype: np.dtype[Any]
     fortran: bool
@@ -54,7 +54,7 @@ def read_npy(path: str | Path, purpose: str, *, mapped: bool = False) -> NDArray
     path : str or Path
         A ``.npy`` file.
     purpose : str
-        What the array is for, for the message.
+        Name of the array in error messages, such as ``"table"``.
     mapped : bool
         Map it read-only instead of reading it.
 

@@ -1,4 +1,4 @@
-"""Open whatever a table may come from: a checkpoint, or a plain table on disk."""
+"""Open a source of rows: a checkpoint, or a plain table on disk."""
 
 from __future__ import annotations
 

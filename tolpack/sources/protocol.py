@@ -1,4 +1,4 @@
-"""What a source of rows is, whatever it is made of.
+"""The interface of a table source, whatever its rows are made of.
 
 A source gives float32 rows for any list of token ids, one layer at a time, and never holds the
 whole table.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -19,22 +18,6 @@ from tolpack.errors import CheckpointError
 from tolpack.sources.checkpoint.checkpoint import Checkpoint
 
 LayerRows = Callable[[NDArray[np.int64]], NDArray[np.float32]]
-
-
-@dataclass(frozen=True, slots=True)
-class Array:
-    """An array on disk, whose first axis is the tokens.
-
-    ``take(ids, start, stop)``: float32 (n, stop - start), those columns of the flattened rows `ids`
-    int64 (n,). ``stored(start, stop)``: those rows as they are stored, little-endian, uint8 of any
-    shape, contiguous; may be called from several threads. ``dtype``: name of the stored one.
-    """
-
-    path: Path
-    take: Callable[[NDArray[np.int64], int, int], NDArray[np.float32]]
-    stored: Callable[[int, int], NDArray[np.uint8]]
-    shape: tuple[int, ...]
-    dtype: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from tolpack.runtime.pool import processor_count
 from tolpack.runtime.progress import Reporter
 from tolpack.runtime.sizes import parse_bytes
 from tolpack.sources.ffn import multiplies_bfloat16
+from tolpack.sources.mapped_memory import MAPPED_BYTES
 from tolpack.sources.protocol import TableSource
-from tolpack.sources.residency import MAPPED_BYTES
 from tolpack.workspace.resources import COMPUTE
 
 # Interpreter, torch, scipy and the allocator's slack, as measured (docs/lab-notes.md).

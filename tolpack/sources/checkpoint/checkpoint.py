@@ -133,7 +133,7 @@ class Checkpoint:
         if name not in self._finite:
             _check_finite(tensor, name, found.stored)
             self._finite.add(name)
-        self._store.resident.touch(tensor.nbytes)
+        self._store.mapped.touch(tensor.nbytes)
         return tensor
 
     def rows(self, name: str, ids: torch.Tensor) -> torch.Tensor:
@@ -141,7 +141,7 @@ class Checkpoint:
         tensor = self.check(name)
         by_rows = not tensor.slice.fused and not tensor.slice.transpose
         pieces = []
-        for piece in self._store.resident.pieces(ids.numpy(), tensor.nbytes // tensor.shape[0]):
+        for piece in self._store.mapped.pieces(ids.numpy(), tensor.nbytes // tensor.shape[0]):
             stored = self._store.load(tensor.stored)
             if by_rows:
                 pieces.append(read_rows(stored, tensor.shape, ids[piece]))
@@ -157,7 +157,7 @@ class Checkpoint:
         if len(pieces) > 1 or tensor.slice.fused or tensor.slice.transpose:
             return self.rows(name, torch.arange(start, stop))
         block = pieces[0][start:stop]
-        self._store.resident.touch(block.nbytes)
+        self._store.mapped.touch(block.nbytes)
         return block
 
     def check_finite_rows(

@@ -8,7 +8,7 @@ from typing import Any
 
 from tolpack.errors import CheckpointError, printable
 from tolpack.sources.checkpoint.checkpoint import Checkpoint
-from tolpack.sources.checkpoint.readiness import check_decoder, check_memory
+from tolpack.sources.checkpoint.readiness import check_decoder, check_memory_ffns
 from tolpack.sources.checkpoint.schema import pattern_of
 
 
@@ -79,7 +79,7 @@ def summarize_checkpoint(checkpoint: Checkpoint) -> CheckpointSummary:
         rope_interleaved=config.rope_interleaved,
         tensors=tuple(group_tensors(checkpoint, checkpoint.schema_tensors)),
         left_over=tuple(checkpoint.unknown),
-        build=_refusal(check_memory, checkpoint),
+        build=_refusal(check_memory_ffns, checkpoint),
         eval=_refusal(check_decoder, checkpoint),
     )
 

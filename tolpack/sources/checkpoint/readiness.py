@@ -13,13 +13,13 @@ from tolpack.sources.checkpoint.checkpoint import Checkpoint
 from tolpack.sources.checkpoint.schema import (
     decoder_names,
     decoder_patterns,
-    memory_names,
+    memory_ffn_names,
     pattern_of,
 )
 from tolpack.sources.checkpoint.schema_tensors import SchemaTensor
 
 
-def check_memory(checkpoint: Checkpoint) -> dict[str, SchemaTensor]:
+def check_memory_ffns(checkpoint: Checkpoint) -> dict[str, SchemaTensor]:
     """Check the tensors that the tables are made of, and return them by name.
 
     Raises
@@ -36,7 +36,7 @@ def check_memory(checkpoint: Checkpoint) -> dict[str, SchemaTensor]:
             "memoryllm or --arch flex_memoryllm"
         )
     found = {}
-    for name in memory_names(config):
+    for name in memory_ffn_names(config):
         found[name] = checkpoint.check(name)
         bias = name.removesuffix("weight") + "bias"
         if "norm" in name and checkpoint.has(bias):
@@ -48,7 +48,7 @@ def check_memory(checkpoint: Checkpoint) -> dict[str, SchemaTensor]:
     biased = [m for m in modules if "norm" not in m or kind == "rmsnorm"]
     checkpoint.refuse_bias(*(module for module in biased if not module.endswith(".bias")))
     _refuse_extra_layers(checkpoint)
-    _refuse_unknown_in_memory(checkpoint, found.values())
+    _refuse_unknown_in_ffns(checkpoint, found.values())
     return found
 
 
@@ -72,7 +72,7 @@ def check_decoder(checkpoint: Checkpoint) -> None:
     if config.model_type == "flex_memoryllm":
         config.require("flex_input", "Flex-MemoryLLM ('post_attention' or 'residual')")
     if config.has_memory:
-        check_memory(checkpoint)
+        check_memory_ffns(checkpoint)
     linear = checkpoint.has("layers.0.mlp.weight")
     for name in decoder_names(config, linear_mlp=linear, tied=tied):
         checkpoint.check(name)
@@ -90,7 +90,7 @@ def _refuse_extra_layers(checkpoint: Checkpoint) -> None:
             )
 
 
-def _refuse_unknown_in_memory(checkpoint: Checkpoint, tensors: Iterable[SchemaTensor]) -> None:
+def _refuse_unknown_in_ffns(checkpoint: Checkpoint, tensors: Iterable[SchemaTensor]) -> None:
     """Refuse a tensor that no map knows, but that belongs to the memory: rows would be wrong."""
     modules = tuple({tensor.stored.rpartition(".")[0] + "." for tensor in tensors})
     for stored in checkpoint.unknown:

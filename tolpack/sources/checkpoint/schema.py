@@ -65,7 +65,7 @@ def expected_shape(config: ModelConfig, name: str) -> tuple[int, ...]:
     return tuple(_dimension(config, letter, name) for letter in _SHAPES[pattern])
 
 
-def memory_names(config: ModelConfig) -> Iterator[str]:
+def memory_ffn_names(config: ModelConfig) -> Iterator[str]:
     """Names of the tensors that the tables are computed from, norm biases left out.
 
     One at a time: a config may say that there are more layers than names fit in memory.

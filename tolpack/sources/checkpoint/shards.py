@@ -89,10 +89,10 @@ def _folder_files(folder: Path) -> list[Path]:
             )
         _check_numbers(folder, paths)
         return paths
-    raise CheckpointError(_nothing_usable(folder))
+    raise CheckpointError(_describe_other_files(folder))
 
 
-def _nothing_usable(folder: Path) -> str:
+def _describe_other_files(folder: Path) -> str:
     """Say what a folder without a checkpoint holds in its place."""
     for suffix, remedy in _OTHERS.items():
         names = sorted(path.name for path in folder.glob(f"*{suffix}"))

@@ -16,7 +16,7 @@ import torch
 
 from tolpack.errors import CheckpointError
 from tolpack.sources.identity import FileStates
-from tolpack.sources.residency import Residency
+from tolpack.sources.mapped_memory import MappedMemory
 
 # Stored dtypes that are computed with, by the bytes of a value.
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -62,7 +62,7 @@ class TensorStore:
         Whether a name may be in several files, each holding a piece of the tensor, as tensor
         parallel trainers save it; otherwise that is an error.
 
-    ``infos``: shapes and dtypes of each tensor's pieces. ``resident``: counts what is read of the
+    ``infos``: shapes and dtypes of each tensor's pieces. ``mapped``: counts what is read of the
     maps, and drops them before they fill memory.
     """
 
@@ -81,7 +81,7 @@ class TensorStore:
                 self.infos[name] = (*self.infos.get(name, ()), info)
         self._all = list(files)
         self._states = FileStates(file.path for file in files)
-        self.resident = Residency(self.release)
+        self.mapped = MappedMemory(self.release)
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -1,12 +1,12 @@
-"""Keeping mapped files from filling memory.
+"""A limit on the resident memory of mapped files.
 
 Pages of a map that were touched count as resident memory for as long as the map lives, so a pass
-over a large checkpoint would end with all of it resident. A `Residency` counts what is touched and
-has the map dropped, and made anew, before that grows large.
+over a large checkpoint would end with all of it resident. `MappedMemory` counts the bytes that are
+touched, and has the map dropped before they grow many; the next read maps the file anew.
 
 One touched page can map 2 MB: the kernel maps pages around it, and all of a huge page that the page
-cache happens to hold. So scattered rows are taken in pieces, and what they may have mapped is held
-against what the kernel says is resident before a map is dropped for it.
+cache happens to hold. So scattered rows are read in pieces. A map is dropped for them only if the
+kernel says that so much is resident.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _MOST_AROUND_BYTES = 2 << 20
 _STATM = "/proc/self/statm"
 
 
-class Residency(Locking):
-    """Counts touched bytes and calls `release` each time `limit` of them are resident.
+class MappedMemory(Locking):
+    """Count touched bytes of mapped files, and call `release` once `limit` of them are resident.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class Residency(Locking):
         super().__init__()
 
     def touch(self, touched_bytes: int) -> None:
-        """Count bytes that were read through a map, or more."""
+        """Count bytes that were read through a map; too many rather than too few."""
         with self._lock:
             self._touched += touched_bytes
             if self._touched <= self._limit:
