@@ -6,7 +6,8 @@ from pathlib import Path
 
 from tolpack.errors import ConfigError
 from tolpack.sources.arrays import ArrayTable, open_array
-from tolpack.sources.checkpoint.checkpoint import Reading, open_checkpoint
+from tolpack.sources.checkpoint.checkpoint import Reading, name_tensors
+from tolpack.sources.checkpoint.shards import open_store
 from tolpack.sources.ffn_table import FFNTable
 from tolpack.sources.input_kind import check_input
 
@@ -20,7 +21,7 @@ def open_source(
     ----------
     path : str or Path
         ``.pt``, ``.pth``, a folder, or ``.safetensors`` for checkpoints; ``.npy``, ``.h5`` or
-        a ``.safetensors`` with one tensor and no config for tables.
+        a ``.safetensors`` with one tensor for tables.
     reading : Reading, optional
         What a checkpoint does not say itself.
     layers : int, optional
@@ -38,4 +39,6 @@ def open_source(
         return ArrayTable(array, layers)
     if layers is not None:
         raise ConfigError("--layers is for two-dimensional tables; a checkpoint has its config")
-    return FFNTable(open_checkpoint(path, reading))
+    store = open_store(path)
+    checkpoint = name_tensors(path, store, reading or Reading())
+    return FFNTable(checkpoint)

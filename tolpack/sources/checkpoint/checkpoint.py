@@ -277,12 +277,22 @@ def open_checkpoint(path: str | Path, reading: Reading | None = None) -> Checkpo
     CheckpointError, ConfigError
         Nothing usable there; the message says what to do.
     """
-    path, reading = Path(path), reading or Reading()
+    path = Path(path)
+    check_input(path)
+    return name_tensors(path, open_store(path), reading or Reading())
+
+
+def name_tensors(path: Path, store: TensorStore, reading: Reading) -> Checkpoint:
+    """Find the configuration and the names of stored tensors: a checkpoint of them.
+
+    Raises
+    ------
+    CheckpointError, ConfigError
+        As `open_checkpoint`.
+    """
     reading.check_arch()
     key_map = reading.chosen_map()
-    check_input(path)
-    store, embedded = open_store(path)
-    config = find_config(path, reading.config, embedded, reading.arch)
+    config = find_config(path, reading.config, store.config, reading.arch)
     matches = match(store.infos, key_map)
     implied = matches.key_map.rope_interleaved
     if config.rope_interleaved is None and implied is not None:

@@ -1,22 +1,22 @@
-"""What a checkpoint must have for tables and for a decoder, checked before a weight is loaded.
+"""Checks that a checkpoint is ready for tables, or for a decoder, before a weight is loaded.
 
-Tables need the embedding, and each layer's norm and memory FFN. A decoder needs everything, and
-nothing may be left over that it would not use: its results could be wrong without.
+Tables need the embedding, and each layer's norm and memory FFN. A decoder needs all tensors of its
+model type. It also has to use all tensors of the checkpoint: one that is left over means that the
+model is another than the decoder, and results could be wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from tolpack.errors import CheckpointError
 from tolpack.sources.checkpoint.checkpoint import Checkpoint
-from tolpack.sources.checkpoint.schema import (
-    decoder_names,
-    decoder_patterns,
-    memory_ffn_names,
-    pattern_of,
-)
+from tolpack.sources.checkpoint.config import ModelConfig
+from tolpack.sources.checkpoint.schema import FFN_PARTS, PATTERNS, pattern_of
 from tolpack.sources.checkpoint.schema_tensors import SchemaTensor
+
+# Norms may have a bias (LayerNorm); the other modules' biases have no place in the equations.
+_NORMS = ("input_layernorm", "memory_layernorm", "post_attention_layernorm", "norm")
 
 
 def check_memory_ffns(checkpoint: Checkpoint) -> dict[str, SchemaTensor]:
@@ -25,7 +25,7 @@ def check_memory_ffns(checkpoint: Checkpoint) -> dict[str, SchemaTensor]:
     Raises
     ------
     CheckpointError
-        The model is dense, or a tensor is missing, misshapen or of no use.
+        The model is dense, or a tensor or config field is missing or cannot be used.
     """
     config = checkpoint.config
     if not config.has_memory:
@@ -36,7 +36,7 @@ def check_memory_ffns(checkpoint: Checkpoint) -> dict[str, SchemaTensor]:
             "memoryllm or --arch flex_memoryllm"
         )
     found = {}
-    for name in memory_ffn_names(config):
+    for name in _memory_ffn_names(config):
         found[name] = checkpoint.check(name)
         bias = name.removesuffix("weight") + "bias"
         if "norm" in name and checkpoint.has(bias):
@@ -58,7 +58,7 @@ def check_decoder(checkpoint: Checkpoint) -> None:
     Raises
     ------
     CheckpointError
-        A tensor or config field is missing, misshapen, or would not be used.
+        A tensor or config field is missing or cannot be used, or a tensor would not be used.
     """
     config = checkpoint.config
     if config.unsupported:
@@ -74,10 +74,49 @@ def check_decoder(checkpoint: Checkpoint) -> None:
     if config.has_memory:
         check_memory_ffns(checkpoint)
     linear = checkpoint.has("layers.0.mlp.weight")
-    for name in decoder_names(config, linear_mlp=linear, tied=tied):
+    for name in _decoder_names(config, linear_mlp=linear, tied=tied):
         checkpoint.check(name)
     _refuse_extra_layers(checkpoint)
     _refuse_unused(checkpoint)
+
+
+def _memory_ffn_names(config: ModelConfig) -> Iterator[str]:
+    """Names of the tensors that the tables are computed from, norm biases left out.
+
+    One at a time: a config may say that there are more layers than names fit in memory.
+    """
+    yield "embed_tokens.weight"
+    for layer in range(config.num_hidden_layers):
+        base = f"layers.{layer}"
+        yield f"{base}.memory_layernorm.weight"
+        yield from (f"{base}.memory_mlp.{part}.weight" for part in FFN_PARTS)
+
+
+def _decoder_names(config: ModelConfig, *, linear_mlp: bool, tied: bool) -> Iterator[str]:
+    """Names of the tensors that a decoder needs beside the memory's, one at a time.
+
+    `linear_mlp`: FFN-C is one linear map; `tied`: the embedding is also the head.
+    """
+    yield from ("embed_tokens.weight", "norm.weight", *(() if tied else ("lm_head.weight",)))
+    inner = ["mlp"] if linear_mlp else [f"mlp.{part}" for part in FFN_PARTS]
+    for layer in range(config.num_hidden_layers):
+        base = f"layers.{layer}"
+        yield f"{base}.input_layernorm.weight"
+        yield from (f"{base}.self_attn.{part}_proj.weight" for part in "qkvo")
+        if config.model_type != "memoryllm":
+            yield f"{base}.post_attention_layernorm.weight"
+            yield from (f"{base}.{module}.weight" for module in inner)
+
+
+def _decoder_patterns(config: ModelConfig) -> set[str]:
+    """Patterns that a decoder of `config` reads, with every alternative."""
+    left_out = set()
+    if config.model_type == "memoryllm":
+        left_out |= {p for p in PATTERNS if ".mlp." in p or "post_attention" in p}
+    if config.model_type == "llama":
+        left_out |= {p for p in PATTERNS if ".memory_" in p}
+    norm_biases = {p.replace(".weight", ".bias") for p in PATTERNS if p.split(".")[-2] in _NORMS}
+    return (set(PATTERNS) | norm_biases) - left_out
 
 
 def _refuse_extra_layers(checkpoint: Checkpoint) -> None:
@@ -103,7 +142,7 @@ def _refuse_unknown_in_ffns(checkpoint: Checkpoint, tensors: Iterable[SchemaTens
 
 
 def _refuse_unused(checkpoint: Checkpoint) -> None:
-    patterns = decoder_patterns(checkpoint.config)
+    patterns = _decoder_patterns(checkpoint.config)
     tensors = checkpoint.schema_tensors.items()
     unused = [tensor.stored for name, tensor in tensors if pattern_of(name) not in patterns]
     left = sorted({*unused, *checkpoint.unknown})

@@ -44,6 +44,8 @@ _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float
 class SafetensorsFile:
     """A ``.safetensors``, or `CheckpointError` if it is none."""
 
+    config: object = None
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._handle: Any = None

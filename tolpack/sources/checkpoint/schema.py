@@ -9,7 +9,6 @@ table.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 from tolpack.sources.checkpoint.config import ModelConfig
 
@@ -36,8 +35,6 @@ _SHAPES: dict[str, str] = {
     "lm_head.weight": "VH",
 }
 PATTERNS = tuple(_SHAPES)
-# Norms may have a bias (LayerNorm); the other modules' biases have no place in the equations.
-_NORMS = ("input_layernorm", "memory_layernorm", "post_attention_layernorm", "norm")
 
 
 def pattern_of(name: str) -> str:
@@ -63,45 +60,6 @@ def expected_shape(config: ModelConfig, name: str) -> tuple[int, ...]:
     if pattern.endswith(".bias"):
         return (expected_shape(config, name.removesuffix("bias") + "weight")[0],)
     return tuple(_dimension(config, letter, name) for letter in _SHAPES[pattern])
-
-
-def memory_ffn_names(config: ModelConfig) -> Iterator[str]:
-    """Names of the tensors that the tables are computed from, norm biases left out.
-
-    One at a time: a config may say that there are more layers than names fit in memory.
-    """
-    yield "embed_tokens.weight"
-    for layer in range(config.num_hidden_layers):
-        base = f"layers.{layer}"
-        yield f"{base}.memory_layernorm.weight"
-        yield from (f"{base}.memory_mlp.{part}.weight" for part in FFN_PARTS)
-
-
-def decoder_names(config: ModelConfig, *, linear_mlp: bool, tied: bool) -> Iterator[str]:
-    """Names of the tensors that a decoder needs beside the memory's, one at a time.
-
-    `linear_mlp`: FFN-C is one linear map; `tied`: the embedding is also the head.
-    """
-    yield from ("embed_tokens.weight", "norm.weight", *(() if tied else ("lm_head.weight",)))
-    inner = ["mlp"] if linear_mlp else [f"mlp.{part}" for part in FFN_PARTS]
-    for layer in range(config.num_hidden_layers):
-        base = f"layers.{layer}"
-        yield f"{base}.input_layernorm.weight"
-        yield from (f"{base}.self_attn.{part}_proj.weight" for part in "qkvo")
-        if config.model_type != "memoryllm":
-            yield f"{base}.post_attention_layernorm.weight"
-            yield from (f"{base}.{module}.weight" for module in inner)
-
-
-def decoder_patterns(config: ModelConfig) -> set[str]:
-    """Patterns that a decoder of `config` reads, with every alternative."""
-    left_out = set()
-    if config.model_type == "memoryllm":
-        left_out |= {p for p in _SHAPES if ".mlp." in p or "post_attention" in p}
-    if config.model_type == "llama":
-        left_out |= {p for p in _SHAPES if ".memory_" in p}
-    norm_biases = {p.replace(".weight", ".bias") for p in _SHAPES if p.split(".")[-2] in _NORMS}
-    return (set(_SHAPES) | norm_biases) - left_out
 
 
 def _dimension(config: ModelConfig, letter: str, name: str) -> int:

@@ -35,8 +35,8 @@ _MAX_NAME = 255
 _NUMBERED = re.compile(r"-(\d+)-of-(\d+)\.")
 
 
-def open_store(path: Path) -> tuple[TensorStore, object]:
-    """Open a checkpoint's files; returns the store and the config inside a ``.pt``, if any.
+def open_store(path: Path) -> TensorStore:
+    """Open a checkpoint's files.
 
     Raises
     ------
@@ -57,10 +57,10 @@ def open_store(path: Path) -> tuple[TensorStore, object]:
     if others > 1 or (numbered and int(numbered[2]) > 1):
         raise CheckpointError(f"{path} is one of several files of a checkpoint: give their folder")
     file = _open_file(path)
-    return TensorStore([file]), file.config if isinstance(file, TorchFile) else None
+    return TensorStore([file])
 
 
-def _open_folder(folder: Path) -> tuple[TensorStore, object]:
+def _open_folder(folder: Path) -> TensorStore:
     index = next((folder / name for name in _INDEXES if (folder / name).exists()), None)
     weight_map = {} if index is None else _weight_map(index)
     paths = _folder_files(folder) if index is None else _indexed_files(index, weight_map)
@@ -68,8 +68,7 @@ def _open_folder(folder: Path) -> tuple[TensorStore, object]:
     store = TensorStore(files, pieces=_PIECE.fullmatch(paths[0].name) is not None)
     if index is not None:
         _check_index(index, weight_map, store)
-    embedded = files[0].config if len(files) == 1 and isinstance(files[0], TorchFile) else None
-    return store, embedded
+    return store
 
 
 def _open_file(path: Path) -> TorchFile | SafetensorsFile:

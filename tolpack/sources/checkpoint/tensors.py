@@ -34,9 +34,10 @@ class TensorInfo:
 
 
 class TensorFile(Protocol):
-    """One file of named tensors."""
+    """One file of named tensors; ``config`` is the model's configuration in it, or ``None``."""
 
     path: Path
+    config: object
 
     def infos(self) -> dict[str, TensorInfo]:
         """Return every tensor's shape and dtype."""
@@ -62,8 +63,8 @@ class TensorStore:
         Whether a name may be in several files, each holding a piece of the tensor, as tensor
         parallel trainers save it; otherwise that is an error.
 
-    ``infos``: shapes and dtypes of each tensor's pieces. ``mapped``: counts what is read of the
-    maps, and drops them before they fill memory.
+    ``infos`` are shapes and dtypes of each tensor's pieces, ``config`` the configuration inside the
+    only file, if it has one. Whoever reads tensors counts their bytes with ``mapped``.
     """
 
     def __init__(self, files: Sequence[TensorFile], *, pieces: bool = False) -> None:
@@ -80,6 +81,7 @@ class TensorStore:
                 others.append(file)
                 self.infos[name] = (*self.infos.get(name, ()), info)
         self._all = list(files)
+        self.config = files[0].config if len(files) == 1 else None
         self._states = FileStates(file.path for file in files)
         self.mapped = MappedMemory(self.release)
 
