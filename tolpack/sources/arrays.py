@@ -70,10 +70,6 @@ class ArrayTable(UniformTable):
             row_bytes = self.stored_bytes // self.rows
             self._digest = rows_digest(self.rows, row_bytes, self._array.stored, done)
 
-    def computed_in(self, compute: torch.dtype) -> ArrayTable:
-        """Return the same table: nothing is multiplied."""
-        return self
-
     def check_unchanged(self) -> None:
         """See `TableSource.check_unchanged`."""
         self._files.check()

@@ -1,10 +1,10 @@
-"""Memory FFNs of one layer: embedding rows in, table rows out (MemoryLLM, arXiv 2602.00398 §3).
+"""The memory FFN of a layer: from embedding rows to table rows (MemoryLLM, arXiv 2602.00398 §3).
 
-``FFN(x̂) = W_down( (W_up x̂) ⊙ act(W_gate x̂) )`` with ``x̂ = Norm_L(x0)``, each layer having its
-own norm of the token embedding. Weights of any dtype are computed with in float32. Tables that will
-be rounded to 8 bits or fewer may be computed with bfloat16 operands, accumulated in float32, where
-the processor multiplies them faster: the norm is still taken in float32, and the rounding of the
-output, 2⁻⁹ of a value at most, is far below that of the codes (docs/lab-notes.md).
+``FFN(x̂) = W_down( (W_up x̂) ⊙ act(W_gate x̂) )`` with ``x̂ = Norm_L(x0)``. Each layer has its own
+norm of the token embedding. Products are computed in float32, whatever the dtype of the weights.
+A table that will be rounded to 8 bits or fewer may be computed with bfloat16 operands, accumulated
+in float32, where the processor multiplies them faster. The norm is then computed in float32 too.
+The output is rounded by 2⁻⁹ of a value at most, far less than by the codes (docs/lab-notes.md).
 """
 
 from __future__ import annotations

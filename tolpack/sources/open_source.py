@@ -23,7 +23,7 @@ def open_source(
         ``.pt``, ``.pth``, a folder, or ``.safetensors`` for checkpoints; ``.npy``, ``.h5`` or
         a ``.safetensors`` with one tensor for tables.
     reading : Reading, optional
-        What a checkpoint does not say itself.
+        Settings that a checkpoint lacks, or that replace its own.
     layers : int, optional
         Layers of a two-dimensional table.
 

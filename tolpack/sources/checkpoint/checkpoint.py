@@ -1,8 +1,9 @@
-"""A MemoryLLM, Flex-MemoryLLM or dense checkpoint, under the names of tolpack's schema.
+"""A MemoryLLM, Flex-MemoryLLM or dense checkpoint, whose tensors have the names of the schema.
 
-`open_checkpoint` finds the files, the configuration and the key map, and gives tensors by their
-schema name (`tolpack.sources.checkpoint.schema`), whatever they are called, fused or split on disk.
-Every tensor's shape is held against the configuration before it is used.
+`open_checkpoint` opens the files and finds the configuration and the key map. A `Checkpoint` reads
+tensors by their name in the schema (`tolpack.sources.checkpoint.schema`), whatever they are called
+on disk, and whether they are fused or split there. A tensor that is not as the configuration says
+cannot be read.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from tolpack.sources.checkpoint.tensors import TensorStore
 from tolpack.sources.identity import rows_digest
 from tolpack.sources.input_kind import check_input
 
-# Values that are checked to be finite at once, so that a large tensor is not doubled in memory.
+# Values, and rows, that are checked at once, so that a large tensor is not doubled in memory.
 _CHECKED_VALUES = 1 << 22
 _CHECKED_ROWS = 1024
 # By dtype: an integer of its size, and the bits of infinity.
@@ -49,7 +50,7 @@ _INFINITY: dict[torch.dtype, tuple[type[np.unsignedinteger[Any]], int]] = {
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How a checkpoint is to be read, where it does not say so itself.
+    """Settings that a checkpoint lacks, or that replace its own.
 
     Parameters
     ----------
@@ -94,7 +95,7 @@ class Checkpoint:
     config : ModelConfig
         The model's settings.
     matches : Matches
-        Which tensor of the schema is where.
+        Where each tensor of the schema is.
     """
 
     def __init__(
@@ -172,8 +173,8 @@ class Checkpoint:
             done(len(block))
 
     def fingerprint(self, names: Iterable[str] | None = None) -> bytes:
-        """Return 32 bytes that depend on every bit of tensors `names` (default: of all), and not on
-        how they are called or stored.
+        """Return 32 bytes that depend on every bit of tensors `names` (default: of all), but not on
+        their names in the files or on how they are stored.
         """
         digest = hashlib.sha256()
         for name in sorted(self.schema_tensors if names is None else names):
@@ -183,10 +184,10 @@ class Checkpoint:
         return digest.digest()
 
     def digest(self, name: str, done: Callable[[int], object] = lambda size: None) -> bytes:
-        """Return 32 bytes that depend on every bit of tensor `name`, kept once they are known.
+        """Return 32 bytes that depend on every bit of tensor `name`; a second call reads nothing.
 
-        `done` is called with the number of bytes read since the last call; never holds all of a
-        tensor that lies in the file as it is.
+        `done` is called with the number of bytes read since the last call. A tensor that lies as
+        it is in the file is read in blocks, and never held whole.
 
         Raises
         ------
@@ -227,7 +228,7 @@ class Checkpoint:
         return sum(4 * math.prod(self.check(name).shape) for name in self.schema_tensors)
 
     def refuse_bias(self, *names: str) -> None:
-        """Raise `CheckpointError` if one of ``{name}.bias`` exists: it would be left out."""
+        """Raise `CheckpointError` if one of ``{name}.bias`` exists: nothing would use it."""
         for name in names:
             if self.has(f"{name}.bias"):
                 raise CheckpointError(
@@ -236,8 +237,13 @@ class Checkpoint:
                 )
 
     def check(self, name: str) -> SchemaTensor:
-        """Return what is known of tensor `name`, or raise `CheckpointError` unless it is there with
-        the config's shape.
+        """Return shape and place of tensor `name`.
+
+        Raises
+        ------
+        CheckpointError
+            The tensor is missing, or has another shape than the config says, or another dtype than
+            fp32, bf16 and fp16.
         """
         found = self.schema_tensors.get(name)
         if found is None:
@@ -247,6 +253,7 @@ class Checkpoint:
         return found
 
     def _missing(self, name: str) -> str:
+        """Say where the key map looks for a tensor, and which names are near."""
         pattern = pattern_of(name)
         number = name.split(".")[1] if "{N}" in pattern else ""
         sought = [
@@ -270,12 +277,12 @@ def open_checkpoint(path: str | Path, reading: Reading | None = None) -> Checkpo
     path : str or Path
         The checkpoint.
     reading : Reading, optional
-        What the checkpoint does not say itself.
+        Settings that the checkpoint lacks, or that replace its own.
 
     Raises
     ------
     CheckpointError, ConfigError
-        Nothing usable there; the message says what to do.
+        It cannot be used; the message says what to do.
     """
     path = Path(path)
     check_input(path)
@@ -283,7 +290,7 @@ def open_checkpoint(path: str | Path, reading: Reading | None = None) -> Checkpo
 
 
 def name_tensors(path: Path, store: TensorStore, reading: Reading) -> Checkpoint:
-    """Find the configuration and the names of stored tensors: a checkpoint of them.
+    """Find the configuration and the names of the tensors in `store`, and return the checkpoint.
 
     Raises
     ------

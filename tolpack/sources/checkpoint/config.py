@@ -1,8 +1,8 @@
 """The model configuration that stands beside the weights (``docs/checkpoints.md``).
 
-A field that is missing stays ``None`` and is asked for by whoever needs it, with ``require``:
-the tables need the norm and the activation, the reference decoder also needs heads and rotary
-settings. Nothing is guessed, because a wrong guess gives plausible garbage.
+A field that is missing is ``None``, and code that needs it calls `ModelConfig.require`. Tables need
+the norm and the activation; the decoder also needs heads and rotary settings. No field is guessed,
+because a wrong guess gives plausible garbage.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tolpack.sources.json_file import read_json
 
 # Configurations of large models have some kilobytes.
 _MAX_BYTES = 2 << 20
-# Values inside a setting that tolpack looks at, such as rope_scaling: they have some ten.
+# Values inside one setting, such as rope_scaling, which has some ten.
 _MAX_VALUES = 1000
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 160
@@ -29,7 +29,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "hidden_act": ("silu", "gelu"),
     "flex_input": ("post_attention", "residual"),
 }
-# Settings of other decoders that tolpack's can follow only where they say what is usual.
+# Settings of other decoders, with the values at which they change nothing in tolpack's decoder.
 _USUAL: dict[str, tuple[object, ...]] = {
     "rope_scaling": (None, {"rope_type": "default"}, {"type": "default"}),
     "partial_rotary_factor": (None, 1),
@@ -232,7 +232,7 @@ def _field(name: str, annotation: str, value: Any) -> Any:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """Return a value that is made of few plain ones, as in JSON, or raise `CheckpointError`.
+    """Return a value that consists of few plain values, as in JSON, or raise `CheckpointError`.
 
     A ``.pt`` may hold tensors here, and lists that hold one another many times over.
     """

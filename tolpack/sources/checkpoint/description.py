@@ -1,4 +1,4 @@
-"""What was recognised in a checkpoint: for ``tolpack inspect``, and printed by ``build``."""
+"""A summary of what was recognised in a checkpoint, for ``tolpack inspect`` and ``build``."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class TensorGroup:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSummary:
-    """What `tolpack inspect` shows of a checkpoint; ``files`` are those that tensors are read from.
+    """A checkpoint as ``tolpack inspect`` shows it; ``files`` are those that tensors are read from.
 
-    ``build`` and ``eval`` are ``None`` if the checkpoint is ready for them, else the reason why
-    not.
+    ``build`` and ``eval`` are ``None`` if the checkpoint is ready for them, or else the reason why
+    it is not. ``left_over`` are names that the key map does not know.
     """
 
     path: str

@@ -1,4 +1,4 @@
-"""Key maps: which tensor of a checkpoint is which tensor of the schema.
+"""Key maps: from the names of tensors in a checkpoint to those of the schema.
 
 A map is a TOML file; the built-in ones (`maps/`) are files of the same form, so a user's own map
 may begin as a copy of one::
@@ -68,7 +68,7 @@ class Rule:
 class KeyMap:
     """The rules of one family of names; ``rope_interleaved`` is ``None`` if they imply nothing.
 
-    ``own`` marks a map that a user wrote for one checkpoint: there, every rule has to match.
+    ``own`` marks a map that a user wrote for one checkpoint. Every rule of such a map has to match.
     """
 
     name: str
@@ -99,7 +99,7 @@ class TensorSlice:
 
 @dataclass(frozen=True, slots=True)
 class Matches:
-    """What a map makes of a checkpoint: slices by schema name, and names that it does not know."""
+    """The result of a map: slices by schema name, and stored names that the map does not know."""
 
     key_map: KeyMap
     slices: dict[str, TensorSlice]

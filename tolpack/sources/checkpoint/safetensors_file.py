@@ -1,9 +1,9 @@
 """Files of safetensors: their header is checked before the library sees them.
 
-The library takes the last of two tensors of one name, and others the first: such a file holds
-whatever its reader makes of it. So names that stand twice are refused here, with headers that are
-not cut to the format. What shapes and offsets say is the library's to check. The header is matched
-tensor by tensor, since decoding JSON takes some twenty times its length in memory.
+Of two tensors of one name the library takes the last, and other readers the first. So a name that
+stands twice is refused here, and so is a header that does not follow the format. The library checks
+shapes and offsets itself. The header is matched tensor by tensor, because decoding its JSON takes
+some twenty times its length in memory.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ENTRY = re.compile(
 )
 _KEY = re.compile(rf"{_SPACE}({_STRING}){_SPACE}:{_SPACE}(?:{_STRING}|{_SIZES}){_SPACE},?".encode())
 _FIELDS = {"dtype", "shape", "data_offsets"}
-# Dtypes that torch's name is known of; others keep the format's name.
+# The format's names of dtypes by torch's; other dtypes keep the format's name.
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 
 

@@ -20,7 +20,7 @@ from tolpack.sources.json_file import read_json
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _PATTERNS = ("*.safetensors", "pytorch_model*.bin", "consolidated.*.pth", "*.pth", "*.pt")
-# What a folder may hold instead, and what to do then.
+# Other files that a folder may hold in place of a checkpoint, and what to do then.
 _OTHERS = {
     ".gguf": "GGUF tables are not read yet, so give the original safetensors checkpoint that it "
     "was converted from",
@@ -92,7 +92,7 @@ def _folder_files(folder: Path) -> list[Path]:
 
 
 def _describe_other_files(folder: Path) -> str:
-    """Say what a folder without a checkpoint holds in its place."""
+    """Say which other files a folder without a checkpoint holds."""
     for suffix, remedy in _OTHERS.items():
         names = sorted(path.name for path in folder.glob(f"*{suffix}"))
         if names:
@@ -110,7 +110,7 @@ def _check_numbers(folder: Path, paths: Sequence[Path]) -> None:
 
 
 def _expected_beside(name: str) -> Iterator[str]:
-    """Names of the shards that the number in a shard's name promises."""
+    """Names of the other shards that follow from the number in a shard's name."""
     numbered, piece = _NUMBERED.search(name), _PIECE.fullmatch(name)
     if numbered:
         before, after = name[: numbered.start()], name[numbered.end() :]

@@ -1,9 +1,10 @@
-"""What ``torch.save`` wrote, checked before torch reads it.
+"""Checks of a file of ``torch.save``, before torch reads it.
 
-Torch inflates whatever is deflated, and maps a tensor's bytes without asking how many its record
-has: a damaged archive gives its neighbour's. Its unpickler makes some 70 bytes of a byte. So the
-archive's directory and the pickle in it are read here first, by an unpickler that knows no class
-and calls nothing; archives are the size that their tensors ask for, and pickles in proportion.
+Torch inflates every entry that is deflated. It maps a tensor's bytes without comparing their number
+with the entry's, so that a damaged archive gives bytes of the next tensor. Its unpickler makes some
+70 bytes of one. So the archive's directory and its pickle are read here first, by an unpickler that
+knows no class and calls nothing. Entries must have the sizes that the tensors ask for, and the
+pickle must be small for the file.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from tolpack.runtime.files import open_stream
 _MAGIC = b"PK\3\4"
 # The attribute of a folder, by MS-DOS.
 _FOLDER = 0x10
-# A pickle may have so many bytes, and one for so many of the file; a tensor takes some 300.
+# Largest pickle: so many bytes, and one more for so many of the file. A tensor takes some 300.
 _PICKLE_BYTES, _FILE_SHARE = 768 << 10, 20
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
-# What may stand behind an entry: its checksum and sizes once more.
+# An entry may be followed by its checksum and sizes, once more.
 _DESCRIPTOR, _MAX_DESCRIPTOR = b"PK\7\x08", 24
 # The format before torch 1.6 begins with it.
 _OLD_MAGIC = 0x1950A86A20F9469CFC6C
@@ -40,7 +41,7 @@ _STORED_BYTES = {
 
 
 def check_archive(path: Path) -> None:
-    """Check what can be checked of a ``.pt`` before it is given to torch.
+    """Check the archive and the pickle of a ``.pt``.
 
     Raises
     ------
@@ -65,7 +66,7 @@ def check_archive(path: Path) -> None:
 
 
 def _check_zip(file: BufferedReader, most: int) -> None:
-    """Check that each entry stands once and as it is, and has the bytes of its tensor."""
+    """Check that each entry stands once, uncompressed, and has the bytes of its tensor."""
     size = os.fstat(file.fileno()).st_size
     with zipfile.ZipFile(file) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
