@@ -12,7 +12,8 @@ import torch
 from packs import memory_limit
 
 from tolpack.errors import CheckpointError, ConfigError, TolpackError
-from tolpack.sources.checkpoint.checkpoint import Reading, open_checkpoint
+from tolpack.sources.checkpoint.checkpoint import open_checkpoint
+from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.checkpoint.readiness import check_decoder
 from tolpack.sources.open_source import open_source
 
@@ -45,7 +46,7 @@ def test_every_spelling_gives_the_same_tensors(tmp_path, dtype):
     """File kind, prefix and sharding change no tensor's name, dtype or value."""
     state = models.make_state(CONFIG, dtype)
     for path, config in spellings(tmp_path, dtype).values():
-        checkpoint = open_checkpoint(path, Reading(config))
+        checkpoint = open_checkpoint(path, CheckpointOptions(config))
         assert checkpoint.config.hidden_size == 24
         for name, tensor in state.items():
             loaded = checkpoint.tensor(name)
@@ -66,7 +67,7 @@ def test_given_config_replaces_the_embedded_one(tmp_path):
     """The file of --config wins over the config inside the checkpoint."""
     path = models.save_model(tmp_path)
     given = models.save_config(tmp_path / "c.json", CONFIG | {"rms_norm_eps": 1e-3})
-    assert open_checkpoint(path, Reading(given)).config.rms_norm_eps == 1e-3
+    assert open_checkpoint(path, CheckpointOptions(given)).config.rms_norm_eps == 1e-3
 
 
 def test_describe_lists_patterns_with_shapes(memoryllm):
@@ -385,4 +386,4 @@ def test_damaged_safetensors_is_named(tmp_path):
     for data in (b"", whole[:5], whole[:100], whole[:-1], whole + b"x", b"\xff" * 100):
         path.write_bytes(data)
         with pytest.raises(TolpackError, match=r"m\.safetensors"):
-            open_source(path, Reading(config))
+            open_source(path, CheckpointOptions(config))

@@ -7,7 +7,8 @@ import torch
 
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.model.decoder import Decoder, FFNMemory
-from tolpack.sources.checkpoint.checkpoint import Reading, open_checkpoint
+from tolpack.sources.checkpoint.checkpoint import open_checkpoint
+from tolpack.sources.checkpoint.options import CheckpointOptions
 
 IDS = [5, 90, 17, 17, 0, 96, 3, 44, 2]
 
@@ -195,14 +196,14 @@ def test_heads_that_do_not_fit_are_refused(memoryllm, tmp_path, heads):
     """Head counts that do not divide the width, or each other, are refused with the numbers."""
     config = models.save_config(tmp_path / "c.json", models.make_config(**heads))
     with pytest.raises(CheckpointError, match="num_attention_heads .*do not fit"):
-        Decoder(open_checkpoint(memoryllm, Reading(config)))
+        Decoder(open_checkpoint(memoryllm, CheckpointOptions(config)))
 
 
 def test_missing_head_of_an_untied_model_is_named(memoryllm, tmp_path):
     """A model that says its head is not tied, but has none, gives an error with its name."""
     given = models.save_config(tmp_path / "c.json", models.make_config(tie_word_embeddings=False))
     with pytest.raises(CheckpointError, match="'lm_head.weight' is missing"):
-        Decoder(open_checkpoint(memoryllm, Reading(given)))
+        Decoder(open_checkpoint(memoryllm, CheckpointOptions(given)))
 
 
 def test_attention_bias_that_would_be_left_out_is_refused(tmp_path):

@@ -9,9 +9,10 @@ import torch
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.evaluation.evaluator import evaluate
 from tolpack.model.decoder import Decoder
-from tolpack.sources.checkpoint.checkpoint import Reading, open_checkpoint
+from tolpack.sources.checkpoint.checkpoint import open_checkpoint
 from tolpack.sources.checkpoint.description import summarize_checkpoint
 from tolpack.sources.checkpoint.key_map import BUILT_IN, built_in, match, read_key_map
+from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.checkpoint.schema import PATTERNS, expected_shape
 from tolpack.sources.open_source import open_source
 
@@ -32,9 +33,9 @@ def save(folder, family, config, in_place=False, **options):
     return models.save_pt(path, families.FAMILIES[family](state, config, in_place), config), state
 
 
-def table_of(path, reading=None):
+def table_of(path, options=None):
     """Return the whole table of a tiny model."""
-    source = open_source(path, reading)
+    source = open_source(path, options)
     ids = np.arange(source.vocab_size)
     return np.stack([source.layer(layer)(ids) for layer in range(source.num_layers)], 1)
 
@@ -70,7 +71,7 @@ def test_wrong_rotary_convention_changes_the_logits(tmp_path):
     ids = torch.tensor([[3, 1, 4, 1, 5, 9]])
     given = models.save_config(tmp_path / "c.json", {**PLAIN, "rope_interleaved": False})
     right = Decoder(open_checkpoint(path))(ids)
-    wrong = Decoder(open_checkpoint(path, Reading(config=given)))(ids)
+    wrong = Decoder(open_checkpoint(path, CheckpointOptions(config=given)))(ids)
     assert not torch.allclose(right, wrong, atol=1e-2)
 
 
@@ -82,7 +83,7 @@ def test_dense_model_under_the_same_names_is_refused(tmp_path, family):
         open_source(path)
     config = {**PLAIN, "model_type": "llama", "memory_intermediate_size": 28}
     path, _ = save(tmp_path / "again", family, config)
-    assert open_source(path, Reading(arch="memoryllm")).num_layers == 3
+    assert open_source(path, CheckpointOptions(arch="memoryllm")).num_layers == 3
 
 
 def test_packs_do_not_depend_on_names(tmp_path):
@@ -186,17 +187,17 @@ def own(tmp_path):
 def test_own_map_gives_the_same_rows_and_logits(own):
     """A user's map with fused and transposed tensors gives the rows and logits of ours."""
     path, key_map, ours = own
-    reading = Reading(key_map=key_map)
-    assert np.array_equal(table_of(path, reading), table_of(ours))
+    options = CheckpointOptions(key_map=key_map)
+    assert np.array_equal(table_of(path, options), table_of(ours))
     ids = torch.tensor([[3, 1, 4, 1, 5]])
-    theirs = Decoder(open_checkpoint(path, reading))(ids)
+    theirs = Decoder(open_checkpoint(path, options))(ids)
     assert torch.allclose(theirs, Decoder(open_checkpoint(ours))(ids), atol=1e-5)
 
 
 def test_summary_names_parts_and_what_is_left_over(own, tmp_path):
     """`inspect` tells which tensors were recognised, which rows they are, and what is left."""
     path, key_map, _ = own
-    summary = summarize_checkpoint(open_checkpoint(path, Reading(key_map=key_map)))
+    summary = summarize_checkpoint(open_checkpoint(path, CheckpointOptions(key_map=key_map)))
     found = {group.name: group for group in summary.tensors}
     gate = found["layers.{N}.memory_mlp.gate_proj.weight"]
     assert (gate.stored, gate.rows, gate.shape, gate.count) == (
@@ -205,7 +206,7 @@ def test_summary_names_parts_and_what_is_left_over(own, tmp_path):
     assert (summary.left_over, summary.build, summary.eval) == ((), None, None)
     assert summary.files == (path.name,)
     key_map.write_text(OWN.replace('ignore = ["router.*"]', ""), encoding="utf-8")
-    summary = summarize_checkpoint(open_checkpoint(path, Reading(key_map=key_map)))
+    summary = summarize_checkpoint(open_checkpoint(path, CheckpointOptions(key_map=key_map)))
     assert summary.left_over == ("router.w",)
     assert summary.build is None
     assert "'router.w' would not be used by a memoryllm" in str(summary.eval)
@@ -240,21 +241,21 @@ def test_wrong_maps_are_refused_with_what_is_wrong(own, before, after, message):
     assert before in OWN
     key_map.write_text(OWN.replace(before, after.replace("\\n", "\n")), encoding="utf-8")
     with pytest.raises((CheckpointError, ConfigError)) as caught:
-        open_source(path, Reading(key_map=key_map))
+        open_source(path, CheckpointOptions(key_map=key_map))
     assert message in str(caught.value)
 
 
 def test_absent_map_and_two_choices_are_refused(own, tmp_path):
     """A map that is not there, an unknown name, and both options at once are wrong settings."""
     path, key_map, _ = own
-    for reading, message in (
-        (Reading(key_map=tmp_path / "absent.toml"), "cannot read --key-map"),
-        (Reading(map_name="bogus"), "expected one of hf-llama, meta"),
-        (Reading(map_name="meta", key_map=key_map), "give one of them"),
-        (Reading(arch="bogus"), "one of memoryllm, flex_memoryllm, llama"),
+    for options, message in (
+        (CheckpointOptions(key_map=tmp_path / "absent.toml"), "cannot read --key-map"),
+        (CheckpointOptions(map_name="bogus"), "expected one of hf-llama, meta"),
+        (CheckpointOptions(map_name="meta", key_map=key_map), "give one of them"),
+        (CheckpointOptions(arch="bogus"), "one of memoryllm, flex_memoryllm, llama"),
     ):
         with pytest.raises(ConfigError, match=message):
-            open_checkpoint(path, reading)
+            open_checkpoint(path, options)
 
 
 # -- ways to get it wrong --------------------------------------------------------------------------
@@ -272,7 +273,7 @@ def test_wrong_map_says_so(tmp_path):
     """A built-in map that fits nothing is refused."""
     path, _ = save(tmp_path, "meta", PLAIN)
     with pytest.raises(CheckpointError, match="key map lit-gpt matches none of the .* tensors"):
-        open_source(path, Reading(map_name="lit-gpt"))
+        open_source(path, CheckpointOptions(map_name="lit-gpt"))
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
@@ -348,7 +349,7 @@ def test_flex_that_is_called_plain_is_refused_by_eval(tmp_path):
     """FFN-C in a model that is said to be plain would be left out: eval refuses it."""
     path, _ = save(tmp_path, "meta", FLEX)
     with pytest.raises(CheckpointError, match="feed_forward.* would not be used by a memoryllm"):
-        Decoder(open_checkpoint(path, Reading(arch="memoryllm")))
+        Decoder(open_checkpoint(path, CheckpointOptions(arch="memoryllm")))
 
 
 def test_head_that_differs_from_a_tied_embedding_is_refused(tmp_path):
@@ -379,7 +380,7 @@ def test_rotary_convention_is_asked_for_where_names_imply_none(own, tmp_path):
     path, key_map, _ = own
     key_map.write_text(OWN.replace("rope_interleaved = false\n", ""), encoding="utf-8")
     with pytest.raises(CheckpointError, match="'rope_interleaved' is missing"):
-        Decoder(open_checkpoint(path, Reading(key_map=key_map)))
+        Decoder(open_checkpoint(path, CheckpointOptions(key_map=key_map)))
 
 
 def test_matching_alike_asks_which_map():
@@ -452,7 +453,7 @@ def test_half_names_and_groups_outside_attention_are_refused(own, before, after,
     assert before in OWN
     key_map.write_text(OWN.replace(before, after), encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
-        open_source(path, Reading(key_map=key_map))
+        open_source(path, CheckpointOptions(key_map=key_map))
 
 
 @pytest.mark.parametrize("field", ["norm", "rms_norm_eps", "hidden_act"])

@@ -10,10 +10,10 @@ import click
 import tolpack
 from tolpack.commands.options import (
     PATH,
+    checkpoint_options,
     json_option,
     layers_option,
     print_json,
-    reading_options,
     refuse_two_maps,
     resource_options,
     tokenizer_option,
@@ -56,7 +56,7 @@ from tolpack.report import tables
 @click.option("--calibrate", type=PATH, help="Calibration text, or .npy of token ids.")
 @click.option("--frequencies", type=PATH, help=".npy of token counts, by which tokens are ordered.")
 @tokenizer_option
-@reading_options
+@checkpoint_options
 @layers_option
 @resource_options
 @click.option("--resume", is_flag=True, help="Continue an interrupted build.")

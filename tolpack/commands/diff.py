@@ -9,12 +9,12 @@ import click
 
 from tolpack.commands.options import (
     PATH,
+    checkpoint_options,
     json_option,
     layers_option,
     print_json,
-    reading_options,
-    refuse_reading,
-    take_reading,
+    refuse_checkpoint_options,
+    take_checkpoint_options,
 )
 from tolpack.commands.terminal import Terminal, echo
 from tolpack.report import row_tables
@@ -33,7 +33,7 @@ from tolpack.sources.input_kind import is_pack
     "--worst", type=click.IntRange(0), default=10, show_default=True,
     help="Number of tokens to list, those with the largest errors.",
 )  # fmt: skip
-@reading_options
+@checkpoint_options
 @layers_option
 @json_option
 def diff(pack: Path, reference: Path, as_json: bool, **settings: Any) -> None:
@@ -50,9 +50,9 @@ def diff(pack: Path, reference: Path, as_json: bool, **settings: Any) -> None:
     from tolpack.evaluation.diff import diff_tables
 
     if is_pack(reference):
-        refuse_reading(settings, reference)
+        refuse_checkpoint_options(settings, reference)
     else:
-        settings["reading"] = take_reading(settings)
+        settings["checkpoint_options"] = take_checkpoint_options(settings)
     result = diff_tables(pack, reference, reporter=Terminal(), **settings)
     if as_json:
         print_json(result.to_json())

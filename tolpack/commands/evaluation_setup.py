@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tolpack.commands.options import take_reading
+from tolpack.commands.options import take_checkpoint_options
 from tolpack.commands.terminal import Terminal, command_line
 from tolpack.report import plots, trade_off
 from tolpack.report.content import Page
@@ -96,7 +96,7 @@ def open_evaluator(
     from tolpack.evaluation.experiment_runner import ExperimentOptions
     from tolpack.workspace.resources import Resources
 
-    reading, tokenizer = take_reading(settings), settings.pop("tokenizer")
+    given, tokenizer = take_checkpoint_options(settings), settings.pop("tokenizer")
     calibration = CalibrationInputs(
         settings.pop("calibrate"), settings.pop("frequencies"), tokenizer
     )
@@ -105,7 +105,7 @@ def open_evaluator(
         calibration, resources, settings.pop("scratch"), settings.pop("fresh")
     )
     evaluator = Evaluator(
-        checkpoint, settings.pop("text"), tokenizer=tokenizer, reading=reading,
+        checkpoint, settings.pop("text"), tokenizer=tokenizer, checkpoint_options=given,
         context=settings.pop("context"), tokens=tokens, reporter=Terminal(),
     )  # fmt: skip
     return evaluator, options

@@ -10,10 +10,10 @@ import click
 import tolpack
 from tolpack.commands.options import (
     PATH,
+    checkpoint_options,
     json_option,
     print_json,
-    reading_options,
-    take_reading,
+    take_checkpoint_options,
 )
 from tolpack.commands.terminal import echo
 from tolpack.errors import ConfigError
@@ -25,7 +25,7 @@ _TABLE_SUFFIXES = (".npy", ".h5", ".hdf5", ".json", ".toml")
 
 @click.command()
 @click.argument("path", metavar="PACK|CHECKPOINT", type=PATH)
-@reading_options
+@checkpoint_options
 @json_option
 def inspect(path: Path, as_json: bool, **settings: Any) -> None:
     """Show the layers and chunks of a pack, or the tensors of a checkpoint.
@@ -46,7 +46,7 @@ def inspect(path: Path, as_json: bool, **settings: Any) -> None:
         from tolpack.sources.checkpoint.checkpoint import open_checkpoint
         from tolpack.sources.checkpoint.description import summarize_checkpoint
 
-        summary = summarize_checkpoint(open_checkpoint(path, take_reading(settings)))
+        summary = summarize_checkpoint(open_checkpoint(path, take_checkpoint_options(settings)))
         info, text = summary.to_json(), tables.checkpoint_table(summary)
     else:
         from tolpack.reading.summary import describe_pack

@@ -17,10 +17,10 @@ from tolpack.sources.checkpoint.key_map import BUILT_IN as BUILT_IN_MAPS
 from tolpack.workspace.resources import COMPUTE, DEFAULT_MAX_MEMORY
 
 if TYPE_CHECKING:  # it loads torch
-    from tolpack.sources.checkpoint.checkpoint import Reading
+    from tolpack.sources.checkpoint.options import CheckpointOptions
 
 PATH = click.Path(path_type=Path)
-_READING = ("config", "arch", "map_name", "key_map")
+_CHECKPOINT_OPTIONS = ("config", "arch", "map_name", "key_map")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 tokenizer_option = click.option(
@@ -39,7 +39,7 @@ drop_option = click.option(
 )  # fmt: skip
 
 
-def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def checkpoint_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options for checkpoints that do not describe themselves."""
     options = (
         click.option("--config", type=PATH, help="config.json, if the checkpoint has none."),
@@ -63,17 +63,17 @@ def refuse_two_maps(settings: dict[str, Any]) -> None:
         raise click.UsageError("--map and --key-map both choose the names: give one of them")
 
 
-def take_reading(settings: dict[str, Any]) -> Reading:
-    """Take the settings of `reading_options` out of `settings`."""
-    from tolpack.sources.checkpoint.checkpoint import Reading
+def take_checkpoint_options(settings: dict[str, Any]) -> CheckpointOptions:
+    """Take the settings of `checkpoint_options` out of `settings`."""
+    from tolpack.sources.checkpoint.options import CheckpointOptions
 
     refuse_two_maps(settings)
-    return Reading(*(settings.pop(name) for name in _READING))
+    return CheckpointOptions(*(settings.pop(name) for name in _CHECKPOINT_OPTIONS))
 
 
-def refuse_reading(settings: dict[str, Any], pack: Path) -> None:
-    """Take the settings of `reading_options` out of `settings`, and raise if one was given."""
-    given = [name for name in _READING if settings.pop(name) is not None]
+def refuse_checkpoint_options(settings: dict[str, Any], pack: Path) -> None:
+    """Take the settings of `checkpoint_options` out of `settings`, and raise if one was given."""
+    given = [name for name in _CHECKPOINT_OPTIONS if settings.pop(name) is not None]
     if given:
         option = given[0].removesuffix("_name").replace("_", "-")
         raise click.UsageError(f"--{option} is for checkpoints, and {pack} is a pack")
@@ -103,7 +103,7 @@ def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = (
         click.option("--text", type=PATH, required=True, help="Evaluation text, or .npy of ids."),
         tokenizer_option,
-        reading_options,
+        checkpoint_options,
         context_option,
         click.option("--calibrate", type=PATH, help="Calibration text, or .npy of token ids."),
         click.option("--frequencies", type=PATH, help=".npy of token counts for the builds."),

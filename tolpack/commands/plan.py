@@ -9,12 +9,12 @@ import click
 
 from tolpack.commands.options import (
     PATH,
+    checkpoint_options,
     json_option,
     layers_option,
     print_json,
-    reading_options,
     resource_options,
-    take_reading,
+    take_checkpoint_options,
     tokenizer_option,
 )
 from tolpack.commands.terminal import Terminal, checked, echo
@@ -51,7 +51,7 @@ _MEASURED = ("size", "max_ppl_increase", "calibrate", "frequencies")
 @click.option("--calibrate", type=PATH, help="Calibration text, or .npy of token ids.")
 @click.option("--frequencies", type=PATH, help=".npy of token counts, by which tokens are ordered.")
 @tokenizer_option
-@reading_options
+@checkpoint_options
 @layers_option
 @resource_options
 @json_option
@@ -79,7 +79,9 @@ def _show_predicted(checkpoint: Path, as_json: bool, settings: dict[str, Any]) -
 
     names = ("rank", "bits", "drop", "layers")
     given = {name: settings[name] for name in names}
-    plans = predict_checkpoint(checkpoint, reading=take_reading(settings), **given)
+    plans = predict_checkpoint(
+        checkpoint, checkpoint_options=take_checkpoint_options(settings), **given
+    )
     if as_json:
         print_json({"plans": [one.to_json() for one in plans]})
     else:
@@ -102,8 +104,8 @@ def _show_measured(checkpoint: Path, as_json: bool, settings: dict[str, Any]) ->
     inputs = CalibrationInputs(*(settings[n] for n in ("calibrate", "frequencies", "tokenizer")))
     resources = Resources(*(settings[name] for name in ("compute", "max_memory", "threads")))
     found = preview_plan(
-        checkpoint, parsed, inputs, take_reading(settings), settings["layers"], resources,
-        Terminal(),
+        checkpoint, parsed, inputs, take_checkpoint_options(settings), settings["layers"],
+        resources, Terminal(),
     )  # fmt: skip
     if as_json:
         print_json({"plans": [], "plan": found.plan})

@@ -28,7 +28,7 @@ from tolpack.pack import Pack
 from tolpack.reading.summary import bits_per_weight, layer_summaries, ratio_fp16
 from tolpack.runtime.pool import processor_count
 from tolpack.runtime.progress import Reporter
-from tolpack.sources.checkpoint.checkpoint import Reading
+from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.open_source import open_source
 from tolpack.sources.protocol import TableSource
 from tolpack.workspace.limits import choose_compute
@@ -119,7 +119,8 @@ def build(
     calibrate, tokenizer : str or Path, optional
         Text or ``.npy`` of token ids: token counts, and the losses for ``auto``.
     config, arch, map_name, key_map : str or Path, optional
-        What a checkpoint does not say itself: see `tolpack.sources.checkpoint.checkpoint.Reading`.
+        What a checkpoint does not say itself: see
+        `tolpack.sources.checkpoint.options.CheckpointOptions`.
     frequencies : str or Path, optional
         ``.npy`` of token counts; frequent tokens are stored first and uncompressed.
     layers : int, optional
@@ -155,7 +156,7 @@ def build(
     inputs = CalibrationInputs(calibrate, frequencies, tokenizer)
     files = (calibrate, frequencies, tokenizer, config, key_map)
     resources = Resources(compute, max_memory, threads)
-    source = open_source(checkpoint, Reading(config, arch, map_name, key_map), layers)
+    source = open_source(checkpoint, CheckpointOptions(config, arch, map_name, key_map), layers)
     path = output_path(checkpoint, output, force, files)
     file = PackFile(path, source.check_unchanged, replace=force, resume=resume)
     with open_workspace(source, path.parent, resources, reporter) as workspace:

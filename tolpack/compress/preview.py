@@ -12,7 +12,7 @@ from tolpack.compress.build import check_source
 from tolpack.compress.make_plan import make_plan
 from tolpack.compress.settings import BuildSettings
 from tolpack.runtime.progress import Reporter
-from tolpack.sources.checkpoint.checkpoint import Reading
+from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.open_source import open_source
 from tolpack.workspace.limits import choose_compute
 from tolpack.workspace.resources import Resources
@@ -32,7 +32,7 @@ def preview_plan(
     checkpoint: str | Path,
     settings: BuildSettings,
     inputs: CalibrationInputs,
-    options: Reading,
+    options: CheckpointOptions,
     layers: int | None,
     resources: Resources,
     reporter: Reporter,

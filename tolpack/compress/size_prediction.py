@@ -14,7 +14,7 @@ from tolpack.compress.header_size import estimate_header_room
 from tolpack.compress.settings import dropped_layers, parse_drop, parse_rank
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, align
 from tolpack.errors import ConfigError
-from tolpack.sources.checkpoint.checkpoint import Reading
+from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.open_source import open_source
 from tolpack.sources.protocol import TableSource
 
@@ -56,14 +56,14 @@ def predict_checkpoint(
     rank: str | None = None,
     bits: int | str | None = None,
     drop: str = "none",
-    reading: Reading | None = None,
+    checkpoint_options: CheckpointOptions | None = None,
     layers: int | None = None,
 ) -> list[SizePrediction]:
     """Plan packs of a checkpoint or table: of one setting, or of a range of usual ones.
 
     Parameters
     ----------
-    checkpoint, reading, layers
+    checkpoint, checkpoint_options, layers
         As for `tolpack.compress.build.build`.
     rank, bits : optional
         One setting; default ``none`` and 4 if only the other is given.
@@ -75,7 +75,7 @@ def predict_checkpoint(
     ConfigError
         Rank ``auto``, whose ranks follow from the table itself.
     """
-    source = open_source(checkpoint, reading, layers)
+    source = open_source(checkpoint, checkpoint_options, layers)
     count, width = len(source.fields), max(field.width for field in source.fields)
     dropped = dropped_layers(parse_drop(drop), count)
     if bits is not None and str(bits) not in ("16", "8", "4"):

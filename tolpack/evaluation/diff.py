@@ -26,7 +26,7 @@ from tolpack.sources.input_kind import is_pack
 from tolpack.sources.npy import read_counts
 
 if TYPE_CHECKING:  # the module loads torch, which two packs do not need
-    from tolpack.sources.checkpoint.checkpoint import Reading
+    from tolpack.sources.checkpoint.options import CheckpointOptions
 
 # Limits of a block of rows, on each side. A checkpoint's layers are loaded anew for each block, so
 # blocks are large.
@@ -40,7 +40,7 @@ def diff_tables(
     *,
     tokenizer: str | Path | None = None,
     frequencies: str | Path | None = None,
-    reading: Reading | None = None,
+    checkpoint_options: CheckpointOptions | None = None,
     layers: int | None = None,
     worst: int = 10,
     reporter: Reporter | None = None,
@@ -58,7 +58,7 @@ def diff_tables(
         For the texts of tokens; default: ``tokenizer.json`` beside `b`, else beside `a`.
     frequencies : str or Path, optional
         ``.npy`` of token counts, (vocab_size,); weights of the tokens.
-    reading : Reading, optional
+    checkpoint_options : CheckpointOptions, optional
         Settings for a checkpoint that does not describe itself.
     layers : int, optional
         Layers of a two-dimensional plain table.
@@ -86,7 +86,7 @@ def diff_tables(
     if a.exists() and not is_pack(a):
         raise ConfigError(f"{a} is no pack: name the pack first, then what it is held against")
     token_texts = _open_tokenizer(tokenizer, a, b, reporter)
-    with _open(a) as pack, _open_reference(b, reading, layers) as reference:
+    with _open(a) as pack, _open_reference(b, checkpoint_options, layers) as reference:
         _check_shapes(a, _shape(pack), b, reference.shape)
         counts = None if frequencies is None else _counts(frequencies, pack.vocab_size)
         _report_larger_vocabulary(token_texts, pack.vocab_size, reporter)
@@ -111,10 +111,10 @@ class _Reference:
 
 @contextmanager
 def _open_reference(
-    path: Path, reading: Reading | None, layers: int | None
+    path: Path, checkpoint_options: CheckpointOptions | None, layers: int | None
 ) -> Iterator[_Reference]:
     if is_pack(path):
-        if reading is not None or layers is not None:
+        if checkpoint_options is not None or layers is not None:
             raise ConfigError(f"{path} is a pack: --layers and the options of checkpoints say "
                               "how to read something else")  # fmt: skip
         with _open(path) as pack:
@@ -127,7 +127,7 @@ def _open_reference(
         return
     from tolpack.sources.open_source import open_source
 
-    source = open_source(path, reading, layers)
+    source = open_source(path, checkpoint_options, layers)
 
     def from_source(ids: Ints, out: Floats) -> None:
         for layer in range(source.num_layers):  # one layer's weights at a time

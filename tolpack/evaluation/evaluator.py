@@ -22,7 +22,8 @@ from tolpack.model.text import find_tokenizer, read_token_ids
 from tolpack.pack import Pack
 from tolpack.reading.summary import bits_per_weight, ratio_fp16
 from tolpack.runtime.progress import Reporter
-from tolpack.sources.checkpoint.checkpoint import Reading, open_checkpoint
+from tolpack.sources.checkpoint.checkpoint import open_checkpoint
+from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.ffn_table import FFNTable
 from tolpack.torch import ToLMemory
 
@@ -94,7 +95,7 @@ class Evaluator:
         UTF-8 text, or ``.npy`` of token ids.
     tokenizer : str or Path, optional
         A ``tokenizer.json``; default: the one beside the checkpoint.
-    reading : Reading, optional
+    checkpoint_options : CheckpointOptions, optional
         Settings for a checkpoint that does not describe itself.
     context : int, optional
         Window length in tokens; default: the model's ``max_position_embeddings``.
@@ -115,13 +116,13 @@ class Evaluator:
         text: str | Path,
         *,
         tokenizer: str | Path | None = None,
-        reading: Reading | None = None,
+        checkpoint_options: CheckpointOptions | None = None,
         context: int | None = None,
         tokens: int | None = None,
         reporter: Reporter | None = None,
     ) -> None:
         self.reporter = reporter or Reporter()
-        self.checkpoint = open_checkpoint(checkpoint, reading)
+        self.checkpoint = open_checkpoint(checkpoint, checkpoint_options)
         config = self.checkpoint.config
         self.ffn_bytes = FFNTable(self.checkpoint).ffn_bytes if config.has_memory else None
         self.decoder = Decoder(self.checkpoint)
@@ -222,7 +223,7 @@ def evaluate(
     text: str | Path,
     *,
     tokenizer: str | Path | None = None,
-    reading: Reading | None = None,
+    checkpoint_options: CheckpointOptions | None = None,
     context: int | None = None,
     reporter: Reporter | None = None,
 ) -> Evaluation:
@@ -238,7 +239,7 @@ def evaluate(
         UTF-8 text, or ``.npy`` of token ids.
     tokenizer : str or Path, optional
         A ``tokenizer.json``; default: the one beside the checkpoint.
-    reading : Reading, optional
+    checkpoint_options : CheckpointOptions, optional
         Settings for a checkpoint that does not describe itself.
     context : int, optional
         Window length in tokens; default: the model's ``max_position_embeddings``.
@@ -256,7 +257,12 @@ def evaluate(
         An input cannot be used, or a pack does not fit the checkpoint.
     """
     evaluator = Evaluator(
-        checkpoint, text, tokenizer=tokenizer, reading=reading, context=context, reporter=reporter
+        checkpoint,
+        text,
+        tokenizer=tokenizer,
+        checkpoint_options=checkpoint_options,
+        context=context,
+        reporter=reporter,
     )
     return Evaluation(
         evaluator.context, evaluator.baseline, tuple(evaluator.pack(path) for path in packs)

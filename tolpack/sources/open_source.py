@@ -6,14 +6,15 @@ from pathlib import Path
 
 from tolpack.errors import ConfigError
 from tolpack.sources.arrays import ArrayTable, open_array
-from tolpack.sources.checkpoint.checkpoint import Reading, name_tensors
+from tolpack.sources.checkpoint.checkpoint import name_tensors
+from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.checkpoint.shards import open_store
 from tolpack.sources.ffn_table import FFNTable
 from tolpack.sources.input_kind import check_input
 
 
 def open_source(
-    path: str | Path, reading: Reading | None = None, layers: int | None = None
+    path: str | Path, options: CheckpointOptions | None = None, layers: int | None = None
 ) -> FFNTable | ArrayTable:
     """Open a checkpoint or a plain table.
 
@@ -22,7 +23,7 @@ def open_source(
     path : str or Path
         ``.pt``, ``.pth``, a folder, or ``.safetensors`` for checkpoints; ``.npy``, ``.h5`` or
         a ``.safetensors`` with one tensor for tables.
-    reading : Reading, optional
+    options : CheckpointOptions, optional
         Settings that a checkpoint lacks, or that replace its own.
     layers : int, optional
         Layers of a two-dimensional table.
@@ -40,5 +41,5 @@ def open_source(
     if layers is not None:
         raise ConfigError("--layers is for two-dimensional tables; a checkpoint has its config")
     store = open_store(path)
-    checkpoint = name_tensors(path, store, reading or Reading())
+    checkpoint = name_tensors(path, store, options or CheckpointOptions())
     return FFNTable(checkpoint)

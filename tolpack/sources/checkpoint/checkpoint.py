@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tolpack.errors import CheckpointError, ConfigError
-from tolpack.sources.checkpoint.config import MODEL_TYPES, ModelConfig, find_config
+from tolpack.errors import CheckpointError
+from tolpack.sources.checkpoint.config import ModelConfig, find_config
 from tolpack.sources.checkpoint.key_map import (
-    KeyMap,
     Matches,
-    built_in,
     match,
     nearest,
-    read_key_map,
 )
+from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.checkpoint.schema import pattern_of
 from tolpack.sources.checkpoint.schema_tensors import SchemaTensor, find_schema_tensors
 from tolpack.sources.checkpoint.shards import open_store
@@ -46,41 +44,6 @@ _INFINITY: dict[torch.dtype, tuple[type[np.unsignedinteger[Any]], int]] = {
     torch.bfloat16: (np.uint16, 0x7F80),
     torch.float16: (np.uint16, 0x7C00),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """Settings that a checkpoint lacks, or that replace its own.
-
-    Parameters
-    ----------
-    config : str or Path, optional
-        A ``config.json`` that replaces the checkpoint's own.
-    arch : str, optional
-        Replaces the config's ``model_type``.
-    map_name : str, optional
-        A built-in key map, in place of the one that fits best (``--map``).
-    key_map : str or Path, optional
-        The user's own key map.
-    """
-
-    config: str | Path | None = None
-    arch: str | None = None
-    map_name: str | None = None
-    key_map: str | Path | None = None
-
-    def chosen_map(self) -> KeyMap | None:
-        """Return the map that was asked for, or raise `ConfigError`."""
-        if self.map_name is not None and self.key_map is not None:
-            raise ConfigError("--map and --key-map both choose the names: give one of them")
-        if self.key_map is not None:
-            return read_key_map(self.key_map)
-        return None if self.map_name is None else built_in(self.map_name)
-
-    def check_arch(self) -> None:
-        """Raise `ConfigError` if ``arch`` is none of the model types."""
-        if self.arch is not None and self.arch not in MODEL_TYPES:
-            raise ConfigError(f"--arch {self.arch!r} is unknown: one of {', '.join(MODEL_TYPES)}")
 
 
 class Checkpoint:
@@ -269,14 +232,14 @@ class Checkpoint:
         )
 
 
-def open_checkpoint(path: str | Path, reading: Reading | None = None) -> Checkpoint:
+def open_checkpoint(path: str | Path, options: CheckpointOptions | None = None) -> Checkpoint:
     """Open a ``.pt``/``.pth``, a ``.safetensors`` or a folder of shards with ``config.json``.
 
     Parameters
     ----------
     path : str or Path
         The checkpoint.
-    reading : Reading, optional
+    options : CheckpointOptions, optional
         Settings that the checkpoint lacks, or that replace its own.
 
     Raises
@@ -286,10 +249,10 @@ def open_checkpoint(path: str | Path, reading: Reading | None = None) -> Checkpo
     """
     path = Path(path)
     check_input(path)
-    return name_tensors(path, open_store(path), reading or Reading())
+    return name_tensors(path, open_store(path), options or CheckpointOptions())
 
 
-def name_tensors(path: Path, store: TensorStore, reading: Reading) -> Checkpoint:
+def name_tensors(path: Path, store: TensorStore, options: CheckpointOptions) -> Checkpoint:
     """Find the configuration and the names of the tensors in `store`, and return the checkpoint.
 
     Raises
@@ -297,9 +260,9 @@ def name_tensors(path: Path, store: TensorStore, reading: Reading) -> Checkpoint
     CheckpointError, ConfigError
         As `open_checkpoint`.
     """
-    reading.check_arch()
-    key_map = reading.chosen_map()
-    config = find_config(path, reading.config, store.config, reading.arch)
+    options.check_arch()
+    key_map = options.chosen_map()
+    config = find_config(path, options.config, store.config, options.arch)
     matches = match(store.infos, key_map)
     implied = matches.key_map.rope_interleaved
     if config.rope_interleaved is None and implied is not None:
