@@ -13,7 +13,7 @@ from pathlib import Path
 
 from machine import described
 
-from tolpack.container.encodings import raw_block_bytes
+from tolpack.container.block_sizes import raw_block_bytes
 from tolpack.container.header import Header, parse_header
 from tolpack.container.preamble import PREAMBLE_BYTES, parse_preamble
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from tolpack.codecs.encodings import Encoding, Part
 from tolpack.codecs.frames import compress, compress_runs
 from tolpack.codecs.record import record_layout
 from tolpack.compress.fixed.encodings import raw_encoding, zstd_encoding
-from tolpack.container.encodings import Encoding, Part
 from tolpack.container.header import Chunk, Field, Header, Table
 from tolpack.container.writer import PackWriter
 

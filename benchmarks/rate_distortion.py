@@ -28,7 +28,7 @@ import torch
 from machine import described
 
 import tolpack
-from tolpack.codecs.values import from_bfloat16, to_bfloat16
+from tolpack.codecs.bfloat16 import from_bfloat16, to_bfloat16
 from tolpack.model.decoder import Decoder, Memory
 from tolpack.model.perplexity import increase_pct, score
 from tolpack.model.text import read_token_ids

@@ -122,11 +122,9 @@ def load() -> None:
         return
     records, places, columns = np.zeros((1, 4), np.uint8), np.zeros(1, int), np.zeros(1, int)
     rows, steps = np.zeros((1, 2), np.float32), np.ones(1, np.float32)
-    found.int8(records, 0, 2, 2, 2, places, columns, rows)
-    found.int4(records, 0, 2, 2, 2, places, columns, rows)
-    found.step8(records, 0, 2, steps, places, columns, rows)
-    found.step16(records, 0, 2, steps, places, columns, rows)
-    found.runs(records[0], records[0], records)
+    for decode in found.decoders.values():
+        decode(records, 0, 0, 2, 2, steps, places, columns, rows)
+    found.zero_runs(records[0], records[0], records)
 
 
 def busy(subjects: Sequence[Subject], seed: int, over: threading.Event) -> None:

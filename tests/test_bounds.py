@@ -15,7 +15,8 @@ from tolpack.codecs import kernels
 records, out = np.zeros((1, 8), np.uint8), np.zeros((1, 8), np.float32)
 places, columns = np.array([PLACE]), np.zeros(1, np.int64)
 try:
-    kernels.load().step8(records, 0, 8, np.ones(1, np.float32), places, columns, out)
+    steps = np.ones(1, np.float32)
+    kernels.load().decoders["step8"](records, 0, 0, 8, 8, steps, places, columns, out)
     print("inside")
 except IndexError:
     print("outside")

@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 import tolpack
 from tolpack.cli import main
-from tolpack.container.encodings import Part
+from tolpack.codecs.encodings import Part
 from tolpack.export import convert as convert_module
 from tolpack.runtime.progress import Reporter
 

@@ -61,7 +61,7 @@ from packs import (
 )
 
 import tolpack
-from tolpack.container.encodings import Part
+from tolpack.codecs.encodings import Part
 from tolpack.errors import ChecksumError, FileAccessError, FormatError, UnsupportedVersionError
 
 MODES = ("auto", "pread", "mmap", "direct", "memory")

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tolpack.calibration.token_order import order_tokens
+from tolpack.codecs.encodings import Encoding, Part, field_bytes
 from tolpack.compress.chunks import HOT_SHARE, doubling_chunks
 from tolpack.compress.fixed.encodings import (
     field_encoding,
@@ -16,7 +17,6 @@ from tolpack.compress.fixed.encodings import (
     zstd_encoding,
 )
 from tolpack.compress.header_size import estimate_header_room
-from tolpack.container.encodings import Encoding, Part, field_bytes
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=60))

@@ -9,7 +9,7 @@ import pytest
 from packs import Layer, Recipe, Run, write
 
 import tolpack
-from tolpack.container.encodings import Part
+from tolpack.codecs.encodings import Part
 from tolpack.errors import OutOfMemoryError, TolpackError
 
 SCRIPT = """

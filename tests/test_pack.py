@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from packs import RECIPES, Layer, Recipe, Run, int4, reference_rows, write
 
 import tolpack
-from tolpack.container.encodings import Part
+from tolpack.codecs.encodings import Part
 from tolpack.errors import ChecksumError, ConfigError, FileAccessError, FormatError, TokenIdError
 
 MODES = ("auto", "pread", "mmap", "direct", "memory")

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packs import RECIPES, TARGET, write
 
+from tolpack.codecs.encodings import Encoding, Part
+from tolpack.container.block_sizes import raw_block_bytes
 from tolpack.container.crc import INDEX_PLACE, place_checksum
-from tolpack.container.encodings import Encoding, Part, raw_block_bytes
 from tolpack.container.header import Header, parse_header
 from tolpack.container.index import (
     decode_index_block,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from packs import Layer, Recipe, Run, split, write
 
 import tolpack
-from tolpack.container.encodings import Part
+from tolpack.codecs.encodings import Part
 from tolpack.container.header import parse_header
 
 FORMAT = Path(__file__).parents[1] / "formats" / "v1"

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packs import encode_records, reference_record
 
+from tolpack.codecs.encodings import Encoding, Part
 from tolpack.codecs.record import record_layout
-from tolpack.container.encodings import Encoding, Part
 from tolpack.container.header import Table
 
 PARTS = st.one_of(

@@ -9,8 +9,7 @@ from packs import memory_limit
 
 from tolpack.codecs.block_split import block_bounds
 from tolpack.codecs.frames import compress, compress_runs, decompress, decompress_runs
-from tolpack.codecs.runs import decode_runs, encode_runs
-from tolpack.container.encodings import longest_content
+from tolpack.codecs.zero_runs import decode_runs, encode_runs, longest_content
 from tolpack.errors import FormatError
 
 
@@ -47,7 +46,7 @@ def test_records_come_back(data):
     """Content stands for the records it was made of, and is no longer than a frame's may be."""
     found = encoded(data)
     assert decode_runs(found, len(data), "here").tobytes() == data
-    assert len(found) <= longest_content("zstd-runs", len(data))
+    assert len(found) <= longest_content(len(data))
 
 
 @settings(max_examples=60)
@@ -165,7 +164,7 @@ def test_pieces_of_any_size_give_the_same_bytes(piece, monkeypatch):
     data = source.integers(0, 256, 3000).astype(np.uint8)
     data[source.random(3000) < 0.8] = 0
     content = encode_runs(data)
-    monkeypatch.setattr("tolpack.codecs.runs._PIECE", piece)
+    monkeypatch.setattr("tolpack.codecs.zero_runs._PIECE", piece)
     assert np.array_equal(decode_runs(content, len(data), "here"), data)
     with pytest.raises(FormatError, match="literals"):
         decode_runs(content + b"\1", len(data), "here")

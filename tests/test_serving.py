@@ -132,7 +132,7 @@ def test_kernels_are_compiled_where_nothing_can_be_kept(monkeypatch):
 
     monkeypatch.setattr(numba, "njit", njit)
     found = kernels._compile.__wrapped__()
-    assert found.int4(1, 2) == ("decode_int4", (1, 2))
+    assert found.decoders["int4"](1, 2) == ("decode_int4", (1, 2))
 
 
 def test_without_numba_there_are_no_kernels(monkeypatch):

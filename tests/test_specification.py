@@ -11,9 +11,11 @@ from packs import TARGET, write
 
 import tolpack
 from tolpack.codecs import kernels
+from tolpack.codecs.encodings import Part
+from tolpack.codecs.registry import CODECS
 from tolpack.codecs.values import decode_values
+from tolpack.codecs.zero_runs import longest_content
 from tolpack.container import preamble
-from tolpack.container.encodings import CODEC_SIZES, Part, longest_content
 from tolpack.container.preamble import FEATURES, SUPPORTED_FEATURES
 from tolpack.errors import FormatError
 
@@ -90,7 +92,7 @@ def test_codecs_are_those_of_the_library():
     """Section 7 gives the sizes of each codec."""
     rows = re.findall(r"^\| `(\w+)` \| (\d+) \| (–|\d) \|", section(7), flags=re.M)
     found = {codec: (int(bits), 0 if size == "–" else int(size)) for codec, bits, size in rows}
-    assert found == {c: (s.code_bits, s.scale_bytes) for c, s in CODEC_SIZES.items()}
+    assert found == {c: (s.code_bits, s.scale_bytes) for c, s in CODECS.items()}
 
 
 def test_fp8_is_what_the_specification_says():
@@ -129,7 +131,7 @@ def test_a_bad_scale_refuses_its_own_values(compiled, tmp_path, monkeypatch):
 
 def test_the_longest_content_of_a_frame_is_named():
     """Section 8 says how large a window a decoder must take: the longest content of any frame."""
-    assert longest_content("zstd-runs", preamble.MAX_BLOCK_BYTES) == 34_603_012
+    assert longest_content(preamble.MAX_BLOCK_BYTES) == 34_603_012
     assert "34,603,012 bytes" in section(8)
 
 

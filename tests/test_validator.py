@@ -11,7 +11,7 @@ from packs import TARGET, forge, write
 from test_hostile_packs import FRAMED, FRAMES
 
 import tolpack
-from tolpack.codecs.runs import decode_columns
+from tolpack.codecs.zero_runs import decode_columns
 from tolpack.errors import FormatError, TolpackError
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ import pytest
 from packs import KEY, RECIPES, TARGET, Stopped, write
 
 import tolpack
-from tolpack.container.encodings import Encoding, Part
+from tolpack.codecs.encodings import Encoding, Part
 from tolpack.container.writer import PackWriter
 from tolpack.errors import ConfigError, FileAccessError, TolpackError
 

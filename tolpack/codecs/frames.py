@@ -1,4 +1,4 @@
-"""zstd frames as blocks of records, decompressed with every size known beforehand (SPEC §8).
+"""Frames: how the records of a block are compressed, and taken out with every size known (SPEC §8).
 
 zstd alone is no safe container: it decodes trailing junk, several frames and bombs. Here a frame
 must declare the size that the header implies (with ``zstd-runs``: one that is possible), need no
@@ -8,13 +8,14 @@ dictionary, ask for no larger window than its content, and be alone.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import zstandard
 
 from tolpack.codecs.block_split import block_bounds
-from tolpack.codecs.runs import decode_columns, encode_runs
-from tolpack.container.encodings import longest_content
+from tolpack.codecs.zero_runs import decode_columns, encode_runs, longest_content
 from tolpack.errors import FormatError
 from tolpack.runtime.array_types import Bytes
 
@@ -72,9 +73,18 @@ def decompress(frame: bytes | memoryview, size: int, place: str) -> bytes:
 
 def decompress_runs(frame: bytes | memoryview, rows: int, record_bytes: int, place: str) -> Bytes:
     """Decompress one ``zstd-runs`` frame: uint8 (rows, record_bytes); else as `decompress`."""
-    size = rows * record_bytes
-    content = _decompress(frame, 0, longest_content("zstd-runs", size), place)
+    content = _decompress(frame, 0, longest_content(rows * record_bytes), place)
     return decode_columns(content, rows, record_bytes, place)
+
+
+def _decompress_records(payload: memoryview, rows: int, record_bytes: int, place: str) -> Bytes:
+    data = decompress(payload, rows * record_bytes, place)
+    return np.frombuffer(data, np.uint8).reshape(rows, record_bytes)
+
+
+def _raw_records(payload: memoryview, rows: int, record_bytes: int, place: str) -> Bytes:
+    """View the records; zeros may follow them."""
+    return np.frombuffer(payload, np.uint8, rows * record_bytes).reshape(rows, record_bytes)
 
 
 def _decompress(frame: bytes | memoryview, least: int, most: int, place: str) -> bytes:
@@ -94,3 +104,39 @@ def _decompress(frame: bytes | memoryview, least: int, most: int, place: str) ->
     if len(content) != size:
         raise FormatError("frame", place, f"{len(content)} bytes", f"{size} bytes")
     return content
+
+
+def _as_long(size: int) -> int:
+    return size
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One kind of frame.
+
+    Parameters
+    ----------
+    feature_bit : int or None
+        Bit of the required features that a pack with such frames sets (SPEC §9).
+    is_compressed : bool
+        Whether frames are compressed, each to a length of its own.
+    longest_content : callable
+        Takes the bytes of a block's records; gives those of the longest content that a frame of
+        them may have.
+    records : callable
+        Takes a block's payload, its rows, the bytes of a record, and the place to name in errors;
+        gives the records, uint8 (rows, record_bytes). Raises `FormatError`, code ``frame``.
+    """
+
+    feature_bit: int | None
+    is_compressed: bool
+    longest_content: Callable[[int], int]
+    records: Callable[[memoryview, int, int, str], Bytes]
+
+
+# Every kind of frame by its id in a header.
+FRAMES = {
+    "raw": Frame(None, False, _as_long, _raw_records),
+    "zstd": Frame(8, True, _as_long, _decompress_records),
+    "zstd-runs": Frame(9, True, longest_content, decompress_runs),
+}

@@ -1,11 +1,13 @@
 """Compiled loops for decoding rows, through numba where it is installed.
 
 numpy takes one pass over a row for every step of an expression; these take one in all, straight to
-the place where the caller wants the row. They give the same bits as `tolpack.codecs.values` and
-`tolpack.codecs.runs`, which stay the definition. Compiling one takes a second or two, once on a
-machine (numba keeps the result beside the package, or where ``NUMBA_CACHE_DIR`` says); loading them
-takes a second: so it happens when a lookup is large enough to want it (`load`), and for each loop
-when it is first called. ``TOLPACK_KERNELS=off`` leaves them out.
+the place where the caller wants the row. They give the same bits as the codecs of
+`tolpack.codecs.registry` and as `tolpack.codecs.zero_runs`, which stay the definition.
+
+Compiling one takes a second or two, once on a machine: numba keeps the result beside the package,
+or where ``NUMBA_CACHE_DIR`` says. Loading them takes a second. So they are loaded when a lookup is
+large enough to gain by it (`load`), and each loop when it is first called. ``TOLPACK_KERNELS=off``
+leaves them out.
 
 A fork waits while another thread imports numba or has it compile: both hold locks of their own, of
 which nobody could tell the child. Types are named beforehand, so that later calls compile nothing.
@@ -14,11 +16,12 @@ which nobody could tell the child. Types are named beforehand, so that later cal
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from tolpack.codecs.registry import CODECS
 from tolpack.runtime.forking import delay_forks
 
 _lock = delay_forks()
@@ -59,13 +62,13 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """Compiled functions; see `tolpack.codecs.loops`."""
+    """Compiled functions; see `tolpack.codecs.loops`.
 
-    int8: Callable[..., bool]
-    int4: Callable[..., bool]
-    step8: Callable[..., None]
-    step16: Callable[..., None]
-    runs: Callable[..., int]
+    ``decoders``: by codec, for those that have one; ``zero_runs`` expands ``zstd-runs`` frames.
+    """
+
+    decoders: Mapping[str, Callable[..., bool]]
+    zero_runs: Callable[..., int]
 
 
 @cache
@@ -85,16 +88,17 @@ def _compile() -> Kernels | None:
 
     records, codes = given(types.uint8, 2), given(types.uint8, 1)
     number, numbers, steps = types.int64, given(types.int64, 1), given(types.float32, 1)
-    rows = [types.Array(dtype, 2, "C") for dtype in (types.float32, types.uint16)]
-    grouped = [types.boolean(records, *[number] * 4, numbers, numbers, out) for out in rows]
-    stepped = [types.void(records, number, number, steps, numbers, numbers, out) for out in rows]
-    return Kernels(
-        int8=Kernel(loops.decode_int8, grouped),
-        int4=Kernel(loops.decode_int4, grouped),
-        step8=Kernel(loops.decode_step8, stepped),
-        step16=Kernel(loops.decode_step16, stepped),
-        runs=Kernel(loops.decode_runs, [number(codes, codes, types.Array(types.uint8, 2, "C"))]),
-    )
+    signatures = [
+        types.boolean(records, *[number] * 4, steps, numbers, numbers, types.Array(dtype, 2, "C"))
+        for dtype in (types.float32, types.uint16)
+    ]
+    decoders = {
+        name: Kernel(getattr(loops, codec.loop), signatures)
+        for name, codec in CODECS.items()
+        if codec.loop is not None
+    }
+    runs = [number(codes, codes, types.Array(types.uint8, 2, "C"))]
+    return Kernels(decoders, Kernel(loops.expand_zero_runs, runs))
 
 
 _loaded: list[Kernels | None] = []

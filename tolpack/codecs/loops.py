@@ -1,10 +1,15 @@
 """The loops that `tolpack.codecs.kernels` compiles; imported only where numba is installed.
 
-Written for numba: over scalars, for one type of array at a time. `records` is uint8 (rows, record
-bytes); row ``r`` goes to ``out[places[r]]``, from the column of its field on, in float32 or, if
-`out` is uint16, as the bits of bfloat16; a field whose column is negative is left out. Inner loops
-run over slices: with an index that could be negative they would not be vectorized, and take eight
-times as long.
+Written for numba: over scalars, for one type of array at a time. Those of codecs decode the same
+part of some fields that stand side by side, and take the same arguments: `records`, uint8 (rows,
+record bytes); the offsets in a record of the first field's scales and codes; values in a group and
+in a part; the step of each field, float32 (fields,), empty for codecs without; and where to put
+them. Row ``r`` goes to ``out[places[r]]``, from the column of its field on, in float32 or, if `out`
+is uint16, as the bits of bfloat16; a field whose column is negative is left out. They return false
+if a scale is not finite.
+
+Inner loops run over slices: with an index that could be negative they would not be vectorized, and
+take eight times as long.
 """
 
 from __future__ import annotations
@@ -42,10 +47,10 @@ def _stored_in(row: Any, value: Any) -> Any:
 
 
 def decode_int8(
-    records: Array, scale_at: int, code_at: int, group: int, values: int, places: Array,
-    columns: Array, out: Array,
+    records: Array, scale_at: int, code_at: int, group: int, values: int, steps: Array,
+    places: Array, columns: Array, out: Array,
 ) -> bool:  # fmt: skip
-    """Decode a run of `int8` parts; false if a scale is not finite."""
+    """Decode parts of codec ``int8``."""
     groups = (values + group - 1) // group
     for r in range(records.shape[0]):
         record, row = records[r], out[places[r]]
@@ -68,10 +73,10 @@ def decode_int8(
 
 
 def decode_int4(
-    records: Array, scale_at: int, code_at: int, group: int, values: int, places: Array,
-    columns: Array, out: Array,
+    records: Array, scale_at: int, code_at: int, group: int, values: int, steps: Array,
+    places: Array, columns: Array, out: Array,
 ) -> bool:  # fmt: skip
-    """Decode a run of `int4` parts; false if a scale is not finite."""
+    """Decode parts of codec ``int4``."""
     groups = (values + group - 1) // group
     last = values - (groups - 1) * group
     field_bytes = (groups - 1) * ((group + 1) // 2) + (last + 1) // 2
@@ -102,10 +107,10 @@ def decode_int4(
 
 
 def decode_step8(
-    records: Array, code_at: int, values: int, steps: Array, places: Array, columns: Array,
-    out: Array,
-) -> None:  # fmt: skip
-    """Decode a run of `step8` parts."""
+    records: Array, scale_at: int, code_at: int, group: int, values: int, steps: Array,
+    places: Array, columns: Array, out: Array,
+) -> bool:  # fmt: skip
+    """Decode parts of codec ``step8``."""
     for r in range(records.shape[0]):
         record, row = records[r], out[places[r]]
         for f in range(columns.shape[0]):
@@ -115,13 +120,14 @@ def decode_step8(
             part, step = row[columns[f] : columns[f] + values], steps[f]
             for j in range(part.shape[0]):
                 part[j] = stored_in(part, np.float32(np.int8(stored[j])) * step)
+    return True
 
 
 def decode_step16(
-    records: Array, code_at: int, values: int, steps: Array, places: Array, columns: Array,
-    out: Array,
-) -> None:  # fmt: skip
-    """Decode a run of `step16` parts."""
+    records: Array, scale_at: int, code_at: int, group: int, values: int, steps: Array,
+    places: Array, columns: Array, out: Array,
+) -> bool:  # fmt: skip
+    """Decode parts of codec ``step16``."""
     for r in range(records.shape[0]):
         record, row = records[r], out[places[r]]
         for f in range(columns.shape[0]):
@@ -132,9 +138,10 @@ def decode_step16(
             for j in range(part.shape[0]):
                 low, high = np.int32(stored[2 * j]), np.int32(np.int8(stored[2 * j + 1]))
                 part[j] = stored_in(part, np.float32(high * np.int32(256) + low) * step)
+    return True
 
 
-def decode_runs(symbols: Array, literals: Array, out: Array) -> int:
+def expand_zero_runs(symbols: Array, literals: Array, out: Array) -> int:
     """Expand the symbols of a ``zstd-runs`` frame into zeros, uint8 (rows, record bytes), bytes
     column by column; returns 0, or what is wrong: 1 too many bytes, 2 literals over or lacking.
     """

@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.codecs import kernels
-from tolpack.codecs.values import decode_values, encode_values, rounded_to_bfloat16
-from tolpack.container.encodings import FieldEncoding, Part
-from tolpack.errors import FormatError
+from tolpack.codecs.bfloat16 import rounded_to_bfloat16
+from tolpack.codecs.codec import scale_not_finite
+from tolpack.codecs.encodings import FieldEncoding, Part
+from tolpack.codecs.registry import CODECS
+from tolpack.codecs.values import decode_values, encode_values
 from tolpack.runtime.array_types import Bytes, Floats
 
 
@@ -120,12 +122,7 @@ class RecordLayout:
             if not size:
                 continue
             stored = records[:, run.scale_offset_bytes : run.scale_offset_bytes + size]
-            if run.part.codec == "f8e4m3":
-                finite = np.isfinite(np.ascontiguousarray(stored).view("<f4")).all()
-            else:
-                finite = ((np.ascontiguousarray(stored).view("<u2") & 0x7F80) != 0x7F80).all()
-            if not finite:
-                raise _scale_not_finite()
+            CODECS[run.part.codec].check_scales(stored)
 
     def encode(self, records: NDArray[np.uint8], kept: int, values: Floats) -> None:
         """Encode float32 (rows, stored values) of kept field `kept` into uint8 `records`."""
@@ -176,28 +173,16 @@ def _decode_compiled(
     out: NDArray[Any], places: NDArray[np.int64],
 ) -> bool:  # fmt: skip
     """Decode a run in one pass; false if nothing was compiled for its codec and these arrays."""
-    part = run.part
-    if not (records.flags.c_contiguous and out.flags.c_contiguous):
+    part, decode = run.part, compiled.decoders.get(run.part.codec)
+    if decode is None or not (records.flags.c_contiguous and out.flags.c_contiguous):
         return False
-    if part.codec in ("step8", "step16"):
-        steps = np.array(run.steps, np.float32)
-        decode = compiled.step8 if part.codec == "step8" else compiled.step16
-        decode(records, run.code_offset_bytes, part.values, steps, places, columns, out)
-        return True
-    if part.codec in ("int8", "int4"):
-        grouped = compiled.int8 if part.codec == "int8" else compiled.int4
-        finite = grouped(
-            records, run.scale_offset_bytes, run.code_offset_bytes,
-            int(part.group_size or part.values), part.values, places, columns, out,
-        )  # fmt: skip
-        if not finite:
-            raise _scale_not_finite()
-        return True
-    return False
-
-
-def _scale_not_finite() -> FormatError:
-    return FormatError("scale-not-finite", "a record", "a NaN or infinite scale", "finite")
+    finite = decode(
+        records, run.scale_offset_bytes, run.code_offset_bytes, part.group_size or part.values,
+        part.values, np.array(run.steps, np.float32), places, columns, out,
+    )  # fmt: skip
+    if not finite:
+        raise scale_not_finite()
+    return True
 
 
 def _decode_plain(

@@ -10,11 +10,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from tolpack.codecs.encodings import Encoding, Part
 from tolpack.compress.chunks import ChunkSpan
 from tolpack.compress.plan import PRODUCER, TABLE_NAME
-from tolpack.container.encodings import Encoding, Part, raw_block_bytes
+from tolpack.container.block_sizes import longest_frame, raw_block_bytes
 from tolpack.container.header import Chunk, Field, Header, Section, Table
-from tolpack.container.index import index_bytes, longest_frame
+from tolpack.container.index import index_bytes
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, align
 
 _LARGEST_CRC32 = 2**32 - 1

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 from tolpack.calibration.stats import CalibrationStats
 from tolpack.calibration.token_order import TokenOrder
+from tolpack.codecs.encodings import Encoding, Part
 from tolpack.codecs.frames import LEVEL
 from tolpack.codecs.record import RecordLayout
 from tolpack.compress.settings import BuildSettings, dropped_layers, parse_size
-from tolpack.container.encodings import Encoding, Part
 from tolpack.container.header import Chunk, Field, Header, Section, Table
 from tolpack.container.preamble import VERSION
 from tolpack.errors import ConfigError

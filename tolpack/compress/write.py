@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from tolpack.codecs.encodings import Encoding
 from tolpack.codecs.frames import compress, compress_runs
 from tolpack.codecs.record import record_layout
 from tolpack.compress.encode import ChunkRecords
 from tolpack.compress.plan import Plan
-from tolpack.container.encodings import Encoding
 from tolpack.container.header import Chunk
 from tolpack.container.writer import PackWriter
 from tolpack.runtime.progress import Reporter

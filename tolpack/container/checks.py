@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from tolpack.container.encodings import raw_block_bytes
+from tolpack.container.block_sizes import raw_block_bytes
 from tolpack.container.header import ARRAY_DTYPES, Chunk, Field, Header, Table
 from tolpack.container.index import index_bytes
 from tolpack.container.preamble import (
@@ -130,7 +130,7 @@ def _check_chunk(header: Header, chunk: Chunk, record: int, place: str) -> None:
     blocks = -(-chunk.rows // encoding.rows_per_block)
     section = header.sections[chunk.blocks]
     _expect("section-kind", f"{place}.blocks", section.kind, "blocks")
-    if encoding.frame == "raw":
+    if not encoding.is_compressed:
         size = blocks * raw_block_bytes(record, encoding.rows_per_block)
         _expect("chunk-length", f"{place}.blocks", section.length_bytes, size)
         _expect("raw-with-index", f"{place}.index", chunk.index, None)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from tolpack.container.encodings import CODEC_SIZES, FRAMES, Encoding, FieldEncoding, Part
+from tolpack.codecs.encodings import Encoding, FieldEncoding, Part
+from tolpack.codecs.frames import FRAMES
+from tolpack.codecs.registry import CODECS
 from tolpack.container.preamble import (
     FEATURES,
     MAX_CHUNKS,
@@ -155,7 +157,7 @@ class Header:
     def required_features(self) -> int:
         """Bit mask of what a reader must know to read this pack (SPEC §9)."""
         names = {f"codec:{p.codec}" for e in self.encodings for parts in e.fields for p in parts}
-        names |= {f"frame:{e.frame}" for e in self.encodings if e.frame != "raw"}
+        names |= {f"frame:{e.frame}" for e in self.encodings if e.is_compressed}
         fields = [field for table in self.tables for field in table.fields]
         names |= {"basis" for field in fields if field.basis is not None}
         names |= {"coded_basis" for section in self.sections if section.kind == "coded_basis"}
@@ -243,7 +245,7 @@ def _chunk(node: Node, last_section: int) -> Chunk:
 
 def _encoding(node: Node) -> Encoding:
     return Encoding(
-        frame=node.text("frame", FRAMES),
+        frame=node.text("frame", tuple(FRAMES)),
         rows_per_block=node.integer("rows_per_block", 1, MAX_ROWS_PER_BLOCK),
         fields=tuple(_field_encoding(n) for n in node.items("fields", 1, MAX_FIELDS)),
     )
@@ -254,15 +256,15 @@ def _field_encoding(node: Node) -> FieldEncoding:
 
 
 def _part(node: Node) -> Part:
-    codec = node.text("codec", tuple(CODEC_SIZES))
-    values, sizes = node.integer("values", 1, MAX_WIDTH), CODEC_SIZES[codec]
-    for key, wanted in (("group_size", sizes.scale_bytes > 0), ("step", sizes.has_step)):
+    codec = node.text("codec", tuple(CODECS))
+    values, known = node.integer("values", 1, MAX_WIDTH), CODECS[codec]
+    for key, wanted in (("group_size", known.scale_bytes > 0), ("step", known.has_step)):
         if node.has(key) and not wanted:
             found = node.value[key]
             raise FormatError("header-field", f"{node.place}.{key}", found, f"none with {codec}")
-    if sizes.has_step:
+    if known.has_step:
         return Part(codec, values, step=node.number("step"))
-    return Part(codec, values, _group_size(node) if sizes.scale_bytes else None)
+    return Part(codec, values, _group_size(node) if known.scale_bytes else None)
 
 
 def _group_size(node: Node) -> int:

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.container.crc import CHECKSUM_BYTES, INDEX_PLACE, compare, place_checksum
-from tolpack.container.encodings import longest_content
 from tolpack.errors import FormatError
 
 FRAMES_PER_INDEX_BLOCK = 512
@@ -48,12 +47,6 @@ def encode_index(
         parts += [body, place_checksum(body, pack_id, place).to_bytes(4, "little")]
         offset += int(part.sum(dtype=np.uint64))
     return b"".join(parts)
-
-
-def longest_frame(frame: str, record_bytes: int) -> int:
-    """Bytes of the longest frame of `record_bytes` (zstd's own bound), its checksum included."""
-    content_bytes = longest_content(frame, record_bytes)
-    return content_bytes + content_bytes // 256 + 64 + CHECKSUM_BYTES
 
 
 def decode_index_block(

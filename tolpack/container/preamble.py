@@ -9,6 +9,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from tolpack.codecs.frames import FRAMES
+from tolpack.codecs.registry import CODECS
 from tolpack.container.crc import crc32
 from tolpack.errors import ChecksumError, FormatError, UnsupportedVersionError
 
@@ -38,16 +40,8 @@ _LAYOUT = struct.Struct("<8sHHIQQQQQII")
 
 # Bit numbers of the required-feature mask (SPEC §9). A reader refuses a bit that it does not know.
 FEATURES = {
-    "codec:f32": 0,
-    "codec:f16": 1,
-    "codec:bf16": 2,
-    "codec:f8e4m3": 3,
-    "codec:int8": 4,
-    "codec:int4": 5,
-    "codec:step8": 6,
-    "codec:step16": 7,
-    "frame:zstd": 8,
-    "frame:zstd-runs": 9,
+    **{f"codec:{name}": codec.feature_bit for name, codec in CODECS.items()},
+    **{f"frame:{name}": frame.feature_bit for name, frame in FRAMES.items() if frame.feature_bit},
     "basis": 16,
     "mean": 17,
     "token_map": 18,

@@ -15,16 +15,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.codecs.encodings import Encoding
+from tolpack.container.block_sizes import longest_frame, raw_block_bytes
 from tolpack.container.checks import check_header
 from tolpack.container.crc import CHECKSUM_BYTES, compare, crc32, place_checksum
-from tolpack.container.encodings import Encoding, raw_block_bytes
 from tolpack.container.header import Chunk, Header, Table, parse_header
-from tolpack.container.index import (
-    FRAMES_PER_INDEX_BLOCK,
-    decode_index_block,
-    index_block_extent,
-    longest_frame,
-)
+from tolpack.container.index import FRAMES_PER_INDEX_BLOCK, decode_index_block, index_block_extent
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, Preamble, parse_preamble
 from tolpack.container.storage import Fetches, Storage
 from tolpack.errors import FormatError
@@ -67,7 +63,7 @@ class ChunkView:
     @property
     def is_plain(self) -> bool:
         """Whether a block is one record as it is, not compressed."""
-        return self.rows_per_block == 1 and self.encoding.frame == "raw"
+        return self.rows_per_block == 1 and not self.encoding.is_compressed
 
     @property
     def blocks(self) -> int:
@@ -152,7 +148,7 @@ class Container(Locking):
     def block_extent(self, number: int, block: int) -> tuple[int, int]:
         """Offset in the file and length, in bytes, of block `block` of chunk `number`."""
         view = self.chunks[number]
-        if view.encoding.frame == "raw":
+        if not view.encoding.is_compressed:
             length = raw_block_bytes(view.record_bytes, view.rows_per_block)
             return view.offset_bytes + block * length, length
         bounds = self._index_block(number, block // FRAMES_PER_INDEX_BLOCK)

@@ -23,6 +23,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.codecs.encodings import Encoding, Part
 from tolpack.container.atomic_write import (
     DISK_FULL,
     check_output,
@@ -35,8 +36,8 @@ from tolpack.container.atomic_write import (
     sync_folder,
     take_over,
 )
+from tolpack.container.block_sizes import raw_block_bytes
 from tolpack.container.crc import CHECKSUM_BYTES, crc32, place_checksum
-from tolpack.container.encodings import Encoding, Part, raw_block_bytes
 from tolpack.container.header import ARRAY_DTYPES, Header, Section
 from tolpack.container.index import encode_index
 from tolpack.container.journal import Journal, has_journal, journal_path
@@ -243,7 +244,7 @@ class PackWriter:
         """
         number = len(self.sections)
         lengths: list[int] = []
-        framed = encoding.frame != "raw"
+        framed = encoding.is_compressed
         if number < len(self._done) and not (framed and number + 1 == len(self._done)):
             self.sections += self._done[number : number + (2 if framed else 1)]
             return number, number + 1 if framed else None
@@ -363,7 +364,7 @@ def _blocks(
         room = raw_block_bytes(part.shape[1], rows) - CHECKSUM_BYTES
         for start in range(0, len(part), rows):
             data = part[start : start + rows].tobytes()
-            payload = data.ljust(room, b"\0") if encoding.frame == "raw" else compress(data)
+            payload = compress(data) if encoding.is_compressed else data.ljust(room, b"\0")
             yield payload + place_checksum(payload, pack_id, slot).to_bytes(
                 CHECKSUM_BYTES, "little"
             )

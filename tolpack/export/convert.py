@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.codecs.values import from_bfloat16, rounded_to_bfloat16
+from tolpack.codecs.bfloat16 import from_bfloat16, rounded_to_bfloat16
 from tolpack.container.atomic_write import check_output, replacing, same_file
 from tolpack.errors import ConfigError, FileAccessError
 from tolpack.export.table_writers import (

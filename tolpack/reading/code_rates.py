@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from tolpack.codecs.code_entropy import code_bytes, gaussian_bytes
+from tolpack.codecs.encodings import Encoding
 from tolpack.codecs.record import RecordLayout, Run, record_layout
-from tolpack.container.encodings import CODEC_SIZES, Encoding
+from tolpack.codecs.registry import CODECS
 from tolpack.container.reader import ChunkView, Container
 from tolpack.reading.sections import read_records
 from tolpack.runtime.array_types import Bytes, Floats
@@ -79,7 +80,7 @@ def code_rates(container: Container) -> list[CodeRate] | None:
 
 
 def _has_steps(encoding: Encoding) -> bool:
-    return all(CODEC_SIZES[part.codec].has_step for parts in encoding.fields for part in parts)
+    return all(CODECS[part.codec].has_step for parts in encoding.fields for part in parts)
 
 
 def _sampled(container: Container) -> list[_Sample]:
@@ -135,7 +136,7 @@ def _codes(sample: _Sample, kept: int, start: int, stop: int) -> Floats:
         low, high = max(start, run.value_offset), min(stop, run.value_offset + run.part.values)
         if low >= high:
             continue
-        size = CODEC_SIZES[run.part.codec].code_bits // 8
+        size = CODECS[run.part.codec].code_bits // 8
         at = run.code_offset_bytes + (kept - run.first) * run.part.code_bytes
         at += size * (low - run.value_offset)
         stored = np.ascontiguousarray(sample.records[:, at : at + size * (high - low)])

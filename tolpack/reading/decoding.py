@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.codecs.bfloat16 import rounded_to_bfloat16
 from tolpack.codecs.record import RecordLayout, record_layout
-from tolpack.codecs.values import rounded_to_bfloat16
 from tolpack.container.reader import Container
 from tolpack.reading.lookup import LayerChoice
 from tolpack.reading.sections import read_floats

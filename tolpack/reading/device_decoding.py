@@ -1,7 +1,7 @@
 """Records expanded by torch, on whatever device they are.
 
-The same arithmetic as `tolpack.codecs.values`, so float32 values are the same bits: what travels to
-the device are the 4 to 16 bits of a value, and not 32.
+The arithmetic is that of the codecs of `tolpack.codecs.registry`, so float32 values are the same
+bits. 4 to 16 bits of a value travel to the device, and not 32.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from tolpack.codecs.codec import Codec
+from tolpack.codecs.encodings import Part
 from tolpack.codecs.record import RecordLayout, Run
+from tolpack.codecs.registry import CODECS
 from tolpack.runtime.array_types import Bytes
 
 
@@ -48,45 +51,44 @@ def expand(records: torch.Tensor, layout: RecordLayout) -> torch.Tensor:
 
 def _values(records: torch.Tensor, run: Run) -> torch.Tensor:
     """Values of a run: float32 (n, fields, values)."""
-    part, codec = run.part, run.part.codec
+    part, codec = run.part, CODECS[run.part.codec]
     codes = _cut(records, run.code_offset_bytes, run.count, part.code_bytes)
-    if codec in ("f32", "f16", "bf16"):
-        return codes.view(_FLOATS[codec]).to(torch.float32)
-    if codec in ("step8", "step16"):
-        whole = codes.view(torch.int8 if codec == "step8" else torch.int16)
-        steps = torch.tensor(run.steps, dtype=torch.float32, device=records.device)
-        return whole.to(torch.float32) * steps[:, None]
-    scales = _cut(records, run.scale_offset_bytes, run.count, part.scale_bytes)
+    if codec.scale_dtype is not None:
+        scales = _cut(records, run.scale_offset_bytes, run.count, part.scale_bytes)
+        scale = scales.view(getattr(torch, codec.scale_dtype)).to(torch.float32)
+        return _scaled(codes, scale, part, codec)
+    values = _numbers(codes, part.values, codec)
+    if not codec.has_step:
+        return values
+    return values * torch.tensor(run.steps, dtype=torch.float32, device=records.device)[:, None]
+
+
+def _scaled(codes: torch.Tensor, scale: torch.Tensor, part: Part, codec: Codec) -> torch.Tensor:
+    """Codes times the scales of their groups: the full groups together, then a shorter last one."""
     group = int(part.group_size or part.values)
-    if codec == "f8e4m3":
-        scale = scales.view(torch.float32).repeat_interleave(group, dim=2)
-        return codes.view(torch.float8_e4m3fn).to(torch.float32) * scale[:, :, : part.values]
-    scale = scales.view(torch.bfloat16).to(torch.float32)
     found, at_code = [], 0
     for number, start in enumerate(range(0, part.values, part.values // group * group or group)):
         size = min(group, part.values - start)
         groups = (part.values - start) // size if number == 0 else 1
-        taken = groups * (size if codec == "int8" else -(-size // 2))
-        own = codes[:, :, at_code : at_code + taken].reshape(len(codes), run.count, groups, -1)
+        taken = groups * -(-size * codec.code_bits // 8)
+        own = codes[:, :, at_code : at_code + taken].reshape(*codes.shape[:2], groups, -1)
         first = start // group
-        whole = own.view(torch.int8) if codec == "int8" else _nibbles(own, size)
-        values = whole.to(torch.float32) * scale[:, :, first : first + groups, None]
+        values = _numbers(own, size, codec) * scale[:, :, first : first + groups, None]
         found.append(values.flatten(2))
         at_code += taken
     return found[0] if len(found) == 1 else torch.cat(found, dim=2)
 
 
-def _nibbles(packed: torch.Tensor, size: int) -> torch.Tensor:
-    """Signed 4-bit codes of groups of `size`: int8 (…, size)."""
-    high = packed >> 4
-    both = torch.cat([packed & 15, high[..., : size - packed.shape[-1]]], dim=-1)
-    return both.to(torch.int8) - 8
+def _numbers(codes: torch.Tensor, count: int, codec: Codec) -> torch.Tensor:
+    """Codes as numbers: float32 (…, count) from uint8 (…, bytes)."""
+    if codec.code_dtype == "int4":
+        high = codes >> 4
+        both = torch.cat([codes & 15, high[..., : count - codes.shape[-1]]], dim=-1)
+        return (both.to(torch.int8) - 8).to(torch.float32)
+    return codes.view(getattr(torch, codec.code_dtype)).to(torch.float32)
 
 
 def _cut(records: torch.Tensor, offset: int, count: int, size: int) -> torch.Tensor:
     """Fields' bytes: uint8 (n, fields, size), a copy, aligned for any dtype."""
     part = records[:, offset : offset + count * size]
     return part.clone(memory_format=torch.contiguous_format).view(len(records), count, size)
-
-
-_FLOATS = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}

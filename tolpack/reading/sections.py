@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tolpack.codecs.frames import decompress, decompress_runs
+from tolpack.codecs.frames import FRAMES
 from tolpack.codecs.values import decode_values
 from tolpack.container.reader import Container
 from tolpack.errors import FormatError
@@ -71,12 +71,6 @@ def read_records(container: Container, number: int, block: int) -> Bytes:
 def open_records(container: Container, payload: memoryview, number: int, block: int) -> Bytes:
     """Take the records out of a block's payload, decompressing it if it is a frame."""
     view = container.chunks[number]
-    rows = view.block_rows(block)
-    size, place = rows * view.record_bytes, f"chunk {number}, block {block}"
-    if view.encoding.frame == "zstd-runs":
-        return decompress_runs(payload, rows, view.record_bytes, place)
-    data: bytes | memoryview = payload
-    if view.encoding.frame == "zstd":
-        data = decompress(payload, size, place)
-    records = np.frombuffer(data, np.uint8, size)
-    return records.reshape(rows, view.record_bytes)
+    place = f"chunk {number}, block {block}"
+    frame = FRAMES[view.encoding.frame]
+    return frame.records(payload, view.block_rows(block), view.record_bytes, place)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from tolpack.container.encodings import field_bytes
+from tolpack.codecs.encodings import field_bytes
 from tolpack.container.reader import ChunkView, Container
 from tolpack.reading.code_rates import CodeRate, code_rates
 

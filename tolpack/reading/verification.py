@@ -123,7 +123,7 @@ class _Check:
 
     def chunk(self, number: int) -> None:
         view = self._container.chunks[number]
-        if view.encoding.frame == "raw":
+        if not view.encoding.is_compressed:
             self._blocks(number, view, 0, view.blocks)
             return
         end: int | None = 0
@@ -188,7 +188,7 @@ class _Check:
         payload = self._container.block(number, block)
         records = open_records(self._container, payload, number, block)
         self._layouts[view.chunk.encoding].check_scales(records)
-        if view.encoding.frame == "raw" and any(payload[records.size :]):
+        if not view.encoding.is_compressed and any(payload[records.size :]):
             raise FormatError("padding", f"chunk {number}, block {block}", "data", "zeros")
 
     def _add(

@@ -16,6 +16,7 @@ from functools import partial
 import numpy as np
 
 from tolpack.codecs.code_entropy import code_bytes
+from tolpack.codecs.encodings import Encoding, FieldEncoding, Part
 from tolpack.codecs.frames import compress_runs
 from tolpack.codecs.record import record_layout
 from tolpack.compress.chunks import ChunkSpan, chunks_by_step
@@ -31,7 +32,6 @@ from tolpack.compress.header_size import PlannedHeader, file_bytes, planned_arra
 from tolpack.compress.plan import Plan, PlanInputs, PlannedArray, PlannedChunk
 from tolpack.compress.settings import DEFAULT_INCREASE
 from tolpack.container.crc import CHECKSUM_BYTES
-from tolpack.container.encodings import Encoding, FieldEncoding, Part
 from tolpack.container.header import Field
 from tolpack.container.index import index_bytes
 from tolpack.container.preamble import SECTION_ALIGNMENT

@@ -10,9 +10,9 @@ from functools import partial
 import numpy as np
 import torch
 
+from tolpack.codecs.encodings import FieldEncoding
 from tolpack.codecs.record import RecordLayout, record_layout
 from tolpack.compress.plan import PlannedChunk
-from tolpack.container.encodings import FieldEncoding
 from tolpack.errors import ConfigError
 from tolpack.runtime.array_types import Bytes, Floats, Ints
 from tolpack.runtime.scratch import SpilledArray

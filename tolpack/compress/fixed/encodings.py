@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tolpack.container.encodings import Encoding, FieldEncoding, Part, field_bytes, raw_block_bytes
+from tolpack.codecs.encodings import Encoding, FieldEncoding, Part, field_bytes
+from tolpack.container.block_sizes import raw_block_bytes
 from tolpack.container.preamble import align
 from tolpack.sources.protocol import SourceField
 

@@ -27,12 +27,12 @@ from tolpack.calibration.loss_metrics import (
 )
 from tolpack.calibration.model_losses import CalibratedModel
 from tolpack.calibration.stats import CalibrationStats
+from tolpack.codecs.encodings import FieldEncoding
 from tolpack.codecs.values import decode_values, encode_values
 from tolpack.compress.fixed.allocation import Allocation, RankOption
 from tolpack.compress.fixed.encodings import LEADING_CHOICES, field_encoding, smooth_field_bytes
 from tolpack.compress.fixed.principal_components import PrincipalComponents
 from tolpack.compress.second_moments import sample_tokens
-from tolpack.container.encodings import FieldEncoding
 from tolpack.runtime.array_types import Doubles, Floats
 from tolpack.runtime.progress import Reporter
 from tolpack.sources.protocol import TableSource

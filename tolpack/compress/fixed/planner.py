@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tolpack.codecs.encodings import Encoding, FieldEncoding, field_bytes
 from tolpack.codecs.frames import compress
 from tolpack.compress.chunks import ChunkSpan, doubling_chunks
 from tolpack.compress.fixed.allocation import (
@@ -36,7 +37,6 @@ from tolpack.compress.low_rank import projection
 from tolpack.compress.plan import Plan, PlanInputs, PlannedArray, PlannedChunk
 from tolpack.compress.second_moments import second_moments
 from tolpack.container.crc import CHECKSUM_BYTES
-from tolpack.container.encodings import Encoding, FieldEncoding, field_bytes
 from tolpack.container.header import Field
 from tolpack.container.index import index_bytes
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, align

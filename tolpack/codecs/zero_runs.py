@@ -45,6 +45,13 @@ def encode_runs(array: Bytes) -> bytes:
     return count + symbols.tobytes() + values[~small].tobytes()
 
 
+def longest_content(size: int) -> int:
+    """Bytes of the longest content for `size` bytes: a count, a symbol for each byte that is not
+    zero and for each sixteen that are, and each byte once more.
+    """
+    return _COUNT_BYTES + 2 * size + size // 16
+
+
 def decode_columns(content: bytes, rows: int, record_bytes: int, place: str) -> Bytes:
     """Return the records whose bytes, column by column, `content` stands for: uint8 (rows,
     record_bytes). Errors as of `decode_runs`.
@@ -55,7 +62,7 @@ def decode_columns(content: bytes, rows: int, record_bytes: int, place: str) -> 
         return np.ascontiguousarray(columns.T)
     symbols, literals = _parts(content, rows * record_bytes, place)
     out = np.zeros((rows, record_bytes), np.uint8)
-    fault = compiled.runs(symbols, literals, out)
+    fault = compiled.zero_runs(symbols, literals, out)
     if fault:
         found = ("too many bytes", f"{len(literals)} literals")[fault - 1]
         raise FormatError("frame", place, found, ("the record's bytes", "one an escape")[fault - 1])

@@ -1,0 +1,85 @@
+"""How the rows of a chunk are stored: the codecs of each field, and the frame (SPEC §5, §6).
+
+A header names these by codec and frame; how many bytes they take follows from the codecs alone, so
+that extents can be checked before anything is allocated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tolpack.codecs.frames import FRAMES
+from tolpack.codecs.registry import CODECS
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A run of one field's stored values with one codec.
+
+    Parameters
+    ----------
+    codec : str
+        A key of `tolpack.codecs.registry.CODECS`.
+    values : int
+        Values per row.
+    group_size : int or None
+        Values that share a scale; ``None`` for codecs without scales.
+    step : float or None
+        What a code is multiplied by, a normal float32 number; ``None`` for codecs without a step.
+    """
+
+    codec: str
+    values: int
+    group_size: int | None = None
+    step: float | None = None
+
+    @property
+    def scale_bytes(self) -> int:
+        """Bytes of the scales; the last group may be shorter."""
+        if self.group_size is None:
+            return 0
+        return -(-self.values // self.group_size) * CODECS[self.codec].scale_bytes
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of the codes; a trailing odd 4-bit code takes a whole byte."""
+        return -(-self.values * CODECS[self.codec].code_bits // 8)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the scales and the codes."""
+        return self.scale_bytes + self.code_bytes
+
+
+# How one field is stored: its values in order, cut into parts. The leading coefficients of a
+# basis, which are the largest, may so have more bits than the rest.
+FieldEncoding = tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How the rows of a chunk are stored.
+
+    Parameters
+    ----------
+    frame : str
+        A key of `tolpack.codecs.frames.FRAMES`: how a block's records are compressed.
+    rows_per_block : int
+        Rows that are read, checked and decoded together.
+    fields : tuple of tuple of Part
+        One per kept field of the table, in order.
+    """
+
+    frame: str
+    rows_per_block: int
+    fields: tuple[FieldEncoding, ...]
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether blocks are frames of different lengths, found through an index."""
+        return FRAMES[self.frame].is_compressed
+
+
+def field_bytes(encoding: FieldEncoding) -> int:
+    """Bytes of one field in one record."""
+    return sum(part.row_bytes for part in encoding)
