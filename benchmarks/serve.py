@@ -263,7 +263,7 @@ def cold_sides(files: dict[str, Path], name: str, count: int) -> dict[str, Looku
                 drop(files[name])
                 begin = time.perf_counter()
                 if fetch:
-                    pack.container.storage.read_many(sorted(extents))
+                    pack.container.source.read_many(sorted(extents))
                 else:
                     pack.rows(ids, out=out)
                 return time.perf_counter() - begin

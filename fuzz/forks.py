@@ -156,7 +156,7 @@ def look_up(subjects: Sequence[Subject], expected: dict[str, bytes]) -> bool:
         buffers.array((1 << 19,), np.float32)
         one.pack.stats()
         one.pack.close()
-    while any(one.pack.container.storage._fd >= 0 for one in subjects):
+    while not all(one.pack.container.source.is_closed for one in subjects):
         time.sleep(0.001)  # only the child's own prefetches keep a file open
     return right
 

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from packs import RECIPES, write
 
 from tolpack.cli import main
-from tolpack.container.storage import IO_MODES
+from tolpack.container.io_modes import IO_MODES
 from tolpack.evaluation import lookup_benchmark
 
 

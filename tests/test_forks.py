@@ -85,7 +85,7 @@ def test_no_lock_of_another_thread_is_held_in_a_child(io, samples):
         ids = np.arange(pack.vocab_size)
         expected = pack.rows(ids)
         buffers = Buffers(1 << 26)
-        owners = [pack, pack.container, pack.container.storage, pack._gatherer, pack._ahead]
+        owners = [pack, pack.container, pack.container.source, pack._gatherer, pack._ahead]
         owners += [pack._gatherer._pool, pack._ahead._pool, pack._tokens, pack.decoder, buffers]
 
         def work():
@@ -107,22 +107,22 @@ def test_no_lock_of_another_thread_is_held_in_a_child(io, samples):
 def test_a_lease_taken_before_a_fork_ends_in_the_child(samples):
     """A child that was forked within a lookup closes its file all the same."""
     with tolpack.open(samples["f32"].path) as pack:
-        storage = pack.container.storage
+        source = pack.container.source
 
         def work():
             pack.close()
-            return storage._fd == -1
+            return source.is_closed
 
-        with storage.lease():
+        with source.lease():
             assert in_child(work)
 
         def within():
-            with storage.lease():
+            with source.lease():
                 lease.__exit__(None, None, None)  # the one of the parent's thread
             pack.close()
-            return storage._fd == -1
+            return source.is_closed
 
-        lease = storage.lease()
+        lease = source.lease()
         with lease:
             assert in_child(within)
 

@@ -12,7 +12,7 @@ from packs import RECIPES, Layer, Recipe, Run, int4, int8, reference_rows, write
 
 import tolpack
 from tolpack.codecs import kernels
-from tolpack.container import direct
+from tolpack.container import direct_file
 from tolpack.container.reader import Container
 from tolpack.errors import ConfigError, FormatError
 from tolpack.reading import gathering
@@ -259,7 +259,7 @@ def test_a_file_system_that_cannot_tell_is_asked_once(wide, monkeypatch):
 @pytest.mark.parametrize("io", ["auto", "pread", "mmap", "memory"])
 def test_other_systems_read_the_same_rows(lacking, io, wide, monkeypatch):
     """Without the calls that Linux has."""
-    monkeypatch.setattr(f"tolpack.container.storage.{lacking}", False)
+    monkeypatch.setattr(f"tolpack.container.local_file.{lacking}", False)
     path, expected = wide
     with tolpack.open(path, io=io) as pack:
         pack.prefetch(range(1000))
@@ -288,7 +288,7 @@ def test_pread_announces_without_looking(wide):
 @pytest.mark.parametrize("joined", [1 << 20, 8192])
 def test_direct_reads_take_whole_blocks_once(joined, wide, monkeypatch):
     """Neighbouring extents are read together; the amplification is told."""
-    monkeypatch.setattr(direct, "_JOINED_BYTES", joined)
+    monkeypatch.setattr(direct_file, "_JOINED_BYTES", joined)
     path, expected = wide
     with tolpack.open(path, io="direct") as pack:
         pack.rows([0])
@@ -482,7 +482,7 @@ def test_a_fork_during_a_prefetch_waits_for_nobody(wide, monkeypatch):
                 signal.alarm(20)
                 right = np.array_equal(pack.rows([5]), expected[[5]])
                 pack.close()
-                os._exit(0 if right and pack.container.storage._fd == -1 else 1)
+                os._exit(0 if right and pack.container.source.is_closed else 1)
             finally:
                 os._exit(2)
         go.set()

@@ -50,7 +50,7 @@ class Pack(Locking):
     io : str
         ``"auto"`` copies what the page cache has and reads the rest at queue depth; ``"pread"``
         does without asking the page cache; ``"direct"`` reads past it; ``"mmap"`` maps the file
-        (see `tolpack.container.storage` for its risk); ``"memory"`` reads the whole file now.
+        (see `tolpack.container.local_file` for its risk); ``"memory"`` reads the whole file now.
         `stats` tells which way blocks came. docs/serving.md says what to choose.
     cache : str or int, optional
         Bytes, such as ``"256MB"``, for records of the most frequent tokens, which are kept once
@@ -90,7 +90,7 @@ class Pack(Locking):
         self._rows_served = 0
         self._cache = None if budget is None else RowCache(self._container.chunks, budget)
         if budget is not None:
-            self._container.storage.bound_mapped(budget // 64)
+            self._container.source.limit_mapped(budget // 64)
         self.decoder = TableDecoder(self._container)
         self._ahead = Prefetcher(self._container)
         self._gatherer = Gatherer(self._container, self._ahead, self._cache, workers)
@@ -234,7 +234,7 @@ class Pack(Locking):
         """
         if not 0 <= count <= self.vocab_size:
             raise ConfigError(f"count is {count}, expected 0 … {self.vocab_size}")
-        with self._container.storage.lease():
+        with self._container.source.lease():
             return self._tokens.first(count)
 
     @_within_memory
@@ -246,7 +246,7 @@ class Pack(Locking):
         StoredOrder
             Gives the token ids of a range of slots at a time.
         """
-        with self._container.storage.lease():
+        with self._container.source.lease():
             return self._tokens.order()
 
     @_within_memory
@@ -263,7 +263,7 @@ class Pack(Locking):
         ndarray
             int64 (ids,).
         """
-        with self._container.storage.lease():
+        with self._container.source.lease():
             return self._tokens.slots(check_ids(token_ids, self.vocab_size))
 
     @_within_memory
@@ -280,7 +280,7 @@ class Pack(Locking):
         ndarray
             int64 (ids, 2): offset and length in bytes. One extent holds all layers of a token.
         """
-        with self._container.storage.lease():
+        with self._container.source.lease():
             slots, numbers = np.unique(self.slots(token_ids), return_inverse=True)
             return self._gatherer.extents(slots)[numbers]
 
@@ -301,7 +301,7 @@ class Pack(Locking):
             As `rows`: wrong ids, or the pack is closed.
         """
         ids = check_ids(token_ids, self.vocab_size)
-        with self._container.storage.lease():
+        with self._container.source.lease():
             self._ahead.begin(lambda: self._missing_blocks(ids))
 
     @_within_memory
@@ -325,7 +325,7 @@ class Pack(Locking):
         """
         if self._cache is None:
             raise ConfigError("there is no cache to fill: open the pack with cache='256MB'")
-        with self._container.storage.lease():
+        with self._container.source.lease():
             self._gatherer.read_first(self._cache.rows)
         return self._cache.nbytes
 
@@ -337,15 +337,15 @@ class Pack(Locking):
         dict
             ``rows`` served; reads and bytes asked of the file by purpose (``open_``, ``array_``,
             ``index_``, ``block_``); ``fetched_…``: in which way extents came, see
-            `tolpack.container.storage.Fetches`; ``file_bytes`` that this took, and
+            `tolpack.container.byte_source.FetchCounts`; ``file_bytes`` that this took, and
             ``read_amplification``, those over the bytes of the records that lookups needed and no
             cache had (0 before the first); ``cache_hits`` and ``cache_misses``, distinct rows of a
             lookup, and ``cache_bytes``; ``prefetched_blocks``; ``kernels``: ``numba`` or ``numpy``.
         """
-        fetches = asdict(self._container.storage.fetches)
+        fetches = asdict(self._container.source.fetches)
         file_bytes, asked = fetches.pop("file_bytes"), self._gatherer.asked_bytes
         return {
-            "io": self._container.storage.mode,
+            "io": self._container.source.mode,
             "kernels": "numpy" if kernels.loaded() is None else "numba",
             "rows": self._rows_served,
             **asdict(self._container.counters),
@@ -379,12 +379,12 @@ class Pack(Locking):
         """
         if not self._container.checksums:
             raise ConfigError("verify compares checksums: open the pack with checksums=True")
-        with self._container.storage.lease():
-            self._container.storage.expect_order(sequential=True)
+        with self._container.source.lease():
+            self._container.source.expect_order(sequential=True)
             try:
                 return find_damage(self._container, progress)
             finally:
-                self._container.storage.expect_order(sequential=False)
+                self._container.source.expect_order(sequential=False)
 
     @_within_memory
     def close(self) -> None:
@@ -412,7 +412,7 @@ class Pack(Locking):
         FileAccessError
             The pack is closed; when it is opened, the file is gone, or is another pack by now.
         """
-        with self._container.storage.lease():
+        with self._container.source.lease():
             identity = self._container.preamble.to_bytes()
             return reopen, (type(self), self._path, self._settings, identity)
 
@@ -424,7 +424,7 @@ class Pack(Locking):
 
     def _begin(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the slots of `ids`; one alone is being read from here on."""
-        with self._container.storage.lease():
+        with self._container.source.lease():
             slots = self._tokens.slots(ids)
             if len(slots) == 1:
                 self._gatherer.announce_one(int(slots[0]))
@@ -433,7 +433,7 @@ class Pack(Locking):
     def _gather(self, slots: NDArray[np.int64], sink: Sink) -> Distinct:
         if len(slots) >= _KERNEL_ROWS or self._rows_served >= _KERNEL_ROWS:
             kernels.load()
-        with self._container.storage.lease():
+        with self._container.source.lease():
             distinct = Distinct.of(slots)
             self._gatherer.gather(distinct.slots, distinct.places, sink)
         with self._lock:

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from tolpack.codecs.encodings import Encoding
 from tolpack.container.block_sizes import longest_frame, raw_block_bytes
+from tolpack.container.byte_source import ByteSource, FetchCounts
 from tolpack.container.checks import check_header
 from tolpack.container.crc import CHECKSUM_BYTES, compare, crc32, place_checksum
 from tolpack.container.header import Chunk, Header, Table, parse_header
 from tolpack.container.index import FRAMES_PER_INDEX_BLOCK, decode_index_block, index_block_extent
+from tolpack.container.io_modes import open_source
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, Preamble, parse_preamble
-from tolpack.container.storage import Fetches, Storage
 from tolpack.errors import FormatError
 from tolpack.runtime.forking import Locking
 
@@ -84,14 +85,14 @@ class Container(Locking):
 
     def __init__(
         self,
-        storage: Storage,
+        source: ByteSource,
         preamble: Preamble,
         header: Header,
         counters: ReadCounters,
         *,
         checksums: bool,
     ) -> None:
-        self.storage = storage
+        self.source = source
         self.checksums = checksums
         self.preamble = preamble
         self.header = header
@@ -103,20 +104,24 @@ class Container(Locking):
 
     @classmethod
     def open(cls, path: str | Path, io: str = "auto", *, checksums: bool = True) -> Container:
-        """Open the pack at `path`; see `Storage` for `io`, `tolpack.Pack` for `checksums`.
+        """Open the pack at `path`; see `tolpack.Pack` for `io` and `checksums`.
 
         Raises
         ------
         FileAccessError, FormatError, ChecksumError, UnsupportedVersionError
         """
-        storage = Storage(path, io)
+        return cls.read_from(open_source(path, io), checksums=checksums)
+
+    @classmethod
+    def read_from(cls, source: ByteSource, *, checksums: bool = True) -> Container:
+        """Open the pack whose bytes `source` gives; the container closes it. Raises as `open`."""
         try:
-            container = cls(storage, *_read_header(storage), checksums=checksums)
-            storage.load()
-            storage.fetches = Fetches()  # from now on
+            container = cls(source, *_read_header(source), checksums=checksums)
+            source.load()
+            source.fetches = FetchCounts()  # from now on
             return container
         except BaseException:
-            storage.close()
+            source.close()
             raise
 
     @property
@@ -135,7 +140,7 @@ class Container(Locking):
         whole, found = np.empty(section.length_bytes, np.uint8), 0
         for start in range(0, len(whole), _ARRAY_BYTES):
             part = whole[start : start + _ARRAY_BYTES]
-            data = self.storage.read(section.offset_bytes + start, len(part))
+            data = self.source.read(section.offset_bytes + start, len(part))
             part[:] = np.frombuffer(data, np.uint8)
             found = crc32(part.data, found)
         self._count("array", section.length_bytes)
@@ -170,7 +175,7 @@ class Container(Locking):
             The first block that is damaged or cannot be read.
         """
         extents = [self.block_extent(number, block) for block in blocks]
-        found = [memoryview(data) for data in self.storage.read_many(extents)]
+        found = [memoryview(data) for data in self.source.read_many(extents)]
         self._count("block", sum(length for _, length in extents), len(extents))
         if self.checksums:
             for block, extent, data in zip(blocks, extents, found):
@@ -192,7 +197,7 @@ class Container(Locking):
         """
         offsets = [self.block_extent(number, row)[0] for row in rows]
         length = self.block_extent(number, 0)[1]
-        found = self.storage.read_equal(offsets, length)
+        found = self.source.read_equal(offsets, length)
         self._count("block", length * len(offsets), len(offsets))
         if self.checksums:
             for row, offset, data in zip(rows, offsets, found):
@@ -219,7 +224,7 @@ class Container(Locking):
         view = self.chunks[number]
         section = self.header.sections[int(view.chunk.index or 0)]
         offset, length = index_block_extent(block, view.blocks)
-        data = self.storage.read(section.offset_bytes + offset, length)
+        data = self.source.read(section.offset_bytes + offset, length)
         self._count("index", length)
         return decode_index_block(
             bytes(data),
@@ -232,25 +237,25 @@ class Container(Locking):
 
     def check_header(self) -> None:
         """Read preamble and header again; raise if they are damaged or have changed."""
-        preamble, header, _ = _read_header(self.storage)
+        preamble, header, _ = _read_header(self.source)
         if (preamble, header) != (self.preamble, self.header):
             raise FormatError("changed", "header", "another header", "the one at opening")
-        size = self.storage.current_size()
-        if size != self.storage.size:
-            raise FormatError("changed", "file", f"{size} bytes", f"{self.storage.size} bytes")
+        size = self.source.current_size()
+        if size != self.source.size:
+            raise FormatError("changed", "file", f"{size} bytes", f"{self.source.size} bytes")
 
     def check_padding(self) -> None:
         """Raise `FormatError` unless every byte between sections is zero (the rest is summed)."""
         end = PREAMBLE_BYTES + self.preamble.header_length
         for number, section in enumerate(self.header.sections):
-            gap = self.storage.read(end, section.offset_bytes - end)
+            gap = self.source.read(end, section.offset_bytes - end)
             if any(gap):
                 raise FormatError("padding", f"bytes before sections[{number}]", "data", "zeros")
             end = section.end_bytes
 
     def close(self) -> None:
         """Close the file; running reads end first."""
-        self.storage.close()
+        self.source.close()
 
     def _index_block(self, number: int, block: int) -> NDArray[np.int64]:
         key = (number, block)
@@ -265,16 +270,16 @@ class Container(Locking):
             setattr(self.counters, size, getattr(self.counters, size) + length)
 
 
-def _read_header(storage: Storage) -> tuple[Preamble, Header, ReadCounters]:
-    first = bytes(storage.read(0, min(storage.size, SECTION_ALIGNMENT)))
+def _read_header(source: ByteSource) -> tuple[Preamble, Header, ReadCounters]:
+    first = bytes(source.read(0, min(source.size, SECTION_ALIGNMENT)))
     counters = ReadCounters(open_reads=1, open_bytes=len(first))
-    preamble = parse_preamble(first, storage.size)
+    preamble = parse_preamble(first, source.size)
     end = PREAMBLE_BYTES + preamble.header_length
-    if end > storage.size:
-        raise FormatError("truncated", "header", f"{storage.size} bytes", f"{end} bytes")
+    if end > source.size:
+        raise FormatError("truncated", "header", f"{source.size} bytes", f"{end} bytes")
     data = first[PREAMBLE_BYTES:end]
     if end > len(first):
-        data += bytes(storage.read(len(first), end - len(first)))
+        data += bytes(source.read(len(first), end - len(first)))
         counters.open_reads += 1
         counters.open_bytes += end - len(first)
     compare("header-checksum", "header", crc32(data), preamble.header_crc32)

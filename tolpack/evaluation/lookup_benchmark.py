@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from tolpack.codecs import kernels
-from tolpack.container.storage import IO_MODES
+from tolpack.container.io_modes import IO_MODES
 from tolpack.errors import ConfigError, FileAccessError
 from tolpack.pack import Pack
 from tolpack.runtime.progress import Reporter
@@ -103,7 +103,7 @@ def _opens(path: Path, io: str, reporter: Reporter) -> bool:
 def _timing(path: Path, io: str, rows: int, seconds: float) -> LookupTiming:
     rng = np.random.default_rng(rows)
     warm = _warm_seconds(path, io, rows, seconds, rng)
-    cold = [] if io == "memory" else _cold_seconds(path, io, rows, seconds, rng)
+    cold = [] if IO_MODES[io].is_resident else _cold_seconds(path, io, rows, seconds, rng)
     p50, p99 = (1e3 * float(np.percentile(warm, q)) for q in (50, 99))
     if len(cold) < _LEAST:
         return LookupTiming(io, rows, p50, p99, None, None)

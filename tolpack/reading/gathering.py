@@ -92,7 +92,7 @@ class Gatherer(Locking):
         row = slot - view.first_slot
         if self._cache is None or not self._cache.has(number, row):
             block = row // view.rows_per_block
-            self._container.storage.advise([self._container.block_extent(number, block)])
+            self._container.source.advise([self._container.block_extent(number, block)])
 
     def spans(self, slots: Ints) -> Iterator[tuple[int, int, int]]:
         """Cut ascending slots by chunk: (chunk, begin, end) of the runs that are not empty."""
@@ -179,7 +179,7 @@ class Gatherer(Locking):
         """Read rows of a chunk, window by window."""
         view = self._container.chunks[number]
         window = max(1, _WINDOW_BYTES * view.blocks // max(view.length_bytes, 1))
-        if view.is_plain and self._container.storage.mode != "direct":
+        if view.is_plain and self._container.source.caches_advised:
             for start in range(0, len(rows), window):
                 part = slice(start, start + window)
                 records = self._container.raw_rows(number, rows[part].tolist())
@@ -197,13 +197,13 @@ class Gatherer(Locking):
 
     def _announce(self, number: int, blocks: Ints, start: int, window: int) -> None:
         """If the window at `start` was cold, have the next ones read while it is decoded."""
-        storage = self._container.storage
-        if not storage.cold:
+        source = self._container.source
+        if not source.is_cold:
             return
         # All at once after the first, then always the farthest one.
         first = start + (window if start == 0 else _WINDOWS_AHEAD * window)
         coming = blocks[first : start + (_WINDOWS_AHEAD + 1) * window].tolist()
-        storage.advise([self._container.block_extent(number, block) for block in coming])
+        source.advise([self._container.block_extent(number, block) for block in coming])
 
     def _hand_over(self, number: int, rows: Ints, places: Ints, records: Bytes, sink: Sink) -> None:
         """Hand over a window of records that need no opening."""

@@ -80,16 +80,16 @@ class Prefetcher:
         self._kept_bytes = self._waiting = 0
 
     def _fetch(self, wanted: Callable[[], Wanted]) -> None:
-        storage = self._container.storage
+        source = self._container.source
         with self._changed:
             self._waiting -= 1
-        with suppress(TolpackError), storage.lease():  # a lookup will say what is wrong
+        with suppress(TolpackError), source.lease():  # a lookup will say what is wrong
             read = 0
-            for number, blocks in wanted() if storage.mode != "memory" else []:
+            for number, blocks in [] if source.is_resident else wanted():
                 for start in range(0, len(blocks), _BLOCKS):
                     some = blocks[start : start + _BLOCKS]
-                    if storage.mode != "direct":
-                        storage.advise([self._container.block_extent(number, b) for b in some])
+                    if source.caches_advised:
+                        source.advise([self._container.block_extent(number, b) for b in some])
                     elif read < _KEPT_BYTES:  # more would push out what was read first
                         read += self._keep(number, some)
                     else:

@@ -10,8 +10,11 @@ import mmap
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import ClassVar
 
-from tolpack.errors import FileAccessError, FormatError
+from tolpack.container.byte_source import Extent, closed, truncated
+from tolpack.container.local_file import LocalFile
+from tolpack.errors import FileAccessError
 from tolpack.runtime.pool import Pool
 
 with suppress(ImportError):  # on Windows, which has no direct reads
@@ -26,47 +29,25 @@ _JOINED_BYTES = 1 << 20
 _LARGE_BYTES = 2 << 20
 
 
-class DirectReader:
-    """Reads an open file directly.
+class DirectFile(LocalFile):
+    """Reads past the page cache, 16 at a time; needs a system and a file system that can."""
 
-    Parameters
-    ----------
-    fd : int
-        An open regular file; from now on it is read directly. It stays its owner's to close.
+    mode: ClassVar[str] = "direct"
 
-    Raises
-    ------
-    OSError
-        The system or the file system has no direct reads.
-    """
-
-    def __init__(self, fd: int) -> None:
+    def _set_up(self) -> None:
         if not hasattr(os, "O_DIRECT"):
             raise OSError("this system has no direct reads: use another io mode")
+        fd = self._fd
         try:
             fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_DIRECT)
         except OSError as error:
             raise OSError("this file system has no direct reads: use another io mode") from error
-        self._fd = fd
         self._pool = Pool(_DEPTH, "direct")
 
-    def read_many(
-        self, extents: Sequence[tuple[int, int]], file_bytes: int
-    ) -> tuple[list[memoryview], int]:
-        """Read extents, (offset, length), of a file of `file_bytes`.
-
-        Returns
-        -------
-        found, size : list of memoryview, int
-            Their bytes, in order, and how many were read for them.
-
-        Raises
-        ------
-        FormatError
-            Code ``truncated``.
-        FileAccessError
-            The operating system reports an error.
-        """
+    def read_many(self, extents: Sequence[Extent]) -> Sequence[memoryview]:
+        """See `ByteSource`: into private memory."""
+        if self.is_closed:
+            raise closed()
         found = [memoryview(b"")] * len(extents)
         joined = _joined(extents)
         work, buffer, at = [], _aligned(sum(stop - start for start, stop, _ in joined)), 0
@@ -78,15 +59,17 @@ class DirectReader:
         else:
             parts = [work[n::_DEPTH] for n in range(min(_DEPTH, len(work)))]
             self._pool.map(lambda part: self._read(extents, part, found), parts)
-        return found, sum(min(stop, file_bytes) - start for start, stop, _ in joined)
+        size = sum(min(stop, self.size) - start for start, stop, _ in joined)
+        self._count("direct", len(extents), size)
+        return found
 
-    def close(self) -> None:
-        """End the threads."""
+    def _release(self) -> None:
         self._pool.close()
+        super()._release()
 
     def _read(
         self,
-        extents: Sequence[tuple[int, int]],
+        extents: Sequence[Extent],
         work: Sequence[tuple[int, memoryview, list[int]]],
         found: list[memoryview],
     ) -> None:
@@ -101,10 +84,7 @@ class DirectReader:
             for n in numbers:
                 offset, length = extents[n]
                 if offset + length > start + size:
-                    raise FormatError(
-                        "truncated", f"bytes {offset} … {offset + length}",
-                        f"a file of {start + size} bytes", "more",
-                    )  # fmt: skip
+                    raise truncated(offset, length, start + size)
                 found[n] = buffer[offset - start : offset - start + length]
 
 
@@ -129,7 +109,7 @@ def _fill(fd: int, buffer: memoryview, offset: int) -> int:
     return size
 
 
-def _joined(extents: Sequence[tuple[int, int]]) -> list[tuple[int, int, list[int]]]:
+def _joined(extents: Sequence[Extent]) -> list[tuple[int, int, list[int]]]:
     """Aligned (start, stop, numbers of extents) that cover all extents, in order of their place."""
     found: list[tuple[int, int, list[int]]] = []
     for n in sorted(range(len(extents)), key=lambda n: extents[n]):

@@ -1,0 +1,167 @@
+"""`ByteSource`: where a reader's bytes come from, whatever lies below.
+
+`tolpack.container.reader` and everything above ask for extents and know no files. A new kind of
+source is one more class: it tells its size, reads many extents, and closes. The other methods are
+hints and properties whose defaults suit a source that has nothing to say to them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tolpack.errors import FileAccessError, FormatError
+from tolpack.runtime.forking import Locking
+
+# Offset and length, in bytes.
+Extent = tuple[int, int]
+
+
+@dataclass(slots=True)
+class FetchCounts:
+    """How extents were fetched, and how many bytes of the file that took.
+
+    ``single``: by one plain read; ``warm``: several, and in the page cache; ``queued``: several,
+    announced to the system and then read; ``direct``, ``mapped``, ``memory``: in those modes.
+    ``file_bytes`` counts whole blocks where direct reads have to take them, and nothing that a map
+    or memory gave.
+    """
+
+    single: int = 0
+    warm: int = 0
+    queued: int = 0
+    direct: int = 0
+    mapped: int = 0
+    memory: int = 0
+    file_bytes: int = 0
+
+
+class ByteSource(Locking, ABC):
+    """The bytes of one pack, read at offsets. Safe to use from several threads.
+
+    Attributes
+    ----------
+    mode : str
+        Name for `Pack.stats`.
+    size : int
+        Bytes of the pack when it was opened.
+    fetches : FetchCounts
+        What was read so far.
+    is_closed : bool
+        Whether it was closed, and the last lease has ended.
+    is_cold : bool
+        Whether most of the extents that were read last had to be waited for.
+    is_resident : bool
+        Whether all bytes are in memory, so that there is nothing to read ahead.
+    caches_advised : bool
+        Whether a later read finds what `advise` announced. Otherwise who reads ahead keeps it.
+    """
+
+    mode: ClassVar[str]
+    is_resident: ClassVar[bool] = False
+    caches_advised: ClassVar[bool] = False
+    size: int
+
+    def __init__(self) -> None:
+        self.fetches = FetchCounts()
+        self.is_closed = self.is_cold = False
+        self._closing = False
+        super().__init__()
+
+    def renew(self) -> None:
+        """See `tolpack.runtime.forking.Forked`."""
+        super().renew()
+        self._leases = [0]  # a lease that was taken before a fork ends where it was counted
+
+    @abstractmethod
+    def read_many(self, extents: Sequence[Extent]) -> Sequence[bytes | memoryview]:
+        """Return the bytes of several extents, in order.
+
+        Raises
+        ------
+        FormatError
+            Code ``truncated``: there are fewer bytes than at opening.
+        FileAccessError
+            They cannot be read, or the source is closed.
+        """
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Let go of everything; nobody reads any more, and nobody will."""
+
+    def read(self, offset: int, length: int) -> bytes | memoryview:
+        """Return exactly `length` bytes at `offset`; errors as of `read_many`."""
+        return self.read_many([(offset, length)])[0]
+
+    def read_equal(self, offsets: Sequence[int], length: int) -> NDArray[np.uint8]:
+        """Return extents of `length` bytes each as one array, uint8 (extents, length), a copy."""
+        out = np.empty((len(offsets), length), np.uint8)
+        found = self.read_many([(offset, length) for offset in offsets])
+        for row, data in zip(out, found):
+            row[:] = np.frombuffer(data, np.uint8)
+        return out
+
+    def current_size(self) -> int:
+        """Return the bytes that there are now, which may be others than at opening."""
+        return self.size
+
+    def load(self) -> None:
+        """Prepare for lookups, now that the pack's header was found valid."""
+
+    def advise(self, extents: Sequence[Extent]) -> None:
+        """Announce extents that will be read soon: a hint."""
+
+    def expect_order(self, *, sequential: bool) -> None:
+        """Tell whether reads go from end to end, or here and there: a hint."""
+
+    def limit_mapped(self, limit: int) -> None:
+        """Let go of mapped pages after about `limit` bytes: a hint."""
+
+    @contextmanager
+    def lease(self) -> Iterator[None]:
+        """Keep the source open until the end of the block, even if `close` is called meanwhile."""
+        with self._lock:
+            if self._closing:
+                raise closed()
+            leases = self._leases
+            leases[0] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                leases[0] -= 1
+                self._release_unused()
+
+    def close(self) -> None:
+        """Close once the last lease has ended; closing twice is allowed."""
+        with self._lock:
+            self._closing = True
+            self._release_unused()
+
+    def _release_unused(self) -> None:
+        if self._closing and not self._leases[0] and not self.is_closed:
+            self.is_closed = True
+            self._release()
+
+    def _count(self, way: str, extents: int, size: int) -> None:
+        with self._lock:
+            setattr(self.fetches, way, getattr(self.fetches, way) + extents)
+            self.fetches.file_bytes += size
+
+
+def closed() -> FileAccessError:
+    """Return the error for a source that was closed."""
+    return FileAccessError("the pack is closed")
+
+
+def truncated(offset: int, length: int, size: int) -> FormatError:
+    """Return the error for an extent that reaches beyond the `size` bytes that there are."""
+    return FormatError(
+        "truncated", f"bytes {offset} … {offset + length}", f"a file of {size} bytes", "more"
+    )
