@@ -181,7 +181,7 @@ def test_power_lost_at_any_moment(resumed, old, new, tmp_path, monkeypatch):
 def test_the_disk_that_loses_power_finds_what_is_missing(old, tmp_path, monkeypatch):
     """A writer that does not sync before it renames is caught: the check above can fail."""
     monkeypatch.setattr("tolpack.container.atomic_write.sync", lambda file: file.flush())
-    monkeypatch.setattr("tolpack.container.writer.sync", lambda file: file.flush())
+    monkeypatch.setattr("tolpack.container.local_sink.sync", lambda file: file.flush())
     path = tmp_path / "pack"
     path.write_bytes(old)
     with monkeypatch.context() as patch:

@@ -22,7 +22,7 @@ from tolpack.compress.make_plan import make_planner
 from tolpack.compress.settings import BuildSettings
 from tolpack.compress.write import PackFile, write
 from tolpack.container.atomic_write import check_output
-from tolpack.container.writer import check_unfinished
+from tolpack.container.local_sink import check_unfinished
 from tolpack.errors import ConfigError, memory_errors
 from tolpack.pack import Pack
 from tolpack.reading.summary import bits_per_weight, layer_summaries, ratio_fp16

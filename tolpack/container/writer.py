@@ -1,46 +1,30 @@
-"""Writing a pack: atomically, section by section, resumable after a kill.
+"""Writing a pack: sections one after the other, resumable after a kill, then the header.
 
-Sections go into ``NAME.partial`` in the folder of the output. After each one the data is synced
-and a line is added to its journal (`tolpack.container.journal`); a build that was killed and is
-started again with the same key finds the finished sections there and repeats only the one that was
-cut off. `commit` writes the header into the room kept at the front, syncs, renames to the final
-name and syncs the folder: the final name never shows a half-written pack.
-
-Until then the file begins with a marker of its own, by which a leftover is known: a file of that
-name that is none is never written to, nor a link followed.
+`PackWriter` lays the file out and gives its bytes to a `tolpack.container.byte_sink.ByteSink`.
+After each section the sink is synced and told that the section is finished. A build that was killed
+and is started again with the same key finds the finished sections there, and repeats only the one
+that was cut off. `PackWriter.commit` writes the header into the room kept at the front and gives
+the pack its name. A half-written pack never has it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from shutil import disk_usage
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.codecs.encodings import Encoding, Part
-from tolpack.container.atomic_write import (
-    DISK_FULL,
-    check_output,
-    close,
-    partial_path,
-    publish,
-    remove,
-    same_file,
-    sync,
-    sync_folder,
-    take_over,
-)
 from tolpack.container.block_sizes import raw_block_bytes
+from tolpack.container.byte_sink import ByteSink
 from tolpack.container.crc import CHECKSUM_BYTES, crc32, place_checksum
 from tolpack.container.header import ARRAY_DTYPES, Header, Section
 from tolpack.container.index import encode_index
-from tolpack.container.journal import Journal, has_journal, journal_path
+from tolpack.container.local_sink import LocalSink
 from tolpack.container.preamble import (
     MAX_HEADER_BYTES,
     PREAMBLE_BYTES,
@@ -51,20 +35,6 @@ from tolpack.container.preamble import (
 from tolpack.errors import ConfigError, FileAccessError
 
 Compress = Callable[[bytes], bytes]
-
-# What an unfinished pack begins with, where a finished one has its magic.
-_MARKER = b"\x89TOLPART"
-
-
-def check_unfinished(path: Path, inputs: Iterable[str | Path | None]) -> None:
-    """Raise `ConfigError` if one of `inputs` has a name that writing a pack to `path` needs."""
-    partial = partial_path(path)
-    for needed in (partial, journal_path(partial)):
-        if any(one is not None and same_file(needed, one) for one in inputs):
-            raise ConfigError(
-                f"input {needed} has the name of what is written before {path} is complete: "
-                "rename it, or use another -o"
-            )
 
 
 class PackWriter:
@@ -115,57 +85,18 @@ class PackWriter:
                 f"the header may take {header_room} bytes, but the format allows "
                 f"{MAX_HEADER_BYTES}: the table has too many layers or chunks"
             )
-        check_output(path)
         self.path = path
         self.pack_id = int.from_bytes(key[:8], "little")
-        self._key = key.hex()
-        self._attempt = attempt
-        self._replace, self._check = replace, check
         self.sections: list[Section] = []
-        self._partial = partial_path(path)
+        self._check = check
         self._data_start = align(PREAMBLE_BYTES + header_room, SECTION_ALIGNMENT)
-        self._done: list[Section] = []
-        self._expected = 0
-        with self._disk_errors():
-            # Nothing of another is changed. Shortly before it gets its name it begins as a pack.
-            known = has_journal(self._partial)
-            self._file = take_over(self._partial, _MARKER, known=known)
-        try:
-            self._begin(resume)
-        except BaseException:
-            close(self._file)
-            raise
-
-    def _begin(self, resume: bool) -> None:
-        """Find out what is done already, and forget the rest."""
-        with self._disk_errors():
-            size = os.fstat(self._file.fileno()).st_size
-            self._journal = Journal(self._partial, known=size > 0)
-            try:
-                if resume and size:
-                    self._done = self._journal.read(self._key, self._attempt)
-                if self._done and self._done[-1].end_bytes > size:
-                    self._done = []
-                if self._done:
-                    self._journal.keep(len(self._done))
-                else:
-                    self._start_again()
-                sync_folder(self._partial.parent)  # a journal lost alone makes a leftover foreign
-            except BaseException:
-                close(self._journal.file)
-                raise
-
-    def _start_again(self) -> None:
-        self._journal.begin(self._key, self._attempt)
-        self._file.truncate(0)
-        self._file.seek(0)
-        self._file.write(_MARKER)
-        sync(self._file)
+        self._sink: ByteSink = LocalSink(path, key.hex(), attempt, resume=resume, replace=replace)
+        self._resumed = len(self._sink.finished)
 
     @property
     def resumed_sections(self) -> int:
         """Number of sections that an interrupted build had already finished."""
-        return len(self._done)
+        return self._resumed
 
     @property
     def end_bytes(self) -> int:
@@ -181,19 +112,7 @@ class PackWriter:
             The disk has not room for them. What was written stays for a later `resume`; nothing
             stays if that was nothing.
         """
-        self._expected = self.end_bytes + more_bytes
-        with self._disk_errors():
-            missing = self._missing() - disk_usage(self.path.parent).free
-        if missing <= 0:
-            return
-        hint = "and continue with --resume"
-        if not self.sections and not self._done:
-            self.discard()
-            hint = "or build elsewhere with -o"
-        raise FileAccessError(
-            f"{self.path} would take {self._expected:,} bytes, and its disk lacks {missing:,} of "
-            f"them: free some space {hint}"
-        )
+        self._sink.expect(self.end_bytes + more_bytes)
 
     def add_array(
         self, kind: str, make: Callable[[], NDArray[np.generic]], part: Part | None = None
@@ -203,10 +122,10 @@ class PackWriter:
         `make` is called only if an interrupted build had not written it already. With `part`, it
         gives the rows of a coded basis, uint8 (rank, bytes of a row).
         """
-        number = len(self.sections)
-        if number < len(self._done):
-            self.sections.append(self._done[number])
-            return number, self._read_array(self._done[number])
+        number, finished = len(self.sections), self._sink.finished
+        if number < len(finished):
+            self.sections.append(finished[number])
+            return number, self._read_array(finished[number])
         array = np.ascontiguousarray(make())
         dtype, shape = array.dtype.name, tuple(array.shape)
         data = array.astype(array.dtype.newbyteorder("<")).tobytes()
@@ -242,16 +161,15 @@ class PackWriter:
         compress : callable
             Makes one frame of a block's records; not used for ``raw``.
         """
-        number = len(self.sections)
+        number, finished = len(self.sections), self._sink.finished
         lengths: list[int] = []
         framed = encoding.is_compressed
-        if number < len(self._done) and not (framed and number + 1 == len(self._done)):
-            self.sections += self._done[number : number + (2 if framed else 1)]
+        if number < len(finished) and not (framed and number + 1 == len(finished)):
+            self.sections += finished[number : number + (2 if framed else 1)]
             return number, number + 1 if framed else None
-        if number < len(self._done):  # blocks without their index are written again
-            self._done = self._done[:number]
-            with self._disk_errors():
-                self._journal.keep(number)
+        if number < len(finished):  # blocks without their index are written again
+            self._resumed = number
+            self._sink.forget(number)
         blocks = _blocks(encoding, records(), first_slot, self.pack_id, compress)
         self._write_section(Section("blocks", 0, 0), _measured(blocks, lengths))
         if not framed:
@@ -271,18 +189,12 @@ class PackWriter:
         required = header.required_features()
         preamble = Preamble(len(data), end, required, self.pack_id, crc32(data))
         self._check()
-        with self._disk_errors():
-            self._file.truncate(end)
-            self._file.seek(0)
-            self._file.write(preamble.to_bytes() + data)
-            publish(self._file, self._partial, self.path, replace=self._replace)
-            self._journal.remove()
+        self._sink.commit(end, preamble.to_bytes() + data)
         return end
 
     def discard(self) -> None:
         """Remove what was written so far; the final name is not touched."""
-        self._journal.remove()
-        remove(self._file, self._partial)
+        self._sink.discard()
 
     def __enter__(self) -> PackWriter:
         return self
@@ -293,59 +205,25 @@ class PackWriter:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if kind is not None:  # what could not be written must not hide the first error
-            close(self._file)
-        close(self._journal.file)  # each of its lines is on the disk
-        with self._disk_errors():
-            self._file.close()
+        self._sink.close(failed=kind is not None)
 
     def _write_section(self, described: Section, parts: Iterable[bytes]) -> None:
         """Append a section; its place follows from what is written."""
         previous = self.end_bytes
         offset = align(previous, SECTION_ALIGNMENT)
-        length = 0
-        with self._disk_errors():
-            self._file.seek(previous)
-            self._file.write(bytes(offset - previous))
-            for part in parts:
-                self._file.write(part)
-                length += len(part)
-            sync(self._file)
-            self._check()
-            section = replace(described, offset_bytes=offset, length_bytes=length)
-            self.sections.append(section)
-            self._journal.append(section)
-
-    def _missing(self) -> int:
-        """Bytes that were announced and are not in the file yet."""
-        try:
-            return self._expected - self._partial.stat().st_size
-        except OSError:  # not even its name could be made
-            return self._expected
-
-    @contextlib.contextmanager
-    def _disk_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except FileAccessError:
-            raise
-        except OSError as error:
-            hint = ""
-            if error.errno in DISK_FULL:
-                missing = self._missing()
-                needed = f"{missing:,} more bytes are needed: " if missing > 0 else ""
-                hint = f"; {needed}free some space and continue with --resume"
-            raise FileAccessError(
-                f"cannot write {self._partial}: {error.strerror or error}{hint}"
-            ) from error
+        padded = chain([bytes(offset - previous)], parts)
+        length = self._sink.write(previous, padded) - (offset - previous)
+        self._sink.sync()
+        self._check()
+        section = replace(described, offset_bytes=offset, length_bytes=length)
+        self.sections.append(section)
+        self._sink.note(section)
 
     def _read_array(self, section: Section) -> NDArray[np.generic]:
-        with self._disk_errors():
-            self._file.seek(section.offset_bytes)
-            data = self._file.read(section.length_bytes)
+        data = self._sink.read(section.offset_bytes, section.length_bytes)
         if crc32(data) != section.crc32:
             raise FileAccessError(
-                f"{self._partial} is damaged: delete it and build without --resume"
+                f"{self._sink.name} is damaged: delete it and build without --resume"
             )
         dtype = np.dtype(section.stored_dtype).newbyteorder("<")
         return np.frombuffer(data, dtype=dtype).reshape(section.stored_shape)

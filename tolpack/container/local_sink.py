@@ -1,0 +1,215 @@
+"""A pack that is being written to a local file: ``NAME.partial``, its journal, and a rename.
+
+After each section the data is synced and a line is added to the journal
+(`tolpack.container.journal`). A writer that was killed and is started again with the same key finds
+the finished sections there. `LocalSink.commit` syncs, renames to the final name and syncs the
+folder: the final name never shows a half-written pack.
+
+Until then the file begins with a marker of its own, by which a leftover is known: a file of that
+name that is none is never written to, nor a link followed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from shutil import disk_usage
+
+from tolpack.container.atomic_write import (
+    DISK_FULL,
+    check_output,
+    close,
+    partial_path,
+    publish,
+    remove,
+    same_file,
+    sync,
+    sync_folder,
+    take_over,
+)
+from tolpack.container.byte_sink import ByteSink
+from tolpack.container.header import Section
+from tolpack.container.journal import Journal, has_journal, journal_path
+from tolpack.errors import ConfigError, FileAccessError
+
+# What an unfinished pack begins with, where a finished one has its magic.
+_MARKER = b"\x89TOLPART"
+
+
+def check_unfinished(path: Path, inputs: Iterable[str | Path | None]) -> None:
+    """Raise `ConfigError` if one of `inputs` has a name that writing a pack to `path` needs."""
+    partial = partial_path(path)
+    for needed in (partial, journal_path(partial)):
+        if any(one is not None and same_file(needed, one) for one in inputs):
+            raise ConfigError(
+                f"input {needed} has the name of what is written before {path} is complete: "
+                "rename it, or use another -o"
+            )
+
+
+class LocalSink(ByteSink):
+    """See the module.
+
+    Parameters
+    ----------
+    path : Path
+        Final name. An existing file is replaced only by `commit`.
+    key : str
+        Names inputs and settings: what another key began is not continued.
+    attempt : int
+        Tells tries of one key apart: what another one began is overwritten.
+    resume : bool
+        Continue what an interrupted writer left. Without it a leftover is overwritten.
+    replace : bool
+        Whether a file that has the final name by `commit` is replaced.
+
+    Raises
+    ------
+    ConfigError
+        The leftover that `resume` would continue was made with another key, or the output is a
+        folder, a device or the like.
+    FileAccessError
+        The folder is not writable, the disk is full, another process writes the same output, or a
+        file that is no leftover has the name of one.
+    """
+
+    def __init__(self, path: Path, key: str, attempt: int, *, resume: bool, replace: bool) -> None:
+        check_output(path)
+        self._path, self._partial = path, partial_path(path)
+        self.name = str(self._partial)
+        self._key, self._attempt, self._replace = key, attempt, replace
+        self._expected = 0
+        self.finished: list[Section] = []
+        with self._disk_errors():
+            # Nothing of another is changed. Shortly before it gets its name it begins as a pack.
+            known = has_journal(self._partial)
+            self._file = take_over(self._partial, _MARKER, known=known)
+        try:
+            self._begin(resume)
+        except BaseException:
+            close(self._file)
+            raise
+
+    def _begin(self, resume: bool) -> None:
+        """Find out what is finished already, and forget the rest."""
+        with self._disk_errors():
+            size = os.fstat(self._file.fileno()).st_size
+            self._journal = Journal(self._partial, known=size > 0)
+            try:
+                if resume and size:
+                    self.finished = self._journal.read(self._key, self._attempt)
+                if self.finished and self.finished[-1].end_bytes > size:
+                    self.finished = []
+                if self.finished:
+                    self._journal.keep(len(self.finished))
+                else:
+                    self._start_again()
+                sync_folder(self._partial.parent)  # a journal lost alone makes a leftover foreign
+            except BaseException:
+                close(self._journal.file)
+                raise
+
+    def _start_again(self) -> None:
+        self._journal.begin(self._key, self._attempt)
+        self._file.truncate(0)
+        self._file.seek(0)
+        self._file.write(_MARKER)
+        sync(self._file)
+
+    def write(self, offset: int, parts: Iterable[bytes]) -> int:
+        """See `ByteSink`."""
+        length = 0
+        with self._disk_errors():
+            self._file.seek(offset)
+            for part in parts:
+                self._file.write(part)
+                length += len(part)
+        return length
+
+    def sync(self) -> None:
+        """See `ByteSink`."""
+        with self._disk_errors():
+            sync(self._file)
+
+    def note(self, section: Section) -> None:
+        """See `ByteSink`."""
+        with self._disk_errors():
+            self._journal.append(section)
+        self.finished.append(section)
+
+    def forget(self, count: int) -> None:
+        """See `ByteSink`."""
+        del self.finished[count:]
+        with self._disk_errors():
+            self._journal.keep(count)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """See `ByteSink`."""
+        with self._disk_errors():
+            self._file.seek(offset)
+            return self._file.read(length)
+
+    def expect(self, size: int) -> None:
+        """See `ByteSink`. What was written stays for a later resume; nothing stays if that was
+        nothing.
+        """
+        self._expected = size
+        with self._disk_errors():
+            missing = self._missing() - disk_usage(self._path.parent).free
+        if missing <= 0:
+            return
+        hint = "and continue with --resume"
+        if not self.finished:
+            self.discard()
+            hint = "or build elsewhere with -o"
+        raise FileAccessError(
+            f"{self._path} would take {self._expected:,} bytes, and its disk lacks {missing:,} of "
+            f"them: free some space {hint}"
+        )
+
+    def commit(self, size: int, start: bytes) -> None:
+        """See `ByteSink`."""
+        with self._disk_errors():
+            self._file.truncate(size)
+            self._file.seek(0)
+            self._file.write(start)
+            publish(self._file, self._partial, self._path, replace=self._replace)
+            self._journal.remove()
+
+    def discard(self) -> None:
+        """See `ByteSink`."""
+        self._journal.remove()
+        remove(self._file, self._partial)
+
+    def close(self, *, failed: bool) -> None:
+        """See `ByteSink`."""
+        if failed:
+            close(self._file)
+        close(self._journal.file)  # each of its lines is on the disk
+        with self._disk_errors():
+            self._file.close()
+
+    def _missing(self) -> int:
+        """Bytes that were announced and are not in the file yet."""
+        try:
+            return self._expected - self._partial.stat().st_size
+        except OSError:  # not even its name could be made
+            return self._expected
+
+    @contextlib.contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except FileAccessError:
+            raise
+        except OSError as error:
+            hint = ""
+            if error.errno in DISK_FULL:
+                missing = self._missing()
+                needed = f"{missing:,} more bytes are needed: " if missing > 0 else ""
+                hint = f"; {needed}free some space and continue with --resume"
+            raise FileAccessError(
+                f"cannot write {self._partial}: {error.strerror or error}{hint}"
+            ) from error
