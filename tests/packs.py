@@ -43,7 +43,7 @@ KEY = bytes(range(1, 33))
 class Layer:
     """One layer: its parts, and whether it has a basis of ``rank``, a mean, or nothing at all.
 
-    ``coded``: the codec and group size of a coded basis.
+    ``coded``: the codec and group size of a coded basis; ``width``: if not the recipe's.
     """
 
     parts: tuple[Part, ...] = ()
@@ -51,6 +51,7 @@ class Layer:
     mean: bool = False
     dropped: bool = False
     coded: tuple[str, int] | None = None
+    width: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +249,8 @@ def write(
     slots = permutation if recipe.shuffled else np.arange(recipe.rows)
     values = [_stored_values(rng, recipe, layer) for layer in recipe.kept]
     bases = [_basis(rng, recipe, layer) for layer in recipe.layers]
-    means = [rng.normal(size=recipe.width).astype(np.float32) for _ in recipe.layers]
+    widths = [layer.width or recipe.width for layer in recipe.layers]
+    means = [rng.normal(size=width).astype(np.float32) for width in widths]
     with _Writer(path, key, recipe.header_room, resume=resume) as writer:
         writer.stop_after = stop_after
         writer.check_stop()
@@ -263,7 +265,7 @@ def write(
             if layer.mean:
                 mean, _ = writer.add_array("mean", lambda n=number: means[n])
             stored = {"rank": layer.rank, "basis": basis, "mean": mean, "dropped": layer.dropped}
-            fields.append(Field(f"layer {number}", number, recipe.width, **stored))
+            fields.append(Field(f"layer {number}", number, widths[number], **stored))
         encodings, chunks = _write_chunks(writer, recipe, values, seed, compress)
         table = Table("tols", recipe.rows, tuple(fields), chunks, token_map, recipe.multiplier)
         header = Header((table,), encodings, tuple(writer.sections), "tests")
@@ -298,14 +300,14 @@ class _Writer(PackWriter):
 
 
 def _stored_values(rng: np.random.Generator, recipe: Recipe, layer: Layer) -> np.ndarray:
-    count = recipe.width if layer.rank is None else layer.rank
+    count = layer.rank or layer.width or recipe.width
     values = rng.normal(size=(recipe.rows, count)) * recipe.magnitude
     values[rng.random(values.shape) < 0.1] = 0
     return values.astype(np.float32)
 
 
 def _basis(rng: np.random.Generator, recipe: Recipe, layer: Layer) -> np.ndarray:
-    return rng.normal(size=(layer.rank or 1, recipe.width)).astype(np.float16)
+    return rng.normal(size=(layer.rank or 1, layer.width or recipe.width)).astype(np.float16)
 
 
 def _write_chunks(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -95,7 +96,6 @@ class Pack(Locking):
         self._ahead = Prefetcher(self._container)
         self._gatherer = Gatherer(self._container, self._ahead, self._cache, workers)
         self._kept = [n for n, field in enumerate(self._table.fields) if not field.dropped]
-        self._all_layers = LayerChoice.of(range(self.num_layers), self._kept, self.hidden_size)
         super().__init__()
 
     @property
@@ -115,8 +115,13 @@ class Pack(Locking):
 
     @property
     def hidden_size(self) -> int:
-        """Values per layer and token."""
-        return self._table.fields[0].width
+        """Values per layer and token; raises `ConfigError` if layers differ in it."""
+        return self._all_layers.width
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Values of each layer in a row, dropped layers included."""
+        return tuple(field.width for field in self._table.fields)
 
     @property
     def kept_layers(self) -> tuple[int, ...]:
@@ -169,7 +174,7 @@ class Pack(Locking):
         TokenIdError
             Ids of the wrong kind, shape or range.
         ConfigError
-            Unknown layers or dtype, or an `out` that does not fit.
+            Unknown layers or dtype, layers of different widths, or an `out` that does not fit.
         ChecksumError, FormatError
             The bytes read are damaged.
         FileAccessError
@@ -177,12 +182,8 @@ class Pack(Locking):
         """
         ids = check_ids(token_ids, self.vocab_size)
         slots = self._begin(ids)
-        choice = self._all_layers
-        if layers is not None:
-            choice = LayerChoice.of(
-                check_layers(layers, self.num_layers), self._kept, self.hidden_size
-            )
-        out = check_out(out, (len(ids), choice.count, self.hidden_size), dtype)
+        choice = self._all_layers if layers is None else self._choose(layers)
+        out = check_out(out, (len(ids), choice.count, choice.width), dtype)
         if choice.count > len(choice.zeros):
             distinct = self._gather(slots, RowSink(self.decoder, out, choice))
             if distinct.copies.size:
@@ -419,8 +420,15 @@ class Pack(Locking):
     def __repr__(self) -> str:
         return (
             f"<Pack: {self.vocab_size} tokens × {len(self._kept)} of {self.num_layers} layers × "
-            f"{self.hidden_size}, {self.nbytes} bytes>"
+            f"{'/'.join(map(str, dict.fromkeys(self.widths)))}, {self.nbytes} bytes>"
         )
+
+    @cached_property
+    def _all_layers(self) -> LayerChoice:
+        return LayerChoice.of(range(self.num_layers), self._table.fields)
+
+    def _choose(self, layers: Sequence[int]) -> LayerChoice:
+        return LayerChoice.of(check_layers(layers, self.num_layers), self._table.fields)
 
     def _begin(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the slots of `ids`; one alone is being read from here on."""

@@ -82,11 +82,12 @@ class ToLMemory(torch.nn.Module):
         self.device = torch.device(device)
         self._hot_rows = hot_rows
         self._on_device = expand == "device" or (expand == "auto" and self.device.type != "cpu")
-        self._hidden_size = pack.hidden_size
         self._begin()
 
     def _begin(self) -> None:
         """Make what belongs to this module in this process alone."""
+        widths = self.pack.widths
+        self._common_width = widths[0] if len(set(widths)) == 1 else None
         with torch.inference_mode(False):
             self._source = row_source(
                 self.pack, self.dtype, self.device,
@@ -114,8 +115,9 @@ class ToLMemory(torch.nn.Module):
         Returns
         -------
         torch.Tensor
-            ``(*token_ids.shape, hidden_size)``; dropped layers give zeros. It may be a view of what
-            later calls for the same ids return: do not write to it. In compiled code it is a copy.
+            ``(*token_ids.shape, width of the layer)``; dropped layers give zeros. It may be a view
+            of what later calls for the same ids return: do not write to it. In compiled code it is
+            a copy.
 
         Raises
         ------
@@ -126,7 +128,7 @@ class ToLMemory(torch.nn.Module):
         """
         if torch.compiler.is_compiling():
             rows: torch.Tensor = torch.ops.tolpack.memory_rows(
-                token_ids, self._name, layer, self._hidden_size, self.dtype, self.device
+                token_ids, self._name, layer, self._width(layer), self.dtype, self.device
             )
             return rows
         return self._rows(layer, token_ids)
@@ -172,7 +174,11 @@ class ToLMemory(torch.nn.Module):
         if type(layer) is not int or not 0 <= layer < self.pack.num_layers:
             raise ConfigError(f"layer {layer} is out of range 0 … {self.pack.num_layers - 1}")
         rows = self._fetch(token_ids).layer(layer)
-        return rows.view(*token_ids.shape, self._hidden_size)
+        return rows.view(*token_ids.shape, self._width(layer))
+
+    def _width(self, layer: int) -> int:
+        """Values of a layer; `layer` is looked at only if it must be, so one graph serves all."""
+        return self._common_width or self.pack.widths[layer]
 
     def _fetch(self, token_ids: torch.Tensor) -> _Step:
         last = self._last

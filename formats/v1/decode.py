@@ -66,9 +66,9 @@ class Pack:
         record = self.record(chunk, slot - first)
         values = iter(self.decode_record(record, self.encodings[chunk["encoding"]]))
         multiplier = np.float32(self.table.get("multiplier") or 1)
-        nothing = np.zeros(self.fields[0]["width"], np.float32)
         return np.stack([
-            nothing if field.get("dropped") else self.expand(field, next(values)) * multiplier
+            np.zeros(field["width"], np.float32) if field.get("dropped")
+            else self.expand(field, next(values)) * multiplier
             for field in self.fields
         ])  # fmt: skip
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from tolpack.container.header import Field
 from tolpack.errors import ConfigError, TokenIdError
 
 
@@ -42,7 +43,7 @@ class Distinct:
 
 @dataclass(frozen=True, slots=True)
 class LayerChoice:
-    """Layers of a result, in order.
+    """Layers of a result, in order; all have ``width`` values.
 
     ``positions`` int64 (kept fields,): where each kept layer stands first in the result, or -1, and
     ``columns``, the same in values; ``zeros``: where dropped layers stand; ``repeats``: where a
@@ -50,22 +51,25 @@ class LayerChoice:
     """
 
     count: int
+    width: int
     positions: NDArray[np.int64]
     columns: NDArray[np.int64]
     zeros: tuple[int, ...]
     repeats: tuple[tuple[int, int], ...]
 
     @classmethod
-    def of(cls, layers: Sequence[int], kept: Sequence[int], width: int) -> LayerChoice:
-        """Choose `layers` of a pack whose `kept` layers are stored."""
+    def of(cls, layers: Sequence[int], fields: Sequence[Field]) -> LayerChoice:
+        """Choose `layers` of a table of `fields`; raises `ConfigError` if their widths differ."""
+        width = common_width(fields, layers)
         first = {layer: n for n, layer in reversed(list(enumerate(layers)))}
+        kept = [layer for layer, field in enumerate(fields) if not field.dropped]
         stored = set(kept)
         positions = np.array([first.get(layer, -1) for layer in kept], np.int64)
         columns = np.where(positions < 0, -1, positions * width)
         zeros = tuple(n for n, layer in enumerate(layers) if layer not in stored)
         repeats = tuple((n, first[layer]) for n, layer in enumerate(layers)
                         if layer in stored and first[layer] != n)  # fmt: skip
-        return cls(len(layers), positions, columns, zeros, repeats)
+        return cls(len(layers), width, positions, columns, zeros, repeats)
 
     def complete(self, out: NDArray[Any]) -> None:
         """Fill what is not decoded of `out`, (ids, layers, width)."""
@@ -73,6 +77,25 @@ class LayerChoice:
             out[:, n] = 0
         for n, source in self.repeats:
             out[:, n] = out[:, source]
+
+
+def common_width(fields: Sequence[Field], layers: Sequence[int]) -> int:
+    """Return the values that each of `layers` has in a row (of none: that every field has).
+
+    Raises
+    ------
+    ConfigError
+        They differ.
+    """
+    numbers = layers or range(len(fields))
+    first = fields[numbers[0]].width
+    other = next((n for n in numbers if fields[n].width != first), None)
+    if other is not None:
+        raise ConfigError(
+            f"layer {numbers[0]} has {first} values in a row and layer {other} has "
+            f"{fields[other].width}: give layers=… of one width at a time"
+        )
+    return first
 
 
 def check_ids(token_ids: ArrayLike, vocab_size: int) -> NDArray[np.int64]:

@@ -34,7 +34,7 @@ class LayerSummary:
 
 def fp16_bytes(pack: Pack) -> int:
     """Bytes of the FP16 table of all layers, dropped ones included."""
-    return pack.vocab_size * pack.num_layers * pack.hidden_size * 2
+    return pack.vocab_size * sum(pack.widths) * 2
 
 
 def ratio_fp16(pack: Pack) -> float:
@@ -106,7 +106,7 @@ def describe_pack(pack: Pack) -> dict[str, Any]:
         "format_version": f"{major}.{minor}",
         "producer": container.header.producer,
         "vocab_size": pack.vocab_size,
-        "hidden_size": pack.hidden_size,
+        "hidden_size": pack.hidden_size if len(set(pack.widths)) == 1 else None,
         "num_layers": pack.num_layers,
         "kept_layers": list(pack.kept_layers),
         "dropped_layers": dropped,

@@ -36,7 +36,7 @@ def row_source(
 ) -> Callable[[Ints], Layer]:
     """Return what gives rows of distinct ids, `hot_rows` of them without reading the pack."""
     source: Callable[[Ints], Layer]
-    if not pack.decoder.has_basis and not on_device:
+    if not pack.decoder.has_basis and not on_device and len(set(pack.widths)) == 1:
         source = HostRows(pack, dtype, device)
     else:
         stored = DeviceRecords(pack, device) if on_device else HostCoefficients(pack, device)
@@ -52,7 +52,7 @@ class HotRows:
         # Ascending, to be searched: a place for every id of the vocabulary might be gigabytes.
         self._tokens = np.sort(pack.most_frequent(count))
         layer = source(self._tokens)
-        self._rows = torch.stack([layer(n) for n in range(pack.num_layers)], dim=1)
+        self._rows = [layer(n).clone() for n in range(pack.num_layers)]
 
     def __call__(self, ids: Ints) -> Layer:
         """Return the rows of distinct `ids`."""
@@ -60,7 +60,7 @@ class HotRows:
         is_cold = self._tokens.take(places, mode="clip") != ids
         if len(ids) == 1 and not is_cold[0]:  # a view
             one = int(places[0])
-            return lambda layer: self._rows[one : one + 1, layer]
+            return lambda layer: self._rows[layer][one : one + 1]
         cold = np.flatnonzero(is_cold)
         if len(cold) == len(ids):
             return self._source(ids)
@@ -69,11 +69,11 @@ class HotRows:
     def _joined(self, places: Ints, cold: Ints, rest: Layer | None) -> Layer:
         """Return the rows at `places`, and `rest` where those are `cold`."""
         places[cold] = 0
-        held = torch.from_numpy(places).to(self._rows.device)
-        others = torch.from_numpy(cold).to(self._rows.device)
+        device = self._rows[0].device
+        held, others = torch.from_numpy(places).to(device), torch.from_numpy(cold).to(device)
 
         def rows(layer: int) -> torch.Tensor:
-            found = self._rows[held, layer]
+            found = self._rows[layer][held]
             return found if rest is None else found.index_copy_(0, others, rest(layer))
 
         return rows
@@ -86,7 +86,7 @@ class HostRows:
         self._pack, self._dtype, self._device = pack, dtype, device
         self._buffers = Buffers(_KEPT_BYTES)
         layers = range(pack.num_layers)
-        self._layers = LayerChoice.of(layers, pack.kept_layers, pack.hidden_size)
+        self._layers = LayerChoice.of(layers, pack.container.table.fields)
 
     def __call__(self, ids: Ints) -> Layer:
         """Return the rows of distinct `ids`: views of one array."""
@@ -200,8 +200,8 @@ class Products:
     def _rows(self, layer: int, values: torch.Tensor) -> torch.Tensor:
         number = self._numbers.get(layer)
         if number is None:
-            hidden = self._pack.hidden_size
-            return torch.zeros(len(values), hidden, dtype=self._dtype, device=self._device)
+            width = self._pack.widths[layer]
+            return torch.zeros(len(values), width, dtype=self._dtype, device=self._device)
         own = values[:, self._pack.decoder.span(number)]
         basis, mean = self._weights_of(number)
         if basis is None:
