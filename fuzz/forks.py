@@ -34,7 +34,7 @@ import numpy as np
 
 import tolpack
 from tolpack.codecs import kernels
-from tolpack.reading import gathering
+from tolpack.reading import record_reader
 from tolpack.runtime.buffers import Buffers
 
 MODES = ("auto", "pread", "mmap", "direct", "memory")
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--inner", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     warnings.simplefilter("ignore", DeprecationWarning)  # that this is done on purpose
-    gathering._THREAD_BYTES = 1000  # small lookups are shared among threads, too
+    record_reader._THREAD_BYTES = 1000  # small lookups are shared among threads, too
     young = given.loading and not given.inner
     ends = loading_processes(given) if young else busy_forks(given)
     found = {"forks": sum(ends.values()), **{k: ends[k] for k in ("right", "wrong", "hung")}}

@@ -27,8 +27,8 @@ from tolpack.calibration import metrics_cache
 from tolpack.calibration.loss_metrics import LossMetrics
 from tolpack.errors import TolpackError
 from tolpack.model import text
-from tolpack.runtime.isolation import Isolated
 from tolpack.runtime.scratch import Scratch
+from tolpack.runtime.worker_process import WorkerProcess
 from tolpack.sources import hdf5
 from tolpack.sources.arrays import ArrayTable
 from tolpack.sources.checkpoint.config import parse_config, read_config
@@ -67,15 +67,15 @@ class Broken(AssertionError):
     """A promise that a parser did not keep."""
 
 
-class Shared(Isolated):
+class Shared(WorkerProcess):
     """Children that take one file after another: to start one for each takes far longer."""
 
-    children: Mapping[str, Isolated] = {
-        name: Isolated(name) for name in (hdf5._WORKER, text._WORKER)
+    children: Mapping[str, WorkerProcess] = {
+        name: WorkerProcess(name) for name in (hdf5._WORKER, text._WORKER)
     }
 
     def ask(self, request: Any) -> Any:
-        """See `Isolated.ask`; the first request opens this one's file."""
+        """See `WorkerProcess.ask`; the first request opens this one's file."""
         child = self.children[self._module]
         if self._opening is not None:
             opening, self._opening = self._opening, None
@@ -313,7 +313,7 @@ PARSERS: dict[str, Parser] = {
 
 def prepare() -> None:
     """Let one child serve many files, for speed."""
-    hdf5.Isolated = text.Isolated = Shared  # type: ignore[misc, attr-defined]
+    hdf5.WorkerProcess = text.WorkerProcess = Shared  # type: ignore[misc, attr-defined]
 
 
 def clear(folder: Path) -> None:

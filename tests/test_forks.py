@@ -85,8 +85,8 @@ def test_no_lock_of_another_thread_is_held_in_a_child(io, samples):
         ids = np.arange(pack.vocab_size)
         expected = pack.rows(ids)
         buffers = Buffers(1 << 26)
-        owners = [pack, pack.container, pack.container.source, pack._gatherer, pack._ahead]
-        owners += [pack._gatherer._pool, pack._ahead._pool, pack._tokens, pack.decoder, buffers]
+        owners = [pack, pack.container, pack.container.source, pack._reader, pack._ahead]
+        owners += [pack._reader._pool, pack._ahead._pool, pack._tokens, pack.decoder, buffers]
 
         def work():
             pack.prefetch(ids)

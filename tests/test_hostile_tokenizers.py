@@ -14,7 +14,7 @@ import tolpack
 from tolpack.cli import main
 from tolpack.errors import ConfigError
 from tolpack.model.text import TextTokenizer, read_token_ids
-from tolpack.runtime.isolation import Isolated, IsolationError, Request
+from tolpack.runtime.worker_process import Request, WorkerError, WorkerProcess
 
 LETTERS = {letter: number for number, letter in enumerate("abcdeĠ ")}
 
@@ -31,7 +31,7 @@ def tokenizer(**changes):
 
 def split(pattern):
     """Return a pre-tokenizer that splits by a regular expression."""
-    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated",
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "WorkerProcess",
             "invert": False}  # fmt: skip
 
 
@@ -128,7 +128,7 @@ def worker(tmp_path, monkeypatch):
     """A child whose handlers crash, loop, sleep, and take memory."""
     (tmp_path / "unruly.py").write_text(
         "import os, time\n"
-        "from tolpack.runtime.isolation import serve\n"
+        "from tolpack.runtime.worker_process import serve\n"
         "def crash(values, body): os.abort()\n"
         "def loop(values, body):\n"
         "    while True: pass\n"
@@ -141,7 +141,7 @@ def worker(tmp_path, monkeypatch):
         "utf-8",
     )
     monkeypatch.syspath_prepend(tmp_path)
-    found = Isolated("unruly")
+    found = WorkerProcess("unruly")
     yield found
     found.close()
 
@@ -154,7 +154,7 @@ def worker(tmp_path, monkeypatch):
 def test_a_child_that_fails_costs_an_error(worker, name, reason):
     """Whatever ends a request, the next one is answered."""
     for _ in range(2):
-        with pytest.raises(IsolationError, match=reason):
+        with pytest.raises(WorkerError, match=reason):
             worker.ask(request(name, seconds=0.3))
         assert worker.ask(request("echo", body=b"x" * (3 << 20)))[1] == b"x" * (3 << 20)
 
@@ -184,14 +184,14 @@ def test_a_fork_waits_for_no_answer_of_another_thread(worker):
             signal.alarm(60)
             os._exit(0 if worker.ask(request("echo", body=b"x"))[1] == b"x" else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]) == 0
-        assert isinstance(waiting.exception(), IsolationError)
+        assert isinstance(waiting.exception(), WorkerError)
 
 
 def test_a_child_that_was_killed_is_replaced(worker):
     """A child that something else ended costs one request."""
     worker.ask(request("echo"))
     os.kill(worker._child._process.pid, signal.SIGKILL)
-    with pytest.raises(IsolationError, match="SIGKILL"):
+    with pytest.raises(WorkerError, match="SIGKILL"):
         worker.ask(request("echo"))
     assert worker.ask(request("echo", body=b"again"))[1] == b"again"
 

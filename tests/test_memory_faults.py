@@ -100,7 +100,7 @@ def test_no_memory_is_one_error_of_ours(samples, monkeypatch):
         raise MemoryError
 
     with tolpack.open(samples["everything"].path) as pack:
-        monkeypatch.setattr("tolpack.reading.gathering.Gatherer.gather", none_left)
+        monkeypatch.setattr("tolpack.reading.record_reader.RecordReader.read", none_left)
         with pytest.raises(
             OutOfMemoryError, match="not enough memory: ask for fewer rows"
         ) as caught:

@@ -15,7 +15,7 @@ from tolpack.codecs import kernels
 from tolpack.container import direct_file
 from tolpack.container.reader import Container
 from tolpack.errors import ConfigError, FormatError
-from tolpack.reading import gathering
+from tolpack.reading import record_reader
 from tolpack.runtime import pool
 
 MODES = ("auto", "pread", "mmap", "direct", "memory")
@@ -163,9 +163,9 @@ def test_large_lookups_load_the_kernels(wide, monkeypatch):
 @pytest.mark.parametrize("io", MODES)
 def test_large_lookups_are_shared_among_threads(io, threads, wide, monkeypatch):
     """Duplicates in any order, for any number of threads."""
-    monkeypatch.setattr(gathering, "_THREAD_BYTES", 10_000)
-    monkeypatch.setattr(gathering, "_WINDOW_BYTES", 5_000)
-    monkeypatch.setattr(gathering, "_DECODE_BYTES", 3_000)
+    monkeypatch.setattr(record_reader, "_THREAD_BYTES", 10_000)
+    monkeypatch.setattr(record_reader, "_WINDOW_BYTES", 5_000)
+    monkeypatch.setattr(record_reader, "_DECODE_BYTES", 3_000)
     path, expected = wide
     ids = np.random.default_rng(0).integers(0, 1000, 1500)
     with tolpack.open(path, io=io, threads=threads) as pack:
@@ -181,7 +181,7 @@ def test_numbers_of_threads_that_cannot_be_are_refused(threads, wide):
 
 def test_an_error_in_a_thread_is_the_lookups(wide, tmp_path, monkeypatch):
     """Damage that one of the threads meets is raised by the lookup."""
-    monkeypatch.setattr(gathering, "_THREAD_BYTES", 10_000)
+    monkeypatch.setattr(record_reader, "_THREAD_BYTES", 10_000)
     bad = damaged(wide[0], tmp_path)
     with tolpack.open(bad, threads=3) as pack, pytest.raises(tolpack.ChecksumError):
         pack.rows(range(1000))
@@ -494,7 +494,7 @@ def test_a_fork_during_a_prefetch_waits_for_nobody(wide, monkeypatch):
 @pytest.mark.parametrize("io", MODES)
 def test_threads_start_again_after_a_fork(io, wide, monkeypatch):
     """Lookups that are shared, direct reads and prefetches work in a forked process."""
-    monkeypatch.setattr(gathering, "_THREAD_BYTES", 10_000)
+    monkeypatch.setattr(record_reader, "_THREAD_BYTES", 10_000)
     path, expected = wide
     with tolpack.open(path, io=io, threads=2) as pack:
         pack.prefetch([1, 2])

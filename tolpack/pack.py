@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -22,15 +21,15 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from tolpack.codecs import kernels
 from tolpack.container.reader import Container
 from tolpack.errors import ConfigError, memory_errors
-from tolpack.reading.decoding import RowSink, TableDecoder
-from tolpack.reading.gathering import Gatherer, Sink
-from tolpack.reading.lookup import Distinct, LayerChoice, check_ids, check_layers, check_out
+from tolpack.reading.lookup import LayerSelection, UniqueSlots, check_ids, check_out
 from tolpack.reading.prefetching import Prefetcher
+from tolpack.reading.record_reader import RecordReader, RecordSink
 from tolpack.reading.reopening import reopen
 from tolpack.reading.row_cache import RowCache
+from tolpack.reading.row_decoder import RowDecoder, TableDecoder
 from tolpack.reading.token_map import StoredOrder, TokenMap
 from tolpack.reading.verification import Damage, find_damage
-from tolpack.runtime.forking import Locking
+from tolpack.runtime.fork_safety import ForkSafe
 from tolpack.runtime.pool import thread_count
 from tolpack.runtime.sizes import parse_bytes
 
@@ -39,7 +38,7 @@ _KERNEL_ROWS = 64
 _within_memory = memory_errors("ask for fewer rows at a time, or open it with a smaller cache")
 
 
-class Pack(Locking):
+class Pack(ForkSafe):
     """An open pack; made by `tolpack.open`, closed by `close` or a ``with`` block.
 
     Safe to use from several threads. ``decoder``: what its records mean.
@@ -94,7 +93,7 @@ class Pack(Locking):
             self._container.source.limit_mapped(budget // 64)
         self.decoder = TableDecoder(self._container)
         self._ahead = Prefetcher(self._container)
-        self._gatherer = Gatherer(self._container, self._ahead, self._cache, workers)
+        self._reader = RecordReader(self._container, self._ahead, self._cache, workers)
         self._kept = [n for n, field in enumerate(self._table.fields) if not field.dropped]
         super().__init__()
 
@@ -181,20 +180,20 @@ class Pack(Locking):
             The pack is closed, or reading failed.
         """
         ids = check_ids(token_ids, self.vocab_size)
-        slots = self._begin(ids)
-        choice = self._all_layers if layers is None else self._choose(layers)
-        out = check_out(out, (len(ids), choice.count, choice.width), dtype)
-        if choice.count > len(choice.zeros):
-            distinct = self._gather(slots, RowSink(self.decoder, out, choice))
-            if distinct.copies.size:
-                out[distinct.copies[0]] = out[distinct.copies[1]]
-        choice.complete(out)
+        slots = self._find_slots(ids)
+        fields = self._table.fields
+        selection = self._all_layers if layers is None else LayerSelection.of(layers, fields)
+        out = check_out(out, (len(ids), selection.count, selection.width), dtype)
+        if selection.count > len(selection.zeros):
+            unique = self._read(slots, RowDecoder(self.decoder, out, selection))
+            unique.fill_duplicates(out)
+        selection.fill_undecoded(out)
         return out
 
     @_within_memory
-    def gather(self, token_ids: ArrayLike, sink: Sink) -> Distinct:
-        """Hand the records of the distinct `token_ids` to `sink`, for code that decodes them
-        elsewhere: on another device, or into a form of its own.
+    def gather(self, token_ids: ArrayLike, sink: RecordSink) -> UniqueSlots:
+        """Pass the records of the distinct `token_ids` to `sink`, which decodes them elsewhere: on
+        another device, or into a form of its own.
 
         Parameters
         ----------
@@ -207,10 +206,10 @@ class Pack(Locking):
 
         Returns
         -------
-        Distinct
+        UniqueSlots
             Where duplicates belong.
         """
-        return self._gather(self._begin(check_ids(token_ids, self.vocab_size)), sink)
+        return self._read(self._find_slots(check_ids(token_ids, self.vocab_size)), sink)
 
     @_within_memory
     def most_frequent(self, count: int) -> NDArray[np.int64]:
@@ -283,7 +282,7 @@ class Pack(Locking):
         """
         with self._container.source.lease():
             slots, numbers = np.unique(self.slots(token_ids), return_inverse=True)
-            return self._gatherer.extents(slots)[numbers]
+            return self._reader.extents(slots)[numbers]
 
     def prefetch(self, token_ids: ArrayLike) -> None:
         """Begin to read the blocks of `token_ids`, and return at once.
@@ -327,7 +326,7 @@ class Pack(Locking):
         if self._cache is None:
             raise ConfigError("there is no cache to fill: open the pack with cache='256MB'")
         with self._container.source.lease():
-            self._gatherer.read_first(self._cache.rows)
+            self._reader.read_first(self._cache.rows)
         return self._cache.nbytes
 
     def stats(self) -> dict[str, int | float | str]:
@@ -344,7 +343,7 @@ class Pack(Locking):
             lookup, and ``cache_bytes``; ``prefetched_blocks``; ``kernels``: ``numba`` or ``numpy``.
         """
         fetches = asdict(self._container.source.fetches)
-        file_bytes, asked = fetches.pop("file_bytes"), self._gatherer.asked_bytes
+        file_bytes, asked = fetches.pop("file_bytes"), self._reader.asked_bytes
         return {
             "io": self._container.source.mode,
             "kernels": "numpy" if kernels.loaded() is None else "numba",
@@ -353,8 +352,8 @@ class Pack(Locking):
             **{f"fetched_{way}": count for way, count in fetches.items()},
             "file_bytes": file_bytes,
             "read_amplification": file_bytes / asked if asked else 0,
-            "cache_hits": self._gatherer.cache_hits,
-            "cache_misses": self._gatherer.cache_misses if self._cache is not None else 0,
+            "cache_hits": self._reader.cache_hits,
+            "cache_misses": self._reader.cache_misses if self._cache is not None else 0,
             "cache_bytes": 0 if self._cache is None else self._cache.nbytes,
             "prefetched_blocks": self._ahead.blocks,
         }
@@ -391,18 +390,13 @@ class Pack(Locking):
     def close(self) -> None:
         """Close the file. Reads that run in other threads end first; later ones fail."""
         self._container.close()
-        self._gatherer.close()
+        self._reader.close()
         self._ahead.close()
 
     def __enter__(self) -> Pack:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -424,30 +418,27 @@ class Pack(Locking):
         )
 
     @cached_property
-    def _all_layers(self) -> LayerChoice:
-        return LayerChoice.of(range(self.num_layers), self._table.fields)
+    def _all_layers(self) -> LayerSelection:
+        return LayerSelection.of(range(self.num_layers), self._table.fields)
 
-    def _choose(self, layers: Sequence[int]) -> LayerChoice:
-        return LayerChoice.of(check_layers(layers, self.num_layers), self._table.fields)
-
-    def _begin(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the slots of `ids`; one alone is being read from here on."""
+    def _find_slots(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the slots of `ids`; the system begins to read the block of one alone."""
         with self._container.source.lease():
             slots = self._tokens.slots(ids)
             if len(slots) == 1:
-                self._gatherer.announce_one(int(slots[0]))
+                self._reader.advise_one(int(slots[0]))
         return slots
 
-    def _gather(self, slots: NDArray[np.int64], sink: Sink) -> Distinct:
+    def _read(self, slots: NDArray[np.int64], sink: RecordSink) -> UniqueSlots:
         if len(slots) >= _KERNEL_ROWS or self._rows_served >= _KERNEL_ROWS:
             kernels.load()
         with self._container.source.lease():
-            distinct = Distinct.of(slots)
-            self._gatherer.gather(distinct.slots, distinct.places, sink)
+            unique = UniqueSlots.of(slots)
+            self._reader.read(unique.slots, unique.places, sink)
         with self._lock:
             self._rows_served += len(slots)
-        return distinct
+        return unique
 
     def _missing_blocks(self, ids: NDArray[np.int64]) -> list[tuple[int, list[int]]]:
         """By chunk: the blocks of those of `ids` that no cache has."""
-        return self._gatherer.missing_blocks(np.unique(self._tokens.slots(ids)))
+        return self._reader.missing_blocks(np.unique(self._tokens.slots(ids)))

@@ -26,7 +26,7 @@ from tolpack.errors import ConfigError, TokenIdError
 from tolpack.pack import Pack
 from tolpack.reading.torch_rows import Layer, row_source
 from tolpack.runtime.array_types import Ints
-from tolpack.runtime.forking import renew_after_fork
+from tolpack.runtime.fork_safety import register_fork_reset
 from tolpack.runtime.pool import Pool
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -100,7 +100,7 @@ class ToLMemory(torch.nn.Module):
         # The pack's id is part of it: a graph that was saved must not find another pack's rows.
         self._name = f"{self.pack.container.preamble.pack_id:016x}-{next(_numbers)}"
         _memories[self._name] = self
-        renew_after_fork(self)
+        register_fork_reset(self)
 
     def forward(self, layer: int, token_ids: torch.Tensor) -> torch.Tensor:
         """Return layer `layer`'s memory output for `token_ids`.
@@ -149,8 +149,8 @@ class ToLMemory(torch.nn.Module):
         ids = _flat(token_ids)
         self._coming = (ids, self._ahead.submit(self._load, ids))
 
-    def renew(self) -> None:
-        """See `tolpack.runtime.forking.Forked`: the thread that fetches ahead is gone."""
+    def reset_after_fork(self) -> None:
+        """See `tolpack.runtime.fork_safety.ForkReset`: the thread that fetches ahead is gone."""
         self._coming = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ToLMemory:

@@ -22,9 +22,9 @@ from functools import cache
 from typing import Any
 
 from tolpack.codecs.registry import CODECS
-from tolpack.runtime.forking import delay_forks
+from tolpack.runtime.fork_safety import fork_delaying_lock
 
-_lock = delay_forks()
+_lock = fork_delaying_lock()
 
 
 class Kernel:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.errors import FileAccessError, FormatError
-from tolpack.runtime.forking import Locking
+from tolpack.runtime.fork_safety import ForkSafe
 
 # Offset and length, in bytes.
 Extent = tuple[int, int]
@@ -42,7 +42,7 @@ class FetchCounts:
     file_bytes: int = 0
 
 
-class ByteSource(Locking, ABC):
+class ByteSource(ForkSafe, ABC):
     """The bytes of one pack, read at offsets. Safe to use from several threads.
 
     Attributes
@@ -74,9 +74,9 @@ class ByteSource(Locking, ABC):
         self._closing = False
         super().__init__()
 
-    def renew(self) -> None:
-        """See `tolpack.runtime.forking.Forked`."""
-        super().renew()
+    def reset_after_fork(self) -> None:
+        """See `tolpack.runtime.fork_safety.ForkReset`."""
+        super().reset_after_fork()
         self._leases = [0]  # a lease that was taken before a fork ends where it was counted
 
     @abstractmethod

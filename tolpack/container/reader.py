@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from tolpack.codecs.encodings import Encoding
 from tolpack.container.block_sizes import longest_frame, raw_block_bytes
 from tolpack.container.byte_source import ByteSource, FetchCounts
-from tolpack.container.checks import check_header
 from tolpack.container.crc import CHECKSUM_BYTES, compare, crc32, place_checksum
 from tolpack.container.header import Chunk, Header, Table, parse_header
+from tolpack.container.header_checks import check_header
 from tolpack.container.index import FRAMES_PER_INDEX_BLOCK, decode_index_block, index_block_extent
 from tolpack.container.io_modes import open_source
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, Preamble, parse_preamble
 from tolpack.errors import FormatError
-from tolpack.runtime.forking import Locking
+from tolpack.runtime.fork_safety import ForkSafe
 
 # Bytes of an array that are read together.
 _ARRAY_BYTES = 4 << 20
@@ -76,7 +76,7 @@ class ChunkView:
         return min(self.rows_per_block, self.chunk.rows - block * self.rows_per_block)
 
 
-class Container(Locking):
+class Container(ForkSafe):
     """A verified view of a pack's first table.
 
     Use `Container.open`; attributes ``preamble``, ``header``, ``table``, ``chunks`` (tuple of
@@ -179,7 +179,7 @@ class Container(Locking):
         self._count("block", sum(length for _, length in extents), len(extents))
         if self.checksums:
             for block, extent, data in zip(blocks, extents, found):
-                self._check_block(number, block, extent[0], data)
+                self._check_block_checksum(number, block, extent[0], data)
         return [data[:-CHECKSUM_BYTES] for data in found]
 
     def raw_rows(self, number: int, rows: Sequence[int]) -> NDArray[np.uint8]:
@@ -201,10 +201,10 @@ class Container(Locking):
         self._count("block", length * len(offsets), len(offsets))
         if self.checksums:
             for row, offset, data in zip(rows, offsets, found):
-                self._check_block(number, row, offset, data.data)
+                self._check_block_checksum(number, row, offset, data.data)
         return found
 
-    def _check_block(self, number: int, block: int, offset: int, data: memoryview) -> None:
+    def _check_block_checksum(self, number: int, block: int, offset: int, data: memoryview) -> None:
         view = self.chunks[number]
         slot = view.first_slot + block * view.rows_per_block
         found = place_checksum(data[:-CHECKSUM_BYTES], self.preamble.pack_id, slot)

@@ -1,7 +1,7 @@
 """Texts as token ids, and the texts of token ids.
 
 The ``tokenizers`` library panics or aborts on some files, and a pattern in one may take for ever.
-So it runs in a process of its own (`tolpack.runtime.isolation`). Its limits on time and memory
+So it runs in a process of its own (`tolpack.runtime.worker_process`). Its limits on time and memory
 follow from the length of the file or the text.
 """
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.runtime.files import read_whole
-from tolpack.runtime.isolation import Answer, Isolated, IsolationError, Request
+from tolpack.runtime.worker_process import Answer, Request, WorkerError, WorkerProcess
 from tolpack.sources.npy import read_npy
 
 _WORKER = "tolpack.model.tokenizer_worker"
@@ -62,7 +62,7 @@ class TextTokenizer:
         except OSError as error:
             raise ConfigError(f"cannot read tokenizer {path}: {error.strerror or error}") from error
         load = _request("load", data, len(data) * _LOAD_SECONDS, len(data) * _LOAD_BYTES)
-        self._worker = Isolated(_WORKER, load)
+        self._worker = WorkerProcess(_WORKER, load)
         self._vocab_size = int(self._ask(_request("size", b"", 0, 0))[0]["vocab_size"])
 
     @property
@@ -119,7 +119,7 @@ class TextTokenizer:
     def _ask(self, request: Request) -> Answer:
         try:
             return self._worker.ask(request)
-        except IsolationError as error:
+        except WorkerError as error:
             raise ConfigError(
                 f"cannot read tokenizer {self.path}, or encode with it: {error}"
             ) from error

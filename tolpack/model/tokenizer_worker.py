@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from tolpack.runtime.isolation import Answer, Handler, serve
+from tolpack.runtime.worker_process import Answer, Handler, serve
 
 
 class TokenizerHandlers:

@@ -1,6 +1,8 @@
-"""From token ids to rows: what `tolpack.pack` is made of, in the order of a lookup.
+"""From token ids to rows: what `tolpack.pack` is made of.
 
-`lookup` (arguments, distinct slots), `gathering` (records, through `row_cache` and `prefetching`),
-`token_map` and `sections` (contents checked), `decoding` (rows); `verification` and `code_rates`
-read whole packs, and `reopening` those that were pickled.
+In the order of a lookup: `lookup` checks its arguments, `token_map` gives slots, `record_reader`
+reads the records of slots (by way of `row_cache`, `prefetching` and `blocks`), and `row_decoder`
+makes rows of records (with bases and means from `stored_arrays`). `torch_rows` and
+`device_decoding` do so for torch. `verification`, `code_rates` and `summary` look at whole packs,
+and `reopening` opens those that were pickled.
 """

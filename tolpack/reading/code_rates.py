@@ -19,7 +19,7 @@ from tolpack.codecs.encodings import Encoding
 from tolpack.codecs.record import RecordLayout, Run, record_layout
 from tolpack.codecs.registry import CODECS
 from tolpack.container.reader import ChunkView, Container
-from tolpack.reading.sections import read_records
+from tolpack.reading.blocks import read_block
 from tolpack.runtime.array_types import Bytes, Floats
 
 # Rows, and bytes of their records, that are looked at; of a small file no more than so many bytes
@@ -115,7 +115,7 @@ def _spread(container: Container, number: int, count: int) -> Bytes:
     out = np.empty((sum(map(view.block_rows, numbers)), view.record_bytes), np.uint8)
     at = 0
     for block in numbers:
-        records = read_records(container, number, block)
+        records = read_block(container, number, block)
         out[at : at + len(records)] = records
         at += len(records)
     return out

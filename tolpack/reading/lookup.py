@@ -1,4 +1,4 @@
-"""The beginning of a lookup: checked arguments, each slot once."""
+"""The beginning of a lookup: arguments are checked, and each slot is looked up once."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tolpack.errors import ConfigError, TokenIdError
 
 
 @dataclass(frozen=True, slots=True)
-class Distinct:
+class UniqueSlots:
     """The distinct slots of a lookup, ascending, and where each one is asked for first.
 
-    ``slots`` and ``places`` int64 (distinct,); ``copies`` int64 (2, duplicates): where rows go that
-    stand elsewhere already, and where.
+    ``slots`` and ``places`` int64 (distinct,); ``copies`` int64 (2, duplicates): the place of each
+    duplicate, and that of the first one.
     """
 
     slots: NDArray[np.int64]
@@ -27,7 +27,7 @@ class Distinct:
     copies: NDArray[np.int64]
 
     @classmethod
-    def of(cls, slots: NDArray[np.int64]) -> Distinct:
+    def of(cls, slots: NDArray[np.int64]) -> UniqueSlots:
         """Sort and deduplicate."""
         if len(slots) == 1:
             return cls(slots, np.zeros(1, np.int64), np.empty((2, 0), np.int64))
@@ -40,9 +40,14 @@ class Distinct:
         origin = places[np.cumsum(new)[copied] - 1]
         return cls(ascending[new], places, np.stack([order[copied], origin]))
 
+    def fill_duplicates(self, out: NDArray[Any]) -> None:
+        """Copy the rows of `out`, (ids, …), that duplicates share with the first of them."""
+        if self.copies.size:
+            out[self.copies[0]] = out[self.copies[1]]
+
 
 @dataclass(frozen=True, slots=True)
-class LayerChoice:
+class LayerSelection:
     """Layers of a result, in order; all have ``width`` values.
 
     ``positions`` int64 (kept fields,): where each kept layer stands first in the result, or -1, and
@@ -58,8 +63,15 @@ class LayerChoice:
     repeats: tuple[tuple[int, int], ...]
 
     @classmethod
-    def of(cls, layers: Sequence[int], fields: Sequence[Field]) -> LayerChoice:
-        """Choose `layers` of a table of `fields`; raises `ConfigError` if their widths differ."""
+    def of(cls, layers: Sequence[int], fields: Sequence[Field]) -> LayerSelection:
+        """Select `layers` of a table of `fields`.
+
+        Raises
+        ------
+        ConfigError
+            There is no such layer, or their widths differ.
+        """
+        layers = check_layers(layers, len(fields))
         width = common_width(fields, layers)
         first = {layer: n for n, layer in reversed(list(enumerate(layers)))}
         kept = [layer for layer, field in enumerate(fields) if not field.dropped]
@@ -71,8 +83,8 @@ class LayerChoice:
                         if layer in stored and first[layer] != n)  # fmt: skip
         return cls(len(layers), width, positions, columns, zeros, repeats)
 
-    def complete(self, out: NDArray[Any]) -> None:
-        """Fill what is not decoded of `out`, (ids, layers, width)."""
+    def fill_undecoded(self, out: NDArray[Any]) -> None:
+        """Fill the dropped and the repeated layers of `out`, (ids, layers, width)."""
         for n in self.zeros:
             out[:, n] = 0
         for n, source in self.repeats:

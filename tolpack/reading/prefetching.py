@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from tolpack.container.reader import Container
 from tolpack.errors import TolpackError
-from tolpack.runtime.forking import renew_after_fork
+from tolpack.runtime.fork_safety import register_fork_reset
 from tolpack.runtime.pool import Pool
 
 _KEPT_BYTES = 64 << 20
@@ -37,8 +37,8 @@ class Prefetcher:
         self._pool = Pool(1, "ahead")
         self._closed = False
         self.blocks = 0
-        self.renew()
-        renew_after_fork(self)
+        self.reset_after_fork()
+        register_fork_reset(self)
 
     def begin(self, wanted: Callable[[], Wanted]) -> Future[None] | None:
         """Begin to fetch the blocks that `wanted` gives, by chunk; ``None`` if many such hints are
@@ -50,7 +50,7 @@ class Prefetcher:
             self._waiting += 1
         return self._pool.submit(self._fetch, wanted)
 
-    def blocks_of(self, number: int, blocks: list[int]) -> list[memoryview]:
+    def take_blocks(self, number: int, blocks: list[int]) -> list[memoryview]:
         """Return blocks of a chunk, as `Container.blocks`: those that are kept, or coming, from
         there, where they are no more.
         """
@@ -72,8 +72,8 @@ class Prefetcher:
             self._kept.clear()
             self._kept_bytes = 0
 
-    def renew(self) -> None:
-        """See `tolpack.runtime.forking.Forked`."""
+    def reset_after_fork(self) -> None:
+        """See `tolpack.runtime.fork_safety.ForkReset`."""
         self._changed = threading.Condition()
         self._coming: set[tuple[int, int]] = set()
         self._kept: OrderedDict[tuple[int, int], memoryview] = OrderedDict()

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
+from tolpack.container.reader import Container
 from tolpack.errors import FileAccessError
-
-if TYPE_CHECKING:
-    from tolpack.pack import Pack
 
 _REMEDY = "open the right file where it is wanted, and pickle its path instead of a pack"
 
 
-def reopen(kind: type[Pack], path: str, settings: dict[str, Any], identity: bytes) -> Pack:
+class _Opened(Protocol):
+    @property
+    def container(self) -> Container: ...
+
+    def close(self) -> None: ...
+
+
+_Pack = TypeVar("_Pack", bound=_Opened)
+
+
+def reopen(
+    open_pack: Callable[..., _Pack], path: str, settings: dict[str, Any], identity: bytes
+) -> _Pack:
     """Open the pack at `path` with `settings`, if its preamble is `identity`.
 
     Raises
@@ -23,7 +34,7 @@ def reopen(kind: type[Pack], path: str, settings: dict[str, Any], identity: byte
         It is none.
     """
     try:
-        pack = kind(path, **settings)
+        pack = open_pack(path, **settings)
     except FileAccessError as error:
         raise FileAccessError(
             f"a pickled pack cannot be opened again: {error}; {_REMEDY}"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tolpack.container.reader import Container
 from tolpack.errors import FormatError
 from tolpack.runtime.array_types import Ints
-from tolpack.runtime.forking import Locking
+from tolpack.runtime.fork_safety import ForkSafe
 
 Slots = NDArray[np.integer[Any]]
 # Tokens that are looked at together.
@@ -48,7 +48,7 @@ class StoredOrder:
         return np.sort(self._tokens[start:stop])
 
 
-class TokenMap(Locking):
+class TokenMap(ForkSafe):
     """The slots of a container's tokens, read when they are first needed."""
 
     def __init__(self, container: Container) -> None:
@@ -75,7 +75,7 @@ class TokenMap(Locking):
     def order(self) -> StoredOrder:
         """The order of all slots; errors as of `slots`."""
         stored = self._read()
-        return StoredOrder(None if stored is None else turned_around(stored))
+        return StoredOrder(None if stored is None else inverse_permutation(stored))
 
     def _read(self) -> Slots | None:
         number = self._container.table.token_map
@@ -106,7 +106,7 @@ def read_token_map(container: Container, number: int) -> Slots:
     return slots
 
 
-def turned_around(slots: Slots) -> Slots:
+def inverse_permutation(slots: Slots) -> Slots:
     """Token ids by slot, in the dtype of `slots`, a permutation (rows,)."""
     return _turned(slots, np.empty_like(slots))
 

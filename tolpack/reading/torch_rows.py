@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tolpack.reading.decoding import RowSink, StoredSink
 from tolpack.reading.device_decoding import check_scales, expand
-from tolpack.reading.lookup import LayerChoice, check_ids
+from tolpack.reading.lookup import LayerSelection, check_ids
+from tolpack.reading.row_decoder import RowDecoder, StoredValueDecoder
 from tolpack.runtime.array_types import Bytes, Floats, Ints
 from tolpack.runtime.buffers import Buffers
 
@@ -86,15 +86,15 @@ class HostRows:
         self._pack, self._dtype, self._device = pack, dtype, device
         self._buffers = Buffers(_KEPT_BYTES)
         layers = range(pack.num_layers)
-        self._layers = LayerChoice.of(layers, pack.container.table.fields)
+        self._layers = LayerSelection.of(layers, pack.container.table.fields)
 
     def __call__(self, ids: Ints) -> Layer:
         """Return the rows of distinct `ids`: views of one array."""
         pack, numpy_dtype = self._pack, _NUMPY[self._dtype]
         shape = (len(ids), pack.num_layers, pack.hidden_size)
         out = self._buffers.array(shape, numpy_dtype)
-        pack.gather(ids, RowSink(pack.decoder, out, self._layers))
-        self._layers.complete(out)
+        pack.gather(ids, RowDecoder(pack.decoder, out, self._layers))
+        self._layers.fill_undecoded(out)
         rows = torch.from_numpy(out)
         rows = rows.view(torch.bfloat16) if self._dtype == torch.bfloat16 else rows
         rows = rows.to(self._device)
@@ -113,7 +113,7 @@ class HostCoefficients:
         """Return the stored values of distinct `ids`; see `Stored`."""
         decoder = self._pack.decoder
         out = np.empty((len(ids), decoder.stored_values), _NUMPY[dtype])
-        self._pack.gather(ids, StoredSink(decoder, out))
+        self._pack.gather(ids, StoredValueDecoder(decoder, out))
         values = torch.from_numpy(out)
         values = values.view(torch.bfloat16) if dtype == torch.bfloat16 else values
         return values.to(self._device), None

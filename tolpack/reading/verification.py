@@ -20,8 +20,9 @@ from tolpack.codecs.record import RecordLayout, record_layout
 from tolpack.container.index import FRAMES_PER_INDEX_BLOCK, index_block_extent
 from tolpack.container.reader import ChunkView, Container
 from tolpack.errors import FileAccessError, FormatError
-from tolpack.reading.sections import float_pieces, open_records
-from tolpack.reading.token_map import StoredOrder, read_token_map, turned_around
+from tolpack.reading.blocks import decompress_block
+from tolpack.reading.stored_arrays import float_pieces
+from tolpack.reading.token_map import StoredOrder, inverse_permutation, read_token_map
 
 # Findings that are told one by one; runs of token ids that are told of each.
 _MOST_FINDINGS = 1000
@@ -151,7 +152,7 @@ class _Check:
         self._progress(length)
 
     def _read_map(self, number: int) -> None:
-        self._order = StoredOrder(turned_around(read_token_map(self._container, number)))
+        self._order = StoredOrder(inverse_permutation(read_token_map(self._container, number)))
 
     def _index_block(self, number: int, view: ChunkView, run: int, end: int | None) -> int | None:
         """Check one block of an index and its frames; returns where the last frame ends.
@@ -186,7 +187,7 @@ class _Check:
 
     def _block(self, number: int, view: ChunkView, block: int) -> None:
         payload = self._container.block(number, block)
-        records = open_records(self._container, payload, number, block)
+        records = decompress_block(self._container, payload, number, block)
         self._layouts[view.chunk.encoding].check_scales(records)
         if not view.encoding.is_compressed and any(payload[records.size :]):
             raise FormatError("padding", f"chunk {number}, block {block}", "data", "zeros")

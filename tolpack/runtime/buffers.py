@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from tolpack.runtime.forking import renew_after_fork
+from tolpack.runtime.fork_safety import register_fork_reset
 
 # Smaller ones are taken from memory that the process has, and need no clearing.
 _LEAST_BYTES = 1 << 20
@@ -25,11 +25,11 @@ class Buffers:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._free: list[NDArray[np.uint8]] = []
-        self.renew()
-        renew_after_fork(self)
+        self.reset_after_fork()
+        register_fork_reset(self)
 
-    def renew(self) -> None:
-        """See `tolpack.runtime.forking.Forked`."""
+    def reset_after_fork(self) -> None:
+        """See `tolpack.runtime.fork_safety.ForkReset`."""
         self._lock = threading.RLock()  # a finalizer may run within `array`
 
     def array(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:

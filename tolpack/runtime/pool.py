@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from tolpack.errors import ConfigError
-from tolpack.runtime.forking import Locking
+from tolpack.runtime.fork_safety import ForkSafe
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -36,7 +36,7 @@ def thread_count(threads: int | None) -> int:
     return threads
 
 
-class Pool(Locking):
+class Pool(ForkSafe):
     """At most `size` threads."""
 
     _threads: ThreadPoolExecutor | None
@@ -74,7 +74,7 @@ class Pool(Locking):
         if threads is not None:
             threads.shutdown(wait=False)
 
-    def renew(self) -> None:
-        """See `tolpack.runtime.forking.Forked`."""
-        super().renew()
+    def reset_after_fork(self) -> None:
+        """See `tolpack.runtime.fork_safety.ForkReset`."""
+        super().reset_after_fork()
         self._threads = None

@@ -1,7 +1,7 @@
 """A table in an HDF5 file: its only dataset.
 
 The HDF5 library is written in C and was not made for damaged files, and a file may make it read
-other files. So it runs in a process of its own (`tolpack.runtime.isolation`,
+other files. So it runs in a process of its own (`tolpack.runtime.worker_process`,
 `tolpack.sources.hdf5_worker`), which refuses datasets whose values are in other files.
 """
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.runtime.files import regular_size
-from tolpack.runtime.isolation import Answer, Isolated, IsolationError, Request
+from tolpack.runtime.worker_process import Answer, Request, WorkerError, WorkerProcess
 from tolpack.sources.stored_array import StoredArray
 
 _WORKER = "tolpack.sources.hdf5_worker"
@@ -56,7 +56,7 @@ class _Table:
         cache = _MEMORY_BYTES // 2 + 2 * size
         where = {"path": str(path.absolute()), "cache_bytes": cache}
         opening = self._request("open", where, b"", 0)
-        self._worker = Isolated(_WORKER, opening)
+        self._worker = WorkerProcess(_WORKER, opening)
         values, _ = self._ask(self._request("describe", {}, b"", 0))
         self._shape: tuple[int, ...] = tuple(values["shape"])
         self._dtype: str = values["dtype"]
@@ -105,7 +105,7 @@ class _Table:
     def _ask(self, request: Request) -> Answer:
         try:
             return self._worker.ask(request)
-        except IsolationError as error:
+        except WorkerError as error:
             raise self._refusal(str(error)) from error
 
     def _refusal(self, reason: str) -> CheckpointError:

@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from tolpack.runtime.isolation import Answer, Handler, serve
+from tolpack.runtime.worker_process import Answer, Handler, serve
 
 # Groups and datasets that are looked at; a table has one.
 _MAX_OBJECTS = 1000

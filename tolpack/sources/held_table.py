@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tolpack.runtime.forking import Locking
+from tolpack.runtime.fork_safety import ForkSafe
 from tolpack.sources.protocol import LayerRows, TableSource
 from tolpack.sources.uniform_table import DerivedTable
 
@@ -19,7 +19,7 @@ from tolpack.sources.uniform_table import DerivedTable
 _BLOCK_TOKENS = 2048
 
 
-class HeldTable(DerivedTable, Locking):
+class HeldTable(DerivedTable, ForkSafe):
     """Another `TableSource`, each layer in memory as float32 from its first use on.
 
     Parameters
@@ -31,7 +31,7 @@ class HeldTable(DerivedTable, Locking):
     def __init__(self, source: TableSource) -> None:
         super().__init__(source)
         self._layers: dict[int, NDArray[np.float32]] = {}
-        Locking.__init__(self)
+        ForkSafe.__init__(self)
 
     @staticmethod
     def nbytes(source: TableSource) -> int:

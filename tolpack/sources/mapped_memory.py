@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.runtime.forking import Locking
+from tolpack.runtime.fork_safety import ForkSafe
 
 # Touched pages that may be resident at once, for each set of mapped files.
 MAPPED_BYTES = 128 << 20
@@ -26,7 +26,7 @@ _MOST_AROUND_BYTES = 2 << 20
 _STATM = "/proc/self/statm"
 
 
-class MappedMemory(Locking):
+class MappedMemory(ForkSafe):
     """Count touched bytes of mapped files, and call `release` once `limit` of them are resident.
 
     Parameters

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from tolpack.codecs.bfloat16 import rounded_to_bfloat16
 from tolpack.codecs.record import RecordLayout, record_layout
 from tolpack.container.reader import Container
-from tolpack.reading.lookup import LayerChoice
-from tolpack.reading.sections import read_floats
+from tolpack.reading.lookup import LayerSelection
+from tolpack.reading.stored_arrays import read_floats
 from tolpack.runtime.array_types import Bytes, Floats, Ints
-from tolpack.runtime.forking import Locking
+from tolpack.runtime.fork_safety import ForkSafe
 
 
-class TableDecoder(Locking):
+class TableDecoder(ForkSafe):
     """What the records of a container's table mean.
 
     ``layouts``: by encoding; ``plain``: whether rows are the stored values as they are;
@@ -92,15 +92,15 @@ class TableDecoder(Locking):
 
 
 @dataclass(frozen=True, slots=True)
-class RowSink:
-    """Decodes records to rows of an array; a `tolpack.reading.gathering.Sink`.
+class RowDecoder:
+    """Decodes records to rows of an array; a `tolpack.reading.record_reader.RecordSink`.
 
     ``out`` (any, layers, width) of float32, float16, or uint16 for the bits of bfloat16.
     """
 
     decoder: TableDecoder
     out: NDArray[Any]
-    layers: LayerChoice
+    layers: LayerSelection
 
     def __call__(self, encoding: int, records: Bytes, places: Ints) -> None:
         """Decode `records` to ``out[places]``."""
@@ -119,8 +119,8 @@ class RowSink:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredSink:
-    """Decodes records to their stored values; a `tolpack.reading.gathering.Sink`.
+class StoredValueDecoder:
+    """Decodes records to their stored values; a `tolpack.reading.record_reader.RecordSink`.
 
     ``out`` (any, stored values of all kept fields), contiguous, of float32, or uint16 for the bits
     of bfloat16.

@@ -4,7 +4,7 @@ A parser in C or Rust that aborts ends its process, and no Python code can catch
 a child that is started for one file and answers requests over its standard streams: a length, a
 JSON object, raw bytes. Each request has a limit on CPU time (a timer of the kernel, which also ends
 a loop in compiled code) and one on memory (``RLIMIT_AS``, where the system has it). A child that
-dies costs an error, `IsolationError`; the next request starts another one.
+dies costs an error, `WorkerError`; the next request starts another one.
 
 The price is the start of an interpreter, about 0.15 s, and a copy of what goes to and fro.
 """
@@ -27,7 +27,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from tolpack.runtime.forking import Locking
+from tolpack.runtime.fork_safety import ForkSafe
 
 if TYPE_CHECKING:
     from io import RawIOBase
@@ -42,7 +42,7 @@ _POLL_SECONDS, _POLLS_ASLEEP = 0.1, 50
 _PATIENCE = 20
 
 
-class IsolationError(Exception):
+class WorkerError(Exception):
     """The child refused a request, or died of it; the message says which."""
 
 
@@ -60,7 +60,7 @@ class Request:
     memory_bytes: int
 
 
-class Isolated(Locking):
+class WorkerProcess(ForkSafe):
     """A child process that runs a module's `serve`; it starts with the first request.
 
     Parameters
@@ -75,9 +75,9 @@ class Isolated(Locking):
         self._module, self._opening = module, opening
         super().__init__()
 
-    def renew(self) -> None:
-        """See `tolpack.runtime.forking.Forked`: the streams are the parent's."""
-        super().renew()
+    def reset_after_fork(self) -> None:
+        """See `tolpack.runtime.fork_safety.ForkReset`: the streams are the parent's."""
+        super().reset_after_fork()
         self._child: _Child | None = None
 
     def ask(self, request: Request) -> Answer:
@@ -85,7 +85,7 @@ class Isolated(Locking):
 
         Raises
         ------
-        IsolationError
+        WorkerError
             The handler raised, the child died, or a limit was reached.
         """
         with self._lock:
@@ -107,7 +107,7 @@ class Isolated(Locking):
         try:
             return child.exchange(request)
         except BaseException as error:
-            if not isinstance(error, IsolationError) or not child.alive or child.answered == 0:
+            if not isinstance(error, WorkerError) or not child.alive or child.answered == 0:
                 self._child = None
                 child.stop()
             raise
@@ -149,9 +149,9 @@ class _Child:
             body = self._receive(body_bytes, deadline)
         except (OSError, EOFError) as error:
             self.alive = False
-            raise IsolationError(self._cause_of_death(request)) from error
+            raise WorkerError(self._cause_of_death(request)) from error
         if "error" in answer:
-            raise IsolationError(answer["error"])
+            raise WorkerError(answer["error"])
         self.answered += 1
         return answer, bytes(body)
 

@@ -1,8 +1,8 @@
-"""The inner part of a lookup: from slots to records, handed to whoever decodes them.
+"""The inner part of a lookup: from slots to records, passed to a function that decodes them.
 
 Slots come ascending and distinct, so every block is read once. A window of blocks is fetched
-together, at queue depth if it is cold; then blocks are opened and their records handed over a few
-at a time, so that codes and rows stay in the cache of the core. Large lookups are shared among
+together, at queue depth if it is cold; then blocks are decompressed and their records passed on a
+few at a time, so that codes and rows stay in the cache of the core. Large lookups are shared among
 threads, each with slots of its own from end to end: one dispatch for a thread, not for a row.
 """
 
@@ -14,16 +14,16 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from tolpack.container.reader import Container
+from tolpack.reading.blocks import decompress_block
 from tolpack.reading.prefetching import Prefetcher
 from tolpack.reading.row_cache import RowCache
-from tolpack.reading.sections import open_records
 from tolpack.runtime.array_types import Bytes, Ints
-from tolpack.runtime.forking import Locking
+from tolpack.runtime.fork_safety import ForkSafe
 from tolpack.runtime.pool import Pool
 
 # Takes records, uint8 (n, record_bytes or more), of the encoding of that number; and their places,
 # int64 (n,). Called from several threads.
-Sink = Callable[[int, Bytes, Ints], None]
+RecordSink = Callable[[int, Bytes, Ints], None]
 
 # Rows decoded together, and bytes of the file fetched together.
 _DECODE_BYTES = 1 << 20
@@ -38,8 +38,8 @@ _WARM_ROWS = 1 << 12
 _THREAD_BYTES = 4 << 20
 
 
-class Gatherer(Locking):
-    """Rows of a container's table.
+class RecordReader(ForkSafe):
+    """Reads the records of a container's table.
 
     Parameters
     ----------
@@ -65,8 +65,8 @@ class Gatherer(Locking):
         self._starts = [view.first_slot for view in container.chunks]
         self._row_bytes = 4 * sum(field.width for field in self._table.kept_fields)
 
-    def gather(self, slots: Ints, places: Ints, sink: Sink) -> None:
-        """Hand the records of `slots`, int64 (n,), ascending and distinct, to `sink`, each with its
+    def read(self, slots: Ints, places: Ints, sink: RecordSink) -> None:
+        """Pass the records of `slots`, int64 (n,), ascending and distinct, to `sink`, each with its
         number in `places`, int64 (n,).
 
         Raises
@@ -75,17 +75,17 @@ class Gatherer(Locking):
         """
         count = len(slots)
         if count == 1:
-            self._fill_one(int(slots[0]), places, sink)
+            self._read_one(int(slots[0]), places, sink)
             return
         shares = min(self._pool.size, count * self._row_bytes // _THREAD_BYTES)
         if shares <= 1:
-            self._fill(slots, places, sink)
+            self._read_slots(slots, places, sink)
             return
         bounds = [count * n // shares for n in range(shares + 1)]
         parts = [slice(*pair) for pair in zip(bounds, bounds[1:])]
-        self._pool.map(lambda part: self._fill(slots[part], places[part], sink), parts)
+        self._pool.map(lambda part: self._read_slots(slots[part], places[part], sink), parts)
 
-    def announce_one(self, slot: int) -> None:
+    def advise_one(self, slot: int) -> None:
         """Have the system begin to read a row's block, while the caller gets ready for it."""
         number = bisect_right(self._starts, slot) - 1
         view = self._container.chunks[number]
@@ -94,7 +94,7 @@ class Gatherer(Locking):
             block = row // view.rows_per_block
             self._container.source.advise([self._container.block_extent(number, block)])
 
-    def spans(self, slots: Ints) -> Iterator[tuple[int, int, int]]:
+    def _chunk_spans(self, slots: Ints) -> Iterator[tuple[int, int, int]]:
         """Cut ascending slots by chunk: (chunk, begin, end) of the runs that are not empty."""
         bounds = np.searchsorted(slots, [*self._starts, self._table.rows]).tolist()
         for number, (begin, end) in enumerate(zip(bounds, bounds[1:])):
@@ -104,7 +104,7 @@ class Gatherer(Locking):
     def extents(self, slots: Ints) -> Ints:
         """Where the block of each of the ascending `slots` lies: int64 (n, 2), offset and bytes."""
         found = np.empty((len(slots), 2), np.int64)
-        for number, begin, end in self.spans(slots):
+        for number, begin, end in self._chunk_spans(slots):
             view = self._container.chunks[number]
             for start in range(begin, end, _EXTENTS):
                 part = slice(start, min(start + _EXTENTS, end))
@@ -115,7 +115,7 @@ class Gatherer(Locking):
     def missing_blocks(self, slots: Ints) -> list[tuple[int, list[int]]]:
         """By chunk: the blocks of those of the ascending `slots` that no cache has."""
         found = []
-        for number, begin, end in self.spans(slots):
+        for number, begin, end in self._chunk_spans(slots):
             view = self._container.chunks[number]
             rows = slots[begin:end] - view.first_slot
             if self._cache is not None:
@@ -127,14 +127,14 @@ class Gatherer(Locking):
         """Read the first `count` slots, as a cache keeps them."""
         for start in range(0, count, _WARM_ROWS):
             slots = np.arange(start, min(start + _WARM_ROWS, count))
-            self.gather(slots, slots, lambda *_: None)
+            self.read(slots, slots, lambda *_: None)
 
     def close(self) -> None:
         """End the threads."""
         self._pool.close()
 
-    def _fill_one(self, slot: int, places: Ints, sink: Sink) -> None:
-        """As `_fill_chunk`, for a decode step of one token, where every array counts."""
+    def _read_one(self, slot: int, places: Ints, sink: RecordSink) -> None:
+        """As `_read_chunk`, for a decode step of one token, where every array counts."""
         number = bisect_right(self._starts, slot) - 1
         view = self._container.chunks[number]
         row = slot - view.first_slot
@@ -146,19 +146,19 @@ class Gatherer(Locking):
                 records = self._cache.records(number, np.array([row]))
                 sink(view.chunk.encoding, records, places)
                 return
-            payload = self._ahead.blocks_of(number, [block])[0]
-            records = self._opened(number, block, payload)
+            payload = self._ahead.take_blocks(number, [block])[0]
+            records = self._decompress(number, block, payload)
             sink(view.chunk.encoding, records[within : within + 1], places)
         with self._lock:
             self.cache_misses += 1
             self.asked_bytes += view.record_bytes
 
-    def _fill(self, slots: Ints, places: Ints, sink: Sink) -> None:
+    def _read_slots(self, slots: Ints, places: Ints, sink: RecordSink) -> None:
         with np.errstate(over="ignore", invalid="ignore"):
-            for number, begin, end in self.spans(slots):
-                self._fill_chunk(number, slots[begin:end], places[begin:end], sink)
+            for number, begin, end in self._chunk_spans(slots):
+                self._read_chunk(number, slots[begin:end], places[begin:end], sink)
 
-    def _fill_chunk(self, number: int, slots: Ints, places: Ints, sink: Sink) -> None:
+    def _read_chunk(self, number: int, slots: Ints, places: Ints, sink: RecordSink) -> None:
         view = self._container.chunks[number]
         rows, missing = slots - view.first_slot, np.arange(len(slots))
         if self._cache is not None:
@@ -173,9 +173,9 @@ class Gatherer(Locking):
             self.cache_misses += len(missing)
             self.asked_bytes += len(missing) * view.record_bytes
         if len(missing):
-            self._fill_from_file(number, rows[missing], places[missing], sink)
+            self._read_from_file(number, rows[missing], places[missing], sink)
 
-    def _fill_from_file(self, number: int, rows: Ints, places: Ints, sink: Sink) -> None:
+    def _read_from_file(self, number: int, rows: Ints, places: Ints, sink: RecordSink) -> None:
         """Read rows of a chunk, window by window."""
         view = self._container.chunks[number]
         window = max(1, _WINDOW_BYTES * view.blocks // max(view.length_bytes, 1))
@@ -183,19 +183,21 @@ class Gatherer(Locking):
             for start in range(0, len(rows), window):
                 part = slice(start, start + window)
                 records = self._container.raw_rows(number, rows[part].tolist())
-                self._announce(number, rows, start, window)
-                self._hand_over(number, rows[part], places[part], records, sink)
+                self._advise_ahead(number, rows, start, window)
+                self._pass_raw_rows(number, rows[part], places[part], records, sink)
             return
         blocks, first = np.unique(rows // view.rows_per_block, return_index=True)
         bounds = np.append(first, len(rows))
         for start in range(0, len(blocks), window):
             stop = min(start + window, len(blocks))
             part = slice(bounds[start], bounds[stop])
-            payloads = self._ahead.blocks_of(number, blocks[start:stop].tolist())
-            self._announce(number, blocks, start, window)
-            self._open(number, blocks[start:stop], payloads, rows[part], places[part], sink)
+            payloads = self._ahead.take_blocks(number, blocks[start:stop].tolist())
+            self._advise_ahead(number, blocks, start, window)
+            self._decompress_all(
+                number, blocks[start:stop], payloads, rows[part], places[part], sink
+            )
 
-    def _announce(self, number: int, blocks: Ints, start: int, window: int) -> None:
+    def _advise_ahead(self, number: int, blocks: Ints, start: int, window: int) -> None:
         """If the window at `start` was cold, have the next ones read while it is decoded."""
         source = self._container.source
         if not source.is_cold:
@@ -205,8 +207,10 @@ class Gatherer(Locking):
         coming = blocks[first : start + (_WINDOWS_AHEAD + 1) * window].tolist()
         source.advise([self._container.block_extent(number, block) for block in coming])
 
-    def _hand_over(self, number: int, rows: Ints, places: Ints, records: Bytes, sink: Sink) -> None:
-        """Hand over a window of records that need no opening."""
+    def _pass_raw_rows(
+        self, number: int, rows: Ints, places: Ints, records: Bytes, sink: RecordSink
+    ) -> None:
+        """Pass on a window of records that are stored as they are."""
         view = self._container.chunks[number]
         if self._cache is not None:
             self._cache.put(number, rows, records[:, : view.record_bytes])
@@ -215,11 +219,11 @@ class Gatherer(Locking):
             some = slice(start, start + step)
             sink(view.chunk.encoding, records[some], places[some])
 
-    def _open(
+    def _decompress_all(
         self, number: int, blocks: Ints, payloads: Sequence[memoryview], rows: Ints, places: Ints,
-        sink: Sink,
+        sink: RecordSink,
     ) -> None:  # fmt: skip
-        """Open a window of blocks, those of the ascending `rows`, and hand the records over."""
+        """Decompress a window of blocks, those of the ascending `rows`, and pass the records on."""
         view = self._container.chunks[number]
         bounds = np.append(np.searchsorted(rows, blocks * view.rows_per_block), len(rows))
         step = max(1, self._decode_rows(view.rows_per_block) // view.rows_per_block)
@@ -227,24 +231,24 @@ class Gatherer(Locking):
             high = min(low + step, len(blocks))
             some = slice(bounds[low], bounds[high])
             wanted = np.split(rows[some], bounds[low + 1 : high] - bounds[low])
-            records = self._records(number, blocks[low:high], payloads[low:high], wanted)
+            records = self._records_of_rows(number, blocks[low:high], payloads[low:high], wanted)
             sink(view.chunk.encoding, records, places[some])
 
-    def _records(
+    def _records_of_rows(
         self, number: int, blocks: Ints, payloads: Sequence[memoryview], rows: Sequence[Ints]
     ) -> Bytes:
-        """Open blocks, and return the records of their `rows`: uint8 (all rows, record_bytes)."""
+        """Decompress blocks; returns those records of `rows`: uint8 (all rows, record_bytes)."""
         per_block = self._container.chunks[number].rows_per_block
         found = []
         for block, payload, wanted in zip(blocks.tolist(), payloads, rows):
-            records = self._opened(number, block, payload)
+            records = self._decompress(number, block, payload)
             whole = len(wanted) == len(records)
             found.append(records if whole else records[wanted - block * per_block])
         return found[0] if len(found) == 1 else np.concatenate(found)
 
-    def _opened(self, number: int, block: int, payload: memoryview) -> Bytes:
-        """Open a block, and have the cache keep all its records."""
-        records = open_records(self._container, payload, number, block)
+    def _decompress(self, number: int, block: int, payload: memoryview) -> Bytes:
+        """Decompress a block, and have the cache keep all its records."""
+        records = decompress_block(self._container, payload, number, block)
         if self._cache is not None:
             first = block * self._container.chunks[number].rows_per_block
             self._cache.put(number, np.arange(first, first + len(records)), records)

@@ -1,10 +1,10 @@
 """What a forked process starts with: locks that nobody holds, and no half-loaded modules.
 
 A fork copies the memory of all threads and goes on with one of them, so a lock that another thread
-held at that moment would never be released in the child. Method: whatever has locks, threads or
-counts of them makes them anew in the child (`renew_after_fork`); what the locks guard is changed in
+held at that moment would never be released in the child. So whatever has locks, threads or counts
+of them makes them anew in the child (`register_fork_reset`), and what the locks guard is changed in
 steps that leave it usable after each one. Where that cannot be (a module is half imported, code is
-half compiled, under locks of others), a fork waits until it is done (`delay_forks`).
+half compiled, under locks of others), a fork waits until it is done (`fork_delaying_lock`).
 
 Trade-off: owners keep plain locks of the interpreter, and replace them. A lock type that does so by
 itself would cost a lookup of one row more than a microsecond.
@@ -12,8 +12,8 @@ itself would cost a lookup of one row more than a microsecond.
 
 from __future__ import annotations
 
-# Hooks that are registered first take their locks last. Whoever holds one of `delay_forks` may want
-# those of these two, so that a fork must not have them while it waits.
+# Hooks that are registered first take their locks last. The holder of a `fork_delaying_lock` may
+# want those of these two, so that a fork must not have them while it waits.
 import concurrent.futures.thread  # noqa: F401
 import logging  # noqa: F401
 import os
@@ -22,35 +22,35 @@ import weakref
 from typing import Protocol
 
 
-class Forked(Protocol):
+class ForkReset(Protocol):
     """What has locks or threads, neither of which live on in a forked process."""
 
-    def renew(self) -> None:
+    def reset_after_fork(self) -> None:
         """Begin anew in the child of a fork: its other threads are gone, and what they held."""
         ...
 
 
-class Locking:
+class ForkSafe:
     """Base of what changes its state with ``_lock`` held; in a forked child nobody holds it."""
 
     def __init__(self) -> None:
-        self.renew()
-        renew_after_fork(self)
+        self.reset_after_fork()
+        register_fork_reset(self)
 
-    def renew(self) -> None:
-        """See `Forked`."""
+    def reset_after_fork(self) -> None:
+        """See `ForkReset`."""
         self._lock = threading.Lock()
 
 
-_living: weakref.WeakSet[Forked] = weakref.WeakSet()
+_living: weakref.WeakSet[ForkReset] = weakref.WeakSet()
 
 
-def renew_after_fork(one: Forked) -> None:
+def register_fork_reset(one: ForkReset) -> None:
     """Have `one` renewed in every forked child, for as long as it lives."""
     _living.add(one)
 
 
-def delay_forks() -> threading.RLock:
+def fork_delaying_lock() -> threading.RLock:
     """Return a lock; while another thread holds it, a fork of this process waits for it."""
     lock = threading.RLock()
     if hasattr(os, "register_at_fork"):
@@ -60,10 +60,10 @@ def delay_forks() -> threading.RLock:
     return lock
 
 
-def _renew_all() -> None:
+def _reset_all() -> None:
     for one in list(_living):
-        one.renew()
+        one.reset_after_fork()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_all)
+    os.register_at_fork(after_in_child=_reset_all)

@@ -1,7 +1,7 @@
-"""The contents of a pack's sections, checked beyond their checksums: arrays and records.
+"""Bases and means as float32, checked beyond their checksums.
 
-What stands behind a right checksum may still make no sense; these functions give nothing that does
-not follow the specification. They keep nothing: what stays resident is `tolpack.pack`'s part.
+What stands behind a right checksum may still make no sense: nothing is given that does not follow
+the specification. Nothing is kept either; `tolpack.reading.row_decoder` does.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tolpack.codecs.frames import FRAMES
 from tolpack.codecs.values import decode_values
 from tolpack.container.reader import Container
 from tolpack.errors import FormatError
@@ -55,22 +54,3 @@ def float_pieces(container: Container, number: int) -> Iterator[tuple[int, Float
         if not np.isfinite(values).all():
             raise FormatError("array-not-finite", f"sections[{number}]", "NaN or Inf", "finite")
         yield start, values
-
-
-def read_records(container: Container, number: int, block: int) -> Bytes:
-    """Read the records of block `block` of chunk `number`: uint8 (rows, record_bytes).
-
-    Raises
-    ------
-    FormatError
-        Code ``index-checksum``, ``frame-extent``, ``block-checksum`` or ``frame``.
-    """
-    return open_records(container, container.block(number, block), number, block)
-
-
-def open_records(container: Container, payload: memoryview, number: int, block: int) -> Bytes:
-    """Take the records out of a block's payload, decompressing it if it is a frame."""
-    view = container.chunks[number]
-    place = f"chunk {number}, block {block}"
-    frame = FRAMES[view.encoding.frame]
-    return frame.records(payload, view.block_rows(block), view.record_bytes, place)
