@@ -2,7 +2,7 @@
 
 ``memory(layer, token_ids)`` is called once per layer with the same ids; the rows of all layers are
 fetched together at the first of these calls, because they lie in one extent of the file. Without a
-basis they are decoded at once; with one, what is decoded is coefficients, and each layer's call
+basis they are decoded at once. With one, coefficients are decoded at once, and each layer's call
 multiplies them by its basis, which stays on the device (`tolpack.reading.torch_rows`).
 
 Reading a file cannot be traced, so within `torch.compile` a call is one operator of the graph,
@@ -30,7 +30,7 @@ from tolpack.runtime.fork_safety import register_fork_reset
 from tolpack.runtime.pool import Pool
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# What a copy, or another process, makes anew.
+# Attributes that a copy, or another process, makes anew.
 _OWN = {"_source", "_ahead", "_coming", "_last", "_name"}
 
 

@@ -1,4 +1,4 @@
-"""Where to cut bytes into zstd blocks, so that each stretch has a Huffman table that suits it."""
+"""Cuts between zstd blocks, so that each stretch of bytes has a Huffman table that suits it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tolpack.runtime.array_types import Bytes
 _SEGMENTS = 16
 # Cuts fall between segments: all pairs of cuts, ascending.
 _STARTS, _STOPS = np.triu_indices(_SEGMENTS + 1, 1)
-# What a further block takes: headers, and a Huffman table.
+# Bytes of a further block's header and Huffman table.
 _BLOCK_BYTES = 60.0
 
 

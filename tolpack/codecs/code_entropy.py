@@ -1,4 +1,4 @@
-"""What codes cost at least: their empirical entropy, and the Gaussian rate–distortion function."""
+"""Lower bounds on the size of codes: empirical entropy, Gaussian rate–distortion function."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the rows of a chunk are stored: the codecs of each field, and the frame (SPEC §5, §6).
+"""`Encoding`: the codecs of each field and the frame, by which a chunk is stored (SPEC §5, §6).
 
 A header names these by codec and frame; how many bytes they take follows from the codecs alone, so
 that extents can be checked before anything is allocated.
@@ -58,7 +58,7 @@ FieldEncoding = tuple[Part, ...]
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """How the rows of a chunk are stored.
+    """The way in which the rows of a chunk are stored.
 
     Parameters
     ----------

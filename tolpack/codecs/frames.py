@@ -19,8 +19,8 @@ from tolpack.codecs.zero_runs import decode_columns, encode_runs, longest_conten
 from tolpack.errors import FormatError
 from tolpack.runtime.array_types import Bytes
 
-# Records are noise to a match finder; what is gained comes from the Huffman stage, which every
-# level has: levels 1 to 19 save the same on 4-bit records (docs/lab-notes.md).
+# Records are noise to a match finder; the gain comes from the Huffman stage, which every level
+# has: levels 1 to 19 save the same on 4-bit records (docs/lab-notes.md).
 LEVEL = 3
 
 # Where runs were cut short a match finder finds nothing, and had better not look.

@@ -1,5 +1,4 @@
-"""Runs of zeros cut short, and small numbers in one byte with them, before the entropy coder
-(SPEC §8, frame ``zstd-runs``).
+"""Run-length coding of zeros and small numbers, ahead of zstd (SPEC §8, frame ``zstd-runs``).
 
 Where one step serves large and small components alike, most codes are zeros, and a Huffman code
 spends at least one bit on each byte. So here a byte stands for up to 15 zeros *and* the small

@@ -3,8 +3,8 @@
 They are written under another name in the same folder, then synced and renamed, and the folder is
 synced. The final name shows the old file or the new one, never a part of it.
 
-What is written to is always a file of our own: created where nothing was, or the regular file that
-an interrupted build left, known by its first bytes. Never is one opened through a link.
+Only files of our own are written to: newly created ones, or a regular file that an interrupted
+build left, known by its first bytes. None is opened through a link.
 """
 
 from __future__ import annotations
@@ -114,15 +114,15 @@ def take_over(path: Path, marker: bytes = b"", *, known: bool = False) -> Binary
     path : Path
         Its name.
     marker : bytes
-        What a file of ours begins with, unless it is shorter; of those without one only what is
-        empty is known.
+        First bytes of a file of ours, unless it is shorter; without a marker only an empty file
+        is known.
     known : bool
         Whether it is one of ours whatever it holds.
 
     Raises
     ------
     FileAccessError
-        Another process writes it, or what is there is no such file: it is not changed.
+        Another process writes it, or another kind of file is there, which is not changed.
     OSError
         It cannot be opened or created.
     """

@@ -60,7 +60,8 @@ class ByteSource(ForkSafe, ABC):
     is_resident : bool
         Whether all bytes are in memory, so that there is nothing to read ahead.
     caches_advised : bool
-        Whether a later read finds what `advise` announced. Otherwise who reads ahead keeps it.
+        Whether the system caches extents that were advised, so that a later read finds them.
+        Otherwise a reader ahead keeps them itself.
     """
 
     mode: ClassVar[str]

@@ -1,8 +1,7 @@
 """The header: which tables, fields, encodings, chunks and sections a pack holds (SPEC §4–§5).
 
-`Header` is what the JSON says, with every field checked for type and range; `check_header`
-then holds the parts against each other and against the file. Nothing is trusted because a
-checksum was right.
+`parse_header` checks every field for type and range; `tolpack.container.header_checks` then holds
+the parts against each other and against the file. A right checksum is no reason to trust them.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from tolpack.errors import FormatError
 
 SECTION_KINDS = ("token_map", "basis", "mean", "coded_basis", "blocks", "index")
 ARRAY_DTYPES = {"uint32": 4, "float16": 2, "float32": 4}
-# What the rows of a coded basis may be stored as.
+# Codecs that the rows of a coded basis may have.
 BASIS_CODECS = ("int8", "int4")
 
 

@@ -1,4 +1,4 @@
-"""Where the frames of a chunk lie: index blocks that are fetched and checked one at a time.
+"""The index of a chunk's frames: blocks that are fetched and checked one at a time.
 
 An index block covers 512 frames: the first frame's offset in the chunk (u64), each frame's
 length with its checksum (u32), and a CRC-32. Block *k* stands at a fixed place, so a lookup in a

@@ -8,7 +8,7 @@ nobody rewrites in place (tolpack itself always replaces by rename).
 Of several extents, those in the page cache are copied at once, by the thread that asks: a pool's
 dispatch costs more than the copy. The others are announced to the system together, which reads them
 at queue depth, and then fetched one by one. `tolpack.container.direct_file` reads past the page
-cache; for lack of announcing it has threads that wait.
+cache; it cannot announce reads, and has threads that wait for them.
 """
 
 from __future__ import annotations

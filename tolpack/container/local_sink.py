@@ -5,8 +5,8 @@ After each section the data is synced and a line is added to the journal
 the finished sections there. `LocalSink.commit` syncs, renames to the final name and syncs the
 folder: the final name never shows a half-written pack.
 
-Until then the file begins with a marker of its own, by which a leftover is known: a file of that
-name that is none is never written to, nor a link followed.
+Until then the file begins with a marker of its own, by which a leftover is known. Another file of
+that name is never written to, and no link is followed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tolpack.container.header import Section
 from tolpack.container.journal import Journal, has_journal, journal_path
 from tolpack.errors import ConfigError, FileAccessError
 
-# What an unfinished pack begins with, where a finished one has its magic.
+# The first bytes of an unfinished pack, where a finished one has its magic.
 _MARKER = b"\x89TOLPART"
 
 

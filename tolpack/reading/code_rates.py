@@ -1,11 +1,11 @@
-"""What the rows of an entropy-coded pack take, next to what they would take at least.
+"""Bits of entropy-coded rows, next to their lower bounds.
 
 Read from the pack itself: whole blocks, spread over all chunks. Per layer the codes' adaptive
 entropy, and the Gaussian rate–distortion function at the same distortion
 (`tolpack.codecs.code_entropy`), both in bits per stored value.
 
-A hostile header may claim thousands of chunks, each of blocks that decompress to megabytes: then
-some chunks stand for their neighbours too, so that what is looked at stays as small.
+A hostile header may claim thousands of chunks, each of blocks that decompress to megabytes. Then
+some chunks stand for their neighbours too, and no more is read than of other packs.
 """
 
 from __future__ import annotations

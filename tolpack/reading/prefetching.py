@@ -1,8 +1,8 @@
 """Reading ahead of a lookup, in a thread of its own.
 
-Where rows come through the page cache the system is told which extents will be wanted, and reads
-them while the caller computes. With direct reads there is no such place: blocks are read, verified
-and kept until a lookup takes them, the oldest making room for new ones.
+Where rows come through the page cache, the system is told which extents will be wanted, and reads
+them while the caller computes. Other sources (direct reads) cache nothing: their blocks are read,
+verified and kept until a lookup takes them, and the oldest make room for new ones.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ class RecordReader(ForkSafe):
                 yield number, begin, end
 
     def extents(self, slots: Ints) -> Ints:
-        """Where the block of each of the ascending `slots` lies: int64 (n, 2), offset and bytes."""
+        """Return offset and bytes of the block of each of the ascending `slots`: int64 (n, 2)."""
         found = np.empty((len(slots), 2), np.int64)
         for number, begin, end in self._chunk_spans(slots):
             view = self._container.chunks[number]

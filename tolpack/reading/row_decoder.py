@@ -22,7 +22,7 @@ from tolpack.runtime.fork_safety import ForkSafe
 
 
 class TableDecoder(ForkSafe):
-    """What the records of a container's table mean.
+    """Decodes the stored values of a container's table.
 
     ``layouts``: by encoding; ``plain``: whether rows are the stored values as they are;
     ``columns`` int64 (kept fields,): where each one's values begin among all stored ones.
@@ -50,7 +50,7 @@ class TableDecoder(ForkSafe):
 
     @property
     def multiplier(self) -> float:
-        """What all rows are multiplied by."""
+        """The factor of all rows."""
         return self._table.multiplier
 
     @property
@@ -59,7 +59,7 @@ class TableDecoder(ForkSafe):
         return int(self._starts[-1])
 
     def span(self, kept: int) -> slice:
-        """Where the values of kept field `kept` stand among them."""
+        """The columns of kept field `kept` among them."""
         return slice(self._starts[kept], self._starts[kept + 1])
 
     def basis(self, kept: int) -> Floats | None:

@@ -1,4 +1,4 @@
-"""What a pack holds, as plain values: the contract of ``tolpack inspect --json``."""
+"""A pack's contents as plain values: the contract of ``tolpack inspect --json``."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def layer_summaries(pack: Pack) -> list[LayerSummary]:
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where a token is stored: its slot (0: the most frequent, as the pack orders them), its chunk,
+    """The place of a token: its slot (0: the most frequent, as the pack orders them), its chunk,
     and the bytes that a lookup of it alone asks the file for.
     """
 

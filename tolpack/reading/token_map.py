@@ -1,8 +1,8 @@
-"""From token ids to slots, and back: the token map, checked before any of it is believed.
+"""The token map: from token ids to slots, and back.
 
-It is kept as it is stored, four bytes a token, and checked and turned around piece by piece: what
-reading it takes beyond itself is a byte for each token. A table without one is in the order of its
-ids, and takes nothing, however many rows it claims to have.
+It is checked before any of it is used. It stays in memory as it is stored, four bytes a token, and
+is checked and inverted piece by piece, which takes another byte for each token. A table without a
+map is in the order of its ids, and takes nothing, however many rows it claims to have.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Rows as tensors: where `tolpack.torch` takes them from. The only module here that imports torch.
+"""Rows as tensors, for `tolpack.torch`.
 
-What a lookup gives is a function from a layer to its rows, because rows that have a basis are
-multiplied by it layer by layer.
+A lookup gives a function from a layer to its rows, because rows that have a basis are multiplied by
+it layer by layer. Only this module and `tolpack.reading.device_decoding` import torch here.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What everything else runs on: threads, processes, memory, files, progress. It knows no tables."""
+"""Threads, processes, memory, files and progress, for everything else. It knows no tables."""

@@ -1,7 +1,7 @@
 """Large arrays whose memory is used again once nobody holds them.
 
-A new array of megabytes is pages that the system clears one by one as they are touched: for rows
-that are decoded at memory speed, a third of the time.
+The system clears the pages of a new array one by one as they are touched. For rows that are decoded
+at memory speed, that takes a third of the time.
 """
 
 from __future__ import annotations

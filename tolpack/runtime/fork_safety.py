@@ -1,4 +1,4 @@
-"""What a forked process starts with: locks that nobody holds, and no half-loaded modules.
+"""Locks in forked processes: no child waits for one that nobody will release.
 
 A fork copies the memory of all threads and goes on with one of them, so a lock that another thread
 held at that moment would never be released in the child. So whatever has locks, threads or counts
@@ -23,7 +23,7 @@ from typing import Protocol
 
 
 class ForkReset(Protocol):
-    """What has locks or threads, neither of which live on in a forked process."""
+    """An object with locks or threads, neither of which live on in a forked process."""
 
     def reset_after_fork(self) -> None:
         """Begin anew in the child of a fork: its other threads are gone, and what they held."""

@@ -1,4 +1,4 @@
-"""What a result was measured on."""
+"""The machine and the versions that a result was measured with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long-running work reports: phases with a count, and lines of text. Silent by default."""
+"""Progress of long-running work: phases with a count, and lines of text. Silent by default."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Arrays that a build needs again later: in memory up to a limit, beyond it in a temporary file.
 
 Bases of all layers, loss metrics and the like grow with layers × hidden². A `Scratch` keeps them
-within ``--max-memory``: what does not fit is written to an unnamed file beside the output and read
-back when it is asked for.
+within ``--max-memory``: arrays that do not fit are written to an unnamed file beside the output,
+and read back when they are asked for.
 """
 
 from __future__ import annotations

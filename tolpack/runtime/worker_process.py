@@ -1,4 +1,4 @@
-"""Libraries that may crash, hang or exhaust memory on a stranger's file, in a process of their own.
+"""Libraries that may crash, hang or exhaust memory on untrusted files, in their own process.
 
 A parser in C or Rust that aborts ends its process, and no Python code can catch that. So it runs in
 a child that is started for one file and answers requests over its standard streams: a length, a
@@ -6,7 +6,7 @@ JSON object, raw bytes. Each request has a limit on CPU time (a timer of the ker
 a loop in compiled code) and one on memory (``RLIMIT_AS``, where the system has it). A child that
 dies costs an error, `WorkerError`; the next request starts another one.
 
-The price is the start of an interpreter, about 0.15 s, and a copy of what goes to and fro.
+The price is the start of an interpreter, about 0.15 s, and a copy of all that is sent to and fro.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class WorkerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a child is asked: the name of a handler, plain values, bytes, and the limits.
+    """A request to a child: the name of a handler, plain values, bytes, and the limits.
 
     ``seconds``: CPU time. ``memory_bytes``: beyond what the process holds as the request begins.
     """
