@@ -30,7 +30,7 @@ _NORMALIZERS: tuple[dict[str, Any] | None, ...] = (
 _SPLITS: tuple[dict[str, Any] | None, ...] = (
     {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
     {"type": "Whitespace"}, {"type": "Digits", "individual_digits": True}, None,
-    {"type": "Split", "pattern": {"Regex": "\\p{L}+|\\s"}, "behavior": "WorkerProcess", "invert": False},
+    {"type": "Split", "pattern": {"Regex": "\\p{L}+|\\s"}, "behavior": "Isolated", "invert": False},
     {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
     {"type": "Sequence", "pretokenizers": [{"type": "Punctuation", "behavior": "Contiguous"},
                                            {"type": "BertPreTokenizer"}]},

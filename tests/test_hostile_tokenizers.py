@@ -31,7 +31,7 @@ def tokenizer(**changes):
 
 def split(pattern):
     """Return a pre-tokenizer that splits by a regular expression."""
-    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "WorkerProcess",
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated",
             "invert": False}  # fmt: skip
 
 
