@@ -96,7 +96,8 @@ def open_evaluator(
     from tolpack.evaluation.experiment_runner import ExperimentOptions
     from tolpack.workspace.resources import Resources
 
-    given, tokenizer = take_checkpoint_options(settings), settings.pop("tokenizer")
+    checkpoint_options = take_checkpoint_options(settings)
+    tokenizer = settings.pop("tokenizer")
     calibration = CalibrationInputs(
         settings.pop("calibrate"), settings.pop("frequencies"), tokenizer
     )
@@ -105,8 +106,9 @@ def open_evaluator(
         calibration, resources, settings.pop("scratch"), settings.pop("fresh")
     )
     evaluator = Evaluator(
-        checkpoint, settings.pop("text"), tokenizer=tokenizer, checkpoint_options=given,
-        context=settings.pop("context"), tokens=tokens, reporter=Terminal(),
+        checkpoint, settings.pop("text"), tokenizer=tokenizer,
+        checkpoint_options=checkpoint_options, context=settings.pop("context"), tokens=tokens,
+        reporter=Terminal(),
     )  # fmt: skip
     return evaluator, options
 

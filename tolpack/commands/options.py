@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -14,10 +14,8 @@ from tolpack.compress.settings import parse_drop
 from tolpack.runtime.sizes import parse_bytes
 from tolpack.sources.checkpoint.config import MODEL_TYPES
 from tolpack.sources.checkpoint.key_map import BUILT_IN as BUILT_IN_MAPS
+from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.workspace.resources import COMPUTE, DEFAULT_MAX_MEMORY
-
-if TYPE_CHECKING:  # it loads torch
-    from tolpack.sources.checkpoint.options import CheckpointOptions
 
 PATH = click.Path(path_type=Path)
 _CHECKPOINT_OPTIONS = ("config", "arch", "map_name", "key_map")
@@ -65,8 +63,6 @@ def refuse_two_maps(settings: dict[str, Any]) -> None:
 
 def take_checkpoint_options(settings: dict[str, Any]) -> CheckpointOptions:
     """Take the settings of `checkpoint_options` out of `settings`."""
-    from tolpack.sources.checkpoint.options import CheckpointOptions
-
     refuse_two_maps(settings)
     return CheckpointOptions(*(settings.pop(name) for name in _CHECKPOINT_OPTIONS))
 

@@ -119,7 +119,7 @@ def build(
     calibrate, tokenizer : str or Path, optional
         Text or ``.npy`` of token ids: token counts, and the losses for ``auto``.
     config, arch, map_name, key_map : str or Path, optional
-        What a checkpoint does not say itself: see
+        Settings that a checkpoint lacks, or that replace its own: see
         `tolpack.sources.checkpoint.options.CheckpointOptions`.
     frequencies : str or Path, optional
         ``.npy`` of token counts; frequent tokens are stored first and uncompressed.

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,11 +21,9 @@ from tolpack.model.text import TextTokenizer, find_tokenizer
 from tolpack.pack import Pack
 from tolpack.runtime.array_types import Doubles, Floats, Ints
 from tolpack.runtime.progress import Reporter
+from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.input_kind import is_pack
 from tolpack.sources.npy import read_counts
-
-if TYPE_CHECKING:  # the module loads torch, which two packs do not need
-    from tolpack.sources.checkpoint.options import CheckpointOptions
 
 # Limits of a block of rows, on each side. A checkpoint's layers are loaded anew for each block, so
 # blocks are large.

@@ -188,7 +188,7 @@ def _check_key(key: object) -> None:
         raise ValueError(f"it has a {type(key).__name__} as a key, expected a name or a number")
 
 
-class _Reader(pickle._Unpickler):
+class _Reader(pickle._Unpickler):  # the one in C makes its memo as long as it is told
     """Collects the storages that a pickle asks for: number of values, and bytes, by key."""
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)

@@ -96,7 +96,7 @@ class TorchFile:
             raise _refusal(self.path, error) from error
         try:
             return torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:
+        except Exception as error:  # unpicklers fail in many ways on foreign bytes
             if not (isinstance(error, RuntimeError) and "mmap" in str(error)):
                 raise _refusal(self.path, error) from error
         self._mapped = False  # the format before torch 1.6 cannot be mapped
