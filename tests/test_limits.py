@@ -21,6 +21,7 @@ from tolpack.calibration.loss_metrics import (
 from tolpack.errors import ConfigError, FileAccessError
 from tolpack.model.decoder import Decoder
 from tolpack.model.head import VocabularyMatrix, nll, nll_gradient
+from tolpack.runtime.progress import Reporter
 from tolpack.runtime.scratch import Scratch
 from tolpack.sources.checkpoint.checkpoint import open_checkpoint
 from tolpack.sources.checkpoint.config import parse_config
@@ -285,14 +286,14 @@ def test_bfloat16_is_chosen_for_large_rounded_tables_only(memoryllm, monkeypatch
     """`auto` is float32 unless the pass is long, the processor is able and 8 bits are enough."""
     source = open_source(memoryllm)
     monkeypatch.setattr("tolpack.workspace.limits.multiplies_bfloat16", lambda: True)
-    assert choose_compute("auto", source, 4) is torch.float32
+    assert choose_compute("auto", source, 4, Reporter()) is torch.float32
     monkeypatch.setattr("tolpack.workspace.limits._LARGE_PASS", 1.0)
-    assert choose_compute("auto", source, 4) is torch.bfloat16
-    assert choose_compute("auto", source, 16) is torch.float32
-    assert choose_compute("float32", source, 4) is torch.float32
+    assert choose_compute("auto", source, 4, Reporter()) is torch.bfloat16
+    assert choose_compute("auto", source, 16, Reporter()) is torch.float32
+    assert choose_compute("float32", source, 4, Reporter()) is torch.float32
     monkeypatch.setattr("tolpack.workspace.limits.multiplies_bfloat16", lambda: False)
-    assert choose_compute("auto", source, 4) is torch.float32
-    assert choose_compute("bfloat16", source, 8) is torch.bfloat16
+    assert choose_compute("auto", source, 4, Reporter()) is torch.float32
+    assert choose_compute("bfloat16", source, 8, Reporter()) is torch.bfloat16
 
 
 def test_bfloat16_rows_are_close_and_named(memoryllm, tmp_path):

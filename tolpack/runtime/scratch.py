@@ -20,30 +20,34 @@ from tolpack.errors import FileAccessError
 
 class SpilledArray:
     """An array put into a `Scratch`; `load` gives it back, `replace` stores another one of the
-    same shape and dtype in its place.
+    same shape and dtype in its place. Without a scratch it stays in memory, as it does once
+    unpickled.
     """
 
-    def __init__(self, scratch: Scratch, array: NDArray[Any]) -> None:
+    def __init__(self, scratch: Scratch | None, array: NDArray[Any]) -> None:
         self.shape, self.dtype, self.nbytes = array.shape, array.dtype, array.nbytes
         self._scratch = scratch
         self._array: NDArray[Any] | None = None
-        self._offset: int | None = None
-        self.replace(array)
+        self._offset = 0
+        if scratch is None or scratch.holds(self.nbytes):
+            self._array = array
+        else:
+            self._offset = scratch.write(array, None)
 
     def load(self) -> NDArray[Any]:
         """Return the array; not to be changed."""
-        if self._array is not None:
-            return self._array
+        if self._array is not None or self._scratch is None:
+            return np.asarray(self._array)
         array = np.empty(self.shape, self.dtype)
-        self._scratch.read_into(array, self._offset or 0)
+        self._scratch.read_into(array, self._offset)
         return array
 
     def replace(self, array: NDArray[Any]) -> None:
         """Store `array` in place of what was stored."""
-        if self._offset is None and (self._array is not None or self._scratch.holds(self.nbytes)):
+        if self._array is not None or self._scratch is None:
             self._array = array
         else:
-            self._offset = self._scratch.write(array, self._offset)
+            self._scratch.write(array, self._offset)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return in_memory, (self.load(),)
@@ -51,7 +55,7 @@ class SpilledArray:
 
 def in_memory(array: NDArray[Any]) -> SpilledArray:
     """Return an array that stays in memory, as one that may be spilled."""
-    return SpilledArray(Scratch(Path(), array.nbytes), array)
+    return SpilledArray(None, array)
 
 
 class Scratch:
