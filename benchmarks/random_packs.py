@@ -16,6 +16,7 @@ from tolpack.codecs.encodings import Encoding, Part
 from tolpack.codecs.frames import compress, compress_runs
 from tolpack.codecs.record import record_layout
 from tolpack.compress.fixed.encodings import raw_encoding, zstd_encoding
+from tolpack.container.blocks import encode_blocks
 from tolpack.container.header import Chunk, Field, Header, Table
 from tolpack.container.writer import PackWriter
 
@@ -52,7 +53,9 @@ def make_pack(
             basis = source.standard_normal((stored, width)).astype(np.float16) / 32
             number = writer.add_array("basis", partial(np.asarray, basis))[0]
             fields[n] = replace(fields[n], rank=rank, basis=number)
-        blocks, index = writer.add_chunk(encoding, 0, records, compressor)
+        blocks, index = writer.add_chunk(
+            encoding, 0, lambda: encode_blocks(records(), encoding, 0, writer.pack_id, compressor)
+        )
         order = source.permutation(vocab).astype(np.uint32)
         token_map = writer.add_array("token_map", lambda: order)[0]
         chunk = Chunk(vocab, 0, blocks, index)

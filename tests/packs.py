@@ -28,6 +28,7 @@ from tolpack.codecs.frames import compress as plain_compress
 from tolpack.codecs.frames import compress_runs
 from tolpack.codecs.record import record_layout
 from tolpack.codecs.values import encode_values
+from tolpack.container.blocks import encode_blocks
 from tolpack.container.header import Chunk, Field, Header, Section, Table
 from tolpack.container.writer import PackWriter
 
@@ -329,7 +330,11 @@ def _write_chunks(
         records = encode_records(encoding, part, seed)
         runs = partial(compress_runs, records.shape[1])
         compressor = runs if run.frame == "zstd-runs" else compress
-        blocks, index = writer.add_chunk(encoding, start, lambda r=records: iter([r]), compressor)
+        blocks, index = writer.add_chunk(
+            encoding,
+            start,
+            partial(encode_blocks, [records], encoding, start, writer.pack_id, compressor),
+        )
         chunks.append(Chunk(run.rows, encodings.index(encoding), blocks, index))
         start += run.rows
     return tuple(encodings), tuple(chunks)

@@ -6,12 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tolpack.compress.fixed.allocation import Point, allocate_to_loss, allocate_to_size, lower_hull
+from tolpack.compress.fixed.allocation import (
+    RankOption,
+    allocate_to_loss,
+    allocate_to_size,
+    lower_hull,
+)
 from tolpack.errors import ConfigError
 
 points = st.lists(
     st.builds(
-        lambda size, loss: Point(size, 0, float(size), loss / 2, float(loss)),
+        lambda size, loss: RankOption(size, 0, float(size), loss / 2, float(loss)),
         st.integers(1, 60),
         st.integers(0, 60),
     ),
@@ -85,15 +90,15 @@ def test_slope_allocations_are_optimal_for_their_bytes(layers):
 
 def test_step_that_does_not_fit_leaves_room_for_others():
     """A large step that does not fit does not keep a smaller one of another layer from fitting."""
-    big = [Point(1, 0, 10, 50, 100), Point(2, 0, 100, 0, 0)]
-    small = [Point(1, 0, 10, 5, 10), Point(2, 0, 15, 4, 8)]
+    big = [RankOption(1, 0, 10, 50, 100), RankOption(2, 0, 100, 0, 0)]
+    small = [RankOption(1, 0, 10, 5, 10), RankOption(2, 0, 15, 4, 8)]
     chosen = allocate_to_size([big, small], lambda c: sum(p.bytes for p in c) <= 30)
     assert [point.rank for point in chosen] == [1, 2]
 
 
 def test_nothing_to_gain_stays_at_the_cheapest():
     """A target that is met from the start takes no step."""
-    layer = [Point(8, 0, 10, 1, 2), Point(16, 0, 20, 0, 1)]
+    layer = [RankOption(8, 0, 10, 1, 2), RankOption(16, 0, 20, 0, 1)]
     assert [p.rank for p in allocate_to_loss([layer, layer], 5)] == [8, 8]
 
 

@@ -7,6 +7,7 @@ import re
 import resource
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from packs import KEY, RECIPES, TARGET, Stopped, write
 
 import tolpack
 from tolpack.codecs.encodings import Encoding, Part
+from tolpack.container.blocks import encode_blocks
 from tolpack.container.writer import PackWriter
 from tolpack.errors import ConfigError, FileAccessError, TolpackError
 
@@ -397,7 +399,11 @@ def test_how_records_are_cut_does_not_show(tmp_path):
         bounds = np.cumsum([0, *cuts])
         pieces = [records[a:b] for a, b in zip(bounds, bounds[1:])]
         with PackWriter(tmp_path / str(number), KEY, 100) as writer:
-            assert writer.add_chunk(encoding, 5, lambda p=pieces: p, lambda d: d) == (0, 1)
+            assert writer.add_chunk(
+                encoding,
+                5,
+                partial(encode_blocks, pieces, encoding, 5, writer.pack_id, lambda d: d),
+            ) == (0, 1)
             files.append((tmp_path / f"{number}.partial").read_bytes())
     assert files[0] == files[1] == files[2]
 

@@ -9,18 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
+from tolpack.codecs.frames import compress, compress_runs
 from tolpack.codecs.record import record_layout
 from tolpack.compress.plan import Plan
-from tolpack.runtime.array_types import Bytes
+from tolpack.container.blocks import encode_blocks
 from tolpack.sources.protocol import TableSource
 from tolpack.workspace.workers import worker_threads
 from tolpack.workspace.workspace import Workspace
 
-# Gives the records of a chunk of the plan; takes its number, and a callback for progress.
-ChunkRecords = Callable[[int, Callable[[int], object]], Iterator[Bytes]]
+# Gives the blocks of a chunk of the plan; takes its number, and a callback for progress.
+ChunkBlocks = Callable[[int, Callable[[int], object]], Iterator[bytes]]
 
 
-def encode(plan: Plan, source: TableSource, workspace: Workspace) -> ChunkRecords:
+def encode(plan: Plan, source: TableSource, workspace: Workspace) -> ChunkBlocks:
     """Return a function that encodes the chunk of a given number: see `encode_chunk`."""
     return partial(encode_chunk, plan, source, workspace)
 
@@ -31,8 +32,8 @@ def encode_chunk(
     workspace: Workspace,
     number: int,
     done: Callable[[int], object] = lambda _: None,
-) -> Iterator[Bytes]:
-    """Yield the records of chunk `number` of `plan` in order, uint8 (n, record_bytes).
+) -> Iterator[bytes]:
+    """Yield the blocks of chunk `number` of `plan`, in order and as they are stored.
 
     Parameters
     ----------
@@ -48,8 +49,13 @@ def encode_chunk(
         Called with the number of rows of one layer done since the last call.
     """
     chunk = plan.chunks[number]
-    layout = record_layout(plan.encodings[chunk.encoding].fields)
+    encoding = plan.encodings[chunk.encoding]
+    layout = record_layout(encoding.fields)
+    compressor = compress
+    if encoding.frame == "zstd-runs":
+        compressor = partial(compress_runs, layout.record_bytes)
     with worker_threads(workspace.limits.threads) as pool:
-        yield from plan.encoder.records(
+        records = plan.encoder.records(
             source, plan.token_ids(chunk), chunk, layout, workspace.limits, pool, done
         )
+        yield from encode_blocks(records, encoding, chunk.first_slot, plan.pack_id, compressor)

@@ -98,6 +98,11 @@ class Plan:
     reserve_bytes: int = 0
 
     @property
+    def pack_id(self) -> int:
+        """Seeds the checksums of blocks: the first 8 bytes of the key."""
+        return int.from_bytes(self.key[:8], "little")
+
+    @property
     def rows(self) -> int:
         """Rows of the table."""
         return len(self.order.token_ids)

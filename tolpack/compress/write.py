@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tolpack.codecs.encodings import Encoding
-from tolpack.codecs.frames import compress, compress_runs
-from tolpack.codecs.record import record_layout
-from tolpack.compress.encode import ChunkRecords
+from tolpack.compress.encode import ChunkBlocks
 from tolpack.compress.plan import Plan
 from tolpack.container.header import Chunk
 from tolpack.container.writer import PackWriter
@@ -31,15 +28,15 @@ class PackFile:
     resume: bool = False
 
 
-def write(plan: Plan, chunks: ChunkRecords, file: PackFile, reporter: Reporter) -> int:
+def write(plan: Plan, blocks: ChunkBlocks, file: PackFile, reporter: Reporter) -> int:
     """Write the pack of `plan`.
 
     Parameters
     ----------
     plan : Plan
         The plan.
-    chunks : callable
-        Gives the records of a chunk; see `tolpack.compress.encode`. Called only for chunks that an
+    blocks : callable
+        Gives the blocks of a chunk; see `tolpack.compress.encode`. Called only for chunks that an
         interrupted build had not written already.
     file : PackFile
         Where it goes.
@@ -66,7 +63,7 @@ def write(plan: Plan, chunks: ChunkRecords, file: PackFile, reporter: Reporter) 
         for array in plan.arrays:
             writer.add_array(array.kind, array.values.load, array.part)
         writer.expect(max(0, plan.predicted_bytes - writer.end_bytes))
-        written = _write_chunks(plan, chunks, writer, reporter)
+        written = _write_chunks(plan, blocks, writer, reporter)
         excess = 0 if plan.size_limit is None else writer.end_bytes - plan.size_limit
         if excess > 0:
             reporter.say(f"{excess} bytes over --size: cold rows compress less than their sample")
@@ -77,20 +74,14 @@ def write(plan: Plan, chunks: ChunkRecords, file: PackFile, reporter: Reporter) 
 
 
 def _write_chunks(
-    plan: Plan, records: ChunkRecords, writer: PackWriter, reporter: Reporter
+    plan: Plan, blocks: ChunkBlocks, writer: PackWriter, reporter: Reporter
 ) -> list[Chunk]:
     written = []
     with reporter.phase("encoding", plan.rows * len(plan.kept_layers), "rows") as done:
         for number, chunk in enumerate(plan.chunks):
             encoding = plan.encodings[chunk.encoding]
-            blocks, index = writer.add_chunk(
-                encoding, chunk.first_slot, partial(records, number, done), _compressor(encoding)
+            section, index = writer.add_chunk(
+                encoding, chunk.first_slot, partial(blocks, number, done)
             )
-            written.append(Chunk(chunk.rows, chunk.encoding, blocks, index))
+            written.append(Chunk(chunk.rows, chunk.encoding, section, index))
     return written
-
-
-def _compressor(encoding: Encoding) -> Callable[[bytes], bytes]:
-    if encoding.frame == "zstd-runs":
-        return partial(compress_runs, record_layout(encoding.fields).record_bytes)
-    return compress

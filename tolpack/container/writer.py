@@ -19,9 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.codecs.encodings import Encoding, Part
-from tolpack.container.block_sizes import raw_block_bytes
 from tolpack.container.byte_sink import ByteSink
-from tolpack.container.crc import CHECKSUM_BYTES, crc32, place_checksum
+from tolpack.container.crc import crc32
 from tolpack.container.header import ARRAY_DTYPES, Header, Section
 from tolpack.container.index import encode_index
 from tolpack.container.local_sink import LocalSink
@@ -33,8 +32,6 @@ from tolpack.container.preamble import (
     align,
 )
 from tolpack.errors import ConfigError, FileAccessError
-
-Compress = Callable[[bytes], bytes]
 
 
 class PackWriter:
@@ -141,11 +138,7 @@ class PackWriter:
         return number, array
 
     def add_chunk(
-        self,
-        encoding: Encoding,
-        first_slot: int,
-        records: Callable[[], Iterable[NDArray[np.uint8]]],
-        compress: Compress,
+        self, encoding: Encoding, first_slot: int, blocks: Callable[[], Iterable[bytes]]
     ) -> tuple[int, int | None]:
         """Add a chunk's blocks, and their index if they are frames; returns the section numbers.
 
@@ -155,11 +148,9 @@ class PackWriter:
             Frame, and the rows in a block.
         first_slot : int
             Slot of the chunk's first row.
-        records : callable
-            Gives uint8 arrays (rows, record_bytes); every one but the last is a whole number of
-            blocks. Called only if an interrupted build had not written the chunk already.
-        compress : callable
-            Makes one frame of a block's records; not used for ``raw``.
+        blocks : callable
+            Gives the blocks, see `tolpack.container.blocks.encode_blocks`. Called only if an
+            interrupted build had not written the chunk already.
         """
         number, finished = len(self.sections), self._sink.finished
         lengths: list[int] = []
@@ -170,8 +161,7 @@ class PackWriter:
         if number < len(finished):  # blocks without their index are written again
             self._resumed = number
             self._sink.forget(number)
-        blocks = _blocks(encoding, records(), first_slot, self.pack_id, compress)
-        self._write_section(Section("blocks", 0, 0), _measured(blocks, lengths))
+        self._write_section(Section("blocks", 0, 0), _measured(blocks(), lengths))
         if not framed:
             return number, None
         index = encode_index(lengths, self.pack_id, first_slot, encoding.rows_per_block)
@@ -227,26 +217,6 @@ class PackWriter:
             )
         dtype = np.dtype(section.stored_dtype).newbyteorder("<")
         return np.frombuffer(data, dtype=dtype).reshape(section.stored_shape)
-
-
-def _blocks(
-    encoding: Encoding,
-    records: Iterable[NDArray[np.uint8]],
-    first_slot: int,
-    pack_id: int,
-    compress: Compress,
-) -> Iterator[bytes]:
-    """Cut records into blocks: raw ones padded to their fixed size, or one frame each."""
-    slot, rows = first_slot, encoding.rows_per_block
-    for part in records:
-        room = raw_block_bytes(part.shape[1], rows) - CHECKSUM_BYTES
-        for start in range(0, len(part), rows):
-            data = part[start : start + rows].tobytes()
-            payload = compress(data) if encoding.is_compressed else data.ljust(room, b"\0")
-            yield payload + place_checksum(payload, pack_id, slot).to_bytes(
-                CHECKSUM_BYTES, "little"
-            )
-            slot += rows
 
 
 def _measured(blocks: Iterable[bytes], lengths: list[int]) -> Iterator[bytes]:

@@ -1,0 +1,46 @@
+"""Blocks of a chunk from its records: the unit that is stored, checked and read (SPEC §6, §8)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tolpack.codecs.encodings import Encoding
+from tolpack.container.block_sizes import raw_block_bytes
+from tolpack.container.crc import CHECKSUM_BYTES, place_checksum
+
+
+def encode_blocks(
+    records: Iterable[NDArray[np.uint8]],
+    encoding: Encoding,
+    first_slot: int,
+    pack_id: int,
+    compress: Callable[[bytes], bytes],
+) -> Iterator[bytes]:
+    """Yield the blocks of a chunk: raw ones padded to their fixed size, or one frame each.
+
+    Parameters
+    ----------
+    records : iterable of ndarray
+        uint8 (rows, record_bytes); every one but the last is a whole number of blocks.
+    encoding : Encoding
+        Frame, and the rows in a block.
+    first_slot : int
+        Slot of the chunk's first row, which seeds the checksums.
+    pack_id : int
+        Seeds them too.
+    compress : callable
+        Makes one frame of a block's records; not used for ``raw``.
+    """
+    slot, rows = first_slot, encoding.rows_per_block
+    for part in records:
+        room = raw_block_bytes(part.shape[1], rows) - CHECKSUM_BYTES
+        for start in range(0, len(part), rows):
+            data = part[start : start + rows].tobytes()
+            payload = compress(data) if encoding.is_compressed else data.ljust(room, b"\0")
+            yield payload + place_checksum(payload, pack_id, slot).to_bytes(
+                CHECKSUM_BYTES, "little"
+            )
+            slot += rows
