@@ -17,7 +17,7 @@ from tolpack.compress.build import output_path
 from tolpack.compress.fixed.planner import FixedBitsPlanner
 from tolpack.compress.settings import parse_size
 from tolpack.errors import CheckpointError, ConfigError, FileAccessError, TolpackError
-from tolpack.reading.summary import describe_pack
+from tolpack.evaluation.pack_description import describe_pack
 from tolpack.runtime.progress import Reporter
 from tolpack.sources.ffn_table import FFNTable
 

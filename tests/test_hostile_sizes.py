@@ -23,7 +23,7 @@ CHILD = """
 import sys
 import click, json, tqdm
 import tolpack.evaluation.lookup_benchmark, tolpack.evaluation.diff
-import tolpack.export.convert, tolpack.reading.summary
+import tolpack.export.convert, tolpack.evaluation.pack_description
 from tolpack.cli import main
 def peak():
     fields = dict(line.split(":", 1) for line in open("/proc/self/status"))

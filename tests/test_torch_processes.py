@@ -14,10 +14,10 @@ from packs import memory_limit
 from torch.utils.data import DataLoader, Dataset
 
 import tolpack
-from tolpack.reading.torch_rows import HotRows
 from tolpack.runtime import buffers
 from tolpack.runtime.buffers import Buffers
 from tolpack.torch import ToLMemory
+from tolpack.torch.rows import HotRows
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system"),

@@ -8,7 +8,7 @@ import tolpack
 from tolpack.codecs.encodings import Part
 from tolpack.container import preamble
 from tolpack.errors import ConfigError, UnsupportedVersionError
-from tolpack.reading.summary import describe_pack
+from tolpack.evaluation.pack_description import describe_pack
 
 F32, F32_WIDE = Part("f32", 6), Part("f32", 10)
 # Two widths, each of a kept and of a dropped layer.

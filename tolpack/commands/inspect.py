@@ -49,7 +49,7 @@ def inspect(path: Path, as_json: bool, **settings: Any) -> None:
         summary = summarize_checkpoint(open_checkpoint(path, take_checkpoint_options(settings)))
         info, text = summary.to_json(), tables.checkpoint_table(summary)
     else:
-        from tolpack.reading.summary import describe_pack
+        from tolpack.evaluation.pack_description import describe_pack
 
         if not pack:
             check_input(path)

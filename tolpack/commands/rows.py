@@ -10,8 +10,8 @@ import tolpack
 from tolpack.commands.options import PATH, json_option, print_json
 from tolpack.commands.terminal import echo
 from tolpack.errors import ConfigError
+from tolpack.evaluation.pack_description import locate
 from tolpack.model.text import TextTokenizer, find_tokenizer
-from tolpack.reading.summary import locate
 from tolpack.report import row_tables
 
 

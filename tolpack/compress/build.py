@@ -247,7 +247,7 @@ def _result(path: Path, source: TableSource, reporter: Reporter) -> BuildResult:
     layers = []
     total = len(source.fields) * len(ids)
     with Pack(path) as pack, reporter.phase("checking", total, "rows") as done:
-        for summary in layer_summaries(pack):
+        for summary in layer_summaries(pack.container):
             error = None
             if summary.bytes:
                 rows = source.layer(summary.layer)(ids)
@@ -257,5 +257,9 @@ def _result(path: Path, source: TableSource, reporter: Reporter) -> BuildResult:
             done(len(ids))
             layers.append(LayerResult(**asdict(summary), relative_error=error))
         return BuildResult(
-            path, pack.nbytes, ratio_fp16(pack), bits_per_weight(pack), tuple(layers)
+            path,
+            pack.nbytes,
+            ratio_fp16(pack.container),
+            bits_per_weight(pack.container),
+            tuple(layers),
         )

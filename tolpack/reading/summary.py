@@ -1,19 +1,13 @@
-"""A pack's contents as plain values: the contract of ``tolpack inspect --json``."""
+"""Size of a pack against FP16, and what each of its layers takes."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
 
 from tolpack.codecs.encodings import field_bytes
-from tolpack.container.reader import ChunkView, Container
+from tolpack.container.reader import Container
 from tolpack.reading.code_rates import CodeRate, code_rates
-
-if TYPE_CHECKING:
-    from tolpack.pack import Pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,27 +26,28 @@ class LayerSummary:
     gaussian_bits: float | None = None
 
 
-def fp16_bytes(pack: Pack) -> int:
+def fp16_bytes(container: Container) -> int:
     """Bytes of the FP16 table of all layers, dropped ones included."""
-    return pack.vocab_size * sum(pack.widths) * 2
+    table = container.table
+    return table.rows * sum(field.width for field in table.fields) * 2
 
 
-def ratio_fp16(pack: Pack) -> float:
+def ratio_fp16(container: Container) -> float:
     """How many times smaller the file is than the FP16 table, every byte counted."""
-    return fp16_bytes(pack) / pack.nbytes
+    return fp16_bytes(container) / container.preamble.file_length
 
 
-def bits_per_weight(pack: Pack) -> float:
+def bits_per_weight(container: Container) -> float:
     """Bits of the file per value of the full table."""
-    return 16 / ratio_fp16(pack)
+    return 16 / ratio_fp16(container)
 
 
-def layer_summaries(pack: Pack) -> list[LayerSummary]:
+def layer_summaries(container: Container) -> list[LayerSummary]:
     """Summarise each layer.
 
     A compressed chunk's bytes are shared out by the layers' raw bytes, or by their codes' entropy.
     """
-    container, table = pack.container, pack.container.table
+    table = container.table
     rates = code_rates(container)
     shares = _stored_bytes(container, rates)
     kept = 0
@@ -64,61 +59,10 @@ def layer_summaries(pack: Pack) -> list[LayerSummary]:
         stored, rate = shares[kept], {} if rates is None else asdict(rates[kept])
         arrays = [n for n in (field.basis, field.mean) if n is not None]
         extra = sum(container.header.sections[n].length_bytes for n in arrays)
-        bits = 8 * stored / (pack.vocab_size * field.stored_values)
+        bits = 8 * stored / (table.rows * field.stored_values)
         layers.append(LayerSummary(layer, field.rank, bits, round(stored) + extra, **rate))
         kept += 1
     return layers
-
-
-@dataclass(frozen=True, slots=True)
-class Location:
-    """The place of a token: its slot (0: the most frequent, as the pack orders them), its chunk,
-    and the bytes that a lookup of it alone asks the file for.
-    """
-
-    slot: int
-    chunk: int
-    read_bytes: int
-
-
-def locate(pack: Pack, token_ids: Sequence[int]) -> list[Location]:
-    """Return where each of `token_ids` is stored.
-
-    Raises
-    ------
-    TokenIdError, FormatError, FileAccessError
-        As `Pack.rows`.
-    """
-    lengths, slots = pack.extents(token_ids)[:, 1], pack.slots(token_ids)
-    starts = [view.first_slot for view in pack.container.chunks]
-    return [
-        Location(slot, bisect_right(starts, slot) - 1, length)
-        for slot, length in zip(slots.tolist(), lengths.tolist())
-    ]
-
-
-def describe_pack(pack: Pack) -> dict[str, Any]:
-    """Return the object that ``tolpack inspect --json`` prints."""
-    container = pack.container
-    major, minor = container.preamble.version
-    dropped = [n for n, field in enumerate(container.table.fields) if field.dropped]
-    return {
-        "format_version": f"{major}.{minor}",
-        "producer": container.header.producer,
-        "vocab_size": pack.vocab_size,
-        "hidden_size": pack.hidden_size if len(set(pack.widths)) == 1 else None,
-        "num_layers": pack.num_layers,
-        "kept_layers": list(pack.kept_layers),
-        "dropped_layers": dropped,
-        "bytes": pack.nbytes,
-        "ratio_fp16": ratio_fp16(pack),
-        "bits_per_weight": bits_per_weight(pack),
-        "resident_bytes": pack.resident_bytes,
-        "macs_per_token": pack.macs_per_token,
-        "token_map": container.table.token_map is not None,
-        "layers": [asdict(s) for s in layer_summaries(pack)],
-        "chunks": [_describe_chunk(view) for view in container.chunks],
-    }
 
 
 def _stored_bytes(container: Container, rates: list[CodeRate] | None) -> list[float]:
@@ -130,16 +74,6 @@ def _stored_bytes(container: Container, rates: list[CodeRate] | None) -> list[fl
     sizes = [rate.entropy_bits * field.stored_values for rate, field in zip(rates, fields)]
     total = sum(sizes)
     return [whole * (size / total if total else 1 / len(sizes)) for size in sizes]
-
-
-def _describe_chunk(view: ChunkView) -> dict[str, Any]:
-    return {
-        "tokens": view.chunk.rows,
-        "bytes": view.length_bytes,
-        "encoding": view.encoding.frame,
-        "rows_per_block": view.rows_per_block,
-        "record_bytes": view.record_bytes,
-    }
 
 
 def _raw_shares(container: Container) -> list[float]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.errors import printable
-from tolpack.reading.summary import Location
+from tolpack.evaluation.pack_description import Location
 from tolpack.report.tables import format_bytes, format_table
 
 if TYPE_CHECKING:

@@ -1,26 +1,24 @@
 """Rows as tensors, for `tolpack.torch`.
 
 A lookup gives a function from a layer to its rows, because rows that have a basis are multiplied by
-it layer by layer. Only this module and `tolpack.reading.device_decoding` import torch here.
+it layer by layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tolpack.reading.device_decoding import check_scales, expand
+from tolpack.pack import Pack
 from tolpack.reading.lookup import LayerSelection, check_ids
 from tolpack.reading.row_decoder import RowDecoder, StoredValueDecoder
 from tolpack.runtime.array_types import Bytes, Floats, Ints
 from tolpack.runtime.buffers import Buffers
-
-if TYPE_CHECKING:
-    from tolpack.pack import Pack
+from tolpack.torch.device_decoding import check_scales, expand
 
 # A layer's rows, (ids, hidden).
 Layer = Callable[[int], torch.Tensor]

@@ -3,7 +3,7 @@
 ``memory(layer, token_ids)`` is called once per layer with the same ids; the rows of all layers are
 fetched together at the first of these calls, because they lie in one extent of the file. Without a
 basis they are decoded at once. With one, coefficients are decoded at once, and each layer's call
-multiplies them by its basis, which stays on the device (`tolpack.reading.torch_rows`).
+multiplies them by its basis, which stays on the device (`tolpack.torch.rows`).
 
 Reading a file cannot be traced, so within `torch.compile` a call is one operator of the graph,
 ``tolpack::memory_rows``. A compiled graph holds numbers and names but no modules: the operator is
@@ -24,10 +24,10 @@ import torch
 
 from tolpack.errors import ConfigError, TokenIdError
 from tolpack.pack import Pack
-from tolpack.reading.torch_rows import Layer, row_source
 from tolpack.runtime.array_types import Ints
 from tolpack.runtime.fork_safety import register_fork_reset
 from tolpack.runtime.pool import Pool
+from tolpack.torch.rows import Layer, row_source
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Attributes that a copy, or another process, makes anew.
