@@ -15,7 +15,7 @@ import numpy as np
 from tolpack.codecs.encodings import Encoding, Part
 from tolpack.codecs.frames import compress, compress_runs
 from tolpack.codecs.record import record_layout
-from tolpack.compress.fixed.encodings import raw_encoding, zstd_encoding
+from tolpack.compress.fixed.encoding_choice import raw_encoding, zstd_encoding
 from tolpack.container.blocks import encode_blocks
 from tolpack.container.header import Chunk, Field, Header, Table
 from tolpack.container.writer import PackWriter

@@ -21,7 +21,8 @@ from pathlib import Path
 from browser import Browser
 from machine import described
 
-from tolpack.report.content import (
+from tolpack.report.page import write_page
+from tolpack.report.page_content import (
     Axis,
     Chart,
     ChartPoint,
@@ -31,7 +32,6 @@ from tolpack.report.content import (
     PageSection,
     Series,
 )
-from tolpack.report.page import write_page
 
 LAYERS = 24
 TABLE_MB = 12_600.0

@@ -26,8 +26,8 @@ import zstandard
 from tolpack.codecs.encodings import Encoding, Part
 from tolpack.codecs.frames import compress as plain_compress
 from tolpack.codecs.frames import compress_runs
+from tolpack.codecs.part_values import encode_values
 from tolpack.codecs.record import record_layout
-from tolpack.codecs.values import encode_values
 from tolpack.container.blocks import encode_blocks
 from tolpack.container.header import Chunk, Field, Header, Section, Table
 from tolpack.container.writer import PackWriter

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tolpack.compress.fixed.allocation import (
+from tolpack.compress.fixed.rank_allocation import (
     RankOption,
     allocate_to_loss,
     allocate_to_size,

@@ -7,7 +7,7 @@ from packs import RECIPES, reference_rows, write
 import tolpack
 from tolpack.container import io_modes
 from tolpack.container.byte_source import ByteSource
-from tolpack.container.reader import Container
+from tolpack.container.verified_reader import Container
 from tolpack.reading.verification import find_damage
 
 

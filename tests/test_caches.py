@@ -6,7 +6,7 @@ import pytest
 from tolpack.calibration import metrics_cache
 from tolpack.calibration.loss_metrics import LossMetrics
 from tolpack.evaluation.result_cache import _read
-from tolpack.runtime.cache import keep_file, kept_file
+from tolpack.runtime.disk_cache import keep_file, kept_file
 from tolpack.runtime.scratch import Scratch
 
 COUNTS = np.arange(5)

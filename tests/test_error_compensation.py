@@ -15,7 +15,6 @@ from tolpack.compress.entropy.compensation_matrices import (
     error_compensations,
     remaining_metric,
 )
-from tolpack.compress.entropy.components import choose_components
 from tolpack.compress.entropy.frame_sample import FrameSample, FrequencySteps, sample_frames
 from tolpack.compress.entropy.layer_basis import mean_pays
 from tolpack.compress.entropy.quantizers import (
@@ -26,6 +25,7 @@ from tolpack.compress.entropy.quantizers import (
     weighted_projection,
     whitened_basis,
 )
+from tolpack.compress.entropy.rank_choice import choose_components
 from tolpack.compress.entropy.step_search import search_loss, search_size
 from tolpack.errors import ConfigError
 from tolpack.runtime.progress import Reporter

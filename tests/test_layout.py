@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tolpack.calibration.token_order import order_tokens
 from tolpack.codecs.encodings import Encoding, Part, field_bytes
 from tolpack.compress.chunks import HOT_SHARE, doubling_chunks
-from tolpack.compress.fixed.encodings import (
+from tolpack.compress.fixed.encoding_choice import (
     field_encoding,
     group_size,
     raw_chunk_bytes,

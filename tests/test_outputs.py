@@ -12,8 +12,8 @@ from packs import KEY, TARGET, write
 import tolpack
 from tolpack.container.writer import PackWriter
 from tolpack.errors import ConfigError, FileAccessError
-from tolpack.report.content import Page
 from tolpack.report.page import write_page
+from tolpack.report.page_content import Page
 from tolpack.runtime.progress import Reporter
 
 CONFIG = models.make_config()

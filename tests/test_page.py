@@ -11,7 +11,8 @@ import pytest
 
 import tolpack.report
 from tolpack.errors import FileAccessError
-from tolpack.report.content import (
+from tolpack.report.page import render, write_page
+from tolpack.report.page_content import (
     Axis,
     Chart,
     ChartPoint,
@@ -21,7 +22,6 @@ from tolpack.report.content import (
     PageSection,
     Series,
 )
-from tolpack.report.page import render, write_page
 
 HOSTILE = "</script><img src=x onerror=alert(1)><!--<script>&amp;\"'\u2028\u2029]]>\udcff{{$x}}"
 CSS = (Path(tolpack.report.__file__).parent / "page.css").read_text("utf-8")

@@ -9,8 +9,8 @@ import pytest
 from browser import NO_BROWSER, Browser, find_browser
 from report_page import example
 
-from tolpack.report.content import Axis, Chart, ChartPoint, Heatmap, Page, PageSection, Series
 from tolpack.report.page import write_page
+from tolpack.report.page_content import Axis, Chart, ChartPoint, Heatmap, Page, PageSection, Series
 
 pytestmark = pytest.mark.skipif(find_browser() is None, reason=NO_BROWSER)
 

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 import tolpack
-from tolpack.calibration.stats import CalibrationInputs, calibrate
+from tolpack.calibration.calibrate import CalibrationInputs, calibrate
 from tolpack.cli import main
 from tolpack.compress.encode import encode, encode_chunk
 from tolpack.compress.make_plan import make_plan

@@ -13,7 +13,7 @@ from packs import RECIPES, Layer, Recipe, Run, int4, int8, reference_rows, write
 import tolpack
 from tolpack.codecs import kernels
 from tolpack.container import direct_file
-from tolpack.container.reader import Container
+from tolpack.container.verified_reader import Container
 from tolpack.errors import ConfigError, FormatError
 from tolpack.reading import record_reader
 from tolpack.runtime import pool

@@ -12,8 +12,8 @@ from packs import TARGET, write
 import tolpack
 from tolpack.codecs import kernels
 from tolpack.codecs.encodings import Part
+from tolpack.codecs.part_values import decode_values
 from tolpack.codecs.registry import CODECS
-from tolpack.codecs.values import decode_values
 from tolpack.codecs.zero_runs import longest_content
 from tolpack.container import preamble
 from tolpack.container.preamble import FEATURES, SUPPORTED_FEATURES

@@ -11,8 +11,8 @@ from packs import RECIPES, forge, split, step8, step16, write
 from test_header_schema import SCHEMA
 
 import tolpack
+from tolpack.codecs.part_values import decode_values, encode_values
 from tolpack.codecs.record import record_layout
-from tolpack.codecs.values import decode_values, encode_values
 
 PART = "encodings.0.fields.0.parts.0"
 SECTION = "sections.1"

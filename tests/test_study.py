@@ -8,7 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from tolpack.calibration.stats import CalibrationInputs
+from tolpack.calibration.calibrate import CalibrationInputs
 from tolpack.cli import main
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.evaluation import STUDY_PARTS

@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 import tolpack
-from tolpack.calibration.stats import CalibrationInputs
+from tolpack.calibration.calibrate import CalibrationInputs
 from tolpack.cli import main
-from tolpack.compress.session import BuildSession
+from tolpack.compress.build_session import BuildSession
 from tolpack.errors import ConfigError
 from tolpack.evaluation import experiment_runner
 from tolpack.evaluation.evaluator import Evaluator, evaluate

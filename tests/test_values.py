@@ -14,7 +14,7 @@ from packs import bfloat16, e4m3, reference_value
 
 from tolpack.codecs.bfloat16 import from_bfloat16, to_bfloat16
 from tolpack.codecs.encodings import Part
-from tolpack.codecs.values import decode_values, encode_values
+from tolpack.codecs.part_values import decode_values, encode_values
 from tolpack.errors import ConfigError, FormatError
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False, width=32)

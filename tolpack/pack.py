@@ -1,9 +1,10 @@
 """`Pack`: rows of an open pack on demand.
 
 A lookup maps token ids to slots, sorts and deduplicates them, reads each block of records once,
-verifies it, decodes all kept layers of it together, and puts the rows where they were asked for
-(`tolpack.reading`). One token costs one extent of the file. Token map, bases and means are read at
-the first lookup that needs them and stay resident; records stay in a cache, if there is one.
+verifies it unless it was opened with ``checksums=False``, decodes all wanted layers of it together,
+and puts the rows where they were asked for (`tolpack.reading`). One token costs one extent of the
+file. Token map, bases and means are read at the first lookup that needs them and stay resident;
+records stay in a cache, if there is one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from tolpack.codecs import kernels
-from tolpack.container.reader import Container
+from tolpack.container.verified_reader import Container
 from tolpack.errors import ConfigError, memory_errors
 from tolpack.reading.lookup import LayerSelection, UniqueSlots, check_ids, check_out
 from tolpack.reading.prefetching import Prefetcher

@@ -1,8 +1,8 @@
 """Calibrations kept between builds, by a hash of what they were measured on.
 
 Measuring gradients takes longer than anything else on a small model, and is the same for every pack
-of it. A file that is damaged (`tolpack.runtime.cache` tells), or cannot be written, is as good as
-none.
+of it. A file that is damaged (`tolpack.runtime.disk_cache` tells), or cannot be written, is as good
+as none.
 
 A file begins with ``hidden`` and the number of layers, followed by the number of metrics of each
 layer, all as int64. Then come the metrics, layer by layer, as float32.
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.calibration.loss_metrics import LossMetrics
-from tolpack.runtime.cache import cached_file, keep_file, kept_file
+from tolpack.runtime.disk_cache import cached_file, keep_file, kept_file
 from tolpack.runtime.scratch import Scratch, SpilledArray
 
 _INTEGER, _VALUE = np.dtype("<i8"), np.dtype("<f4")

@@ -32,7 +32,7 @@ class Codec(ABC):
     code_dtype : str
         dtype of a code, as torch names it; ``int4``: two codes share a byte.
     loop : str, optional
-        The function of `tolpack.codecs.loops` that decodes its records, if there is one.
+        The function of `tolpack.codecs.compiled_loops` that decodes its records, if there is one.
 
     Attributes
     ----------

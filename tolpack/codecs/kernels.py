@@ -28,7 +28,7 @@ _lock = fork_delaying_lock()
 
 
 class Kernel:
-    """A loop of `tolpack.codecs.loops`, compiled or loaded when it is first called.
+    """A loop of `tolpack.codecs.compiled_loops`, compiled or loaded when it is first called.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """Compiled functions; see `tolpack.codecs.loops`.
+    """Compiled functions; see `tolpack.codecs.compiled_loops`.
 
     ``decoders``: by codec, for those that have one; ``zero_runs`` expands ``zstd-runs`` frames.
     """
@@ -78,7 +78,7 @@ def _compile() -> Kernels | None:
     try:
         from numba import types
 
-        from tolpack.codecs import loops
+        from tolpack.codecs import compiled_loops
     except ImportError:
         return None
 
@@ -93,12 +93,12 @@ def _compile() -> Kernels | None:
         for dtype in (types.float32, types.uint16)
     ]
     decoders = {
-        name: Kernel(getattr(loops, codec.loop), signatures)
+        name: Kernel(getattr(compiled_loops, codec.loop), signatures)
         for name, codec in CODECS.items()
         if codec.loop is not None
     }
     runs = [number(codes, codes, types.Array(types.uint8, 2, "C"))]
-    return Kernels(decoders, Kernel(loops.expand_zero_runs, runs))
+    return Kernels(decoders, Kernel(compiled_loops.expand_zero_runs, runs))
 
 
 _loaded: list[Kernels | None] = []

@@ -19,8 +19,8 @@ from tolpack.codecs import kernels
 from tolpack.codecs.bfloat16 import rounded_to_bfloat16
 from tolpack.codecs.codec import scale_not_finite
 from tolpack.codecs.encodings import FieldEncoding, Part
+from tolpack.codecs.part_values import decode_values, encode_values
 from tolpack.codecs.registry import CODECS
-from tolpack.codecs.values import decode_values, encode_values
 from tolpack.runtime.array_types import Bytes, Floats
 
 

@@ -13,9 +13,9 @@ import click
 from tolpack.commands.options import take_checkpoint_options
 from tolpack.commands.terminal import Terminal, command_line
 from tolpack.report import plots, trade_off
-from tolpack.report.content import Page
 from tolpack.report.output_files import check_output_file
 from tolpack.report.page import write_page
+from tolpack.report.page_content import Page
 from tolpack.report.sweep_page import ReportSubject
 
 if TYPE_CHECKING:  # these load torch
@@ -91,7 +91,7 @@ def open_evaluator(
     checkpoint: Path, settings: dict[str, Any], tokens: int | None = None
 ) -> tuple[Evaluator, ExperimentOptions]:
     """Open the checkpoint and the text; takes the remaining options out of `settings`."""
-    from tolpack.calibration.stats import CalibrationInputs
+    from tolpack.calibration.calibrate import CalibrationInputs
     from tolpack.evaluation.evaluator import Evaluator
     from tolpack.evaluation.experiment_runner import ExperimentOptions
     from tolpack.workspace.resources import Resources

@@ -89,8 +89,8 @@ def _show_predicted(checkpoint: Path, as_json: bool, settings: dict[str, Any]) -
 
 
 def _show_measured(checkpoint: Path, as_json: bool, settings: dict[str, Any]) -> None:
-    from tolpack.calibration.stats import CalibrationInputs
-    from tolpack.compress.preview import preview_plan
+    from tolpack.calibration.calibrate import CalibrationInputs
+    from tolpack.compress.measured_plan import preview_plan
     from tolpack.workspace.resources import Resources
 
     bits = settings["bits"] or "4"

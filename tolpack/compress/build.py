@@ -1,8 +1,8 @@
 """`build`: a checkpoint becomes a pack.
 
-The main path has five stages: ``open_source`` (rows, computed or read), ``calibrate`` (token counts
-and losses), ``make_plan`` (everything that is decided), ``encode`` (records of each chunk),
-``write`` (the file).
+The main path has five stages: `open_source` (rows, computed or read), `calibrate` (token counts and
+losses), `make_planner` and its plan (everything that is decided), `encode` (the blocks of each
+chunk), and `write` (the file).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from tolpack.calibration import stats as calibration
-from tolpack.calibration.stats import CalibrationInputs, CalibrationStats
+from tolpack.calibration.calibrate import CalibrationInputs, CalibrationStats
+from tolpack.calibration.calibrate import calibrate as run_calibration
 from tolpack.compress.encode import encode
 from tolpack.compress.make_plan import make_planner
 from tolpack.compress.settings import BuildSettings
@@ -116,13 +116,16 @@ def build(
     max_ppl_increase : str or float, optional
         With bits ``"auto"``: what the pack may cost on a held-out part of the calibration text,
         ``"1%"``; default, without `size`: 0.25 %.
-    calibrate, tokenizer : str or Path, optional
+    calibrate : str or Path, optional
         Text or ``.npy`` of token ids: token counts, and the losses for ``auto``.
+    tokenizer : str or Path, optional
+        ``tokenizer.json`` for the text; default: the one beside the checkpoint.
     config, arch, map_name, key_map : str or Path, optional
         Settings that a checkpoint lacks, or that replace its own: see
         `tolpack.sources.checkpoint.options.CheckpointOptions`.
     frequencies : str or Path, optional
-        ``.npy`` of token counts; frequent tokens are stored first and uncompressed.
+        ``.npy`` of token counts; frequent tokens are stored first, with bits 16, 8 and 4 as raw
+        records.
     layers : int, optional
         Layers of a two-dimensional plain table.
     compute : str
@@ -131,7 +134,7 @@ def build(
     max_memory : str or int
         Largest resident memory of the process, ``"4GB"`` or a number of bytes.
     threads : int, optional
-        Cores to use; default: all. Neither changes a byte of the pack.
+        Cores to use; default: all. Neither memory nor threads change a byte of the pack.
     resume : bool
         Continue a build of the same inputs and settings that was interrupted.
     force : bool
@@ -158,15 +161,16 @@ def build(
     resources = Resources(compute, max_memory, threads)
     source = open_source(checkpoint, CheckpointOptions(config, arch, map_name, key_map), layers)
     path = output_path(checkpoint, output, force, files)
-    file = PackFile(path, source.check_unchanged, replace=force, resume=resume)
+    file = PackFile(path, check_inputs=source.check_unchanged, overwrite=force, resume=resume)
     with open_workspace(source, path.parent, resources, reporter) as workspace:
         check_source(source, reporter)
+        # The same rows, faster to compute; the result is compared with the exact ones.
         table = source.computed_in(choose_compute(compute, source, settings.bits, reporter))
         with torch_settings(workspace.limits.threads, table.compute):
-            stats = calibration.calibrate(table, inputs, settings.loss_reach, workspace)
+            stats = run_calibration(table, inputs, settings.loss_reach, workspace)
             build_pack(table, stats, settings, file, workspace)
     with torch_threads(threads or processor_count()):
-        return _result(path, source, reporter)
+        return _result(file, source, reporter)
 
 
 def check_source(source: TableSource, reporter: Reporter) -> None:
@@ -201,9 +205,13 @@ def build_pack(
     """
     planner = make_planner(table, stats, settings, workspace)
     plan = planner.plan()
-    while excess := write(plan, encode(plan, table, workspace), file, workspace.reporter):
+    while True:
+        blocks = encode(plan, table, workspace)
+        excess = write(plan, blocks, file, workspace.reporter)
+        if not excess:
+            return
         plan = planner.plan(plan.reserve_bytes + excess)
-        file = replace(file, resume=False)
+        file = replace(file, resume=False)  # a discarded pack leaves nothing to resume
 
 
 def output_path(
@@ -241,12 +249,12 @@ def _default_output(source: Path) -> Path:
     return source.with_name(f"{name}.tolpack")
 
 
-def _result(path: Path, source: TableSource, reporter: Reporter) -> BuildResult:
-    """Open the finished pack and hold a sample of it against the source."""
+def _result(file: PackFile, source: TableSource, reporter: Reporter) -> BuildResult:
+    """Open the finished pack and compare a sample of it with the source."""
     ids = np.arange(0, source.rows, max(1, source.rows // _SAMPLE_TOKENS))
     layers = []
     total = len(source.fields) * len(ids)
-    with Pack(path) as pack, reporter.phase("checking", total, "rows") as done:
+    with Pack(file.path) as pack, reporter.phase("checking", total, "rows") as done:
         for summary in layer_summaries(pack.container):
             error = None
             if summary.bytes:
@@ -256,10 +264,5 @@ def _result(path: Path, source: TableSource, reporter: Reporter) -> BuildResult:
                 error = float(np.sqrt(np.square(difference, dtype=np.float64).sum() / (norm or 1)))
             done(len(ids))
             layers.append(LayerResult(**asdict(summary), relative_error=error))
-        return BuildResult(
-            path,
-            pack.nbytes,
-            ratio_fp16(pack.container),
-            bits_per_weight(pack.container),
-            tuple(layers),
-        )
+        ratio, bits = ratio_fp16(pack.container), bits_per_weight(pack.container)
+        return BuildResult(file.path, pack.nbytes, ratio, bits, tuple(layers))

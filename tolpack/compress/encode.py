@@ -46,7 +46,7 @@ def encode_chunk(
     number : int
         Which chunk.
     done : callable, optional
-        Called with the number of rows of one layer done since the last call.
+        Called with the number of rows × layers done since the last call.
     """
     chunk = plan.chunks[number]
     encoding = plan.encodings[chunk.encoding]

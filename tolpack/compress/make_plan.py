@@ -1,11 +1,11 @@
-"""From what was asked for, and what was measured, to a plan."""
+"""The planner for the settings: it measures the table, and makes plans of it."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Protocol
 
-from tolpack.calibration.stats import CalibrationStats
+from tolpack.calibration.calibrate import CalibrationStats
 from tolpack.compress.entropy.drop_layers import best_planner
 from tolpack.compress.entropy.planner import EntropyCodedPlanner
 from tolpack.compress.fixed.planner import FixedBitsPlanner
@@ -26,7 +26,7 @@ class Planner(Protocol):
 def make_planner(
     source: TableSource, stats: CalibrationStats, settings: BuildSettings, workspace: Workspace
 ) -> Planner:
-    """Measure what plans of `source` under `settings` follow from.
+    """Return the planner for `settings`, after its measurements of `source`.
 
     Raises
     ------
@@ -36,12 +36,12 @@ def make_planner(
     if settings.bits != "auto":
         return FixedBitsPlanner.of(PlanInputs.of(source, stats, settings, workspace))
 
-    def dropping(layers: tuple[int, ...]) -> PlanInputs:
+    def inputs_without(layers: tuple[int, ...]) -> PlanInputs:
         return PlanInputs.of(source, stats, replace(settings, drop=Drop(layers)), workspace)
 
     if settings.drop.auto:
-        return best_planner(dropping, settings.drop, workspace.reporter)
-    return EntropyCodedPlanner.of(dropping(settings.drop.layers))
+        return best_planner(inputs_without, settings.drop, workspace.reporter)
+    return EntropyCodedPlanner.of(inputs_without(settings.drop.layers))
 
 
 def make_plan(

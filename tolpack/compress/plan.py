@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from tolpack.calibration.stats import CalibrationStats
+from tolpack.calibration.calibrate import CalibrationStats
 from tolpack.calibration.token_order import TokenOrder
 from tolpack.codecs.encodings import Encoding, Part
 from tolpack.codecs.frames import LEVEL
@@ -34,10 +34,10 @@ PRODUCER = f"tolpack {__version__}"
 
 @dataclass(frozen=True, slots=True)
 class PlannedChunk:
-    """``rows`` slots from ``first_slot`` on; ``encoding`` is the number of one of the plan's.
+    """``rows`` slots from ``first_slot`` on; ``encoding`` is an index into ``Plan.encodings``.
 
-    ``step``: with ``--bits auto``, the quantization step of the chunk's tokens before it is brought
-    to a layer's units.
+    ``step``: with ``--bits auto``, the quantization step of the chunk's tokens, before `layer_step`
+    scales it for a layer.
     """
 
     first_slot: int
@@ -70,7 +70,7 @@ class RecordEncoder(Protocol):
     ) -> Iterator[Bytes]:
         """Yield the records of `token_ids` in order, uint8 (n, record_bytes).
 
-        `done` is called with the number of rows of one layer done since the last call. All arrays
+        `done` is called with the number of rows × layers done since the last call. All arrays
         but the last hold a whole number of the chunk's blocks.
         """
         ...
@@ -78,11 +78,13 @@ class RecordEncoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """See the module.
+    """Everything that was decided about a pack.
 
-    ``key``: sha256 of the inputs and settings, 32 bytes; ``fields`` refer to ``arrays``, which are
-    the first sections of the file, by their number; ``size_limit``: bytes of the file at most, and
-    ``reserve_bytes`` what an earlier plan came out over it.
+    ``key``: sha256 of the inputs and settings, 32 bytes; ``order``: the tokens by slot; ``fields``
+    refer to ``arrays``, which are the first sections of the file, by their number; ``chunks`` are
+    runs of slots and refer to ``encodings``; ``encoder`` turns rows into records; ``header_room``:
+    bytes kept for the header; ``predicted_bytes``: of the whole file; ``size_limit``: bytes of the
+    file at most, and ``reserve_bytes``: the sum of what earlier plans came out over it.
     """
 
     key: bytes
@@ -148,7 +150,7 @@ class PlanInputs:
 
     ``kept``: layers that are stored, ascending; ``ranks``: one per layer (``None``: no basis), or
     ``None`` as a whole where they are chosen by loss; ``size_limit``: bytes of ``--size``;
-    ``width``: of the widest field, and of all fields where there is a basis or bits ``auto``.
+    ``width``: the largest of the fields; it is that of all fields with a basis or bits ``auto``.
     """
 
     source: TableSource
@@ -168,7 +170,7 @@ class PlanInputs:
         settings: BuildSettings,
         workspace: Workspace,
     ) -> PlanInputs:
-        """Hold the settings against the table.
+        """Resolve and check the settings for the table.
 
         Raises
         ------

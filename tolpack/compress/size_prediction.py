@@ -1,4 +1,4 @@
-"""What a build would give, before any work: ``tolpack plan``."""
+"""Sizes of packs, predicted from the shape of the table alone: ``tolpack plan``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from typing import Any
 
 from tolpack.calibration.token_order import order_tokens
 from tolpack.compress.chunks import doubling_chunks
-from tolpack.compress.fixed.encodings import codec_of, field_encoding, raw_chunk_bytes, raw_encoding
+from tolpack.compress.fixed.encoding_choice import (
+    codec_of,
+    field_encoding,
+    raw_chunk_bytes,
+    raw_encoding,
+)
 from tolpack.compress.header_size import estimate_header_room
 from tolpack.compress.settings import dropped_layers, parse_drop, parse_rank
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, align

@@ -18,13 +18,13 @@ from tolpack.runtime.progress import Reporter
 class PackFile:
     """Where a pack goes.
 
-    ``check`` raises if the inputs are no longer those of the plan; ``resume`` continues what an
-    interrupted build of the same plan left; without ``replace``, nothing may have the name.
+    ``check_inputs`` raises if the inputs are no longer those of the plan; ``resume`` continues what
+    an interrupted build of the same plan left; without ``overwrite``, no file may have the name.
     """
 
     path: Path
-    check: Callable[[], None]
-    replace: bool = True
+    check_inputs: Callable[[], None]
+    overwrite: bool = True
     resume: bool = False
 
 
@@ -55,8 +55,9 @@ def write(plan: Plan, blocks: ChunkBlocks, file: PackFile, reporter: Reporter) -
         As of `tolpack.container.writer.PackWriter`.
     """
     with PackWriter(
+        # Another attempt at --size has the same key, and other contents.
         file.path, plan.key, plan.header_room, resume=file.resume, attempt=plan.reserve_bytes,
-        replace=file.replace, check=file.check,
+        replace=file.overwrite, check=file.check_inputs,
     ) as writer:  # fmt: skip
         if file.resume:
             reporter.say(f"resuming after {writer.resumed_sections} finished sections")
@@ -66,7 +67,7 @@ def write(plan: Plan, blocks: ChunkBlocks, file: PackFile, reporter: Reporter) -
         written = _write_chunks(plan, blocks, writer, reporter)
         excess = 0 if plan.size_limit is None else writer.end_bytes - plan.size_limit
         if excess > 0:
-            reporter.say(f"{excess} bytes over --size: cold rows compress less than their sample")
+            reporter.say(f"{excess} bytes over --size: rows compress less than their sample")
             writer.discard()
             return excess
         writer.commit(plan.header(written, writer.sections))

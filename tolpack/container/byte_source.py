@@ -1,8 +1,8 @@
 """`ByteSource`: where a reader's bytes come from, whatever lies below.
 
-`tolpack.container.reader` and everything above ask for extents and know no files. A new kind of
-source is one more class: it tells its size, reads many extents, and closes. The other methods are
-hints and properties whose defaults suit a source that has nothing to say to them.
+`tolpack.container.verified_reader` and everything above ask for extents and know no files. A new
+kind of source is one more class: it tells its size, reads many extents, and closes. The other
+methods are hints and properties whose defaults suit a source that has nothing to say to them.
 """
 
 from __future__ import annotations

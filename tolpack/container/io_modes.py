@@ -14,7 +14,7 @@ IO_MODES: dict[str, type[LocalFile]] = {
 }
 
 
-def open_source(path: str | Path, io: str) -> ByteSource:
+def open_byte_source(path: str | Path, io: str) -> ByteSource:
     """Open the file at `path` in a mode of `IO_MODES`.
 
     Raises

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from tolpack.calibration.stats import CalibrationInputs
-from tolpack.compress.session import BuildSession
+from tolpack.calibration.calibrate import CalibrationInputs
+from tolpack.compress.build_session import BuildSession
 from tolpack.errors import FileAccessError
 from tolpack.evaluation.evaluator import Evaluator, PackScore
 from tolpack.evaluation.result_cache import ResultCache

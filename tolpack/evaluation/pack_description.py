@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tolpack.container.reader import ChunkView
+from tolpack.container.verified_reader import ChunkView
 from tolpack.pack import Pack
 from tolpack.reading.summary import bits_per_weight, layer_summaries, ratio_fp16
 

@@ -1,7 +1,7 @@
 """Results cached between runs, so that a sweep or study that was stopped goes on where it was.
 
-Each is a small file of JSON (`tolpack.runtime.cache`, which recognises damaged ones). Its name is a
-hash of all that the result depends on: versions, every byte of the weights, tokens, window,
+Each is a small file of JSON (`tolpack.runtime.disk_cache`, which recognises damaged ones). Its name
+is a hash of all that the result depends on: versions, every byte of the weights, tokens, window,
 calibration and options.
 """
 
@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from tolpack.calibration.stats import CalibrationInputs
+from tolpack.calibration.calibrate import CalibrationInputs
 from tolpack.evaluation.evaluator import Evaluator, PackScore
 from tolpack.model.text import find_tokenizer
-from tolpack.runtime.cache import cached_file, keep_file, kept_file
+from tolpack.runtime.disk_cache import cached_file, keep_file, kept_file
 from tolpack.runtime.progress import Reporter
 from tolpack.sources.identity import file_digest
 from tolpack.version import __version__

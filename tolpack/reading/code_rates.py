@@ -18,8 +18,8 @@ from tolpack.codecs.code_entropy import code_bytes, gaussian_bytes
 from tolpack.codecs.encodings import Encoding
 from tolpack.codecs.record import RecordLayout, Run, record_layout
 from tolpack.codecs.registry import CODECS
-from tolpack.container.reader import ChunkView, Container
-from tolpack.reading.blocks import read_block
+from tolpack.container.verified_reader import ChunkView, Container
+from tolpack.reading.block_decompression import read_block
 from tolpack.runtime.array_types import Bytes, Floats
 
 # Rows, and bytes of their records, that are looked at; of a small file no more than so many bytes

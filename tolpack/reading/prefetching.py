@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 
-from tolpack.container.reader import Container
+from tolpack.container.verified_reader import Container
 from tolpack.errors import TolpackError
 from tolpack.runtime.fork_safety import register_fork_reset
 from tolpack.runtime.pool import Pool

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from tolpack.container.reader import Container
-from tolpack.reading.blocks import decompress_block
+from tolpack.container.verified_reader import Container
+from tolpack.reading.block_decompression import decompress_block
 from tolpack.reading.prefetching import Prefetcher
 from tolpack.reading.row_cache import RowCache
 from tolpack.runtime.array_types import Bytes, Ints

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from tolpack.container.reader import Container
+from tolpack.container.verified_reader import Container
 from tolpack.errors import FileAccessError
 
 _REMEDY = "open the right file where it is wanted, and pickle its path instead of a pack"

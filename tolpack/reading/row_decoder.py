@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from tolpack.codecs.bfloat16 import rounded_to_bfloat16
 from tolpack.codecs.record import RecordLayout, record_layout
-from tolpack.container.reader import Container
+from tolpack.container.verified_reader import Container
+from tolpack.reading.basis_arrays import read_floats
 from tolpack.reading.lookup import LayerSelection
-from tolpack.reading.stored_arrays import read_floats
 from tolpack.runtime.array_types import Bytes, Floats, Ints
 from tolpack.runtime.fork_safety import ForkSafe
 

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 
 from tolpack.codecs.encodings import field_bytes
-from tolpack.container.reader import Container
+from tolpack.container.verified_reader import Container
 from tolpack.reading.code_rates import CodeRate, code_rates
 
 

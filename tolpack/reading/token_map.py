@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.container.reader import Container
+from tolpack.container.verified_reader import Container
 from tolpack.errors import FormatError
 from tolpack.runtime.array_types import Ints
 from tolpack.runtime.fork_safety import ForkSafe

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from tolpack.codecs.record import RecordLayout, record_layout
 from tolpack.container.index import FRAMES_PER_INDEX_BLOCK, index_block_extent
-from tolpack.container.reader import ChunkView, Container
+from tolpack.container.verified_reader import ChunkView, Container
 from tolpack.errors import FileAccessError, FormatError
-from tolpack.reading.blocks import decompress_block
-from tolpack.reading.stored_arrays import float_pieces
+from tolpack.reading.basis_arrays import float_pieces
+from tolpack.reading.block_decompression import decompress_block
 from tolpack.reading.token_map import StoredOrder, inverse_permutation, read_token_map
 
 # Findings that are told one by one; runs of token ids that are told of each.

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tolpack.report.content import Axis, Chart, DataTable, Heatmap, Page, PageSection
+from tolpack.report.page_content import Axis, Chart, DataTable, Heatmap, Page, PageSection
 
 _FACTS = "conditions"
 

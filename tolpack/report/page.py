@@ -19,7 +19,7 @@ from string import Template
 
 from tolpack.container.atomic_write import replacing
 from tolpack.report import markup
-from tolpack.report.content import Page
+from tolpack.report.page_content import Page
 
 _SCRIPTS = ("page.tools.js", "page.chart.js", "page.pointer.js", "page.heat.js", "page.js")
 

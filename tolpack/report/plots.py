@@ -10,7 +10,7 @@ from typing import Any
 
 from tolpack.container.atomic_write import replacing
 from tolpack.errors import ConfigError
-from tolpack.report.content import LINEAR_PCT
+from tolpack.report.page_content import LINEAR_PCT
 
 SUFFIXES = (".png", ".svg")
 # Colours of families, in their order: Okabe and Ito's, which colour-blind readers can distinguish.

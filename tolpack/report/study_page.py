@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tolpack.report.content import (
+from tolpack.report.page_content import (
     Axis,
     Chart,
     ChartPoint,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tolpack.report.content import (
+from tolpack.report.page_content import (
     LINEAR_PCT,
     Axis,
     Chart,

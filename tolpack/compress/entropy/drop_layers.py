@@ -34,15 +34,17 @@ LOSS_POWER = 3.0
 _TRIED = 4
 
 # Gives the inputs of a plan that drops given layers.
-Dropping = Callable[[tuple[int, ...]], PlanInputs]
+InputsWithout = Callable[[tuple[int, ...]], PlanInputs]
 
 
-def best_planner(dropping: Dropping, drop: Drop, reporter: Reporter) -> EntropyCodedPlanner:
+def best_planner(
+    inputs_without: InputsWithout, drop: Drop, reporter: Reporter
+) -> EntropyCodedPlanner:
     """Return the planner of the pack that drops the layers that cost least.
 
     Parameters
     ----------
-    dropping : callable
+    inputs_without : callable
         Gives the inputs of a plan that drops given layers.
     drop : Drop
         ``auto``, or a number of layers.
@@ -54,17 +56,17 @@ def best_planner(dropping: Dropping, drop: Drop, reporter: Reporter) -> EntropyC
     ConfigError
         The table cannot be run, so nothing is known of losses.
     """
-    inputs = dropping(())
+    inputs = inputs_without(())
     if inputs.stats.model is None:
         raise ConfigError("--drop auto measures losses, but the model cannot be run: name layers")
     if drop.most is not None and drop.most >= len(inputs.source.fields):
         raise ConfigError(f"--drop auto:{drop.most} leaves no layer: keep at least one")
     whole = _searched(inputs)
-    dropped = _cheapest(whole, dropping, drop, reporter)
+    dropped = _cheapest(whole, inputs_without, drop, reporter)
     reporter.say(f"auto: dropping {', '.join(map(str, dropped)) or 'no layer'}")
     if not dropped:
         return whole
-    without = _searched(dropping(dropped))
+    without = _searched(inputs_without(dropped))
     if drop.most is not None or _is_better(without, whole, reporter):
         return without
     return whole
@@ -77,7 +79,7 @@ def _searched(inputs: PlanInputs) -> EntropyCodedPlanner:
 
 
 def _cheapest(
-    whole: EntropyCodedPlanner, dropping: Dropping, drop: Drop, reporter: Reporter
+    whole: EntropyCodedPlanner, inputs_without: InputsWithout, drop: Drop, reporter: Reporter
 ) -> tuple[int, ...]:
     """Choose layers one by one, as long as each costs less loss than its bytes save."""
     kept, candidate, validation = whole.inputs.kept, whole.chosen(), whole.measured_on
@@ -93,7 +95,7 @@ def _cheapest(
         left = (layer for layer in kept if layer not in dropped)
         likely = sorted(left, key=lambda layer: predicted[layer] - slope * sizes[layer])
         for layer in likely[:_TRIED]:
-            increase, error = _dropping_cost(dropping((*dropped, layer)), validation)
+            increase, error = _dropping_cost(inputs_without((*dropped, layer)), validation)
             reporter.say(f"auto: without layer {layer}: {increase:+.3f} ± {error:.3f} % perplexity")
             loss = math.log1p(increase / 100)
             found.append((slope * sizes[layer] - (loss - cost), loss, layer))

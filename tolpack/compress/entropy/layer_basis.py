@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from tolpack.codecs.encodings import Part
-from tolpack.codecs.values import decode_values, encode_values
-from tolpack.compress.entropy.components import Component
+from tolpack.codecs.part_values import decode_values, encode_values
 from tolpack.compress.entropy.quantizers import BasisQuantizer, weighted_projection
+from tolpack.compress.entropy.rank_choice import Component
 from tolpack.container.preamble import SECTION_ALIGNMENT, align
 from tolpack.runtime.array_types import Bytes, Doubles, Floats
 from tolpack.runtime.scratch import Scratch, SpilledArray

@@ -20,12 +20,12 @@ from tolpack.codecs.encodings import Encoding, FieldEncoding, Part
 from tolpack.codecs.frames import compress_runs
 from tolpack.codecs.record import record_layout
 from tolpack.compress.chunks import ChunkSpan, chunks_by_step
-from tolpack.compress.entropy.components import Component, choose_components
 from tolpack.compress.entropy.encoder import EntropyCodedEncoder
 from tolpack.compress.entropy.frame_sample import FrameSample, FrequencySteps, sample_frames
 from tolpack.compress.entropy.held_out_validation import HeldOutValidation
 from tolpack.compress.entropy.layer_basis import MAX_CODE, basis_part
 from tolpack.compress.entropy.quantizers import layer_step, layer_steps
+from tolpack.compress.entropy.rank_choice import Component, choose_components
 from tolpack.compress.entropy.step_search import search_loss, search_size
 from tolpack.compress.entropy.table_quantizer import Candidate, TableQuantizer
 from tolpack.compress.header_size import PlannedHeader, file_bytes, planned_array, planned_basis

@@ -1,4 +1,5 @@
-"""Finding the step of ``--bits auto``: the coarsest one that a size or a loss allows.
+"""Finding the step of ``--bits auto``: the finest that a size allows, or the coarsest that a loss
+allows.
 
 Size falls, and loss rises, smoothly with the step, nearly as powers of it. So both searches take
 secants of logarithms, kept within the bracket that is known.

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from tolpack.compress.entropy.compensated_table import CompensatedTable, DroppedTerm, dropped_terms
 from tolpack.compress.entropy.compensation_matrices import error_compensations
-from tolpack.compress.entropy.components import Component
 from tolpack.compress.entropy.error_compensation import (
     ErrorCompensation,
     QuantizedLayer,
@@ -34,6 +33,7 @@ from tolpack.compress.entropy.quantizers import (
     direct_quantizer,
     whitened_basis,
 )
+from tolpack.compress.entropy.rank_choice import Component
 from tolpack.compress.plan import PlanInputs
 from tolpack.compress.second_moments import second_moments
 from tolpack.runtime.array_types import Floats

@@ -20,18 +20,22 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.calibration.calibrate import CalibrationStats
 from tolpack.calibration.loss_metrics import (
     TruncatedLayer,
     gradient_tokens,
     truncation_slopes,
 )
 from tolpack.calibration.model_losses import CalibratedModel
-from tolpack.calibration.stats import CalibrationStats
 from tolpack.codecs.encodings import FieldEncoding
-from tolpack.codecs.values import decode_values, encode_values
-from tolpack.compress.fixed.allocation import Allocation, RankOption
-from tolpack.compress.fixed.encodings import LEADING_CHOICES, field_encoding, smooth_field_bytes
+from tolpack.codecs.part_values import decode_values, encode_values
+from tolpack.compress.fixed.encoding_choice import (
+    LEADING_CHOICES,
+    field_encoding,
+    smooth_field_bytes,
+)
 from tolpack.compress.fixed.principal_components import PrincipalComponents
+from tolpack.compress.fixed.rank_allocation import Allocation, RankOption
 from tolpack.compress.second_moments import sample_tokens
 from tolpack.runtime.array_types import Doubles, Floats
 from tolpack.runtime.progress import Reporter

@@ -15,14 +15,8 @@ import numpy as np
 from tolpack.codecs.encodings import Encoding, FieldEncoding, field_bytes
 from tolpack.codecs.frames import compress
 from tolpack.compress.chunks import ChunkSpan, doubling_chunks
-from tolpack.compress.fixed.allocation import (
-    Allocation,
-    RankOption,
-    allocate_to_loss,
-    allocate_to_size,
-)
 from tolpack.compress.fixed.encoder import FixedBitsEncoder, LayerProjection, encoded_sample
-from tolpack.compress.fixed.encodings import (
+from tolpack.compress.fixed.encoding_choice import (
     codec_of,
     field_encoding,
     raw_chunk_bytes,
@@ -31,6 +25,12 @@ from tolpack.compress.fixed.encodings import (
 )
 from tolpack.compress.fixed.loss_model import LossModel, describe
 from tolpack.compress.fixed.principal_components import PrincipalComponents
+from tolpack.compress.fixed.rank_allocation import (
+    Allocation,
+    RankOption,
+    allocate_to_loss,
+    allocate_to_size,
+)
 from tolpack.compress.fixed.rank_validation import choose
 from tolpack.compress.header_size import estimate_header_room
 from tolpack.compress.low_rank import projection

@@ -16,10 +16,10 @@ import torch
 
 from tolpack.calibration.loss_metrics import loss_tokens, window_losses
 from tolpack.calibration.model_losses import CalibratedModel
-from tolpack.compress.fixed.allocation import Allocation, RankOption
-from tolpack.compress.fixed.encodings import field_encoding
+from tolpack.compress.fixed.encoding_choice import field_encoding
 from tolpack.compress.fixed.loss_model import RANK_STEP, LossModel, rounding_error
 from tolpack.compress.fixed.principal_components import PrincipalComponents
+from tolpack.compress.fixed.rank_allocation import Allocation, RankOption
 from tolpack.model.decoder import Memory
 from tolpack.runtime.array_types import Doubles
 from tolpack.runtime.progress import Reporter

@@ -1,8 +1,9 @@
 """Opening a pack and fetching verified bytes from it.
 
 `Container.open` makes at most two small reads whatever the size of the table: the first 4 KiB
-(preamble and usually the whole header), then the rest of the header. Everything else is read
-when it is asked for, and nothing is handed out before its checksum was compared.
+(preamble and usually the whole header), then the rest of the header. Everything else is read when
+it is asked for. Nothing is returned before its checksum was compared, unless the pack was opened
+without checksums.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tolpack.container.crc import CHECKSUM_BYTES, compare, crc32, place_checksum
 from tolpack.container.header import Chunk, Header, Table, parse_header
 from tolpack.container.header_checks import check_header
 from tolpack.container.index import FRAMES_PER_INDEX_BLOCK, decode_index_block, index_block_extent
-from tolpack.container.io_modes import open_source
+from tolpack.container.io_modes import open_byte_source
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, Preamble, parse_preamble
 from tolpack.errors import FormatError
 from tolpack.runtime.fork_safety import ForkSafe
@@ -110,7 +111,7 @@ class Container(ForkSafe):
         ------
         FileAccessError, FormatError, ChecksumError, UnsupportedVersionError
         """
-        return cls.read_from(open_source(path, io), checksums=checksums)
+        return cls.read_from(open_byte_source(path, io), checksums=checksums)
 
     @classmethod
     def read_from(cls, source: ByteSource, *, checksums: bool = True) -> Container:

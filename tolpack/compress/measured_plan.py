@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tolpack.calibration.stats import CalibrationInputs, calibrate
+from tolpack.calibration.calibrate import CalibrationInputs, calibrate
 from tolpack.compress.build import check_source
 from tolpack.compress.make_plan import make_plan
 from tolpack.compress.settings import BuildSettings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tolpack.codecs.frames import FRAMES
-from tolpack.container.reader import Container
+from tolpack.container.verified_reader import Container
 from tolpack.runtime.array_types import Bytes
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from tolpack.calibration.stats import CalibrationInputs, CalibrationStats, calibrate
+from tolpack.calibration.calibrate import CalibrationInputs, CalibrationStats, calibrate
 from tolpack.compress.build import build_pack, check_source
 from tolpack.compress.settings import BuildSettings
 from tolpack.compress.write import PackFile
@@ -88,7 +88,7 @@ class BuildSession:
         with torch_settings(limits.threads, dtype):
             stats = self._stats_of(settings, dtype)
             table, moments = self._table(dtype)
-            file = PackFile(path, self._source.check_unchanged)
+            file = PackFile(path, check_inputs=self._source.check_unchanged)
             # Of one pack alone, arrays are not kept for the next.
             with Scratch(shared.folder, shared.left) as scratch:
                 workspace = Workspace(limits, scratch, self._reporter, moments)

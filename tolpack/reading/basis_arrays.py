@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tolpack.codecs.values import decode_values
-from tolpack.container.reader import Container
+from tolpack.codecs.part_values import decode_values
+from tolpack.container.verified_reader import Container
 from tolpack.errors import FormatError
 from tolpack.runtime.array_types import Bytes, Floats
 
