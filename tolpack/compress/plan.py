@@ -150,7 +150,7 @@ class PlanInputs:
 
     ``kept``: layers that are stored, ascending; ``ranks``: one per layer (``None``: no basis), or
     ``None`` as a whole where they are chosen by loss; ``size_limit``: bytes of ``--size``;
-    ``width``: the largest of the fields; it is that of all fields with a basis or bits ``auto``.
+    ``width``: values of each field.
     """
 
     source: TableSource
@@ -179,17 +179,17 @@ class PlanInputs:
         """
         layers, widths = len(source.fields), {field.width for field in source.fields}
         dropped = dropped_layers(settings.drop.layers, layers)
-        if len(widths) > 1 and (settings.bits == "auto" or settings.ranks.word != "none"):
+        if len(widths) > 1:
             raise ConfigError(
-                f"fields are {min(widths)} … {max(widths)} values wide, but --rank and --bits auto "
-                "need one width: use --rank none --bits 16, 8 or 4"
+                f"fields are {min(widths)} … {max(widths)} values wide; packs of unequal widths "
+                "cannot be read yet: build a pack of the fields of each width"
             )
         ranks = settings.ranks.for_layers(layers, min(*widths, source.rows))
         size = None
         if settings.size is not None:
             size = parse_size(settings.size, 2 * source.rows * sum(f.width for f in source.fields))
         kept = tuple(n for n in range(layers) if n not in dropped)
-        return cls(source, stats, settings, workspace, kept, ranks, size, max(widths))
+        return cls(source, stats, settings, workspace, kept, ranks, size, widths.pop())
 
     @property
     def key(self) -> bytes:
