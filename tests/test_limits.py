@@ -61,7 +61,7 @@ def test_scratch_holds_no_more_than_its_limit(tmp_path):
 
 
 def test_a_full_disk_under_scratch_is_an_access_error(tmp_path):
-    """What cannot be put aside ends in one of our errors that names the way out."""
+    """An array that cannot be spilled ends in one of our errors that names the way out."""
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, old[1]))

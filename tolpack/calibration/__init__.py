@@ -1,3 +1,1 @@
-"""What is measured on a model and a text before a build: token counts and loss metrics, kept for
-later.
-"""
+"""Measurements on a model and a text before a build: token counts and loss metrics, cached."""

@@ -1,4 +1,4 @@
-"""What is known about tokens and losses before a build: order, token weights, loss metrics.
+"""Statistics of tokens and losses before a build: order, token weights, loss metrics.
 
 Best first: a calibration text gives counts and metrics; ``--frequencies`` gives counts; a model
 that can be run gives a sampled text; a bare table gives nothing. What was used is always said.

@@ -121,7 +121,7 @@ def _cached_metrics(
     reach: int,
     workspace: Workspace,
 ) -> LossMetrics:
-    """Measure, or take what was measured on the same text with the same model before."""
+    """Measure, or load the metrics that were measured before on this text and model."""
     scratch, reporter = workspace.scratch, workspace.reporter
     digest = hashlib.sha256(repr((_CALIBRATION, context, reach, decoder.compute)).encode())
     digest.update(repr(decoder.config).encode() + checkpoint.fingerprint())

@@ -1,4 +1,4 @@
-"""``tolpack inspect``: what a file holds."""
+"""``tolpack inspect``: the contents of a pack or checkpoint."""
 
 from __future__ import annotations
 

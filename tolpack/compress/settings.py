@@ -1,4 +1,4 @@
-"""What a user may ask of a build, parsed from the command line's words or from Python values.
+"""Settings of a build, parsed from the command line's words or from Python values.
 
 Ranks, dropped layers and sizes are kept as small values that know nothing of a model yet;
 `Ranks.for_layers` and `dropped_layers` hold them against one.
@@ -146,7 +146,7 @@ def dropped_layers(drop: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class BuildSettings:
-    """What decides the bytes of a pack, beside the table and what is known of its tokens."""
+    """Settings that decide the bytes of a pack, beside the table and its token statistics."""
 
     ranks: Ranks
     bits: int | str

@@ -156,7 +156,7 @@ def plan_table(plans: Sequence[SizePrediction]) -> str:
 
 
 def measured_plan_table(plan: Mapping[str, Any], fp16_bytes: int) -> str:
-    """Write what a build would decide (`tolpack.compress.plan.Plan.to_json`), a line per layer."""
+    """Write a plan (`tolpack.compress.plan.Plan.to_json`), a line per layer."""
     first = iter(plan["encodings"][0]["fields"])
     rows = []
     for field in plan["fields"]:

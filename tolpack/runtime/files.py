@@ -1,7 +1,7 @@
 """Regular files, opened without waiting.
 
-A path from a stranger may name a FIFO, on which opening waits for ever, or a device that never
-ends. Only regular files are opened here, whatever they are for.
+A path from an untrusted source may name a FIFO, on which opening waits for ever, or a device that
+never ends. Only regular files are opened here, whatever they are for.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ class Scratch:
             while left:
                 count = self._file.readinto(left)
                 if not count:
-                    raise FileAccessError(f"what was put aside in {self.folder} cannot be read")
+                    raise FileAccessError(f"arrays spilled to {self.folder} cannot be read back")
                 left = left[count:]
 
     def write(self, array: NDArray[Any], offset: int | None) -> int:
@@ -119,7 +119,7 @@ class Scratch:
                     left = left[self._file.write(left) :]
         except OSError as error:
             raise FileAccessError(
-                f"cannot put {array.nbytes:,} bytes aside in {self.folder}: "
+                f"cannot spill {array.nbytes:,} bytes to {self.folder}: "
                 f"{error.strerror or error}; free some space, or give more --max-memory"
             ) from error
         return offset

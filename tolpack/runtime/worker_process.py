@@ -119,7 +119,7 @@ class _Child:
     def __init__(self, module: str) -> None:
         root = str(Path(__file__).parents[1])
         path = os.pathsep.join([*filter(None, sys.path), root])
-        # -P: the current folder may be a stranger's, and must not be searched for modules.
+        # -P: the current folder is not to be trusted, and must not be searched for modules.
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", module],
             stdin=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""JSON files from strangers: their size, their depth and their memory once decoded are bounded."""
+"""Untrusted JSON files: their size, their depth and their memory once decoded are bounded."""
 
 from __future__ import annotations
 

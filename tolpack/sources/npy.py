@@ -1,4 +1,4 @@
-"""Reading ``.npy`` files from strangers, without evaluating their header.
+"""Reading untrusted ``.npy`` files, without evaluating their header.
 
 The header is a Python expression, and numpy's reader evaluates it. Here one regular expression
 matches it instead, which knows plain numbers in little-endian order only. The declared shape is

@@ -1,4 +1,4 @@
-"""What a user grants a build; without torch, so that the command line can name the defaults."""
+"""Resources that a user grants a build. Without torch: the command line shows the defaults."""
 
 from __future__ import annotations
 

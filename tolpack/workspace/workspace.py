@@ -1,4 +1,4 @@
-"""What builds run on: cores, memory, scratch space and progress. Nothing here decides a byte."""
+"""The workspace of builds: limits, scratch space and progress. Nothing here decides a byte."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class MomentsCache:
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """Limits, arrays that may be spilled to disk, and who is told of progress.
+    """Limits, scratch space for arrays, and the receiver of progress.
 
     ``moments``: second moments that several packs of one table share, if there are several.
     """

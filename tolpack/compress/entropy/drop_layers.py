@@ -49,7 +49,7 @@ def best_planner(
     drop : Drop
         ``auto``, or a number of layers.
     reporter : Reporter
-        Is told what is tried.
+        Receives a line for each layer that is tried.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def best_planner(
 
 
 def _searched(inputs: PlanInputs) -> EntropyCodedPlanner:
-    """Return a planner that knows the candidate that meets what was asked for."""
+    """Return a planner whose candidate for the settings was searched."""
     planner = EntropyCodedPlanner.of(inputs)
     return replace(planner, known=planner.chosen())
 

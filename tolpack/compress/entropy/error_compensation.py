@@ -24,7 +24,7 @@ from tolpack.sources.protocol import LayerRows, TableSource
 from tolpack.workspace.limits import block_tokens
 from tolpack.workspace.workers import wait_for
 
-# Receives a kept layer's number, which rows, what is stored of them, and what is read back.
+# Receives a kept layer's number, which rows, their stored values, and the decoded rows.
 Take = Callable[[int, slice, Floats, Floats], object]
 
 
@@ -151,7 +151,7 @@ def stored_rows(
     steps: Floats,
     pool: ThreadPoolExecutor,
 ) -> dict[int, Floats]:
-    """Return what is stored of some tokens, by kept layer: float32 (n, stored values)."""
+    """Return the stored values of some tokens, by kept layer: float32 (n, stored values)."""
     found: dict[int, list[tuple[int, Floats]]] = {}
 
     def take(layer: int, span: slice, stored: Floats, _: Floats) -> None:

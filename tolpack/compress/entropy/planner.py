@@ -57,8 +57,8 @@ _STEP_OF_4_BITS = 0.43
 class EntropyCodedPlanner:
     """What plans of one table and setting share: its chunks, a sample of them, and quantizers.
 
-    ``validation``: measures losses, where the model can be run; ``known``: the candidate that meets
-    what was asked for, where it was found before.
+    ``validation``: measures losses, where the model can be run; ``known``: the candidate
+    that meets the settings, where it was found before.
     """
 
     inputs: PlanInputs
@@ -72,7 +72,7 @@ class EntropyCodedPlanner:
 
     @classmethod
     def of(cls, inputs: PlanInputs) -> EntropyCodedPlanner:
-        """Measure what is needed: one pass over the table, if rows are stored as coefficients."""
+        """Measure the table: one pass over it, if rows are stored as coefficients."""
         source, order, kept = inputs.source, inputs.stats.order, len(inputs.kept)
         rows, values = source.rows, kept * inputs.width
         rows_per_block = 1
@@ -118,7 +118,7 @@ class EntropyCodedPlanner:
     # ---- choosing a candidate --------------------------------------------------------------------
 
     def chosen(self, reserve_bytes: int = 0) -> Candidate:
-        """Return the candidate that meets what was asked for."""
+        """Search the candidate that meets the size or the loss asked for."""
         if self.known is not None and not reserve_bytes:
             return self.known
         inputs, reporter, start = self.inputs, self.inputs.workspace.reporter, self._first_step
@@ -183,7 +183,7 @@ class EntropyCodedPlanner:
         rows = (self.quantizer.table.layer(layer)(ids) for layer in self.inputs.kept)
         return float(np.mean([np.square(part, dtype=np.float64).mean() for part in rows]))
 
-    # ---- what a candidate takes and costs --------------------------------------------------------
+    # ---- bytes and loss of a candidate - --------------------------------------------------------
 
     def _sampled(self, candidate: Candidate) -> dict[int, Floats]:
         ids = self.inputs.stats.order.token_ids[self.sample.all_slots]
@@ -252,7 +252,7 @@ class EntropyCodedPlanner:
         return fields, arrays
 
     def _header(self, candidate: Candidate) -> PlannedHeader:
-        """What the header will say; sections of arrays in the order of the file."""
+        """The header to come; sections of arrays in the order of the file."""
         encodings, numbers = self._encodings(candidate)
         width, order = self.inputs.width, self.inputs.stats.order
         fields, arrays = self._fields(candidate)

@@ -75,7 +75,7 @@ class TableQuantizer:
 
     @classmethod
     def of(cls, inputs: PlanInputs, steps: FrequencySteps) -> TableQuantizer:
-        """Measure what is needed: one pass over the table, if rows are stored as coefficients."""
+        """Measure the table: one pass over it, if rows are stored as coefficients."""
         source, kept, scratch = inputs.source, inputs.kept, inputs.workspace.scratch
         model, share = inputs.stats.model, damping(inputs)
         terms = dropped_terms(model, kept, len(source.fields), share, scratch)
@@ -91,7 +91,7 @@ class TableQuantizer:
         return cls(inputs, table, terms, steps, compensations, bases, direct)
 
     def stored(self, candidate: Candidate, ids: NDArray[np.int64]) -> dict[int, Floats]:
-        """Return what is stored of tokens `ids` (n,), by kept layer: float32 (n, stored values)."""
+        """Return stored values of tokens `ids` (n,), by kept layer: float32 (n, stored values)."""
         layers, steps = self._layers(candidate), self._steps_of(candidate, ids)
         with worker_threads(self.inputs.workspace.limits.threads) as pool:
             return stored_rows(self.table, layers, ids, steps, pool)
@@ -110,13 +110,13 @@ class TableQuantizer:
         return QuantizedLayer(layer, self.mean(layer), load, self.compensations[layer])
 
     def mean(self, layer: int) -> Floats:
-        """Return what is taken from a layer's rows before they are quantized, float32 (hidden,)."""
+        """Return the mean that is subtracted from a layer's rows, float32 (hidden,)."""
         if self.inputs.has_basis:
             return self.bases[layer].mean
         return np.zeros(self.inputs.width, np.float32)
 
     def unit(self, layer: int) -> float:
-        """Return what a step of 1 is in units of what is stored of a layer."""
+        """Return a step of 1 in units of a layer's stored values."""
         return 1.0 if self.inputs.has_basis else self.direct[layer].unit
 
     def _layers(self, candidate: Candidate) -> list[QuantizedLayer]:

@@ -52,7 +52,7 @@ def group_size(values: int) -> int:
 
 
 def smooth_field_bytes(values: int, bits: int, leading: int = 0) -> float:
-    """Bytes of a field of coefficients, scales spread evenly: what a slope needs, without steps."""
+    """Bytes of a field of coefficients with scales spread evenly: a smooth function of the rank."""
     if bits == 16:
         return 2.0 * values
     scales = 2 * (values - leading) / GROUP_SIZE + (2 if leading else 0)

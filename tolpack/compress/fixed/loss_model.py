@@ -95,7 +95,7 @@ class LossModel:
 
     @property
     def factors(self) -> dict[int, float]:
-        """Measured factor of what a component at the cut is worth, by kept layer; 1 at first."""
+        """Measured factor of the loss of a component at the cut, by kept layer; 1 at first."""
         return dict(self._marginal)
 
     def points(self, layer: int) -> list[RankOption]:
@@ -107,7 +107,7 @@ class LossModel:
         ]
 
     def point(self, layer: int, rank: int, leading: int) -> RankOption:
-        """Predict one way of storing layer `layer`; the rank is moved into what is possible."""
+        """Predict one way of storing layer `layer`; the rank is clipped to the possible ones."""
         rank = min(max(rank, RANK_STEP, leading), self._full)
         leading = min(leading, rank)
         size = smooth_field_bytes(rank, self.bits, leading) * self._source.rows

@@ -72,7 +72,7 @@ class FixedBitsPlanner:
 
     @classmethod
     def of(cls, inputs: PlanInputs) -> FixedBitsPlanner:
-        """Measure what is needed: one pass over the table, if rows are stored as coefficients."""
+        """Measure the table: one pass over it, if rows are stored as coefficients."""
         spans = tuple(doubling_chunks(inputs.stats.order))
         workspace, components = inputs.workspace, {}
         if inputs.has_basis:
