@@ -810,8 +810,10 @@ def test_resume_of_other_settings_is_refused(large, tmp_path):
     partial = (tmp_path / "p.tolpack.partial").read_bytes()
     other = models.save_model(tmp_path, seed=5, **LARGE)
     for source, rank in ((large, "9"), (other, "8")):
+        log = Log()
         with pytest.raises(ConfigError, match="other inputs or settings: .*without --resume"):
-            tolpack.build(source, out, rank=rank, resume=True)
+            tolpack.build(source, out, rank=rank, resume=True, reporter=log)
+        assert [name for name, _, _ in log.phases] == ["checking the input"]  # before the work
     assert (tmp_path / "p.tolpack.partial").read_bytes() == partial
     tolpack.build(large, out, rank="9")
     assert out.exists()

@@ -19,6 +19,7 @@ from tolpack.calibration.calibrate import CalibrationInputs, CalibrationStats
 from tolpack.calibration.calibrate import calibrate as run_calibration
 from tolpack.compress.encode import encode
 from tolpack.compress.make_plan import make_planner
+from tolpack.compress.plan import PlanInputs
 from tolpack.compress.settings import BuildSettings
 from tolpack.compress.write import PackFile, write
 from tolpack.container.atomic_write import check_output
@@ -203,6 +204,8 @@ def build_pack(
     ConfigError, CheckpointError, FileAccessError
         As of `build`.
     """
+    if not settings.drop.auto:  # it decides a part of the key
+        file.check_resumable(PlanInputs.of(table, stats, settings, workspace).key)
     planner = make_planner(table, stats, settings, workspace)
     plan = planner.plan()
     while True:

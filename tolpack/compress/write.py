@@ -9,7 +9,9 @@ from pathlib import Path
 
 from tolpack.compress.encode import ChunkBlocks
 from tolpack.compress.plan import Plan
+from tolpack.container.atomic_write import partial_path
 from tolpack.container.header import Chunk
+from tolpack.container.journal import check_leftover
 from tolpack.container.writer import PackWriter
 from tolpack.runtime.progress import Reporter
 
@@ -26,6 +28,11 @@ class PackFile:
     check_inputs: Callable[[], None]
     overwrite: bool = True
     resume: bool = False
+
+    def check_resumable(self, key: bytes) -> None:
+        """Raise `ConfigError` if an unfinished pack cannot be continued under `key`."""
+        if self.resume:
+            check_leftover(partial_path(self.path), key.hex())
 
 
 def write(plan: Plan, blocks: ChunkBlocks, file: PackFile, reporter: Reporter) -> int:

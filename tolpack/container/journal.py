@@ -16,6 +16,7 @@ from tolpack.container.header import Section
 from tolpack.errors import ConfigError
 
 _MARKER = b'{"key": "'
+_LONGEST_LINE = 4096
 
 
 class Journal:
@@ -53,19 +54,11 @@ class Journal:
         self._ends = []
         self.file.seek(0)
         lines = self.file.read().splitlines(keepends=True)
-        try:
-            first = json.loads(lines[0])
-            found, begun = first["key"], first["attempt"]
-        except (ValueError, LookupError, TypeError):
-            return []  # killed before the first line was written: nothing to continue
-        if found != key:
-            raise ConfigError(
-                f"{self._partial} was begun with other inputs or settings: repeat those, or build "
-                "without --resume to start again"
-            )
-        if begun != attempt:
+        begun = _begun(lines)
+        if begun is None:
             return []
-        return self._sections(lines)
+        _check_key(self._partial, begun[0], key)
+        return self._sections(lines) if begun[1] == attempt else []
 
     def begin(self, key: str, attempt: int) -> None:
         """Start anew: no section is finished."""
@@ -113,6 +106,33 @@ class Journal:
     def _cut(self, length: int) -> None:
         self.file.truncate(length)
         os.fsync(self.file.fileno())
+
+
+def check_leftover(partial: Path, key: str) -> None:
+    """Raise `ConfigError` if an unfinished pack was begun with another key: before the work."""
+    if not has_journal(partial):
+        return
+    with journal_path(partial).open("rb") as file:
+        begun = _begun([file.readline(_LONGEST_LINE)])
+    if begun is not None:
+        _check_key(partial, begun[0], key)
+
+
+def _begun(lines: list[bytes]) -> tuple[str, int] | None:
+    """Key and attempt of the first line; ``None`` if a kill left none, so nothing is continued."""
+    try:
+        first = json.loads(lines[0])
+        return first["key"], first["attempt"]
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
+def _check_key(partial: Path, found: str, key: str) -> None:
+    if found != key:
+        raise ConfigError(
+            f"{partial} was begun with other inputs or settings: repeat those, or build without "
+            "--resume to start again"
+        )
 
 
 def has_journal(partial: Path) -> bool:
