@@ -737,7 +737,7 @@ def test_auto_build_resumes_to_the_same_bytes(memoryllm, token_ids, tmp_path):
 def test_build_to_a_size_resumes_to_the_same_bytes(tmp_path, monkeypatch):
     """A build whose size was misjudged tries again, and resumes from a kill in any attempt."""
     given = misleading(tmp_path, 2040) | {"size": "30%"}
-    monkeypatch.setattr(FixedBitsPlanner, "saving_of", lambda *_: 0.9)  # far too hopeful
+    monkeypatch.setattr(FixedBitsPlanner, "_saving_of", lambda *_: 0.9)  # far too hopeful
     reference, out = tmp_path / "reference.tolpack", tmp_path / "p.tolpack"
     log = Log()
     result = tolpack.build(output=reference, reporter=log, **given)

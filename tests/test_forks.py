@@ -111,7 +111,7 @@ def test_a_lease_taken_before_a_fork_ends_in_the_child(samples):
 
         def work():
             pack.close()
-            return source.is_closed
+            return source._fd == -1
 
         with source.lease():
             assert in_child(work)
@@ -120,7 +120,7 @@ def test_a_lease_taken_before_a_fork_ends_in_the_child(samples):
             with source.lease():
                 lease.__exit__(None, None, None)  # the one of the parent's thread
             pack.close()
-            return source.is_closed
+            return source._fd == -1
 
         lease = source.lease()
         with lease:

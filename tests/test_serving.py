@@ -482,7 +482,7 @@ def test_a_fork_during_a_prefetch_waits_for_nobody(wide, monkeypatch):
                 signal.alarm(20)
                 right = np.array_equal(pack.rows([5]), expected[[5]])
                 pack.close()
-                os._exit(0 if right and pack.container.source.is_closed else 1)
+                os._exit(0 if right and pack.container.source._fd == -1 else 1)
             finally:
                 os._exit(2)
         go.set()

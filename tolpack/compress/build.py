@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -204,17 +205,26 @@ def build_pack(
     ConfigError, CheckpointError, FileAccessError
         As of `build`.
     """
-    if not settings.drop.auto:  # it decides a part of the key
-        file.check_resumable(PlanInputs.of(table, stats, settings, workspace).key)
-    planner = make_planner(table, stats, settings, workspace)
-    plan = planner.plan()
-    while True:
-        blocks = encode(plan, table, workspace)
-        excess = write(plan, blocks, file, workspace.reporter)
-        if not excess:
-            return
-        plan = planner.plan(plan.reserve_bytes + excess)
-        file = replace(file, resume=False)  # a discarded pack leaves nothing to resume
+    with ExitStack() as stack:
+        sink = None
+        if not settings.drop.auto:  # which decides a part of the key
+            key = PlanInputs.of(table, stats, settings, workspace).key
+            sink = stack.enter_context(file.open(key))
+        try:
+            planner = make_planner(table, stats, settings, workspace)
+            plan = planner.plan()
+        except BaseException:
+            if sink is not None:
+                sink.discard_if_new()
+            raise
+        while True:
+            sink = sink or stack.enter_context(file.open(plan.key))
+            blocks = encode(plan, table, workspace)
+            excess = write(plan, blocks, sink, file, workspace.reporter)
+            if not excess:
+                return
+            plan = planner.plan(plan.reserve_bytes + excess)
+            file, sink = replace(file, resume=False), None  # nothing is left to resume
 
 
 def output_path(

@@ -13,8 +13,9 @@ from tolpack.codecs.frames import compress, compress_runs
 from tolpack.codecs.record import record_layout
 from tolpack.compress.plan import Plan
 from tolpack.container.blocks import encode_blocks
+from tolpack.errors import ConfigError
 from tolpack.sources.protocol import TableSource
-from tolpack.workspace.workers import worker_threads
+from tolpack.workspace.workers import product_precision, worker_threads
 from tolpack.workspace.workspace import Workspace
 
 # Gives the blocks of a chunk of the plan; takes its number, and a callback for progress.
@@ -22,7 +23,15 @@ ChunkBlocks = Callable[[int, Callable[[int], object]], Iterator[bytes]]
 
 
 def encode(plan: Plan, source: TableSource, workspace: Workspace) -> ChunkBlocks:
-    """Return a function that encodes the chunk of a given number: see `encode_chunk`."""
+    """Return a function that encodes the chunk of a given number: see `encode_chunk`.
+
+    Raises
+    ------
+    ConfigError
+        The plan was made for another table, or for one that is multiplied in another dtype.
+    """
+    if source.fingerprint() != plan.source:
+        raise ConfigError("the plan was made for another table, or another --compute: plan anew")
     return partial(encode_chunk, plan, source, workspace)
 
 
@@ -34,6 +43,9 @@ def encode_chunk(
     done: Callable[[int], object] = lambda _: None,
 ) -> Iterator[bytes]:
     """Yield the blocks of chunk `number` of `plan`, in order and as they are stored.
+
+    Torch's thread count and precision are set meanwhile, for the whole process: encode one chunk at
+    a time in each.
 
     Parameters
     ----------
@@ -54,7 +66,7 @@ def encode_chunk(
     compressor = compress
     if encoding.frame == "zstd-runs":
         compressor = partial(compress_runs, layout.record_bytes)
-    with worker_threads(workspace.limits.threads) as pool:
+    with product_precision(source.compute), worker_threads(workspace.limits.threads) as pool:
         records = plan.encoder.records(
             source, plan.token_ids(chunk), chunk, layout, workspace.limits, pool, done
         )

@@ -11,6 +11,7 @@ from tolpack.calibration.calibrate import CalibrationInputs, calibrate
 from tolpack.compress.build import check_source
 from tolpack.compress.make_plan import make_plan
 from tolpack.compress.settings import BuildSettings
+from tolpack.errors import memory_errors
 from tolpack.runtime.progress import Reporter
 from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.open_source import open_source
@@ -28,6 +29,7 @@ class PlanPreview:
     fp16_bytes: int
 
 
+@memory_errors("give less --max-memory or fewer --threads")
 def preview_plan(
     checkpoint: str | Path,
     settings: BuildSettings,
@@ -37,7 +39,7 @@ def preview_plan(
     resources: Resources,
     reporter: Reporter,
 ) -> PlanPreview:
-    """Measure and decide as a build does, and show the plan.
+    """Measure and decide as a build does, and show the plan. Arrays are spilled to ``TMPDIR``.
 
     Parameters
     ----------

@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
 from tolpack.calibration.calibrate import CalibrationStats
 from tolpack.calibration.token_order import TokenOrder
 from tolpack.codecs.encodings import Encoding, Part
@@ -80,7 +82,8 @@ class RecordEncoder(Protocol):
 class Plan:
     """Everything that was decided about a pack.
 
-    ``key``: sha256 of the inputs and settings, 32 bytes; ``order``: the tokens by slot; ``fields``
+    ``key``: sha256 of the inputs and settings, 32 bytes; ``source``: the fingerprint of the table
+    that it was made for; ``order``: the tokens by slot; ``fields``
     refer to ``arrays``, which are the first sections of the file, by their number; ``chunks`` are
     runs of slots and refer to ``encodings``; ``encoder`` turns rows into records; ``header_room``:
     bytes kept for the header; ``predicted_bytes``: of the whole file; ``size_limit``: bytes of the
@@ -88,6 +91,7 @@ class Plan:
     """
 
     key: bytes
+    source: bytes
     order: TokenOrder
     fields: tuple[Field, ...]
     arrays: tuple[PlannedArray, ...]
@@ -98,6 +102,18 @@ class Plan:
     predicted_bytes: int
     size_limit: int | None = None
     reserve_bytes: int = 0
+
+    @property
+    def digest(self) -> int:
+        """Tells plans of one key apart: of other sizes, or measured by other versions of libraries.
+
+        Everything that a reader needs goes into it, so that the sections of two plans never meet
+        in one file.
+        """
+        digest = hashlib.sha256(repr((self.fields, self.encodings, self.chunks)).encode())
+        for array in self.arrays:
+            digest.update(np.ascontiguousarray(array.values.load()).data)
+        return int.from_bytes(digest.digest()[:8], "little")
 
     @property
     def pack_id(self) -> int:
@@ -126,7 +142,9 @@ class Plan:
         return Header((table,), self.encodings, tuple(sections), PRODUCER)
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything but the values of arrays, as plain values for JSON."""
+        """Return the decisions as plain values for JSON: not the order of tokens, the values of
+        arrays, or how rows are quantized.
+        """
         arrays = [
             {"kind": one.kind, "dtype": str(one.values.dtype), "shape": list(one.values.shape)}
             for one in self.arrays
@@ -135,6 +153,8 @@ class Plan:
             "key": self.key.hex(),
             "predicted_bytes": self.predicted_bytes,
             "size_limit": self.size_limit,
+            "reserve_bytes": self.reserve_bytes,
+            "header_room": self.header_room,
             "rows": self.rows,
             "reordered": not self.order.identity,
             "fields": [asdict(field) for field in self.fields],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -27,7 +27,7 @@ def second_moments(
     weights: Doubles,
     workspace: Workspace,
     cache: MomentsCache | None = None,
-) -> Iterator[tuple[int, Doubles, Doubles]]:
+) -> Generator[tuple[int, Doubles, Doubles]]:
     """Yield each layer's number, ``Σ w TᵀT``, float64 (hidden, hidden), and ``Σ w T``.
 
     Parameters
@@ -42,6 +42,8 @@ def second_moments(
         Workers and progress.
     cache : MomentsCache, optional
         Moments of this very table that were measured before.
+
+    Close it where not all layers are taken: it holds workers.
     """
     total = source.rows * len(layers)
     with (

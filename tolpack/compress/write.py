@@ -9,9 +9,9 @@ from pathlib import Path
 
 from tolpack.compress.encode import ChunkBlocks
 from tolpack.compress.plan import Plan
-from tolpack.container.atomic_write import partial_path
+from tolpack.container.byte_sink import ByteSink
 from tolpack.container.header import Chunk
-from tolpack.container.journal import check_leftover
+from tolpack.container.local_sink import LocalSink
 from tolpack.container.writer import PackWriter
 from tolpack.runtime.progress import Reporter
 
@@ -29,13 +29,20 @@ class PackFile:
     overwrite: bool = True
     resume: bool = False
 
-    def check_resumable(self, key: bytes) -> None:
-        """Raise `ConfigError` if an unfinished pack cannot be continued under `key`."""
-        if self.resume:
-            check_leftover(partial_path(self.path), key.hex())
+    def open(self, key: bytes) -> ByteSink:
+        """Take the file over for packs of `key`, so that no other build writes it.
+
+        Raises
+        ------
+        ConfigError, FileAccessError
+            As of `tolpack.container.local_sink.LocalSink`.
+        """
+        return LocalSink(self.path, key.hex(), resume=self.resume, replace=self.overwrite)
 
 
-def write(plan: Plan, blocks: ChunkBlocks, file: PackFile, reporter: Reporter) -> int:
+def write(
+    plan: Plan, blocks: ChunkBlocks, sink: ByteSink, file: PackFile, reporter: Reporter
+) -> int:
     """Write the pack of `plan`.
 
     Parameters
@@ -45,8 +52,10 @@ def write(plan: Plan, blocks: ChunkBlocks, file: PackFile, reporter: Reporter) -
     blocks : callable
         Gives the blocks of a chunk; see `tolpack.compress.encode`. Called only for chunks that an
         interrupted build had not written already.
+    sink : ByteSink
+        Where the bytes go: `file`, opened for the plan's key.
     file : PackFile
-        Where it goes.
+        The final file.
     reporter : Reporter
         Receives progress.
 
@@ -62,11 +71,10 @@ def write(plan: Plan, blocks: ChunkBlocks, file: PackFile, reporter: Reporter) -
         As of `tolpack.container.writer.PackWriter`.
     """
     with PackWriter(
-        # Another attempt at --size has the same key, and other contents.
-        file.path, plan.key, plan.header_room, resume=file.resume, attempt=plan.reserve_bytes,
-        replace=file.overwrite, check=file.check_inputs,
+        file.path, plan.key, plan.header_room, attempt=plan.digest, check=file.check_inputs,
+        sink=sink,
     ) as writer:  # fmt: skip
-        if file.resume:
+        if sink.resumes:
             reporter.say(f"resuming after {writer.resumed_sections} finished sections")
         for array in plan.arrays:
             writer.add_array(array.kind, array.values.load, array.part)

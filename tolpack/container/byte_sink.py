@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
 
 from tolpack.container.header import Section
 
@@ -22,13 +24,23 @@ class ByteSink(ABC):
     ----------
     name : str
         The unfinished pack, for messages.
+    resumes : bool
+        Whether what an interrupted writer left is continued.
     finished : list of Section
         Sections that are stored for good: those of an interrupted writer that is continued, then
         those that were noted.
     """
 
     name: str
+    resumes: bool
     finished: list[Section]
+
+    @abstractmethod
+    def begin(self, attempt: int) -> None:
+        """Find out which sections are finished already, and forget the rest.
+
+        `attempt` tells writers of other contents apart: their sections are not continued.
+        """
 
     @abstractmethod
     def write(self, offset: int, parts: Iterable[bytes]) -> int:
@@ -69,8 +81,23 @@ class ByteSink(ABC):
         """Remove what was written; the final name is not touched."""
 
     @abstractmethod
+    def discard_if_new(self) -> None:
+        """Remove the sink's files if no earlier writer left any: nothing was written."""
+
+    @abstractmethod
     def close(self, *, failed: bool) -> None:
         """Let go of what was not committed, for a writer that continues.
 
-        With `failed`, no error is raised: it must not hide the first one.
+        With `failed`, no error is raised: it must not hide the first one. Closing twice is allowed.
         """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close(failed=kind is not None)

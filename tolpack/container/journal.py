@@ -16,7 +16,6 @@ from tolpack.container.header import Section
 from tolpack.errors import ConfigError
 
 _MARKER = b'{"key": "'
-_LONGEST_LINE = 4096
 
 
 class Journal:
@@ -54,11 +53,13 @@ class Journal:
         self._ends = []
         self.file.seek(0)
         lines = self.file.read().splitlines(keepends=True)
-        begun = _begun(lines)
-        if begun is None:
-            return []
-        _check_key(self._partial, begun[0], key)
-        return self._sections(lines) if begun[1] == attempt else []
+        begun = self._begun(lines, key)
+        return self._sections(lines) if begun == attempt else []
+
+    def check_key(self, key: str) -> None:
+        """Raise `ConfigError` if the pack was begun with another key."""
+        self.file.seek(0)
+        self._begun(self.file.readlines(), key)
 
     def begin(self, key: str, attempt: int) -> None:
         """Start anew: no section is finished."""
@@ -78,6 +79,20 @@ class Journal:
     def remove(self) -> None:
         """Remove the file."""
         remove(self.file, self._path)
+
+    def _begun(self, lines: list[bytes], key: str) -> int | None:
+        """Attempt of the first line; ``None`` if a kill left none, so that nothing is continued."""
+        try:
+            first = json.loads(lines[0])
+            found, attempt = first["key"], first["attempt"]
+        except (ValueError, LookupError, TypeError):
+            return None
+        if found != key:
+            raise ConfigError(
+                f"{self._partial} was begun with other inputs or settings: repeat those, or build "
+                "without --resume to start again"
+            )
+        return int(attempt)
 
     def _sections(self, lines: list[bytes]) -> list[Section]:
         """Sections by the lines that are whole; notes where each line ends."""
@@ -106,33 +121,6 @@ class Journal:
     def _cut(self, length: int) -> None:
         self.file.truncate(length)
         os.fsync(self.file.fileno())
-
-
-def check_leftover(partial: Path, key: str) -> None:
-    """Raise `ConfigError` if an unfinished pack was begun with another key: before the work."""
-    if not has_journal(partial):
-        return
-    with journal_path(partial).open("rb") as file:
-        begun = _begun([file.readline(_LONGEST_LINE)])
-    if begun is not None:
-        _check_key(partial, begun[0], key)
-
-
-def _begun(lines: list[bytes]) -> tuple[str, int] | None:
-    """Key and attempt of the first line; ``None`` if a kill left none, so nothing is continued."""
-    try:
-        first = json.loads(lines[0])
-        return first["key"], first["attempt"]
-    except (ValueError, LookupError, TypeError):
-        return None
-
-
-def _check_key(partial: Path, found: str, key: str) -> None:
-    if found != key:
-        raise ConfigError(
-            f"{partial} was begun with other inputs or settings: repeat those, or build without "
-            "--resume to start again"
-        )
 
 
 def has_journal(partial: Path) -> bool:

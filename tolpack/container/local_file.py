@@ -197,6 +197,7 @@ class _ViewedFile(LocalFile):
 
     def read_many(self, extents: Sequence[Extent]) -> Sequence[bytes | memoryview]:
         """See `ByteSource`: views."""
+        view = self._view  # before the check: `close` may come between
         if self.is_closed:
             raise closed()
         self._check_size(extents)
@@ -204,7 +205,6 @@ class _ViewedFile(LocalFile):
             if offset + length > self.size:
                 raise truncated(offset, length, self.size)
         self._count(self._way, len(extents), 0)
-        view = self._view
         return [view[offset : offset + length] for offset, length in extents]
 
     def _check_size(self, extents: Sequence[Extent]) -> None:

@@ -58,8 +58,6 @@ class LocalSink(ByteSink):
         Final name. An existing file is replaced only by `commit`.
     key : str
         Names inputs and settings: what another key began is not continued.
-    attempt : int
-        Tells tries of one key apart: what another one began is overwritten.
     resume : bool
         Continue what an interrupted writer left. Without it a leftover is overwritten.
     replace : bool
@@ -75,11 +73,11 @@ class LocalSink(ByteSink):
         file that is no leftover has the name of one.
     """
 
-    def __init__(self, path: Path, key: str, attempt: int, *, resume: bool, replace: bool) -> None:
+    def __init__(self, path: Path, key: str, *, resume: bool, replace: bool) -> None:
         check_output(path)
         self._path, self._partial = path, partial_path(path)
-        self.name = str(self._partial)
-        self._key, self._attempt, self._replace = key, attempt, replace
+        self.name, self.resumes = str(self._partial), resume
+        self._key, self._replace = key, replace
         self._expected = 0
         self.finished: list[Section] = []
         with self._disk_errors():
@@ -87,32 +85,38 @@ class LocalSink(ByteSink):
             known = has_journal(self._partial)
             self._file = take_over(self._partial, _MARKER, known=known)
         try:
-            self._begin(resume)
+            self._open_journal()
         except BaseException:
             close(self._file)
             raise
 
-    def _begin(self, resume: bool) -> None:
-        """Find out what is finished already, and forget the rest."""
+    def _open_journal(self) -> None:
+        """Refuse to continue another key's pack before anything is computed for it."""
         with self._disk_errors():
-            size = os.fstat(self._file.fileno()).st_size
-            self._journal = Journal(self._partial, known=size > 0)
+            self._size = os.fstat(self._file.fileno()).st_size
+            self._journal = Journal(self._partial, known=self._size > 0)
             try:
-                if resume and size:
-                    self.finished = self._journal.read(self._key, self._attempt)
-                if self.finished and self.finished[-1].end_bytes > size:
-                    self.finished = []
-                if self.finished:
-                    self._journal.keep(len(self.finished))
-                else:
-                    self._start_again()
-                sync_folder(self._partial.parent)  # a journal lost alone makes a leftover foreign
+                if self.resumes and self._size:
+                    self._journal.check_key(self._key)
             except BaseException:
                 close(self._journal.file)
                 raise
 
-    def _start_again(self) -> None:
-        self._journal.begin(self._key, self._attempt)
+    def begin(self, attempt: int) -> None:
+        """See `ByteSink`."""
+        with self._disk_errors():
+            if self.resumes and self._size:
+                self.finished = self._journal.read(self._key, attempt)
+            if self.finished and self.finished[-1].end_bytes > self._size:
+                self.finished = []
+            if self.finished:
+                self._journal.keep(len(self.finished))
+            else:
+                self._start_again(attempt)
+            sync_folder(self._partial.parent)  # a journal lost alone makes a leftover foreign
+
+    def _start_again(self, attempt: int) -> None:
+        self._journal.begin(self._key, attempt)
         self._file.truncate(0)
         self._file.seek(0)
         self._file.write(_MARKER)
@@ -182,6 +186,11 @@ class LocalSink(ByteSink):
         """See `ByteSink`."""
         self._journal.remove()
         remove(self._file, self._partial)
+
+    def discard_if_new(self) -> None:
+        """See `ByteSink`."""
+        if not self._size:
+            self.discard()
 
     def close(self, *, failed: bool) -> None:
         """See `ByteSink`."""

@@ -9,7 +9,8 @@ the pack its name. A half-written pack never has it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -49,12 +50,15 @@ class PackWriter:
     resume : bool
         Continue an interrupted build of the same key. Without it a leftover is overwritten.
     attempt : int
-        Tells tries of one key with other contents apart: a leftover of another one is overwritten.
+        Tells packs of one key with other contents apart: a leftover of another one is overwritten.
     replace : bool
         Whether a file that has the final name by then is replaced.
     check : callable, optional
         Called before a section is noted as finished, and before the pack gets its name; raises if
         the inputs are no longer what `key` says.
+    sink : ByteSink, optional
+        Where the bytes go, opened for the same key; default: a `LocalSink` of `path`, `resume` and
+        `replace`.
 
     Raises
     ------
@@ -76,6 +80,7 @@ class PackWriter:
         attempt: int = 0,
         replace: bool = True,
         check: Callable[[], None] = lambda: None,
+        sink: ByteSink | None = None,
     ) -> None:
         if header_room > MAX_HEADER_BYTES:
             raise ConfigError(
@@ -87,7 +92,12 @@ class PackWriter:
         self.sections: list[Section] = []
         self._check = check
         self._data_start = align(PREAMBLE_BYTES + header_room, SECTION_ALIGNMENT)
-        self._sink: ByteSink = LocalSink(path, key.hex(), attempt, resume=resume, replace=replace)
+        self._sink = sink or LocalSink(path, key.hex(), resume=resume, replace=replace)
+        try:
+            self._sink.begin(attempt)
+        except BaseException:
+            self._sink.close(failed=True)
+            raise
         self._resumed = len(self._sink.finished)
 
     @property
@@ -161,7 +171,8 @@ class PackWriter:
         if number < len(finished):  # blocks without their index are written again
             self._resumed = number
             self._sink.forget(number)
-        self._write_section(Section("blocks", 0, 0), _measured(blocks(), lengths))
+        with _closed_after(blocks()) as made:
+            self._write_section(Section("blocks", 0, 0), _measured(made, lengths))
         if not framed:
             return number, None
         index = encode_index(lengths, self.pack_id, first_slot, encoding.rows_per_block)
@@ -217,6 +228,16 @@ class PackWriter:
             )
         dtype = np.dtype(section.stored_dtype).newbyteorder("<")
         return np.frombuffer(data, dtype=dtype).reshape(section.stored_shape)
+
+
+@contextmanager
+def _closed_after(blocks: Iterable[bytes]) -> Iterator[Iterable[bytes]]:
+    """Close a generator at the end, even if not all was taken: it may hold threads."""
+    try:
+        yield blocks
+    finally:
+        if isinstance(blocks, Generator):
+            blocks.close()
 
 
 def _measured(blocks: Iterable[bytes], lengths: list[int]) -> Iterator[bytes]:

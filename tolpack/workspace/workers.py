@@ -41,13 +41,19 @@ def torch_settings(threads: int, compute: torch.dtype) -> Iterator[None]:
     The dtype that a table is computed in is exact enough for its Gram matrices, projections and
     losses too.
     """
+    with torch_threads(threads), product_precision(compute):
+        yield
+
+
+@contextmanager
+def product_precision(compute: torch.dtype) -> Iterator[None]:
+    """Let float32 products round their operands to `compute` inside; see `torch_settings`."""
     before = torch.get_float32_matmul_precision()
-    with torch_threads(threads):
-        torch.set_float32_matmul_precision("medium" if compute is torch.bfloat16 else "highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
+    torch.set_float32_matmul_precision("medium" if compute is torch.bfloat16 else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def split_ids(ids: Ints, size: int) -> list[Ints]:

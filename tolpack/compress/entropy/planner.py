@@ -73,6 +73,10 @@ class EntropyCodedPlanner:
     @classmethod
     def of(cls, inputs: PlanInputs) -> EntropyCodedPlanner:
         """Measure the table: one pass over it, if rows are stored as coefficients."""
+        if inputs.settings.max_ppl_increase is not None and inputs.stats.model is None:
+            raise ConfigError(
+                "--max-ppl-increase is measured, but the model cannot be run: use --size"
+            )
         source, order, kept = inputs.source, inputs.stats.order, len(inputs.kept)
         rows, values = source.rows, kept * inputs.width
         rows_per_block = 1
@@ -110,7 +114,8 @@ class EntropyCodedPlanner:
         ]
         encoder = EntropyCodedEncoder(tuple(layers), quantizer.terms)
         return Plan(
-            inputs.key, order, tuple(fields), tuple(arrays), encodings, tuple(chunks), encoder,
+            inputs.key, inputs.source.fingerprint(), replace(order, counts=None), tuple(fields),
+            tuple(arrays), encodings, tuple(chunks), encoder,
             self._header(candidate).room_bytes, self.predicted_bytes(candidate),
             inputs.size_limit, reserve_bytes,
         )  # fmt: skip
@@ -126,10 +131,6 @@ class EntropyCodedPlanner:
         if target is not None:
             return search_size(self.candidate, self.predicted_bytes, target, start, reporter)
         if self.validation is None:
-            if inputs.settings.max_ppl_increase is not None:
-                raise ConfigError(
-                    "--max-ppl-increase is measured, but the model cannot be run: use --size"
-                )
             return self.candidate(start)
         return search_loss(
             self.candidate, self.measured_increase, self._loss_limit, start, reporter

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -149,11 +150,13 @@ def _bases(
     """Mean and whitened basis of every kept layer: one pass over the table."""
     found, workspace, stats = {}, inputs.workspace, inputs.stats
     cache = workspace.moments if table is inputs.source else None
-    for layer, second, mean in second_moments(table, inputs.kept, stats.weights, workspace, cache):
-        metric = compensations[layer].metric
-        if not mean_pays(second, mean, metric.load(), table.rows):
-            mean = np.zeros_like(mean)
-        basis = whitened_basis(second, mean, metric.load())
-        rows = workspace.scratch.spill(basis.rows.astype(np.float32))
-        found[layer] = LayerBasis(mean.astype(np.float32), rows, metric, workspace.scratch)
+    moments = second_moments(table, inputs.kept, stats.weights, workspace, cache)
+    with closing(moments):
+        for layer, second, mean in moments:
+            metric = compensations[layer].metric
+            if not mean_pays(second, mean, metric.load(), table.rows):
+                mean = np.zeros_like(mean)
+            basis = whitened_basis(second, mean, metric.load())
+            rows = workspace.scratch.spill(basis.rows.astype(np.float32))
+            found[layer] = LayerBasis(mean.astype(np.float32), rows, metric, workspace.scratch)
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -92,7 +92,7 @@ def _encode_block(
 
 def encoded_sample(
     rows: Sequence[Floats],
-    layers: Sequence[LayerProjection],
+    layers: Iterable[LayerProjection],
     encoding: tuple[FieldEncoding, ...],
 ) -> Bytes:
     """Return the records of a few tokens, uint8 (n, record_bytes).

@@ -7,7 +7,8 @@ are raw records, cold ones zstd frames if that pays.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -79,10 +80,11 @@ class FixedBitsPlanner:
             moments = second_moments(
                 inputs.source, inputs.kept, inputs.stats.weights, workspace, workspace.moments
             )
-            components = {
-                layer: PrincipalComponents.of(second, mean, workspace.scratch)
-                for layer, second, mean in moments
-            }
+            with closing(moments):
+                components = {
+                    layer: PrincipalComponents.of(second, mean, workspace.scratch)
+                    for layer, second, mean in moments
+                }
         return cls(inputs, spans, components, _cold_sample(inputs, spans))
 
     def plan(self, reserve_bytes: int = 0) -> Plan:
@@ -97,7 +99,8 @@ class FixedBitsPlanner:
         encodings, numbers, saved = self._chunk_encodings(encoded, layers)
         chunks = [PlannedChunk(s.first_slot, s.rows, n) for s, n in zip(self.spans, numbers)]
         return Plan(
-            inputs.key, order, tuple(fields), tuple(arrays), encodings, tuple(chunks),
+            inputs.key, inputs.source.fingerprint(), replace(order, counts=None), tuple(fields),
+            tuple(arrays), encodings, tuple(chunks),
             FixedBitsEncoder(tuple(layers)), self._header_room,
             self._file_bytes(options, saved), inputs.size_limit, reserve_bytes,
         )  # fmt: skip
@@ -135,7 +138,7 @@ class FixedBitsPlanner:
         if target is None:
             return allocate_to_loss(layers, _TRUNCATION_SHARE * model.plain_rounding)
         chosen = allocate_to_size(layers, lambda found: self._file_bytes(found, 0.0) <= target)
-        saved = self.saving_of(chosen)
+        saved = self._saving_of(chosen)
         return allocate_to_size(layers, lambda found: self._file_bytes(found, saved) <= target)
 
     def _fits_like(
@@ -145,7 +148,7 @@ class FixedBitsPlanner:
         `allocation`.
         """
         if target is not None:
-            return lambda found: self._file_bytes(found, self.saving_of(found)) <= target
+            return lambda found: self._file_bytes(found, self._saving_of(found)) <= target
         limit = sum(option.bytes for option in allocation)
         return lambda found: sum(option.bytes for option in found) <= limit
 
@@ -213,22 +216,22 @@ class FixedBitsPlanner:
             return (framed,), [0] * len(self.spans), saved
         return (raw, framed), [0 if span.hot else 1 for span in self.spans], saved
 
-    def saving_of(self, allocation: Allocation) -> float:
+    def _saving_of(self, allocation: Allocation) -> float:
         """Share of cold chunks' bytes that zstd is sure to save under `allocation`."""
-        layers = []
-        for layer, option in zip(self.inputs.kept, allocation):
-            found = self.components[layer]
-            matrix = in_memory(projection(found.basis(option.rank)))
-            mean = found.mean.astype(np.float32)
-            layers.append(LayerProjection(layer, option.rank, mean, matrix))
+        layers = map(self._projection, self.inputs.kept, allocation)  # one at a time
         saved = self._zstd_saving(self._field_encodings(allocation), layers)
         if saved < _MIN_ZSTD_SAVING:
             return 0.0
         cold = sum(span.rows for span in self.spans if not span.hot)
         return saved if cold <= _SAMPLE_TOKENS else max(0.0, saved - _SAVING_MARGIN)
 
+    def _projection(self, layer: int, option: RankOption) -> LayerProjection:
+        found = self.components[layer]
+        matrix = in_memory(projection(found.basis(option.rank)))
+        return LayerProjection(layer, option.rank, found.mean.astype(np.float32), matrix)
+
     def _zstd_saving(
-        self, fields: tuple[FieldEncoding, ...], layers: Sequence[LayerProjection]
+        self, fields: tuple[FieldEncoding, ...], layers: Iterable[LayerProjection]
     ) -> float:
         """Share of the bytes of cold chunks that zstd saves, measured on spread tokens."""
         if self.cold_sample is None:
