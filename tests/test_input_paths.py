@@ -176,7 +176,7 @@ def _nothing(path):
 
 # What people give as a checkpoint that is none: how it is made, and its error.
 NO_CHECKPOINTS = {
-    "a GGUF file": ("m.gguf", _gguf, "m.gguf is a GGUF file, expected .* not read yet"),
+    "a GGUF file": ("m.gguf", _gguf, "m.gguf is a GGUF file, expected .* not read: give"),
     "GGUF by its bytes": ("g.bin", _gguf, "g.bin is a GGUF file, expected .* converted from"),
     "a folder of GGUF": ("q", _gguf_folder, "q holds no .safetensors file, but model-q8.gguf:"),
     "a folder of other .bin": ("b", _bin_folder, r"but weights.bin: .*pytorch_model\*.bin.* name"),

@@ -1,4 +1,4 @@
-"""``tolpack plan``: sizes before any work, or everything that a build would decide."""
+"""``tolpack plan``: predicted sizes, or all decisions of a build."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ _MEASURED = ("size", "max_ppl_increase", "calibrate", "frequencies")
 @resource_options
 @json_option
 def plan(checkpoint: Path, as_json: bool, **settings: Any) -> None:
-    """Predict sizes and costs of packs of CHECKPOINT, before any work.
+    """Predict sizes and costs of packs of CHECKPOINT without building one.
 
     Without a setting, usual ones are predicted from the table's shape. With auto, --size,
-    --calibrate or --frequencies, the table is measured as for a build, and everything that the
-    build would decide is shown: ranks, codecs, chunks and the predicted size.
+    --calibrate or --frequencies, the table is measured as for a build, which may take minutes, and
+    the decisions of the build are shown: ranks, codecs, chunks and the predicted size.
 
     \b
     tolpack plan model.pt

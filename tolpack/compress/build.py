@@ -60,7 +60,7 @@ class LayerResult:
 
 @dataclass(frozen=True, slots=True)
 class BuildResult:
-    """A finished pack: where it is, how large, and what each layer became."""
+    """A finished pack: its path, its size and its layers."""
 
     path: Path
     bytes: int
@@ -116,8 +116,8 @@ def build(
     size : str or int, optional
         With rank or bits ``"auto"``: the file's largest size, ``"800MB"`` or ``"12%"`` of FP16.
     max_ppl_increase : str or float, optional
-        With bits ``"auto"``: what the pack may cost on a held-out part of the calibration text,
-        ``"1%"``; default, without `size`: 0.25 %.
+        With bits ``"auto"``: limit of the perplexity increase on the held-out part of the
+        calibration text, ``"1%"``; default, without `size`: 0.25 %.
     calibrate : str or Path, optional
         Text or ``.npy`` of token ids: token counts, and the losses for ``auto``.
     tokenizer : str or Path, optional
@@ -131,7 +131,7 @@ def build(
     layers : int, optional
         Layers of a two-dimensional plain table.
     compute : str
-        What FFNs are multiplied in: ``"float32"``, ``"bfloat16"`` (not for 16 bits), or
+        Dtype of the FFNs' products: ``"float32"``, ``"bfloat16"`` (not for 16 bits), or
         ``"auto"``: bfloat16 for large tables where the processor has instructions for it.
     max_memory : str or int
         Largest resident memory of the process, ``"4GB"`` or a number of bytes.
@@ -147,7 +147,7 @@ def build(
     Returns
     -------
     BuildResult
-        Where the pack is, how large, and what each layer became.
+        The pack's path, its size and its layers.
 
     Raises
     ------

@@ -44,7 +44,7 @@ def check_input(path: Path) -> None:
         )
     if start.startswith(_GGUF):
         raise CheckpointError(
-            f"{path} is a GGUF file, {_EXPECTED}: GGUF tables are not read yet, so give the "
+            f"{path} is a GGUF file, {_EXPECTED}: GGUF tables are not read: give the "
             "original safetensors checkpoint that it was converted from"
         )
     if _PICKLE.match(start) and path.suffix not in CHECKPOINT_SUFFIXES:
