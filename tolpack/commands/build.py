@@ -16,15 +16,14 @@ from tolpack.commands.options import (
     print_json,
     refuse_two_maps,
     resource_options,
+    target_options,
     tokenizer_option,
 )
 from tolpack.commands.terminal import Terminal, checked, echo
 from tolpack.compress.settings import (
     BuildSettings,
     parse_drops,
-    parse_increase,
     parse_rank,
-    parse_size,
 )
 from tolpack.errors import ConfigError
 from tolpack.report import tables
@@ -45,16 +44,7 @@ from tolpack.report import tables
     "--drop", default="none", show_default=True, callback=checked(parse_drops),
     help="Layers to drop: none, or 3,7-9; with --bits auto also auto, or auto:2 for two layers.",
 )  # fmt: skip
-@click.option(
-    "--size", callback=checked(lambda value: parse_size(value, 100)),
-    help="With --rank or --bits auto: largest size of the pack, 800MB or 12% of the FP16 table.",
-)  # fmt: skip
-@click.option(
-    "--max-ppl-increase", callback=checked(parse_increase),
-    help="With --bits auto: limit of the perplexity increase [default: 0.25%].",
-)  # fmt: skip
-@click.option("--calibrate", type=PATH, help="Calibration text, or .npy of token ids.")
-@click.option("--frequencies", type=PATH, help=".npy of token counts, by which tokens are ordered.")
+@target_options
 @tokenizer_option
 @checkpoint_options
 @layers_option

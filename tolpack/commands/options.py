@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from tolpack.commands.terminal import checked
-from tolpack.compress.settings import parse_drop
+from tolpack.compress.settings import parse_drop, parse_increase, parse_size
 from tolpack.runtime.sizes import parse_bytes
 from tolpack.sources.checkpoint.config import MODEL_TYPES
 from tolpack.sources.checkpoint.key_map import BUILT_IN as BUILT_IN_MAPS
@@ -73,6 +73,28 @@ def refuse_checkpoint_options(settings: dict[str, Any], pack: Path) -> None:
     if given:
         option = given[0].removesuffix("_name").replace("_", "-")
         raise click.UsageError(f"--{option} is for checkpoints, and {pack} is a pack")
+
+
+def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what a pack may take or cost, and on what that is measured."""
+    options = (
+        click.option(
+            "--size", callback=checked(lambda value: parse_size(value, 100)),
+            help="With --rank or --bits auto: largest size of the pack, 800MB or 12% of the FP16 "
+            "table.",
+        ),
+        click.option(
+            "--max-ppl-increase", callback=checked(parse_increase),
+            help="With --bits auto: limit of the perplexity increase [default: 0.25%].",
+        ),
+        click.option("--calibrate", type=PATH, help="Calibration text, or .npy of token ids."),
+        click.option(
+            "--frequencies", type=PATH, help=".npy of token counts, by which tokens are ordered."
+        ),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def resource_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,15 +15,14 @@ from tolpack.commands.options import (
     print_json,
     resource_options,
     take_checkpoint_options,
+    target_options,
     tokenizer_option,
 )
 from tolpack.commands.terminal import Terminal, checked, echo
 from tolpack.compress.settings import (
     BuildSettings,
     parse_drops,
-    parse_increase,
     parse_rank,
-    parse_size,
 )
 from tolpack.errors import ConfigError
 from tolpack.report import tables
@@ -40,16 +39,7 @@ _MEASURED = ("size", "max_ppl_increase", "calibrate", "frequencies")
     "--drop", default="none", show_default=True, callback=checked(parse_drops),
     help="Layers to drop, as for build.",
 )  # fmt: skip
-@click.option(
-    "--size", callback=checked(lambda value: parse_size(value, 100)),
-    help="Largest size of the pack, as for build.",
-)  # fmt: skip
-@click.option(
-    "--max-ppl-increase", callback=checked(parse_increase),
-    help="Limit of the perplexity increase, as for build.",
-)  # fmt: skip
-@click.option("--calibrate", type=PATH, help="Calibration text, or .npy of token ids.")
-@click.option("--frequencies", type=PATH, help=".npy of token counts, by which tokens are ordered.")
+@target_options
 @tokenizer_option
 @checkpoint_options
 @layers_option

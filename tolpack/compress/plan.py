@@ -83,11 +83,11 @@ class Plan:
     """Everything that was decided about a pack.
 
     ``key``: sha256 of the inputs and settings, 32 bytes; ``source``: the fingerprint of the table
-    that it was made for; ``order``: the tokens by slot; ``fields``
-    refer to ``arrays``, which are the first sections of the file, by their number; ``chunks`` are
-    runs of slots and refer to ``encodings``; ``encoder`` turns rows into records; ``header_room``:
-    bytes kept for the header; ``predicted_bytes``: of the whole file; ``size_limit``: bytes of the
-    file at most, and ``reserve_bytes``: the sum of what earlier plans came out over it.
+    that it was made for; ``order``: the tokens by slot; ``fields`` refer to ``arrays``, which are
+    the first sections of the file, by their number; ``chunks`` are runs of slots and refer to
+    ``encodings``; ``encoder`` turns rows into records; ``header_room``: bytes kept for the header;
+    ``predicted_bytes``: of the whole file; ``size_limit``: bytes of the file at most, and
+    ``reserve_bytes``: the sum of what earlier plans came out over it.
     """
 
     key: bytes
@@ -204,6 +204,8 @@ class PlanInputs:
                 f"fields are {min(widths)} … {max(widths)} values wide; packs of unequal widths "
                 "cannot be read yet: build a pack of the fields of each width"
             )
+        if any(field.multiplier != 1 for field in source.fields):
+            raise ConfigError("fields with a multiplier cannot be built yet: multiply the table")
         ranks = settings.ranks.for_layers(layers, min(*widths, source.rows))
         size = None
         if settings.size is not None:
