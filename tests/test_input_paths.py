@@ -228,3 +228,16 @@ def test_inspect_knows_a_pack_by_its_bytes(tmp_path):
         _pack(tmp_path / name)
         result = CliRunner().invoke(main, ["inspect", str(tmp_path / name), "--json"])
         assert json.loads(result.output)["vocab_size"] == 97
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "rows", "bench", "convert", "diff"])
+def test_a_table_given_as_a_pack_is_named(tmp_path, command):
+    """A file that is no pack is named once, and the error says how packs are made."""
+    path = tmp_path / "table.tolpack"
+    np.save(tmp_path / "table.npy", np.zeros((4, 2, 8), np.float32))
+    (tmp_path / "table.npy").rename(path)
+    more = {"rows": ["0"], "convert": [str(tmp_path / "o.npy")], "diff": [str(path)]}
+    result = CliRunner().invoke(main, [command, str(path), *more.get(command, [])])
+    assert result.exit_code == 1
+    assert result.output.count(str(path)) == 1, result.output
+    assert "`tolpack build` makes packs" in result.output

@@ -1,4 +1,4 @@
-"""Calibrations kept between builds, by a hash of what they were measured on.
+"""Loss metrics cached between builds, by a hash of the model and text that they were measured on.
 
 Measuring gradients takes longer than anything else on a small model, and is the same for every pack
 of it. A file that is damaged (`tolpack.runtime.disk_cache` tells), or cannot be written, is as good

@@ -111,7 +111,13 @@ class Container(ForkSafe):
         ------
         FileAccessError, FormatError, ChecksumError, UnsupportedVersionError
         """
-        return cls.read_from(open_byte_source(path, io), checksums=checksums)
+        try:
+            return cls.read_from(open_byte_source(path, io), checksums=checksums)
+        except FormatError as error:
+            if error.code != "bad-magic":
+                raise
+            expected = f"{error.expected}: `tolpack build` makes packs of checkpoints and tables"
+            raise FormatError(error.code, f"{path}, preamble", error.found, expected) from error
 
     @classmethod
     def read_from(cls, source: ByteSource, *, checksums: bool = True) -> Container:

@@ -227,5 +227,7 @@ def _path_in_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except FormatError as error:
+        if error.place.startswith(f"{path}, "):
+            raise
         place = f"{path}, {error.place}"
         raise type(error)(error.code, place, error.found, error.expected) from error
