@@ -126,17 +126,20 @@ class Frame:
     records : callable
         Takes a block's payload, its rows, the bytes of a record, and the place to name in errors;
         gives the records, uint8 (rows, record_bytes). Raises `FormatError`, code ``frame``.
+    payload : callable
+        Takes the bytes of a record and those of a block's records; gives the payload.
     """
 
     feature_bit: int | None
     is_compressed: bool
     longest_content: Callable[[int], int]
     records: Callable[[memoryview, int, int, str], Bytes]
+    payload: Callable[[int, bytes], bytes]
 
 
 # Every kind of frame by its id in a header.
 FRAMES = {
-    "raw": Frame(None, False, _as_long, _raw_records),
-    "zstd": Frame(8, True, _as_long, _decompress_records),
-    "zstd-runs": Frame(9, True, longest_content, decompress_runs),
+    "raw": Frame(None, False, _as_long, _raw_records, lambda _, data: data),
+    "zstd": Frame(8, True, _as_long, _decompress_records, lambda _, data: compress(data)),
+    "zstd-runs": Frame(9, True, longest_content, decompress_runs, compress_runs),
 }

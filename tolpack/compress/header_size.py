@@ -54,7 +54,7 @@ class PlannedHeader:
             encoding = self.encodings[number]
             record, each = table.record_bytes(encoding), encoding.rows_per_block
             blocks = -(-plan.rows // each)
-            if encoding.frame == "raw":
+            if not encoding.is_compressed:
                 sections.append(Section("blocks", 0, blocks * raw_block_bytes(record, each)))
                 continue
             longest = longest_frame(encoding.frame, record * each)
@@ -69,7 +69,7 @@ class PlannedHeader:
             table,
             fields=tuple(_referring_to(field, last) for field in self.fields),
             chunks=tuple(
-                Chunk(p.rows, n, last, None if self.encodings[n].frame == "raw" else last)
+                Chunk(p.rows, n, last, last if self.encodings[n].is_compressed else None)
                 for p, n in zip(self.chunks, self.numbers)
             ),
             token_map=last if any(one.kind == "token_map" for one in self.arrays) else None,
