@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from test_build import Killed, Killer, interrupted
+from test_build import Killed, Killer, Log, interrupted
 
 import tolpack
 from tolpack.calibration.calibrate import CalibrationInputs, calibrate
@@ -82,7 +82,10 @@ def test_a_pickled_plan_gives_the_same_pack(model, table, workspace, tmp_path, n
         loaded = pickle.loads(saved)
         file = PackFile(path, table.check_unchanged)
         with file.open(loaded.key) as sink:
-            assert write(loaded, encode(loaded, table, other), sink, file, Reporter()) == 0
+            assert (
+                write(loaded, encode(loaded, table, other), sink, file.check_inputs, Reporter())
+                == 0
+            )
     rank, bits, drop, size = SETTINGS[name]
     built = tolpack.build(
         model[0], tmp_path / "b.tolpack", rank=rank, bits=bits, drop=drop, size=size,
@@ -203,3 +206,14 @@ def test_a_build_that_cannot_be_planned_leaves_nothing(model, tmp_path):
     with pytest.raises(ConfigError, match="--size"):
         tolpack.build(model[0], tmp_path / "p.tolpack", bits="auto", size="1kB")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_header_too_large_is_refused_before_the_work(tmp_path):
+    """More layers than a header can name end a build at once, and leave nothing."""
+    np.save(tmp_path / "t.npy", np.zeros((3000, 4000, 2), np.float32))
+    log, out = Log(), tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(ConfigError, match="too many layers or chunks"):
+        tolpack.build(tmp_path / "t.npy", out / "p.tolpack", rank="1", reporter=log)
+    assert [name for name, _, _ in log.phases] == ["checking the input"]
+    assert list(out.iterdir()) == []

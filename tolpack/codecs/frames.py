@@ -118,28 +118,31 @@ class Frame:
     ----------
     feature_bit : int or None
         Bit of the required features that a pack with such frames sets (SPEC §9).
-    is_compressed : bool
-        Whether frames are compressed, each to a length of its own.
     longest_content : callable
         Takes the bytes of a block's records; gives those of the longest content that a frame of
         them may have.
     records : callable
         Takes a block's payload, its rows, the bytes of a record, and the place to name in errors;
         gives the records, uint8 (rows, record_bytes). Raises `FormatError`, code ``frame``.
-    payload : callable
-        Takes the bytes of a record and those of a block's records; gives the payload.
+    compress : callable or None
+        Takes the bytes of a record and those of a block's records; gives the payload, of a length
+        of its own. ``None``: records are stored as they are.
     """
 
     feature_bit: int | None
-    is_compressed: bool
     longest_content: Callable[[int], int]
     records: Callable[[memoryview, int, int, str], Bytes]
-    payload: Callable[[int, bytes], bytes]
+    compress: Callable[[int, bytes], bytes] | None
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether payloads are compressed, each to a length of its own."""
+        return self.compress is not None
 
 
 # Every kind of frame by its id in a header.
 FRAMES = {
-    "raw": Frame(None, False, _as_long, _raw_records, lambda _, data: data),
-    "zstd": Frame(8, True, _as_long, _decompress_records, lambda _, data: compress(data)),
-    "zstd-runs": Frame(9, True, longest_content, decompress_runs, compress_runs),
+    "raw": Frame(None, _as_long, _raw_records, None),
+    "zstd": Frame(8, _as_long, _decompress_records, lambda _, data: compress(data)),
+    "zstd-runs": Frame(9, longest_content, decompress_runs, compress_runs),
 }

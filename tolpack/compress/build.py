@@ -210,17 +210,12 @@ def build_pack(
         if not settings.drop.auto:  # which decides a part of the key
             key = PlanInputs.of(table, stats, settings, workspace).key
             sink = stack.enter_context(file.open(key))
-        try:
-            planner = make_planner(table, stats, settings, workspace)
-            plan = planner.plan()
-        except BaseException:
-            if sink is not None:
-                sink.discard_if_new()
-            raise
+        planner = make_planner(table, stats, settings, workspace)
+        plan = planner.plan()
         while True:
             sink = sink or stack.enter_context(file.open(plan.key))
             blocks = encode(plan, table, workspace)
-            excess = write(plan, blocks, sink, file, workspace.reporter)
+            excess = write(plan, blocks, sink, file.check_inputs, workspace.reporter)
             if not excess:
                 return
             plan = planner.plan(plan.reserve_bytes + excess)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from tolpack.codecs.frames import FRAMES
 from tolpack.codecs.record import record_layout
 from tolpack.compress.plan import Plan
 from tolpack.container.blocks import encode_blocks
@@ -63,9 +62,8 @@ def encode_chunk(
     chunk = plan.chunks[number]
     encoding = plan.encodings[chunk.encoding]
     layout = record_layout(encoding.fields)
-    payload = partial(FRAMES[encoding.frame].payload, layout.record_bytes)
     with product_precision(source.compute), worker_threads(workspace.limits.threads) as pool:
         records = plan.encoder.records(
             source, plan.token_ids(chunk), chunk, layout, workspace.limits, pool, done
         )
-        yield from encode_blocks(records, encoding, chunk.first_slot, plan.pack_id, payload)
+        yield from encode_blocks(records, encoding, chunk.first_slot, plan.pack_id)

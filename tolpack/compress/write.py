@@ -41,7 +41,11 @@ class PackFile:
 
 
 def write(
-    plan: Plan, blocks: ChunkBlocks, sink: ByteSink, file: PackFile, reporter: Reporter
+    plan: Plan,
+    blocks: ChunkBlocks,
+    sink: ByteSink,
+    check_inputs: Callable[[], None],
+    reporter: Reporter,
 ) -> int:
     """Write the pack of `plan`.
 
@@ -53,9 +57,9 @@ def write(
         Gives the blocks of a chunk; see `tolpack.compress.encode`. Called only for chunks that an
         interrupted build had not written already.
     sink : ByteSink
-        Where the bytes go: `file`, opened for the plan's key.
-    file : PackFile
-        The final file.
+        Where the bytes go, opened for the plan's key.
+    check_inputs : callable
+        Raises if the inputs are no longer those of the plan.
     reporter : Reporter
         Receives progress.
 
@@ -71,9 +75,8 @@ def write(
         As of `tolpack.container.writer.PackWriter`.
     """
     with PackWriter(
-        file.path, plan.key, plan.header_room, attempt=plan.digest, check=file.check_inputs,
-        sink=sink,
-    ) as writer:  # fmt: skip
+        sink, plan.key, plan.header_room, attempt=plan.digest, check=check_inputs
+    ) as writer:
         if sink.resumes:
             reporter.say(f"resuming after {writer.resumed_sections} finished sections")
         for array in plan.arrays:

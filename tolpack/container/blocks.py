@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.codecs.encodings import Encoding
+from tolpack.codecs.frames import FRAMES
 from tolpack.container.block_sizes import raw_block_bytes
 from tolpack.container.crc import CHECKSUM_BYTES, place_checksum
 
@@ -17,7 +18,7 @@ def encode_blocks(
     encoding: Encoding,
     first_slot: int,
     pack_id: int,
-    compress: Callable[[bytes], bytes],
+    compress: Callable[[bytes], bytes] | None = None,
 ) -> Iterator[bytes]:
     """Yield the blocks of a chunk: raw ones padded to their fixed size, or one frame each.
 
@@ -31,15 +32,20 @@ def encode_blocks(
         Slot of the chunk's first row, which seeds the checksums.
     pack_id : int
         Seeds them too.
-    compress : callable
-        Makes one frame of a block's records; not used for ``raw``.
+    compress : callable, optional
+        Makes one frame of a block's records, in place of the encoding's own; not for ``raw``.
     """
     slot, rows = first_slot, encoding.rows_per_block
+    framed = FRAMES[encoding.frame].compress
     for part in records:
-        room = raw_block_bytes(part.shape[1], rows) - CHECKSUM_BYTES
+        record_bytes = part.shape[1]
+        room = raw_block_bytes(record_bytes, rows) - CHECKSUM_BYTES
         for start in range(0, len(part), rows):
             data = part[start : start + rows].tobytes()
-            payload = compress(data) if encoding.is_compressed else data.ljust(room, b"\0")
+            if framed is None:
+                payload = data.ljust(room, b"\0")
+            else:
+                payload = framed(record_bytes, data) if compress is None else compress(data)
             yield payload + place_checksum(payload, pack_id, slot).to_bytes(
                 CHECKSUM_BYTES, "little"
             )

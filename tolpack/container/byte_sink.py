@@ -81,12 +81,9 @@ class ByteSink(ABC):
         """Remove what was written; the final name is not touched."""
 
     @abstractmethod
-    def discard_if_new(self) -> None:
-        """Remove the sink's files if no earlier writer left any: nothing was written."""
-
-    @abstractmethod
     def close(self, *, failed: bool) -> None:
-        """Let go of what was not committed, for a writer that continues.
+        """Let go of what was not committed, for a writer that continues; nothing is left of a sink
+        that was new and never begun.
 
         With `failed`, no error is raised: it must not hide the first one. Closing twice is allowed.
         """

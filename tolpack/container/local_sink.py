@@ -78,7 +78,7 @@ class LocalSink(ByteSink):
         self._path, self._partial = path, partial_path(path)
         self.name, self.resumes = str(self._partial), resume
         self._key, self._replace = key, replace
-        self._expected = 0
+        self._expected, self._begun = 0, False
         self.finished: list[Section] = []
         with self._disk_errors():
             # Nothing of another is changed. Shortly before it gets its name it begins as a pack.
@@ -104,6 +104,7 @@ class LocalSink(ByteSink):
 
     def begin(self, attempt: int) -> None:
         """See `ByteSink`."""
+        self._begun = True
         with self._disk_errors():
             if self.resumes and self._size:
                 self.finished = self._journal.read(self._key, attempt)
@@ -187,13 +188,11 @@ class LocalSink(ByteSink):
         self._journal.remove()
         remove(self._file, self._partial)
 
-    def discard_if_new(self) -> None:
-        """See `ByteSink`."""
-        if not self._size:
-            self.discard()
-
     def close(self, *, failed: bool) -> None:
         """See `ByteSink`."""
+        if not self._begun and not self._size:
+            with contextlib.suppress(OSError):
+                self.discard()
         if failed:
             close(self._file)
         close(self._journal.file)  # each of its lines is on the disk

@@ -35,13 +35,23 @@ from tolpack.container.preamble import (
 from tolpack.errors import ConfigError, FileAccessError
 
 
+def check_header_room(header_room: int) -> None:
+    """Raise `ConfigError` if the format allows no header of `header_room` bytes."""
+    if header_room > MAX_HEADER_BYTES:
+        raise ConfigError(
+            f"the header may take {header_room} bytes, but the format allows {MAX_HEADER_BYTES}: "
+            "the table has too many layers or chunks"
+        )
+
+
 class PackWriter:
     """Writes one pack; use as a context manager, then `commit`.
 
     Parameters
     ----------
-    path : Path
-        Final name. An existing file is replaced only by `commit`.
+    target : Path or ByteSink
+        Final name, whose existing file is replaced only by `commit`; or a sink that was opened for
+        the same key, which decides on `resume` and `replace` itself.
     key : bytes
         At least 8 bytes that identify inputs and settings: the same key gives the same pack.
         Its first 8 bytes become the pack id that seeds the block checksums.
@@ -56,9 +66,6 @@ class PackWriter:
     check : callable, optional
         Called before a section is noted as finished, and before the pack gets its name; raises if
         the inputs are no longer what `key` says.
-    sink : ByteSink, optional
-        Where the bytes go, opened for the same key; default: a `LocalSink` of `path`, `resume` and
-        `replace`.
 
     Raises
     ------
@@ -72,7 +79,7 @@ class PackWriter:
 
     def __init__(
         self,
-        path: Path,
+        target: Path | ByteSink,
         key: bytes,
         header_room: int,
         *,
@@ -80,19 +87,15 @@ class PackWriter:
         attempt: int = 0,
         replace: bool = True,
         check: Callable[[], None] = lambda: None,
-        sink: ByteSink | None = None,
     ) -> None:
-        if header_room > MAX_HEADER_BYTES:
-            raise ConfigError(
-                f"the header may take {header_room} bytes, but the format allows "
-                f"{MAX_HEADER_BYTES}: the table has too many layers or chunks"
-            )
-        self.path = path
+        check_header_room(header_room)
         self.pack_id = int.from_bytes(key[:8], "little")
         self.sections: list[Section] = []
         self._check = check
         self._data_start = align(PREAMBLE_BYTES + header_room, SECTION_ALIGNMENT)
-        self._sink = sink or LocalSink(path, key.hex(), resume=resume, replace=replace)
+        if isinstance(target, Path):
+            target = LocalSink(target, key.hex(), resume=resume, replace=replace)
+        self._sink = target
         try:
             self._sink.begin(attempt)
         except BaseException:

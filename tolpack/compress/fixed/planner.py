@@ -41,6 +41,7 @@ from tolpack.container.crc import CHECKSUM_BYTES
 from tolpack.container.header import Field
 from tolpack.container.index import index_bytes
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, align
+from tolpack.container.writer import check_header_room
 from tolpack.runtime.array_types import Floats
 from tolpack.runtime.scratch import in_memory
 
@@ -75,6 +76,7 @@ class FixedBitsPlanner:
     def of(cls, inputs: PlanInputs) -> FixedBitsPlanner:
         """Measure the table: one pass over it, if rows are stored as coefficients."""
         spans = tuple(doubling_chunks(inputs.stats.order))
+        check_header_room(_header_room(inputs, spans))
         workspace, components = inputs.workspace, {}
         if inputs.has_basis:
             moments = second_moments(
@@ -101,7 +103,7 @@ class FixedBitsPlanner:
         return Plan(
             inputs.key, inputs.source.fingerprint(), replace(order, counts=None), tuple(fields),
             tuple(arrays), encodings, tuple(chunks),
-            FixedBitsEncoder(tuple(layers)), self._header_room,
+            FixedBitsEncoder(tuple(layers)), _header_room(inputs, self.spans),
             self._file_bytes(options, saved), inputs.size_limit, reserve_bytes,
         )  # fmt: skip
 
@@ -244,16 +246,6 @@ class FixedBitsPlanner:
 
     # ---- bytes -----------------------------------------------------------------------------------
 
-    @property
-    def _header_room(self) -> int:
-        inputs = self.inputs
-        return estimate_header_room(
-            len(inputs.source.fields),
-            len(inputs.kept),
-            len(self.spans),
-            has_basis=inputs.has_basis,
-        )
-
     def _file_bytes(self, options: Sequence[RankOption | None], saved: float) -> int:
         """Upper bound of the file's bytes, with every section in whole pages.
 
@@ -266,7 +258,7 @@ class FixedBitsPlanner:
                 sizes += [2 * field.width * option.rank, 4 * field.width]
         sizes += [] if order.identity else [4 * len(order.token_ids)]
         pages = sum(align(math.ceil(size), SECTION_ALIGNMENT) for size in sizes)
-        return pages + PREAMBLE_BYTES + self._header_room
+        return pages + PREAMBLE_BYTES + _header_room(self.inputs, self.spans)
 
     def _chunk_sizes(self, fields: tuple[FieldEncoding, ...], saved: float) -> list[float]:
         """Bytes of all chunks' sections; `saved` is the share that zstd saves of cold ones."""
@@ -280,6 +272,12 @@ class FixedBitsPlanner:
             frames = -(-span.rows // zstd_encoding(fields).rows_per_block)
             sizes += [span.rows * record * (1 - saved), index_bytes(frames)]
         return sizes
+
+
+def _header_room(inputs: PlanInputs, spans: Sequence[ChunkSpan]) -> int:
+    return estimate_header_room(
+        len(inputs.source.fields), len(inputs.kept), len(spans), has_basis=inputs.has_basis
+    )
 
 
 def _cold_sample(inputs: PlanInputs, spans: Sequence[ChunkSpan]) -> list[Floats] | None:
