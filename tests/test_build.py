@@ -760,7 +760,7 @@ def test_error_in_the_source_leaves_a_build_to_resume(large, counts, tmp_path, m
     settings = {"checkpoint": large, "rank": "8", "frequencies": counts}
     reference, out = tmp_path / "reference.tolpack", tmp_path / "p.tolpack"
     tolpack.build(output=reference, **settings)
-    layer, calls = FFNTable.layer, []
+    layer, calls = FFNTable.field_rows, []
 
     def failing(self, number):
         calls.append(number)
@@ -769,7 +769,7 @@ def test_error_in_the_source_leaves_a_build_to_resume(large, counts, tmp_path, m
         return layer(self, number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(FFNTable, "layer", failing)
+        patch.setattr(FFNTable, "field_rows", failing)
         with pytest.raises(MemoryError):
             tolpack.build(output=out, **settings)
     assert not out.exists()

@@ -122,7 +122,7 @@ def test_damaged_pt_never_gives_a_foreign_error(tmp_path):
     for case in cases:
         path.write_bytes(case)
         try:
-            open_source(path).layer(0)
+            open_source(path).field_rows(0)
         except CheckpointError:
             continue
         except Exception as error:  # noqa: BLE001 (that none comes is the claim)
@@ -156,7 +156,7 @@ def test_exotic_tensor_is_refused(tmp_path, kind):
     state[name] = state[name].to_sparse() if kind == "sparse" else state[name].to("meta")
     path = models.save_pt(tmp_path / "x.pt", state, CONFIG)
     with pytest.raises(CheckpointError):
-        open_source(path).layer(0)
+        open_source(path).field_rows(0)
 
 
 @pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "..", "a/b.safetensors"])
@@ -221,7 +221,7 @@ def test_shards_of_mixed_dtypes_open(tmp_path):
     checkpoint = open_checkpoint(folder)
     dtypes = {checkpoint.tensor(name).dtype for name in state}
     assert dtypes == {torch.float32, torch.bfloat16}
-    open_source(folder).layer(0)
+    open_source(folder).field_rows(0)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -235,7 +235,7 @@ def test_nan_and_inf_weights_are_refused_by_name(tmp_path, value, dtype, name):
     with pytest.raises(CheckpointError, match=f"'{name}' holds NaN or Inf"):
         source = open_source(path)
         source.check(lambda size: None)
-        source.layer(1)
+        source.field_rows(1)
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_bias_that_would_be_left_out_is_refused(tmp_path, bias):
     state[bias] = torch.ones(20 if "mlp" in bias else 24)
     path = models.save_pt(tmp_path / "m.pt", state, CONFIG)
     with pytest.raises(CheckpointError, match="bias"):
-        open_source(path).layer(0)
+        open_source(path).field_rows(0)
 
 
 def test_dense_checkpoint_is_refused_for_tables(tmp_path):
@@ -343,7 +343,7 @@ def test_config_field_that_tables_need_is_asked_for(tmp_path, name):
     config = models.make_config(**{name: None})
     path = models.save_pt(tmp_path / "m.pt", models.make_state(CONFIG), config)
     with pytest.raises(CheckpointError, match=f"'{name}' is missing and needed for .*--config"):
-        open_source(path).layer(0)
+        open_source(path).field_rows(0)
 
 
 def test_config_fields_that_tables_do_not_need_may_be_missing(tmp_path):

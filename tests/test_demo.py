@@ -31,7 +31,7 @@ def short(tmp_path, monkeypatch):
 def test_bundled_model_opens_and_its_text_fits():
     """The bundled model gives finite rows, and its tokenizer fits its vocabulary."""
     source = open_source(demo.MODEL)
-    rows = source.layer(0)(np.arange(source.vocab_size))
+    rows = source.field_rows(0)(np.arange(source.vocab_size))
     assert rows.shape == (source.vocab_size, source.hidden_size)
     text = demo.MODEL / "heldout.txt"
     ids = read_token_ids(text, source.vocab_size, demo.MODEL / "tokenizer.json")

@@ -145,7 +145,7 @@ def test_a_checkpoint_is_compared_by_its_own_rows(memoryllm, tmp_path):
     path = tolpack.build(memoryllm, tmp_path / "p.tolpack", bits=4).path
     source = open_source(memoryllm)
     ids = np.arange(source.vocab_size)
-    exact = np.stack([source.layer(n)(ids) for n in range(source.num_layers)], axis=1)
+    exact = np.stack([source.field_rows(n)(ids) for n in range(source.num_layers)], axis=1)
     found = diff_tables(path, memoryllm)
     assert found.relative_error == near(relative(all_rows(path), exact.astype(np.float64)))
     assert 0.05 < found.relative_error < 0.2

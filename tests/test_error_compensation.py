@@ -98,7 +98,7 @@ def test_a_dropped_layer_is_compensated_on_both_sides(tmp_path):
     folded = CompensatedTable(
         open_source(tmp_path / "t.npy"), dropped_terms(model, (0, 2), 3, 0.0, scratch)
     )
-    rows = [folded.layer(n)(np.arange(4)) - table[:, n] for n in (0, 2)]
+    rows = [folded.field_rows(n)(np.arange(4)) - table[:, n] for n in (0, 2)]
     error = np.concatenate([rows[0], -table[:, 1], rows[1]], axis=1)
     least = remaining_metric(model, 1, (0, 2), 0.0, compensation_matrix(model, 1, (0, 2), 0.0))
     expected = np.einsum("ti,ij,tj->t", table[:, 1], least, table[:, 1])

@@ -159,7 +159,7 @@ def test_hdf5_with_values_elsewhere_or_too_many_is_refused(tmp_path, make, reaso
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["t"] = TABLE
     with pytest.raises(CheckpointError, match=reason):
-        open_source(tmp_path / "a.h5", layers=2).layer(0)(np.arange(3))
+        open_source(tmp_path / "a.h5", layers=2).field_rows(0)(np.arange(3))
 
 
 def test_hdf5_links_within_the_file_are_passed_by(tmp_path):
@@ -169,7 +169,7 @@ def test_hdf5_links_within_the_file_are_passed_by(tmp_path):
         file["soft"], file["hard"] = h5py.SoftLink("/g/t"), file["g/t"]
         file["g/loop"] = file["/"]
         file["g/dangling"] = h5py.SoftLink("/nowhere")
-    rows = open_source(tmp_path / "a.h5", layers=2).layer(1)(np.array([2, 0]))
+    rows = open_source(tmp_path / "a.h5", layers=2).field_rows(1)(np.array([2, 0]))
     np.testing.assert_array_equal(rows, TABLE[[2, 0], 4:])
 
 
@@ -188,7 +188,7 @@ def test_damaged_hdf5_gives_own_errors(tmp_path):
     for case in cases:
         (tmp_path / "a.h5").write_bytes(case)
         try:
-            open_source(tmp_path / "a.h5", layers=2).layer(1)(np.arange(3))
+            open_source(tmp_path / "a.h5", layers=2).field_rows(1)(np.arange(3))
         except CheckpointError:
             refused += 1
     assert refused >= 10

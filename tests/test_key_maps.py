@@ -37,7 +37,7 @@ def table_of(path, options=None):
     """Return the whole table of a tiny model."""
     source = open_source(path, options)
     ids = np.arange(source.vocab_size)
-    return np.stack([source.layer(layer)(ids) for layer in range(source.num_layers)], 1)
+    return np.stack([source.field_rows(layer)(ids) for layer in range(source.num_layers)], 1)
 
 
 @pytest.mark.parametrize(("family", "config", "in_place"), CASES)

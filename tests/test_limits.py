@@ -127,12 +127,12 @@ def test_rows_are_right_after_every_release(tmp_path, monkeypatch, kind):
     else:
         path = models.save_folder(tmp_path / "m", state, CONFIG, shards=2)
     ids = np.arange(97)
-    expected = [open_source(path).layer(n)(ids) for n in range(3)]
+    expected = [open_source(path).field_rows(n)(ids) for n in range(3)]
     monkeypatch.setattr("tolpack.sources.mapped_memory.MappedMemory.touch", _always)
     source = open_source(path)
     for _ in range(2):
         for n in range(3):
-            assert np.array_equal(source.layer(n)(ids), expected[n])
+            assert np.array_equal(source.field_rows(n)(ids), expected[n])
 
 
 def _always(self, touched_bytes):

@@ -53,7 +53,9 @@ def save_pieces(folder, state, config, count):
 def tables_equal(path, other):
     first, second = open_source(path), open_source(other)
     ids = np.arange(first.vocab_size)
-    return all(np.array_equal(first.layer(n)(ids), second.layer(n)(ids)) for n in range(3))
+    return all(
+        np.array_equal(first.field_rows(n)(ids), second.field_rows(n)(ids)) for n in range(3)
+    )
 
 
 @pytest.fixture
@@ -243,7 +245,7 @@ def test_pieces_of_different_checkpoints_are_noticed(tmp_path):
     torch.save(other, folder / "consolidated.01.pth")
     models.save_config(folder / "config.json", CONFIG | {"vocab_size": 96})
     with pytest.raises(CheckpointError, match=r"memory_norm.weight' differs between the files"):
-        open_source(folder).layer(0)
+        open_source(folder).field_rows(0)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])

@@ -118,7 +118,7 @@ def test_spectra_are_singular_values(study):
     evaluator, found = study
     table = FFNTable(evaluator.checkpoint)
     for one in found.spectra:
-        rows = table.layer(one.layer)(np.arange(table.vocab_size)).astype(np.float64)
+        rows = table.field_rows(one.layer)(np.arange(table.vocab_size)).astype(np.float64)
         values = np.linalg.svd(rows - rows.mean(0), compute_uv=False)
         np.testing.assert_allclose(one.singular_values, values / values[0], atol=2e-4)
         energy = np.cumsum(values**2) / (values**2).sum()

@@ -132,7 +132,7 @@ def test_work_is_shared(evaluator, token_ids, monkeypatch):
     from tolpack.sources.ffn_table import FFNTable
 
     counting(model_losses, "measure_loss_metrics", "calibrate")
-    counting(FFNTable, "layer", "layer")
+    counting(FFNTable, "field_rows", "layer")
     counting(evaluator_module, "score", "score")
     grids, _ = parse_grids([GRID])
     sweep(evaluator, grids, CalibrationInputs(token_ids))

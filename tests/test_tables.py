@@ -20,7 +20,7 @@ IDS = np.array([0, 96, 5, 5, 41], np.int64)
 def rows_of(source, ids=None):
     """Return all rows of `source`: float32 (ids, layers, hidden)."""
     ids = np.arange(source.vocab_size) if ids is None else ids
-    return np.stack([source.layer(n)(ids) for n in range(source.num_layers)], axis=1)
+    return np.stack([source.field_rows(n)(ids) for n in range(source.num_layers)], axis=1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -78,7 +78,7 @@ def test_rows_that_overflow_are_refused(tmp_path):
         state[f"layers.1.memory_mlp.{part}_proj.weight"] *= 1e25
     source = open_source(models.save_pt(tmp_path / "m.pt", state, config))
     with pytest.raises(CheckpointError, match="layer 1|layers.1"):
-        source.layer(1)(IDS)
+        source.field_rows(1)(IDS)
 
 
 def test_memory_fingerprint_sees_weights_and_settings_not_names(tmp_path):
@@ -148,9 +148,9 @@ def test_nan_in_a_table_names_token_and_layer(tmp_path, suffix, value):
     table = torch.zeros(9, 2, 4)
     table[7, 1, 3] = value
     source = open_source(save_table(tmp_path / f"t{suffix}", table))
-    source.layer(0)(np.arange(9))
+    source.field_rows(0)(np.arange(9))
     with pytest.raises(CheckpointError, match="NaN or Inf at token 7, layer 1"):
-        source.layer(1)(np.array([3, 7]))
+        source.field_rows(1)(np.array([3, 7]))
 
 
 def test_two_dimensional_table_needs_layers(tmp_path):

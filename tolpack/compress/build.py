@@ -266,7 +266,7 @@ def _result(file: PackFile, source: TableSource, reporter: Reporter) -> BuildRes
         for summary in layer_summaries(pack.container):
             error = None
             if summary.bytes:
-                rows = source.layer(summary.layer)(ids)
+                rows = source.field_rows(summary.layer)(ids)
                 difference = pack.rows(ids, layers=[summary.layer])[:, 0] - rows
                 norm = float(np.square(rows, dtype=np.float64).sum())
                 error = float(np.sqrt(np.square(difference, dtype=np.float64).sum() / (norm or 1)))

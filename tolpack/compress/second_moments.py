@@ -64,7 +64,7 @@ def measure_moments(
 ) -> tuple[Doubles, Doubles]:
     """Stream one layer of the table; see `second_moments`."""
     width = source.fields[layer].width
-    rows, block = source.layer(layer), block_tokens(width)
+    rows, block = source.field_rows(layer), block_tokens(width)
     roots = np.sqrt(weights).astype(np.float32)
 
     def moments(ids: NDArray[np.int64]) -> tuple[Doubles, Doubles]:

@@ -22,7 +22,7 @@ from tolpack.sources.hdf5 import open_hdf5
 from tolpack.sources.identity import FileStates, rows_digest
 from tolpack.sources.mapped_memory import MappedMemory
 from tolpack.sources.npy import read_npy
-from tolpack.sources.protocol import LayerRows, check_finite
+from tolpack.sources.protocol import FieldRows, check_finite
 from tolpack.sources.stored_array import StoredArray
 from tolpack.sources.uniform_table import UniformTable
 
@@ -48,13 +48,13 @@ class ArrayTable(UniformTable):
         self._files = FileStates([array.path])
         self._digest: bytes | None = None
 
-    def layer(self, layer: int) -> LayerRows:
-        """See `TableSource.layer`."""
-        start = layer * self.hidden_size
+    def field_rows(self, field: int) -> FieldRows:
+        """See `TableSource.field_rows`."""
+        start = field * self.hidden_size
 
         def rows(ids: NDArray[np.int64]) -> NDArray[np.float32]:
             values = self._array.take(ids, start, start + self.hidden_size)
-            check_finite(values, ids, layer)
+            check_finite(values, ids, field)
             return values
 
         return rows

@@ -15,7 +15,7 @@ from tolpack.sources.checkpoint.checkpoint import Checkpoint
 from tolpack.sources.checkpoint.description import group_tensors
 from tolpack.sources.checkpoint.readiness import check_memory_ffns
 from tolpack.sources.ffn import load_memory_ffn
-from tolpack.sources.protocol import LayerRows, check_finite
+from tolpack.sources.protocol import FieldRows, check_finite
 from tolpack.sources.uniform_table import UniformTable
 
 
@@ -43,15 +43,15 @@ class FFNTable(UniformTable):
             tensor.nbytes for name, tensor in self._tensors.items() if ".memory_" in name
         )
 
-    def layer(self, layer: int) -> LayerRows:
-        """See `TableSource.layer`."""
-        norm, ffn = load_memory_ffn(self.checkpoint, layer, self.compute)
+    def field_rows(self, field: int) -> FieldRows:
+        """See `TableSource.field_rows`."""
+        norm, ffn = load_memory_ffn(self.checkpoint, field, self.compute)
 
         @torch.inference_mode()
         def rows(ids: NDArray[np.int64]) -> NDArray[np.float32]:
             x = self.checkpoint.rows("embed_tokens.weight", torch.from_numpy(ids)).float()
             values = np.asarray(ffn(norm(x)).numpy())
-            check_finite(values, ids, layer)
+            check_finite(values, ids, field)
             return values
 
         return rows

@@ -11,12 +11,20 @@ from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.checkpoint.shards import open_store
 from tolpack.sources.ffn_table import FFNTable
 from tolpack.sources.input_kind import check_input
+from tolpack.sources.protocol import TableSource
+
+
+def open_tables(
+    path: str | Path, options: CheckpointOptions | None = None, layers: int | None = None
+) -> tuple[TableSource, ...]:
+    """Open all tables that a pack of `path` holds; parameters and errors as of `open_source`."""
+    return (open_source(path, options, layers),)
 
 
 def open_source(
     path: str | Path, options: CheckpointOptions | None = None, layers: int | None = None
 ) -> FFNTable | ArrayTable:
-    """Open a checkpoint or a plain table.
+    """Open a checkpoint or a plain table, where that is one table.
 
     Parameters
     ----------

@@ -14,10 +14,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tolpack.codecs.encodings import Part
+from tolpack.codecs.registry import CODECS
 from tolpack.errors import CheckpointError
+from tolpack.ngrams import NGramHash
+from tolpack.runtime.array_types import Bytes
 from tolpack.sources.checkpoint.checkpoint import Checkpoint
 
-LayerRows = Callable[[NDArray[np.int64]], NDArray[np.float32]]
+FieldRows = Callable[[NDArray[np.int64]], NDArray[np.float32]]
+# Scales uint8 (n, scale bytes) and codes uint8 (n, code bytes) of rows int64 (n,).
+StoredRows = Callable[[NDArray[np.int64]], tuple[Bytes, Bytes]]
+
+# The codec that holds the values of each dtype bit for bit.
+FLOAT_CODECS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +36,8 @@ class SourceField:
     ``layer`` is the layer of the model that reads it. ``dtype`` is ``"float32"``, ``"float16"`` or
     ``"bfloat16"``: what the values are exact in. ``multiplier`` is a constant by which the model
     multiplies the values, such as √256 in Gemma's per-layer embeddings; rows that a source gives
-    are not multiplied by it yet.
+    are not multiplied by it yet. ``codes`` is how the values are stored where that is not plain
+    ``dtype``: a codec, its group size and its step.
     """
 
     name: str
@@ -35,15 +45,26 @@ class SourceField:
     width: int
     dtype: str
     multiplier: float = 1.0
+    codes: Part | None = None
+
+    @property
+    def part(self) -> Part:
+        """How a pack holds the values bit for bit as they are stored."""
+        return self.codes or Part(FLOAT_CODECS[self.dtype], self.width)
 
 
 class TableSource(Protocol):
     """A table of ``rows`` rows, one for each token id, whose values are in several ``fields``.
 
     Capabilities that only some sources have are attributes too, with a neutral value in the others:
-    ``checkpoint``, ``compute`` and `computed_in`, ``ffn_bytes`` and ``inner_size``. So no user has
-    to ask what kind of source it has.
+    ``checkpoint``, ``compute`` and `computed_in`, ``ffn_bytes``, ``inner_size`` and ``ngrams``. So
+    no user has to ask what kind of source it has.
     """
+
+    @property
+    def name(self) -> str:
+        """Name of the table in a pack."""
+        ...
 
     @property
     def rows(self) -> int:
@@ -81,6 +102,11 @@ class TableSource(Protocol):
         ...
 
     @property
+    def ngrams(self) -> NGramHash | None:
+        """How token ids become row numbers; ``None`` where a row belongs to a token id."""
+        ...
+
+    @property
     def vocab_size(self) -> int:
         """The same as ``rows``."""
         ...
@@ -100,10 +126,17 @@ class TableSource(Protocol):
         """Dtype that all fields have."""
         ...
 
-    def layer(self, layer: int) -> LayerRows:
-        """Return a function that maps int64 ids (n,) to layer `layer`'s rows, float32 (n, width).
+    def field_rows(self, field: int) -> FieldRows:
+        """Return a function that maps int64 ids (n,) to the rows of field number `field`, float32
+        (n, width).
 
         Weights are loaded here, once; the function may be called from several threads.
+        """
+        ...
+
+    def stored_rows(self, field: int) -> StoredRows:
+        """Return a function that maps int64 ids (n,) to the scales and codes of their rows, as
+        ``fields[field].part`` says; it may be called from several threads.
         """
         ...
 
@@ -137,6 +170,12 @@ class TableSource(Protocol):
     def describe(self) -> list[str]:
         """Return lines that say what was matched, with shapes."""
         ...
+
+
+def encoded_rows(rows: FieldRows, field: SourceField) -> StoredRows:
+    """Return what `TableSource.stored_rows` does for a field whose values are plain floats."""
+    codec = CODECS[field.part.codec]
+    return lambda ids: codec.encode(rows(ids), None, None)
 
 
 def check_finite(values: NDArray[np.float32], ids: NDArray[np.int64], layer: int) -> None:

@@ -15,8 +15,9 @@ import torch
 
 from tolpack.container.preamble import MAX_FIELDS
 from tolpack.errors import CheckpointError
+from tolpack.ngrams import NGramHash
 from tolpack.sources.checkpoint.checkpoint import Checkpoint
-from tolpack.sources.protocol import LayerRows, SourceField, TableSource
+from tolpack.sources.protocol import FieldRows, SourceField, StoredRows, TableSource, encoded_rows
 
 
 class UniformTable:
@@ -39,10 +40,12 @@ class UniformTable:
         There are more layers than a pack can hold.
     """
 
+    name = "tol"
     checkpoint: Checkpoint | None = None
     compute = torch.float32
     ffn_bytes: int | None = None
     inner_size = 0
+    ngrams: NGramHash | None = None
 
     def __init__(self, rows: int, layers: int, width: int, dtype: str) -> None:
         if layers > MAX_FIELDS:
@@ -52,6 +55,14 @@ class UniformTable:
             )
         self.rows = rows
         self.fields = tuple(SourceField(f"layer.{n}", n, width, dtype) for n in range(layers))
+
+    def field_rows(self, field: int) -> FieldRows:
+        """See `TableSource.field_rows`."""
+        raise NotImplementedError
+
+    def stored_rows(self, field: int) -> StoredRows:
+        """See `TableSource.stored_rows`: the floats of `field_rows`."""
+        return encoded_rows(self.field_rows(field), self.fields[field])
 
     def computed_in(self, compute: torch.dtype) -> Self:
         """See `TableSource.computed_in`; nothing is multiplied here."""
@@ -89,6 +100,8 @@ class DerivedTable(UniformTable):
 
     def __init__(self, source: TableSource) -> None:
         self._source = source
+        self.name = source.name
+        self.ngrams = source.ngrams
         self.rows = source.rows
         self.fields = source.fields
         self.checkpoint = source.checkpoint
@@ -101,9 +114,13 @@ class DerivedTable(UniformTable):
         """See `TableSource.stored_bytes`."""
         return self._source.stored_bytes
 
-    def layer(self, layer: int) -> LayerRows:
-        """See `TableSource.layer`."""
-        return self._source.layer(layer)
+    def field_rows(self, field: int) -> FieldRows:
+        """See `TableSource.field_rows`."""
+        return self._source.field_rows(field)
+
+    def stored_rows(self, field: int) -> StoredRows:
+        """See `TableSource.stored_rows`."""
+        return self._source.stored_rows(field)
 
     def computed_in(self, compute: torch.dtype) -> Self:
         """See `TableSource.computed_in`."""

@@ -18,7 +18,7 @@ from tolpack.calibration.model_losses import CalibratedModel
 from tolpack.compress.entropy.compensation_matrices import compensation_matrix, neighbours
 from tolpack.runtime.array_types import Floats
 from tolpack.runtime.scratch import Scratch, SpilledArray
-from tolpack.sources.protocol import LayerRows, TableSource
+from tolpack.sources.protocol import FieldRows, TableSource
 from tolpack.sources.uniform_table import DerivedTable
 
 
@@ -81,13 +81,13 @@ class CompensatedTable(DerivedTable):
         super().__init__(source)
         self._terms = tuple(terms)
 
-    def layer(self, layer: int) -> LayerRows:
+    def field_rows(self, field: int) -> FieldRows:
         """See `TableSource`; a kept layer's rows hold the shares of dropped ones."""
-        own = self._source.layer(layer)
+        own = self._source.field_rows(field)
         shares = [
-            (self._source.layer(term.dropped), term.matrix.load())
+            (self._source.field_rows(term.dropped), term.matrix.load())
             for term in self._terms
-            if term.layer == layer
+            if term.layer == field
         ]
         if not shares:
             return own

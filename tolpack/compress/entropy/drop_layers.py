@@ -116,7 +116,7 @@ def _dropping_cost(inputs: PlanInputs, validation: HeldOutValidation) -> tuple[f
     table = CompensatedTable(source, terms)
     rows = np.zeros((len(ids), len(source.fields), inputs.width), np.float32)
     for layer in inputs.kept:
-        rows[:, layer] = table.layer(layer)(ids)
+        rows[:, layer] = table.field_rows(layer)(ids)
     return validation.increase_pct(rows)
 
 
@@ -126,7 +126,7 @@ def _predicted_loss(planner: EntropyCodedPlanner, layer: int) -> float:
     model = inputs.stats.model
     if model is None:
         raise ValueError("a table that cannot be run has no losses")
-    rows = inputs.source.layer(layer)(validation.token_ids).astype(np.float64)
+    rows = inputs.source.field_rows(layer)(validation.token_ids).astype(np.float64)
     others = neighbours(layer, inputs.kept)
     matrix = compensation_matrix(model, layer, others, damping(inputs))
     metric = remaining_metric(model, layer, others, damping(inputs), matrix)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tolpack.compress.entropy.quantizers import Quantizer
 from tolpack.runtime.array_types import Floats
 from tolpack.runtime.scratch import SpilledArray
-from tolpack.sources.protocol import LayerRows, TableSource
+from tolpack.sources.protocol import FieldRows, TableSource
 from tolpack.workspace.limits import block_tokens
 from tolpack.workspace.workers import wait_for
 
@@ -91,7 +91,7 @@ def quantize_layers(
     block = block_tokens(hidden)
     incoming: dict[int, Floats] = {}
     for one in layers:
-        rows, matrix = source.layer(one.layer), one.compensation.load_matrix()
+        rows, matrix = source.field_rows(one.layer), one.compensation.load_matrix()
         for above in one.compensation.above:
             if above not in incoming:
                 incoming[above] = np.zeros((len(ids), hidden), np.float32)
@@ -105,7 +105,7 @@ def quantize_layers(
 
 def _quantize_block(
     one: QuantizedLayer,
-    rows: LayerRows,
+    rows: FieldRows,
     quantizer: Quantizer,
     matrix: Floats | None,
     incoming: dict[int, Floats],

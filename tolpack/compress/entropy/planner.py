@@ -181,7 +181,7 @@ class EntropyCodedPlanner:
     def _mean_square(self) -> float:
         """Mean square of the table's values, on the sample."""
         ids = self.inputs.stats.order.token_ids[self.sample.all_slots]
-        rows = (self.quantizer.table.layer(layer)(ids) for layer in self.inputs.kept)
+        rows = (self.quantizer.table.field_rows(layer)(ids) for layer in self.inputs.kept)
         return float(np.mean([np.square(part, dtype=np.float64).mean() for part in rows]))
 
     # ---- bytes and loss of a candidate - --------------------------------------------------------

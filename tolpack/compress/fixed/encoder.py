@@ -16,7 +16,7 @@ from tolpack.compress.plan import PlannedChunk
 from tolpack.errors import ConfigError
 from tolpack.runtime.array_types import Bytes, Floats, Ints
 from tolpack.runtime.scratch import SpilledArray
-from tolpack.sources.protocol import LayerRows, TableSource
+from tolpack.sources.protocol import FieldRows, TableSource
 from tolpack.workspace.limits import Limits, block_tokens
 from tolpack.workspace.workers import split_ids, wait_for
 
@@ -64,7 +64,7 @@ class FixedBitsEncoder:
         for ids in split_ids(token_ids, limits.superblock_tokens(layout.record_bytes)):
             records = np.zeros((len(ids), layout.record_bytes), np.uint8)
             for field, projection in enumerate(self.layers):
-                rows, project = source.layer(projection.layer), projection.load()
+                rows, project = source.field_rows(projection.layer), projection.load()
                 block = block_tokens(source.fields[projection.layer].width)
                 encode = partial(_encode_block, rows, project, layout, field, ids, records, block)
                 try:
@@ -76,7 +76,7 @@ class FixedBitsEncoder:
 
 
 def _encode_block(
-    rows: LayerRows,
+    rows: FieldRows,
     project: Callable[[Floats], Floats],
     layout: RecordLayout,
     field: int,

@@ -90,7 +90,7 @@ class LossModel:
         self.plain_rounding = 0.0
         with reporter.phase("predicting losses", len(components), "layers") as done:
             for layer in components:
-                self._predict(layer, source.layer(layer)(sample))
+                self._predict(layer, source.field_rows(layer)(sample))
                 done(1)
 
     @property

@@ -290,4 +290,4 @@ def _cold_sample(inputs: PlanInputs, spans: Sequence[ChunkSpan]) -> list[Floats]
     row_bytes = 4 * sum(field.width for field in inputs.kept_fields)
     count = max(1, min(_SAMPLE_TOKENS, _SAMPLE_BYTES // row_bytes))
     sample = tokens[:: max(1, len(tokens) // count)][:count]
-    return [inputs.source.layer(layer)(sample) for layer in inputs.kept]
+    return [inputs.source.field_rows(layer)(sample) for layer in inputs.kept]
