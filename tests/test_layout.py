@@ -25,10 +25,10 @@ def test_tokens_are_ordered_by_count_then_id(counts):
     counts = np.array(counts, np.int64)
     order = order_tokens(counts, len(counts))
     expected = sorted(range(len(counts)), key=lambda token: (-counts[token], token))
-    assert order.token_ids.tolist() == expected
+    assert order.tokens(0, len(counts)).tolist() == expected
     assert order.counts.tolist() == [counts[token] for token in expected]
     assert order.identity == (expected == list(range(len(counts))))
-    assert order.slots[order.token_ids].tolist() == list(range(len(counts)))
+    assert order.token_map()[order.tokens(0, len(counts))].tolist() == list(range(len(counts)))
 
 
 def test_without_counts_the_order_is_the_identity():
@@ -36,7 +36,7 @@ def test_without_counts_the_order_is_the_identity():
     order = order_tokens(None, 3000)
     assert order.identity
     assert order.counts is None
-    assert order.token_ids.tolist() == list(range(3000))
+    assert order.tokens(0, 3000).tolist() == list(range(3000))
     assert all(plan.hot for plan in doubling_chunks(order))
 
 

@@ -123,7 +123,7 @@ class Plan:
     @property
     def rows(self) -> int:
         """Rows of the table."""
-        return len(self.order.token_ids)
+        return self.order.rows
 
     @property
     def kept_layers(self) -> tuple[int, ...]:
@@ -132,7 +132,7 @@ class Plan:
 
     def token_ids(self, chunk: PlannedChunk) -> Ints:
         """Return the token ids of a chunk, int64 (rows,)."""
-        return self.order.token_ids[chunk.first_slot : chunk.first_slot + chunk.rows]
+        return self.order.tokens(chunk.first_slot, chunk.first_slot + chunk.rows)
 
     def header(self, chunks: list[Chunk], sections: list[Section]) -> Header:
         """Return the header of the pack, given where its chunks and sections came to lie."""

@@ -106,7 +106,7 @@ class EntropyCodedPlanner:
             for kind, layer in named
         ]  # fmt: skip
         if not order.identity:
-            arrays.append(PlannedArray("token_map", in_memory(order.slots.astype(np.uint32))))
+            arrays.append(PlannedArray("token_map", in_memory(order.token_map().astype(np.uint32))))
         encodings, numbers = self._encodings(candidate)
         chunks = [
             PlannedChunk(span.first_slot, span.rows, number, self.steps.of_chunk(n, candidate.step))
@@ -180,14 +180,14 @@ class EntropyCodedPlanner:
     @property
     def _mean_square(self) -> float:
         """Mean square of the table's values, on the sample."""
-        ids = self.inputs.stats.order.token_ids[self.sample.all_slots]
+        ids = self.inputs.stats.order.tokens_at(self.sample.all_slots)
         rows = (self.quantizer.table.field_rows(layer)(ids) for layer in self.inputs.kept)
         return float(np.mean([np.square(part, dtype=np.float64).mean() for part in rows]))
 
     # ---- bytes and loss of a candidate - --------------------------------------------------------
 
     def _sampled(self, candidate: Candidate) -> dict[int, Floats]:
-        ids = self.inputs.stats.order.token_ids[self.sample.all_slots]
+        ids = self.inputs.stats.order.tokens_at(self.sample.all_slots)
         return self.quantizer.stored(candidate, ids)
 
     def predicted_bytes(self, candidate: Candidate) -> int:
@@ -263,7 +263,7 @@ class EntropyCodedPlanner:
             for kind, layer in arrays
         ]  # fmt: skip
         if not order.identity:
-            sections.append(planned_array("token_map", "uint32", (len(order.token_ids),), 4))
+            sections.append(planned_array("token_map", "uint32", (order.rows,), 4))
         return PlannedHeader(fields, self.spans, encodings, numbers, sections)
 
     def _encodings(self, candidate: Candidate) -> tuple[tuple[Encoding, ...], list[int]]:

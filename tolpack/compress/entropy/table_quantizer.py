@@ -141,7 +141,7 @@ class TableQuantizer:
         return self.direct[layer].limited_to(limit)
 
     def _steps_of(self, candidate: Candidate, ids: NDArray[np.int64]) -> Floats:
-        return self.steps.of_slots(self.inputs.stats.order.slots[ids], candidate.step)
+        return self.steps.of_slots(self.inputs.stats.order.slots_of(ids), candidate.step)
 
 
 def _bases(

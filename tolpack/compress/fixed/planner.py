@@ -15,7 +15,7 @@ import numpy as np
 
 from tolpack.codecs.encodings import Encoding, FieldEncoding, field_bytes
 from tolpack.codecs.frames import compress
-from tolpack.compress.chunks import ChunkSpan, doubling_chunks
+from tolpack.compress.chunks import ChunkSpan, doubling_chunks, spread_slots
 from tolpack.compress.fixed.encoder import FixedBitsEncoder, LayerProjection, encoded_sample
 from tolpack.compress.fixed.encoding_choice import (
     codec_of,
@@ -96,7 +96,7 @@ class FixedBitsPlanner:
         options = self._options(target)
         fields, arrays, layers = self._layers(options)
         if not order.identity:
-            arrays.append(PlannedArray("token_map", in_memory(order.slots.astype(np.uint32))))
+            arrays.append(PlannedArray("token_map", in_memory(order.token_map().astype(np.uint32))))
         encoded = self._field_encodings(options)
         encodings, numbers, saved = self._chunk_encodings(encoded, layers)
         chunks = [PlannedChunk(s.first_slot, s.rows, n) for s, n in zip(self.spans, numbers)]
@@ -256,7 +256,7 @@ class FixedBitsPlanner:
         for field, option in zip(self.inputs.kept_fields, options):
             if option is not None:
                 sizes += [2 * field.width * option.rank, 4 * field.width]
-        sizes += [] if order.identity else [4 * len(order.token_ids)]
+        sizes += [] if order.identity else [4 * order.rows]
         pages = sum(align(math.ceil(size), SECTION_ALIGNMENT) for size in sizes)
         return pages + PREAMBLE_BYTES + _header_room(self.inputs, self.spans)
 
@@ -282,12 +282,10 @@ def _header_room(inputs: PlanInputs, spans: Sequence[ChunkSpan]) -> int:
 
 def _cold_sample(inputs: PlanInputs, spans: Sequence[ChunkSpan]) -> list[Floats] | None:
     """Rows of spread tokens of the cold chunks, by kept layer: float32 (n, width)."""
-    order = inputs.stats.order.token_ids
-    cold = [order[s.first_slot : s.first_slot + s.rows] for s in spans if not s.hot]
+    cold = [span for span in spans if not span.hot]
     if not cold:
         return None
-    tokens = np.concatenate(cold)
     row_bytes = 4 * sum(field.width for field in inputs.kept_fields)
     count = max(1, min(_SAMPLE_TOKENS, _SAMPLE_BYTES // row_bytes))
-    sample = tokens[:: max(1, len(tokens) // count)][:count]
+    sample = inputs.stats.order.tokens_at(spread_slots(cold, count))
     return [inputs.source.field_rows(layer)(sample) for layer in inputs.kept]
