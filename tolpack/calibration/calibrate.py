@@ -39,6 +39,11 @@ class CalibrationInputs:
     frequencies: str | Path | None = None
     tokenizer: str | Path | None = None
 
+    @property
+    def gives_counts(self) -> bool:
+        """Whether it is known how frequent tokens are."""
+        return self.text is not None or self.frequencies is not None
+
 
 @dataclass(frozen=True, slots=True)
 class CalibrationStats:

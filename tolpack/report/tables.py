@@ -155,7 +155,7 @@ def plan_table(plans: Sequence[SizePrediction]) -> str:
     return text
 
 
-def measured_plan_table(plan: Mapping[str, Any], fp16_bytes: int) -> str:
+def measured_plan_table(plan: Mapping[str, Any]) -> str:
     """Write a plan (`tolpack.compress.plan.Plan.to_json`), a line per layer."""
     first = iter(plan["encodings"][0]["fields"])
     rows = []
@@ -168,6 +168,7 @@ def measured_plan_table(plan: Mapping[str, Any], fp16_bytes: int) -> str:
         rows.append([str(field["layer"]), rank, parts])
     text = format_table(["layer", "rank", "values of the first chunk"], rows)
     size = plan["predicted_bytes"]
+    fp16_bytes = 2 * plan["rows"] * sum(field["width"] for field in plan["fields"])
     text += f"\n\nabout {format_bytes(size)}, × {fp16_bytes / size:.2f} smaller than FP16"
     text += f"; {plan['rows']:,} rows in {len(plan['chunks'])} chunk(s)"
     steps = [chunk["step"] for chunk in plan["chunks"] if chunk["step"] is not None]
