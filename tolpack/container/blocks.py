@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tolpack.codecs.encodings import Encoding
 from tolpack.codecs.frames import FRAMES
 from tolpack.container.block_sizes import raw_block_bytes
-from tolpack.container.crc import CHECKSUM_BYTES, place_checksum
+from tolpack.container.crc import CHECKSUM_BYTES, TABLE_PLACES, place_checksum
 
 
 def encode_blocks(
@@ -19,6 +19,7 @@ def encode_blocks(
     first_slot: int,
     pack_id: int,
     compress: Callable[[bytes], bytes] | None = None,
+    table: int = 0,
 ) -> Iterator[bytes]:
     """Yield the blocks of a chunk: raw ones padded to their fixed size, or one frame each.
 
@@ -34,8 +35,10 @@ def encode_blocks(
         Seeds them too.
     compress : callable, optional
         Makes one frame of a block's records, in place of the encoding's own; not for ``raw``.
+    table : int
+        Number of the chunk's table in the pack, which seeds them too.
     """
-    slot, rows = first_slot, encoding.rows_per_block
+    place, rows = first_slot + table * TABLE_PLACES, encoding.rows_per_block
     framed = FRAMES[encoding.frame].compress
     for part in records:
         record_bytes = part.shape[1]
@@ -46,7 +49,7 @@ def encode_blocks(
                 payload = data.ljust(room, b"\0")
             else:
                 payload = framed(record_bytes, data) if compress is None else compress(data)
-            yield payload + place_checksum(payload, pack_id, slot).to_bytes(
+            yield payload + place_checksum(payload, pack_id, place).to_bytes(
                 CHECKSUM_BYTES, "little"
             )
-            slot += rows
+            place += rows
