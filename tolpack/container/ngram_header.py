@@ -16,7 +16,10 @@ from tolpack.errors import FormatError
 from tolpack.ngrams.hashing import NGramHash
 
 MIXINGS = ("xor", "sum")
-MAX_ID = (1 << 32) - 1
+# Ids that are hashed, and token ids where no map says how many there are.
+MAX_ID = (1 << 31) - 1
+# With "sum", sizes times the largest order: so sums of reduced products fit 64 bits.
+_MAX_SUM = 1 << 32
 _MAX_INTEGER = (1 << 63) - 1
 
 
@@ -66,7 +69,7 @@ def parse_ngrams(node: Node, last_section: int) -> NGrams:
         orders=node.integers("orders", 1, MAX_ORDER, MAX_HEADS),
         sizes=node.integers("sizes", 1, MAX_ROWS, MAX_HEADS),
         offsets=node.integers("offsets", 0, MAX_ROWS - 1, MAX_HEADS),
-        multipliers=node.integers("multipliers", 0, _MAX_INTEGER, MAX_ORDER),
+        multipliers=node.integers("multipliers", -_MAX_INTEGER, _MAX_INTEGER, MAX_ORDER),
         pad=node.integer("pad", 0, MAX_ID),
         boundary=node.optional_integer("boundary", 0, MAX_ID),
         id_map=node.optional_integer("id_map", 0, last_section),
@@ -83,6 +86,10 @@ def check_heads(ngrams: NGrams, rows: int, place: str) -> None:
     ):
         if found != expected:
             raise FormatError("ngram-heads", f"{place}.{key}", f"{found} items", f"{expected}")
+    largest, order = max(ngrams.sizes), max(ngrams.orders)
+    if ngrams.mixing == "sum" and largest * order > _MAX_SUM:
+        limit = f"at most {_MAX_SUM // order} with order {order}"
+        raise FormatError("ngram-heads", f"{place}.sizes", largest, limit)
     for head, (offset, size) in enumerate(zip(ngrams.offsets, ngrams.sizes)):
         if offset + size > rows:
             raise FormatError(

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tolpack.container.ngram_header import MAX_ID
 from tolpack.container.verified_reader import Container
+from tolpack.errors import FormatError
 from tolpack.ngrams.hashing import NGramHash
 from tolpack.reading.lookup import check_ids
 from tolpack.runtime.array_types import Ints
@@ -56,12 +57,22 @@ class NGramRows(ForkSafe):
         """
         ids, hashing = check_ids(token_ids, self.vocab_size), self.hash
         before = None if history is None else check_ids(history, self.vocab_size)
-        if hashing is None:
-            return ids[:, None]
-        found: Ints = hashing.rows(ids, before)  # type: ignore[attr-defined]
-        return found
+        return ids[:, None] if hashing is None else hashing.rows(ids, before)
 
     def _compressed_ids(self, number: int | None) -> NDArray[np.uint32] | None:
-        return (
-            None if number is None else self._container.array(number).astype(np.uint32, copy=False)
-        )
+        return None if number is None else read_id_map(self._container, number)
+
+
+def read_id_map(container: Container, number: int) -> NDArray[np.uint32]:
+    """Read section `number`: the id that is hashed for each token id, uint32 (vocab,), a copy.
+
+    Raises
+    ------
+    FormatError
+        Code ``array-checksum`` or ``id-map`` (an id that is too large).
+    """
+    ids = container.array(number).astype(np.uint32, copy=False)
+    highest = int(ids.max())
+    if highest > MAX_ID:
+        raise FormatError("id-map", f"sections[{number}]", highest, f"at most {MAX_ID}")
+    return ids

@@ -22,6 +22,7 @@ from tolpack.container.verified_reader import ChunkView, Container
 from tolpack.errors import FileAccessError, FormatError
 from tolpack.reading.basis_arrays import float_pieces
 from tolpack.reading.block_decompression import decompress_block
+from tolpack.reading.ngram_rows import read_id_map
 from tolpack.reading.token_map import StoredOrder, inverse_permutation, read_token_map
 
 # Findings that are told one by one; runs of token ids that are told of each.
@@ -172,7 +173,7 @@ class _Check:
         if self._table.token_map is not None:
             yield "token map", self._table.token_map, self._read_map
         if ngrams is not None and ngrams.id_map is not None:
-            yield "compressed ids", ngrams.id_map, partial(_read_array, self._container)
+            yield "compressed ids", ngrams.id_map, partial(_read_id_map, self._container)
         for field in self._table.kept_fields:
             for kind, number in (("basis", field.basis), ("mean", field.mean)):
                 if number is not None:
@@ -290,8 +291,8 @@ class _Check:
         )
 
 
-def _read_array(container: Container, number: int) -> None:
-    container.array(number)
+def _read_id_map(container: Container, number: int) -> None:
+    read_id_map(container, number)
 
 
 def _read_floats(container: Container, number: int) -> None:
