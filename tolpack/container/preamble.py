@@ -15,7 +15,7 @@ from tolpack.container.crc import crc32
 from tolpack.errors import ChecksumError, FormatError, UnsupportedVersionError
 
 MAGIC = b"\x89TOLPACK"
-VERSION = (1, 1)
+VERSION = (1, 2)
 PREAMBLE_BYTES = 64
 SECTION_ALIGNMENT = 4096
 BLOCK_ALIGNMENT = 64
