@@ -56,7 +56,9 @@ FEATURES = {
     "mixed_widths": 26,
     "other_layers": 27,
 }
-SUPPORTED_FEATURES = sum(1 << bit for name, bit in FEATURES.items() if name != "multiple_files")
+# Bits that the format keeps for what no reader knows yet.
+RESERVED = ("multiple_files",)
+SUPPORTED_FEATURES = sum(1 << bit for name, bit in FEATURES.items() if name not in RESERVED)
 
 
 @dataclass(frozen=True, slots=True)
