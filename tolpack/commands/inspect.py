@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-import tolpack
 from tolpack.commands.options import (
     PATH,
     checkpoint_options,
@@ -28,7 +27,7 @@ _TABLE_SUFFIXES = (".npy", ".h5", ".hdf5", ".json", ".toml")
 @checkpoint_options
 @json_option
 def inspect(path: Path, as_json: bool, **settings: Any) -> None:
-    """Show the layers and chunks of a pack, or the tensors of a checkpoint.
+    """Show the tables, layers and chunks of a pack, or the tensors of a checkpoint.
 
     For a checkpoint, inspect shows the key map that fits its tensor names, the shapes and dtypes
     of its tensors, tensors that are left over, and whether build and eval can use it.
@@ -50,10 +49,11 @@ def inspect(path: Path, as_json: bool, **settings: Any) -> None:
         info, text = summary.to_json(), tables.checkpoint_table(summary)
     else:
         from tolpack.evaluation.pack_description import describe_pack
+        from tolpack.pack import open_first_table
 
         if not pack:
             check_input(path)
-        with tolpack.open(path) as opened:
+        with open_first_table(path) as opened:
             info = describe_pack(opened)
         text = tables.pack_table(info, str(path))
     if as_json:

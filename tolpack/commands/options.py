@@ -30,6 +30,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 tokenizer_option = click.option(
     "--tokenizer", type=PATH, help="tokenizer.json [default: the one beside the checkpoint]."
 )
+table_option = click.option(
+    "--table", metavar="NAME", help="Table of PACK [default: the only one]."
+)
 layers_option = click.option(
     "--layers", type=click.IntRange(1), help="Number of layers of a two-dimensional plain table."
 )

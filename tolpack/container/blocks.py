@@ -9,7 +9,7 @@ import numpy as np
 from tolpack.codecs.encodings import Encoding
 from tolpack.codecs.frames import FRAMES
 from tolpack.container.block_sizes import raw_block_bytes
-from tolpack.container.crc import CHECKSUM_BYTES, place_checksum
+from tolpack.container.crc import CHECKSUM_BYTES, TABLE_PLACES, place_checksum
 from tolpack.runtime.array_types import Bytes
 
 
@@ -19,6 +19,7 @@ def encode_blocks(
     first_slot: int,
     pack_id: int,
     compress: Callable[[bytes], bytes] | None = None,
+    table: int = 0,
 ) -> Iterator[bytes]:
     """Yield the blocks of a chunk: raw ones padded to their fixed size, many together, or one frame
     each.
@@ -35,22 +36,24 @@ def encode_blocks(
         Seeds them too.
     compress : callable, optional
         Makes one frame of a block's records, in place of the encoding's own; not for ``raw``.
+    table : int
+        Number of the chunk's table in the pack, which seeds them too.
     """
     rows, framed = encoding.rows_per_block, FRAMES[encoding.frame].compress
-    slot = first_slot
+    place = first_slot + table * TABLE_PLACES
     for part in _whole_blocks(records, rows):
         record_bytes = part.shape[1]
         if framed is None:
-            yield _raw_blocks(part, rows, pack_id, slot)
-            slot += len(part)
+            yield _raw_blocks(part, rows, pack_id, place)
+            place += len(part)
             continue
         for start in range(0, len(part), rows):
             data = part[start : start + rows].tobytes()
             payload = framed(record_bytes, data) if compress is None else compress(data)
-            yield payload + place_checksum(payload, pack_id, slot).to_bytes(
+            yield payload + place_checksum(payload, pack_id, place).to_bytes(
                 CHECKSUM_BYTES, "little"
             )
-            slot += rows
+            place += rows
 
 
 def _whole_blocks(records: Iterable[Bytes], rows: int) -> Iterator[Bytes]:
@@ -66,8 +69,8 @@ def _whole_blocks(records: Iterable[Bytes], rows: int) -> Iterator[Bytes]:
         yield left
 
 
-def _raw_blocks(records: Bytes, rows: int, pack_id: int, slot: int) -> bytes:
-    """Return the raw blocks of `records` one after the other, the first one at `slot`."""
+def _raw_blocks(records: Bytes, rows: int, pack_id: int, place: int) -> bytes:
+    """Return the raw blocks of `records` one after the other, the first one at `place`."""
     count, record_bytes = -(-len(records) // rows), records.shape[1]
     blocks = np.zeros((count, raw_block_bytes(record_bytes, rows)), np.uint8)
     whole = len(records) // rows
@@ -76,6 +79,6 @@ def _raw_blocks(records: Bytes, rows: int, pack_id: int, slot: int) -> bytes:
     rest = records[whole * rows :]
     blocks[whole:, : rest.size] = rest.reshape(-1, rest.size) if len(rest) else 0
     payloads = blocks[:, :-CHECKSUM_BYTES]
-    sums = [place_checksum(one.data, pack_id, slot + n * rows) for n, one in enumerate(payloads)]
+    sums = [place_checksum(one.data, pack_id, place + n * rows) for n, one in enumerate(payloads)]
     blocks[:, -CHECKSUM_BYTES:] = np.array(sums, "<u4")[:, None].view(np.uint8)
     return blocks.tobytes()
