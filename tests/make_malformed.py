@@ -36,6 +36,7 @@ from packs import (
     Layer,
     Recipe,
     Run,
+    Sample,
     forge,
     from_scratch,
     hand_framed,
@@ -46,10 +47,25 @@ from packs import (
     write,
 )
 
+from tolpack.ngrams import NGramHash
+
 FOLDER = Path(__file__).parents[1] / "formats" / "v1" / "malformed"
 _ONE_LAYER = (Layer((int8(8, 8),)),)
 FRAMED = Recipe(8, _ONE_LAYER, (Run(5, "zstd", 2),))
 TWO_CHUNKS = Recipe(8, _ONE_LAYER, (Run(3, "raw", 2), Run(3, "raw", 2)))
+# Two tables of one kind: each with rows of its own, and compressed ids in the first.
+_HASH = NGramHash(
+    "sum", orders=(1, 2), sizes=(2, 3), offsets=(0, 2), multipliers=(1, 7), pad=0, boundary=1,
+    compressed_ids=np.array([0, 1, 2, 2], np.uint32),
+)  # fmt: skip
+TWO_TABLES = Recipe(
+    8,
+    _ONE_LAYER,
+    (Run(5, "raw", 2),),
+    ngrams=_HASH,
+    name="first",
+    more=(Recipe(8, _ONE_LAYER, (Run(5, "raw", 2),), name="second"),),
+)
 RANK4 = Recipe(8, (Layer((int8(4, 2),), rank=4),), (Run(3), Run(1)))
 # Codes that no file shows: `changed` is about a file that changes while it is open.
 NOT_FILES = {"changed"}
@@ -69,15 +85,17 @@ def cases(folder: Path) -> dict[str, tuple[str, bytes]]:
         "target": write(folder / "target", TARGET),
         "framed": write(folder / "framed", FRAMED),
         "two": write(folder / "two", TWO_CHUNKS),
+        "tables": write(folder / "tables", TWO_TABLES),
     }
-    target, framed, two = (sample.data for sample in samples.values())
+    target, framed, two, tables = (sample.data for sample in samples.values())
     smallest = write(folder / "smallest", RECIPES["smallest"]).data
     opening = preambles(target) | headers(target, smallest) | arrays(target) | fields(target)
-    opening |= chunks(two, framed) | large()
+    opening |= chunks(two, framed) | large() | shapes(tables)
     opening["no-data"] = forge(smallest, set_value(f"{FIELD0}.dropped", True))
     opening["rank"] = rebuilt(write(folder / "rank", RANK4).data, _one_row_less)
     found = {name: ("open", content) for name, content in opening.items()}
     contents = damaged(samples["target"], samples["framed"])
+    contents["block-checksum+table"] = _block_of_another_table(samples["tables"])
     contents |= written_wrongly(folder)
     found |= {name: ("rows", content) for name, content in contents.items()}
     found |= {name: ("verify", content) for name, content in hidden(samples).items()}
@@ -153,6 +171,40 @@ def fields(data: bytes) -> dict[str, bytes]:
         "encoding-fields": forge(data, set_value("tables.0.fields.1.dropped", False)),
         "unused-encoding": forge(data, lambda header: header["encodings"].append(encoding)),
     }
+
+
+def shapes(data: bytes) -> dict[str, bytes]:
+    """Packs of two tables, and of n-grams, that contradict themselves; `data`: of `TWO_TABLES`."""
+    features = split(data)[0]["required_features"]
+    ngrams = "tables.0.ngrams"
+
+    def other_encoding(header: dict) -> None:
+        header["encodings"].append(json.loads(json.dumps(header["encodings"][0])))
+        header["encodings"][1]["fields"] *= 2
+        header["tables"][1]["chunks"][0]["encoding"] = 1
+
+    return {
+        "table-name": forge(data, set_value("tables.1.name", "first")),
+        "row-count+table": forge(data, set_value("tables.1.rows", 4)),
+        "encoding-fields+table": forge(data, other_encoding),
+        "ngram-heads": forge(data, set_value(f"{ngrams}.offsets", [0, 3])),
+        "ngram-heads+lengths": forge(data, set_value(f"{ngrams}.sizes", [2])),
+        "ngram-heads+multipliers": forge(data, set_value(f"{ngrams}.multipliers", [1, 7, 1])),
+        "header-field+ngrams": forge(data, set_value(f"{ngrams}.orders", [0, 2])),
+        "section-kind+id-map": forge(
+            data, set_value("sections.0.kind", "mean"), required_features=features & ~(1 << 22)
+        ),
+        "array-shape+id-map": forge(data, set_value("sections.0.shape", [2, 2])),
+        "feature-mismatch+tables": forge(data, required_features=features & ~(1 << 25)),
+        "feature-mismatch+layers": forge(data, required_features=features | 1 << 27),
+    }
+
+
+def _block_of_another_table(sample: Sample) -> bytes:
+    """Put the first block of the second table in the place of that of the first."""
+    first, second = (sample.header.sections[n].offset_bytes for n in (1, 2))
+    data = sample.data
+    return data[:first] + data[second : second + 64] + data[first + 64 :]
 
 
 def _one_row_less(header: dict, contents: list) -> None:
@@ -268,6 +320,9 @@ def hidden(samples: dict) -> dict[str, bytes]:
     return {
         "padding": change_raw_block(target, 1, lambda old: old[:-1] + b"\1"),
         "padding+gap": _flipped(target.data, gap),
+        "id-map": change_array(
+            samples["tables"].data, 0, lambda old: old[:-4] + struct.pack("<I", 2**31)
+        ),
         "frame-extent+hole": change_index(rebuilt(framed.data, hole), 4, frame_lengths(framed)),
     }
 
