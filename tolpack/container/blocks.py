@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.codecs.encodings import Encoding
+from tolpack.codecs.encodings import Encoding, record_words
 from tolpack.codecs.frames import FRAMES
 from tolpack.container.block_sizes import raw_block_bytes
 from tolpack.container.crc import CHECKSUM_BYTES, place_checksum
@@ -36,16 +36,15 @@ def encode_blocks(
         Makes one frame of a block's records, in place of the encoding's own; not for ``raw``.
     """
     slot, rows = first_slot, encoding.rows_per_block
-    framed = FRAMES[encoding.frame].compress
+    framed, record = FRAMES[encoding.frame].compress, record_words(encoding.fields)
+    room = raw_block_bytes(record.record_bytes, rows) - CHECKSUM_BYTES
     for part in records:
-        record_bytes = part.shape[1]
-        room = raw_block_bytes(record_bytes, rows) - CHECKSUM_BYTES
         for start in range(0, len(part), rows):
             data = part[start : start + rows].tobytes()
             if framed is None:
                 payload = data.ljust(room, b"\0")
             else:
-                payload = framed(record_bytes, data) if compress is None else compress(data)
+                payload = framed(record, data) if compress is None else compress(data)
             yield payload + place_checksum(payload, pack_id, slot).to_bytes(
                 CHECKSUM_BYTES, "little"
             )
