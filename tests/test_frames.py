@@ -5,13 +5,14 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packs import _from_planes, memory_limit
+from packs import Layer, Recipe, Run, _from_planes, encode_records, memory_limit, write
 from test_record import FIELDS, specs
 
 from tolpack.codecs.byte_planes import split_planes
-from tolpack.codecs.encodings import Part, record_words
+from tolpack.codecs.encodings import Encoding, Part, record_words
 from tolpack.codecs.frames import FRAMES, compress, decompress
 from tolpack.container.block_sizes import longest_frame
+from tolpack.container.blocks import stored_bytes
 from tolpack.errors import FormatError
 
 CONTENT = bytes(range(200)) * 5
@@ -217,3 +218,13 @@ def test_any_content_of_the_right_size_stands_for_records():
     content = np.random.default_rng(1).bytes(1000)
     found = PLANES.records(memoryview(compress(content)), 5, BF16, "here")
     assert b"".join(split_planes(found.tobytes(), BF16)) == content
+
+
+@pytest.mark.parametrize("frame", ["raw", "zstd", "zstd-planes"])
+def test_stored_bytes_are_those_of_the_sections(frame, tmp_path):
+    """What a sample of rows is said to take is what a chunk of them takes in a pack."""
+    parts = (Part("bf16", 50),)
+    sample = write(tmp_path / "pack", Recipe(50, (Layer(parts),), (Run(700, frame, 1),)))
+    records = encode_records(Encoding(frame, 1, (parts,)), sample.values)
+    sections = sum(section.length_bytes for section in sample.header.sections)
+    assert stored_bytes(records, Encoding(frame, 1, (parts,))) == sections

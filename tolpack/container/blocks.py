@@ -11,6 +11,7 @@ from tolpack.codecs.encodings import Encoding, record_words
 from tolpack.codecs.frames import FRAMES
 from tolpack.container.block_sizes import raw_block_bytes
 from tolpack.container.crc import CHECKSUM_BYTES, place_checksum
+from tolpack.container.index import index_bytes
 
 
 def encode_blocks(
@@ -49,3 +50,11 @@ def encode_blocks(
                 CHECKSUM_BYTES, "little"
             )
             slot += rows
+
+
+def stored_bytes(records: NDArray[np.uint8], encoding: Encoding) -> int:
+    """Bytes of a chunk of `records`, uint8 (rows, record_bytes): its blocks with their padding and
+    checksums, and its index if they are frames.
+    """
+    lengths = [len(block) for block in encode_blocks([records], encoding, 0, 0)]
+    return sum(lengths) + (index_bytes(len(lengths)) if encoding.is_compressed else 0)
