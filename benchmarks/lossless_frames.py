@@ -59,7 +59,7 @@ def main() -> None:
         found[name] = compare(arguments.folder, *table, arguments.megabytes, arguments.lookups)
         print(name, f"{found[name]['bound_pct']:.1f} % at best")
         for side, one in found[name]["sides"].items():
-            print(f"  {side:<14}", {key: round(value, 2) for key, value in one.items()})
+            print(f"  {side:<24}", {key: round(value, 2) for key, value in one.items()})
     if arguments.json:
         settings = {"megabytes": arguments.megabytes, "lookups": arguments.lookups}
         result = {**described("numpy", "zstandard"), **settings, "tables": found}
@@ -79,7 +79,7 @@ def compare(
         each = max(1, round(size / layout.record_bytes))
         encoding = Encoding("zstd-planes", each, parts)
         if encoding not in sides.values():  # a row may be larger than several of the sizes
-            sides[f"planes {size >> 10} KB"] = encoding
+            sides[f"planes, {each} row{'s' if each > 1 else ''} a block"] = encoding
     result = {side: write(folder / side, encoding, records) for side, encoding in sides.items()}
     for one in result.values():
         one["saved_pct"] = 100 * (1 - one["bytes"] / result["raw"]["bytes"])

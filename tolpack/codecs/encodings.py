@@ -86,6 +86,12 @@ class Encoding:
         """Whether blocks are frames of different lengths, found through an index."""
         return FRAMES[self.frame].is_compressed
 
+    def record(self) -> RecordWords:
+        """Bytes of a record, and its words if the frame cuts them into planes: a new object."""
+        if self.frame == "zstd-planes":
+            return record_words(self.fields)
+        return RecordWords(sum(map(field_bytes, self.fields)), ())
+
 
 def ordered_parts(fields: tuple[FieldEncoding, ...]) -> list[tuple[int, int]]:
     """Return (number of the field, number of the part) in the order of a record (SPEC §6)."""

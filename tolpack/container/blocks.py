@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.codecs.encodings import Encoding, record_words
+from tolpack.codecs.encodings import Encoding
 from tolpack.codecs.frames import FRAMES
 from tolpack.container.block_sizes import raw_block_bytes
 from tolpack.container.crc import CHECKSUM_BYTES, place_checksum
@@ -37,7 +37,7 @@ def encode_blocks(
         Makes one frame of a block's records, in place of the encoding's own; not for ``raw``.
     """
     slot, rows = first_slot, encoding.rows_per_block
-    framed, record = FRAMES[encoding.frame].compress, record_words(encoding.fields)
+    framed, record = FRAMES[encoding.frame].compress, encoding.record()
     room = raw_block_bytes(record.record_bytes, rows) - CHECKSUM_BYTES
     for part in records:
         for start in range(0, len(part), rows):

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.codecs.byte_planes import RecordWords
-from tolpack.codecs.encodings import Encoding, record_words
+from tolpack.codecs.encodings import Encoding
 from tolpack.container.block_sizes import longest_frame, raw_block_bytes
 from tolpack.container.byte_source import ByteSource, FetchCounts
 from tolpack.container.crc import CHECKSUM_BYTES, compare, crc32, place_checksum
@@ -303,7 +303,7 @@ def _read_header(source: ByteSource) -> tuple[Preamble, Header, ReadCounters]:
 
 def _chunk_views(header: Header, table: Table) -> list[ChunkView]:
     starts = accumulate((chunk.rows for chunk in table.chunks), initial=0)
-    records = {number: record_words(header.encodings[number].fields)
+    records = {number: header.encodings[number].record()
                for number in {chunk.encoding for chunk in table.chunks}}  # fmt: skip
     views = []
     for chunk, first_slot in zip(table.chunks, starts):
