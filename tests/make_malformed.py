@@ -47,10 +47,14 @@ from packs import (
     write,
 )
 
+from tolpack.codecs.encodings import Part
 from tolpack.ngrams import NGramHash
 
 FOLDER = Path(__file__).parents[1] / "formats" / "v1" / "malformed"
 _ONE_LAYER = (Layer((int8(8, 8),)),)
+_E8M0 = Recipe(8, (Layer((Part("f8e4m3-e8m0", 8, 4),)),), (Run(3, "raw", 2),))
+_Q8_0 = Recipe(8, (Layer((Part("q8_0", 8, 4),)),), (Run(3, "raw", 2),))
+_PLANES = Recipe(8, (Layer((Part("bf16", 8),)),), (Run(5, "zstd-planes", 2),))
 FRAMED = Recipe(8, _ONE_LAYER, (Run(5, "zstd", 2),))
 TWO_CHUNKS = Recipe(8, _ONE_LAYER, (Run(3, "raw", 2), Run(3, "raw", 2)))
 # Two tables of one kind: each with rows of its own, and compressed ids in the first.
@@ -306,7 +310,16 @@ def written_wrongly(folder: Path) -> dict[str, bytes]:
     window = write(folder / "window", FRAMED, compress=partial(hand_framed, window=11 << 3)).data
     coded = write(folder / "coded", GOLDEN_ONLY["coded-int8"]).data
     infinite = change_array(coded, 0, lambda old: b"\x80\x7f" + old[2:])
-    return {"frame-extent": longer, "frame": window, "scale-not-finite+basis": infinite}
+    more = write(folder / "more", _PLANES, compress=lambda data: plain_compress(data + b"a"))
+    e8m0, q8_0 = write(folder / "e8m0", _E8M0), write(folder / "q8_0", _Q8_0)
+    return {
+        "frame-extent": longer,
+        "frame": window,
+        "frame+planes": more.data,
+        "scale-not-finite+basis": infinite,
+        "scale-not-finite+e8m0": change_raw_block(e8m0, 0, lambda old: b"\xff" + old[1:]),
+        "scale-not-finite+q8_0": change_raw_block(q8_0, 0, lambda old: b"\x00\xfc" + old[2:]),
+    }
 
 
 def hidden(samples: dict) -> dict[str, bytes]:

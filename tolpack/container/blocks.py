@@ -11,6 +11,7 @@ from tolpack.codecs.encodings import Encoding
 from tolpack.codecs.frames import FRAMES
 from tolpack.container.block_sizes import raw_block_bytes
 from tolpack.container.crc import CHECKSUM_BYTES, TABLE_PLACES, place_checksum
+from tolpack.container.index import index_bytes
 
 
 def encode_blocks(
@@ -39,17 +40,24 @@ def encode_blocks(
         Number of the chunk's table in the pack, which seeds them too.
     """
     place, rows = first_slot + table * TABLE_PLACES, encoding.rows_per_block
-    framed = FRAMES[encoding.frame].compress
+    framed, record = FRAMES[encoding.frame].compress, encoding.record()
+    room = raw_block_bytes(record.record_bytes, rows) - CHECKSUM_BYTES
     for part in records:
-        record_bytes = part.shape[1]
-        room = raw_block_bytes(record_bytes, rows) - CHECKSUM_BYTES
         for start in range(0, len(part), rows):
             data = part[start : start + rows].tobytes()
             if framed is None:
                 payload = data.ljust(room, b"\0")
             else:
-                payload = framed(record_bytes, data) if compress is None else compress(data)
+                payload = framed(record, data) if compress is None else compress(data)
             yield payload + place_checksum(payload, pack_id, place).to_bytes(
                 CHECKSUM_BYTES, "little"
             )
             place += rows
+
+
+def stored_bytes(records: NDArray[np.uint8], encoding: Encoding) -> int:
+    """Bytes of a chunk of `records`, uint8 (rows, record_bytes): its blocks with their padding and
+    checksums, and its index if they are frames.
+    """
+    lengths = [len(block) for block in encode_blocks([records], encoding, 0, 0)]
+    return sum(lengths) + (index_bytes(len(lengths)) if encoding.is_compressed else 0)
