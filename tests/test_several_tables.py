@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from edits import set_value
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packs import SHAPES, Layer, Recipe, Run, Stopped, forge, int4, int8, write
+from packs import RECIPES, SHAPES, Layer, Recipe, Run, Stopped, forge, int4, int8, write
 from test_properties import recipes
 
 import tolpack
@@ -310,6 +310,23 @@ def test_rows_of_fields_of_different_widths_are_shown(as_json, tmp_path):
         assert [float(line.split()[2]) for line in lines] == pytest.approx(norms, abs=1e-4)
     timed = run("bench", path, "--rows", 2, "--seconds", 0.01)
     assert timed.exit_code == 0, timed.output
+
+
+def test_other_layers_are_shown_with_the_names_of_their_fields(tmp_path):
+    """`inspect` has a column of names, and the model's layers; `rows` shows the names."""
+    path = write(tmp_path / "p", RECIPES["other-layers"]).path
+    with tolpack.open(path) as pack:
+        assert [field.layer for field in pack.fields] == [12, 3, 3, 4095]
+        assert [one["layer"] for one in describe_pack(pack)["layers"]] == [12, 3, 3, 4095]
+        assert (pack.kept_layers, pack.num_layers) == ((0, 2, 3), 4)
+        assert np.array_equal(pack.rows([4], [2])[:, 0], pack.rows([4])[:, 2])
+    lines = run("inspect", path).stdout.split("\n\n")[1].splitlines()
+    assert lines[0].split()[:2] == ["field", "layer"]
+    assert [line.split()[:3] for line in lines[2:]] == [
+        ["layer", str(n), str(layer)] for n, layer in enumerate((12, 3, 3, 4095))
+    ]
+    lines = run("rows", path, 4).stdout.splitlines()[2:6]
+    assert [line.split()[1:3] for line in lines] == [["layer", str(n)] for n in range(4)]
 
 
 def test_a_container_views_any_table(sample):
