@@ -45,7 +45,7 @@ class LosslessPlanner:
         spans = tuple(doubling_chunks(order))
         if order.counts is None:  # no row is known to be read more often than others
             spans = tuple(replace(span, hot=False) for span in spans)
-        raw, planes = raw_encoding(fields), frame_encoding("zstd", fields)
+        raw, planes = raw_encoding(fields), frame_encoding("zstd-planes", fields)
         saved = 0.0
         if inputs.settings.compression == "auto":
             saved = _measured_saving(inputs, spans, planes)
@@ -94,12 +94,13 @@ def _measured_saving(inputs: PlanInputs, spans: tuple[ChunkSpan, ...], planes: E
 def _seconds_per_frame(records: Bytes, planes: Encoding) -> float:
     """Return the time that one frame of the sample takes to decompress: the best of some."""
     frame, rows = FRAMES[planes.frame], min(len(records), planes.rows_per_block)
+    record = planes.record()
     if frame.compress is None:
         return 0.0
-    data = frame.compress(records.shape[1], records[:rows].tobytes())
+    data = frame.compress(record, records[:rows].tobytes())
     best = math.inf
     for _ in range(_TIMED):
         start = time.perf_counter()
-        frame.records(memoryview(data), rows, records.shape[1], "sample")
+        frame.records(memoryview(data), rows, record, "sample")
         best = min(best, time.perf_counter() - start)
     return best
