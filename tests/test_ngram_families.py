@@ -159,8 +159,9 @@ def test_deepseek_rows_are_those_of_its_engram(tmp_path):
 def test_tables_of_the_real_sizes_open(tmp_path):
     """DeepSeek-V4.1-Flash's two files of 101 GB are opened and read, whatever memory there is."""
     config = deepseek_with(engram_vocab_size=16_000_000, engram_n_heads=8)
-    config["text_config"]["engram_compressed_vocab_size"] = 99_092
     files, rows = [], {1: 384_006_168, 14: 384_016_682}
+    config["text_config"]["engram_compressed_vocab_size"] = 99_092
+    config["text_config"]["engram_num_embeddings"] = list(rows.values())
     for layer, count in rows.items():
         name, shapes = f"layers.{layer}.engram.embed", [[count, 256], [count, 8]]
         ends = np.cumsum([0, *map(np.prod, shapes)]).tolist()
@@ -271,6 +272,7 @@ def deepseek_with(**changed):
         (deepseek_with(engram_layer_ids=[1, "14"]), "'engram_layer_ids'"),
         (deepseek_with(engram_vocab_size=None), "'engram_vocab_size' is None"),
         (deepseek_with(engram_vocab_size=50), "rows, but the config asks for"),
+        (deepseek_with(engram_num_embeddings=[1, 2]), "'engram_num_embeddings' is .1, 2."),
         (deepseek_with(engram_vocab_size=0), "engram_vocab_size is 0"),
         (deepseek_with(engram_n_heads=None), "'engram_n_heads' is missing"),
         (deepseek_with(engram_n_heads=64, engram_max_ngram_size=64), "8,064 heads"),

@@ -99,7 +99,18 @@ def _ngram_hashes(files: CheckpointFiles) -> tuple[list[int], dict[int, NGramHas
         )
     except ConfigError as error:
         raise CheckpointError(f"the config describes no n-gram hash: {error}") from error
+    _check_rows(settings, [ngrams.table_rows for ngrams in hashes])
     return layers, dict(zip(layers, hashes))
+
+
+def _check_rows(settings: CheckpointFiles, rows: list[int]) -> None:
+    """Raise `CheckpointError` if the settings say that tables have other rows."""
+    said = settings.text_config.get("engram_num_embeddings", rows)
+    if said != rows:
+        raise CheckpointError(
+            f"config field 'engram_num_embeddings' is {shown_value(said)}, but the n-gram hash "
+            f"that it describes has tables of {rows} rows: copy the model's own config.json"
+        )
 
 
 def _compressed_ids(files: CheckpointFiles, settings: CheckpointFiles) -> NDArray[np.uint32]:
