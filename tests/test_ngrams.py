@@ -172,7 +172,7 @@ def test_constants_of_qwen4_exp():
     ngrams = qwen4_exp_hash(vocab_size=248_320, eos_token_id=248_044)
     assert ngrams.table_rows == 320_001_446
     assert -(-ngrams.table_rows // 128) * 128 == 320_001_536
-    assert ngrams.multipliers[2] == 8_052_911_324_071
+    assert ngrams.multipliers == (23_703_573_157_769, 20_109_073_645_365, 8_052_911_324_071)
 
 
 def test_constants_of_longcat_flash_lite():
