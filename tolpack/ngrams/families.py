@@ -48,6 +48,11 @@ def qwen4_exp_hash(
     ple_layer_index : int
         Position of the layer in the config's ``ple_layer_ids``, which count from 1.
 
+    Raises
+    ------
+    ConfigError
+        A number is out of range, or no hash follows from it.
+
     References
     ----------
     ``Qwen4ExpTextNGramEmbedding`` of transformers 5.24.
@@ -94,6 +99,11 @@ def engram_hashes(
     boundary : int, optional
         Token id, before it is compressed, over which n-grams do not reach: that of an image in
         DeepSeek-V4.1. Its own rows are used by nothing.
+
+    Raises
+    ------
+    ConfigError
+        A number is out of range, or no hash follows from it.
     """
     if not all(0 <= layer < 2**31 for layer in (seed, *layer_ids)):
         raise ConfigError(f"seed is {seed} and layer_ids are {layer_ids}, expected 0 … 2^31 - 1")
@@ -131,6 +141,11 @@ def longcat_hash(
 
     The ids of an n-gram are the digits of a number to the base of the vocabulary's size. N-grams
     never cross the end of a text, and 0 stands before it.
+
+    Raises
+    ------
+    ConfigError
+        A number is out of range, or no hash follows from it.
     """
     orders = _orders(emb_neighbor_num, emb_split_num)
     _check_positive(vocab_size=vocab_size, ngram_vocab_size_ratio=ngram_vocab_size_ratio)
