@@ -241,7 +241,8 @@ def _copied(holder: Any, key: Any, source: random.Random, spots: Any) -> None:
 def _features(header: Any, known: int) -> int:
     """Bits of what a header uses (SPEC §9), or `known` where that cannot be told."""
     codecs = {"f32": 0, "f16": 1, "bf16": 2, "f8e4m3": 3, "int8": 4, "int4": 5,
-              "step8": 6, "step16": 7}  # fmt: skip
+              "step8": 6, "step16": 7, "f8e4m3-e8m0": 32, "f8e4m3-step": 33, "q8_0": 34,
+              "q4_0": 35}  # fmt: skip
     try:
         bits = {
             codecs[p["codec"]] for e in header["encodings"] for f in e["fields"] for p in f["parts"]

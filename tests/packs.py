@@ -129,6 +129,7 @@ def _layers(part: Part, count: int) -> tuple[Layer, ...]:
 
 
 _F8 = Part("f8e4m3", 11, 4)
+_F8_E8M0 = Part("f8e4m3-e8m0", 37, 32)
 _MIXED = (
     Layer((int8(3, 2), int4(8, 4), Part("f32", 2))),
     Layer((int8(3, 2), int4(8, 4), Part("f32", 2))),
@@ -208,6 +209,12 @@ RECIPES = {
         shuffled=True,
     ),
     "huge-values": Recipe(8, _layers(int4(8), 1), (Run(4),), magnitude=1e30),
+    "f8e4m3-e8m0": Recipe(37, _layers(_F8_E8M0, 2), (Run(6, "raw", 4), Run(3, "zstd", 2))),
+    "f8e4m3-step": Recipe(
+        9, tuple(Layer((Part("f8e4m3-step", 9, step=_f32(s)),)) for s in (0.017, 2e-5)), (Run(5),)
+    ),
+    "q8_0": Recipe(70, _layers(Part("q8_0", 70, 32), 2), (Run(5, "raw", 2),), shuffled=True),
+    "q4_0": Recipe(71, _layers(Part("q4_0", 71, 32), 2), (Run(5, "zstd", 2),), shuffled=True),
 }
 # Golden packs of what the format allows and this library does not write: bases that are all coded,
 # and all the forms that a frame may have.
@@ -341,19 +348,22 @@ def _write_chunks(
 
 
 def encode_records(encoding: Encoding, values: list[np.ndarray], seed: int = 0) -> np.ndarray:
-    """Encode kept fields' values; f8e4m3 parts get random codes (not NaN) and scales."""
+    """Encode kept fields' values; fp8 parts get random codes (not NaN) and scales."""
     rng = np.random.default_rng(seed)
     layout = record_layout(encoding.fields)
     records = np.zeros((len(values[0]), layout.record_bytes), np.uint8)
     for kept, array in enumerate(values):
-        if not any(part.codec == "f8e4m3" for part in encoding.fields[kept]):
+        if not any(part.codec.startswith("f8e4m3") for part in encoding.fields[kept]):
             layout.encode(records, kept, array)
     for run in layout.runs:
-        if run.part.codec == "f8e4m3":
+        if run.part.codec.startswith("f8e4m3"):
             codes = rng.integers(0, 127, (len(records), run.count * run.part.code_bytes), np.uint8)
             codes |= rng.integers(0, 2, codes.shape, np.uint8) << 7
-            scales = rng.normal(size=(len(records), run.count * run.part.scale_bytes // 4))
-            scales = scales.astype("<f4").view(np.uint8)
+            size = len(records), run.count * run.part.scale_bytes
+            if run.part.codec == "f8e4m3-e8m0":
+                scales = rng.integers(110, 140, size, np.uint8)
+            else:
+                scales = rng.normal(size=(size[0], size[1] // 4)).astype("<f4").view(np.uint8)
             records[:, run.scale_offset_bytes :][:, : scales.shape[1]] = scales
             records[:, run.code_offset_bytes :][:, : codes.shape[1]] = codes
     return records
@@ -495,9 +505,9 @@ def _block_lengths(
 def _sizes(part: dict[str, Any]) -> tuple[int, int]:
     """Bytes of a part's scales and of its codes."""
     values, codec = part["values"], part["codec"]
-    bits = {"f32": 32, "f16": 16, "bf16": 16, "f8e4m3": 8, "int8": 8, "int4": 4,
-            "step8": 8, "step16": 16}[codec]  # fmt: skip
-    scale = {"f8e4m3": 4, "int8": 2, "int4": 2}.get(codec, 0)
+    bits = {"f32": 32, "f16": 16, "bf16": 16, "int4": 4, "step16": 16, "q4_0": 4}.get(codec, 8)
+    scale = {"f8e4m3": 4, "f8e4m3-e8m0": 1, "int8": 2, "int4": 2, "q8_0": 2, "q4_0": 2}
+    scale = scale.get(codec, 0)
     groups = math.ceil(values / part["group_size"]) if scale else 0
     return groups * scale, math.ceil(values * bits / 8)
 
@@ -535,12 +545,17 @@ def reference_value(part: dict[str, Any], scales: bytes, codes: bytes, n: int) -
         one = struct.unpack_from("<b", codes, n) if codec == "step8" else None
         (code,) = one or struct.unpack_from("<h", codes, 2 * n)
         return _f32(code * _f32(part["step"]))
+    if codec == "f8e4m3-step":
+        return _f32(e4m3(codes[n]) * _f32(part["step"]))
     group = part["group_size"]
     number, inside = divmod(n, group)
     if codec == "f8e4m3":
         return _f32(e4m3(codes[n]) * struct.unpack_from("<f", scales, 4 * number)[0])
-    scale = bfloat16(scales[2 * number : 2 * number + 2])
-    if codec == "int8":
+    if codec == "f8e4m3-e8m0":
+        return _f32(e4m3(codes[n]) * 2.0 ** (scales[number] - 127))
+    two = scales[2 * number : 2 * number + 2]
+    scale = struct.unpack("<e", two)[0] if codec.startswith("q") else bfloat16(two)
+    if codec in ("int8", "q8_0"):
         return _f32(struct.unpack_from("<b", codes, n)[0] * scale)
     half = (min(group, part["values"] - number * group) + 1) // 2
     byte = codes[number * (group // 2) + inside % half]

@@ -254,7 +254,7 @@ def test_malformed_preambles_are_refused(change, code, target, tmp_path):
     ({"major": 0}, "unsupported-version"), ({"major": 2}, "unsupported-version"),
     ({"major": 65535}, "unsupported-version"), ({"major": 2, "crc32": 0}, "unsupported-version"),
     ({"required_features": 1 << 63}, "unsupported-feature"),
-    ({"required_features": 1 << 10}, "unsupported-feature"),
+    ({"required_features": 1 << 15}, "unsupported-feature"),
     ({"required_features": 1 << 24}, "unsupported-feature"),
 ])  # fmt: skip
 def test_newer_packs_are_called_newer(change, code, target, tmp_path):

@@ -7,14 +7,16 @@ from hypothesis import strategies as st
 from packs import encode_records, reference_record
 
 from tolpack.codecs.encodings import Encoding, Part
+from tolpack.codecs.part_values import encode_values
 from tolpack.codecs.record import record_layout
 from tolpack.container.header import Table
 
 PARTS = st.one_of(
     st.builds(Part, st.sampled_from(["f32", "f16", "bf16"]), st.integers(1, 9)),
+    st.builds(Part, st.just("f8e4m3-step"), st.integers(1, 9), step=st.just(0.5)),
     st.builds(
         Part,
-        st.sampled_from(["int8", "int4"]),
+        st.sampled_from(["int8", "int4", "q8_0", "q4_0", "f8e4m3", "f8e4m3-e8m0"]),
         st.integers(1, 19),
         st.sampled_from([2, 4, 6, 8, 32]),
     ),
@@ -26,7 +28,13 @@ def specs(fields):
     return [
         {
             "parts": [
-                {"codec": p.codec, "values": p.values, "group_size": p.group_size} for p in parts
+                {
+                    "codec": p.codec,
+                    "values": p.values,
+                    "group_size": p.group_size,
+                    "step": p.step,
+                }
+                for p in parts
             ]
         }
         for parts in fields
@@ -127,3 +135,29 @@ def test_any_number_of_rows_decodes(rows):
     layout = record_layout(fields)
     records = np.zeros((rows, layout.record_bytes), np.uint8)
     assert [v.shape for v in layout.decode(records, [0, 1]).values()] == [(rows, 7), (rows, 5)]
+
+
+@settings(max_examples=60)
+@given(fields=FIELDS, data=st.data())
+def test_codes_that_are_placed_are_those_that_are_taken(fields, data):
+    """Scales and codes of each field, put into records, are the bytes that encoding gives."""
+    _, records = random_records(fields)
+    layout, found = record_layout(tuple(fields)), np.zeros_like(records)
+    for kept in data.draw(st.permutations(range(len(fields)))):
+        scales, codes = layout.take(records, kept)
+        assert scales.shape[1] == sum(part.scale_bytes for part in fields[kept])
+        assert codes.shape[1] == sum(part.code_bytes for part in fields[kept])
+        layout.place(found, kept, scales, codes)
+    assert found.tobytes() == records.tobytes()
+
+
+def test_what_is_taken_is_what_its_codec_wrote():
+    """Of a field of two parts: the scales of both, then the codes of both."""
+    parts = (Part("q8_0", 6, 4), Part("int4", 5, 4))
+    values = np.random.default_rng(0).normal(size=(3, 11)).astype(np.float32)
+    _, records = random_records((parts, parts), rows=3)
+    layout = record_layout((parts, parts))
+    layout.encode(records, 1, values)
+    whole = [encode_values(values[:, :6], parts[0]), encode_values(values[:, 6:], parts[1])]
+    for found, expected in zip(layout.take(records, 1), zip(*whole)):
+        assert found.tobytes() == np.concatenate(expected, axis=1).tobytes()

@@ -12,6 +12,7 @@ from packs import RECIPES, Layer, Recipe, Run, int4, int8, reference_rows, write
 
 import tolpack
 from tolpack.codecs import kernels
+from tolpack.codecs.encodings import Part
 from tolpack.container import direct_file
 from tolpack.container.verified_reader import Container
 from tolpack.errors import ConfigError, FormatError
@@ -104,13 +105,16 @@ def test_compiled_rows_equal_plain_ones(name, samples, compiled, monkeypatch):
 
 
 def test_compiled_loops_refuse_scales_that_are_not_finite(compiled, tmp_path):
-    """As the plain ones do, for both codecs with scales."""
-    for part in (int8(8), int4(8)):
+    """As the plain ones do, for every codec with scales of 16 bits and E8M0."""
+    half, power = b"\x00\x7c", b"\xff\xff"
+    bad = {"int8": b"\x80\x7f", "int4": b"\x80\x7f", "q8_0": half, "q4_0": half}
+    for codec, scale in {**bad, "f8e4m3-e8m0": power}.items():
+        part = Part(codec, 8, 4)
         sample = write(tmp_path / "pack", Recipe(8, (Layer((part,)),), (Run(3),)))
         with tolpack.open(sample.path, checksums=False, io="memory") as pack:
             offset = int(pack.extents([1])[0, 0])
         data = bytearray(sample.data)
-        data[offset : offset + 2] = b"\x80\x7f"
+        data[offset : offset + 2] = scale
         (tmp_path / "bad").write_bytes(data)
         with tolpack.open(tmp_path / "bad", checksums=False) as pack:
             with pytest.raises(FormatError) as caught:

@@ -90,7 +90,7 @@ def test_limits_are_those_of_the_library(words, limit):
 
 def test_codecs_are_those_of_the_library():
     """Section 7 gives the sizes of each codec."""
-    rows = re.findall(r"^\| `(\w+)` \| (\d+) \| (–|\d) \|", section(7), flags=re.M)
+    rows = re.findall(r"^\| `([\w-]+)` \| (\d+) \| (–|\d) \|", section(7), flags=re.M)
     found = {codec: (int(bits), 0 if size == "–" else int(size)) for codec, bits, size in rows}
     assert found == {c: (s.code_bits, s.scale_bytes) for c, s in CODECS.items()}
 

@@ -179,10 +179,83 @@ def test_f8e4m3_multiplies_each_group_by_its_scale():
     assert found.tolist() == [[1, 1, -0.5, -0.5, 3]]
 
 
-def test_f8e4m3_is_not_encoded_from_floats():
-    """Encoding to f8e4m3 is refused: such tables are stored as they are."""
-    with pytest.raises(ConfigError, match="f8e4m3"):
-        encode_values(np.zeros((1, 2), np.float32), Part("f8e4m3", 2, 2))
+def test_e8m0_scales_are_all_powers_of_two():
+    """Scale b is 2^(b - 127) for b = 0 … 254, and each of the 254 fp8 numbers times it is exact."""
+    codes = np.array([code for code in range(256) if code & 127 != 127], np.uint8)
+    part = Part("f8e4m3-e8m0", 254, 254)
+    for scale in range(255):
+        found = decode_values(np.array([[scale]], np.uint8), codes[None], part)[0].tolist()
+        exact = [e4m3(code) * 2.0 ** (scale - 127) for code in codes.tolist()]
+        limit = 2.0**128
+        assert found == [v if abs(v) < limit else math.copysign(math.inf, v) for v in exact]
+
+
+def test_e8m0_scales_belong_to_groups():
+    """Group n of the codes is multiplied by scale n, the shorter last one too."""
+    scales = np.array([[127, 126, 130]], np.uint8)
+    found = decode_values(scales, np.full((1, 5), 0x38, np.uint8), Part("f8e4m3-e8m0", 5, 2))
+    assert found.tolist() == [[1, 1, 0.5, 0.5, 8]]
+
+
+def test_fp8_with_a_step_multiplies_all_codes():
+    """Each of the 256 codes is multiplied by the step, rounded once; NaN stays NaN."""
+    codes, step = np.arange(256, dtype=np.uint8)[None], float(np.float32(-0.0123))
+    found = decode_values(np.empty((1, 0), np.uint8), codes, Part("f8e4m3-step", 256, step=step))
+    expected = [np.float32(e4m3(code) * step) for code in range(256)]
+    assert np.array_equal(found[0], expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("part", [
+    Part("f8e4m3", 2, 2), Part("f8e4m3-e8m0", 2, 2), Part("f8e4m3-step", 2, step=0.5)
+])  # fmt: skip
+def test_fp8_is_not_encoded_from_floats(part):
+    """Encoding to fp8 is refused by the codec's name: such tables are stored as they are."""
+    with pytest.raises(ConfigError, match=f"^{part.codec} tables"):
+        encode_values(np.zeros((1, 2), np.float32), part)
+
+
+def ggml_rows():
+    """Rows of 10 blocks of GGML: heavy tails, blocks of zeros, ties of magnitude and halves."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_t(3, size=(200, 320)).astype(np.float32)
+    rows *= 10.0 ** rng.integers(-9, 4, (200, 1)).astype(np.float32)
+    rows[0], rows[1, 32:64] = 0, 0
+    rows[2:40] = rng.integers(-8, 9, (38, 320)) / 2
+    return np.clip(rows, -1e5, 1e5)
+
+
+@pytest.mark.parametrize("codec", ["q8_0", "q4_0"])
+def test_ggml_codecs_are_those_of_ggml(codec):
+    """Scales, codes and values are those of the gguf package, bit for bit, in its own order."""
+    gguf, part = pytest.importorskip("gguf"), Part(codec, 320, 32)
+    kind = gguf.GGMLQuantizationType[codec.upper()]
+    blocks = gguf.quants.quantize(ggml_rows(), kind)
+    scales, codes = encode_values(ggml_rows(), part)
+    own = [scales.reshape(200, 10, -1), codes.reshape(200, 10, -1)]
+    assert np.concatenate(own, axis=2).tobytes() == blocks.tobytes()
+    expected = gguf.quants.dequantize(blocks, kind)
+    assert decode_values(scales, codes, part).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("codec", ["q8_0", "q4_0"])
+def test_every_ggml_code_and_scale_decodes(codec):
+    """Any finite float16 scale times any code is the float32 product, odd remainders included."""
+    rng, part = np.random.default_rng(1), Part(codec, 7, 4)
+    numbers = np.arange(65536, dtype=np.uint16).view(np.float16)
+    scales = numbers[np.isfinite(numbers)].reshape(-1, 2).view(np.uint8)
+    codes = rng.integers(0, 256, (len(scales), part.code_bytes), np.uint8)
+    found = decode_values(scales, codes, part)
+    spec = {"codec": codec, "values": 7, "group_size": 4}
+    for n in range(0, len(scales), 97):
+        row = scales[n].tobytes(), codes[n].tobytes()
+        assert found[n].tolist() == [reference_value(spec, *row, j) for j in range(7)]
+
+
+@pytest.mark.parametrize("codec", ["q8_0", "q4_0"])
+def test_a_scale_that_float16_cannot_hold_is_refused(codec):
+    """Values whose scale would be infinite give a ConfigError that names the limit."""
+    with pytest.raises(ConfigError, match="65504"):
+        encode_values(np.array([[1e8, 0]], np.float32), Part(codec, 2, 2))
 
 
 def nearest_bfloat16(value):
@@ -209,6 +282,8 @@ def test_bfloat16_rounds_to_nearest_even(value):
 @pytest.mark.parametrize(("codec", "bad"), [
     ("int8", b"\x80\x7f"), ("int8", b"\x80\xff"), ("int4", b"\xc0\x7f"), ("int4", b"\xff\xff"),
     ("f8e4m3", struct.pack("<f", math.inf)), ("f8e4m3", struct.pack("<f", math.nan)),
+    ("f8e4m3-e8m0", b"\xff"), ("q8_0", b"\x00\x7c"), ("q8_0", b"\x01\xfc"),
+    ("q4_0", b"\x00\xfc"), ("q4_0", b"\xff\x7f"),
 ])  # fmt: skip
 def test_scales_that_are_not_finite_are_refused(codec, bad):
     """A NaN or infinite scale anywhere gives FormatError scale-not-finite."""
@@ -249,6 +324,7 @@ def test_a_huge_finite_scale_raises_no_warning(codec):
 
 @pytest.mark.parametrize("part", [
     Part("f32", 3), Part("f16", 3), Part("bf16", 3), Part("int8", 3, 2), Part("int4", 3, 2),
+    Part("q8_0", 3, 2), Part("q4_0", 3, 2),
 ])  # fmt: skip
 def test_strided_bytes_decode_like_contiguous_ones(part):
     """Scales and codes may be any slices of records."""
@@ -261,7 +337,7 @@ def test_strided_bytes_decode_like_contiguous_ones(part):
     assert (decode_values(*cut, part) == decode_values(scales, codes, part)).all()
 
 
-@pytest.mark.parametrize("codec", ["int8", "int4"])
+@pytest.mark.parametrize("codec", ["int8", "int4", "q8_0", "q4_0"])
 def test_encoding_is_deterministic_by_row(codec):
     """A row's bytes do not depend on the rows around it."""
     values = np.random.default_rng(2).normal(size=(9, 21)).astype(np.float32)

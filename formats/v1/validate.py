@@ -30,7 +30,11 @@ from validate_header import (
     scale_bytes,
 )
 
-EXPONENTS = {"float16": ("<u2", 0x7C00), "bfloat16": ("<u2", 0x7F80), "float32": ("<u4", 255 << 23)}
+EXPONENTS = {
+    "float16": ("<u2", 0x7C00), "bfloat16": ("<u2", 0x7F80), "float32": ("<u4", 255 << 23),
+    "e8m0": ("u1", 255),
+}  # fmt: skip
+SCALES = {"f8e4m3": "float32", "f8e4m3-e8m0": "e8m0", "q8_0": "float16", "q4_0": "float16"}
 
 
 class Check(HeaderRules):
@@ -198,7 +202,7 @@ class Check(HeaderRules):
         array, at = np.frombuffer(records, np.uint8).reshape(rows, -1), 0
         for part in parts_of(encoding):
             size = scale_bytes(part)
-            dtype = "float32" if part["codec"] == "f8e4m3" else "bfloat16"
+            dtype = SCALES.get(part["codec"], "bfloat16")
             scales = array[:, at : at + size].tobytes()
             self.need(finite(scales, dtype), "scale-not-finite", "§7: finite scales")
             at += size

@@ -13,10 +13,11 @@ import numpy as np
 Entry = dict[str, Any]
 Rule = Callable[[Any], bool]
 
-SUPPORTED = sum(1 << bit for bit in (*range(10), 16, 17, 18, 19, 21))  # §9
+SUPPORTED = sum(1 << bit for bit in (*range(10), 16, 17, 18, 19, 21, *range(32, 36)))  # §9
 CODECS = {  # §7, §9: feature bit, bits of a code, bytes of a scale
     "f32": (0, 32, 0), "f16": (1, 16, 0), "bf16": (2, 16, 0), "f8e4m3": (3, 8, 4),
     "int8": (4, 8, 2), "int4": (5, 4, 2), "step8": (6, 8, 0), "step16": (7, 16, 0),
+    "f8e4m3-e8m0": (32, 8, 1), "f8e4m3-step": (33, 8, 0), "q8_0": (34, 8, 2), "q4_0": (35, 4, 2),
 }  # fmt: skip
 FRAMES = {"raw": -1, "zstd": 8, "zstd-runs": 9}  # §8, §9: feature bit
 DTYPES = {"uint32": 4, "float16": 2, "float32": 4}
@@ -142,7 +143,7 @@ class HeaderRules:
             self.entry("field of an encoding", field, parts=objects(16))
             for part in field["parts"]:
                 self.entry("part", part, codec=one_of(*CODECS), values=integers(1, 65536))
-                has_scales, has_step = CODECS[part["codec"]][2], part["codec"].startswith("step")
+                has_scales, has_step = CODECS[part["codec"]][2], "step" in part["codec"]
                 self.entry("part", part, group_size=is_group_size if has_scales else is_absent,
                            step=is_normal if has_step else is_absent)  # fmt: skip
 

@@ -18,8 +18,10 @@ from typing import Any
 
 import numpy as np
 from numba import types
-from numba.extending import overload
+from numba.extending import overload, register_jitable
 from numpy.typing import NDArray
+
+from tolpack.codecs.float8 import E4M3_VALUES, E8M0_VALUES
 
 Array = NDArray[Any]
 
@@ -46,11 +48,27 @@ def _stored_in(row: Any, value: Any) -> Any:
     return rounded
 
 
-def decode_int8(
-    records: Array, scale_at: int, code_at: int, group: int, values: int, steps: Array,
-    places: Array, columns: Array, out: Array,
+@register_jitable
+def scale_of(low: Any, high: Any, is_float16: bool) -> Any:
+    """Return the float32 of two bytes of float16, or else of bfloat16."""
+    bits = np.uint32(low) | (np.uint32(high) << np.uint32(8))
+    if not is_float16:
+        return np.uint32(bits << np.uint32(16)).view(np.float32)
+    sign, exponent = (bits & np.uint32(0x8000)) << np.uint32(16), bits >> np.uint32(10) & 31
+    if exponent == 0:
+        magnitude = np.float32(bits & np.uint32(1023)) * np.float32(2**-24)
+        return -magnitude if sign else magnitude
+    wider = np.uint32(255) if exponent == 31 else np.uint32(exponent + 112)
+    mantissa = (bits & np.uint32(1023)) << np.uint32(13)
+    return np.uint32(sign | wider << np.uint32(23) | mantissa).view(np.float32)
+
+
+@register_jitable
+def grouped_bytes(
+    records: Array, scale_at: int, code_at: int, group: int, values: int, places: Array,
+    columns: Array, out: Array, is_float16: bool,
 ) -> bool:  # fmt: skip
-    """Decode parts of codec ``int8``."""
+    """Decode parts of a codec of signed bytes with scales of 16 bits."""
     groups = (values + group - 1) // group
     for r in range(records.shape[0]):
         record, row = records[r], out[places[r]]
@@ -59,10 +77,9 @@ def decode_int8(
                 continue
             at, code = scale_at + 2 * groups * f, code_at + values * f
             for g in range(groups):
-                bits = np.uint32(record[at + 2 * g]) | (np.uint32(record[at + 2 * g + 1]) << 8)
-                if bits & 0x7F80 == 0x7F80:
+                scale = scale_of(record[at + 2 * g], record[at + 2 * g + 1], is_float16)
+                if not np.isfinite(scale):
                     return False
-                scale = np.uint32(bits << np.uint32(16)).view(np.float32)
                 start = columns[f] + g * group
                 size = min(group, values - g * group)
                 stored = record[code + g * group : code + g * group + size]
@@ -72,11 +89,12 @@ def decode_int8(
     return True
 
 
-def decode_int4(
-    records: Array, scale_at: int, code_at: int, group: int, values: int, steps: Array,
-    places: Array, columns: Array, out: Array,
+@register_jitable
+def grouped_nibbles(
+    records: Array, scale_at: int, code_at: int, group: int, values: int, places: Array,
+    columns: Array, out: Array, is_float16: bool,
 ) -> bool:  # fmt: skip
-    """Decode parts of codec ``int4``."""
+    """Decode parts of a codec of 4 bits less 8 with scales of 16 bits."""
     groups = (values + group - 1) // group
     last = values - (groups - 1) * group
     field_bytes = (groups - 1) * ((group + 1) // 2) + (last + 1) // 2
@@ -87,10 +105,9 @@ def decode_int4(
                 continue
             at, code = scale_at + 2 * groups * f, code_at + field_bytes * f
             for g in range(groups):
-                bits = np.uint32(record[at + 2 * g]) | (np.uint32(record[at + 2 * g + 1]) << 8)
-                if bits & 0x7F80 == 0x7F80:
+                scale = scale_of(record[at + 2 * g], record[at + 2 * g + 1], is_float16)
+                if not np.isfinite(scale):
                     return False
-                scale = np.uint32(bits << np.uint32(16)).view(np.float32)
                 start = columns[f] + g * group
                 size = min(group, values - g * group)
                 half = (size + 1) // 2
@@ -104,6 +121,117 @@ def decode_int4(
                     high[j] = stored_in(high, number * scale)
                 code += half
     return True
+
+
+def decode_int8(
+    records: Array, scale_at: int, code_at: int, group: int, values: int, steps: Array,
+    places: Array, columns: Array, out: Array,
+) -> bool:  # fmt: skip
+    """Decode parts of codec ``int8``."""
+    found: bool = grouped_bytes(
+        records, scale_at, code_at, group, values, places, columns, out, False
+    )  # fmt: skip
+    return found
+
+
+def decode_int4(
+    records: Array, scale_at: int, code_at: int, group: int, values: int, steps: Array,
+    places: Array, columns: Array, out: Array,
+) -> bool:  # fmt: skip
+    """Decode parts of codec ``int4``."""
+    found: bool = grouped_nibbles(
+        records, scale_at, code_at, group, values, places, columns, out, False
+    )  # fmt: skip
+    return found
+
+
+def decode_q8_0(
+    records: Array, scale_at: int, code_at: int, group: int, values: int, steps: Array,
+    places: Array, columns: Array, out: Array,
+) -> bool:  # fmt: skip
+    """Decode parts of codec ``q8_0``."""
+    found: bool = grouped_bytes(
+        records, scale_at, code_at, group, values, places, columns, out, True
+    )  # fmt: skip
+    return found
+
+
+def decode_q4_0(
+    records: Array, scale_at: int, code_at: int, group: int, values: int, steps: Array,
+    places: Array, columns: Array, out: Array,
+) -> bool:  # fmt: skip
+    """Decode parts of codec ``q4_0``."""
+    found: bool = grouped_nibbles(
+        records, scale_at, code_at, group, values, places, columns, out, True
+    )  # fmt: skip
+    return found
+
+
+@register_jitable
+def fp8(
+    records: Array, scale_at: int, code_at: int, group: int, values: int, steps: Array,
+    places: Array, columns: Array, out: Array, scale_bytes: int,
+) -> bool:  # fmt: skip
+    """Decode parts of fp8 codes: with float32 scales (4 bytes), E8M0 ones (1), or a step (0)."""
+    groups = (values + group - 1) // group
+    for r in range(records.shape[0]):
+        record, row = records[r], out[places[r]]
+        for f in range(columns.shape[0]):
+            if columns[f] < 0:
+                continue
+            at, code = scale_at + scale_bytes * groups * f, code_at + values * f
+            for g in range(groups):
+                if scale_bytes == 4:
+                    bits, first = np.uint32(0), at + 4 * g
+                    for n in range(4):
+                        bits |= np.uint32(record[first + n]) << np.uint32(8 * n)
+                    scale = np.uint32(bits).view(np.float32)
+                elif scale_bytes == 1:
+                    scale = E8M0_VALUES[record[at + g]]
+                else:
+                    scale = steps[f]
+                if not np.isfinite(scale):
+                    return False
+                start = columns[f] + g * group
+                size = min(group, values - g * group)
+                stored = record[code + g * group : code + g * group + size]
+                part = row[start : start + size]
+                for j in range(part.shape[0]):
+                    part[j] = stored_in(part, E4M3_VALUES[stored[j]] * scale)
+    return True
+
+
+def decode_f8e4m3(
+    records: Array, scale_at: int, code_at: int, group: int, values: int, steps: Array,
+    places: Array, columns: Array, out: Array,
+) -> bool:  # fmt: skip
+    """Decode parts of codec ``f8e4m3``."""
+    found: bool = fp8(
+        records, scale_at, code_at, group, values, steps, places, columns, out, 4
+    )  # fmt: skip
+    return found
+
+
+def decode_f8e4m3_e8m0(
+    records: Array, scale_at: int, code_at: int, group: int, values: int, steps: Array,
+    places: Array, columns: Array, out: Array,
+) -> bool:  # fmt: skip
+    """Decode parts of codec ``f8e4m3-e8m0``."""
+    found: bool = fp8(
+        records, scale_at, code_at, group, values, steps, places, columns, out, 1
+    )  # fmt: skip
+    return found
+
+
+def decode_f8e4m3_step(
+    records: Array, scale_at: int, code_at: int, group: int, values: int, steps: Array,
+    places: Array, columns: Array, out: Array,
+) -> bool:  # fmt: skip
+    """Decode parts of codec ``f8e4m3-step``."""
+    found: bool = fp8(
+        records, scale_at, code_at, group, values, steps, places, columns, out, 0
+    )  # fmt: skip
+    return found
 
 
 def decode_step8(

@@ -34,7 +34,7 @@ class GroupedIntegerCodec(Codec):
     ) -> tuple[Bytes, Bytes]:
         """See `Codec.encode`."""
         scales, codes = [], []
-        for start, stop, group in _spans(values.shape[1], group_size):
+        for start, stop, group in group_spans(values.shape[1], group_size):
             groups = values[:, start:stop].reshape(len(values), -1, group)
             scale = from_bfloat16(to_bfloat16(np.abs(groups).max(axis=2) / self._limit))
             divisor = np.where(scale > 0, scale, np.inf)  # a group of zeros has scale 0
@@ -50,10 +50,10 @@ class GroupedIntegerCodec(Codec):
     ) -> Floats:
         """See `Codec.decode`; raises `FormatError` (``scale-not-finite``)."""
         self.check_scales(scales)
-        scale = from_bfloat16(view_as(scales, "<u2"))
+        scale = self._scale_values(scales)
         out = np.empty((len(codes), count), np.float32)
         at_scale = at_code = 0
-        for start, stop, group in _spans(count, group_size):
+        for start, stop, group in group_spans(count, group_size):
             groups = (stop - start) // group
             size = groups * self._group_bytes(group)
             values = out[:, start:stop].reshape(len(codes), groups, group)
@@ -66,6 +66,10 @@ class GroupedIntegerCodec(Codec):
 
     def _scales_are_finite(self, scales: Bytes) -> bool:
         return bool(((view_as(scales, "<u2") & 0x7F80) != 0x7F80).all())
+
+    def _scale_values(self, scales: Bytes) -> Floats:
+        """Return the scales as numbers, float32 (rows, groups)."""
+        return from_bfloat16(view_as(scales, "<u2"))
 
     @property
     def _limit(self) -> int:
@@ -94,8 +98,8 @@ class GroupedIntegerCodec(Codec):
         np.subtract(high, 8, out=out[:, :, half:], dtype=np.float32, casting="unsafe")
 
 
-def _spans(count: int, group_size: int | None) -> list[tuple[int, int, int]]:
-    """(start, stop, group) of the full groups and of a shorter last one."""
+def group_spans(count: int, group_size: int | None) -> list[tuple[int, int, int]]:
+    """Return (start, stop, group) of the full groups and of a shorter last one."""
     group = int(group_size or count)
     full = count // group * group
     spans = [(0, full, group)] if full else []

@@ -8,7 +8,7 @@ all its layers, each with its own step: with no basis that is the whole record.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,6 +39,14 @@ class Run:
     value_offset: int
     scale_offset_bytes: int
     code_offset_bytes: int
+
+    def spans(self, kept: int) -> tuple[slice, slice]:
+        """Where in a record the scales and the codes of kept field `kept` stand."""
+        sizes = self.part.scale_bytes, self.part.code_bytes
+        offsets = self.scale_offset_bytes, self.code_offset_bytes
+        starts = [offset + (kept - self.first) * size for offset, size in zip(offsets, sizes)]
+        scales, codes = (slice(start, start + size) for start, size in zip(starts, sizes))
+        return scales, codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,15 +134,42 @@ class RecordLayout:
 
     def encode(self, records: NDArray[np.uint8], kept: int, values: Floats) -> None:
         """Encode float32 (rows, stored values) of kept field `kept` into uint8 `records`."""
-        for run in self.runs:
-            if not run.first <= kept < run.first + run.count:
-                continue
+        for run in self._runs_of(kept):
             stop = run.value_offset + run.part.values
             part = replace(run.part, step=(run.steps or (None,) * run.count)[kept - run.first])
             encoded = encode_values(values[:, run.value_offset : stop], part)
-            for data, offset in zip(encoded, (run.scale_offset_bytes, run.code_offset_bytes)):
-                start = offset + (kept - run.first) * data.shape[1]
-                records[:, start : start + data.shape[1]] = data
+            for data, span in zip(encoded, run.spans(kept)):
+                records[:, span] = data
+
+    def place(self, records: NDArray[np.uint8], kept: int, scales: Bytes, codes: Bytes) -> None:
+        """Put a field that is coded already into records, the inverse of `take`.
+
+        Parameters
+        ----------
+        records : ndarray
+            uint8 (rows, record_bytes), written to.
+        kept : int
+            Number of the kept field.
+        scales, codes : ndarray
+            uint8 (rows, scale bytes) and (rows, code bytes) of the field's parts, in order.
+        """
+        for run in self._runs_of(kept):
+            size = run.part.scale_bytes, run.part.code_bytes
+            for span, data, n in zip(run.spans(kept), (scales, codes), size):
+                records[:, span] = data[:, :n]
+            scales, codes = scales[:, size[0] :], codes[:, size[1] :]
+
+    def take(self, records: Bytes, kept: int) -> tuple[Bytes, Bytes]:
+        """Return scales and codes of kept field `kept`, uint8 (rows, scale bytes) and (rows, code
+        bytes), as they stand in `records`, uint8 (rows, record_bytes or more).
+        """
+        spans = [run.spans(kept) for run in self._runs_of(kept)]
+        scales, codes = ([records[:, pair[n]] for pair in spans] for n in (0, 1))
+        return np.concatenate(scales, axis=1), np.concatenate(codes, axis=1)
+
+    def _runs_of(self, kept: int) -> Iterator[Run]:
+        """Yield the runs that hold the parts of a kept field, in the order of the parts."""
+        return (run for run in self.runs if run.first <= kept < run.first + run.count)
 
 
 def record_layout(fields: tuple[FieldEncoding, ...]) -> RecordLayout:
@@ -212,7 +247,8 @@ def _decode(records: Bytes, run: Run, start: int, count: int) -> Floats:
     codes = _slice(records, run.code_offset_bytes, part.code_bytes, start, count)
     values = decode_values(scales, codes, part).reshape(len(records), count, part.values)
     if run.steps:
-        values *= np.array(run.steps[start : start + count], np.float32)[:, None]
+        with np.errstate(over="ignore"):
+            values *= np.array(run.steps[start : start + count], np.float32)[:, None]
     return values
 
 

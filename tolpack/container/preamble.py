@@ -15,7 +15,7 @@ from tolpack.container.crc import crc32
 from tolpack.errors import ChecksumError, FormatError, UnsupportedVersionError
 
 MAGIC = b"\x89TOLPACK"
-VERSION = (1, 1)
+VERSION = (1, 2)
 PREAMBLE_BYTES = 64
 SECTION_ALIGNMENT = 4096
 BLOCK_ALIGNMENT = 64
@@ -52,7 +52,9 @@ FEATURES = {
     "mixed_widths": 26,
     "other_layers": 27,
 }
-SUPPORTED_FEATURES = sum(1 << FEATURES[name] for name in FEATURES if FEATURES[name] < 24)
+# Bits that the format keeps for what no reader knows yet.
+RESERVED = ("multiple_files", "multiple_tables", "mixed_widths", "other_layers")
+SUPPORTED_FEATURES = sum(1 << bit for name, bit in FEATURES.items() if name not in RESERVED)
 
 
 @dataclass(frozen=True, slots=True)
