@@ -53,7 +53,6 @@ def test_rows_are_what_the_package_dequantizes(tmp_path, kind, layers):
     assert (table.rows, len(table.fields), table.hidden_size) == (ROWS, layers, 512 // layers)
     assert np.array_equal(all_rows(table), expected)
     assert np.array_equal(all_rows(table, IDS), expected[IDS])
-    assert all_rows(table, IDS[:0]).shape == (0, 512)
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0"])
@@ -72,7 +71,6 @@ def test_stored_rows_lead_back_to_the_files_bytes(tmp_path, kind):
     name, blocks = ggml_blocks(scales, codes, part)
     assert name == kind
     assert blocks.tobytes() == stored[IDS].tobytes()
-    assert ggml_blocks(scales[:0], codes[:0], part)[1].shape == (0, part.row_bytes)
 
 
 def test_other_types_are_float32(tmp_path):

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
 
-from tolpack.errors import CheckpointError, printable
+from tolpack.errors import CheckpointError
 from tolpack.runtime.files import open_stream
 from tolpack.sources.checkpoint.tensors import MAX_NAME
 from tolpack.sources.gguf.package import GGMLType, ggml_type
@@ -150,7 +150,7 @@ class _Parser:
         for _ in range(count):
             key = self._name("a key of the metadata")
             if key in seen:
-                raise ValueError(f"its metadata has the key {printable(key)!r} twice")
+                raise ValueError(f"its metadata has the key {key!r} twice")
             seen.add(key)
             kind = self._number("<I")
             if kind in _SCALARS:
@@ -160,16 +160,16 @@ class _Parser:
                 if length <= _MAX_KEPT_STRING:
                     found[key] = self._text(length)
                 else:
-                    self._pass(length, f"the value of {printable(key)!r}")
+                    self._pass(length, f"the value of {key!r}")
             elif kind == _ARRAY:
                 self._pass_array(key)
             else:
-                raise ValueError(f"the value of {printable(key)!r} has the unknown type {kind}")
+                raise ValueError(f"the value of {key!r} has the unknown type {kind}")
         return found
 
     def _pass_array(self, key: str) -> None:
         kind, count = self._number("<I"), self._number("<Q")
-        what = f"the array {printable(key)!r}"
+        what = f"the array {key!r}"
         if kind in _SCALARS:
             self._pass(count * struct.calcsize(_SCALARS[kind]), what)
         elif kind == _STRING:
@@ -184,12 +184,12 @@ class _Parser:
         name = self._name("a tensor's name")
         count = self._number("<I")
         if not 1 <= count <= _MAX_DIMENSIONS:
-            raise ValueError(f"tensor {printable(name)!r} has {count} dimensions, expected 1 to 4")
+            raise ValueError(f"tensor {name!r} has {count} dimensions, expected 1 to 4")
         shape = tuple(self._number("<Q") for _ in range(count))[::-1]
         kind, offset = ggml_type(self._number("<I")), self._number("<Q")
         if kind.block_values and shape[-1] % kind.block_values:
             raise ValueError(
-                f"tensor {printable(name)!r} has rows of {shape[-1]} values, which blocks of "
+                f"tensor {name!r} has rows of {shape[-1]} values, which blocks of "
                 f"{kind.block_values} ({kind.name}) do not fill"
             )
         return GGUFTensor(name, shape, kind, self._path, offset)
@@ -200,7 +200,7 @@ class _Parser:
         found: dict[str, GGUFTensor] = {}
         end = start
         for tensor in sorted(tensors, key=lambda one: (one.offset_bytes, one.nbytes)):
-            name, offset = printable(tensor.name), start + tensor.offset_bytes
+            name, offset = tensor.name, start + tensor.offset_bytes
             if tensor.name in found:
                 raise ValueError(f"it names tensor {name!r} twice")
             if offset % alignment or offset < end:

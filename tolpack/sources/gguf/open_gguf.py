@@ -72,7 +72,7 @@ def _named_table(model: GGUFModel, name: str, layers: int | None) -> GGUFTable:
     if tensor is None:
         near = difflib.get_close_matches(name, model.tensors, 3) or sorted(model.tensors)[:3]
         raise CheckpointError(
-            f"{model.paths[0]} has no tensor {printable(name)!r}, expected one of its "
+            f"{model.paths[0]} has no tensor {name!r}, expected one of its "
             f"{len(model.tensors)}: {', '.join(map(printable, near))} …"
         )
     if layers is None and name == PER_LAYER:

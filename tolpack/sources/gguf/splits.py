@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tolpack.errors import CheckpointError, printable
+from tolpack.errors import CheckpointError
 from tolpack.sources.gguf.header import GGUFHeader, GGUFTensor, Metadata, read_header
 
 _SPLIT = re.compile(r"(?P<before>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
@@ -77,7 +77,7 @@ def _joined(headers: Sequence[GGUFHeader]) -> GGUFModel:
         for name, tensor in header.tensors.items():
             if name in tensors:
                 raise CheckpointError(
-                    f"tensor {printable(name)!r} is in both {tensors[name].path.name} and "
+                    f"tensor {name!r} is in both {tensors[name].path.name} and "
                     f"{header.path.name}: the splits are of different models"
                 )
             tensors[name] = tensor

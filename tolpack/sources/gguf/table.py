@@ -162,7 +162,7 @@ class GGUFTable(UniformTable):
 
 def _field_width(tensor: GGUFTensor, layers: int) -> int:
     """Return the values of a field, or raise `CheckpointError`."""
-    name, shape = printable(tensor.name), list(tensor.shape)
+    name, shape = tensor.name, list(tensor.shape)
     if len(shape) < 2 or min(shape) == 0:
         raise CheckpointError(
             f"tensor {name!r} has shape {shape}, expected rows for tokens: [vocab, values] or "
@@ -181,6 +181,6 @@ def _check_type(tensor: GGUFTensor) -> None:
     if tensor.kind.name in FLOATS or is_dequantized(tensor.kind):
         return
     raise CheckpointError(
-        f"tensor {printable(tensor.name)!r} is of type {tensor.kind.name}, expected one that the "
+        f"tensor {tensor.name!r} is of type {tensor.kind.name}, expected one that the "
         "gguf package dequantizes: install a newer one, or convert the model to another type"
     )
