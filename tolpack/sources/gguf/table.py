@@ -7,25 +7,24 @@ GGML computes.
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.codecs.encodings import Part
 from tolpack.codecs.part_values import decode_values
-from tolpack.errors import CheckpointError, printable
+from tolpack.container.preamble import MAX_FIELDS
+from tolpack.errors import CheckpointError
 from tolpack.runtime.array_types import Bytes, Floats
 from tolpack.sources.gguf.blocks import FLOATS, scales_and_codes, stored_part
 from tolpack.sources.gguf.header import GGUFTensor
 from tolpack.sources.gguf.package import dequantize, is_dequantized
-from tolpack.sources.gguf.row_file import RowFile
-from tolpack.sources.identity import FileStates, rows_digest
-from tolpack.sources.protocol import FieldRows, StoredRows, check_finite
-from tolpack.sources.uniform_table import UniformTable
+from tolpack.sources.last_rows import LastRows
+from tolpack.sources.protocol import FieldRows, SourceField, StoredRows, check_finite
+from tolpack.sources.quantized_table import QuantizedTable
+from tolpack.sources.tensor_rows import FileRows, JoinedRows, RowsFile
 
 _DTYPES = {"F16": "float16", "BF16": "bfloat16"}
 
@@ -49,7 +48,7 @@ class TableLayout:
     multiplier: float = 1.0
 
 
-class GGUFTable(UniformTable):
+class GGUFTable(QuantizedTable):
     """A tensor of a GGUF file as a table; its name is the tensor's.
 
     Parameters
@@ -68,26 +67,16 @@ class GGUFTable(UniformTable):
     def __init__(self, tensor: GGUFTensor, layout: TableLayout) -> None:
         _check_type(tensor)
         width = _field_width(tensor, layout.layers)
-        super().__init__(
-            tensor.shape[0], layout.layers, width, _DTYPES.get(tensor.kind.name, "float32")
-        )
-        self.name = tensor.name
-        part = stored_part(tensor.kind.name, width)
-        self.fields = tuple(
-            replace(
-                field,
-                name=f"layer.{layout.first_layer + field.layer}",
-                layer=layout.first_layer + field.layer,
-                multiplier=layout.multiplier,
-                codes=part,
-            )
-            for field in self.fields
-        )
-        self._tensor = tensor
-        self._part = part
-        self._rows = RowFile(tensor.path, tensor.offset_bytes, self.rows, tensor.row_bytes)
-        self._files = FileStates([tensor.path])
-        self._digest: bytes | None = None
+        self._kind = tensor.kind
+        self._part = stored_part(tensor.kind.name, width)
+        dtype = _DTYPES.get(tensor.kind.name, "float32")
+        fields = [
+            SourceField(f"layer.{n}", n, width, dtype, layout.multiplier, self._part)
+            for n in range(layout.first_layer, layout.first_layer + layout.layers)
+        ]
+        rows = JoinedRows([_file_rows(tensor)])
+        super().__init__(tensor.name, fields, [rows], tensor.kind.name)
+        self._last = LastRows(rows)
 
     def field_rows(self, field: int) -> FieldRows:
         """See `TableSource.field_rows`."""
@@ -95,7 +84,7 @@ class GGUFTable(UniformTable):
 
         def rows(ids: NDArray[np.int64]) -> Floats:
             if self._part is None:
-                values = dequantize(self._field_bytes(ids, field), self._tensor.kind)
+                values = dequantize(self._field_bytes(ids, field), self._kind)
             else:
                 values = decode_values(*self._stored(ids, field, self._part), self._part)
             check_finite(values, ids, layer)
@@ -117,34 +106,6 @@ class GGUFTable(UniformTable):
 
         return stored
 
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes of the tensor as stored."""
-        return self._tensor.nbytes
-
-    def check(self, done: Callable[[int], object]) -> None:
-        """See `TableSource.check`."""
-        if self._digest is None:
-            row_bytes = self._tensor.row_bytes
-            self._digest = rows_digest(self.rows, row_bytes, self._whole_rows, done)
-
-    def check_unchanged(self) -> None:
-        """See `TableSource.check_unchanged`."""
-        self._files.check()
-
-    def fingerprint(self) -> bytes:
-        """See `TableSource.fingerprint`: shape, type and every bit of the rows."""
-        self.check(lambda size: None)
-        shape = (self.rows, self.num_layers, self.hidden_size)
-        named = hashlib.sha256(f"{shape} {self._tensor.kind.name}".encode())
-        return named.digest() + (self._digest or b"")
-
-    def describe(self) -> list[str]:
-        """See `TableSource.describe`."""
-        tensor = self._tensor
-        kept = "" if self._part else ", dequantized to float32"
-        return [f"{printable(tensor.name)} {list(tensor.shape)} {tensor.kind.name}{kept}"]
-
     def _stored(self, ids: NDArray[np.int64], field: int, part: Part) -> tuple[Bytes, Bytes]:
         """Scales and codes of rows; the scales are finite."""
         scales, codes = scales_and_codes(self._field_bytes(ids, field), part)
@@ -153,11 +114,11 @@ class GGUFTable(UniformTable):
         return scales, codes
 
     def _field_bytes(self, ids: NDArray[np.int64], field: int) -> Bytes:
-        size = self._tensor.row_bytes // self.num_layers
-        return self._rows.take(ids, field * size, (field + 1) * size)
-
-    def _whole_rows(self, start: int, stop: int) -> Bytes:
-        return self._rows.take(np.arange(start, stop), 0, self._tensor.row_bytes)
+        (rows,) = self.stored
+        if self.num_layers == 1:
+            return rows.take(ids)
+        size = rows.row_bytes // self.num_layers
+        return np.ascontiguousarray(self._last.take(ids)[:, field * size : (field + 1) * size])
 
 
 def _field_width(tensor: GGUFTensor, layers: int) -> int:
@@ -167,6 +128,11 @@ def _field_width(tensor: GGUFTensor, layers: int) -> int:
         raise CheckpointError(
             f"tensor {name!r} has shape {shape}, expected rows for tokens: [vocab, values] or "
             "[vocab, layers, values]"
+        )
+    if layers > MAX_FIELDS:
+        raise CheckpointError(
+            f"tensor {name!r} has {layers:,} layers, expected at most {MAX_FIELDS:,}: a pack holds "
+            "no more"
         )
     width, rest = divmod(math.prod(shape[1:]), max(layers, 1))
     if layers < 1 or rest or width % (tensor.kind.block_values or 1):
@@ -184,3 +150,10 @@ def _check_type(tensor: GGUFTensor) -> None:
         f"tensor {tensor.name!r} is of type {tensor.kind.name}, expected one that the "
         "gguf package dequantizes: install a newer one, or convert the model to another type"
     )
+
+
+def _file_rows(tensor: GGUFTensor) -> FileRows:
+    return FileRows(
+        RowsFile(tensor.path), tensor.name, tensor.kind.name, tensor.offset_bytes, tensor.shape[0],
+        tensor.row_bytes,
+    )  # fmt: skip
