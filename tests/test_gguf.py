@@ -81,7 +81,10 @@ def test_other_types_are_float32(tmp_path):
     scales, codes = table.stored_rows(0)(IDS)
     assert scales.size == 0
     assert codes.tobytes() == gguf_files.dequantize(stored, "Q6_K")[IDS].tobytes()
-    assert table.describe() == ["token_embd.weight  37 rows of 420 bytes, Q6_K"]
+    assert table.describe() == [
+        "family: GGUF",
+        "token_embd.weight  37 rows of 420 bytes, Q6_K",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ class QuantizedTable(UniformTable):
     ----------
     name : str
         Name of the table in a pack.
+    family : str
+        The family of models or files, for messages.
     fields : sequence of SourceField
         One at least, of equal widths.
     stored : sequence of JoinedRows
@@ -28,10 +30,12 @@ class QuantizedTable(UniformTable):
     """
 
     def __init__(
-        self, name: str, fields: Sequence[SourceField], stored: Sequence[JoinedRows], settings: str
-    ) -> None:
+        self, name: str, family: str, fields: Sequence[SourceField],
+        stored: Sequence[JoinedRows], settings: str,
+    ) -> None:  # fmt: skip
         super().__init__(stored[0].rows, len(fields), fields[0].width, fields[0].dtype)
-        self.name, self.fields, self.stored = name, tuple(fields), tuple(stored)
+        self.name, self.family = name, family
+        self.fields, self.stored = tuple(fields), tuple(stored)
         self._settings = settings
         self._files = FileStates({part.path for rows in self.stored for part in rows.parts})
         self._digests: list[bytes] = []
@@ -58,8 +62,8 @@ class QuantizedTable(UniformTable):
 
     def describe(self) -> list[str]:
         """See `TableSource.describe`."""
-        return [
-            f"{tensor_names([part.name for part in rows.parts])}  {rows.rows} rows of "
-            f"{rows.row_bytes} bytes, {rows.dtype}"
-            for rows in self.stored
-        ]
+        lines = [f"family: {self.family}"]
+        for rows in self.stored:
+            names = tensor_names([part.name for part in rows.parts])
+            lines.append(f"{names}  {rows.rows} rows of {rows.row_bytes} bytes, {rows.dtype}")
+        return lines

@@ -75,7 +75,7 @@ class GGUFTable(QuantizedTable):
             for n in range(layout.first_layer, layout.first_layer + layout.layers)
         ]
         rows = JoinedRows([_file_rows(tensor)])
-        super().__init__(tensor.name, fields, [rows], tensor.kind.name)
+        super().__init__(tensor.name, "GGUF", fields, [rows], tensor.kind.name)
         self._last = LastRows(rows)
 
     def field_rows(self, field: int) -> FieldRows:
