@@ -101,7 +101,7 @@ def _states(ring: NDArray[np.uint16], bits: int) -> NDArray[np.int64]:
         ring[:, word] | ring[:, (word + 1) % ring.shape[1]].astype(np.int64) << 16
     )
     symbols = (two >> (starts % 16)) & (2**bits - 1)
-    states = symbols.copy()
+    states: NDArray[np.int64] = symbols.copy()
     for back in range(1, -(-_STATE_BITS // bits)):
         states |= np.roll(symbols, back, axis=1) << back * bits
     states &= 0xFFFF
