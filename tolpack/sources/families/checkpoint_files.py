@@ -11,6 +11,7 @@ import torch
 
 from tolpack.errors import CheckpointError
 from tolpack.runtime.fork_safety import ForkSafe
+from tolpack.sources.checkpoint.config import shown_value
 from tolpack.sources.checkpoint.tensors import DTYPE_BYTES, TensorStore
 from tolpack.sources.tensor_fields import FLOAT8, StoredCodes
 from tolpack.sources.tensor_rows import FileRows, JoinedRows, LoadedRows, RowsFile, TensorRows
@@ -55,17 +56,22 @@ class CheckpointFiles(ForkSafe):
         inner = self.config.get("text_config")
         return inner if isinstance(inner, dict) else self.config
 
-    def setting(self, name: str, purpose: str, most: int = 2**31 - 1, least: int = 1) -> int:
-        """Return an integer of `text_config`.
+    def setting(
+        self, name: str, purpose: str, *, default: int | None = None, least: int = 1,
+        most: int = 2**31 - 1,
+    ) -> int:  # fmt: skip
+        """Return an integer of `text_config`, or `default` where it is not said.
 
         Raises
         ------
         CheckpointError
-            It is missing, or not from `least` to `most`; the message says what it is for.
+            It is missing and has no default, or not from `least` to `most`; the message says what
+            it is for.
         """
         value = self.text_config.get(name)
+        value = default if value is None else value
         if type(value) is not int or not least <= value <= most:
-            shown = "missing" if value is None else repr(value)[:100]
+            shown = "missing" if value is None else shown_value(value)
             raise CheckpointError(
                 f"config field {name!r} is {shown}, expected an integer {least} … {most} for "
                 f"{purpose}: copy the model's own config.json"
@@ -103,6 +109,16 @@ class CheckpointFiles(ForkSafe):
                 f"{_MAX_VALUES} values"
             )
         return self.store.load(name)[0].clone()
+
+    def integers(self, name: str) -> tuple[int, ...]:
+        """Return a small one-dimensional tensor of integers; errors as of `values`."""
+        values = self.values(name)
+        if values.dtype not in (torch.int64, torch.int32) or values.ndim != 1:
+            raise CheckpointError(
+                f"tensor {name!r} is {self.dtype(name)} {list(values.shape)}, expected a list of "
+                "int64"
+            )
+        return tuple(values.tolist())
 
     def rows(self, *names: str) -> JoinedRows:
         """Return the rows of tensors, one tensor after the other.
@@ -143,7 +159,7 @@ class CheckpointFiles(ForkSafe):
     def _scale_name(self, name: str) -> str:
         """Return the name of an fp8 tensor's scales; a shard may share those of all shards."""
         base = name.removesuffix("weight").removesuffix(".")
-        parent = re.sub(r"\.[a-z_]*\d+$", "", base)
+        parent = re.sub(r"\.(?:shards\.|[a-z_]*)\d+$", "", base)
         for sought in dict.fromkeys((base, parent)):
             for last in _SCALE_NAMES:
                 if self.has(f"{sought}.{last}"):
