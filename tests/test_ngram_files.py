@@ -1,5 +1,6 @@
 """N-gram tables in the containers of other projects, against slow decoders of their own."""
 
+import json
 import struct
 
 import numpy as np
@@ -12,6 +13,7 @@ from tolpack.sources.checkpoint.shards import open_store
 from tolpack.sources.families.checkpoint_files import CheckpointFiles
 from tolpack.sources.families.exl3 import EXL3
 from tolpack.sources.families.mtplx import MTPLX
+from tolpack.sources.open_source import open_tables
 
 ROWS = 41
 IDS = np.array([40, 0, 7, 8, 9, 7], np.int64)
@@ -186,3 +188,65 @@ def test_other_files_are_of_no_such_family(tmp_path):
     files = CheckpointFiles(path, open_store(path), {})
     assert MTPLX.open_tables(files) is None
     assert EXL3.open_tables(files) is None
+
+
+# Two heads of 11 and 13 rows.
+CONFIG = {
+    "model_type": "qwen4_exp",
+    "text_config": {
+        "vocab_size": 50, "hidden_size": 320, "eos_token_id": 3, "ple_layer_ids": [2],
+        "ngram_size": 3, "heads_per_ngram": 1, "ngram_vocab_size_base": 10,
+    },
+}  # fmt: skip
+
+
+def save_folder(folder, save):
+    """Write a folder whose index does not list the n-gram table, as converters do."""
+    save_file({"model.norm.weight": torch.ones(4)}, folder / "model.safetensors")
+    index = {"weight_map": {"model.norm.weight": "model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+    save(folder)
+
+
+def test_folders_and_files_are_recognised_with_their_hash(tmp_path):
+    """The folder and the file itself give the same table, with the hash of the configuration."""
+    save_folder(tmp_path, lambda folder: save_mtplx(folder / "ngram-table.safetensors", 4, 32))
+    for path in (tmp_path, tmp_path / "ngram-table.safetensors"):
+        (table,) = open_tables(path)
+        assert (table.rows, table.fields[0].layer, table.fields[0].width) == (ROWS, 1, 160)
+        assert (table.ngrams.sizes, table.ngrams.offsets) == ((11, 13), (0, 11))
+        assert table.ngrams.boundary == 3
+    assert table.describe()[0] == "family: MTPLX n-gram table"
+
+
+def test_the_hash_of_a_trellis_table_is_in_its_file(tmp_path):
+    """Multipliers, sizes and first rows are those of the file, not of the configuration."""
+    stored = {
+        "layer_multipliers": torch.tensor([5, 7, 9]),
+        "head_vocab_sizes": torch.tensor([8, 33]),
+    }
+
+    def save(folder):
+        save_exl3(folder / "ngram_embedding.safetensors", 6, **stored)
+
+    save_folder(tmp_path, save)
+    (table,) = open_tables(tmp_path)
+    assert table.ngrams.multipliers == (5, 7, 9)
+    assert (table.ngrams.sizes, table.ngrams.offsets) == ((8, 33), (0, 8))
+    stored["head_vocab_sizes"] = torch.tensor([8, 34])
+    save(tmp_path)
+    with pytest.raises(CheckpointError, match="has 41 rows, but the heads .* have 42"):
+        open_tables(tmp_path)
+
+
+def test_fingerprints_see_codes_heads_and_hash(tmp_path):
+    """Another code, bias of a head, or configuration changes the fingerprint."""
+    seen = set()
+    for bits, bias in ((4, 0.0), (5, 0.0), (4, 1.0)):
+        path = tmp_path / "ngram_embedding.safetensors"
+        save_exl3(path, bits, head_bias=torch.full((2, 160), bias, dtype=torch.float16))
+        seen.add(open_family(EXL3, path).fingerprint())
+    save_mtplx(path, 4, 32)
+    seen |= {open_family(MTPLX, path, config).fingerprint() for config in ({}, CONFIG)}
+    assert len(seen) == 5

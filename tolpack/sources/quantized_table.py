@@ -55,9 +55,9 @@ class QuantizedTable(UniformTable):
         self._files.check()
 
     def fingerprint(self) -> bytes:
-        """See `TableSource.fingerprint`: fields, settings and every bit of the rows."""
+        """See `TableSource.fingerprint`: fields, settings, hash and every bit of the rows."""
         self.check(lambda size: None)
-        named = hashlib.sha256(f"{self.rows} {self.fields} {self._settings}".encode())
+        named = hashlib.sha256(f"{self.rows} {self.fields} {self._settings} {self.ngrams}".encode())
         return named.digest() + b"".join(self._digests)
 
     def describe(self) -> list[str]:

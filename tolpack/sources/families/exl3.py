@@ -25,7 +25,7 @@ from tolpack.runtime.array_types import Floats
 from tolpack.sources.checkpoint.safetensors_file import SafetensorsFile
 from tolpack.sources.families.checkpoint_files import CheckpointFiles
 from tolpack.sources.families.family import Family
-from tolpack.sources.families.packed_rows import packed_rows
+from tolpack.sources.families.packed_rows import beside, hash_of, layer_of, packed_rows
 from tolpack.sources.protocol import FieldRows, SourceField, TableSource, check_finite
 from tolpack.sources.quantized_table import QuantizedTable
 from tolpack.sources.tensor_rows import JoinedRows
@@ -34,6 +34,7 @@ NAME = "ngram_embedding"
 _TENSOR = r"(?P<key>(?:.+\.)?ngram_embedding)\.(?:shard_(?P<shard>\d{1,6})\.)?trellis"
 _LAYER = re.compile(r"layers\.(\d{1,5})\.")
 _METADATA = {"format": "exl3_ngram_trellis", "version": "1", "codebook": "mul1"}
+_HASH_TENSORS = ("layer_multipliers", "head_vocab_sizes", "head_offsets")
 _STATE_BITS = 16
 _MULTIPLIER = 0x83DCD12D
 _SLOPE, _SHIFT = np.array([0x1EEE, 0xC931], np.uint16).view(np.float16).astype(np.float32)
@@ -109,6 +110,7 @@ def _states(ring: NDArray[np.uint16], bits: int) -> NDArray[np.int64]:
 
 
 def _open_tables(files: CheckpointFiles) -> tuple[TableSource, ...] | None:
+    files = beside(files, "ngram_embedding.safetensors")
     found = files.matching(_TENSOR)
     if not found:
         return None
@@ -127,9 +129,11 @@ def _open_tables(files: CheckpointFiles) -> tuple[TableSource, ...] | None:
     bias, offsets = _heads(files, key, rings.rows)
     bits = _symbol_bits(names[0], rings.row_bytes // 2, bias.shape[1])
     layer = _LAYER.search(key)
-    number = int(layer[1]) if layer else 0
-    field = SourceField(f"layer.{number}", number, bias.shape[1], "float32")
-    return (TrellisTable(field, rings, bits, offsets, bias),)
+    number = int(layer[1]) if layer else layer_of(files)
+    field = SourceField(NAME, number, bias.shape[1], "float32")
+    table = TrellisTable(field, rings, bits, offsets, bias)
+    table.ngrams = hash_of(files, [f"{key}.{name}" for name in _HASH_TENSORS], rings.rows)
+    return (table,)
 
 
 def _check_metadata(files: CheckpointFiles, name: str) -> None:

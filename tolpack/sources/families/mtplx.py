@@ -20,7 +20,7 @@ from tolpack.runtime.array_types import Bytes, Floats
 from tolpack.sources.checkpoint.safetensors_file import SafetensorsFile
 from tolpack.sources.families.checkpoint_files import CheckpointFiles
 from tolpack.sources.families.family import Family
-from tolpack.sources.families.packed_rows import packed_rows
+from tolpack.sources.families.packed_rows import beside, hash_of, layer_of, packed_rows
 from tolpack.sources.protocol import FLOAT_CODECS, FieldRows, SourceField, TableSource, check_finite
 from tolpack.sources.quantized_table import QuantizedTable
 from tolpack.sources.tensor_rows import JoinedRows
@@ -83,6 +83,7 @@ def _floats(stored: Bytes, dtype: str) -> Floats:
 
 
 def _open_tables(files: CheckpointFiles) -> tuple[TableSource, ...] | None:
+    files = beside(files, "ngram-table.safetensors")
     if not all(map(files.has, (_WEIGHT, _SCALES, _BIASES))):
         return None
     bits, group = _metadata(files)
@@ -101,9 +102,11 @@ def _open_tables(files: CheckpointFiles) -> tuple[TableSource, ...] | None:
             f"tensors {_SCALES!r} and {_BIASES!r} are {scales.dtype} and {biases.dtype}, expected "
             f"one of {', '.join(FLOAT_CODECS)} for both"
         )
-    layer = _layer(files)
-    field = SourceField(f"layer.{layer}", layer, width, "float32")
-    return (AffineTable(field, codes, scales, biases, bits),)
+    table = AffineTable(
+        SourceField(NAME, layer_of(files), width, "float32"), codes, scales, biases, bits
+    )
+    table.ngrams = hash_of(files, (), codes.rows)
+    return (table,)
 
 
 def _metadata(files: CheckpointFiles) -> tuple[int, int]:
@@ -120,13 +123,6 @@ def _metadata(files: CheckpointFiles) -> tuple[int, int]:
             )
         values.append(int(value))
     return values[0], values[1]
-
-
-def _layer(files: CheckpointFiles) -> int:
-    """The layer that reads the table, from 0: of ``ple_layer_ids``, which count from 1."""
-    found = files.text_config.get("ple_layer_ids")
-    alone = isinstance(found, list) and len(found) == 1 and type(found[0]) is int
-    return found[0] - 1 if alone and found and 0 < found[0] < 1e5 else 0
 
 
 MTPLX = Family("MTPLX n-gram table", (_WEIGHT, _SCALES, _BIASES), _open_tables)
