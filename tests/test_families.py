@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
+from tolpack.cli import main
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.open_source import open_source, open_tables
@@ -185,8 +187,8 @@ def test_qwen_in_fp8_has_its_codes_and_one_step(saved, tmp_path):
     scale = float(tensors[f"{NGRAMS}.ngram_embedding.weight_scale"])
     assert (part.codec, part.step, part.values) == ("f8e4m3-step", scale, 8)
     codes = torch.cat([tensors[f"{NGRAMS}.ngram_embedding.shard_{n}.weight"] for n in range(4)])
-    rows = table.stored[0].block(0, table.rows)
-    assert np.array_equal(rows, codes.view(torch.uint8).numpy())
+    assert torch.equal(stored(table, torch.uint8)[:, 0], codes.view(torch.uint8))
+    assert np.array_equal(all_rows(table)[:, 0], (codes.float() * scale).numpy())
 
 
 @pytest.mark.parametrize(
@@ -311,3 +313,32 @@ def test_options_of_memoryllms_leave_families_out(saved):
     """--arch says that the checkpoint is a MemoryLLM, and its errors are about that."""
     with pytest.raises(CheckpointError, match="memory|norm"):
         open_source(saved["gemma4"][1], CheckpointOptions(arch="memoryllm"))
+
+
+def test_inspect_shows_tables(saved):
+    """``tolpack inspect`` shows family, table, shape, dtype, rows a token and what is left over."""
+    runner = CliRunner()
+    text = runner.invoke(main, ["inspect", str(saved["qwen4_exp"][1])]).output
+    for part in ("qwen4_exp_text", "ngram_embedding", "rows/token", "shard_{0…3}", "build: ready"):
+        assert part in text
+    text = runner.invoke(main, ["inspect", str(saved["gemma4"][1])]).output
+    assert "the model multiplies its rows by 2.82843" in text
+    folder = str(saved["qwen4_exp_two"][1])
+    info = json.loads(runner.invoke(main, ["inspect", folder, "--json"]).output)
+    assert [table["name"] for table in info["tables"]] == ["layer.0", "layer.2"]
+    table = info["tables"][1]
+    assert (table["rows_per_token"], table["width"], table["layers"]) == (8, 8, [2])
+    assert table["bytes"] == table["rows"] * 8 * 2
+    assert "lm_head.weight" in info["left_over"]
+    command = ["inspect", folder, "--json", "--tensor", "model.embed_tokens.weight"]
+    (table,) = json.loads(runner.invoke(main, command).output)["tables"]
+    assert (table["name"], table["rows"]) == ("model.embed_tokens.weight", 64)
+
+
+def test_inspect_says_what_was_looked_for(tmp_path):
+    """A folder without a known table ends with the list of families, and no traceback."""
+    tensors = {"model.embed_tokens.weight": torch.zeros(4, 4), "b": torch.zeros(1)}
+    folder = write(tmp_path / "m", tensors, {"model_type": "qwen3"})
+    result = CliRunner().invoke(main, ["inspect", str(folder)])
+    assert result.exit_code != 0
+    assert "Looked for" in result.output

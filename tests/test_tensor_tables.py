@@ -116,26 +116,46 @@ def test_rows_that_were_read_last_are_kept_within_the_limit(tmp_path):
     assert np.array_equal(last.take(np.arange(16)), rows.block(0, 16))
 
 
-@pytest.mark.parametrize("scales", ["step", "float32"])
-def test_fp8_codes_and_scales_are_as_stored(tmp_path, scales):
+FLOAT8_SCALES = {
+    "f8e4m3-step": lambda: torch.tensor(0.3),
+    "f8e4m3": lambda: torch.rand(9, 2) + 0.5,
+    "f8e4m3-e8m0": lambda: torch.exp2(torch.randint(-9, 9, (9, 2)).float()).to(
+        torch.float8_e8m0fnu
+    ),
+}
+
+
+@pytest.mark.parametrize("codec", FLOAT8_SCALES)
+def test_fp8_codes_and_scales_are_as_stored(tmp_path, codec):
     """Codes and scales of fp8 tensors, with one scale or one a group, bit for bit."""
-    tensor = torch.randn(9, 8).to(torch.float8_e4m3fn)
-    scale = torch.tensor(0.25) if scales == "step" else torch.rand(9, 2) + 0.5
-    tensors = {"e.weight": tensor, "e.weight_scale": scale}
-    files = save(tmp_path / "m", tensors)
-    codes = files.codes("e.weight")
-    field = codes.field("e", 0).field
-    if scales == "step":
-        assert field.part.step == 0.25
-        assert field.dtype == "bfloat16"
-        return
-    found = TensorTable("e", "test", files.store.states, [codes.field("e", 0)])
+    tensor, scale = torch.randn(9, 8).to(torch.float8_e4m3fn), FLOAT8_SCALES[codec]()
+    files = save(tmp_path / "m", {"e.weight": tensor, "e.weight_scale": scale})
+    found = table(files, ["e.weight"])
+    assert found.fields[0].part.codec == codec
+    assert found.dtype == ("bfloat16" if codec == "f8e4m3-e8m0" else "float32")
     ids = np.array([8, 0, 3])
-    stored = found.stored_rows(0)(ids)
-    assert np.array_equal(stored[0], bytes_of(scale)[ids])
-    assert np.array_equal(stored[1], bytes_of(tensor)[ids])
-    expected = (tensor.float().reshape(9, 2, 4) * scale[:, :, None]).reshape(9, 8)
+    scales, codes = found.stored_rows(0)(ids)
+    assert np.array_equal(codes, bytes_of(tensor)[ids])
+    if scale.ndim:
+        assert np.array_equal(scales, bytes_of(scale)[ids])
+    scale = scale.float().reshape(-1, 1) if scale.ndim == 0 else scale.float()
+    expected = tensor.float() * scale.repeat_interleave(8 // scale.shape[1], dim=1)
     assert np.array_equal(found.field_rows(0)(ids), expected[ids].numpy())
+
+
+def test_fp8_fields_take_their_groups(tmp_path):
+    """Fields of fp8 columns take the scales of their groups, and must not cut one."""
+    tensor, scale = torch.randn(9, 8).to(torch.float8_e4m3fn), torch.rand(9, 4) + 0.5
+    files = save(tmp_path / "m", {"e.weight": tensor, "e.weight_scale": scale})
+    codes = files.codes("e.weight")
+    fields = [codes.field(f"layer.{n}", n, 4 * n, 4) for n in range(2)]
+    found = TensorTable("e", "test", files.store.states, fields)
+    ids = np.arange(9)
+    assert np.array_equal(found.stored_rows(1)(ids)[0], bytes_of(scale[:, 2:].contiguous()))
+    expected = tensor.float() * scale.repeat_interleave(2, dim=1)
+    assert np.array_equal(found.field_rows(1)(ids), expected[:, 4:].numpy())
+    with pytest.raises(CheckpointError, match="groups of 2: they do not divide it"):
+        codes.field("e", 0, 3, 4)
 
 
 def test_layout_of_the_files_leaves_the_fingerprint(tmp_path):

@@ -27,6 +27,9 @@ tokenizer_option = click.option(
 layers_option = click.option(
     "--layers", type=click.IntRange(1), help="Number of layers of a two-dimensional plain table."
 )
+tensor_option = click.option(
+    "--tensor", help="Name of any tensor of a checkpoint that is the table; * for a number.",
+)  # fmt: skip
 context_option = click.option(
     "--context", type=click.IntRange(1),
     help="Window length in tokens [default: the model's max_position_embeddings].",

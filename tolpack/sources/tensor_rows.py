@@ -27,6 +27,8 @@ from tolpack.sources.checkpoint.tensors import TensorStore
 _GAP_BYTES = 8 << 10
 # Bytes of a read of rows with gaps.
 _SPAN_BYTES = 4 << 20
+# Rows of each tensor that are compared with those of others.
+_COMPARED_ROWS = 16
 _HAS_PREADV = hasattr(os, "preadv")
 
 
@@ -181,6 +183,22 @@ class JoinedRows:
         """Return the tensor that holds a row, and the row's number in it."""
         part = self._part(row)
         return self.parts[part], row - int(self._starts[part])
+
+    def equal_parts(self) -> tuple[TensorRows, TensorRows] | None:
+        """Return two tensors that hold the same rows, as far as some of them say; ``None`` if there
+        are none. Tensors all of whose rows are equal, such as zeros, are left out.
+        """
+        seen: dict[tuple[int, bytes], TensorRows] = {}
+        for part in self.parts if len(self.parts) > 1 else ():
+            some = np.empty((min(part.rows, _COMPARED_ROWS), self.row_bytes), np.uint8)
+            for n, row in enumerate(np.linspace(0, part.rows - 1, len(some), dtype=int).tolist()):
+                part.read_into(row, some[n : n + 1])
+            if (some == some[0]).all():
+                continue
+            other = seen.setdefault((part.rows, some.tobytes()), part)
+            if other is not part:
+                return other, part
+        return None
 
     def block(self, start: int, stop: int) -> Bytes:
         """Return rows ``start … stop-1``, uint8 (n, row_bytes), a new array."""

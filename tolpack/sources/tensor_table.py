@@ -19,11 +19,13 @@ from tolpack.container.preamble import MAX_FIELDS
 from tolpack.errors import CheckpointError
 from tolpack.ngrams import NGramHash
 from tolpack.runtime.array_types import Bytes
+from tolpack.sources.checkpoint.tensors import DTYPE_BYTES
 from tolpack.sources.finite_bytes import bad_rows
 from tolpack.sources.identity import FileStates, rows_digest
 from tolpack.sources.last_rows import LastRows
 from tolpack.sources.protocol import FieldRows, SourceField, StoredRows
-from tolpack.sources.tensor_rows import JoinedRows
+from tolpack.sources.recorded_hashes import RecordedHashes
+from tolpack.sources.tensor_rows import JoinedRows, TensorRows
 from tolpack.sources.uniform_table import UniformTable
 
 
@@ -93,7 +95,10 @@ class TensorTable(UniformTable):
         self.fields = tuple(one.field for one in fields)
         self.rows = fields[0].codes.rows.rows
         self.tensor_fields = tuple(fields)
-        self._files = files
+        self._files, self._hashes = (
+            files,
+            RecordedHashes(files, dict.fromkeys(part.path for part in self.parts)),
+        )
         self._last = {rows: LastRows(rows) for rows in self.stored}
         self._digests: dict[JoinedRows, bytes] = {}
         self._check_fields()
@@ -107,7 +112,7 @@ class TensorTable(UniformTable):
     @property
     def stored_bytes(self) -> int:
         """See `TableSource.stored_bytes`."""
-        return sum(rows.nbytes for rows in self.stored)
+        return sum(rows.nbytes for rows in self.stored) + self._hashes.nbytes
 
     def field_rows(self, field: int) -> FieldRows:
         """See `TableSource.field_rows`."""
@@ -130,10 +135,19 @@ class TensorTable(UniformTable):
 
         return rows
 
+    @property
+    def parts(self) -> tuple[TensorRows, ...]:
+        """The tensors that it is made of."""
+        return tuple(part for rows in self.stored for part in rows.parts)
+
     def check(self, done: Callable[[int], object]) -> None:
-        """See `TableSource.check`."""
+        """See `TableSource.check`; raises `CheckpointError` also if a file is not the one whose
+        SHA-256 stands beside it, or two tensors hold the same rows.
+        """
+        self._hashes.check(done)
         for rows in self.stored:
             if rows not in self._digests:
+                _check_distinct(rows)
 
                 def block(start: int, stop: int, rows: JoinedRows = rows) -> Bytes:
                     return _finite_block(rows, start, stop)
@@ -161,8 +175,10 @@ class TensorTable(UniformTable):
         lines = [f"family: {self.family}"]
         for rows in self.stored:
             names = tensor_names([part.name for part in rows.parts])
-            lines.append(f"{names}  {rows.rows} rows of {rows.row_bytes} bytes, {rows.dtype}")
-        return lines
+            shape = [rows.rows, rows.row_bytes // DTYPE_BYTES.get(rows.dtype, 1)]
+            count = f" × {len(rows.parts)} tensors" if len(rows.parts) > 1 else ""
+            lines.append(f"{names:<40} {shape!s:<14} {rows.dtype}{count}")
+        return lines + self._hashes.describe()
 
     def _take(self, columns: Columns, ids: NDArray[np.int64]) -> Bytes:
         if columns.size == columns.rows.row_bytes:
@@ -183,6 +199,17 @@ class TensorTable(UniformTable):
                         f"{rows.rows} rows of {rows.row_bytes} bytes, expected {self.rows} rows "
                         f"with {size} bytes of {one.field.name} from byte {columns.first} on"
                     )
+
+
+def _check_distinct(rows: JoinedRows) -> None:
+    """Raise `CheckpointError` if two tensors hold the same rows."""
+    equal = rows.equal_parts()
+    if equal is not None:
+        first, second = equal
+        raise CheckpointError(
+            f"tensor {second.name!r} in {second.path.name} has the rows of {first.name!r} in "
+            f"{first.path.name}: one was put in place of the other; copy {second.path.name} anew"
+        )
 
 
 def _finite_block(rows: JoinedRows, start: int, stop: int) -> Bytes:
