@@ -67,7 +67,7 @@ class SafetensorsFile:
 
     def metadata(self) -> dict[str, str]:
         """Return the texts that stand in the header beside the tensors."""
-        return dict(self._open().metadata() or {})
+        return dict(self._open("np").metadata() or {})
 
     def load(self, name: str) -> torch.Tensor:
         """See `TensorFile.load`."""
