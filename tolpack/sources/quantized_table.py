@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from tolpack.sources.identity import FileStates, rows_digest
 from tolpack.sources.protocol import SourceField
-from tolpack.sources.tensor_rows import JoinedRows
+from tolpack.sources.tensor_rows import JoinedRows, TensorRows
 from tolpack.sources.tensor_table import tensor_names
 from tolpack.sources.uniform_table import UniformTable
 
@@ -37,8 +37,13 @@ class QuantizedTable(UniformTable):
         self.name, self.family = name, family
         self.fields, self.stored = tuple(fields), tuple(stored)
         self._settings = settings
-        self._files = FileStates({part.path for rows in self.stored for part in rows.parts})
+        self._files = FileStates({part.path for part in self.parts})
         self._digests: list[bytes] = []
+
+    @property
+    def parts(self) -> tuple[TensorRows, ...]:
+        """The tensors that hold the rows."""
+        return tuple(part for rows in self.stored for part in rows.parts)
 
     @property
     def stored_bytes(self) -> int:
