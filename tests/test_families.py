@@ -259,6 +259,7 @@ def test_any_tensor_by_its_name(saved):
     table = open_source(folder)
     for number in ("*", "{}", "{0…3}"):
         series = open_source(folder, tensor=f"{NGRAMS}.ngram_embedding.shard_{number}.weight")
+        assert series.name == f"{NGRAMS}.ngram_embedding.shard_*.weight"
         assert torch.equal(stored(series, torch.bfloat16), stored(table, torch.bfloat16))
 
 

@@ -54,11 +54,11 @@ class SafetensorsFile:
         self.path = path
         self._handle: Any = None
         self._extents: dict[str, tuple[int, int]] | None = None
-        self._open()
+        self._open("np")
 
     def infos(self) -> dict[str, TensorInfo]:
         """See `TensorFile.infos`."""
-        handle, found = self._open(), {}
+        handle, found = self._open("np"), {}
         for name in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
             part = handle.get_slice(name)
             dtype = str(part.get_dtype())
@@ -67,12 +67,15 @@ class SafetensorsFile:
 
     def metadata(self) -> dict[str, str]:
         """Return the texts that stand in the header beside the tensors."""
-        return dict(self._open().metadata() or {})
+        return dict(self._open("np").metadata() or {})
 
     def load(self, name: str) -> torch.Tensor:
         """See `TensorFile.load`."""
         try:
-            tensor: torch.Tensor = self._open().get_tensor(name)
+            handle = self._handle
+            if handle is None:
+                handle = self._handle = self._open("pt")
+            tensor: torch.Tensor = handle.get_tensor(name)
         except (SafetensorError, RuntimeError, ValueError, TypeError) as error:
             if isinstance(error, CheckpointError):
                 raise
@@ -89,21 +92,21 @@ class SafetensorsFile:
         """See `TensorFile.release`."""
         self._handle = None
 
-    def _open(self) -> Any:
-        handle = self._handle
-        if handle is None:
-            try:
-                if self._extents is None:
-                    self._extents = _check_header(self.path)
-                regular_size(self.path)
-                handle = self._handle = safe_open(str(self.path), framework="pt")
-            except (SafetensorError, OSError, ValueError) as error:
-                reason = getattr(error, "strerror", None) or error
-                raise CheckpointError(
-                    f"{self.path} is not a readable .safetensors file: {reason}"
-                    f"{lfs_hint(self.path)}"
-                ) from error
-        return handle
+    def _open(self, framework: str) -> Any:
+        """Open the file: torch maps all of it, as if it would write to it.
+
+        Linux refuses that for files larger than the machine's memory, so only `load` asks for it.
+        """
+        try:
+            if self._extents is None:
+                self._extents = _check_header(self.path)
+            regular_size(self.path)
+            return safe_open(str(self.path), framework=framework)
+        except (SafetensorError, OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise CheckpointError(
+                f"{self.path} is not a readable .safetensors file: {reason}{lfs_hint(self.path)}"
+            ) from error
 
 
 def _check_header(path: Path) -> dict[str, tuple[int, int]]:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tolpack.errors import CheckpointError
@@ -96,7 +97,8 @@ class CheckpointFiles(ForkSafe):
         return self.store.infos[name][0].dtype
 
     def values(self, name: str) -> torch.Tensor:
-        """Return a small tensor of at most 4,096 values.
+        """Return a small tensor of at most 4,096 values. It is read, as torch would map all of its
+        file, which may be larger than the machine's memory.
 
         Raises
         ------
@@ -108,7 +110,12 @@ class CheckpointFiles(ForkSafe):
                 f"tensor {name!r} has shape {list(self.shape(name))}, expected at most "
                 f"{_MAX_VALUES} values"
             )
-        return self.store.load(name)[0].clone()
+        dtype, extent = getattr(torch, self.dtype(name), None), self.store.extents(name)[0]
+        if extent is None or not isinstance(dtype, torch.dtype):
+            return self.store.load(name)[0].clone()
+        data = np.empty(extent[1], np.uint8)
+        self._file(self.store.infos[name][0].path).read_into(extent[0], data)
+        return torch.from_numpy(data).view(dtype).reshape(self.shape(name))
 
     def integers(self, name: str) -> tuple[int, ...]:
         """Return a small one-dimensional tensor of integers; errors as of `values`."""
