@@ -60,7 +60,9 @@ class Weights:
 
     def whole(self, name: str) -> torch.Tensor:
         """Return a tensor, a copy."""
-        return self.files.store.load(name)[0].to(torch.float32, copy=True)
+        if len(self.files.shape(name)) < 2:
+            return self.files.store.load(name)[0].to(torch.float32, copy=True)
+        return self.rows(name)(np.arange(self.files.shape(name)[0]))
 
     def rows(self, name: str) -> TokenRows:
         """Return a function that reads rows of a matrix."""

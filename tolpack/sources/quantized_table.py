@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from tolpack.sources.identity import FileStates, rows_digest
 from tolpack.sources.protocol import SourceField
+from tolpack.sources.recorded_hashes import RecordedHashes
 from tolpack.sources.tensor_rows import JoinedRows, TensorRows
 from tolpack.sources.tensor_table import tensor_names
 from tolpack.sources.uniform_table import UniformTable
@@ -37,7 +38,9 @@ class QuantizedTable(UniformTable):
         self.name, self.family = name, family
         self.fields, self.stored = tuple(fields), tuple(stored)
         self._settings = settings
-        self._files = FileStates({part.path for part in self.parts})
+        paths = {part.path for part in self.parts}
+        self._files = FileStates(paths)
+        self._hashes = RecordedHashes(self._files, sorted(paths))
         self._digests: list[bytes] = []
 
     @property
@@ -48,10 +51,13 @@ class QuantizedTable(UniformTable):
     @property
     def stored_bytes(self) -> int:
         """See `TableSource.stored_bytes`."""
-        return sum(rows.nbytes for rows in self.stored)
+        return sum(rows.nbytes for rows in self.stored) + self._hashes.nbytes
 
     def check(self, done: Callable[[int], object]) -> None:
-        """See `TableSource.check`; values are checked as they are decoded."""
+        """See `TableSource.check`; raises `CheckpointError` also if a file is not the one whose
+        SHA-256 stands beside it. Values are checked as they are decoded.
+        """
+        self._hashes.check(done)
         for rows in self.stored[len(self._digests) :]:
             self._digests.append(rows_digest(rows.rows, rows.row_bytes, rows.block, done))
 
@@ -71,4 +77,4 @@ class QuantizedTable(UniformTable):
         for rows in self.stored:
             names = tensor_names([part.name for part in rows.parts])
             lines.append(f"{names}  {rows.rows} rows of {rows.row_bytes} bytes, {rows.dtype}")
-        return lines
+        return lines + self._hashes.describe()
