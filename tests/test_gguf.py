@@ -2,13 +2,16 @@
 
 import dataclasses
 import importlib.util
+import json
 import os
 import tracemalloc
 
 import gguf_files
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from tolpack.cli import main
 from tolpack.codecs.encodings import Part
 from tolpack.codecs.part_values import decode_values
 from tolpack.errors import CheckpointError, ConfigError
@@ -329,3 +332,21 @@ def test_equal_tables_are_equal_in_one_file_and_in_splits(tmp_path):
         dataclasses.astuple(one) for one in split.fields
     ]
     assert whole.fingerprint() == split.fingerprint()
+
+
+def test_inspect_shows_tables_and_other_tensors(tmp_path):
+    """Tables of a GGUF file are shown as build reads them, and the tensors that are left over."""
+    tensors = {
+        PER_LAYER: (gguf_files.quantize(values(width=768), "Q8_0"), "Q8_0"),
+        "token_embd.weight": (values(width=64), "F32"),
+    }
+    path = gguf_files.write(tmp_path / "m.gguf", tensors, "gemma3n", GEMMA)
+    result = CliRunner().invoke(main, ["inspect", "--json", str(path)])
+    found = json.loads(result.output)
+    assert (found["model_type"], found["left_over"]) == ("gemma3n", ["token_embd.weight"])
+    (table,) = found["tables"]
+    assert (table["name"], table["rows"], table["layers"]) == (PER_LAYER, ROWS, [0, 1, 2])
+    assert (table["codecs"], table["multiplier"]) == (["q8_0"], 16)
+    shown = CliRunner().invoke(main, ["inspect", "--tensor", "token_embd.weight", str(path)])
+    assert "f32" in shown.output
+    assert f"left over, 1 tensors:\n  {PER_LAYER}" in shown.output

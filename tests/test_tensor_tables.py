@@ -82,7 +82,7 @@ def test_gaps_and_spans_change_nothing(tmp_path_factory, ids, gap):
 @pytest.mark.parametrize("piece", [1, 50, 16 << 20])
 def test_fields_are_columns_of_one_tensor(tmp_path, monkeypatch, piece):
     """Fields that are column ranges of a tensor, and are asked for in turn, in threads."""
-    monkeypatch.setattr("tolpack.sources.tensor_table._PIECE_BYTES", piece)
+    monkeypatch.setattr("tolpack.sources.last_rows._PIECE_BYTES", piece)
     tensor = shards(torch.bfloat16, width=12)[NAMES[2]]
     files = save(tmp_path / "m", {"e.weight": tensor, "other": tensor.clone()})
     codes = files.codes("e.weight")

@@ -60,7 +60,9 @@ class Weights:
 
     def whole(self, name: str) -> torch.Tensor:
         """Return a tensor, a copy."""
-        return self.files.store.load(name)[0].to(torch.float32, copy=True)
+        if len(self.files.shape(name)) < 2:
+            return self.files.store.load(name)[0].to(torch.float32, copy=True)
+        return self.rows(name)(np.arange(self.files.shape(name)[0]))
 
     def rows(self, name: str) -> TokenRows:
         """Return a function that reads rows of a matrix."""
@@ -95,6 +97,8 @@ class ComputedTable(UniformTable):
         Everything else that rows depend on, for the fingerprint.
     load : callable
         Loads the weights of a field by its number, and returns the function that computes rows.
+
+    ``tensors`` of the table are all of those names, each once.
     """
 
     def __init__(
@@ -105,7 +109,7 @@ class ComputedTable(UniformTable):
         self.name, self.family, self.fields = name, family, tuple(fields)
         self._files, self._kinds, self._settings = weights.files, tensors, settings
         self._load = load
-        self._names = tuple(dict.fromkeys(name for kind in tensors for name in kind))
+        self.tensors = tuple(dict.fromkeys(name for kind in tensors for name in kind))
         self._digests: dict[str, bytes] = {}
 
     def field_rows(self, field: int) -> FieldRows:
@@ -123,11 +127,11 @@ class ComputedTable(UniformTable):
     @property
     def stored_bytes(self) -> int:
         """Bytes of the weights that rows depend on, as stored."""
-        return sum(self._nbytes(name) for name in self._names)
+        return sum(self._nbytes(name) for name in self.tensors)
 
     def check(self, done: Callable[[int], object]) -> None:
         """See `TableSource.check`."""
-        for name in self._names[len(self._digests) :]:
+        for name in self.tensors[len(self._digests) :]:
             if len(self._files.shape(name)) > 1:
                 rows = self._files.rows(name)
                 block = functools.partial(_finite_block, rows)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 from tolpack.sources.identity import FileStates, rows_digest
 from tolpack.sources.protocol import SourceField
-from tolpack.sources.tensor_rows import JoinedRows
+from tolpack.sources.recorded_hashes import RecordedHashes
+from tolpack.sources.tensor_rows import JoinedRows, TensorRows
 from tolpack.sources.tensor_table import tensor_names
 from tolpack.sources.uniform_table import UniformTable
 
@@ -37,16 +38,26 @@ class QuantizedTable(UniformTable):
         self.name, self.family = name, family
         self.fields, self.stored = tuple(fields), tuple(stored)
         self._settings = settings
-        self._files = FileStates({part.path for rows in self.stored for part in rows.parts})
+        paths = {part.path for part in self.parts}
+        self._files = FileStates(paths)
+        self._hashes = RecordedHashes(self._files, sorted(paths))
         self._digests: list[bytes] = []
+
+    @property
+    def parts(self) -> tuple[TensorRows, ...]:
+        """The tensors that hold the rows."""
+        return tuple(part for rows in self.stored for part in rows.parts)
 
     @property
     def stored_bytes(self) -> int:
         """See `TableSource.stored_bytes`."""
-        return sum(rows.nbytes for rows in self.stored)
+        return sum(rows.nbytes for rows in self.stored) + self._hashes.nbytes
 
     def check(self, done: Callable[[int], object]) -> None:
-        """See `TableSource.check`; values are checked as they are decoded."""
+        """See `TableSource.check`; raises `CheckpointError` also if a file is not the one whose
+        SHA-256 stands beside it. Values are checked as they are decoded.
+        """
+        self._hashes.check(done)
         for rows in self.stored[len(self._digests) :]:
             self._digests.append(rows_digest(rows.rows, rows.row_bytes, rows.block, done))
 
@@ -66,4 +77,4 @@ class QuantizedTable(UniformTable):
         for rows in self.stored:
             names = tensor_names([part.name for part in rows.parts])
             lines.append(f"{names}  {rows.rows} rows of {rows.row_bytes} bytes, {rows.dtype}")
-        return lines
+        return lines + self._hashes.describe()

@@ -28,9 +28,6 @@ from tolpack.sources.recorded_hashes import RecordedHashes
 from tolpack.sources.tensor_rows import JoinedRows, TensorRows
 from tolpack.sources.uniform_table import UniformTable
 
-# Bytes of whole rows that are read at once for a field that is a few columns of them.
-_PIECE_BYTES = 16 << 20
-
 
 @dataclass(frozen=True, slots=True)
 class Columns:
@@ -184,14 +181,7 @@ class TensorTable(UniformTable):
         return lines + self._hashes.describe()
 
     def _take(self, columns: Columns, ids: NDArray[np.int64]) -> Bytes:
-        if columns.size == columns.rows.row_bytes:
-            return columns.rows.take(ids)
-        out = np.empty((len(ids), columns.size), np.uint8)
-        count = max(1, _PIECE_BYTES // columns.rows.row_bytes)
-        for start in range(0, len(ids), count):
-            rows = self._last[columns.rows].take(ids[start : start + count])
-            out[start : start + count] = rows[:, columns.first : columns.first + columns.size]
-        return out
+        return self._last[columns.rows].columns(ids, columns.first, columns.size)
 
     def _check_fields(self) -> None:
         for one in self.tensor_fields:

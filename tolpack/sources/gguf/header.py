@@ -26,9 +26,11 @@ MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 # Headers have some 20 MB, most of it tokens and merges, and some 50 keys. The largest models have
 # some thousand tensors. GGML has four dimensions.
-_MAX_HEADER = 256 << 20
+_MAX_HEADER = 128 << 20
 _MAX_PAIRS = 1 << 16
 _MAX_TENSORS = 1 << 17
+# Read at once of an array of strings.
+_PIECE_BYTES = 1 << 20
 # Longer strings of the metadata, such as chat templates, are passed over.
 _MAX_KEPT_STRING = 4096
 _MAX_DIMENSIONS = 4
@@ -174,10 +176,18 @@ class _Parser:
             self._pass(count * struct.calcsize(_SCALARS[kind]), what)
         elif kind == _STRING:
             self._expect(8 * count, what)
-            for _ in range(count):
-                self._pass(self._number("<Q"), what)
+            self._pass_strings(count, what)
         else:
             raise ValueError(f"{what} holds values of the type {kind}, which none may")
+
+    def _pass_strings(self, count: int, what: str) -> None:
+        """Pass over strings, of which there may be a million, a piece of the file at a time."""
+        while count:
+            piece, end = self._file.read(_PIECE_BYTES), 0
+            while count and end + 8 <= len(piece):
+                end += 8 + int.from_bytes(piece[end : end + 8], "little")
+                count -= 1
+            self._pass(end or 8, what)
 
     def _tensor(self) -> GGUFTensor:
         """Read what the header says of a tensor; its offset counts from the data's start."""

@@ -16,6 +16,7 @@ import re
 from pathlib import Path
 
 from tolpack.errors import CheckpointError, ConfigError, printable
+from tolpack.sources.families.description import TablesSummary, summarize
 from tolpack.sources.gguf.header import GGUFTensor
 from tolpack.sources.gguf.package import require_package
 from tolpack.sources.gguf.splits import GGUFModel, read_model
@@ -65,6 +66,14 @@ def open_gguf(
         GGUFTable(model.tensors[engram[layer]], TableLayout(first_layer=layer))
         for layer in sorted(engram)
     )
+
+
+def summarize_gguf(path: Path, tensor: str | None = None) -> TablesSummary:
+    """Describe the tables that `open_gguf` opens; errors as there."""
+    tables = open_gguf(path, tensor)
+    model = read_model(path)
+    arch = str(model.metadata.get("general.architecture", ""))
+    return summarize(str(path), arch, model.tensors, tables)
 
 
 def _named_table(model: GGUFModel, name: str, layers: int | None) -> GGUFTable:

@@ -114,11 +114,8 @@ class GGUFTable(QuantizedTable):
         return scales, codes
 
     def _field_bytes(self, ids: NDArray[np.int64], field: int) -> Bytes:
-        (rows,) = self.stored
-        if self.num_layers == 1:
-            return rows.take(ids)
-        size = rows.row_bytes // self.num_layers
-        return np.ascontiguousarray(self._last.take(ids)[:, field * size : (field + 1) * size])
+        size = self.stored[0].row_bytes // self.num_layers
+        return self._last.columns(ids, field * size, size)
 
 
 def _field_width(tensor: GGUFTensor, layers: int) -> int:
