@@ -331,6 +331,7 @@ def test_inspect_shows_tables(saved):
     assert (table["rows_per_token"], table["width"], table["layers"]) == (8, 8, [2])
     assert table["bytes"] == table["rows"] * 8 * 2
     assert "lm_head.weight" in info["left_over"]
+    assert not [name for name in info["left_over"] if "ple_embedding" in name]
     command = ["inspect", folder, "--json", "--tensor", "model.embed_tokens.weight"]
     (table,) = json.loads(runner.invoke(main, command).output)["tables"]
     assert (table["name"], table["rows"]) == ("model.embed_tokens.weight", 64)

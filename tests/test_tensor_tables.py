@@ -16,6 +16,7 @@ from tolpack.sources.families.checkpoint_files import CheckpointFiles
 from tolpack.sources.finite_bytes import bad_rows
 from tolpack.sources.last_rows import LastRows
 from tolpack.sources.tensor_fields import StoredCodes
+from tolpack.sources.tensor_rows import RowsFile
 from tolpack.sources.tensor_table import TensorTable, tensor_names
 
 ROWS = (5, 1, 7, 3)
@@ -103,6 +104,19 @@ def test_fields_are_columns_of_one_tensor(tmp_path, monkeypatch, piece):
         one.join()
     assert wrong == []
     assert found.stored_bytes == tensor.nbytes
+
+
+def test_rows_that_the_page_cache_has_not(tmp_path, monkeypatch):
+    """Rows that have to be waited for are announced, and the same."""
+    tensors, advised = shards(torch.bfloat16), []
+    found = table(save(tmp_path / "m", tensors))
+    monkeypatch.setattr("tolpack.sources.tensor_rows._GAP_BYTES", 0)
+    monkeypatch.setattr(RowsFile, "_read_cached", lambda *_: False)
+    monkeypatch.setattr(RowsFile, "advise", lambda _, *extent: advised.append(extent))
+    ids = np.array([12, 2, 6, 5, 12])
+    codes = found.stored_rows(0)(ids)[1]
+    assert np.array_equal(codes, bytes_of(*tensors.values())[ids])
+    assert sorted(length for _, length in advised) == [12, 12, 12, 12]  # 5 and 6 in two files
 
 
 def test_rows_that_were_read_last_are_kept_within_the_limit(tmp_path):

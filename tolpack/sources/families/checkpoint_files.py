@@ -36,12 +36,15 @@ class CheckpointFiles(ForkSafe):
         The tensors.
     config : dict
         The decoded ``config.json``; empty if there is none.
+
+    ``used`` are the names of the tensors that were asked for with `values` and `rows`.
     """
 
     def __init__(self, path: Path, store: TensorStore, config: dict[str, Any]) -> None:
         self.path = path
         self.store = store
         self.config = config
+        self.used: set[str] = set()
         self._opened: dict[Path, RowsFile] = {}
         super().__init__()
 
@@ -110,6 +113,7 @@ class CheckpointFiles(ForkSafe):
                 f"tensor {name!r} has shape {list(self.shape(name))}, expected at most "
                 f"{_MAX_VALUES} values"
             )
+        self.used.add(name)
         dtype, extent = getattr(torch, self.dtype(name), None), self.store.extents(name)[0]
         if extent is None or not isinstance(dtype, torch.dtype):
             return self.store.load(name)[0].clone()
@@ -136,6 +140,7 @@ class CheckpointFiles(ForkSafe):
             A tensor has no rows, or is of a dtype whose rows are not read, or is split over files,
             or tensors differ in dtype or width.
         """
+        self.used.update(names)
         return JoinedRows([self._rows(name) for name in names])
 
     def codes(self, *names: str) -> StoredCodes:

@@ -54,7 +54,8 @@ class TablesSummary:
 
 def summarize_tables(files: CheckpointFiles, tables: Iterable[TableSource]) -> TablesSummary:
     """Describe `tables` of `files`; no row is read."""
-    return summarize(str(files.path), files.model_type, files.store.infos, tables)
+    tensors = [name for name in files.store.infos if name not in files.used]
+    return summarize(str(files.path), files.model_type, tensors, tables)
 
 
 def summarize(
