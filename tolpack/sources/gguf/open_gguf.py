@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+from itertools import islice
 from pathlib import Path
 
 from tolpack.errors import CheckpointError, ConfigError, printable
@@ -27,6 +28,8 @@ PER_LAYER = "per_layer_token_embd.weight"
 _ENGRAM = re.compile(r"blk\.(\d{1,4})\.engram_embd\.weight")
 # Architectures whose per-layer embeddings are rows of the vocabulary.
 _GEMMA = ("gemma3n", "gemma4")
+# Names that are looked at for near ones: the search is slow.
+_NEAR_NAMES = 5000
 
 
 def open_gguf(
@@ -78,7 +81,8 @@ def summarize_gguf(path: Path, tensor: str | None = None) -> TablesSummary:
 def _named_table(model: GGUFModel, name: str, layers: int | None) -> GGUFTable:
     tensor = model.tensors.get(name)
     if tensor is None:
-        near = difflib.get_close_matches(name, model.tensors, 3) or sorted(model.tensors)[:3]
+        names = list(islice(model.tensors, _NEAR_NAMES))
+        near = difflib.get_close_matches(name, names, 3) or names[:3]
         raise CheckpointError(
             f"{model.paths[0]} has no tensor {name!r}, expected one of its "
             f"{len(model.tensors)}: {', '.join(map(printable, near))} …"
