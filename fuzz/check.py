@@ -6,17 +6,21 @@ import contextlib
 import os
 import runpy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import tolpack
 from tolpack.errors import TolpackError
+from tolpack.pack import open_first_table
 
 MODES = ("pread", "mmap", "memory")
 DECODER = runpy.run_path(str(Path(__file__).parents[1] / "formats" / "v1" / "decode.py"))["Pack"]
 # Values of all rows looked up together, and ids: enough to meet every chunk of a small pack.
 _MAX_VALUES = 1 << 18
 _MAX_IDS = 24
+# Tables of a pack that are looked at.
+_MAX_TABLES = 8
 
 
 class Broken(AssertionError):
@@ -54,45 +58,83 @@ class Subject:
         os.ftruncate(self._fd, len(data))
         os.pwrite(self._fd, data, 0)
         try:
-            pack = tolpack.open(self._path, io=MODES[len(data) % 3])
+            with open_first_table(self._path) as pack:
+                tables = pack.tables[:_MAX_TABLES]
         except TolpackError:
             return "refused"
-        with pack:
+        verdicts = {self._check_table(data, *table) for table in enumerate(tables)}
+        if len(verdicts) > 1:
+            raise Broken("verify finds something only in the packs of some tables")
+        return verdicts.pop()
+
+    def _check_table(self, data: bytes, number: int, name: str) -> str:
+        with tolpack.open(self._path, io=MODES[len(data) % 3], table=name) as pack:
             ids = _some_ids(pack)
-            rows, error = None, None
+            rows, row_ids, error = None, None, None
             try:
-                rows = pack.rows(ids)
+                rows = _rows(pack, ids)
+                row_ids = _row_ids(pack)
             except TolpackError as caught:
                 error = caught
             with contextlib.suppress(TolpackError):
                 pack.extents(ids)
             if pack.verify():
                 return "damaged"
-            if rows is None:
+            if rows is None or error is not None:
                 raise Broken(f"verify finds nothing, but a lookup fails: {error}")
-        self._without_checksums(ids, rows)
-        _compare(data, ids, rows)
+        self._without_checksums(ids, rows, name)
+        _compare(DECODER(data, number), ids, rows, row_ids)
         return "good"
 
-    def _without_checksums(self, ids: list[int], rows: np.ndarray) -> None:
-        with tolpack.open(self._path, checksums=False) as pack:
-            if pack.rows(ids).tobytes() != rows.tobytes():
+    def _without_checksums(self, ids: list[int], rows: np.ndarray, name: str) -> None:
+        with tolpack.open(self._path, checksums=False, table=name) as pack:
+            if _rows(pack, ids).tobytes() != rows.tobytes():
                 raise Broken("rows differ without checksums")
 
 
 def _some_ids(pack: tolpack.Pack) -> list[int]:
     """Token ids spread over the table; a wide row leaves fewer."""
-    values = pack.num_layers * pack.hidden_size
+    values = sum(pack.widths)
     count = max(1, min(_MAX_IDS, _MAX_VALUES // values, pack.vocab_size))
     return [n * (pack.vocab_size - 1) // max(1, count - 1) for n in range(count)]
 
 
-def _compare(data: bytes, ids: list[int], rows: np.ndarray) -> None:
+def _rows(pack: tolpack.Pack, ids: list[int]) -> np.ndarray:
+    """Rows as (ids, values): fields one after the other, as their widths may differ."""
+    if len(set(pack.widths)) == 1:
+        return pack.rows(ids).reshape(len(ids), -1)
+    fields = [pack.rows(ids, layers=[n])[:, 0] for n in range(pack.num_layers)]
+    return np.concatenate(fields, axis=1)
+
+
+def _row_ids(pack: tolpack.Pack) -> np.ndarray | None:
+    """Rows of a text in a table of n-grams, after those of its first ids; else ``None``."""
+    ngrams = pack.ngrams
+    if ngrams is None:
+        return None
+    ids = _text(None if ngrams.compressed_ids is None else len(ngrams.compressed_ids))
+    rows = pack.row_ids(ids)
+    if rows.min() < 0 or rows.max() >= pack.vocab_size:
+        raise Broken("an n-gram has a row that the table has not")
+    if not np.array_equal(pack.row_ids(ids[5:], ids[:5]), rows[5:]):
+        raise Broken("a text in two pieces has other rows")
+    return rows
+
+
+def _text(vocab_size: int | None) -> list[int]:
+    return [n * n % min(vocab_size or 97, 97) for n in range(12)]
+
+
+def _compare(decoder: Any, ids: list[int], rows: np.ndarray, row_ids: np.ndarray | None) -> None:
     """Raise `Broken` unless ``decode.py`` reads the same rows."""
+    if row_ids is not None:
+        number = decoder.table["ngrams"].get("id_map")
+        vocab = None if number is None else decoder.sections[number]["shape"][0]
+        if decoder.row_ids(_text(vocab)) != row_ids.tolist():
+            raise Broken("rows of a text differ from decode.py's")
     with np.errstate(all="ignore"):
-        decoder = DECODER(data)
         for token, row in zip(ids, rows):
-            expected = decoder.row(token)
+            expected = decoder.row(token).ravel()
             if any(field.get("basis") is not None for field in decoder.kept):
                 scale = np.abs(np.where(np.isfinite(expected), expected, 0)).max()
                 finite = np.isfinite(row) & np.isfinite(expected)

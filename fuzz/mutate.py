@@ -24,7 +24,7 @@ _INTEGERS = (0, 1, 2, 3, 7, 8, 63, 64, 255, 256, 4095, 4096, 4097, 65535, 65536,
              2**32, 2**40, 2**48, 2**48 + 1, 2**62, 2**63 - 1, 2**63, 2**64, -1)  # fmt: skip
 _VALUES: tuple[Any, ...] = (
            None, True, False, "", "a", "raw", "zstd", "f32", "f16", "bf16", "f8e4m3", "int8",
-           "int4", "step8", "step16", "basis", "coded_basis", "mean",
+           "int4", "step8", "step16", "basis", "coded_basis", "mean", "id_map", "xor", "sum",
            "token_map", "blocks", "index", "float16", "float32", "uint32",
            1.0, 0.5, -2, [], {}, [1], [1, 1])  # fmt: skip
 _WORDS = tuple(struct.pack("<I", n) for n in (0, 1, 4, 0x7F80, 0x7F800000, 2**31, 2**32 - 1))
@@ -83,8 +83,11 @@ class _Apart:
                 entry["crc32"] = zlib.crc32(self.rest[self.section(number)])
 
     def _seal_chunks(self) -> None:
-        slot = 0
-        for chunk in self.header["tables"][0]["chunks"]:
+        for number, table in enumerate(self.header["tables"][:64]):
+            self._seal_table(table, number << 48)
+
+    def _seal_table(self, table: dict[str, Any], slot: int) -> None:
+        for chunk in table["chunks"]:
             encoding = self.header["encodings"][chunk["encoding"]]
             per_block = encoding["rows_per_block"]
             blocks = -(-chunk["rows"] // per_block)
@@ -223,6 +226,9 @@ def _doubled(holder: Any, key: Any, source: random.Random, spots: Any) -> None:
                 "basis",
                 "rank",
                 "token_map",
+                "ngrams",
+                "id_map",
+                "boundary",
                 "multiplier",
                 "dropped",
                 "step",
@@ -248,12 +254,16 @@ def _features(header: Any, known: int) -> int:
             codecs[p["codec"]] for e in header["encodings"] for f in e["fields"] for p in f["parts"]
         }
         bits |= {8 + (e["frame"] != "zstd") for e in header["encodings"] if e["frame"] != "raw"}
-        table = header["tables"][0]
-        bits |= {16 for field in table["fields"] if field.get("basis") is not None}
-        bits |= {17 for field in table["fields"] if field.get("mean") is not None}
-        bits |= {18} if table.get("token_map") is not None else set()
+        for table in header["tables"]:
+            bits |= {16 for field in table["fields"] if field.get("basis") is not None}
+            bits |= {17 for field in table["fields"] if field.get("mean") is not None}
+            bits |= {18} if table.get("token_map") is not None else set()
+            bits |= {19} if table.get("multiplier") not in (None, 1) else set()
+            bits |= {26} if len({field["width"] for field in table["fields"]}) > 1 else set()
+            bits |= {27 for n, field in enumerate(table["fields"]) if field["layer"] != n}
         bits |= {21 for section in header["sections"] if section["kind"] == "coded_basis"}
-        bits |= {19} if table.get("multiplier") not in (None, 1) else set()
+        bits |= {22 for section in header["sections"] if section["kind"] == "id_map"}
+        bits |= {25} if len(header["tables"]) > 1 else set()
     except (LookupError, TypeError, AttributeError):
         return known
     return sum(1 << bit for bit in bits)

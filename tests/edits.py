@@ -217,7 +217,7 @@ MEANINGS = [
     (swap("encodings.0.fields", 0, 1), "encoding-fields"),
     (remove("encodings.0.fields.1"), "encoding-fields"),
     (_same_chunk_twice, "shared-section"),
-    (_second_table, "shared-section"),
+    (_second_table, "table-name"),
     (_unused_section, "unused-section"),
     (_unused_encoding, "unused-encoding"),
     (set_value("tables.0.fields.1.name", "layer 0"), "field-name"),

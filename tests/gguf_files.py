@@ -4,7 +4,7 @@ import struct
 
 import gguf
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 QUANTIZED = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
 # Types that the package dequantizes and does not quantize.
@@ -36,13 +36,17 @@ def random_blocks(name, rows, width, seed=0):
 
 
 def write(path, tensors, arch="llama", numbers=None, **options):
-    """Write `tensors`, name → (stored, type), with whole `numbers` of the metadata."""
+    """Write `tensors`, name → (stored, type), with `numbers` of the metadata, or lists of them."""
     writer = gguf.GGUFWriter(path, arch, **options)
     writer.add_array("tokenizer.ggml.tokens", ["<pad>", "a", "b"])
     writer.add_array("tokenizer.ggml.scores", [0.0, 1.0, 2.0])
     writer.add_string("tokenizer.chat_template", "x" * 5000)
     for key, value in (numbers or {}).items():
-        writer.add_uint32(key, value)
+        if isinstance(value, list):
+            lists = GGUFValueType.ARRAY, GGUFValueType.UINT64
+            writer.add_key_value(key, value, *lists)
+        else:
+            writer.add_uint32(key, value)
     for name, (stored, kind) in tensors.items():
         writer.add_tensor(name, stored, raw_dtype=GGMLQuantizationType[kind])
     writer.write_header_to_file()

@@ -3,28 +3,54 @@
     python tests/make_golden.py
 
 Packs come from the recipes in `packs` with a fixed seed; rows come from `packs.reference_rows`,
-which decodes one value at a time and uses nothing of tolpack. A golden pack that is there already
+which decodes one value at a time and uses nothing of tolpack, and those of a text from
+`packs.reference_row_ids`, likewise. A golden pack that is there already
 is left alone: once the format is frozen, what was written must always be readable as it is.
 """
 
 from pathlib import Path
 
 import numpy as np
-from packs import GOLDEN_ONLY, RECIPES, frame_forms, plain_compress, reference_rows, write
+from packs import (
+    GOLDEN_ONLY,
+    RECIPES,
+    SHAPES,
+    frame_forms,
+    plain_compress,
+    reference_row_ids,
+    reference_rows,
+    split,
+    write,
+)
 
+# A text with ids that the map makes alike, and with an end of a text inside.
+TEXT = (3, 6, 4, 0, 1, 8, 8, 1, 1, 7, 2, 5)
 FOLDER = Path(__file__).parents[1] / "formats" / "v1" / "golden"
+
+
+def expected(data: bytes) -> dict[str, np.ndarray]:
+    """Return what stands beside a pack, by suffix: rows of each table, and rows of a text."""
+    tables, found = split(data)[1]["tables"], {}
+    for number, table in enumerate(tables):
+        place = f".{number}" if len(tables) > 1 else ""
+        found[f"{place}.npy"] = reference_rows(data, number).astype(np.float32)
+        if "ngrams" in table:
+            rows = reference_row_ids(data, TEXT, number)
+            found[f"{place}.text.npy"] = np.concatenate([np.array(TEXT)[:, None], rows], axis=1)
+    return found
 
 
 def main() -> None:
     """Write what is missing."""
     FOLDER.mkdir(exist_ok=True)
-    for name, recipe in (RECIPES | GOLDEN_ONLY).items():
+    for name, recipe in (RECIPES | GOLDEN_ONLY | SHAPES).items():
         path = FOLDER / f"{name}.tolpack"
         if path.exists():
             continue
         compress = frame_forms() if name == "frame-forms" else plain_compress
         sample = write(path, recipe, compress=compress)
-        np.save(path.with_suffix(".npy"), reference_rows(sample.data).astype(np.float32))
+        for suffix, array in expected(sample.data).items():
+            np.save(path.with_suffix(suffix), array)
         print(f"{name}: {path.stat().st_size} bytes")
 
 

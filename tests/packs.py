@@ -15,7 +15,7 @@ import tracemalloc
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,9 @@ from tolpack.codecs.part_values import encode_values
 from tolpack.codecs.record import record_layout
 from tolpack.container.blocks import encode_blocks
 from tolpack.container.header import Chunk, Field, Header, Section, Table
+from tolpack.container.ngram_header import NGrams
 from tolpack.container.writer import PackWriter
+from tolpack.ngrams import NGramHash
 
 PREAMBLE = struct.Struct("<8sHHIQQQQQII")
 PREAMBLE_KEYS = (
@@ -76,6 +78,12 @@ class Recipe:
     multiplier: float = 1.0
     header_room: int = 4032
     magnitude: float = 1.0
+    # The model's layer of each field, if not its number; the hash of a table of n-grams; the
+    # table's name, and further tables.
+    layer_numbers: tuple[int, ...] | None = None
+    ngrams: NGramHash | None = None
+    name: str = "tols"
+    more: tuple[Recipe, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -90,13 +98,17 @@ class Recipe:
 
 @dataclass(slots=True)
 class Sample:
-    """A written pack and what went into it; ``values`` by kept layer, rows in slot order."""
+    """A written pack and what went into it; ``values`` by kept layer, rows in slot order.
+
+    ``slots`` and ``values`` are those of the first table, ``more`` those of the others.
+    """
 
     path: Path
     recipe: Recipe
     header: Header
     slots: np.ndarray
     values: list[np.ndarray] = field(default_factory=list)
+    more: list[tuple[np.ndarray, list[np.ndarray]]] = field(default_factory=list)
 
     @property
     def data(self) -> bytes:
@@ -232,6 +244,59 @@ GOLDEN_ONLY = {
     ),
     "frame-forms": Recipe(40, _layers(Part("f16", 40), 1), (Run(26, "zstd", 4),)),
 }
+_XOR = NGramHash(
+    "xor", orders=(2, 2, 3), sizes=(5, 7, 11), offsets=(0, 5, 13),
+    multipliers=(76632096046245, 4839876093313, 2**62 + 1), pad=2, boundary=1,
+    compressed_ids=np.array([0, 1, 2, 3, 0, 4, 3, 5, 6], np.uint32),
+)  # fmt: skip
+_SUM = NGramHash(
+    "sum", orders=(1, 2, 4), sizes=(3, 4, 5), offsets=(9, 5, 0), multipliers=(1, 9, 81, 729), pad=0
+)
+# What 1.2 added to the shape of a table.
+RECIPES |= {
+    "other-layers": Recipe(
+        6,
+        (Layer((int4(6),)), Layer(dropped=True), Layer((int8(6),)), Layer((int4(6),), mean=True)),
+        (Run(4, "raw", 3), Run(5, "zstd", 2)),
+        shuffled=True,
+        layer_numbers=(12, 3, 3, 4095),
+    ),
+    "ngrams": Recipe(
+        8, (Layer((int8(8),)),), (Run(24, "raw", 2),), ngrams=_XOR, layer_numbers=(14,)
+    ),
+}
+# The same, where no array holds all layers of a row, or one table is not all.
+SHAPES = {
+    "mixed-widths": Recipe(
+        6,
+        (
+            Layer((int4(6),)),
+            Layer((int8(10),), width=10, mean=True),
+            Layer(dropped=True, width=3),
+            Layer((int8(2, 2),), width=4, rank=2),
+        ),
+        (Run(5, "raw", 2), Run(4, "zstd", 3)),
+        shuffled=True,
+    ),
+    "two-tables": Recipe(
+        5,
+        (Layer((Part("f16", 5),)), Layer((int4(5),))),
+        (Run(6, "raw", 2), Run(1100, "zstd", 2)),
+        shuffled=True,
+        name="layer.1",
+        more=(
+            Recipe(
+                8,
+                (Layer((int8(8),)),),
+                (Run(4, "raw", 2), Run(1060, "zstd", 2)),
+                ngrams=_SUM,
+                layer_numbers=(14,),
+                name="layer.14",
+            ),
+            Recipe(5, _layers(int4(5), 1), (Run(3),), multiplier=0.5, name="layer.15"),
+        ),
+    ),
+}
 # What the hostile-header tests change: every kind of section, two chunks, a dropped layer.
 TARGET = Recipe(
     8,
@@ -252,33 +317,51 @@ def write(
     stop_after: int | None = None,
 ) -> Sample:
     """Write `recipe` as a pack; with `stop_after`, fail after that many sections instead."""
-    rng = np.random.default_rng(seed)
-    permutation = rng.permutation(recipe.rows)
-    slots = permutation if recipe.shuffled else np.arange(recipe.rows)
-    values = [_stored_values(rng, recipe, layer) for layer in recipe.kept]
-    bases = [_basis(rng, recipe, layer) for layer in recipe.layers]
-    widths = [layer.width or recipe.width for layer in recipe.layers]
-    means = [rng.normal(size=width).astype(np.float32) for width in widths]
+    encodings: list[Encoding] = []
+    tables, contents = [], []
     with _Writer(path, key, recipe.header_room, resume=resume) as writer:
         writer.stop_after = stop_after
         writer.check_stop()
-        token_map = None
-        if recipe.shuffled:
-            token_map, _ = writer.add_array("token_map", lambda: slots.astype(np.uint32))
-        fields = []
-        for number, layer in enumerate(recipe.layers):
-            basis = mean = None
-            if layer.rank is not None:
-                basis = _add_basis(writer, layer, bases[number])
-            if layer.mean:
-                mean, _ = writer.add_array("mean", lambda n=number: means[n])
-            stored = {"rank": layer.rank, "basis": basis, "mean": mean, "dropped": layer.dropped}
-            fields.append(Field(f"layer {number}", number, widths[number], **stored))
-        encodings, chunks = _write_chunks(writer, recipe, values, seed, compress)
-        table = Table("tols", recipe.rows, tuple(fields), chunks, token_map, recipe.multiplier)
-        header = Header((table,), encodings, tuple(writer.sections), "tests")
+        for number, one in enumerate((recipe, *recipe.more)):
+            rng = np.random.default_rng(seed + number)
+            permutation = rng.permutation(one.rows)
+            slots = permutation if one.shuffled else np.arange(one.rows)
+            values = [_stored_values(rng, one, layer) for layer in one.kept]
+            table = _write_arrays(writer, one, slots, rng)
+            chunks = _write_chunks(writer, one, values, seed + number, compress, encodings, number)
+            tables.append(replace(table, chunks=chunks))
+            contents.append((slots, values))
+        header = Header(tuple(tables), tuple(encodings), tuple(writer.sections), "tests")
         writer.commit(header)
-    return Sample(path, recipe, header, slots, values)
+    return Sample(path, recipe, header, *contents[0], contents[1:])
+
+
+def _write_arrays(
+    writer: PackWriter, recipe: Recipe, slots: np.ndarray, rng: np.random.Generator
+) -> Table:
+    """Add the arrays of a table; its chunks are yet to come."""
+    bases = [_basis(rng, recipe, layer) for layer in recipe.layers]
+    widths = [layer.width or recipe.width for layer in recipe.layers]
+    means = [rng.normal(size=width).astype(np.float32) for width in widths]
+    token_map = ngrams = id_map = None
+    if recipe.shuffled:
+        token_map, _ = writer.add_array("token_map", lambda: slots.astype(np.uint32))
+    if recipe.ngrams is not None:
+        if recipe.ngrams.compressed_ids is not None:
+            id_map, _ = writer.add_array("id_map", lambda: recipe.ngrams.compressed_ids)
+        ngrams = NGrams.of(recipe.ngrams, id_map)
+    fields = []
+    for number, layer in enumerate(recipe.layers):
+        basis = mean = None
+        if layer.rank is not None:
+            basis = _add_basis(writer, layer, bases[number])
+        if layer.mean:
+            mean, _ = writer.add_array("mean", lambda n=number: means[n])
+        stored = {"rank": layer.rank, "basis": basis, "mean": mean, "dropped": layer.dropped}
+        reader = number if recipe.layer_numbers is None else recipe.layer_numbers[number]
+        fields.append(Field(f"layer {number}", reader, widths[number], **stored))
+    name, multiplier = recipe.name, recipe.multiplier
+    return Table(name, recipe.rows, tuple(fields), (), token_map, multiplier, ngrams)
 
 
 def _add_basis(writer: PackWriter, layer: Layer, basis: np.ndarray) -> int:
@@ -324,8 +407,9 @@ def _write_chunks(
     values: list[np.ndarray],
     seed: int,
     compress: Callable[[bytes], bytes],
-) -> tuple[tuple[Encoding, ...], tuple[Chunk, ...]]:
-    encodings: list[Encoding] = []
+    encodings: list[Encoding],
+    table: int,
+) -> tuple[Chunk, ...]:
     chunks: list[Chunk] = []
     start = 0
     for run in recipe.runs:
@@ -340,11 +424,12 @@ def _write_chunks(
         blocks, index = writer.add_chunk(
             encoding,
             start,
-            partial(encode_blocks, [records], encoding, start, writer.pack_id, compressor),
+            partial(encode_blocks, [records], encoding, start, writer.pack_id, compressor, table),
+            table,
         )
         chunks.append(Chunk(run.rows, encodings.index(encoding), blocks, index))
         start += run.rows
-    return tuple(encodings), tuple(chunks)
+    return tuple(chunks)
 
 
 def encode_records(encoding: Encoding, values: list[np.ndarray], seed: int = 0) -> np.ndarray:
@@ -410,25 +495,59 @@ def split(data: bytes) -> tuple[dict[str, Any], dict[str, Any], bytes]:
     return preamble, json.loads(data[64:end]), data[end:]
 
 
-def reference_rows(data: bytes) -> np.ndarray:
-    """Decode a whole pack by token id, slowly: float64 (tokens, layers, width)."""
+def reference_rows(data: bytes, number: int = 0) -> np.ndarray:
+    """Decode a whole table by token id, slowly: float64 (tokens, layers, width).
+
+    Of fields of different widths (tokens, values), one field after the other.
+    """
     preamble, header, _ = split(data)
-    table = header["tables"][0]
-    width = table["fields"][0]["width"]
+    table = header["tables"][number]
+    widths = [spec["width"] for spec in table["fields"]]
     slots: list[int] = list(range(table["rows"]))
     if "token_map" in table:
         slots = [int(v) for v in _array(data, header, table["token_map"])]
-    records = _records(data, header, preamble["pack_id"])
-    out = np.zeros((table["rows"], len(table["fields"]), width))
-    for token, slot in enumerate(slots):
+    records = _records(data, header, preamble["pack_id"], number)
+    out: list[list[list[float]]] = []
+    for slot in slots:
         encoding, record = records[slot]
         stored = reference_record(encoding["fields"], record)
-        kept = iter(stored)
-        for number, spec in enumerate(table["fields"]):
+        kept, row = iter(stored), []
+        for spec in table["fields"]:
+            values = [0.0] * spec["width"]
             if not spec.get("dropped"):
                 values = _expand(data, header, spec, next(kept))
-                out[token, number] = [_f32(v * table.get("multiplier", 1.0)) for v in values]
-    return out
+                values = [_f32(v * table.get("multiplier", 1.0)) for v in values]
+            row.append(values)
+        out.append(row)
+    if len(set(widths)) == 1:
+        return np.array(out)
+    return np.array([[value for values in row for value in values] for row in out])
+
+
+def reference_row_ids(data: bytes, token_ids: Iterable[int], number: int = 0) -> np.ndarray:
+    """Hash the n-grams of a text for table `number`, in Python's integers: int64 (ids, heads)."""
+    header = split(data)[1]
+    spec = header["tables"][number]["ngrams"]
+    ids = list(token_ids)
+    if "id_map" in spec:
+        known = _array(data, header, spec["id_map"])
+        ids = [int(known[one]) for one in ids]
+    found = []
+    for at in range(len(ids)):
+        row = []
+        for order, size, offset in zip(spec["orders"], spec["sizes"], spec["offsets"]):
+            terms, ended = [], False
+            for k in range(order):
+                ended |= at - k < 0 or (k > 0 and ids[at - k] == spec.get("boundary"))
+                terms.append((spec["pad"] if ended else ids[at - k]) * spec["multipliers"][k])
+            mixed = sum(terms)
+            if spec["mixing"] == "xor":
+                mixed = 0
+                for term in terms:
+                    mixed ^= (term + 2**63) % 2**64 - 2**63
+            row.append(offset + mixed % size)
+        found.append(row)
+    return np.array(found, np.int64)
 
 
 def _array(data: bytes, header: dict[str, Any], number: int) -> np.ndarray:
@@ -447,9 +566,11 @@ def _array(data: bytes, header: dict[str, Any], number: int) -> np.ndarray:
     return np.array(values, dtype=np.float64).reshape(section["shape"])
 
 
-def _records(data: bytes, header: dict[str, Any], pack_id: int) -> list[tuple[Any, bytes]]:
+def _records(
+    data: bytes, header: dict[str, Any], pack_id: int, table: int
+) -> list[tuple[Any, bytes]]:
     found: list[tuple[Any, bytes]] = []
-    for chunk in header["tables"][0]["chunks"]:
+    for chunk in header["tables"][table]["chunks"]:
         encoding = header["encodings"][chunk["encoding"]]
         size = sum(_sizes(part)[0] + _sizes(part)[1] for f in encoding["fields"] for part in
                    f["parts"])  # fmt: skip
@@ -459,7 +580,8 @@ def _records(data: bytes, header: dict[str, Any], pack_id: int) -> list[tuple[An
         first = len(found)
         for number, length in enumerate(lengths):
             block, stored = data[at : at + length - 4], data[at + length - 4 : at + length]
-            start = zlib.crc32(struct.pack("<QQ", pack_id, first + number * per_block))
+            place = first + number * per_block + table * 2**48
+            start = zlib.crc32(struct.pack("<QQ", pack_id, place))
             assert zlib.crc32(block, start) == int.from_bytes(stored, "little")
             count = min(per_block, chunk["rows"] - number * per_block)
             if encoding["frame"] != "raw":

@@ -60,10 +60,10 @@ def test_modes_that_the_system_lacks_are_left_out(path, monkeypatch):
     """And it is said."""
     truly = lookup_benchmark.Pack
 
-    def opened(path, io="auto"):
+    def opened(path, io="auto", **settings):
         if io == "direct":
             raise lookup_benchmark.FileAccessError("cannot use io='direct'")
-        return truly(path, io)
+        return truly(path, io, **settings)
 
     monkeypatch.setattr(lookup_benchmark, "Pack", opened)
     done = run(path, "--rows", 20, "--seconds", 0.01)

@@ -156,7 +156,7 @@ def test_dropped_layers_are_zeros_and_others_unchanged(memoryllm, tmp_path, drop
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"bits": 3}, "--bits is 3, expected auto, 16, 8 or 4"),
+        ({"bits": 3}, "--bits is 3, expected auto, lossless, 16, 8 or 4"),
         ({"bits": "4"}, "--bits"),
         ({"bits": 4.0}, "--bits"),
         ({"rank": "bogus"}, "--rank 'bogus' is not understood"),

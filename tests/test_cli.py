@@ -348,6 +348,7 @@ def test_damaged_pack_makes_verify_exit_with_1(pack, tmp_path):
     assert not found["ok"]
     assert set(found["damages"][0]) == {
         "place", "first_slot", "rows", "token_ranges", "code", "message", "places", "more_ranges",
+        "table",
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from tolpack.errors import CheckpointError
+from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.open_source import open_source
 
 VOCAB, HIDDEN, WIDTH, INNER = 37, 12, 8, 6
@@ -189,6 +190,19 @@ def test_stem_has_a_field_for_each_chosen_layer(tmp_path, nested):
     for n in range(3):
         stored = tensors[f"stem_embeddings.{n}.weight"][IDS]
         assert np.array_equal(all_rows(table)[:, n], stored.float().numpy())
+
+
+def test_stem_of_the_authors_trainer(tmp_path):
+    """consolidated_stem.pth with params.json for its config is a table as well."""
+    shapes = {f"stem_embeddings.{n}.weight": (VOCAB, WIDTH) for n in range(2)}
+    tensors = random_tensors(shapes, torch.bfloat16)
+    torch.save(tensors, tmp_path / "consolidated_stem.pth")
+    params = tmp_path / "params.json"
+    params.write_text(json.dumps({"model": {"stem_layers": [3, 5]}}), encoding="utf-8")
+    table = open_source(tmp_path / "consolidated_stem.pth", CheckpointOptions(config=params))
+    assert [one.layer for one in table.fields] == [3, 5]
+    stored = tensors["stem_embeddings.1.weight"][IDS]
+    assert np.array_equal(all_rows(table)[:, 1], stored.float().numpy())
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,9 @@ def test_mutations_repeat():
 def test_wrong_rows_would_be_noticed(tmp_path, monkeypatch):
     """The check is no formality: a reader that gives other rows breaks it."""
     plain = tolpack.Pack.rows
-    monkeypatch.setattr(tolpack.Pack, "rows", lambda pack, ids: plain(pack, ids) + 1)
+    monkeypatch.setattr(
+        tolpack.Pack, "rows", lambda pack, *asked, **of: plain(pack, *asked, **of) + 1
+    )
     with pytest.raises(Broken):
         Subject(tmp_path / "pack").check(seeds()[-1])
 

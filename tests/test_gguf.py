@@ -15,6 +15,7 @@ from tolpack.cli import main
 from tolpack.codecs.encodings import Part
 from tolpack.codecs.part_values import decode_values
 from tolpack.errors import CheckpointError, ConfigError
+from tolpack.ngrams import NGramHash
 from tolpack.sources.gguf.blocks import ggml_blocks
 from tolpack.sources.gguf.open_gguf import PER_LAYER, open_gguf
 
@@ -119,7 +120,7 @@ def test_per_layer_embeddings_of_gemma(tmp_path):
     ("changed", "message"),
     [
         ({"gemma3n.block_count": 4}, r"expected \[vocab, 1024\]: 4 layers \(gemma3n.block_count\)"),
-        ({"gemma3n.block_count": 0}, "gemma3n.block_count is 0, expected a positive integer"),
+        ({"gemma3n.block_count": 0}, "gemma3n.block_count is 0, expected an integer from 1"),
         ({"gemma3n.embedding_length_per_layer_input": None}, "per_layer_input is None, expected"),
     ],
 )
@@ -132,15 +133,49 @@ def test_per_layer_metadata_must_fit_the_shape(tmp_path, changed, message):
         open_gguf(path)
 
 
-def test_per_layer_embeddings_of_others_are_one_field(tmp_path):
-    """In Qwen4Exp the same name holds rows of hashed n-grams: one field, multiplied by nothing."""
+QWEN = {
+    "embedding_length_per_layer_input": 160, "block_count": 48, "ple.layers": [1],
+    "ple.ngram_size": 3, "ple.heads_per_ngram": 2, "ple.eos_token_id": 7,
+    "ple.layer_multipliers": [3, 2**62 + 1, 5], "ple.head_vocab_sizes": [7, 11, 5, 13],
+    "ple.head_offsets": [0, 7, 18, 23],
+}  # fmt: skip
+
+
+def write_qwen(path, **changes):
+    """Write a Qwen4Exp as llama.cpp's converter does."""
     stored = gguf_files.quantize(values(width=160), "Q4_1")
-    numbers = {"qwen4exp.embedding_length_per_layer_input": 160, "qwen4exp.block_count": 48}
-    path = write_one(
-        tmp_path / "m.gguf", stored, "Q4_1", PER_LAYER, arch="qwen4exp", numbers=numbers
+    numbers = {f"qwen4exp.{key}": value for key, value in (QWEN | changes).items()}
+    return write_one(path, stored, "Q4_1", PER_LAYER, arch="qwen4exp", numbers=numbers)
+
+
+def test_the_same_tensor_of_qwen4exp_is_a_table_of_ngrams(tmp_path):
+    """There it holds one field, multiplied by nothing, and the hash is in the metadata."""
+    (table,) = open_gguf(write_qwen(tmp_path / "m.gguf"))
+    assert [(one.layer, one.width, one.multiplier) for one in table.fields] == [(1, 160, 1.0)]
+    assert table.ngrams == NGramHash(
+        "xor", (2, 2, 3, 3), (7, 11, 5, 13), (0, 7, 18, 23), (3, 2**62 + 1, 5), 7, 7
     )
-    (table,) = open_gguf(path)
-    assert [(one.width, one.multiplier) for one in table.fields] == [(160, 1.0)]
+    (table,) = open_gguf(
+        write_one(tmp_path / "o.gguf", values(width=160), "F32", PER_LAYER, arch="other")
+    )
+    assert (len(table.fields), table.ngrams) == (1, None)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("ple.head_offsets", [0, 7, 18, 25], "37 rows, but the heads of .* have 38"),
+        ("ple.head_offsets", [0, 7, 18], "qwen4exp.ple.. give no hash: "),
+        ("ple.head_offsets", 7, "head_offsets is 7, expected a short list of integers"),
+        ("ple.heads_per_ngram", 0, "heads_per_ngram is 0, expected an integer from 1 on"),
+        ("ple.eos_token_id", 2**31, "eos_token_id is 2147483648, expected an integer from 0"),
+    ],
+)
+def test_the_hash_must_fit_the_table(tmp_path, key, value, message):
+    """A hash whose numbers do not fit each other, or the rows, is an error."""
+    path = write_qwen(tmp_path / "m.gguf", **{key: value})
+    with pytest.raises(CheckpointError, match=message):
+        open_gguf(path)
 
 
 def test_engram_tables_are_one_for_each_layer(tmp_path):

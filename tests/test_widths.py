@@ -1,4 +1,4 @@
-"""Layers of different widths: refused by this version (bit 26), but nothing behind assumes one."""
+"""Layers of different widths: read since format 1.2 (bit 26)."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,7 @@ from packs import Layer, Recipe, Run, int4, write
 
 import tolpack
 from tolpack.codecs.encodings import Part
-from tolpack.container import preamble
-from tolpack.errors import ConfigError, UnsupportedVersionError
+from tolpack.errors import ConfigError
 from tolpack.evaluation.pack_description import describe_pack
 
 F32, F32_WIDE = Part("f32", 6), Part("f32", 10)
@@ -30,14 +29,7 @@ NARROW, WIDE = [0, 3, 4], [1, 2]
 
 
 @pytest.fixture
-def known(monkeypatch):
-    """Feature bit 26 is supported."""
-    bit = 1 << preamble.FEATURES["mixed_widths"]
-    monkeypatch.setattr(preamble, "SUPPORTED_FEATURES", preamble.SUPPORTED_FEATURES | bit)
-
-
-@pytest.fixture
-def pack(known, tmp_path):
+def pack(tmp_path):
     """A pack of layers of 6 and of 10 values."""
     with tolpack.open(write(tmp_path / "pack", RECIPE).path) as opened:
         yield opened
@@ -56,12 +48,6 @@ def expected(path, layer):
         section = sample.header.sections[mean]
         values = values + np.frombuffer(sample.data, "<f4", 10, section.offset_bytes)
     return values
-
-
-def test_different_widths_are_refused_as_newer(tmp_path):
-    """The format reserves them: a reader says that the file is newer."""
-    with pytest.raises(UnsupportedVersionError, match="mixed_widths"):
-        tolpack.open(write(tmp_path / "pack", RECIPE).path)
 
 
 @pytest.mark.parametrize("layers", [NARROW, WIDE, [1], [2], [4, 0, 0]])
@@ -101,7 +87,7 @@ def test_what_gives_no_array_knows_all_widths(pack):
 @pytest.mark.parametrize("settings", [
     {}, {"hot_rows": 3}, {"expand": "device"}, {"expand": "device", "hot_rows": 3}
 ])  # fmt: skip
-def test_a_memory_gives_each_layer_its_own_width(recipe, settings, known, tmp_path):
+def test_a_memory_gives_each_layer_its_own_width(recipe, settings, tmp_path):
     """`ToLMemory` is asked layer by layer, so widths may differ."""
     torch = pytest.importorskip("torch")
     from tolpack.torch import ToLMemory

@@ -49,6 +49,7 @@ def open(
     cache: str | int | None = None,
     threads: int | None = None,
     checksums: bool = True,
+    table: str | None = None,
 ) -> Pack:
     """Open a pack for reading rows.
 
@@ -56,7 +57,7 @@ def open(
     ----------
     path : str or Path
         The file.
-    io, cache, threads, checksums
+    io, cache, threads, checksums, table
         As of `Pack`, which also says what is raised.
 
     Returns
@@ -64,7 +65,7 @@ def open(
     Pack
         Close it with `Pack.close` or a ``with`` block.
     """
-    return Pack(path, io, cache=cache, threads=threads, checksums=checksums)
+    return Pack(path, io, cache=cache, threads=threads, checksums=checksums, table=table)
 
 
 def __dir__() -> list[str]:

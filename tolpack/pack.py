@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -20,14 +21,18 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from tolpack.codecs import kernels
+from tolpack.container.header import Field
 from tolpack.container.verified_reader import Container
 from tolpack.errors import ConfigError, memory_errors
+from tolpack.ngrams.hashing import NGramHash
 from tolpack.reading.lookup import LayerSelection, UniqueSlots, check_ids, check_out
+from tolpack.reading.ngram_rows import NGramRows
 from tolpack.reading.prefetching import Prefetcher
 from tolpack.reading.record_reader import RecordReader, RecordSink
 from tolpack.reading.reopening import reopen
 from tolpack.reading.row_cache import RowCache
 from tolpack.reading.row_decoder import RowDecoder, TableDecoder
+from tolpack.reading.table_choice import open_table
 from tolpack.reading.token_map import StoredOrder, TokenMap
 from tolpack.reading.verification import Damage, find_damage
 from tolpack.runtime.fork_safety import ForkSafe
@@ -37,6 +42,19 @@ from tolpack.runtime.sizes import parse_bytes
 # Rows from which on compiled loops are worth loading.
 _KERNEL_ROWS = 64
 _within_memory = memory_errors("ask for fewer rows at a time, or open it with a smaller cache")
+
+
+def open_first_table(path: str | Path) -> Pack:
+    """Open the first table of a pack: for what concerns all of its tables, as `Pack.verify`.
+
+    Raises
+    ------
+    FileAccessError, FormatError
+        As of `Pack`.
+    """
+    with closing(Container.open(path)) as container:
+        name = container.header.tables[0].name
+    return Pack(path, table=name)
 
 
 class Pack(ForkSafe):
@@ -62,9 +80,13 @@ class Pack(ForkSafe):
         Whether the checksum of everything that a lookup reads is compared before it is decoded.
         Without, damaged bytes give wrong rows or another error; extents and sizes are still
         checked.
+    table : str, optional
+        Name of the table to read; a pack of several tables needs it.
 
     Raises
     ------
+    ConfigError
+        There is no such table, or there are several, which the message lists, and none is named.
     FileAccessError
         The file is missing or unreadable.
     FormatError
@@ -80,13 +102,17 @@ class Pack(ForkSafe):
         cache: str | int | None = None,
         threads: int | None = None,
         checksums: bool = True,
+        table: str | None = None,
     ) -> None:
         budget = None if cache is None else parse_bytes(cache, "cache", "256MB or 1GB")
         workers = thread_count(threads)
-        self._container = Container.open(path, io, checksums=checksums)
+        self._container = open_table(path, io, table, checksums=checksums)
         self._table = self._container.table
         self._path = os.path.abspath(path)
-        self._settings = {"io": io, "cache": cache, "threads": threads, "checksums": checksums}
+        self._settings = {
+            "io": io, "cache": cache, "threads": threads, "checksums": checksums, "table": table,
+        }  # fmt: skip
+        self._ngrams = NGramRows(self._container)
         self._tokens = TokenMap(self._container)
         self._rows_served = 0
         self._cache = None if budget is None else RowCache(self._container.chunks, budget)
@@ -104,13 +130,43 @@ class Pack(ForkSafe):
         return self._container
 
     @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of all tables of the pack, in its order."""
+        return tuple(table.name for table in self._container.header.tables)
+
+    @property
+    def table(self) -> str:
+        """Name of the table that is read."""
+        return self._table.name
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """The fields of the table: ``name``, ``layer`` (that of the model), ``width``, ``dtype``.
+
+        Where other methods take layers, they mean numbers of fields, in this order.
+        """
+        return self._table.fields
+
+    @property
+    def ngrams(self) -> NGramHash | None:
+        """The hash that gives the rows of a text; ``None`` where each token id has a row.
+
+        Raises
+        ------
+        FormatError, FileAccessError
+            Its compressed ids cannot be read.
+        """
+        with self._container.source.lease():
+            return self._ngrams.hash
+
+    @property
     def vocab_size(self) -> int:
-        """Number of token ids."""
+        """Number of rows: one for each token id, unless the table has `ngrams`."""
         return self._table.rows
 
     @property
     def num_layers(self) -> int:
-        """Number of layers, dropped ones included."""
+        """Number of fields, dropped ones included."""
         return len(self._table.fields)
 
     @property
@@ -125,7 +181,7 @@ class Pack(ForkSafe):
 
     @property
     def kept_layers(self) -> tuple[int, ...]:
-        """Layers that are stored."""
+        """Numbers of the fields that are stored."""
         return tuple(self._kept)
 
     @property
@@ -141,7 +197,7 @@ class Pack(ForkSafe):
     @property
     def macs_per_token(self) -> int:
         """Multiply–accumulates of the basis products for one token (0 without a basis)."""
-        return sum((field.rank or 0) * field.width for field in self._table.kept_fields)
+        return self._table.macs_per_token
 
     @_within_memory
     def rows(
@@ -156,9 +212,10 @@ class Pack(ForkSafe):
         Parameters
         ----------
         token_ids : array_like of int
-            One-dimensional, each in ``0 … vocab_size-1``; duplicates are read once.
+            One-dimensional, each in ``0 … vocab_size-1``; duplicates are read once. Of a table with
+            `ngrams`: numbers of rows, see `row_ids`.
         layers : sequence of int, optional
-            Layers to return, in this order; default: all.
+            Numbers of the `fields` to return, in this order; default: all.
         dtype : dtype
             ``"float32"`` or ``"float16"``.
         out : ndarray, optional
@@ -190,6 +247,65 @@ class Pack(ForkSafe):
             unique.fill_duplicates(out)
         selection.fill_undecoded(out)
         return out
+
+    @_within_memory
+    def row_ids(self, token_ids: ArrayLike, history: ArrayLike | None = None) -> NDArray[np.int64]:
+        """Return the numbers of the rows that each token of a text touches.
+
+        Parameters
+        ----------
+        token_ids : array_like of int
+            The text, or a piece of it: one-dimensional.
+        history : array_like of int, optional
+            The token ids before the first one, which decide its rows where the table has `ngrams`;
+            only the last ``ngrams.context`` matter. Default: the text begins here.
+
+        Returns
+        -------
+        ndarray
+            int64 (ids, heads), in ``0 … vocab_size-1``; without `ngrams` (ids, 1), the ids
+            themselves.
+
+        Raises
+        ------
+        TokenIdError
+            Ids of the wrong kind, shape or range.
+        FormatError, FileAccessError
+            The compressed ids of the hash cannot be read.
+        """
+        with self._container.source.lease():
+            return self._ngrams.rows(token_ids, history)
+
+    def lookup(
+        self,
+        token_ids: ArrayLike,
+        history: ArrayLike | None = None,
+        *,
+        layers: Sequence[int] | None = None,
+        dtype: DTypeLike = "float32",
+    ) -> NDArray[Any]:
+        """Return the rows that each token of a text touches.
+
+        Parameters
+        ----------
+        token_ids, history
+            As for `row_ids`.
+        layers, dtype
+            As for `rows`.
+
+        Returns
+        -------
+        ndarray
+            (ids, layers, hidden_size); of a table with `ngrams` (ids, heads, layers, hidden_size).
+
+        Raises
+        ------
+        TokenIdError, ConfigError, FormatError, FileAccessError
+            As `row_ids` and `rows`.
+        """
+        numbers = self.row_ids(token_ids, history)
+        rows = self.rows(numbers.reshape(-1), layers, dtype)
+        return rows if self._table.ngrams is None else rows.reshape(*numbers.shape, *rows.shape[1:])
 
     @_within_memory
     def gather(self, token_ids: ArrayLike, sink: RecordSink) -> UniqueSlots:
@@ -361,7 +477,7 @@ class Pack(ForkSafe):
 
     @_within_memory
     def verify(self, progress: Callable[[int], object] | None = None) -> list[Damage]:
-        """Read the whole file and check it.
+        """Read the whole file, all its tables, and check it.
 
         Parameters
         ----------
@@ -413,9 +529,11 @@ class Pack(ForkSafe):
             return reopen, (type(self), self._path, self._settings, identity)
 
     def __repr__(self) -> str:
+        name = f"{self.table!r}, " if len(self.tables) > 1 else ""
+        rows = "tokens" if self._table.ngrams is None else "rows"
         return (
-            f"<Pack: {self.vocab_size} tokens × {len(self._kept)} of {self.num_layers} layers × "
-            f"{'/'.join(map(str, dict.fromkeys(self.widths)))}, {self.nbytes} bytes>"
+            f"<Pack: {name}{self.vocab_size} {rows} × {len(self._kept)} of {self.num_layers} "
+            f"layers × {'/'.join(map(str, dict.fromkeys(self.widths)))}, {self.nbytes} bytes>"
         )
 
     @cached_property

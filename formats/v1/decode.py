@@ -1,6 +1,7 @@
 """Read rows of a pack from SPEC.md alone: no import from tolpack, laid out like the document.
 
     python decode.py PACK TOKEN_ID …
+    python decode.py PACK --table NUMBER TOKEN_ID …
 
 It trusts the file: whether it may is what `validate.py` beside it tells. Written to be read next to
 the specification, not to be fast.
@@ -27,14 +28,14 @@ CODECS = {  # §7: bits of a code, bytes of a scale
 
 
 class Pack:
-    """A valid pack in memory."""
+    """Table number `number` of a valid pack in memory."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, number: int = 0) -> None:
         self.data = data
         header_length = int.from_bytes(data[12:16], "little")  # §2
         header = json.loads(data[64 : 64 + header_length])  # §4
         self.sections, self.encodings = header["sections"], header["encodings"]  # §5
-        self.table = header["tables"][0]
+        self.table = header["tables"][number]
         self.fields = self.table["fields"]
         self.kept = [field for field in self.fields if not field.get("dropped")]
 
@@ -58,7 +59,7 @@ class Pack:
         return int(self.array(self.table["token_map"])[token_id])
 
     def row(self, token_id: int) -> Array:
-        """One token: float32 (fields, width)."""
+        """One token: float32 (fields, width); where widths differ, one field after the other."""
         slot, first = self.slot(token_id), 0
         for chunk in self.table["chunks"]:
             if slot < first + chunk["rows"]:
@@ -67,11 +68,29 @@ class Pack:
         record = self.record(chunk, slot - first)
         values = iter(self.decode_record(record, self.encodings[chunk["encoding"]]))
         multiplier = np.float32(self.table.get("multiplier") or 1)
-        return np.stack([
+        parts = [
             np.zeros(field["width"], np.float32) if field.get("dropped")
             else self.expand(field, next(values)) * multiplier
             for field in self.fields
-        ])  # fmt: skip
+        ]  # fmt: skip
+        return np.stack(parts) if len(set(map(len, parts))) == 1 else np.concatenate(parts)
+
+    def row_ids(self, token_ids: list[int]) -> list[list[int]]:  # §5
+        """The rows that each token of a text touches, by head."""
+        ngrams = self.table["ngrams"]
+        ids = token_ids
+        if ngrams.get("id_map") is not None:
+            ids = self.array(ngrams["id_map"])[token_ids].tolist()
+        heads = list(zip(ngrams["orders"], ngrams["sizes"], ngrams["offsets"]))
+        found = []
+        for at in range(len(ids)):
+            products = [
+                one * multiplier
+                for one, multiplier in zip(context(ids, at, ngrams), ngrams["multipliers"])
+            ]
+            mixed = [mix(products[:order], ngrams["mixing"]) for order, _, _ in heads]
+            found.append([o + m % size for m, (_, size, o) in zip(mixed, heads)])
+        return found
 
     def expand(self, field: dict[str, Any], stored: Array) -> Array:  # §5
         if field.get("basis") is not None:
@@ -114,6 +133,26 @@ class Pack:
             found[field].append(decode(data[scale_at:scale_end], data[code_at:code_end], part))
             scale_at, code_at = scale_end, code_end
         return [np.concatenate(pieces) for pieces in found]
+
+
+def context(ids: list[int], at: int, ngrams: dict[str, Any]) -> list[int]:  # §5
+    """The token at `at` and those before it, nearest first."""
+    found = [ids[at]]
+    while len(found) < max(ngrams["orders"]):
+        one = ids[at - len(found)] if at >= len(found) else ngrams["pad"]
+        ended = one == ngrams.get("boundary")
+        missing = max(ngrams["orders"]) - len(found)
+        found += [ngrams["pad"]] * missing if ended else [one]
+    return found
+
+
+def mix(products: list[int], mixing: str) -> int:
+    if mixing == "sum":
+        return sum(products)
+    mixed = 0
+    for product in products:
+        mixed ^= product
+    return (mixed + 2**63) % 2**64 - 2**63
 
 
 def expanded(content: bytes, size: int, rows: int) -> bytes:  # §8
@@ -193,7 +232,10 @@ def bfloat16(data: Array) -> Array:
 
 
 if __name__ == "__main__":
+    arguments, number = sys.argv[2:], 0
+    if arguments[:1] == ["--table"]:
+        number, arguments = int(arguments[1]), arguments[2:]
     with open(sys.argv[1], "rb") as file:
-        pack = Pack(file.read())
-    for argument in sys.argv[2:]:
+        pack = Pack(file.read(), number)
+    for argument in arguments:
         print(argument, pack.row(int(argument)))

@@ -53,11 +53,12 @@ class Check(HeaderRules):
         """Hold against an opened file what is in its sections and between them."""
         self.padding()
         self.arrays()
-        first = 0
-        for chunk in self.table["chunks"]:
-            if chunk["encoding"] < len(self.encodings):
-                self.blocks(chunk, self.encodings[chunk["encoding"]], first)
-            first += chunk["rows"]
+        for number, table in enumerate(self.tables):
+            first = number << 48  # §8: where the slots of a table begin
+            for chunk in table["chunks"]:
+                if chunk["encoding"] < len(self.encodings):
+                    self.blocks(chunk, self.encodings[chunk["encoding"]], first)
+                first += chunk["rows"]
 
     # §2
 
@@ -106,10 +107,13 @@ class Check(HeaderRules):
                 self.need(finite(scales, "bfloat16"), "scale-not-finite", "§5: finite scales")
             elif section["dtype"] != "uint32":
                 self.need(finite(data, section["dtype"]), "array-not-finite", "§5: finite values")
-            elif number == self.table.get("token_map"):
+            elif section["kind"] == "token_map":
                 slots = np.sort(np.frombuffer(data, "<u4"))
                 order = bool((slots == np.arange(len(slots))).all())
                 self.need(order, "token-map", "§5: a permutation")
+            elif section["kind"] == "id_map":
+                small = bool((np.frombuffer(data, "<u4") < 1 << 31).all())
+                self.need(small, "id-map", "§5: ids below 2^31")
 
     # §8
 

@@ -13,7 +13,9 @@ import numpy as np
 Entry = dict[str, Any]
 Rule = Callable[[Any], bool]
 
-SUPPORTED = sum(1 << bit for bit in (*range(10), 16, 17, 18, 19, 21, *range(32, 36)))  # §9
+SUPPORTED = sum(
+    1 << bit for bit in (*range(10), *range(16, 20), 21, 22, *range(25, 28), *range(32, 36))
+)  # §9
 CODECS = {  # §7, §9: feature bit, bits of a code, bytes of a scale
     "f32": (0, 32, 0), "f16": (1, 16, 0), "bf16": (2, 16, 0), "f8e4m3": (3, 8, 4),
     "int8": (4, 8, 2), "int4": (5, 4, 2), "step8": (6, 8, 0), "step16": (7, 16, 0),
@@ -21,6 +23,7 @@ CODECS = {  # §7, §9: feature bit, bits of a code, bytes of a scale
 }  # fmt: skip
 FRAMES = {"raw": -1, "zstd": 8, "zstd-runs": 9}  # §8, §9: feature bit
 DTYPES = {"uint32": 4, "float16": 2, "float32": 4}
+ARRAYS = ("token_map", "basis", "mean", "coded_basis", "id_map")  # §5
 
 
 class BadPack(Exception):
@@ -50,8 +53,12 @@ class HeaderRules:
         self.header = self.syntax(text)
         self.keys()
         self.extents()
-        self.fields()
-        self.chunks()
+        names = {table["name"] for table in self.tables}
+        self.need(len(names) == len(self.tables), "table-name", "§5: different names")
+        for table in self.tables:
+            self.fields(table)
+            self.chunks(table)
+            self.ngrams(table)
         self.references()
         self.features()
 
@@ -94,15 +101,14 @@ class HeaderRules:
         if header.get("file") is not None:
             self.entry("file", header["file"], count=integers(1, 65536))
             self.entry("file", header["file"], index=integers(0, header["file"]["count"] - 1))
-        self.sections, self.encodings = header["sections"], header["encodings"]
+        self.tables, self.sections = header["tables"], header["sections"]
+        self.encodings = header["encodings"]
         for section in self.sections:
             self.section_keys(section)
-        for table in header["tables"]:
+        for table in self.tables:
             self.table_keys(table, integers(0, len(self.sections) - 1))
         for encoding in self.encodings:
             self.encoding_keys(encoding)
-        self.table = header["tables"][0]
-        self.kept = [field for field in self.table["fields"] if not field.get("dropped")]
 
     def entry(self, place: str, entry: Entry, **rules: Rule) -> None:
         """Hold an object's keys against the rules for each; others are ignored (§4)."""
@@ -111,7 +117,7 @@ class HeaderRules:
 
     def section_keys(self, section: Entry) -> None:
         self.entry("section", section,
-                   kind=one_of("token_map", "basis", "mean", "coded_basis", "blocks", "index"),
+                   kind=one_of(*ARRAYS, "blocks", "index"),
                    offset_bytes=integers(0, 2**63 - 1),
                    length_bytes=integers(1, 2**63 - 1))  # fmt: skip
         if section["kind"] in ("blocks", "index"):
@@ -125,7 +131,14 @@ class HeaderRules:
     def table_keys(self, table: Entry, number: Rule) -> None:
         self.entry("table", table, name=is_name, rows=integers(1, 2**48), fields=objects(4096),
                    chunks=objects(65536), token_map=optional(number),
-                   multiplier=optional(is_normal))  # fmt: skip
+                   multiplier=optional(is_normal), ngrams=optional(is_object))  # fmt: skip
+        if table.get("ngrams") is not None:
+            self.entry("ngrams", table["ngrams"], mixing=one_of("xor", "sum"),
+                       orders=lists(4096, integers(1, 64)), sizes=lists(4096, integers(1, 2**48)),
+                       offsets=lists(4096, integers(0, 2**48 - 1)),
+                       multipliers=lists(64, integers(1 - 2**63, 2**63 - 1)),
+                       pad=integers(0, 2**31 - 1), boundary=optional(integers(0, 2**31 - 1)),
+                       id_map=optional(number))  # fmt: skip
         for field in table["fields"]:
             self.entry("field", field, name=is_name, layer=integers(0, 4095),
                        width=integers(1, 65536), dropped=optional(is_boolean),
@@ -162,14 +175,15 @@ class HeaderRules:
                 self.need(size < 2**32, "array-length", "§3: 2^32 - 1 bytes")
         self.need(end >= self.file_length, "trailing-bytes", "§1: ends with its last section")
 
-    def fields(self) -> None:
-        need, table, fields = self.need, self.table, self.table["fields"]
-        need(bool(self.kept), "no-data", "§5: a field that is not dropped")
+    def fields(self, table: Entry) -> None:
+        need, fields = self.need, table["fields"]
+        need(bool(kept_fields(table)), "no-data", "§5: a field that is not dropped")
         need(sum(f["width"] for f in fields) <= 1 << 24, "row-size", "§3: values of a row")
         names = {field["name"] for field in fields}
         need(len(names) == len(fields), "field-name", "§5: different names")
         for number, field in enumerate(fields):
-            need(field["layer"] == number, "field-layer", "§5: its number in the list")
+            fits = field["layer"] == number or self.required >> 27 & 1
+            need(bool(fits), "field-layer", "§5: its number in the list, but for bit 27")
             basis, rank, mean = field.get("basis"), field.get("rank"), field.get("mean")
             has_data = not rank is basis is mean is None
             need(not (field.get("dropped") and has_data), "dropped-has-data", "§5: dropped")
@@ -188,11 +202,12 @@ class HeaderRules:
         self.need(coded or section.get("dtype") == dtype, "array-dtype", f"§5: {dtype}")
         self.need(section.get("shape") == shape, "array-shape", f"§5: shape {shape}")
 
-    def chunks(self) -> None:
-        need, chunks = self.need, self.table["chunks"]
-        need(sum(c["rows"] for c in chunks) == self.table["rows"], "row-count", "§5: rows add up")
-        stored = [f["width"] if f.get("rank") is None else f["rank"] for f in self.kept]
-        for encoding in self.encodings:
+    def chunks(self, table: Entry) -> None:
+        need, chunks = self.need, table["chunks"]
+        need(sum(c["rows"] for c in chunks) == table["rows"], "row-count", "§5: rows add up")
+        stored = [f["width"] if f.get("rank") is None else f["rank"] for f in kept_fields(table)]
+        used = {chunk["encoding"] for chunk in chunks} & set(range(len(self.encodings)))
+        for encoding in map(self.encodings.__getitem__, sorted(used)):
             values = [sum(part["values"] for part in f["parts"]) for f in encoding["fields"]]
             need(values == stored, "encoding-fields", "§5: parts add up to the stored values")
             whole = encoding["rows_per_block"] * record_bytes(encoding)
@@ -218,37 +233,59 @@ class HeaderRules:
             size = 12 * ceil_div(count, 512) + 4 * count
             need(section["length_bytes"] == size, "index-length", "§8: length of an index")
 
+    def ngrams(self, table: Entry) -> None:
+        need, ngrams = self.need, table.get("ngrams")
+        if ngrams is None:
+            return
+        orders, sizes, offsets = ngrams["orders"], ngrams["sizes"], ngrams["offsets"]
+        heads = len(orders) == len(sizes) == len(offsets)
+        heads = heads and len(ngrams["multipliers"]) == max(orders)
+        heads = heads and all(a + b <= table["rows"] for a, b in zip(offsets, sizes))
+        small = ngrams["mixing"] == "xor" or max(sizes) * max(orders) <= 1 << 32
+        need(heads and small, "ngram-heads", "§5: heads that lie in the table")
+        if ngrams.get("id_map") is not None:
+            section = self.sections[ngrams["id_map"]]
+            vocab = section["shape"][:1] if section["kind"] in ARRAYS else []
+            self.array_is(ngrams["id_map"], "id_map", "uint32", vocab)
+
     def references(self) -> None:
-        table = self.table
-        if table.get("token_map") is not None:
-            self.array_is(table["token_map"], "token_map", "uint32", [table["rows"]])
-        used = [chunk.get(key) for chunk in table["chunks"] for key in ("blocks", "index")]
-        used += [field.get(key) for field in table["fields"] for key in ("basis", "mean")]
-        uses = Counter([*used, table.get("token_map")])
+        uses: Counter[Any] = Counter()
+        for table in self.tables:
+            if table.get("token_map") is not None:
+                self.array_is(table["token_map"], "token_map", "uint32", [table["rows"]])
+            uses.update(c.get(key) for c in table["chunks"] for key in ("blocks", "index"))
+            uses.update(f.get(key) for f in table["fields"] for key in ("basis", "mean"))
+            uses.update([table.get("token_map"), (table.get("ngrams") or {}).get("id_map")])
         for number, section in enumerate(self.sections):
             self.need(uses[number] > 0, "unused-section", "§5: referred to")
             single = section["kind"] in ("token_map", "blocks", "index")
             self.need(uses[number] <= 1 or not single, "shared-section", "§5: exactly once")
-        encodings = {chunk["encoding"] for chunk in table["chunks"]}
+        encodings = {chunk["encoding"] for table in self.tables for chunk in table["chunks"]}
         for number in range(len(self.encodings)):
             self.need(number in encodings, "unused-encoding", "§5: referred to")
 
     # §9
 
     def features(self) -> None:
-        fields, table, need = self.table["fields"], self.table, self.need
-        need(len(self.header["tables"]) == 1, "feature-mismatch", "§9: one table")
-        need(len({field["width"] for field in fields}) == 1, "feature-mismatch", "§9: one width")
+        tables, kinds = self.tables, {section["kind"] for section in self.sections}
+        fields = [field for table in tables for field in table["fields"]]
         bits = {CODECS[part["codec"]][0] for e in self.encodings for part in parts_of(e)}
         bits |= {FRAMES[e["frame"]] for e in self.encodings if e["frame"] != "raw"}
         bits |= {16 for field in fields if field.get("basis") is not None}
         bits |= {17 for field in fields if field.get("mean") is not None}
-        bits |= {18} if table.get("token_map") is not None else set()
-        bits |= {19} if np.float32(table.get("multiplier") or 1) != 1 else set()
-        bits |= {21 for section in self.sections if section["kind"] == "coded_basis"}
+        bits |= {18 for table in tables if table.get("token_map") is not None}
+        bits |= {19 for table in tables if np.float32(table.get("multiplier") or 1) != 1}
+        bits |= {21} if "coded_basis" in kinds else set()
+        bits |= {22} if "id_map" in kinds else set()
+        bits |= {25} if len(tables) > 1 else set()
+        bits |= {26 for table in tables if len({field["width"] for field in table["fields"]}) > 1}
+        if self.required >> 27 & 1:  # without it, `fields` has seen to layers
+            bits |= {
+                27 for t in tables for n, field in enumerate(t["fields"]) if field["layer"] != n
+            }
         bits |= {24} if (self.header.get("file") or {"count": 1})["count"] != 1 else set()
         exact = self.required & SUPPORTED == sum(1 << bit for bit in bits)
-        need(exact, "feature-mismatch", "§9: exactly the bits of what the file uses")
+        self.need(exact, "feature-mismatch", "§9: exactly the bits of what the file uses")
 
 
 # §4, §5: values of keys; an absent key has the value None
@@ -295,8 +332,12 @@ def one_of(*words: str) -> Rule:
 
 
 def objects(most: int) -> Rule:
+    return lists(most, is_object)
+
+
+def lists(most: int, rule: Rule) -> Rule:
     return lambda value: (
-        isinstance(value, list) and 1 <= len(value) <= most and all(map(is_object, value))
+        isinstance(value, list) and 1 <= len(value) <= most and all(map(rule, value))
     )
 
 
@@ -313,6 +354,10 @@ def ceil_div(number: int, by: int) -> int:
 
 def aligned(number: int, to: int) -> int:
     return ceil_div(number, to) * to
+
+
+def kept_fields(table: Entry) -> list[Entry]:
+    return [field for field in table["fields"] if not field.get("dropped")]
 
 
 def parts_of(encoding: Entry) -> list[Entry]:

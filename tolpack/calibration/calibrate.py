@@ -39,20 +39,30 @@ class CalibrationInputs:
     frequencies: str | Path | None = None
     tokenizer: str | Path | None = None
 
+    @property
+    def gives_counts(self) -> bool:
+        """Whether it is known how frequent tokens are."""
+        return self.text is not None or self.frequencies is not None
+
 
 @dataclass(frozen=True, slots=True)
 class CalibrationStats:
-    """Storage order, token weights and loss metrics.
+    """Storage order, token counts and loss metrics.
 
-    ``weights`` float64 (vocab,), summing to 1; ``model`` is ``None`` where no losses are needed
-    or none can be measured (every direction then counts alike). ``fingerprint`` identifies what
-    went in.
+    ``counts`` int64 (rows,) by token id, or ``None`` if nothing tells them; ``model`` is ``None``
+    where no losses are needed or none can be measured (every direction then counts alike).
+    ``fingerprint`` identifies what went in.
     """
 
     order: TokenOrder
-    weights: Doubles
+    counts: NDArray[np.int64] | None
     model: CalibratedModel | None
     fingerprint: bytes
+
+    @property
+    def weights(self) -> Doubles:
+        """How much each token's errors weigh, float64 (rows,), summing to 1; a new array."""
+        return token_weights(self.counts, self.order.rows)
 
 
 def calibrate(
@@ -106,7 +116,7 @@ def calibrate(
     if model is not None and source.checkpoint is not None:  # all of it shapes the losses
         digest.update(source.checkpoint.fingerprint())
         digest.update(repr((source.checkpoint.config, model.context)).encode())
-    return CalibrationStats(order, token_weights(counts, source.rows), model, digest.digest())
+    return CalibrationStats(order, counts, model, digest.digest())
 
 
 def token_weights(counts: NDArray[np.int64] | None, vocab_size: int) -> Doubles:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tolpack.commands.options import PATH, json_option, print_json
+from tolpack.commands.options import PATH, json_option, print_json, table_option
 from tolpack.commands.terminal import Terminal, echo
 from tolpack.report import tables
 
@@ -17,8 +17,9 @@ from tolpack.report import tables
 @click.option(
     "--seconds", default=1.0, show_default=True, help="Approximate seconds for each measurement."
 )
+@table_option
 @json_option
-def bench(pack: Path, rows: int, seconds: float, as_json: bool) -> None:
+def bench(pack: Path, rows: int, seconds: float, table: str | None, as_json: bool) -> None:
     """Time lookups of PACK on this machine, warm and cold, in every I/O mode.
 
     bench reads all of PACK first, and drops it from the page cache before each cold lookup. It
@@ -28,10 +29,11 @@ def bench(pack: Path, rows: int, seconds: float, as_json: bool) -> None:
     \b
     tolpack bench model.tolpack
     tolpack bench model.tolpack --rows 4096 --seconds 5
+    tolpack bench engram.tolpack --table layer.14
     """
     from tolpack.evaluation.lookup_benchmark import benchmark_lookups
 
-    result = benchmark_lookups(pack, rows, seconds, Terminal())
+    result = benchmark_lookups(pack, rows, seconds, Terminal(), table)
     if as_json:
         print_json(result.to_json())
     else:

@@ -11,6 +11,7 @@ import tolpack
 from tolpack.commands.options import (
     PATH,
     checkpoint_options,
+    compression_option,
     json_option,
     layers_option,
     print_json,
@@ -21,7 +22,9 @@ from tolpack.commands.options import (
 )
 from tolpack.commands.terminal import Terminal, checked, echo
 from tolpack.compress.settings import (
+    BITS,
     BuildSettings,
+    parse_bits,
     parse_drops,
     parse_rank,
 )
@@ -37,13 +40,14 @@ from tolpack.report import tables
     help="Rank of the basis: none (no basis), auto, full, a number, 50%, or r0,r1,… by layer.",
 )  # fmt: skip
 @click.option(
-    "--bits", type=click.Choice(["auto", "16", "8", "4"]), default="4", show_default=True,
-    help="Bits per value; auto: error compensation and entropy coding.",
+    "--bits", type=click.Choice(BITS), default="4", show_default=True,
+    help="Bits per value; auto: error compensation and entropy coding; lossless: every bit.",
 )  # fmt: skip
 @click.option(
     "--drop", default="none", show_default=True, callback=checked(parse_drops),
     help="Layers to drop: none, or 3,7-9; with --bits auto also auto, or auto:2 for two layers.",
 )  # fmt: skip
+@compression_option
 @target_options
 @tokenizer_option
 @checkpoint_options
@@ -68,8 +72,9 @@ def build(checkpoint: Path, bits: str, as_json: bool, **settings: Any) -> None:
     tolpack build model.pt --bits 8 --drop 3,7-9 --frequencies counts.npy
     tolpack build table.npy --layers 24 --bits 16
     """
-    given = (settings["drop"], settings["size"], settings["max_ppl_increase"])
-    number = bits if bits == "auto" else int(bits)
+    names = ("drop", "size", "max_ppl_increase", "compression", "max_relative_error")
+    given = tuple(settings[name] for name in names)
+    number = parse_bits(bits)
     try:
         BuildSettings.parse(settings["rank"], number, *given)
     except ConfigError as error:

@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-import tolpack
 from tolpack.commands.options import (
     PATH,
     checkpoint_options,
@@ -31,7 +30,7 @@ _TABLE_SUFFIXES = (".npy", ".h5", ".hdf5", ".json", ".toml")
 @tensor_option
 @json_option
 def inspect(path: Path, tensor: str | None, as_json: bool, **settings: Any) -> None:
-    """Show the layers and chunks of a pack, or the tables of a checkpoint.
+    """Show the tables, layers and chunks of a pack, or the tables of a checkpoint.
 
     For a MemoryLLM, inspect shows the key map that fits its tensor names, the shapes and dtypes
     of its tensors, tensors that are left over, and whether build and eval can use it. For models
@@ -96,9 +95,10 @@ def _describe_gguf(path: Path, tensor: str | None) -> tuple[dict[str, Any], str]
 def _describe_pack(path: Path, *, pack: bool) -> tuple[dict[str, Any], str]:
     """Return what --json prints, and the text."""
     from tolpack.evaluation.pack_description import describe_pack
+    from tolpack.pack import open_first_table
 
     if not pack:
         check_input(path)
-    with tolpack.open(path) as opened:
+    with open_first_table(path) as opened:
         info = describe_pack(opened)
     return info, pack_table(info, str(path))

@@ -10,6 +10,7 @@ import click
 from tolpack.commands.options import (
     PATH,
     checkpoint_options,
+    compression_option,
     json_option,
     layers_option,
     print_json,
@@ -20,7 +21,9 @@ from tolpack.commands.options import (
 )
 from tolpack.commands.terminal import Terminal, checked, echo
 from tolpack.compress.settings import (
+    BITS,
     BuildSettings,
+    parse_bits,
     parse_drops,
     parse_rank,
 )
@@ -28,17 +31,18 @@ from tolpack.errors import ConfigError
 from tolpack.report import tables
 
 # Options by which the table itself decides: a plan then has to measure it.
-_MEASURED = ("size", "max_ppl_increase", "calibrate", "frequencies")
+_MEASURED = ("size", "max_ppl_increase", "max_relative_error", "calibrate", "frequencies")
 
 
 @click.command()
 @click.argument("checkpoint", type=PATH)
 @click.option("--rank", callback=checked(parse_rank), help="Rank of the basis, as for build.")
-@click.option("--bits", type=click.Choice(["auto", "16", "8", "4"]), help="Bits, as for build.")
+@click.option("--bits", type=click.Choice(BITS), help="Bits, as for build.")
 @click.option(
     "--drop", default="none", show_default=True, callback=checked(parse_drops),
     help="Layers to drop, as for build.",
 )  # fmt: skip
+@compression_option
 @target_options
 @tokenizer_option
 @checkpoint_options
@@ -58,7 +62,7 @@ def plan(checkpoint: Path, as_json: bool, **settings: Any) -> None:
     tolpack plan model.pt --rank auto --bits auto --size 12% --calibrate text.txt
     """
     auto = [settings[name] for name in ("rank", "bits")] + [settings["drop"].split(":")[0]]
-    if "auto" in auto or any(settings[name] is not None for name in _MEASURED):
+    if {"auto", "lossless"} & set(auto) or any(settings[name] is not None for name in _MEASURED):
         _show_measured(checkpoint, as_json, settings)
     else:
         _show_predicted(checkpoint, as_json, settings)
@@ -86,8 +90,9 @@ def _show_measured(checkpoint: Path, as_json: bool, settings: dict[str, Any]) ->
     bits = settings["bits"] or "4"
     try:
         parsed = BuildSettings.parse(
-            settings["rank"] or "none", bits if bits == "auto" else int(bits), settings["drop"],
-            settings["size"], settings["max_ppl_increase"],
+            settings["rank"] or "none", parse_bits(bits), settings["drop"],
+            settings["size"], settings["max_ppl_increase"], settings["compression"],
+            settings["max_relative_error"],
         )  # fmt: skip
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
@@ -98,6 +103,6 @@ def _show_measured(checkpoint: Path, as_json: bool, settings: dict[str, Any]) ->
         resources, Terminal(),
     )  # fmt: skip
     if as_json:
-        print_json({"plans": [], "plan": found.plan})
+        print_json({"plans": [], "plan": found[0], "tables": found})
     else:
-        echo(tables.measured_plan_table(found.plan, found.fp16_bytes))
+        echo("\n\n".join(tables.measured_plan_table(one) for one in found))

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import numpy as np
+from numpy.typing import NDArray
 
 import tolpack
-from tolpack.commands.options import PATH, json_option, print_json
+from tolpack.commands.options import PATH, json_option, print_json, table_option
 from tolpack.commands.terminal import echo
+from tolpack.container.ngram_header import MAX_ID
 from tolpack.errors import ConfigError
 from tolpack.evaluation.pack_description import locate
 from tolpack.model.text import TextTokenizer, find_tokenizer
@@ -22,41 +25,81 @@ from tolpack.report import row_tables
 @click.option(
     "--tokenizer", type=PATH, help="tokenizer.json [default: with --text, the one beside PACK]."
 )
+@table_option
 @json_option
 def rows(
-    pack: Path, token_ids: tuple[int, ...], text: str | None, tokenizer: Path | None, as_json: bool
+    pack: Path,
+    token_ids: tuple[int, ...],
+    text: str | None,
+    tokenizer: Path | None,
+    table: str | None,
+    as_json: bool,
 ) -> None:
     """Show the rows of TOKEN_IDs: norm and first values of each layer, or all with --json.
 
     With --text, rows shows one line for each token of the text, in order: its slot and chunk, the
-    bytes that a lookup of it reads, and the norm of its row, whole and by layer.
+    bytes that a lookup of it reads, and the norm of its row, whole and by layer. Of a table of
+    hashed n-grams it shows the numbers of the rows that the token touches; there, TOKEN_IDs are
+    numbers of rows.
 
     \b
     tolpack rows model.tolpack 5 17
     tolpack rows model.tolpack 5 --json
     tolpack rows model.tolpack --text "The cat sat." --tokenizer tokenizer.json
+    tolpack rows engram.tolpack --table layer.14 --text "The cat sat."
     """
     if bool(token_ids) == (text is not None):
         raise click.UsageError("give either TOKEN_IDs or a --text")
     encoder = _open_tokenizer(pack, text, tokenizer)
-    with tolpack.open(pack) as opened:
+    with tolpack.open(pack, table=table) as opened:
+        if encoder is not None and text is not None and opened.ngrams is not None:
+            _show_row_ids(opened, encoder, text, as_json=as_json)
+            return
         ids = list(token_ids)
         if encoder is not None and text is not None:
             ids = encoder.encode_for(text, opened.vocab_size).tolist()
-        values = opened.rows(ids)
+        values, names = _rows_by_field(opened, ids), _field_names(opened)
         stats = opened.stats()
         locations = [] if text is None else locate(opened, ids)
     texts = None if encoder is None else encoder.texts(ids)
     if as_json:
         tokens = {} if texts is None else {"tokens": texts}
-        print_json({"token_ids": ids, **tokens, "rows": values.tolist(), "stats": stats})
+        listed = [[field.tolist() for field in row] for row in values]
+        print_json({"token_ids": ids, **tokens, "rows": listed, "stats": stats})
         return
     if text is None or texts is None:
-        echo(row_tables.rows_table(ids, values, texts))
+        echo(row_tables.rows_table(ids, values, names, texts))
     else:
-        echo(row_tables.text_table(ids, texts, locations, values, opened.kept_layers))
+        echo(row_tables.text_table(ids, texts, locations, values, names, opened.kept_layers))
     reads = f"{stats['block_reads']} reads of records, {stats['block_bytes']} bytes"
     echo(f"\n{reads}; opening: {stats['open_reads']} reads, {stats['open_bytes']} bytes")
+
+
+def _rows_by_field(pack: tolpack.Pack, ids: list[int]) -> list[list[NDArray[np.float32]]]:
+    """Rows as lists of their fields, which may differ in width: by id, then by field."""
+    if len(set(pack.widths)) == 1:
+        return [list(row) for row in pack.rows(ids)]
+    fields = [pack.rows(ids, [number])[:, 0] for number in range(pack.num_layers)]
+    return [list(row) for row in zip(*fields)]
+
+
+def _field_names(pack: tolpack.Pack) -> list[str]:
+    """What fields are called: numbers, unless their layers are others."""
+    numbered = all(field.layer == number for number, field in enumerate(pack.fields))
+    return [str(field.layer) if numbered else field.name for field in pack.fields]
+
+
+def _show_row_ids(pack: tolpack.Pack, encoder: TextTokenizer, text: str, *, as_json: bool) -> None:
+    """Show which rows of a table of n-grams a text touches."""
+    ids = encoder.encode_for(text, MAX_ID + 1).tolist()
+    numbers, texts = pack.row_ids(ids), encoder.texts(ids)
+    if as_json:
+        print_json({"token_ids": ids, "tokens": texts, "row_ids": numbers.tolist()})
+        return
+    echo(row_tables.row_ids_table(ids, texts, numbers))
+    extents = np.unique(pack.extents(np.unique(numbers)), axis=0)
+    size = f"{len(extents)} extents, {int(extents[:, 1].sum())} bytes"
+    echo(f"\n{numbers.size} rows of {len(ids)} tokens: a lookup of all reads {size}")
 
 
 def _open_tokenizer(pack: Path, text: str | None, given: Path | None) -> TextTokenizer | None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-import tolpack
 from tolpack.commands.options import PATH, json_option, print_json
 from tolpack.commands.terminal import Terminal, echo
 from tolpack.errors import printable
+from tolpack.pack import open_first_table
 from tolpack.report import tables
 
 # Damaged places that are listed one by one.
@@ -29,7 +29,8 @@ def verify(ctx: click.Context, pack: Path, as_json: bool) -> None:
     \b
     tolpack verify model.tolpack
     """
-    with tolpack.open(pack) as opened, Terminal().phase("verifying", opened.nbytes, "B") as done:
+    terminal = Terminal()
+    with open_first_table(pack) as opened, terminal.phase("verifying", opened.nbytes, "B") as done:
         damages = opened.verify(done)
     if as_json:
         values = [asdict(damage) for damage in damages]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from tolpack.codecs.encodings import Encoding, Part
 from tolpack.compress.chunks import ChunkSpan
-from tolpack.compress.plan import PRODUCER, TABLE_NAME
+from tolpack.compress.plan import PRODUCER
 from tolpack.container.block_sizes import longest_frame, raw_block_bytes
 from tolpack.container.header import Chunk, Field, Header, Section, Table
 from tolpack.container.index import index_bytes
@@ -25,10 +25,10 @@ _LARGEST_CRC32 = 2**32 - 1
 class PlannedHeader:
     """Everything that a header will say, but for numbers that follow from what is written.
 
-    ``fields`` refer to sections by any number; ``numbers`` are those of each chunk's encoding.
+    ``table`` refers to sections by any number; ``numbers`` are those of each chunk's encoding.
     """
 
-    fields: Sequence[Field]
+    table: Table
     chunks: Sequence[ChunkSpan]
     encodings: Sequence[Encoding]
     numbers: Sequence[int]
@@ -47,8 +47,7 @@ class PlannedHeader:
 
     def _longest(self, start: int) -> Header:
         """Return a header of the most digits; sections begin at `start`."""
-        rows = sum(plan.rows for plan in self.chunks)
-        table = Table(TABLE_NAME, rows, (), ())
+        table = self.table
         sections = [replace(array, crc32=_LARGEST_CRC32) for array in self.arrays]
         for plan, number in zip(self.chunks, self.numbers):
             encoding = self.encodings[number]
@@ -67,7 +66,7 @@ class PlannedHeader:
         last = len(placed) - 1
         table = replace(
             table,
-            fields=tuple(_referring_to(field, last) for field in self.fields),
+            fields=tuple(_referring_to(field, last) for field in table.fields),
             chunks=tuple(
                 Chunk(p.rows, n, last, last if self.encodings[n].is_compressed else None)
                 for p, n in zip(self.chunks, self.numbers)
@@ -98,7 +97,9 @@ def _referring_to(field: Field, number: int) -> Field:
     return replace(field, basis=basis, mean=None if field.mean is None else number)
 
 
-def estimate_header_room(layers: int, kept: int, chunks: int, *, has_basis: bool) -> int:
+def estimate_header_room(
+    layers: int, kept: int, chunks: int, *, has_basis: bool, names: int = 0
+) -> int:
     """Bytes to keep for the header's JSON: an upper bound that fills whole pages with the preamble.
 
     Every chunk may have an index, every kept layer a basis, a mean and two parts, and there are at

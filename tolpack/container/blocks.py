@@ -5,27 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tolpack.codecs.encodings import Encoding
 from tolpack.codecs.frames import FRAMES
 from tolpack.container.block_sizes import raw_block_bytes
-from tolpack.container.crc import CHECKSUM_BYTES, place_checksum
+from tolpack.container.crc import CHECKSUM_BYTES, TABLE_PLACES, place_checksum
+from tolpack.runtime.array_types import Bytes
 
 
 def encode_blocks(
-    records: Iterable[NDArray[np.uint8]],
+    records: Iterable[Bytes],
     encoding: Encoding,
     first_slot: int,
     pack_id: int,
     compress: Callable[[bytes], bytes] | None = None,
+    table: int = 0,
 ) -> Iterator[bytes]:
-    """Yield the blocks of a chunk: raw ones padded to their fixed size, or one frame each.
+    """Yield the blocks of a chunk: raw ones padded to their fixed size, many together, or one frame
+    each.
 
     Parameters
     ----------
     records : iterable of ndarray
-        uint8 (rows, record_bytes); every one but the last is a whole number of blocks.
+        uint8 (rows, record_bytes), of any numbers of rows.
     encoding : Encoding
         Frame, and the rows in a block.
     first_slot : int
@@ -34,19 +36,49 @@ def encode_blocks(
         Seeds them too.
     compress : callable, optional
         Makes one frame of a block's records, in place of the encoding's own; not for ``raw``.
+    table : int
+        Number of the chunk's table in the pack, which seeds them too.
     """
-    slot, rows = first_slot, encoding.rows_per_block
-    framed = FRAMES[encoding.frame].compress
-    for part in records:
+    rows, framed = encoding.rows_per_block, FRAMES[encoding.frame].compress
+    place = first_slot + table * TABLE_PLACES
+    for part in _whole_blocks(records, rows):
         record_bytes = part.shape[1]
-        room = raw_block_bytes(record_bytes, rows) - CHECKSUM_BYTES
+        if framed is None:
+            yield _raw_blocks(part, rows, pack_id, place)
+            place += len(part)
+            continue
         for start in range(0, len(part), rows):
             data = part[start : start + rows].tobytes()
-            if framed is None:
-                payload = data.ljust(room, b"\0")
-            else:
-                payload = framed(record_bytes, data) if compress is None else compress(data)
-            yield payload + place_checksum(payload, pack_id, slot).to_bytes(
+            payload = framed(record_bytes, data) if compress is None else compress(data)
+            yield payload + place_checksum(payload, pack_id, place).to_bytes(
                 CHECKSUM_BYTES, "little"
             )
-            slot += rows
+            place += rows
+
+
+def _whole_blocks(records: Iterable[Bytes], rows: int) -> Iterator[Bytes]:
+    """Cut arrays of rows anew, so that all but the last one hold a whole number of blocks."""
+    left: Bytes | None = None
+    for part in records:
+        joined = part if left is None or not len(left) else np.concatenate([left, part])
+        whole = len(joined) // rows * rows
+        if whole:
+            yield joined[:whole]
+        left = joined[whole:].copy()
+    if left is not None and len(left):
+        yield left
+
+
+def _raw_blocks(records: Bytes, rows: int, pack_id: int, place: int) -> bytes:
+    """Return the raw blocks of `records` one after the other, the first one at `place`."""
+    count, record_bytes = -(-len(records) // rows), records.shape[1]
+    blocks = np.zeros((count, raw_block_bytes(record_bytes, rows)), np.uint8)
+    whole = len(records) // rows
+    size = rows * record_bytes
+    blocks[:whole, :size] = records[: whole * rows].reshape(whole, size)
+    rest = records[whole * rows :]
+    blocks[whole:, : rest.size] = rest.reshape(-1, rest.size) if len(rest) else 0
+    payloads = blocks[:, :-CHECKSUM_BYTES]
+    sums = [place_checksum(one.data, pack_id, place + n * rows) for n, one in enumerate(payloads)]
+    blocks[:, -CHECKSUM_BYTES:] = np.array(sums, "<u4")[:, None].view(np.uint8)
+    return blocks.tobytes()

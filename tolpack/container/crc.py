@@ -14,18 +14,20 @@ try:
 except ImportError:
     from zlib import crc32
 
-__all__ = ["CHECKSUM_BYTES", "INDEX_PLACE", "compare", "crc32", "place_checksum"]
+__all__ = ["CHECKSUM_BYTES", "INDEX_PLACE", "TABLE_PLACES", "compare", "crc32", "place_checksum"]
 
 CHECKSUM_BYTES = 4
 INDEX_PLACE = 1 << 63
+# The slots of a table have so many places: those of table t begin at t times it.
+TABLE_PLACES = 1 << 48
 _PLACE = struct.Struct("<QQ")
 
 
 def place_checksum(payload: bytes | memoryview, pack_id: int, place: int) -> int:
     """CRC-32 of pack id, place and `payload`: the same bytes have another one elsewhere.
 
-    `place` is the slot of a block's first row; of an index block, `INDEX_PLACE` plus the slot of
-    the first row that it covers.
+    `place` is the slot of a block's first row plus `TABLE_PLACES` times the number of its table; of
+    an index block, `INDEX_PLACE` plus the place of the first row that it covers.
     """
     return crc32(payload, crc32(_PLACE.pack(pack_id, place)))
 

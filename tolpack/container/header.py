@@ -7,11 +7,13 @@ the parts against each other and against the file. A right checksum is no reason
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tolpack.codecs.encodings import Encoding, FieldEncoding, Part
 from tolpack.codecs.frames import FRAMES
 from tolpack.codecs.registry import CODECS
+from tolpack.container.ngram_header import NGrams, parse_ngrams
 from tolpack.container.preamble import (
     FEATURES,
     MAX_CHUNKS,
@@ -20,13 +22,14 @@ from tolpack.container.preamble import (
     MAX_PARTS,
     MAX_ROWS,
     MAX_ROWS_PER_BLOCK,
+    MAX_TABLES,
     MAX_WIDTH,
 )
 from tolpack.container.strict_json import parse
 from tolpack.container.typed_json import Node
 from tolpack.errors import FormatError
 
-SECTION_KINDS = ("token_map", "basis", "mean", "coded_basis", "blocks", "index")
+SECTION_KINDS = ("token_map", "basis", "mean", "coded_basis", "blocks", "index", "id_map")
 ARRAY_DTYPES = {"uint32": 4, "float16": 2, "float32": 4}
 # Codecs that the rows of a coded basis may have.
 BASIS_CODECS = ("int8", "int4")
@@ -36,9 +39,9 @@ BASIS_CODECS = ("int8", "int4")
 class Section:
     """One extent of the file.
 
-    Array sections (``token_map``, ``basis``, ``mean``) have ``dtype``, ``shape`` and the CRC-32 of
-    their bytes; a ``coded_basis`` has a ``codec`` and a ``group_size`` in place of the dtype;
-    ``blocks`` and ``index`` carry a checksum in every block instead.
+    Array sections (``token_map``, ``basis``, ``mean``, ``id_map``) have ``dtype``, ``shape`` and
+    the CRC-32 of their bytes; a ``coded_basis`` has a ``codec`` and a ``group_size`` in place of
+    the dtype; ``blocks`` and ``index`` carry a checksum in every block instead.
     """
 
     kind: str
@@ -76,7 +79,8 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One layer's part of a row: ``width`` values of `dtype` once decoded.
+    """One part of a row, which the model's layer ``layer`` reads: ``width`` values of `dtype` once
+    decoded.
 
     A ``dropped`` field stores nothing and decodes to zeros. With a ``basis`` (a section number)
     the record holds ``rank`` coefficients; a ``mean`` (a section number) is added last.
@@ -111,7 +115,10 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows, their fields, and the chunks that hold them in slot order."""
+    """Rows, their fields, and the chunks that hold them in slot order.
+
+    ``ngrams``: how the rows of a text are found, in a table of hashed n-grams.
+    """
 
     name: str
     rows: int
@@ -119,11 +126,40 @@ class Table:
     chunks: tuple[Chunk, ...]
     token_map: int | None = None
     multiplier: float = 1.0
+    ngrams: NGrams | None = None
+
+    @property
+    def sections(self) -> Iterator[int]:
+        """Numbers of the sections that the table refers to, each as often as it does."""
+        numbers = [self.token_map, None if self.ngrams is None else self.ngrams.id_map]
+        numbers += [n for field in self.fields for n in (field.basis, field.mean)]
+        numbers += [n for chunk in self.chunks for n in (chunk.blocks, chunk.index)]
+        return (number for number in numbers if number is not None)
+
+    @property
+    def encodings(self) -> frozenset[int]:
+        """Numbers of the encodings of its chunks."""
+        return frozenset(chunk.encoding for chunk in self.chunks)
+
+    @property
+    def values(self) -> int:
+        """Values of all rows, those of dropped fields included."""
+        return self.rows * sum(field.width for field in self.fields)
+
+    @property
+    def has_other_layers(self) -> bool:
+        """Whether layers are not the numbers of the fields."""
+        return any(field.layer != number for number, field in enumerate(self.fields))
 
     @property
     def kept_fields(self) -> tuple[Field, ...]:
         """Fields that have stored values, in order."""
         return tuple(field for field in self.fields if not field.dropped)
+
+    @property
+    def macs_per_token(self) -> int:
+        """Multiply–accumulates of the basis products for one row."""
+        return sum((field.rank or 0) * field.width for field in self.kept_fields)
 
     def record_bytes(self, encoding: Encoding) -> int:
         """Bytes of one row in `encoding`: the scales of all kept fields, then their codes."""
@@ -165,7 +201,10 @@ class Header:
         names |= {"multiplier" for table in self.tables if table.multiplier != 1.0}
         names |= {"multiple_files"} if self.file[1] != 1 else set()
         names |= {"multiple_tables"} if len(self.tables) != 1 else set()
-        names |= {"mixed_widths"} if len({field.width for field in fields}) > 1 else set()
+        widths = [{field.width for field in table.fields} for table in self.tables]
+        names |= {"mixed_widths" for found in widths if len(found) > 1}
+        names |= {"other_layers" for table in self.tables if table.has_other_layers}
+        names |= {"id_map" for section in self.sections if section.kind == "id_map"}
         return sum(1 << FEATURES[name] for name in names)
 
 
@@ -181,7 +220,7 @@ def parse_header(data: bytes) -> Header:
     sections = tuple(_section(n) for n in root.items("sections", 1, 4 * MAX_CHUNKS))
     last = len(sections) - 1
     return Header(
-        tables=tuple(_table(node, last) for node in root.items("tables", 1, MAX_FIELDS)),
+        tables=tuple(_table(node, last) for node in root.items("tables", 1, MAX_TABLES)),
         encodings=tuple(_encoding(node) for node in root.items("encodings", 1, MAX_CHUNKS)),
         sections=sections,
         producer=root.text("producer"),
@@ -200,7 +239,7 @@ def _section(node: Node) -> Section:
     length = node.integer("length_bytes", 1, 2**63 - 1)
     if kind in ("blocks", "index"):
         return Section(kind, offset, length)
-    crc, shape = node.integer("crc32", 0, 2**32 - 1), node.integers("shape", 1, MAX_ROWS)
+    crc, shape = node.integer("crc32", 0, 2**32 - 1), node.integers("shape", 1, MAX_ROWS, 2)
     if kind == "coded_basis":
         codec = node.text("codec", BASIS_CODECS)
         return Section(kind, offset, length, crc, None, shape, codec, _group_size(node))
@@ -216,6 +255,7 @@ def _table(node: Node, last_section: int) -> Table:
         chunks=tuple(_chunk(n, last_section) for n in node.items("chunks", 1, MAX_CHUNKS)),
         token_map=node.optional_integer("token_map", 0, last_section),
         multiplier=node.number("multiplier", 1.0),
+        ngrams=parse_ngrams(node.node("ngrams"), last_section) if node.has("ngrams") else None,
     )
 
 
@@ -283,6 +323,7 @@ def _table_json(table: Table) -> dict[str, object]:
         rows=table.rows,
         multiplier=None if table.multiplier == 1.0 else table.multiplier,
         token_map=table.token_map,
+        ngrams=None if table.ngrams is None else table.ngrams.to_json(),
         fields=[_field_json(field) for field in table.fields],
         chunks=[
             _without_none(rows=c.rows, encoding=c.encoding, blocks=c.blocks, index=c.index)

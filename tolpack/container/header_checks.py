@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
 
 from tolpack.container.block_sizes import raw_block_bytes
 from tolpack.container.header import ARRAY_DTYPES, Chunk, Field, Header, Table
 from tolpack.container.index import index_bytes
+from tolpack.container.ngram_header import NGrams, check_heads
 from tolpack.container.preamble import (
+    FEATURES,
     MAX_ARRAY_BYTES,
     MAX_BLOCK_BYTES,
     MAX_ROW_VALUES,
@@ -31,14 +32,18 @@ _ELEMENT_BYTES = {**ARRAY_DTYPES, "uint8": 1}
 def check_header(header: Header, preamble: Preamble) -> None:
     """Raise `FormatError` unless the header is consistent with itself and with the file."""
     _check_extents(header, preamble)
+    _check_unique("table-name", "tables", [table.name for table in header.tables])
+    other_layers = bool(preamble.required_features >> FEATURES["other_layers"] & 1)
     for number, table in enumerate(header.tables):
         place = f"tables[{number}]"
-        _check_fields(header, table, place)
+        _check_fields(header, table, place, other_layers=other_layers)
         _check_chunks(header, table, place)
         if table.token_map is not None:
             _check_array(
                 header, table.token_map, "token_map", "uint32", (table.rows,), f"{place}.token_map"
             )
+        if table.ngrams is not None:
+            _check_ngrams(header, table.ngrams, table.rows, f"{place}.ngrams")
     _check_references(header)
     _expect("feature-mismatch", "preamble.required_features", preamble.required_features,
             header.required_features())  # fmt: skip
@@ -64,18 +69,23 @@ def _check_extents(header: Header, preamble: Preamble) -> None:
     _expect("trailing-bytes", "file", preamble.file_length, end)
 
 
-def _check_fields(header: Header, table: Table, place: str) -> None:
+def _check_fields(header: Header, table: Table, place: str, *, other_layers: bool) -> None:
     if not table.kept_fields:
         raise FormatError("no-data", f"{place}.fields", "every field dropped", "one kept field")
     values = sum(field.width for field in table.fields)
     if values > MAX_ROW_VALUES:
         raise FormatError("row-size", f"{place}.fields", values, f"at most {MAX_ROW_VALUES} values")
-    twice = [name for name, uses in Counter(f.name for f in table.fields).items() if uses > 1]
-    if twice:
-        raise FormatError("field-name", f"{place}.fields", f"{twice[0]!r} twice", "unique names")
+    _check_unique("field-name", f"{place}.fields", [field.name for field in table.fields])
     for number, field in enumerate(table.fields):
-        _expect("field-layer", f"{place}.fields[{number}].layer", field.layer, number)
+        if not other_layers:
+            _expect("field-layer", f"{place}.fields[{number}].layer", field.layer, number)
         _check_field(header, table, field, f"{place}.fields[{number}]")
+
+
+def _check_unique(code: str, place: str, names: list[str]) -> None:
+    twice = [name for name, uses in Counter(names).items() if uses > 1]
+    if twice:
+        raise FormatError(code, place, f"{twice[0]!r} twice", "unique names")
 
 
 def _check_field(header: Header, table: Table, field: Field, place: str) -> None:
@@ -103,10 +113,10 @@ def _check_basis(header: Header, number: int, shape: tuple[int, int], place: str
 
 def _check_chunks(header: Header, table: Table, place: str) -> None:
     _expect("row-count", f"{place}.chunks", sum(c.rows for c in table.chunks), table.rows)
-    used, count = {chunk.encoding for chunk in table.chunks}, len(header.encodings)
+    used, count = table.encodings, len(header.encodings)
     if max(used) >= count:
         raise FormatError("reference", f"{place}.chunks", max(used), f"encodings below {count}")
-    records = [_check_encoding(header, table, number) for number in range(count)]
+    records = {number: _check_encoding(header, table, number) for number in sorted(used)}
     for number, chunk in enumerate(table.chunks):
         _check_chunk(header, chunk, records[chunk.encoding], f"{place}.chunks[{number}]")
 
@@ -142,6 +152,13 @@ def _check_chunk(header: Header, chunk: Chunk, record: int, place: str) -> None:
     _expect("index-length", f"{place}.index", index.length_bytes, index_bytes(blocks))
 
 
+def _check_ngrams(header: Header, ngrams: NGrams, rows: int, place: str) -> None:
+    check_heads(ngrams, rows, place)
+    if ngrams.id_map is not None:
+        vocab = (header.sections[ngrams.id_map].shape or ())[:1]
+        _check_array(header, ngrams.id_map, "id_map", "uint32", vocab, f"{place}.id_map")
+
+
 def _check_array(
     header: Header, number: int, kind: str, dtype: str, shape: tuple[int, ...], place: str
 ) -> None:
@@ -152,25 +169,17 @@ def _check_array(
 
 
 def _check_references(header: Header) -> None:
-    uses = Counter(_references(header))
+    uses = Counter(number for table in header.tables for number in table.sections)
     for number, section in enumerate(header.sections):
         place = f"sections[{number}]"
         if uses[number] == 0:
             raise FormatError("unused-section", place, f"an unused {section.kind}", "a reference")
         if uses[number] > 1 and section.kind in ("blocks", "index", "token_map"):
             raise FormatError("shared-section", place, f"{uses[number]} references", "one")
-    used = {chunk.encoding for table in header.tables for chunk in table.chunks}
+    used = {number for table in header.tables for number in table.encodings}
     for number in range(len(header.encodings)):
         if number not in used:
             raise FormatError("unused-encoding", f"encodings[{number}]", "no chunk", "a reference")
-
-
-def _references(header: Header) -> Iterator[int]:
-    for table in header.tables:
-        numbers = [table.token_map]
-        numbers += [n for field in table.fields for n in (field.basis, field.mean)]
-        numbers += [n for chunk in table.chunks for n in (chunk.blocks, chunk.index)]
-        yield from (number for number in numbers if number is not None)
 
 
 def _expect(code: str, place: str, found: object, expected: object) -> None:

@@ -12,7 +12,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.container.crc import CHECKSUM_BYTES, INDEX_PLACE, compare, place_checksum
+from tolpack.container.crc import (
+    CHECKSUM_BYTES,
+    INDEX_PLACE,
+    TABLE_PLACES,
+    compare,
+    place_checksum,
+)
 from tolpack.errors import FormatError
 
 FRAMES_PER_INDEX_BLOCK = 512
@@ -33,17 +39,18 @@ def index_block_extent(block: int, frames: int) -> tuple[int, int]:
 
 
 def encode_index(
-    lengths: Sequence[int], pack_id: int, first_slot: int, rows_per_block: int
+    lengths: Sequence[int], pack_id: int, first_place: int, rows_per_block: int
 ) -> bytes:
     """Return the index section for frames of `lengths` bytes, stored back to back.
 
-    `first_slot` is the chunk's; every frame but the last holds `rows_per_block` rows.
+    `first_place` is that of the chunk's first row, see `tolpack.container.crc.place_checksum`;
+    every frame but the last holds `rows_per_block` rows.
     """
     parts, offset = [], 0
     for start in range(0, len(lengths), FRAMES_PER_INDEX_BLOCK):
         part = np.asarray(lengths[start : start + FRAMES_PER_INDEX_BLOCK], dtype="<u4")
         body = np.uint64(offset).astype("<u8").tobytes() + part.tobytes()
-        place = INDEX_PLACE + first_slot + start * rows_per_block
+        place = INDEX_PLACE + first_place + start * rows_per_block
         parts += [body, place_checksum(body, pack_id, place).to_bytes(4, "little")]
         offset += int(part.sum(dtype=np.uint64))
     return b"".join(parts)
@@ -52,7 +59,7 @@ def encode_index(
 def decode_index_block(
     data: bytes | memoryview,
     pack_id: int,
-    first_slot: int,
+    first_place: int,
     chunk_bytes: int,
     frame_bytes: int,
     *,
@@ -60,8 +67,8 @@ def decode_index_block(
 ) -> NDArray[np.int64]:
     """Check one index block and return frame boundaries, int64 (frames + 1,), in the chunk.
 
-    `first_slot` is that of the first row that the block covers. Without `check` its checksum is not
-    compared.
+    `first_place` is that of the first row that the block covers. Without `check` its checksum is
+    not compared.
 
     Raises
     ------
@@ -70,10 +77,10 @@ def decode_index_block(
     FormatError
         A frame would lie outside the chunk's `chunk_bytes`, or be longer than `frame_bytes`.
     """
-    place = f"the index of the frames from slot {first_slot} on"
+    place = f"the index of the frames from slot {first_place % TABLE_PLACES} on"
     body = memoryview(data)[:-4]
     if check:
-        found = place_checksum(body, pack_id, INDEX_PLACE + first_slot)
+        found = place_checksum(body, pack_id, INDEX_PLACE + first_place)
         compare("index-checksum", place, found, int.from_bytes(data[-4:], "little"))
     start = int.from_bytes(body[:8], "little")
     lengths = np.frombuffer(body[8:], dtype="<u4").astype(np.int64)

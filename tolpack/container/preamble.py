@@ -23,6 +23,7 @@ BLOCK_ALIGNMENT = 64
 MAX_HEADER_BYTES = 1 << 20
 MAX_NESTING = 16
 MAX_NAME = 128
+MAX_TABLES = 1 << 12
 MAX_CHUNKS = 1 << 16
 MAX_FIELDS = 1 << 12
 MAX_PARTS = 16
@@ -33,6 +34,8 @@ MAX_BLOCK_BYTES = 1 << 24
 MAX_ROWS_PER_BLOCK = 1 << 12
 MAX_ARRAY_BYTES = (1 << 32) - 1
 MAX_FILES = 1 << 16
+MAX_HEADS = 1 << 12
+MAX_ORDER = 1 << 6
 
 # magic, major, minor, header length, file length, required features, optional features, pack id,
 # reserved, header CRC-32, preamble CRC-32
@@ -47,13 +50,14 @@ FEATURES = {
     "token_map": 18,
     "multiplier": 19,
     "coded_basis": 21,
+    "id_map": 22,
     "multiple_files": 24,
     "multiple_tables": 25,
     "mixed_widths": 26,
     "other_layers": 27,
 }
 # Bits that the format keeps for what no reader knows yet.
-RESERVED = ("multiple_files", "multiple_tables", "mixed_widths", "other_layers")
+RESERVED = ("multiple_files",)
 SUPPORTED_FEATURES = sum(1 << bit for name, bit in FEATURES.items() if name not in RESERVED)
 
 

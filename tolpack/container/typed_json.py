@@ -73,9 +73,9 @@ class Node:
         for number, value in enumerate(self._list(key, low, high)):
             yield Node(value, f"{self.place}.{key}[{number}]")
 
-    def integers(self, key: str, low: int, high: int) -> tuple[int, ...]:
-        """Return a list of one or two integers in `low … high`."""
-        values = {str(number): value for number, value in enumerate(self._list(key, 1, 2))}
+    def integers(self, key: str, low: int, high: int, most: int) -> tuple[int, ...]:
+        """Return a list of one to `most` integers in `low … high`."""
+        values = {str(number): value for number, value in enumerate(self._list(key, 1, most))}
         node = Node(values, f"{self.place}.{key}")
         return tuple(node.integer(number, low, high) for number in values)
 

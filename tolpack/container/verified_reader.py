@@ -9,7 +9,7 @@ without checksums.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tolpack.codecs.encodings import Encoding
 from tolpack.container.block_sizes import longest_frame, raw_block_bytes
 from tolpack.container.byte_source import ByteSource, FetchCounts
-from tolpack.container.crc import CHECKSUM_BYTES, compare, crc32, place_checksum
+from tolpack.container.crc import CHECKSUM_BYTES, TABLE_PLACES, compare, crc32, place_checksum
 from tolpack.container.header import Chunk, Header, Table, parse_header
 from tolpack.container.header_checks import check_header
 from tolpack.container.index import FRAMES_PER_INDEX_BLOCK, decode_index_block, index_block_extent
@@ -78,10 +78,11 @@ class ChunkView:
 
 
 class Container(ForkSafe):
-    """A verified view of a pack's first table.
+    """A verified view of one of a pack's tables.
 
-    Use `Container.open`; attributes ``preamble``, ``header``, ``table``, ``chunks`` (tuple of
-    `ChunkView`) and ``counters``. Safe to use from several threads.
+    Use `Container.open`, which views the first one, and `of_table`; attributes ``preamble``,
+    ``header``, ``number`` (the table's), ``table``, ``chunks`` (tuple of `ChunkView`) and
+    ``counters``. Safe to use from several threads.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Container(ForkSafe):
         preamble: Preamble,
         header: Header,
         counters: ReadCounters,
+        number: int = 0,
         *,
         checksums: bool,
     ) -> None:
@@ -98,7 +100,9 @@ class Container(ForkSafe):
         self.preamble = preamble
         self.header = header
         self.counters = counters
-        self.table: Table = header.tables[0]
+        self.number = number
+        self.table: Table = header.tables[number]
+        self._first_place = number * TABLE_PLACES
         self.chunks = tuple(_chunk_views(header, self.table))
         self._index_cache: dict[tuple[int, int], NDArray[np.int64]] = {}
         super().__init__()
@@ -131,10 +135,25 @@ class Container(ForkSafe):
             source.close()
             raise
 
+    def of_table(self, number: int) -> Container:
+        """Return a view of table `number` of the same open file; it goes on counting by itself."""
+        counters = replace(self.counters)
+        return Container(
+            self.source, self.preamble, self.header, counters, number, checksums=self.checksums
+        )
+
+    def chunk_name(self, number: int) -> str:
+        """What messages call chunk `number`."""
+        several = len(self.header.tables) > 1
+        return f"chunk {number} of {self.table.name}" if several else f"chunk {number}"
+
     @property
     def resident_bytes(self) -> int:
-        """Bytes a reader keeps: preamble, header, token map, bases, means and frame indexes."""
-        eager = [s.length_bytes for s in self.header.sections if s.kind != "blocks"]
+        """Bytes a reader keeps: preamble, header, and of this table token map, bases, means, frame
+        indexes and compressed ids.
+        """
+        sections = [self.header.sections[number] for number in set(self.table.sections)]
+        eager = [section.length_bytes for section in sections if section.kind != "blocks"]
         return PREAMBLE_BYTES + self.preamble.header_length + sum(eager)
 
     def array(self, number: int) -> NDArray[np.generic]:
@@ -214,11 +233,12 @@ class Container(ForkSafe):
     def _check_block_checksum(self, number: int, block: int, offset: int, data: memoryview) -> None:
         view = self.chunks[number]
         slot = view.first_slot + block * view.rows_per_block
-        found = place_checksum(data[:-CHECKSUM_BYTES], self.preamble.pack_id, slot)
+        place = self._first_place + slot
+        found = place_checksum(data[:-CHECKSUM_BYTES], self.preamble.pack_id, place)
         stored = int.from_bytes(data[-CHECKSUM_BYTES:], "little")
         if found != stored:  # words only when needed
-            place = f"chunk {number}, block {block} (slots from {slot}, byte {offset})"
-            compare("block-checksum", place, found, stored)
+            where = f"block {block} (slots from {slot}, byte {offset})"
+            compare("block-checksum", f"{self.chunk_name(number)}, {where}", found, stored)
 
     def read_index_block(self, number: int, block: int) -> NDArray[np.int64]:
         """Read block `block` of the index of chunk `number`, whether known already or not.
@@ -230,13 +250,14 @@ class Container(ForkSafe):
         """
         view = self.chunks[number]
         section = self.header.sections[int(view.chunk.index or 0)]
+        slot = view.first_slot + block * FRAMES_PER_INDEX_BLOCK * view.rows_per_block
         offset, length = index_block_extent(block, view.blocks)
         data = self.source.read(section.offset_bytes + offset, length)
         self._count("index", length)
         return decode_index_block(
             bytes(data),
             self.preamble.pack_id,
-            view.first_slot + block * FRAMES_PER_INDEX_BLOCK * view.rows_per_block,
+            self._first_place + slot,
             view.length_bytes,
             longest_frame(view.encoding.frame, view.rows_per_block * view.record_bytes),
             check=self.checksums,
@@ -298,7 +319,7 @@ def _read_header(source: ByteSource) -> tuple[Preamble, Header, ReadCounters]:
 def _chunk_views(header: Header, table: Table) -> list[ChunkView]:
     starts = accumulate((chunk.rows for chunk in table.chunks), initial=0)
     records = {number: table.record_bytes(header.encodings[number])
-               for number in {chunk.encoding for chunk in table.chunks}}  # fmt: skip
+               for number in table.encodings}  # fmt: skip
     views = []
     for chunk, first_slot in zip(table.chunks, starts):
         encoding, section = header.encodings[chunk.encoding], header.sections[chunk.blocks]

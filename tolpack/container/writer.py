@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from tolpack.codecs.encodings import Encoding, Part
 from tolpack.container.byte_sink import ByteSink
-from tolpack.container.crc import crc32
+from tolpack.container.crc import TABLE_PLACES, crc32
 from tolpack.container.header import ARRAY_DTYPES, Header, Section
 from tolpack.container.index import encode_index
 from tolpack.container.local_sink import LocalSink
@@ -151,7 +151,11 @@ class PackWriter:
         return number, array
 
     def add_chunk(
-        self, encoding: Encoding, first_slot: int, blocks: Callable[[], Iterable[bytes]]
+        self,
+        encoding: Encoding,
+        first_slot: int,
+        blocks: Callable[[], Iterable[bytes]],
+        table: int = 0,
     ) -> tuple[int, int | None]:
         """Add a chunk's blocks, and their index if they are frames; returns the section numbers.
 
@@ -164,6 +168,9 @@ class PackWriter:
         blocks : callable
             Gives the blocks, see `tolpack.container.blocks.encode_blocks`. Called only if an
             interrupted build had not written the chunk already.
+        table : int
+            Number of the chunk's table in the header. Chunks of several tables may come in any
+            order; those of one table come in the order of their slots.
         """
         number, finished = len(self.sections), self._sink.finished
         lengths: list[int] = []
@@ -178,7 +185,8 @@ class PackWriter:
             self._write_section(Section("blocks", 0, 0), _measured(made, lengths))
         if not framed:
             return number, None
-        index = encode_index(lengths, self.pack_id, first_slot, encoding.rows_per_block)
+        first_place = first_slot + table * TABLE_PLACES
+        index = encode_index(lengths, self.pack_id, first_place, encoding.rows_per_block)
         self._write_section(Section("index", 0, 0), [index])
         return number, number + 1
 

@@ -56,22 +56,39 @@ class LookupBenchmark:
         return asdict(self)
 
 
-def benchmark_lookups(path: Path, rows: int, seconds: float, reporter: Reporter) -> LookupBenchmark:
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """What is looked up: a table of a pack, ``None`` for the only one."""
+
+    path: Path
+    table: str | None
+
+    def open(self, io: str = "auto") -> Pack:
+        return Pack(self.path, io, table=self.table)
+
+
+def benchmark_lookups(
+    path: Path, rows: int, seconds: float, reporter: Reporter, table: str | None = None
+) -> LookupBenchmark:
     """Time lookups of one row and of `rows`, each mode for about `seconds` warm and cold.
+
+    Where widths of fields differ, rows are those of the first field's width: a lookup reads the
+    same either way.
 
     Raises
     ------
     ConfigError
-        `rows` or `seconds` out of range.
+        `rows` or `seconds` out of range, or no such table.
     FormatError, FileAccessError
         The pack cannot be read.
     """
     if not 0.01 <= seconds <= 600:
         raise ConfigError(f"--seconds is {seconds:g}, expected 0.01 … 600")
     timings: list[LookupTiming] = []
-    with Pack(path) as pack:
+    subject = _Subject(path, table)
+    with subject.open() as pack:
         vocab_size, nbytes = pack.vocab_size, pack.nbytes
-        row_bytes = 4 * pack.num_layers * pack.hidden_size
+        row_bytes = 4 * sum(pack.widths)
     if not 1 <= rows <= vocab_size:
         raise ConfigError(f"--rows is {rows}, expected 1 … {vocab_size} (vocab_size)")
     if rows * row_bytes > _MOST_TIMES * nbytes + _SPARE_BYTES:
@@ -82,28 +99,28 @@ def benchmark_lookups(path: Path, rows: int, seconds: float, reporter: Reporter)
         )
     kernels.load()
     sizes = sorted({1, rows})
-    modes = [io for io in IO_MODES if _opens(path, io, reporter)]
+    modes = [io for io in IO_MODES if _opens(subject, io, reporter)]
     with reporter.phase("lookups", len(modes) * len(sizes), "measurements") as done:
         for io in modes:
             for size in sizes:
-                timings.append(_timing(path, io, size, seconds))
+                timings.append(_timing(subject, io, size, seconds))
                 done(1)
     return LookupBenchmark(str(path), nbytes, timings, _advice(timings, nbytes))
 
 
-def _opens(path: Path, io: str, reporter: Reporter) -> bool:
+def _opens(subject: _Subject, io: str, reporter: Reporter) -> bool:
     try:
-        Pack(path, io).close()
+        subject.open(io).close()
     except FileAccessError as error:
         reporter.say(f"io={io} is left out: {error}")
         return False
     return True
 
 
-def _timing(path: Path, io: str, rows: int, seconds: float) -> LookupTiming:
+def _timing(subject: _Subject, io: str, rows: int, seconds: float) -> LookupTiming:
     rng = np.random.default_rng(rows)
-    warm = _warm_seconds(path, io, rows, seconds, rng)
-    cold = [] if IO_MODES[io].is_resident else _cold_seconds(path, io, rows, seconds, rng)
+    warm = _warm_seconds(subject, io, rows, seconds, rng)
+    cold = [] if IO_MODES[io].is_resident else _cold_seconds(subject, io, rows, seconds, rng)
     p50, p99 = (1e3 * float(np.percentile(warm, q)) for q in (50, 99))
     if len(cold) < _LEAST:
         return LookupTiming(io, rows, p50, p99, None, None)
@@ -112,17 +129,18 @@ def _timing(path: Path, io: str, rows: int, seconds: float) -> LookupTiming:
 
 
 def _warm_seconds(
-    path: Path, io: str, rows: int, seconds: float, rng: np.random.Generator
+    subject: _Subject, io: str, rows: int, seconds: float, rng: np.random.Generator
 ) -> list[float]:
     """Seconds of lookups with the file in the page cache."""
-    _read_whole(path)
+    _read_whole(subject.path)
     times: list[float] = []
-    with Pack(path, io) as pack:
-        out = np.empty((rows, pack.num_layers, pack.hidden_size), np.float32)
+    with subject.open(io) as pack:
+        layers = _layers_of_one_width(pack)
+        out = np.empty((rows, len(layers), pack.widths[0]), np.float32)
         for number in range(_MOST):
             ids = rng.choice(pack.vocab_size, rows, replace=False)
             begin = time.perf_counter()
-            pack.rows(ids, out=out)
+            pack.rows(ids, layers, out=out)
             if number >= _FIRST:
                 times.append(time.perf_counter() - begin)
             if len(times) >= _LEAST and sum(times) > seconds:
@@ -131,25 +149,30 @@ def _warm_seconds(
 
 
 def _cold_seconds(
-    path: Path, io: str, rows: int, seconds: float, rng: np.random.Generator
+    subject: _Subject, io: str, rows: int, seconds: float, rng: np.random.Generator
 ) -> list[float]:
     """Seconds of lookups after the file was dropped from the page cache; none if it stays."""
     times: list[float] = []
     begun = time.perf_counter()
     for number in range(_MOST):
-        with Pack(path, io) as pack:
+        with subject.open(io) as pack:
+            layers = _layers_of_one_width(pack)
             ids = rng.choice(pack.vocab_size, rows, replace=False)
-            out = np.empty((rows, pack.num_layers, pack.hidden_size), np.float32)
-            pack.rows([int(rng.integers(pack.vocab_size))])  # token map, bases
+            out = np.empty((rows, len(layers), pack.widths[0]), np.float32)
+            pack.rows([int(rng.integers(pack.vocab_size))], layers)  # token map, bases
             # Mapped pages stay in the cache: those of that one row, which may be among `ids`.
-            if _evict(path, int(pack.extents(ids[-1:])[0, 0])):
+            if _evict(subject.path, int(pack.extents(ids[-1:])[0, 0])):
                 begin = time.perf_counter()
-                pack.rows(ids, out=out)
+                pack.rows(ids, layers, out=out)
                 times.append(time.perf_counter() - begin)
         enough = sum(times) > seconds or time.perf_counter() - begun > 3 * seconds
         if (len(times) >= _LEAST and enough) or number > _FIRST + 2 * len(times):
             break
     return times
+
+
+def _layers_of_one_width(pack: Pack) -> list[int]:
+    return [n for n, width in enumerate(pack.widths) if width == pack.widths[0]]
 
 
 def _read_whole(path: Path) -> None:

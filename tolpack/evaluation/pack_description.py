@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tolpack.container.verified_reader import ChunkView
+from tolpack.container.verified_reader import ChunkView, Container
 from tolpack.pack import Pack
-from tolpack.reading.summary import bits_per_weight, layer_summaries, ratio_fp16
+from tolpack.reading.summary import bits_per_weight, layer_summaries, ratio_fp16, table_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,25 +40,52 @@ def locate(pack: Pack, token_ids: Sequence[int]) -> list[Location]:
 
 
 def describe_pack(pack: Pack) -> dict[str, Any]:
-    """Return the object that ``tolpack inspect --json`` prints."""
+    """Return the object that ``tolpack inspect --json`` prints.
+
+    What concerns a table stands beside what concerns the file, or, if there are several tables,
+    under ``tables``, an object each.
+    """
     container = pack.container
     major, minor = container.preamble.version
-    dropped = [n for n, field in enumerate(container.table.fields) if field.dropped]
-    return {
+    described = {
         "format_version": f"{major}.{minor}",
         "producer": container.header.producer,
-        "vocab_size": pack.vocab_size,
-        "hidden_size": pack.hidden_size if len(set(pack.widths)) == 1 else None,
-        "num_layers": pack.num_layers,
-        "kept_layers": list(pack.kept_layers),
-        "dropped_layers": dropped,
         "bytes": pack.nbytes,
         "ratio_fp16": ratio_fp16(container),
         "bits_per_weight": bits_per_weight(container),
-        "resident_bytes": pack.resident_bytes,
-        "macs_per_token": pack.macs_per_token,
-        "token_map": container.table.token_map is not None,
-        "layers": [asdict(s) for s in layer_summaries(container)],
+    }
+    if len(pack.tables) == 1:
+        return described | _describe_table(container)
+    tables = []
+    for number in range(len(pack.tables)):
+        view = container.of_table(number)
+        tables.append({"bytes": table_bytes(view)} | _describe_table(view))
+    return described | {"tables": tables}
+
+
+def _describe_table(container: Container) -> dict[str, Any]:
+    """Describe a table; ``kept_layers`` and ``dropped_layers`` are numbers of its fields."""
+    table = container.table
+    widths = {field.width for field in table.fields}
+    numbers: dict[bool, list[int]] = {True: [], False: []}
+    for number, field in enumerate(table.fields):
+        numbers[field.dropped].append(number)
+    layers = [
+        {"name": field.name, "width": field.width, **asdict(summary)}
+        for field, summary in zip(table.fields, layer_summaries(container))
+    ]
+    return {
+        "name": table.name,
+        "vocab_size": table.rows,
+        "hidden_size": widths.pop() if len(widths) == 1 else None,
+        "num_layers": len(table.fields),
+        "kept_layers": numbers[False],
+        "dropped_layers": numbers[True],
+        "resident_bytes": container.resident_bytes,
+        "macs_per_token": table.macs_per_token,
+        "token_map": table.token_map is not None,
+        "ngrams": None if table.ngrams is None else table.ngrams.to_json(),
+        "layers": layers,
         "chunks": [_describe_chunk(view) for view in container.chunks],
     }
 

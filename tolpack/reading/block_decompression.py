@@ -27,6 +27,6 @@ def decompress_block(container: Container, payload: memoryview, number: int, blo
         Code ``frame``.
     """
     view = container.chunks[number]
-    place = f"chunk {number}, block {block}"
+    place = f"{container.chunk_name(number)}, block {block}"
     frame = FRAMES[view.encoding.frame]
     return frame.records(payload, view.block_rows(block), view.record_bytes, place)

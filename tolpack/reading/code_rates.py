@@ -29,6 +29,8 @@ _MAX_BYTES = 1 << 28
 _SPARE_BYTES = 1 << 24
 # Layers of chunks that are looked at.
 _MAX_PIECES = 1 << 16
+# Tables of a pack whose rates are looked at.
+_MAX_TABLES = 64
 # Codes of a layer that are looked at together.
 _MAX_CODES = 1 << 20
 
@@ -54,14 +56,16 @@ class _Sample:
 
 
 def code_rates(container: Container) -> list[CodeRate] | None:
-    """Return the rates of the kept layers, in order; ``None`` if not all values are such codes.
+    """Return the rates of the kept layers, in order; ``None`` if not all values are such codes, or
+    the pack has very many tables.
 
     Raises
     ------
     FormatError, FileAccessError
         A block that was read is damaged.
     """
-    if not all(_has_steps(encoding) for encoding in container.header.encodings):
+    encodings = [container.header.encodings[number] for number in container.table.encodings]
+    if len(container.header.tables) > _MAX_TABLES or not all(map(_has_steps, encodings)):
         return None
     samples = _sampled(container)
     rows = np.concatenate([np.full(len(one.records), one.stands_for) for one in samples])
@@ -88,6 +92,7 @@ def _sampled(container: Container) -> list[_Sample]:
     views, fields = container.chunks, len(container.table.kept_fields)
     widest = max(view.record_bytes for view in views)
     budget = min(_MAX_BYTES, container.preamble.file_length + _SPARE_BYTES)
+    budget //= len(container.header.tables)
     share = min(1.0, min(_MAX_ROWS, budget / widest) / container.table.rows)
     blocks = [max(1, round(view.blocks * share)) for view in views]
     rows = [count * view.block_rows(0) for count, view in zip(blocks, views)]

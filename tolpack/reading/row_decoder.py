@@ -31,9 +31,10 @@ class TableDecoder(ForkSafe):
     def __init__(self, container: Container) -> None:
         self._container, self._table = container, container.table
         self._kept = container.table.kept_fields
-        self.layouts: list[RecordLayout] = [
-            record_layout(encoding.fields) for encoding in container.header.encodings
-        ]
+        self.layouts: dict[int, RecordLayout] = {
+            number: record_layout(container.header.encodings[number].fields)
+            for number in self._table.encodings
+        }
         self.plain = self._table.multiplier == 1.0 and all(
             field.basis is None and field.mean is None for field in self._kept
         )

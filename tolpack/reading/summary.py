@@ -12,8 +12,9 @@ from tolpack.reading.code_rates import CodeRate, code_rates
 
 @dataclass(frozen=True, slots=True)
 class LayerSummary:
-    """One layer: ``rank`` (``None`` without a basis), mean stored bits per stored value (scales
-    included, basis not), and bytes with basis and mean; a dropped layer has 0 bits and bytes.
+    """One field, of the model's layer ``layer``: ``rank`` (``None`` without a basis), mean stored
+    bits per stored value (scales included, basis not), and bytes with basis and mean; a dropped one
+    has 0 bits and bytes.
 
     ``entropy_bits``, ``gaussian_bits``: for entropy-coded rows, see `tolpack.reading.code_rates`.
     """
@@ -27,23 +28,28 @@ class LayerSummary:
 
 
 def fp16_bytes(container: Container) -> int:
-    """Bytes of the FP16 table of all layers, dropped ones included."""
-    table = container.table
-    return table.rows * sum(field.width for field in table.fields) * 2
+    """Bytes of all tables of the file in FP16, dropped layers included."""
+    return sum(2 * table.values for table in container.header.tables)
+
+
+def table_bytes(container: Container) -> int:
+    """Bytes of the sections of the container's table; those that it shares count too."""
+    numbers = set(container.table.sections)
+    return sum(container.header.sections[number].length_bytes for number in numbers)
 
 
 def ratio_fp16(container: Container) -> float:
-    """How many times smaller the file is than the FP16 table, every byte counted."""
+    """How many times smaller the file is than its tables in FP16, every byte counted."""
     return fp16_bytes(container) / container.preamble.file_length
 
 
 def bits_per_weight(container: Container) -> float:
-    """Bits of the file per value of the full table."""
+    """Bits of the file per value of its full tables."""
     return 16 / ratio_fp16(container)
 
 
 def layer_summaries(container: Container) -> list[LayerSummary]:
-    """Summarise each layer.
+    """Summarise each field of the container's table.
 
     A compressed chunk's bytes are shared out by the layers' raw bytes, or by their codes' entropy.
     """
@@ -52,15 +58,15 @@ def layer_summaries(container: Container) -> list[LayerSummary]:
     shares = _stored_bytes(container, rates)
     kept = 0
     layers = []
-    for layer, field in enumerate(table.fields):
+    for field in table.fields:
         if field.dropped:
-            layers.append(LayerSummary(layer, None, 0.0, 0))
+            layers.append(LayerSummary(field.layer, None, 0.0, 0))
             continue
         stored, rate = shares[kept], {} if rates is None else asdict(rates[kept])
         arrays = [n for n in (field.basis, field.mean) if n is not None]
         extra = sum(container.header.sections[n].length_bytes for n in arrays)
         bits = 8 * stored / (table.rows * field.stored_values)
-        layers.append(LayerSummary(layer, field.rank, bits, round(stored) + extra, **rate))
+        layers.append(LayerSummary(field.layer, field.rank, bits, round(stored) + extra, **rate))
         kept += 1
     return layers
 

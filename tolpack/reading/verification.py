@@ -8,7 +8,7 @@ bounded by the file, whatever is wrong with it; in time by what its blocks decod
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from tolpack.container.verified_reader import ChunkView, Container
 from tolpack.errors import FileAccessError, FormatError
 from tolpack.reading.basis_arrays import float_pieces
 from tolpack.reading.block_decompression import decompress_block
+from tolpack.reading.ngram_rows import read_id_map
 from tolpack.reading.token_map import StoredOrder, inverse_permutation, read_token_map
 
 # Findings that are told one by one; runs of token ids that are told of each.
@@ -41,7 +42,8 @@ class Damage:
     there are besides. ``code`` is the `FormatError` code, or ``"unreadable"``; ``message`` is the
     first error's. ``places`` is 1, but of the last entry of a long list, which stands for all
     places that are not told one by one: its code is ``"more"``, and its rows reach from the first
-    of them to the last.
+    of them to the last. ``table`` is the table's name in a pack of several, and ``None`` for what
+    hits all of them: their rows are then counted together.
     """
 
     place: str
@@ -52,26 +54,75 @@ class Damage:
     message: str
     places: int = 1
     more_ranges: int = 0
+    table: str | None = None
 
 
 def find_damage(
     container: Container, progress: Callable[[int], object] | None = None
 ) -> list[Damage]:
-    """Read all of a pack and return what is damaged.
+    """Read all of a pack, every table of it, and return what is damaged.
 
     Parameters
     ----------
     container : Container
-        The open pack.
+        The open pack, whichever its table is.
     progress : callable, optional
         Called with the number of bytes of the file checked since the last call.
     """
-    check = _Check(container, progress or (lambda count: None))
-    check.envelope()
-    check.arrays()
-    for number in range(len(container.chunks)):
-        check.chunk(number)
-    return check.damages()
+    progress = progress or (lambda count: None)
+    found = _envelope_damages(container, progress)
+    arrays = _Arrays(container, progress)
+    for number in range(len(container.header.tables)):
+        view = container if number == container.number else container.of_table(number)
+        check = _Check(view, progress, max(0, _MOST_FINDINGS - len(found)))
+        check.arrays(arrays)
+        for chunk in range(len(view.chunks)):
+            check.chunk(chunk)
+        found += check.damages()
+    return found
+
+
+def _envelope_damages(container: Container, progress: Callable[[int], object]) -> list[Damage]:
+    """Check what lies outside of sections, and what all tables need."""
+    tables, found = container.header.tables, []
+    sections = sum(section.length_bytes for section in container.header.sections)
+    rest = container.preamble.file_length - sections
+    rows = sum(table.rows for table in tables)
+    tokens = ((0, rows - 1),) if len(tables) == 1 else None
+    for place, check, size in (
+        ("header", container.check_header, 0), ("padding", container.check_padding, rest),
+    ):  # fmt: skip
+        try:
+            check()
+        except (FormatError, FileAccessError) as error:
+            found.append(Damage(place, 0, rows, tokens, _code(error), str(error)))
+        progress(size)
+    return found
+
+
+def _code(error: FormatError | FileAccessError) -> str:
+    return error.code if isinstance(error, FormatError) else "unreadable"
+
+
+class _Arrays:
+    """Checks arrays, each of them once: tables may share them."""
+
+    def __init__(self, container: Container, progress: Callable[[int], object]) -> None:
+        self._container, self._progress = container, progress
+        self._errors: dict[int, FormatError | FileAccessError | None] = {}
+
+    def error(
+        self, number: int, read: Callable[[], object]
+    ) -> FormatError | FileAccessError | None:
+        """What is wrong with section `number`, which `read` reads."""
+        if number not in self._errors:
+            self._errors[number] = None
+            try:
+                read()
+            except (FormatError, FileAccessError) as error:
+                self._errors[number] = error.with_traceback(None)  # it holds on to the array
+            self._progress(self._container.header.sections[number].length_bytes)
+        return self._errors[number]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,38 +140,44 @@ class _Finding:
 
 
 class _Check:
-    """One run over a pack; findings in the order of the file's parts."""
+    """One run over a table, with at most `most` findings in the order of the file's parts."""
 
-    def __init__(self, container: Container, progress: Callable[[int], object]) -> None:
+    def __init__(self, container: Container, progress: Callable[[int], object], most: int) -> None:
         self._container = container
         self._progress = progress
+        self._most = most
         self._table = container.table
-        self._layouts: list[RecordLayout] = [
-            record_layout(one.fields) for one in container.header.encodings
-        ]
+        self._layouts: dict[int, RecordLayout] = {
+            number: record_layout(container.header.encodings[number].fields)
+            for number in self._table.encodings
+        }
         self._findings: list[_Finding] = []
         self._last: _Finding | None = None
         self._more = 0
         self._more_slots = range(0)
         self._order = None if self._table.token_map is not None else StoredOrder(None)
 
-    def envelope(self) -> None:
-        container = self._container
-        sections = sum(section.length_bytes for section in container.header.sections)
-        self._whole("header", container.check_header, 0)
-        self._whole("padding", container.check_padding, container.preamble.file_length - sections)
-
-    def arrays(self) -> None:
-        number = self._table.token_map
-        if number is not None:
-            self._whole("token map", partial(self._read_map, number), self._length(number))
+    def arrays(self, arrays: _Arrays) -> None:
+        """Check the arrays of the table, of which all its rows need each."""
         seen: set[int] = set()
+        for place, number, read in self._array_readers():
+            if number not in seen:
+                seen.add(number)
+                error = arrays.error(number, partial(read, number))
+                if error is not None:
+                    place = place if self._name is None else f"{place}, of {self._name}"
+                    self._add(place, 0, self._table.rows, error)
+
+    def _array_readers(self) -> Iterator[tuple[str, int, Callable[[int], None]]]:
+        ngrams, floats = self._table.ngrams, partial(_read_floats, self._container)
+        if self._table.token_map is not None:
+            yield "token map", self._table.token_map, self._read_map
+        if ngrams is not None and ngrams.id_map is not None:
+            yield "compressed ids", ngrams.id_map, partial(_read_id_map, self._container)
         for field in self._table.kept_fields:
             for kind, number in (("basis", field.basis), ("mean", field.mean)):
-                if number is not None and number not in seen:
-                    seen.add(number)
-                    read = partial(_read_floats, self._container, number)
-                    self._whole(f"{kind} of {field.name}", read, self._length(number))
+                if number is not None:
+                    yield f"{kind} of {field.name}", number, floats
 
     def chunk(self, number: int) -> None:
         view = self._container.chunks[number]
@@ -131,25 +188,24 @@ class _Check:
         for run in range(-(-view.blocks // FRAMES_PER_INDEX_BLOCK)):
             end = self._index_block(number, view, run, end)
         if end is not None and end != view.length_bytes:
-            error = FormatError("frame-extent", f"chunk {number}", end, view.length_bytes)
-            self._add(f"end of chunk {number}", view.first_slot, view.chunk.rows, error)
+            name = self._container.chunk_name(number)
+            error = FormatError("frame-extent", name, end, view.length_bytes)
+            self._add(f"end of {name}", view.first_slot, view.chunk.rows, error)
 
     def damages(self) -> list[Damage]:
         found = [self._damage(finding) for finding in self._findings]
         if self._more:
             slots, words = self._more_slots, f"{self._more} more damaged places between these slots"
-            found.append(
-                Damage("more places", slots.start, len(slots), None, "more", words, self._more)
-            )
+            more = Damage(
+                "more places", slots.start, len(slots), None, "more", words, self._more,
+                table=self._name,
+            )  # fmt: skip
+            found.append(more)
         return found
 
-    def _whole(self, place: str, read: Callable[[], object], length: int) -> None:
-        """Check what all tokens need."""
-        try:
-            read()
-        except (FormatError, FileAccessError) as error:
-            self._add(place, 0, self._table.rows, error)
-        self._progress(length)
+    @property
+    def _name(self) -> str | None:
+        return self._table.name if len(self._container.header.tables) > 1 else None
 
     def _read_map(self, number: int) -> None:
         self._order = StoredOrder(inverse_permutation(read_token_map(self._container, number)))
@@ -161,7 +217,8 @@ class _Check:
         """
         start = run * FRAMES_PER_INDEX_BLOCK
         stop = min(view.blocks, start + FRAMES_PER_INDEX_BLOCK)
-        place, slot = f"index of chunk {number}", view.first_slot + start * view.rows_per_block
+        name = self._container.chunk_name(number)
+        place, slot = f"index of {name}", view.first_slot + start * view.rows_per_block
         rows = min(view.first_slot + view.chunk.rows, slot + (stop - start) * view.rows_per_block)
         self._progress(index_block_extent(run, view.blocks)[1])
         try:
@@ -170,7 +227,7 @@ class _Check:
             self._add(place, slot, rows - slot, error)
             return None
         if end is not None and int(bounds[0]) != end:
-            hole = FormatError("frame-extent", f"chunk {number}", int(bounds[0]), end)
+            hole = FormatError("frame-extent", name, int(bounds[0]), end)
             self._add(place, slot, rows - slot, hole)
         self._blocks(number, view, start, stop)
         return int(bounds[-1])
@@ -182,7 +239,7 @@ class _Check:
                 self._block(number, view, block)
             except (FormatError, FileAccessError) as error:
                 slot = view.first_slot + block * view.rows_per_block
-                place = f"chunk {number}, block {block}"
+                place = f"{self._container.chunk_name(number)}, block {block}"
                 self._add(place, slot, view.block_rows(block), error, number, block)
 
     def _block(self, number: int, view: ChunkView, block: int) -> None:
@@ -190,7 +247,8 @@ class _Check:
         records = decompress_block(self._container, payload, number, block)
         self._layouts[view.chunk.encoding].check_scales(records)
         if not view.encoding.is_compressed and any(payload[records.size :]):
-            raise FormatError("padding", f"chunk {number}, block {block}", "data", "zeros")
+            place = f"{self._container.chunk_name(number)}, block {block}"
+            raise FormatError("padding", place, "data", "zeros")
 
     def _add(
         self,
@@ -202,18 +260,17 @@ class _Check:
         block: int = -1,
     ) -> None:
         """Add a finding, or widen the last one by a block that is damaged alike."""
-        code = error.code if isinstance(error, FormatError) else "unreadable"
         # Words only: the error itself holds on to the bytes of its block.
-        found = _Finding(place, slot, rows, code, str(error), chunk, block, block)
+        found = _Finding(place, slot, rows, _code(error), str(error), chunk, block, block)
         last, self._last = self._last, found
         if last and chunk >= 0 and (last.chunk, last.last_block, last.code) == (
             chunk, block - 1, found.code,
         ):  # fmt: skip
-            place = f"chunk {chunk}, blocks {last.block} … {block}"
+            place = f"{self._container.chunk_name(chunk)}, blocks {last.block} … {block}"
             self._last = replace(last, place=place, rows=last.rows + rows, last_block=block)
             if not self._more:
                 self._findings[-1] = self._last
-        elif len(self._findings) < _MOST_FINDINGS:
+        elif len(self._findings) < self._most:
             self._findings.append(found)
         else:
             self._more += 1
@@ -229,10 +286,13 @@ class _Check:
             ranges = ((start, stop - 1),)
         elif order is not None:
             ranges, more = _ranges(order.sorted_tokens(start, stop))
-        return Damage(f.place, start, f.rows, ranges, f.code, f.message, more_ranges=more)
+        return Damage(
+            f.place, start, f.rows, ranges, f.code, f.message, more_ranges=more, table=self._name
+        )
 
-    def _length(self, number: int) -> int:
-        return self._container.header.sections[number].length_bytes
+
+def _read_id_map(container: Container, number: int) -> None:
+    read_id_map(container, number)
 
 
 def _read_floats(container: Container, number: int) -> None:

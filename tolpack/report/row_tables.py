@@ -27,23 +27,31 @@ def quote_token(text: str | None) -> str:
     return repr(text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 1]}…")
 
 
+# A row as its fields, which may differ in width: float32 (width,) each.
+Row = Sequence[NDArray[np.float32]]
+
+
 def rows_table(
-    token_ids: Sequence[int], rows: NDArray[np.float32], texts: Sequence[str | None] | None = None
+    token_ids: Sequence[int],
+    rows: Sequence[Row],
+    layers: Sequence[str],
+    texts: Sequence[str | None] | None = None,
 ) -> str:
-    """Write norm and first values of rows (ids, layers, hidden), a line per token and layer."""
+    """Write norm and first values of rows, a line per token and layer."""
     names = [_id_and_text(token, None if texts is None else texts[n])
              for n, token in enumerate(token_ids)]  # fmt: skip
     lines = [
         [
             name,
-            str(layer),
+            printable(layer),
             f"{np.linalg.norm(values):.4f}",
             *[f"{value:.4f}" for value in values[:4]],
         ]
         for name, row in zip(names, rows)
-        for layer, values in enumerate(row)
+        for layer, values in zip(layers, row)
     ]
-    shown = min(4, rows.shape[2])
+    shown = max((min(4, len(values)) for row in rows for values in row), default=0)
+    lines = [line + [""] * (3 + shown - len(line)) for line in lines]
     return format_table(["token", "layer", "norm", *[f"[{n}]" for n in range(shown)]], lines)
 
 
@@ -51,14 +59,15 @@ def text_table(
     token_ids: Sequence[int],
     texts: Sequence[str | None],
     locations: Sequence[Location],
-    rows: NDArray[np.float32],
+    rows: Sequence[Row],
+    layer_names: Sequence[str],
     kept_layers: Sequence[int],
 ) -> str:
     """Write a line per token of a text: its location, and the norm of its row, whole and by layer.
 
-    `rows` are float32 (ids, layers, hidden).
+    `kept_layers` are numbers of those that are stored.
     """
-    norms = np.linalg.norm(rows.astype(np.float64), axis=2)
+    norms = np.array([[np.linalg.norm(field.astype(np.float64)) for field in row] for row in rows])
     wide = norms.shape[1] <= _MOST_COLUMNS
     layers = range(norms.shape[1]) if wide else range(0)
     lines = [
@@ -73,9 +82,33 @@ def text_table(
         ]
         for token, text, location, row in zip(token_ids, texts, locations, norms)
     ]
-    header = ["token", "id", "slot", "chunk", "read", "norm", *[f"layer {n}" for n in layers]]
+    header = [
+        "token",
+        "id",
+        "slot",
+        "chunk",
+        "read",
+        "norm",
+        *[_column(layer_names[n]) for n in layers],
+    ]
     table = format_table(header, lines)
     return table if wide else f"{table}\n\nnorms by layer: tolpack rows PACK {token_ids[0]}"
+
+
+def _column(layer: str) -> str:
+    return f"layer {layer}" if layer.isdecimal() else printable(layer)
+
+
+def row_ids_table(
+    token_ids: Sequence[int], texts: Sequence[str | None], row_ids: NDArray[np.int64]
+) -> str:
+    """Write a line per token of a text: the numbers of the rows that it touches, (ids, heads)."""
+    lines = [
+        [quote_token(text), str(token), *map(str, numbers)]
+        for token, text, numbers in zip(token_ids, texts, row_ids.tolist())
+    ]
+    heads = [f"head {number}" for number in range(row_ids.shape[1])]
+    return format_table(["token", "id", *heads], lines)
 
 
 def diff_table(diff: TableDiff) -> str:

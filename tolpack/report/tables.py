@@ -156,7 +156,7 @@ def plan_table(plans: Sequence[SizePrediction]) -> str:
     return text
 
 
-def measured_plan_table(plan: Mapping[str, Any], fp16_bytes: int) -> str:
+def measured_plan_table(plan: Mapping[str, Any]) -> str:
     """Write a plan (`tolpack.compress.plan.Plan.to_json`), a line per layer."""
     first = iter(plan["encodings"][0]["fields"])
     rows = []
@@ -169,6 +169,7 @@ def measured_plan_table(plan: Mapping[str, Any], fp16_bytes: int) -> str:
         rows.append([str(field["layer"]), rank, parts])
     text = format_table(["layer", "rank", "values of the first chunk"], rows)
     size = plan["predicted_bytes"]
+    fp16_bytes = 2 * plan["rows"] * sum(field["width"] for field in plan["fields"])
     text += f"\n\nabout {format_bytes(size)}, × {fp16_bytes / size:.2f} smaller than FP16"
     text += f"; {plan['rows']:,} rows in {len(plan['chunks'])} chunk(s)"
     steps = [chunk["step"] for chunk in plan["chunks"] if chunk["step"] is not None]
@@ -243,19 +244,47 @@ def _left_over(names: Sequence[str], most: int) -> str:
 
 def pack_table(info: dict[str, Any], path: str) -> str:
     """Write the description of a pack, with a line per layer and per chunk."""
-    dropped = ", ".join(map(str, info["dropped_layers"])) or "none"
-    head = (
-        f"{printable(path)}: format {info['format_version']}, "
-        f"made by {printable(info['producer'])}\n"
-        f"{info['vocab_size']} tokens × {info['num_layers']} layers × {info['hidden_size']}, "
-        f"dropped layers: {dropped}\n"
+    head = f"{printable(path)}: format {info['format_version']}, made by "
+    head += printable(info["producer"])
+    size = (
         f"{format_bytes(info['bytes'])}, × {info['ratio_fp16']:.2f} smaller than FP16, "
-        f"{info['bits_per_weight']:.2f} bits per value; resident "
-        f"{format_bytes(info['resident_bytes'])}, {info['macs_per_token']} MACs per token"
+        f"{info['bits_per_weight']:.2f} bits per value"
     )
+    if "tables" not in info:
+        return "\n".join([head, _shape_line(info), f"{size}; {_cost_line(info)}\n", _parts(info)])
+    found = [f"{head}\n{len(info['tables'])} tables, {size}"]
+    for one in info["tables"]:
+        name = f"{printable(one['name'])}: {_shape_line(one)}"
+        found += [f"{name}\n{format_bytes(one['bytes'])}; {_cost_line(one)}", _parts(one)]
+    return "\n\n".join(found)
+
+
+def _shape_line(info: dict[str, Any]) -> str:
+    dropped = ", ".join(map(str, info["dropped_layers"])) or "none"
+    widths = "/".join(map(str, dict.fromkeys(layer["width"] for layer in info["layers"])))
+    rows, heads = "tokens", ""
+    if info["ngrams"] is not None:
+        orders = info["ngrams"]["orders"]
+        rows, heads = "rows", f", {len(orders)} for each token: n-grams up to {max(orders)}"
+    return (
+        f"{info['vocab_size']} {rows} × {info['num_layers']} layers × {widths}, "
+        f"dropped layers: {dropped}{heads}"
+    )
+
+
+def _cost_line(info: dict[str, Any]) -> str:
+    return (
+        f"resident {format_bytes(info['resident_bytes'])}, {info['macs_per_token']} MACs per token"
+    )
+
+
+def _parts(info: dict[str, Any]) -> str:
+    """Write a table's layers and chunks; layers by name too, where they are not just numbered."""
     coded = any(n["entropy_bits"] is not None for n in info["layers"])
+    named = any(layer["layer"] != number for number, layer in enumerate(info["layers"]))
     layers = [
         [
+            *([printable(n["name"])] if named else []),
             str(n["layer"]),
             str(n["rank"] or "-"),
             f"{n['bits']:.2f}",
@@ -275,12 +304,13 @@ def pack_table(info: dict[str, Any], path: str) -> str:
         ]
         for number, chunk in enumerate(info["chunks"])
     ]
+    columns = [*["field"] * named, "layer", "rank", "bits", *_BOUNDS[: 2 * coded], "bytes"]
+    rows = "tokens" if info["ngrams"] is None else "rows"
     return "\n\n".join(
         [
-            head,
-            format_table(["layer", "rank", "bits", *_BOUNDS[: 2 * coded], "bytes"], layers),
+            format_table(columns, layers),
             format_table(
-                ["chunk", "tokens", "encoding", "rows/block", "per token", "bytes"], chunks
+                ["chunk", rows, "encoding", "rows/block", f"per {rows[:-1]}", "bytes"], chunks
             ),
         ]
     )

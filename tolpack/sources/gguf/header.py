@@ -2,7 +2,7 @@
 
 A header has a magic and a version, two counts, metadata, and the tensors' names, shapes, types and
 offsets. Every count is compared with the bytes that are left, and every extent with the file's
-length. Arrays of the metadata, such as the tokens, are passed over.
+length. Long arrays of the metadata, such as the tokens, are passed over.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -44,7 +44,11 @@ _SCALARS = {
     12: "<d",
 }  # fmt: skip
 
-Metadata = dict[str, int | float | bool | str]
+# Integers among them, and how many an array may have that is kept.
+_INTEGERS = (0, 1, 2, 3, 4, 5, 10, 11)
+_MAX_KEPT_ARRAY = 64
+
+Metadata = dict[str, int | float | bool | str | tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,7 @@ class GGUFTensor:
 
 @dataclass(frozen=True, slots=True)
 class GGUFHeader:
-    """Metadata without its arrays, and the tensors by name."""
+    """Metadata without its long arrays, and the tensors by name."""
 
     path: Path
     metadata: Metadata
@@ -164,14 +168,19 @@ class _Parser:
                 else:
                     self._pass(length, f"the value of {key!r}")
             elif kind == _ARRAY:
-                self._pass_array(key)
+                integers = self._array(key)
+                if integers is not None:
+                    found[key] = integers
             else:
                 raise ValueError(f"the value of {key!r} has the unknown type {kind}")
         return found
 
-    def _pass_array(self, key: str) -> None:
+    def _array(self, key: str) -> tuple[int, ...] | None:
+        """Return a short array of integers, or pass over another one."""
         kind, count = self._number("<I"), self._number("<Q")
         what = f"the array {key!r}"
+        if kind in _INTEGERS and count <= _MAX_KEPT_ARRAY:
+            return tuple(self._number(_SCALARS[kind]) for _ in range(count))
         if kind in _SCALARS:
             self._pass(count * struct.calcsize(_SCALARS[kind]), what)
         elif kind == _STRING:
@@ -179,6 +188,7 @@ class _Parser:
             self._pass_strings(count, what)
         else:
             raise ValueError(f"{what} holds values of the type {kind}, which none may")
+        return None
 
     def _pass_strings(self, count: int, what: str) -> None:
         """Pass over strings, of which there may be a million, a piece of the file at a time."""
@@ -269,7 +279,8 @@ class _Parser:
 
 def _alignment(metadata: Metadata) -> int:
     found = metadata.get(_ALIGNMENT_KEY, _DEFAULT_ALIGNMENT)
-    power = isinstance(found, int) and 0 < found <= _MAX_ALIGNMENT and found & (found - 1) == 0
-    if isinstance(found, bool) or not power:
-        raise ValueError(f"{_ALIGNMENT_KEY} is {found!r:.40}, expected a power of two up to 2^20")
-    return int(found)
+    if type(found) is not int or not 0 < found <= _MAX_ALIGNMENT or found & (found - 1):
+        raise ValueError(
+            f"{_ALIGNMENT_KEY} is {repr(found)[:40]}, expected a power of two up to 2^20"
+        )
+    return found

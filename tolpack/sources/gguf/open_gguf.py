@@ -3,7 +3,7 @@
 | tensor | table |
 |---|---|
 | `per_layer_token_embd.weight` of Gemma 3n and 4 | a field for each layer, `{arch}.embedding_length_per_layer_input` wide; llama.cpp multiplies rows by the root of that width when it reads them |
-| `per_layer_token_embd.weight` of others | rows of hashed n-grams: one field |
+| `per_layer_token_embd.weight` of Qwen4Exp | rows of hashed n-grams: one field, of the layer in `{arch}.ple.layers`; the hash is in `{arch}.ple.*` |
 | `blk.N.engram_embd.weight` | a table for each layer N, with one field |
 | any other, by name | one field; `[vocab, layers, values]`: one for each layer |
 """  # noqa: E501 (a table)
@@ -13,9 +13,11 @@ from __future__ import annotations
 import difflib
 import math
 import re
+from itertools import islice
 from pathlib import Path
 
 from tolpack.errors import CheckpointError, ConfigError, printable
+from tolpack.ngrams import NGramHash
 from tolpack.sources.families.description import TablesSummary, summarize
 from tolpack.sources.gguf.header import GGUFTensor
 from tolpack.sources.gguf.package import require_package
@@ -26,8 +28,8 @@ PER_LAYER = "per_layer_token_embd.weight"
 _ENGRAM = re.compile(r"blk\.(\d{1,4})\.engram_embd\.weight")
 # Architectures whose per-layer embeddings are rows of the vocabulary.
 _GEMMA = ("gemma3n", "gemma4")
-_PER_LAYER_WIDTH = "{}.embedding_length_per_layer_input"
-_BLOCK_COUNT = "{}.block_count"
+# Names that are looked at for near ones: the search is slow.
+_NEAR_NAMES = 5000
 
 
 def open_gguf(
@@ -79,7 +81,8 @@ def summarize_gguf(path: Path, tensor: str | None = None) -> TablesSummary:
 def _named_table(model: GGUFModel, name: str, layers: int | None) -> GGUFTable:
     tensor = model.tensors.get(name)
     if tensor is None:
-        near = difflib.get_close_matches(name, model.tensors, 3) or sorted(model.tensors)[:3]
+        names = list(islice(model.tensors, _NEAR_NAMES))
+        near = difflib.get_close_matches(name, names, 3) or names[:3]
         raise CheckpointError(
             f"{model.paths[0]} has no tensor {name!r}, expected one of its "
             f"{len(model.tensors)}: {', '.join(map(printable, near))} …"
@@ -97,25 +100,68 @@ def _per_layer_layout(model: GGUFModel) -> TableLayout:
     """Return the layout of `PER_LAYER` by the model's metadata, or raise `CheckpointError`."""
     arch = model.metadata.get("general.architecture")
     if arch not in _GEMMA:
-        return TableLayout()
+        return _ngram_layout(model)
     tensor = model.tensors[PER_LAYER]
-    width, count = _positive(model, _PER_LAYER_WIDTH), _positive(model, _BLOCK_COUNT)
+    width_key, count_key = f"{arch}.embedding_length_per_layer_input", f"{arch}.block_count"
+    width, count = _integer(model, width_key), _integer(model, count_key)
     if len(tensor.shape) != 2 or tensor.shape[1] != width * count:
         raise CheckpointError(
             f"tensor {PER_LAYER!r} has shape {list(tensor.shape)}, expected [vocab, "
-            f"{width * count}]: {count} layers ({_BLOCK_COUNT.format(arch)}) of {width} values "
-            f"({_PER_LAYER_WIDTH.format(arch)})"
+            f"{width * count}]: {count} layers ({count_key}) of {width} values ({width_key})"
         )
     return TableLayout(count, multiplier=math.sqrt(width))
 
 
-def _positive(model: GGUFModel, key: str) -> int:
-    key = key.format(model.metadata["general.architecture"])
-    value = model.metadata.get(key)
-    if not isinstance(value, int) or not 0 < value < 2**31:
+def _ngram_layout(model: GGUFModel) -> TableLayout:
+    """Return the layout of rows of hashed n-grams; without a hash if the metadata has none."""
+    prefix = f"{model.metadata.get('general.architecture')}.ple"
+    layers = model.metadata.get(f"{prefix}.layers")
+    layer = layers[0] if isinstance(layers, tuple) and len(layers) == 1 else 0
+    if f"{prefix}.layer_multipliers" not in model.metadata:
+        return TableLayout(first_layer=layer)
+    rows, ngrams = model.tensors[PER_LAYER].shape[0], _ngram_hash(model, prefix)
+    if ngrams.table_rows > rows:
         raise CheckpointError(
-            f"{model.paths[0]}: {key} is {value!r:.40}, expected a positive integer below 2^31: "
+            f"tensor {PER_LAYER!r} has {rows:,} rows, but the heads of {prefix}.head_offsets have "
+            f"{ngrams.table_rows:,}: convert the model anew"
+        )
+    return TableLayout(first_layer=layer, ngrams=ngrams)
+
+
+def _ngram_hash(model: GGUFModel, prefix: str) -> NGramHash:
+    sizes = _integers(model, f"{prefix}.head_vocab_sizes")
+    eos = _integer(model, f"{prefix}.eos_token_id", 0)
+    per_order = _integer(model, f"{prefix}.heads_per_ngram")
+    try:
+        return NGramHash(
+            "xor",
+            tuple(2 + head // per_order for head in range(len(sizes))),
+            sizes,
+            _integers(model, f"{prefix}.head_offsets"),
+            _integers(model, f"{prefix}.layer_multipliers"),
+            pad=eos,
+            boundary=eos,
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"{model.paths[0]}: {prefix}.* give no hash: {error}") from error
+
+
+def _integers(model: GGUFModel, key: str) -> tuple[int, ...]:
+    value = model.metadata.get(key)
+    if not isinstance(value, tuple):
+        raise CheckpointError(
+            f"{model.paths[0]}: {key} is {repr(value)[:40]}, expected a short list of integers: "
             "convert the model anew"
+        )
+    return value
+
+
+def _integer(model: GGUFModel, key: str, least: int = 1) -> int:
+    value = model.metadata.get(key)
+    if type(value) is not int or not least <= value < 2**31:
+        raise CheckpointError(
+            f"{model.paths[0]}: {key} is {repr(value)[:40]}, expected an integer from {least} on, "
+            "below 2^31: convert the model anew"
         )
     return value
 

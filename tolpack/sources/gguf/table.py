@@ -17,6 +17,7 @@ from tolpack.codecs.encodings import Part
 from tolpack.codecs.part_values import decode_values
 from tolpack.container.preamble import MAX_FIELDS
 from tolpack.errors import CheckpointError
+from tolpack.ngrams import NGramHash
 from tolpack.runtime.array_types import Bytes, Floats
 from tolpack.sources.gguf.blocks import FLOATS, scales_and_codes, stored_part
 from tolpack.sources.gguf.header import GGUFTensor
@@ -41,11 +42,14 @@ class TableLayout:
         The model's layer of the first field.
     multiplier : float
         See `SourceField`.
+    ngrams : NGramHash, optional
+        How token ids become row numbers.
     """
 
     layers: int = 1
     first_layer: int = 0
     multiplier: float = 1.0
+    ngrams: NGramHash | None = None
 
 
 class GGUFTable(QuantizedTable):
@@ -76,6 +80,7 @@ class GGUFTable(QuantizedTable):
         ]
         rows = JoinedRows([_file_rows(tensor)])
         super().__init__(tensor.name, "GGUF", fields, [rows], tensor.kind.name)
+        self.ngrams = layout.ngrams
         self._last = LastRows(rows)
 
     def field_rows(self, field: int) -> FieldRows:

@@ -1,0 +1,112 @@
+"""Planning for ``--bits lossless``: which chunks are raw records, and which are frames.
+
+Exponents of trained weights have few values and compress, and mantissas do not (DFloat11, arXiv
+2504.11651). So frames cut records into byte planes. They are chosen where they save enough of a
+sample. What they save, and what they cost at a lookup, is said before.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tolpack.codecs.encodings import Encoding
+from tolpack.codecs.frames import FRAMES
+from tolpack.codecs.record import record_layout
+from tolpack.compress.chunks import ChunkSpan, doubling_chunks, spread_slots
+from tolpack.compress.fixed.encoding_choice import frame_encoding, raw_encoding
+from tolpack.compress.frame_choice import MIN_SAVING, chunk_encodings, chunk_sizes, frame_saving
+from tolpack.compress.header_size import PlannedHeader, file_bytes, planned_array
+from tolpack.compress.lossless.encoder import LosslessEncoder, sample_records
+from tolpack.compress.plan import Plan, PlanInputs, PlannedArray, PlannedChunk
+from tolpack.runtime.array_types import Bytes
+from tolpack.runtime.scratch import in_memory
+
+# What frames save is measured on about this many rows, or bytes if fewer.
+_SAMPLE_ROWS, _SAMPLE_BYTES = 1 << 14, 32 << 20
+# A frame is decompressed this often to tell how long it takes.
+_TIMED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class LosslessPlanner:
+    """What plans of one table share: its chunks, and what frames save of a sample of them."""
+
+    inputs: PlanInputs
+    spans: tuple[ChunkSpan, ...]
+    raw: Encoding
+    planes: Encoding
+    saved: float
+
+    @classmethod
+    def of(cls, inputs: PlanInputs) -> LosslessPlanner:
+        """Measure what frames save of the rows that are not frequent."""
+        order, fields = inputs.stats.order, tuple((f.part,) for f in inputs.kept_fields)
+        spans = tuple(doubling_chunks(order))
+        if order.counts is None:  # no row is known to be read more often than others
+            spans = tuple(replace(span, hot=False) for span in spans)
+        raw, planes = raw_encoding(fields), frame_encoding("zstd", fields)
+        saved = 0.0
+        if inputs.settings.compression == "auto":
+            saved = _measured_saving(inputs, spans, planes)
+        return cls(inputs, spans, raw, planes, saved)
+
+    def plan(self, reserve_bytes: int = 0) -> Plan:
+        """Decide everything; the size is what it is, so `reserve_bytes` is 0."""
+        inputs, order = self.inputs, self.inputs.stats.order
+        encodings, numbers = chunk_encodings(self.spans, self.raw, self.planes, self.saved)
+        arrays = []
+        if not order.identity:
+            token_map = order.token_map().astype(np.uint32)
+            arrays.append(PlannedArray("token_map", in_memory(token_map)))
+        kinds = [array.kind for array in arrays]
+        table = inputs.table([inputs.field(n) for n in range(len(inputs.source.fields))], kinds)
+        sections = [planned_array(kind, "uint32", (order.rows,), 4) for kind in kinds]
+        header = PlannedHeader(table, self.spans, encodings, numbers, sections)
+        chunks = [PlannedChunk(s.first_slot, s.rows, n) for s, n in zip(self.spans, numbers)]
+        sizes = [
+            *(float(section.length_bytes) for section in sections),
+            *chunk_sizes(self.spans, self.raw, self.planes, self.saved),
+        ]
+        return Plan(
+            inputs.key, inputs.source.fingerprint(), replace(order, counts=None), table,
+            tuple(arrays), encodings, tuple(chunks), LosslessEncoder(inputs.kept),
+            header.room_bytes, file_bytes(header.room_bytes, sizes),
+        )  # fmt: skip
+
+
+def _measured_saving(inputs: PlanInputs, spans: tuple[ChunkSpan, ...], planes: Encoding) -> float:
+    """Measure what `planes` save of cold chunks, and say it; 0 where that is too little."""
+    cold = [span for span in spans if not span.hot]
+    if not cold:
+        return 0.0
+    layout = record_layout(planes.fields)
+    count = max(1, min(_SAMPLE_ROWS, _SAMPLE_BYTES // layout.record_bytes))
+    ids = inputs.stats.order.tokens_at(spread_slots(cold, count))
+    records = sample_records(inputs.source, inputs.kept, layout, ids)
+    saved = frame_saving(records, planes)
+    stored = sum(span.rows for span in cold) * layout.record_bytes
+    verdict = "stored as frames" if saved >= MIN_SAVING else "stored as raw records"
+    inputs.workspace.reporter.say(
+        f"{inputs.source.name}: byte planes save {saved:.1%} of {stored / 1e9:.3g} GB; a lookup "
+        f"of one row then decompresses {planes.rows_per_block} rows in "
+        f"{1e6 * _seconds_per_frame(records, planes):.0f} µs; {verdict}"
+    )
+    return saved if saved >= MIN_SAVING else 0.0
+
+
+def _seconds_per_frame(records: Bytes, planes: Encoding) -> float:
+    """Return the time that one frame of the sample takes to decompress: the best of some."""
+    frame, rows = FRAMES[planes.frame], min(len(records), planes.rows_per_block)
+    if frame.compress is None:
+        return 0.0
+    data = frame.compress(records.shape[1], records[:rows].tobytes())
+    best = math.inf
+    for _ in range(_TIMED):
+        start = time.perf_counter()
+        frame.records(memoryview(data), rows, records.shape[1], "sample")
+        best = min(best, time.perf_counter() - start)
+    return best

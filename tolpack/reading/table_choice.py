@@ -1,0 +1,47 @@
+"""Which table of a pack is read: that of a name, or the only one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tolpack.container.header import Table
+from tolpack.container.verified_reader import Container
+from tolpack.errors import ConfigError
+
+
+def open_table(path: str | Path, io: str, table: str | None, *, checksums: bool) -> Container:
+    """Open the pack at `path` and view the table named `table`, or the only one if it is ``None``.
+
+    Raises
+    ------
+    ConfigError
+        There is no such table; or there are several, and none is named.
+    FileAccessError, FormatError, ChecksumError, UnsupportedVersionError
+        As of `Container.open`.
+    """
+    container = Container.open(path, io, checksums=checksums)
+    try:
+        number = table_number(container.header.tables, table)
+    except ConfigError:
+        container.close()
+        raise
+    return container if number == 0 else container.of_table(number)
+
+
+def table_number(tables: Sequence[Table], name: str | None) -> int:
+    """Return the number of the table of that name, or of the only one; errors as `open_table`."""
+    names = [table.name for table in tables]
+    if name is None and len(names) > 1:
+        raise ConfigError(
+            f"the pack has {len(names)} tables, {_listed(names)}: choose one by table=NAME, or "
+            "--table NAME"
+        )
+    if name is not None and name not in names:
+        raise ConfigError(f"the pack has no table {name!r}: it has {_listed(names)}")
+    return 0 if name is None else names.index(name)
+
+
+def _listed(names: Sequence[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + more
