@@ -259,6 +259,7 @@ def test_any_tensor_by_its_name(saved):
     table = open_source(folder)
     for number in ("*", "{}", "{0…3}"):
         series = open_source(folder, tensor=f"{NGRAMS}.ngram_embedding.shard_{number}.weight")
+        assert series.name == f"{NGRAMS}.ngram_embedding.shard_*.weight"
         assert torch.equal(stored(series, torch.bfloat16), stored(table, torch.bfloat16))
 
 
@@ -330,6 +331,7 @@ def test_inspect_shows_tables(saved):
     assert (table["rows_per_token"], table["width"], table["layers"]) == (8, 8, [2])
     assert table["bytes"] == table["rows"] * 8 * 2
     assert "lm_head.weight" in info["left_over"]
+    assert not [name for name in info["left_over"] if "ple_embedding" in name]
     command = ["inspect", folder, "--json", "--tensor", "model.embed_tokens.weight"]
     (table,) = json.loads(runner.invoke(main, command).output)["tables"]
     assert (table["name"], table["rows"]) == ("model.embed_tokens.weight", 64)

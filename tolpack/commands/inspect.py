@@ -19,7 +19,7 @@ from tolpack.commands.terminal import echo
 from tolpack.errors import ConfigError
 from tolpack.report.tables import checkpoint_table, family_table, pack_table
 from tolpack.sources.checkpoint.options import CheckpointOptions
-from tolpack.sources.input_kind import CHECKPOINT_SUFFIXES, check_input, is_pack
+from tolpack.sources.input_kind import CHECKPOINT_SUFFIXES, check_input, is_gguf, is_pack
 
 _TABLE_SUFFIXES = (".npy", ".h5", ".hdf5", ".json", ".toml")
 
@@ -46,7 +46,9 @@ def inspect(path: Path, tensor: str | None, as_json: bool, **settings: Any) -> N
     if not pack and path.suffix in _TABLE_SUFFIXES:
         raise ConfigError(f"{path} is no pack and no checkpoint: expected .tolpack, "
                           f"{', '.join(CHECKPOINT_SUFFIXES)} or a folder")  # fmt: skip
-    if not pack and (path.is_dir() or path.suffix in CHECKPOINT_SUFFIXES):
+    if not pack and is_gguf(path):
+        info, text = _describe_gguf(path, tensor)
+    elif not pack and (path.is_dir() or path.suffix in CHECKPOINT_SUFFIXES):
         info, text = _describe_checkpoint(path, take_checkpoint_options(settings), tensor)
     else:
         if tensor is not None:
@@ -80,6 +82,14 @@ def _describe_checkpoint(
     check_memoryllm(files, options)
     summary = summarize_checkpoint(name_tensors(path, files.store, options))
     return summary.to_json(), checkpoint_table(summary)
+
+
+def _describe_gguf(path: Path, tensor: str | None) -> tuple[dict[str, Any], str]:
+    """Return what --json prints, and the text."""
+    from tolpack.sources.gguf.open_gguf import summarize_gguf
+
+    tables = summarize_gguf(path, tensor)
+    return tables.to_json(), family_table(tables)
 
 
 def _describe_pack(path: Path, *, pack: bool) -> tuple[dict[str, Any], str]:

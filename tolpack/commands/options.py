@@ -36,12 +36,12 @@ table_option = click.option(
 layers_option = click.option(
     "--layers", type=click.IntRange(1), help="Number of layers of a two-dimensional plain table."
 )
+tensor_option = click.option(
+    "--tensor", help="Name of any tensor of a checkpoint that is the table; * for a number.",
+)  # fmt: skip
 compression_option = click.option(
     "--compression", type=click.Choice(COMPRESSIONS), default="auto", show_default=True,
     help="With --bits lossless, 16, 8 or 4: auto entropy-codes frames where that pays.",
-)  # fmt: skip
-tensor_option = click.option(
-    "--tensor", help="Name of any tensor of a checkpoint that is the table; * for a number.",
 )  # fmt: skip
 context_option = click.option(
     "--context", type=click.IntRange(1),

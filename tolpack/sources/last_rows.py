@@ -16,6 +16,8 @@ from tolpack.runtime.array_types import Bytes
 from tolpack.runtime.fork_safety import ForkSafe
 from tolpack.sources.tensor_rows import JoinedRows
 
+# Bytes of whole rows that are read at once for a few of their columns.
+_PIECE_BYTES = 16 << 20
 # Bytes of rows that are kept: what a build counts for mapped files, which tensors of files are not.
 _KEPT_BYTES = 128 << 20
 
@@ -54,3 +56,14 @@ class LastRows(ForkSafe):
             while sum(kept.nbytes for kept in self._kept.values()) > self._limit:
                 self._kept.popitem(last=False)  # it may be the new one
         return rows
+
+    def columns(self, ids: NDArray[np.int64], first: int, size: int) -> Bytes:
+        """Return bytes ``first … first + size - 1`` of rows `ids`: uint8 (n, size), a new array."""
+        if size == self._rows.row_bytes:
+            return self._rows.take(ids)
+        out = np.empty((len(ids), size), np.uint8)
+        count = max(1, _PIECE_BYTES // self._rows.row_bytes)
+        for start in range(0, len(ids), count):
+            rows = self.take(ids[start : start + count])
+            out[start : start + count] = rows[:, first : first + size]
+        return out

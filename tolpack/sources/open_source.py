@@ -14,7 +14,8 @@ from tolpack.sources.checkpoint.shards import open_store
 from tolpack.sources.families.checkpoint_files import CheckpointFiles
 from tolpack.sources.families.known import FAMILIES
 from tolpack.sources.ffn_table import FFNTable
-from tolpack.sources.input_kind import check_input
+from tolpack.sources.gguf.open_gguf import open_gguf
+from tolpack.sources.input_kind import check_input, is_gguf
 from tolpack.sources.named_tensor import near_names, open_named_tensor
 from tolpack.sources.protocol import TableSource
 
@@ -32,8 +33,8 @@ def open_tables(
     Parameters
     ----------
     path : str or Path
-        ``.pt``, ``.pth``, a folder, or ``.safetensors`` for checkpoints; ``.npy``, ``.h5`` or
-        a ``.safetensors`` with one tensor for tables.
+        ``.pt``, ``.pth``, a folder, or ``.safetensors`` for checkpoints; ``.gguf``; ``.npy``,
+        ``.h5`` or a ``.safetensors`` with one tensor for tables.
     options : CheckpointOptions, optional
         Settings that a checkpoint lacks, or that replace its own.
     layers : int, optional
@@ -47,6 +48,8 @@ def open_tables(
         It cannot be used; the message says what to do.
     """
     path, options = Path(path), options or CheckpointOptions()
+    if is_gguf(path):
+        return open_gguf(path, tensor, layers)
     check_input(path)
     if tensor is not None:
         return (open_named_tensor(open_files(path, options), tensor, layers),)

@@ -2,14 +2,18 @@
 
 Rows are read from the file at their offsets into private buffers. A map would end in SIGBUS where
 a file is truncated meanwhile, and its pages would count as memory of the process. Consecutive rows
-are one read. Others are sorted, and neighbours with small gaps are read together.
+are one read. Others are sorted, and neighbours with small gaps are read together. What the page
+cache has is copied at once, and the rest is announced to the system before it is waited for, so
+that a disk is read at queue depth.
 """
 
 from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -30,6 +34,8 @@ _SPAN_BYTES = 4 << 20
 # Rows of each tensor that are compared with those of others.
 _COMPARED_ROWS = 16
 _HAS_PREADV = hasattr(os, "preadv")
+_HAS_FADVISE = hasattr(os, "posix_fadvise")
+_NOWAIT = getattr(os, "RWF_NOWAIT", 0) if _HAS_PREADV else 0
 
 
 class TensorRows(Protocol):
@@ -44,15 +50,21 @@ class TensorRows(Protocol):
     rows: int
     row_bytes: int
 
-    def read_into(self, start: int, out: Bytes) -> None:
+    def read_into(self, start: int, out: Bytes, *, wait: bool = True) -> bool:
         """Read the rows from `start` on into `out`, uint8 (n, row_bytes), C-contiguous; may be
         called from several threads.
+
+        With ``wait=False`` it returns whether that could be done without waiting for a disk.
 
         Raises
         ------
         CheckpointError
             They cannot be read.
         """
+        ...
+
+    def advise(self, start: int, stop: int) -> None:
+        """Announce that rows ``start … stop-1`` will be read soon: a hint."""
         ...
 
 
@@ -73,11 +85,16 @@ class RowsFile(ForkSafe):
             raise CheckpointError(str(error)) from error
         weakref.finalize(self, os.close, self._fd)
         self.size = os.fstat(self._fd).st_size
+        self._nowait = _NOWAIT
         super().__init__()
 
-    def read_into(self, offset: int, out: Bytes) -> None:
-        """Fill `out`, uint8 and C-contiguous, with the bytes from `offset` on."""
+    def read_into(self, offset: int, out: Bytes, *, wait: bool = True) -> bool:
+        """Fill `out`, uint8 and C-contiguous, with the bytes from `offset` on; see
+        `TensorRows.read_into`.
+        """
         left = out.reshape(-1).data
+        if not wait and self._nowait:
+            return self._read_cached(offset, left)
         while left:
             try:
                 count = self._read(offset, left)
@@ -91,6 +108,22 @@ class RowsFile(ForkSafe):
                     "was changed meanwhile; copy it anew"
                 )
             left, offset = left[count:], offset + count
+        return True
+
+    def advise(self, offset: int, length: int) -> None:
+        """Have the system read bytes ahead, where it can."""
+        if _HAS_FADVISE:
+            with suppress(OSError):  # a hint
+                os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
+
+    def _read_cached(self, offset: int, out: memoryview) -> bool:
+        try:
+            return os.preadv(self._fd, [out], offset, _NOWAIT) == len(out)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system that cannot tell
+            self._nowait = 0
+            return False
 
     def _read(self, offset: int, out: memoryview) -> int:
         if _HAS_PREADV:
@@ -123,9 +156,14 @@ class FileRows:
         self.rows, self.row_bytes = rows, row_bytes
         self._file, self._offset = file, offset
 
-    def read_into(self, start: int, out: Bytes) -> None:
+    def read_into(self, start: int, out: Bytes, *, wait: bool = True) -> bool:
         """See `TensorRows.read_into`."""
-        self._file.read_into(self._offset + start * self.row_bytes, out)
+        return self._file.read_into(self._offset + start * self.row_bytes, out, wait=wait)
+
+    def advise(self, start: int, stop: int) -> None:
+        """See `TensorRows.advise`."""
+        length = (stop - start) * self.row_bytes
+        self._file.advise(self._offset + start * self.row_bytes, length)
 
 
 class LoadedRows:
@@ -138,11 +176,15 @@ class LoadedRows:
         self.row_bytes = store.load(name)[0][:0].view(torch.uint8).flatten(1).shape[1]
         self._store = store
 
-    def read_into(self, start: int, out: Bytes) -> None:
+    def read_into(self, start: int, out: Bytes, *, wait: bool = True) -> bool:
         """See `TensorRows.read_into`."""
         rows = self._store.load(self.name)[0][start : start + len(out)].contiguous()
         torch.from_numpy(out).copy_(rows.view(torch.uint8).flatten(1))
         self._store.mapped.touch(rows.nbytes)
+        return True
+
+    def advise(self, start: int, stop: int) -> None:
+        """See `TensorRows.advise`; the system reads a map ahead by itself."""
 
 
 class JoinedRows:
@@ -213,14 +255,23 @@ class JoinedRows:
         out = np.empty((len(ids), self.row_bytes), np.uint8)
         order = np.argsort(ids, kind="stable")
         ordered = ids[order]
-        cuts = self._cuts(ordered)
-        for start, stop in zip(cuts[:-1].tolist(), cuts[1:].tolist()):
+        cuts = self._cuts(ordered).tolist()
+
+        def gather(start: int, stop: int, *, wait: bool) -> bool:
+            """Read rows ``ordered[start:stop]`` to their places."""
             first = int(ordered[start])
             if stop - start == 1:
-                self._read_into(first, out[order[start] : order[start] + 1])
-            else:
-                span = self.block(first, int(ordered[stop - 1]) + 1)
-                out[order[start:stop]] = span[ordered[start:stop] - first]
+                return self._read_into(first, out[order[start] : order[start] + 1], wait=wait)
+            span = np.empty((int(ordered[stop - 1]) + 1 - first, self.row_bytes), np.uint8)
+            done = self._read_into(first, span, wait=wait)
+            out[order[start:stop]] = span[ordered[start:stop] - first]
+            return done
+
+        waiting = [one for one in pairwise(cuts) if not gather(*one, wait=False)]
+        for start, stop in waiting:
+            self._advise(int(ordered[start]), int(ordered[stop - 1]) + 1)
+        for one in waiting:
+            gather(*one, wait=True)
         return out
 
     def _cuts(self, ordered: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -230,14 +281,28 @@ class JoinedRows:
         inner = np.flatnonzero(gaps | spans) + 1
         return np.concatenate([[0], inner, [len(ordered)]]) if len(ordered) else np.zeros(1, int)
 
-    def _read_into(self, start: int, out: Bytes) -> None:
-        """Read rows from `start` on, over the ends of tensors."""
-        part = self._part(start)
-        while len(out):
-            inside = start - int(self._starts[part])
-            count = min(len(out), self.parts[part].rows - inside)
-            self.parts[part].read_into(inside, out[:count])
-            start, out, part = start + count, out[count:], part + 1
+    def _read_into(self, start: int, out: Bytes, *, wait: bool = True) -> bool:
+        """Read rows from `start` on, over the ends of tensors; see `TensorRows.read_into`."""
+        done = True
+        for part, inside, rows in self._spans(start, start + len(out)):
+            done = done and part.read_into(inside, out[: len(rows)], wait=wait)
+            out = out[len(rows) :]
+        return done
+
+    def _advise(self, start: int, stop: int) -> None:
+        for part, inside, rows in self._spans(start, stop):
+            part.advise(inside, inside + len(rows))
+
+    def _spans(self, start: int, stop: int) -> Iterator[tuple[TensorRows, int, range]]:
+        """Yield the tensors of rows ``start … stop-1``, with the first row in each, and the rows
+        of all that they are.
+        """
+        while start < stop:
+            number = self._part(start)
+            part, inside = self.parts[number], start - int(self._starts[number])
+            end = min(stop, int(self._starts[number + 1]))
+            yield part, inside, range(start, end)
+            start = end
 
     def _part(self, row: int) -> int:
         return int(np.searchsorted(self._starts, row, side="right")) - 1

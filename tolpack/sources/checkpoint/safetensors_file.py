@@ -65,6 +65,10 @@ class SafetensorsFile:
             found[name] = TensorInfo(tuple(part.get_shape()), _DTYPES.get(dtype, dtype), self.path)
         return found
 
+    def metadata(self) -> dict[str, str]:
+        """Return the texts that stand in the header beside the tensors."""
+        return dict(self._open("np").metadata() or {})
+
     def load(self, name: str) -> torch.Tensor:
         """See `TensorFile.load`."""
         try:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tolpack.errors import CheckpointError
@@ -35,12 +36,15 @@ class CheckpointFiles(ForkSafe):
         The tensors.
     config : dict
         The decoded ``config.json``; empty if there is none.
+
+    ``used`` are the names of the tensors that were asked for with `values` and `rows`.
     """
 
     def __init__(self, path: Path, store: TensorStore, config: dict[str, Any]) -> None:
         self.path = path
         self.store = store
         self.config = config
+        self.used: set[str] = set()
         self._opened: dict[Path, RowsFile] = {}
         super().__init__()
 
@@ -96,7 +100,8 @@ class CheckpointFiles(ForkSafe):
         return self.store.infos[name][0].dtype
 
     def values(self, name: str) -> torch.Tensor:
-        """Return a small tensor of at most 4,096 values.
+        """Return a small tensor of at most 4,096 values. It is read, as torch would map all of its
+        file, which may be larger than the machine's memory.
 
         Raises
         ------
@@ -108,7 +113,13 @@ class CheckpointFiles(ForkSafe):
                 f"tensor {name!r} has shape {list(self.shape(name))}, expected at most "
                 f"{_MAX_VALUES} values"
             )
-        return self.store.load(name)[0].clone()
+        self.used.add(name)
+        dtype, extent = getattr(torch, self.dtype(name), None), self.store.extents(name)[0]
+        if extent is None or not isinstance(dtype, torch.dtype):
+            return self.store.load(name)[0].clone()
+        data = np.empty(extent[1], np.uint8)
+        self._file(self.store.infos[name][0].path).read_into(extent[0], data)
+        return torch.from_numpy(data).view(dtype).reshape(self.shape(name))
 
     def integers(self, name: str) -> tuple[int, ...]:
         """Return a small one-dimensional tensor of integers; errors as of `values`."""
@@ -129,6 +140,7 @@ class CheckpointFiles(ForkSafe):
             A tensor has no rows, or is of a dtype whose rows are not read, or is split over files,
             or tensors differ in dtype or width.
         """
+        self.used.update(names)
         return JoinedRows([self._rows(name) for name in names])
 
     def codes(self, *names: str) -> StoredCodes:

@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tolpack.sources.computed_table import ComputedTable
 from tolpack.sources.families.checkpoint_files import CheckpointFiles
 from tolpack.sources.protocol import TableSource
+from tolpack.sources.quantized_table import QuantizedTable
 from tolpack.sources.tensor_table import TensorTable
 
 
@@ -52,11 +54,18 @@ class TablesSummary:
 
 def summarize_tables(files: CheckpointFiles, tables: Iterable[TableSource]) -> TablesSummary:
     """Describe `tables` of `files`; no row is read."""
+    tensors = [name for name in files.store.infos if name not in files.used]
+    return summarize(str(files.path), files.model_type, tensors, tables)
+
+
+def summarize(
+    path: str, model_type: str, tensors: Iterable[str], tables: Iterable[TableSource]
+) -> TablesSummary:
+    """Describe `tables` of a file or folder that holds `tensors`; no row is read."""
     tables = tuple(tables)
     used = {name for table in tables for name in _tensors(table)}
-    left_over = tuple(name for name in files.store.infos if name not in used)
-    summaries = tuple(map(_summary, tables))
-    return TablesSummary(str(files.path), files.model_type, summaries, left_over)
+    left_over = tuple(name for name in tensors if name not in used)
+    return TablesSummary(path, model_type, tuple(map(_summary, tables)), left_over)
 
 
 def _summary(table: TableSource) -> TableSummary:
@@ -76,4 +85,8 @@ def _summary(table: TableSource) -> TableSummary:
 
 
 def _tensors(table: TableSource) -> list[str]:
-    return [part.name for part in table.parts] if isinstance(table, TensorTable) else []
+    if isinstance(table, ComputedTable):
+        return list(table.tensors)
+    if isinstance(table, TensorTable | QuantizedTable):
+        return [part.name for part in table.parts]
+    return []

@@ -8,6 +8,7 @@ Its hash is in the checkpoint as three tensors, which follow from the configurat
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from tolpack.errors import CheckpointError
 from tolpack.ngrams import NGramHash, qwen4_exp_hash
@@ -23,6 +24,7 @@ _TENSOR = (
     r"\.(?:shard(?:_|s\.)(?P<shard>\d{1,6})\.)?weight"
 )
 _MODEL_TYPES = ("qwen4_exp", "qwen4_exp_text")
+_HASH_TENSORS = ("layer_multipliers", "ngram_heads_vocab_sizes", "ngram_heads_offsets")
 _PURPOSE = "the n-gram embedding"
 
 
@@ -32,7 +34,7 @@ def _open_tables(files: CheckpointFiles) -> tuple[TableSource, ...] | None:
         shards = found.setdefault((int(match["layer"]), match["module"]), {})
         shards[name] = int(match["shard"] or 0)
     expected = [layer - 1 for layer in _ple_layer_ids(files)]
-    if not found and not (files.model_type in _MODEL_TYPES and expected):
+    if not found and not (is_qwen4_exp(files) and expected):
         return None
     layers = sorted(layer for layer, _ in found)
     if layers != expected:
@@ -63,7 +65,7 @@ def _open_table(
     heads = (files.setting("ngram_size", _PURPOSE, default=3) - 1) * files.setting(
         "heads_per_ngram", _PURPOSE, default=8
     )
-    ngrams = _ngram_hash(files, module, index)
+    ngrams = ngram_hash(files, [f"{module}.{one}" for one in _HASH_TENSORS], index)
     codes = files.codes(*names)
     width = _embed_dim(files) // heads
     _check_shape(files, codes.names, (codes.rows.rows, codes.width), (ngrams.table_rows, width))
@@ -84,8 +86,28 @@ def _check_shape(
         )
 
 
-def _ngram_hash(files: CheckpointFiles, module: str, index: int) -> NGramHash:
-    """Return the hash: from its tensors if they are there, else from the configuration."""
+def is_qwen4_exp(files: CheckpointFiles) -> bool:
+    """Whether the configuration is that of such a model."""
+    return files.model_type in _MODEL_TYPES
+
+
+def ngram_hash(files: CheckpointFiles, stored: Sequence[str], index: int = 0) -> NGramHash:
+    """Return the hash: from its tensors if they are there, else from the configuration.
+
+    Parameters
+    ----------
+    files : CheckpointFiles
+        The checkpoint.
+    stored : sequence of str
+        Names of the tensors: multipliers, sizes of the heads, and their first rows; or none.
+    index : int
+        Which of the layers that have a table.
+
+    Raises
+    ------
+    CheckpointError
+        A setting is missing, or the tensors do not fit the configuration.
+    """
     settings = {
         name: files.setting(name, _PURPOSE, default=default)
         for name, default in (
@@ -101,9 +123,7 @@ def _ngram_hash(files: CheckpointFiles, module: str, index: int) -> NGramHash:
         ple_layer_index=index,
         **settings,
     )
-    names = ("layer_multipliers", "ngram_heads_vocab_sizes", "ngram_heads_offsets")
-    stored = [f"{module}.{name}" for name in names]
-    if not all(map(files.has, stored)):
+    if not stored or not all(map(files.has, stored)):
         return computed
     multipliers, sizes, offsets = (files.integers(name) for name in stored)
     lengths = len(multipliers), len(sizes), len(offsets)
