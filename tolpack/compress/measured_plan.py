@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tolpack.compress.build import check_sources
 from tolpack.compress.make_plan import TableInputs, make_plan
 from tolpack.compress.settings import BuildSettings
 from tolpack.errors import memory_errors
+from tolpack.model.text import find_tokenizer
 from tolpack.runtime.progress import Reporter
 from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.open_source import open_tables
@@ -49,6 +51,8 @@ def preview_plan(
     ConfigError, CheckpointError
         As of `tolpack.build`.
     """
+    if inputs.text is not None:
+        inputs = replace(inputs, tokenizer=find_tokenizer(Path(checkpoint), inputs.tokenizer))
     sources = open_tables(checkpoint, options, layers)
     folder = Path(tempfile.gettempdir())
     with open_workspace(sources, folder, resources, reporter) as workspace:
