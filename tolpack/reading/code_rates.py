@@ -62,7 +62,7 @@ def code_rates(container: Container) -> list[CodeRate] | None:
     FormatError, FileAccessError
         A block that was read is damaged.
     """
-    if not all(_has_integers(encoding) for encoding in container.header.encodings):
+    if not all(_has_steps(encoding) for encoding in container.header.encodings):
         return None
     samples = _sampled(container)
     rows = np.concatenate([np.full(len(one.records), one.stands_for) for one in samples])
@@ -80,7 +80,7 @@ def code_rates(container: Container) -> list[CodeRate] | None:
     return rates
 
 
-def _has_integers(encoding: Encoding) -> bool:
+def _has_steps(encoding: Encoding) -> bool:
     parts = [part for field in encoding.fields for part in field]
     return all(isinstance(CODECS[part.codec], StepIntegerCodec) for part in parts)
 
