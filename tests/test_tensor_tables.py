@@ -133,30 +133,51 @@ def test_rows_that_were_read_last_are_kept_within_the_limit(tmp_path):
 
 
 FLOAT8_SCALES = {
-    "f8e4m3-step": lambda: torch.tensor(0.3),
-    "f8e4m3": lambda: torch.rand(9, 2) + 0.5,
-    "f8e4m3-e8m0": lambda: torch.exp2(torch.randint(-9, 9, (9, 2)).float()).to(
-        torch.float8_e8m0fnu
-    ),
+    torch.float32: ("f8e4m3", "float32"),
+    torch.bfloat16: ("f8e4m3", "float32"),
+    torch.float16: ("f8e4m3", "float32"),
+    torch.float8_e8m0fnu: ("f8e4m3-e8m0", "bfloat16"),
 }
 
 
-@pytest.mark.parametrize("codec", FLOAT8_SCALES)
-def test_fp8_codes_and_scales_are_as_stored(tmp_path, codec):
-    """Codes and scales of fp8 tensors, with one scale or one a group, bit for bit."""
-    tensor, scale = torch.randn(9, 8).to(torch.float8_e4m3fn), FLOAT8_SCALES[codec]()
+@pytest.mark.parametrize("scale_dtype", FLOAT8_SCALES)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_fp8_codes_and_scales_are_as_stored(tmp_path, scale_dtype, groups):
+    """Codes and scales of fp8 tensors with a scale for each group, bit for bit; narrow scales are
+    widened.
+    """
+    tensor = torch.randn(9, 8).to(torch.float8_e4m3fn)
+    scale = torch.exp2(torch.randn(9, groups)).to(scale_dtype)
     files = save(tmp_path / "m", {"e.weight": tensor, "e.weight_scale": scale})
     found = table(files, ["e.weight"])
-    assert found.fields[0].part.codec == codec
-    assert found.dtype == ("bfloat16" if codec == "f8e4m3-e8m0" else "float32")
+    assert (found.fields[0].part.codec, found.dtype) == FLOAT8_SCALES[scale_dtype]
     ids = np.array([8, 0, 3])
     scales, codes = found.stored_rows(0)(ids)
     assert np.array_equal(codes, bytes_of(tensor)[ids])
-    if scale.ndim:
-        assert np.array_equal(scales, bytes_of(scale)[ids])
-    scale = scale.float().reshape(-1, 1) if scale.ndim == 0 else scale.float()
-    expected = tensor.float() * scale.repeat_interleave(8 // scale.shape[1], dim=1)
+    wide = scale if scale_dtype == torch.float8_e8m0fnu else scale.float()
+    assert np.array_equal(scales, bytes_of(wide)[ids])
+    expected = tensor.float() * scale.float().repeat_interleave(8 // groups, dim=1)
     assert np.array_equal(found.field_rows(0)(ids), expected[ids].numpy())
+
+
+@pytest.mark.parametrize(("step", "dtype"), [(0.3, "float32"), (0.25, "bfloat16")])
+def test_fp8_with_one_scale_has_a_step(tmp_path, step, dtype):
+    """One scale for the whole tensor is the step of the part; values are codes times it."""
+    tensor, scale = torch.randn(9, 8).to(torch.float8_e4m3fn), torch.tensor(step)
+    found = table(save(tmp_path / "m", {"e.weight": tensor, "e.weight_scale": scale}), ["e.weight"])
+    part = found.fields[0].part
+    assert (part.codec, part.step, found.dtype) == ("f8e4m3-step", float(scale), dtype)
+    ids = np.array([8, 0, 3])
+    assert np.array_equal(found.stored_rows(0)(ids)[1], bytes_of(tensor)[ids])
+    assert np.array_equal(found.field_rows(0)(ids), (tensor.float() * scale)[ids].numpy())
+
+
+def test_products_that_overflow_are_refused(tmp_path):
+    """Finite codes and scales whose product is beyond float32 give an error, not infinity."""
+    tensor, scale = torch.full((9, 8), 448.0).to(torch.float8_e4m3fn), torch.full((9, 1), 3e38)
+    found = table(save(tmp_path / "m", {"e.weight": tensor, "e.weight_scale": scale}), ["e.weight"])
+    with pytest.raises(CheckpointError, match="NaN or Inf at token 4"):
+        found.field_rows(0)(np.array([4]))
 
 
 def test_fp8_fields_take_their_groups(tmp_path):

@@ -95,6 +95,7 @@ def build(
     map_name: str | None = None,
     key_map: str | Path | None = None,
     layers: int | None = None,
+    tensor: str | None = None,
     compute: str = "auto",
     max_memory: str | int = DEFAULT_MAX_MEMORY,
     threads: int | None = None,
@@ -102,12 +103,12 @@ def build(
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> BuildResult:
-    """Build a pack from a checkpoint or a plain table.
+    """Build a pack from a checkpoint, a model of a known family, or a plain table.
 
     Parameters
     ----------
     checkpoint : str or Path
-        See `tolpack.sources.open_source.open_source`.
+        See `tolpack.sources.open_source.open_tables`.
     output : str or Path, optional
         The pack; default: ``NAME.tolpack`` beside the checkpoint.
     rank : str or int
@@ -141,6 +142,9 @@ def build(
         records.
     layers : int, optional
         Layers of a two-dimensional plain table.
+    tensor : str, optional
+        Name of a tensor of the checkpoint that is the table, where that is not the table of a known
+        family; ``*`` stands for the numbers of a series.
     compute : str
         Dtype of the FFNs' products: ``"float32"``, ``"bfloat16"`` (not for 16 bits), or
         ``"auto"``: bfloat16 for large tables where the processor has instructions for it.
@@ -176,7 +180,8 @@ def build(
     inputs = CalibrationInputs(calibrate, frequencies, tokenizer)
     files = (calibrate, frequencies, tokenizer, config, key_map)
     resources = Resources(compute, max_memory, threads)
-    sources = open_tables(checkpoint, CheckpointOptions(config, arch, map_name, key_map), layers)
+    options = CheckpointOptions(config, arch, map_name, key_map)
+    sources = open_tables(checkpoint, options, layers, tensor)
     path = output_path(checkpoint, output, force, files)
     file = PackFile(path, lambda: check_unchanged(sources), overwrite=force, resume=resume)
     counted = inputs.gives_counts or sources[0].checkpoint is not None

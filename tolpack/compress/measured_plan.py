@@ -29,6 +29,7 @@ def preview_plan(
     inputs: CalibrationInputs,
     options: CheckpointOptions,
     layers: int | None,
+    tensor: str | None,
     resources: Resources,
     reporter: Reporter,
 ) -> list[dict[str, Any]]:
@@ -37,7 +38,7 @@ def preview_plan(
 
     Parameters
     ----------
-    checkpoint, options, layers
+    checkpoint, options, layers, tensor
         As of `tolpack.sources.open_source.open_tables`.
     settings, inputs : BuildSettings, CalibrationInputs
         What is asked for, and what is known of tokens.
@@ -53,7 +54,7 @@ def preview_plan(
     """
     if inputs.text is not None:
         inputs = replace(inputs, tokenizer=find_tokenizer(Path(checkpoint), inputs.tokenizer))
-    sources = open_tables(checkpoint, options, layers)
+    sources = open_tables(checkpoint, options, layers, tensor)
     folder = Path(tempfile.gettempdir())
     with open_workspace(sources, folder, resources, reporter) as workspace:
         check_sources(sources, reporter)

@@ -15,8 +15,11 @@ from tolpack.sources.tensor_rows import JoinedRows
 from tolpack.sources.tensor_table import Columns, TensorField, tensor_names
 
 FLOAT8 = "float8_e4m3fn"
-# By the dtype of scales: the codec, and the bytes of a scale.
-_SCALED = {"float8_e8m0fnu": ("f8e4m3-e8m0", 1), "float32": ("f8e4m3", 4)}
+# By the dtype of scales: the codec, and the bytes of a scale as stored.
+_SCALED = {
+    "float8_e8m0fnu": ("f8e4m3-e8m0", 1), "float32": ("f8e4m3", 4), "bfloat16": ("f8e4m3", 2),
+    "float16": ("f8e4m3", 2),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class StoredCodes:
     rows : JoinedRows
         Values in float32, float16 or bfloat16, or codes in fp8 (E4M3).
     scales : JoinedRows, optional
-        As many rows, with a scale for each group of codes: E8M0 or float32.
+        As many rows, with a scale for each group of codes: E8M0, float32, bfloat16 or float16.
     step : float, optional
         One scale for the whole tensor.
 

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.codecs.encodings import Part
 from tolpack.codecs.part_values import decode_values
+from tolpack.codecs.registry import CODECS
 from tolpack.container.preamble import MAX_FIELDS
 from tolpack.errors import CheckpointError
 from tolpack.ngrams import NGramHash
@@ -23,7 +25,13 @@ from tolpack.sources.checkpoint.tensors import DTYPE_BYTES
 from tolpack.sources.finite_bytes import bad_rows
 from tolpack.sources.identity import FileStates, rows_digest
 from tolpack.sources.last_rows import LastRows
-from tolpack.sources.protocol import FieldRows, SourceField, StoredRows
+from tolpack.sources.protocol import (
+    FLOAT_CODECS,
+    FieldRows,
+    SourceField,
+    StoredRows,
+    check_finite,
+)
 from tolpack.sources.recorded_hashes import RecordedHashes
 from tolpack.sources.tensor_rows import JoinedRows, TensorRows
 from tolpack.sources.uniform_table import UniformTable
@@ -42,7 +50,8 @@ class Columns:
 class TensorField:
     """A field, and the columns of its codes and scales, as ``field.part`` says.
 
-    ``scales`` is ``None`` where the codec has none in the rows.
+    ``scales`` is ``None`` where the codec has none in the rows. Scales in bfloat16 or float16 are
+    widened to float32, which the codec has.
     """
 
     field: SourceField
@@ -53,6 +62,15 @@ class TensorField:
     def columns(self) -> tuple[Columns, ...]:
         """Both, or the codes."""
         return (self.codes,) if self.scales is None else (self.codes, self.scales)
+
+    @property
+    def stored_bytes(self) -> tuple[int, int]:
+        """Bytes of the codes and of the scales in a row of the files."""
+        part, scales = self.field.part, self.scales
+        if scales is None:
+            return part.code_bytes, 0
+        count = part.scale_bytes // CODECS[part.codec].scale_bytes
+        return part.code_bytes, count * DTYPE_BYTES.get(scales.rows.dtype, 1)
 
 
 class TensorTable(UniformTable):
@@ -117,21 +135,25 @@ class TensorTable(UniformTable):
     def field_rows(self, field: int) -> FieldRows:
         """See `TableSource.field_rows`."""
         stored, part = self.stored_rows(field), self.fields[field].part
+        layer = self.fields[field].layer
 
         def rows(ids: NDArray[np.int64]) -> NDArray[np.float32]:
-            return decode_values(*stored(ids), part)
+            values = decode_values(*stored(ids), part)
+            check_finite(values, ids, layer)
+            return values
 
         return rows
 
     def stored_rows(self, field: int) -> StoredRows:
         """See `TableSource.stored_rows`."""
-        one = self.tensor_fields[field]
+        codes, scales = self.tensor_fields[field].codes, self.tensor_fields[field].scales
 
         def rows(ids: NDArray[np.int64]) -> tuple[Bytes, Bytes]:
-            codes = self._take(one.codes, ids)
-            if one.scales is None:
-                return np.empty((len(ids), 0), np.uint8), codes
-            return self._take(one.scales, ids), codes
+            if scales is None:
+                return np.empty((len(ids), 0), np.uint8), self._take(codes, ids)
+            return _float32_scales(self._take(scales, ids), scales.rows.dtype), self._take(
+                codes, ids
+            )
 
         return rows
 
@@ -185,9 +207,7 @@ class TensorTable(UniformTable):
 
     def _check_fields(self) -> None:
         for one in self.tensor_fields:
-            part = one.field.part
-            expected = (part.code_bytes, part.scale_bytes)[: len(one.columns)]
-            for columns, size in zip(one.columns, expected):
+            for columns, size in zip(one.columns, one.stored_bytes):
                 rows = columns.rows
                 fits = columns.first + size <= rows.row_bytes and columns.size == size
                 if rows.rows != self.rows or not fits:
@@ -196,6 +216,14 @@ class TensorTable(UniformTable):
                         f"{rows.rows} rows of {rows.row_bytes} bytes, expected {self.rows} rows "
                         f"with {size} bytes of {one.field.name} from byte {columns.first} on"
                     )
+
+
+def _float32_scales(scales: Bytes, dtype: str) -> Bytes:
+    """Return scales of a narrower dtype as float32, exactly, and others as they are."""
+    if dtype not in ("bfloat16", "float16"):
+        return scales
+    part = Part(FLOAT_CODECS[dtype], scales.shape[1] // DTYPE_BYTES[dtype])
+    return decode_values(scales[:, :0], scales, part).astype("<f4").view(np.uint8)
 
 
 def _check_distinct(rows: JoinedRows) -> None:
