@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from tolpack.cli import main
-from tolpack.errors import CheckpointError, ConfigError
+from tolpack.errors import CheckpointError, ConfigError, TolpackError
 from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.open_source import open_source, open_tables
 
@@ -344,3 +344,24 @@ def test_inspect_says_what_was_looked_for(tmp_path):
     result = CliRunner().invoke(main, ["inspect", str(folder)])
     assert result.exit_code != 0
     assert "Looked for" in result.output
+
+
+JUNK = [None, True, 0, -1, 3.5, 2**31, 2**70, "3", [], [0], [2**70], {}, [[1]], {"a": 1}]
+
+
+@pytest.mark.parametrize("family", ["gemma4", "qwen4_exp"])
+def test_junk_in_settings_is_refused_or_has_no_effect(saved, tmp_path, family):
+    """Any value in any setting gives a table or an error of tolpack that is soon there."""
+    tensors, config = read(saved[family][1])
+    folder = write(tmp_path / "m", tensors, config)
+    names = [name for name in config if "per_layer" in name or "ngram" in name or "ple" in name]
+    names += ["vocab_size", "hidden_size", "num_hidden_layers", "eos_token_id", "seed",
+              "text_config", "model_type"]  # fmt: skip
+    for name in names:
+        for value in JUNK:
+            text = json.dumps(config | {name: value})
+            (folder / "config.json").write_text(text, encoding="utf-8")
+            try:
+                assert open_tables(folder)[0].rows
+            except TolpackError as error:
+                assert len(str(error)) < 2000
