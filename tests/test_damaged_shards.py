@@ -142,6 +142,20 @@ def test_hashes_of_the_download_are_compared(folder, place):
         check(folder)
 
 
+def test_hashes_of_a_download_into_a_folder_above(folder):
+    """A download of several models keeps its records in the folder above."""
+    record(folder, ".cache/huggingface/download")
+    inner = folder / "inner"
+    inner.mkdir()
+    for path in folder.glob("*.*"):
+        if path.is_file():
+            path.rename(inner / path.name)
+    (folder / ".cache" / "huggingface" / "download").rename(folder / "records")
+    (folder / ".cache" / "huggingface" / "download").mkdir()
+    (folder / "records").rename(folder / ".cache" / "huggingface" / "download" / "inner")
+    assert "compared with the SHA-256" in check(inner)
+
+
 def test_links_into_the_hugging_face_cache_are_compared(folder):
     """In the cache of ``hf download`` a file is a link to a blob that is called by its hash."""
     blobs = folder.parent / f"{folder.name}-blobs" / "blobs"
