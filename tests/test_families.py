@@ -215,6 +215,14 @@ def test_gemma_without_its_table_is_refused(saved, tmp_path):
         open_source(write(tmp_path / "m", tensors, config))
 
 
+def test_gemma_in_another_quantization_is_refused_by_its_dtype(saved, tmp_path):
+    """Packed integers of other quantizers are named as such, not as a model of another shape."""
+    tensors, config = read(saved["gemma4"][1])
+    tensors[f"model.{PLE}"] = torch.zeros(48, 3, dtype=torch.int32)
+    with pytest.raises(CheckpointError, match="is int32 .* expected rows of float32"):
+        open_source(write(tmp_path / "m", tensors, config))
+
+
 def edited(tensors, number, change):
     """Return tensors with shard `number` of the n-gram embedding changed, or gone for ``None``."""
     name = f"{NGRAMS}.ngram_embedding.shard_{number}.weight"

@@ -31,6 +31,8 @@ from tolpack.sources.checkpoint.tensors import TensorStore
 _GAP_BYTES = 8 << 10
 # Bytes of a read of rows with gaps.
 _SPAN_BYTES = 4 << 20
+# Bytes of one call: some systems refuse 2 GiB.
+_READ_BYTES = 1 << 30
 # Rows of each tensor that are compared with those of others.
 _COMPARED_ROWS = 16
 _HAS_PREADV = hasattr(os, "preadv")
@@ -127,10 +129,10 @@ class RowsFile(ForkSafe):
 
     def _read(self, offset: int, out: memoryview) -> int:
         if _HAS_PREADV:
-            return os.preadv(self._fd, [out], offset)
+            return os.preadv(self._fd, [out[:_READ_BYTES]], offset)
         with self._lock:  # elsewhere seek and read must not be interleaved
             os.lseek(self._fd, offset, os.SEEK_SET)
-            data = os.read(self._fd, len(out))
+            data = os.read(self._fd, min(len(out), _READ_BYTES))
         out[: len(data)] = data
         return len(data)
 
