@@ -23,8 +23,9 @@ _PREAMBLE = struct.Struct("<8sHHIQQQQQI")
 _INTEGERS = (0, 1, 2, 3, 7, 8, 63, 64, 255, 256, 4095, 4096, 4097, 65535, 65536, 2**20, 2**31,
              2**32, 2**40, 2**48, 2**48 + 1, 2**62, 2**63 - 1, 2**63, 2**64, -1)  # fmt: skip
 _VALUES: tuple[Any, ...] = (
-           None, True, False, "", "a", "raw", "zstd", "f32", "f16", "bf16", "f8e4m3", "int8",
-           "int4", "step8", "step16", "basis", "coded_basis", "mean", "id_map", "xor", "sum",
+           None, True, False, "", "a", "raw", "zstd", "zstd-planes", "f32", "f16", "bf16",
+           "f8e4m3", "int8", "int4", "step8", "step16", "f8e4m3-e8m0", "f8e4m3-step", "q8_0",
+           "q4_0", "basis", "coded_basis", "mean", "id_map", "xor", "sum",
            "token_map", "blocks", "index", "float16", "float32", "uint32",
            1.0, 0.5, -2, [], {}, [1], [1, 1])  # fmt: skip
 _WORDS = tuple(struct.pack("<I", n) for n in (0, 1, 4, 0x7F80, 0x7F800000, 2**31, 2**32 - 1))
@@ -253,7 +254,8 @@ def _features(header: Any, known: int) -> int:
         bits = {
             codecs[p["codec"]] for e in header["encodings"] for f in e["fields"] for p in f["parts"]
         }
-        bits |= {8 + (e["frame"] != "zstd") for e in header["encodings"] if e["frame"] != "raw"}
+        frames = {"zstd": 8, "zstd-runs": 9, "zstd-planes": 10}
+        bits |= {frames[e["frame"]] for e in header["encodings"] if e["frame"] != "raw"}
         for table in header["tables"]:
             bits |= {16 for field in table["fields"] if field.get("basis") is not None}
             bits |= {17 for field in table["fields"] if field.get("mean") is not None}

@@ -284,7 +284,7 @@ def change_array(data, number, change):
 
 def change_raw_block(target, number, change):
     """Change a raw block of chunk 0 and reseal it."""
-    section = target.header.sections[3]
+    section = next(one for one in target.header.sections if one.kind == "blocks")
     offset = section.offset_bytes + 64 * number
     payload = target.data[offset : offset + 60]
     return reseal_block(target.data, offset, 64, 2 * number, change(payload))

@@ -36,6 +36,7 @@ from packs import (
     Layer,
     Recipe,
     Run,
+    Sample,
     forge,
     from_scratch,
     hand_framed,
@@ -46,10 +47,29 @@ from packs import (
     write,
 )
 
+from tolpack.codecs.encodings import Part
+from tolpack.ngrams import NGramHash
+
 FOLDER = Path(__file__).parents[1] / "formats" / "v1" / "malformed"
 _ONE_LAYER = (Layer((int8(8, 8),)),)
+_E8M0 = Recipe(8, (Layer((Part("f8e4m3-e8m0", 8, 4),)),), (Run(3, "raw", 2),))
+_Q8_0 = Recipe(8, (Layer((Part("q8_0", 8, 4),)),), (Run(3, "raw", 2),))
+_PLANES = Recipe(8, (Layer((Part("bf16", 8),)),), (Run(5, "zstd-planes", 2),))
 FRAMED = Recipe(8, _ONE_LAYER, (Run(5, "zstd", 2),))
 TWO_CHUNKS = Recipe(8, _ONE_LAYER, (Run(3, "raw", 2), Run(3, "raw", 2)))
+# Two tables of one kind: each with rows of its own, and compressed ids in the first.
+_HASH = NGramHash(
+    "sum", orders=(1, 2), sizes=(2, 3), offsets=(0, 2), multipliers=(1, 7), pad=0, boundary=1,
+    compressed_ids=np.array([0, 1, 2, 2], np.uint32),
+)  # fmt: skip
+TWO_TABLES = Recipe(
+    8,
+    _ONE_LAYER,
+    (Run(5, "raw", 2),),
+    ngrams=_HASH,
+    name="first",
+    more=(Recipe(8, _ONE_LAYER, (Run(5, "raw", 2),), name="second"),),
+)
 RANK4 = Recipe(8, (Layer((int8(4, 2),), rank=4),), (Run(3), Run(1)))
 # Codes that no file shows: `changed` is about a file that changes while it is open.
 NOT_FILES = {"changed"}
@@ -69,15 +89,17 @@ def cases(folder: Path) -> dict[str, tuple[str, bytes]]:
         "target": write(folder / "target", TARGET),
         "framed": write(folder / "framed", FRAMED),
         "two": write(folder / "two", TWO_CHUNKS),
+        "tables": write(folder / "tables", TWO_TABLES),
     }
-    target, framed, two = (sample.data for sample in samples.values())
+    target, framed, two, tables = (sample.data for sample in samples.values())
     smallest = write(folder / "smallest", RECIPES["smallest"]).data
     opening = preambles(target) | headers(target, smallest) | arrays(target) | fields(target)
-    opening |= chunks(two, framed) | large()
+    opening |= chunks(two, framed) | large() | shapes(tables)
     opening["no-data"] = forge(smallest, set_value(f"{FIELD0}.dropped", True))
     opening["rank"] = rebuilt(write(folder / "rank", RANK4).data, _one_row_less)
     found = {name: ("open", content) for name, content in opening.items()}
     contents = damaged(samples["target"], samples["framed"])
+    contents["block-checksum+table"] = _block_of_another_table(samples["tables"])
     contents |= written_wrongly(folder)
     found |= {name: ("rows", content) for name, content in contents.items()}
     found |= {name: ("verify", content) for name, content in hidden(samples).items()}
@@ -153,6 +175,40 @@ def fields(data: bytes) -> dict[str, bytes]:
         "encoding-fields": forge(data, set_value("tables.0.fields.1.dropped", False)),
         "unused-encoding": forge(data, lambda header: header["encodings"].append(encoding)),
     }
+
+
+def shapes(data: bytes) -> dict[str, bytes]:
+    """Packs of two tables, and of n-grams, that contradict themselves; `data`: of `TWO_TABLES`."""
+    features = split(data)[0]["required_features"]
+    ngrams = "tables.0.ngrams"
+
+    def other_encoding(header: dict) -> None:
+        header["encodings"].append(json.loads(json.dumps(header["encodings"][0])))
+        header["encodings"][1]["fields"] *= 2
+        header["tables"][1]["chunks"][0]["encoding"] = 1
+
+    return {
+        "table-name": forge(data, set_value("tables.1.name", "first")),
+        "row-count+table": forge(data, set_value("tables.1.rows", 4)),
+        "encoding-fields+table": forge(data, other_encoding),
+        "ngram-heads": forge(data, set_value(f"{ngrams}.offsets", [0, 3])),
+        "ngram-heads+lengths": forge(data, set_value(f"{ngrams}.sizes", [2])),
+        "ngram-heads+multipliers": forge(data, set_value(f"{ngrams}.multipliers", [1, 7, 1])),
+        "header-field+ngrams": forge(data, set_value(f"{ngrams}.orders", [0, 2])),
+        "section-kind+id-map": forge(
+            data, set_value("sections.0.kind", "mean"), required_features=features & ~(1 << 22)
+        ),
+        "array-shape+id-map": forge(data, set_value("sections.0.shape", [2, 2])),
+        "feature-mismatch+tables": forge(data, required_features=features & ~(1 << 25)),
+        "feature-mismatch+layers": forge(data, required_features=features | 1 << 27),
+    }
+
+
+def _block_of_another_table(sample: Sample) -> bytes:
+    """Put the first block of the second table in the place of that of the first."""
+    first, second = (sample.header.sections[n].offset_bytes for n in (1, 2))
+    data = sample.data
+    return data[:first] + data[second : second + 64] + data[first + 64 :]
 
 
 def _one_row_less(header: dict, contents: list) -> None:
@@ -254,7 +310,16 @@ def written_wrongly(folder: Path) -> dict[str, bytes]:
     window = write(folder / "window", FRAMED, compress=partial(hand_framed, window=11 << 3)).data
     coded = write(folder / "coded", GOLDEN_ONLY["coded-int8"]).data
     infinite = change_array(coded, 0, lambda old: b"\x80\x7f" + old[2:])
-    return {"frame-extent": longer, "frame": window, "scale-not-finite+basis": infinite}
+    more = write(folder / "more", _PLANES, compress=lambda data: plain_compress(data + b"a"))
+    e8m0, q8_0 = write(folder / "e8m0", _E8M0), write(folder / "q8_0", _Q8_0)
+    return {
+        "frame-extent": longer,
+        "frame": window,
+        "frame+planes": more.data,
+        "scale-not-finite+basis": infinite,
+        "scale-not-finite+e8m0": change_raw_block(e8m0, 0, lambda old: b"\xff" + old[1:]),
+        "scale-not-finite+q8_0": change_raw_block(q8_0, 0, lambda old: b"\x00\xfc" + old[2:]),
+    }
 
 
 def hidden(samples: dict) -> dict[str, bytes]:
@@ -268,6 +333,9 @@ def hidden(samples: dict) -> dict[str, bytes]:
     return {
         "padding": change_raw_block(target, 1, lambda old: old[:-1] + b"\1"),
         "padding+gap": _flipped(target.data, gap),
+        "id-map": change_array(
+            samples["tables"].data, 0, lambda old: old[:-4] + struct.pack("<I", 2**31)
+        ),
         "frame-extent+hole": change_index(rebuilt(framed.data, hole), 4, frame_lengths(framed)),
     }
 

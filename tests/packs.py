@@ -8,6 +8,7 @@ them.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import struct
@@ -23,9 +24,9 @@ from typing import Any
 import numpy as np
 import zstandard
 
-from tolpack.codecs.encodings import Encoding, Part
+from tolpack.codecs.encodings import Encoding, Part, record_words
 from tolpack.codecs.frames import compress as plain_compress
-from tolpack.codecs.frames import compress_runs
+from tolpack.codecs.frames import compress_planes, compress_runs
 from tolpack.codecs.part_values import encode_values
 from tolpack.codecs.record import record_layout
 from tolpack.container.blocks import encode_blocks
@@ -220,6 +221,20 @@ RECIPES = {
         (Run(9, "zstd-runs", 4), Run(5, "zstd-runs", 1)),
         shuffled=True,
     ),
+    "planes": Recipe(
+        40,
+        (
+            Layer((Part("bf16", 40),)),
+            Layer((Part("f32", 7), Part("f16", 33))),
+            Layer((Part("q8_0", 40, 32),)),
+            Layer((Part("f8e4m3", 40, 8),)),
+            Layer((step16(9, 0.001), int4(31, 8))),
+            Layer((Part("bf16", 30), Part("q4_0", 10, 4))),
+        ),
+        (Run(9, "zstd-planes", 4), Run(3, "zstd-planes", 1)),
+        shuffled=True,
+    ),
+    "planes-bf16": Recipe(33, _layers(Part("bf16", 33), 3), (Run(20, "zstd-planes", 6),)),
     "huge-values": Recipe(8, _layers(int4(8), 1), (Run(4),), magnitude=1e30),
     "f8e4m3-e8m0": Recipe(37, _layers(_F8_E8M0, 2), (Run(6, "raw", 4), Run(3, "zstd", 2))),
     "f8e4m3-step": Recipe(
@@ -419,8 +434,11 @@ def _write_chunks(
             encodings.append(encoding)
         part = [array[start : start + run.rows] for array in values]
         records = encode_records(encoding, part, seed)
-        runs = partial(compress_runs, records.shape[1])
-        compressor = runs if run.frame == "zstd-runs" else compress
+        compressor = compress
+        if run.frame == "zstd-runs":
+            compressor = partial(compress_runs, records.shape[1])
+        elif run.frame == "zstd-planes" and compress is plain_compress:
+            compressor = partial(compress_planes, record_words(parts))
         blocks, index = writer.add_chunk(
             encoding,
             start,
@@ -589,6 +607,8 @@ def _records(
                 if encoding["frame"] == "zstd-runs":
                     columns = _expanded(block, count * size)
                     block = b"".join(columns[n::count] for n in range(count))
+                if encoding["frame"] == "zstd-planes":
+                    block = _from_planes(block, encoding["fields"], count)
                 assert len(block) == count * size
             found += [(encoding, block[n * size : (n + 1) * size]) for n in range(count)]
             at += length
@@ -607,6 +627,45 @@ def _expanded(content: bytes, size: int) -> bytes:
             out.append(next(literals) if low == 8 else low if low < 8 else 240 + low)
     assert next(literals, None) is None
     return bytes(out.ljust(size, b"\0"))
+
+
+def _from_planes(content: bytes, fields: list[dict[str, Any]], rows: int) -> bytes:
+    """The records that the content of a zstd-planes frame stands for, word by word."""
+    words: dict[tuple[int, int], list[int]] = {}
+    end = 0
+    for area in (0, 1):
+        for _, part in _record_order(fields):
+            size = _word_sizes(part["codec"])[area]
+            for _ in range(_sizes(part)[area] // size):
+                words.setdefault((area, size), []).append(end)
+                end += size
+    records, at = bytearray(rows * end), 0
+    for area, size in itertools.product((0, 1), (4, 2, 1)):
+        places = [row * end + place for row in range(rows) for place in words.get((area, size), [])]
+        for n, place in enumerate(places):
+            number = sum(content[at + k * len(places) + n] << 8 * k for k in range(size))
+            if size > 1:
+                number = number >> 1 | (number & 1) << (8 * size - 1)
+            records[place : place + size] = number.to_bytes(size, "little")
+        at += size * len(places)
+    return bytes(records)
+
+
+def _word_sizes(codec: str) -> tuple[int, int]:
+    """Bytes of a scale (1 if there is none) and of a code, 1 for those that fill no 2 or 4."""
+    scale = {"f8e4m3": 4, "int8": 2, "int4": 2, "q8_0": 2, "q4_0": 2}.get(codec, 1)
+    return scale, {"f32": 4, "f16": 2, "bf16": 2, "step16": 2}.get(codec, 1)
+
+
+def _record_order(fields: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
+    """Parts in the order of a record, with the number of their field."""
+    depth = max(len(f["parts"]) for f in fields)
+    return [
+        (number, f["parts"][n])
+        for n in range(depth)
+        for number, f in enumerate(fields)
+        if n < len(f["parts"])
+    ]
 
 
 def _block_lengths(
@@ -636,13 +695,7 @@ def _sizes(part: dict[str, Any]) -> tuple[int, int]:
 
 def reference_record(fields: list[dict[str, Any]], record: bytes) -> list[list[float]]:
     """Decode one record: the stored values of each kept field, one at a time."""
-    depth = max(len(f["parts"]) for f in fields)
-    order = [
-        (number, f["parts"][n])
-        for n in range(depth)
-        for number, f in enumerate(fields)
-        if n < len(f["parts"])
-    ]
+    order = _record_order(fields)
     scale_at, code_at = 0, sum(_sizes(part)[0] for _, part in order)
     out: list[list[float]] = [[] for _ in fields]
     for number, part in order:

@@ -958,5 +958,6 @@ def test_result_as_json(memoryllm, tmp_path):
     assert set(result) == {"path", "bytes", "ratio_fp16", "bits_per_weight", "layers"}
     assert result["path"] == str(tmp_path / "p.tolpack")
     assert [set(layer) for layer in result["layers"]] == [
-        {"layer", "rank", "bits", "relative_error", "bytes", "entropy_bits", "gaussian_bits"}
-    ] * 3
+        {"layer", "rank", "bits", "relative_error", "bytes", "entropy_bits", "gaussian_bits",
+         "table"}
+    ] * 3  # fmt: skip

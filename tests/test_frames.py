@@ -1,12 +1,18 @@
 """zstd frames that are not what they should be are refused before anything large is allocated."""
 
+import numpy as np
 import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packs import memory_limit
+from packs import Layer, Recipe, Run, _from_planes, encode_records, memory_limit, write
+from test_record import FIELDS, specs
 
-from tolpack.codecs.frames import compress, decompress
+from tolpack.codecs.byte_planes import split_planes
+from tolpack.codecs.encodings import Encoding, Part, record_words
+from tolpack.codecs.frames import FRAMES, compress, decompress
+from tolpack.container.block_sizes import longest_frame
+from tolpack.container.blocks import stored_bytes
 from tolpack.errors import FormatError
 
 CONTENT = bytes(range(200)) * 5
@@ -137,3 +143,88 @@ def test_random_bytes_after_the_magic_number_are_refused(data):
         assert len(decompress(frame, 100, "here")) == 100
     except FormatError as error:
         assert error.code == "frame"
+
+
+# ---- zstd-planes ---------------------------------------------------------------------------------
+
+PLANES = FRAMES["zstd-planes"]
+BF16 = record_words(((Part("bf16", 100),),))
+
+
+def gaussian(rows, width):
+    """Records of bfloat16 numbers as a model has them: uint8 (rows, 2 · width)."""
+    values = np.random.default_rng(0).normal(0, 0.02, (rows, width)).astype("<f4")
+    return np.ascontiguousarray(values.view("<u2")[:, 1::2]).view(np.uint8)
+
+
+@settings(max_examples=150)
+@given(fields=FIELDS, rows=st.integers(1, 5), noise=st.booleans(), seed=st.integers(0, 99))
+def test_planes_come_back(fields, rows, noise, seed):
+    """Any bytes of any mix of codecs come back, as a slow reader of the specification has them."""
+    record, source = record_words(tuple(fields)), np.random.default_rng(seed)
+    data = source.integers(0, 256 if noise else 2, rows * record.record_bytes, np.uint8).tobytes()
+    frame = PLANES.compress(record, data)
+    assert PLANES.records(memoryview(frame), rows, record, "here").tobytes() == data
+    content = zstandard.ZstdDecompressor().decompress(frame)
+    assert _from_planes(content, specs(fields), rows) == data
+    assert len(frame) + 4 <= longest_frame("zstd-planes", len(data))
+
+
+def test_planes_by_hand():
+    """float32 scales, then bytes; codes of 2 bytes before those of 1, whatever their part."""
+    fields = ((Part("f8e4m3", 2, 2),), (Part("bf16", 2),), (Part("f16", 1),))
+    one = bytes.fromhex("000080bf0102803f80c00102")  # -1; codes; 1, -4 in bfloat16; f16
+    two = bytes.fromhex("0100004003040000fffffe7f")
+    planes = split_planes(one + two, record_words(fields))
+    # Rotated by one bit: -1 is 7f000001, 2.0 and a bit is 80000002; 7f00, 8101, 0402, 0000, …
+    expected = "0102000000007f8000010200fffc7f810400ffff01020304"
+    assert b"".join(planes).hex() == expected
+    assert [len(plane) for plane in planes] == [2, 2, 2, 2, 6, 6, 4]
+
+
+def test_planes_save_what_exponents_leave():
+    """Gaussian bfloat16 in blocks of 8 KB lose a quarter of their bytes at least, in any width."""
+    for rows, width in ((26, 160), (2, 2048), (1, 4096)):
+        record = record_words(((Part("bf16", width),),))
+        data = gaussian(rows, width).tobytes()
+        assert len(PLANES.compress(record, data)) < 0.68 * len(data)
+
+
+def test_noise_in_large_planes_stays_short():
+    """Planes that nothing can compress fit in the longest frame, also over 128 KiB."""
+    for codec, size in (("f32", 4), ("bf16", 2), ("f8e4m3-step", 1)):
+        part = Part(codec, 50_000, step=1.0 if size == 1 else None)
+        data = np.random.default_rng(0).bytes(9 * 50_000 * size)
+        frame = PLANES.compress(record_words(((part,),)), data)
+        assert len(frame) + 4 <= longest_frame("zstd-planes", len(data))
+
+
+@pytest.mark.parametrize("change", [
+    lambda data: compress(data[:-1]), lambda data: compress(data + b"a"), lambda data: b"",
+    lambda data: compress(data) + b"a", lambda data: compress(data) * 2, lambda data: data,
+    lambda data: zstandard.ZstdCompressor(write_content_size=False).compress(data),
+    lambda data: compress(data)[:-1], lambda data: compress(bytes(200_000_000)),
+])  # fmt: skip
+def test_planes_of_another_size_are_refused(change):
+    """Content that is not the records' bytes, or no plain frame, is a ``frame``."""
+    frame = change(gaussian(5, 100).tobytes())
+    with memory_limit(8), pytest.raises(FormatError) as caught:
+        PLANES.records(memoryview(frame), 5, BF16, "here")
+    assert (caught.value.code, caught.value.place) == ("frame", "here")
+
+
+def test_any_content_of_the_right_size_stands_for_records():
+    """A frame that was cut otherwise, or holds noise, decodes: every content has its records."""
+    content = np.random.default_rng(1).bytes(1000)
+    found = PLANES.records(memoryview(compress(content)), 5, BF16, "here")
+    assert b"".join(split_planes(found.tobytes(), BF16)) == content
+
+
+@pytest.mark.parametrize("frame", ["raw", "zstd", "zstd-planes"])
+def test_stored_bytes_are_those_of_the_sections(frame, tmp_path):
+    """What a sample of rows is said to take is what a chunk of them takes in a pack."""
+    parts = (Part("bf16", 50),)
+    sample = write(tmp_path / "pack", Recipe(50, (Layer(parts),), (Run(700, frame, 1),)))
+    records = encode_records(Encoding(frame, 1, (parts,)), sample.values)
+    sections = sum(section.length_bytes for section in sample.header.sections)
+    assert stored_bytes(records, Encoding(frame, 1, (parts,))) == sections

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from packs import GOLDEN_ONLY, RECIPES, split
+from packs import GOLDEN_ONLY, RECIPES, SHAPES, split
 
 import tolpack
 
@@ -14,18 +14,34 @@ FOLDER = Path(__file__).parents[1] / "formats" / "v1" / "golden"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.tolpack"))
 
 
-def close(found, name):
+def tables(name):
+    """Return the tables of a pack's header, and the name of each one's files without suffix."""
+    found = split((FOLDER / f"{name}.tolpack").read_bytes())[1]["tables"]
+    return [(one, f"{name}.{n}" if len(found) > 1 else name) for n, one in enumerate(found)]
+
+
+def close(found, table, files):
     """Whether rows are those that are stored; a basis multiplies in another order of summation."""
-    expected = np.load(FOLDER / f"{name}.npy")
-    header = split((FOLDER / f"{name}.tolpack").read_bytes())[1]
-    if not any("basis" in field for field in header["tables"][0]["fields"]):
+    expected = np.load(FOLDER / f"{files}.npy")
+    if not any("basis" in field for field in table["fields"]):
         return found.tobytes() == expected.tobytes()
     return np.allclose(found, expected, rtol=0, atol=1e-5 * abs(expected).max())
 
 
+def rows_of(pack):
+    """All rows of a pack, (tokens, values) if its fields differ in width."""
+    if len(set(pack.widths)) == 1:
+        return pack.rows(range(pack.vocab_size))
+    fields = [pack.rows(range(pack.vocab_size), [n])[:, 0] for n in range(pack.num_layers)]
+    return np.concatenate(fields, axis=1)
+
+
 def test_every_kind_of_pack_has_a_golden_one():
-    """The folder holds one pack for each recipe of the tests, and its rows."""
-    assert set(NAMES) == {*RECIPES, *GOLDEN_ONLY} == {path.stem for path in FOLDER.glob("*.npy")}
+    """The folder holds one pack for each recipe of the tests, its rows, and rows of texts."""
+    assert set(NAMES) == {*RECIPES, *GOLDEN_ONLY, *SHAPES}
+    wanted = {f"{files}.npy" for name in NAMES for _, files in tables(name)}
+    wanted |= {f"{f}.text.npy" for name in NAMES for one, f in tables(name) if "ngrams" in one}
+    assert {path.name for path in FOLDER.glob("*.npy")} == wanted
 
 
 def test_the_readme_lists_every_golden_pack():
@@ -46,9 +62,10 @@ def test_bases_that_are_all_coded_set_two_bits():
 @pytest.mark.parametrize("name", NAMES)
 def test_golden_packs_decode_to_their_rows(name):
     """Tolpack reads the stored rows, and finds nothing to complain of."""
-    with tolpack.open(FOLDER / f"{name}.tolpack") as pack:
-        assert close(pack.rows(range(pack.vocab_size)), name)
-        assert pack.verify() == []
+    for table, files in tables(name):
+        with tolpack.open(FOLDER / f"{name}.tolpack", table=table["name"]) as pack:
+            assert close(rows_of(pack), table, files)
+            assert pack.verify() == []
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -56,6 +73,19 @@ def test_golden_packs_decode_alike_from_the_specification(name):
     """``formats/v1/decode.py`` reads the stored rows."""
     decoder = runpy.run_path(str(FOLDER.parent / "decode.py"))["Pack"]
     data = (FOLDER / f"{name}.tolpack").read_bytes()
-    pack = decoder(data)
-    rows = np.stack([pack.row(token) for token in range(pack.table["rows"])])
-    assert close(rows.astype(np.float32), name)
+    for number, (table, files) in enumerate(tables(name)):
+        pack = decoder(data, number)
+        rows = np.stack([pack.row(token) for token in range(table["rows"])])
+        assert close(rows.astype(np.float32), table, files)
+
+
+@pytest.mark.parametrize(("name", "number"), [("ngrams", 0), ("two-tables", 1)])
+def test_texts_touch_the_rows_beside_golden_packs(name, number):
+    """Tolpack and ``decode.py`` hash the stored text to the stored rows."""
+    table, files = tables(name)[number]
+    expected = np.load(FOLDER / f"{files}.text.npy")
+    text, path = expected[:, 0].tolist(), FOLDER / f"{name}.tolpack"
+    with tolpack.open(path, table=table["name"]) as pack:
+        assert np.array_equal(pack.row_ids(text), expected[:, 1:])
+    decoder = runpy.run_path(str(FOLDER.parent / "decode.py"))["Pack"]
+    assert decoder(path.read_bytes(), number).row_ids(text) == expected[:, 1:].tolist()

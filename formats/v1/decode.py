@@ -113,6 +113,8 @@ class Pack:
             payload = zstandard.ZstdDecompressor().decompress(payload)
         if encoding["frame"] == "zstd-runs":
             payload = expanded(payload, rows * size, rows)
+        if encoding["frame"] == "zstd-planes":
+            payload = joined(payload, encoding, rows)
         at = row % per_block * size
         return payload[at : at + size]
 
@@ -163,6 +165,31 @@ def expanded(content: bytes, size: int, rows: int) -> bytes:  # §8
         if low:
             out.append(next(literals) if low == 8 else low if low < 8 else 240 + low)
     return np.frombuffer(out.ljust(size, b"\0"), np.uint8).reshape(-1, rows).T.tobytes()
+
+
+def joined(content: bytes, encoding: dict[str, Any], rows: int) -> bytes:  # §8
+    records, at = np.empty((rows, record_bytes(encoding)), np.uint8), 0
+    for size, places in words(encoding):
+        length = rows * len(places) * size
+        planes = np.frombuffer(content, np.uint8, length, at).reshape(size, rows, -1)
+        for k in range(size):
+            whole = planes[k] >> 1 | planes[(k + 1) % size] << 7 if size > 1 else planes[k]
+            records[:, places + k] = whole
+        at += length
+    return records.tobytes()
+
+
+def words(encoding: dict[str, Any]) -> list[tuple[int, Array]]:
+    """Sizes of words, in the order of their planes, and where in a record the words begin."""
+    found: dict[tuple[int, int], list[int]] = {}
+    end = 0
+    for area, length in enumerate((scale_bytes, code_bytes)):
+        for _, part in ordered_parts(encoding):
+            bits, scale_size = CODECS[part["codec"]]
+            size = max(1, bits // 8 if area else scale_size)
+            found.setdefault((area, -size), []).extend(range(end, end + length(part), size))
+            end += length(part)
+    return [(-size, np.array(places, int)) for (_, size), places in sorted(found.items())]
 
 
 def ordered_parts(encoding: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:  # §6

@@ -12,16 +12,19 @@ import struct
 import sys
 import zlib
 from collections.abc import Collection, Iterator
+from typing import Any
 
 import numpy as np
 import zstandard
 from validate_header import (
+    CODECS,
     SUPPORTED,
     BadPack,
     Entry,
     HeaderRules,
     array_bytes,
     ceil_div,
+    code_bytes,
     coded_part,
     longest_content,
     parts_of,
@@ -29,6 +32,8 @@ from validate_header import (
     record_bytes,
     scale_bytes,
 )
+
+Array = np.ndarray[Any, Any]
 
 EXPONENTS = {
     "float16": ("<u2", 0x7C00), "bfloat16": ("<u2", 0x7F80), "float32": ("<u4", 255 << 23),
@@ -128,6 +133,9 @@ class Check(HeaderRules):
                 self.scales(payload[:size], encoding, rows)
             elif encoding["frame"] == "zstd":
                 self.scales(self.frame(payload, size, size), encoding, rows)
+            elif encoding["frame"] == "zstd-planes":
+                content = self.frame(payload, size, size)
+                self.scales(joined(content, encoding, rows), encoding, rows)
             else:
                 content = self.frame(payload, 4, longest_content(encoding, rows))
                 self.scales(self.expanded(content, size, rows), encoding, rows)
@@ -210,6 +218,32 @@ class Check(HeaderRules):
             scales = array[:, at : at + size].tobytes()
             self.need(finite(scales, dtype), "scale-not-finite", "§7: finite scales")
             at += size
+
+
+def joined(content: bytes, encoding: Entry, rows: int) -> bytes:
+    """Put together the records whose words were cut into planes (§8)."""
+    records, at = np.empty((rows, record_bytes(encoding)), np.uint8), 0
+    for size, places in words(encoding):
+        length = rows * len(places) * size
+        planes = np.frombuffer(content, np.uint8, length, at).reshape(size, rows, -1)
+        for k in range(size):
+            whole = planes[k] >> 1 | planes[(k + 1) % size] << 7 if size > 1 else planes[k]
+            records[:, places + k] = whole
+        at += length
+    return records.tobytes()
+
+
+def words(encoding: Entry) -> list[tuple[int, Array]]:
+    """Sizes of words, in the order of their planes, and where in a record the words begin."""
+    found: dict[tuple[int, int], list[int]] = {}
+    end = 0
+    for area, length in enumerate((scale_bytes, code_bytes)):
+        for part in parts_of(encoding):
+            _, bits, scale_size = CODECS[part["codec"]]
+            size = max(1, bits // 8 if area else scale_size)
+            found.setdefault((area, -size), []).extend(range(end, end + length(part), size))
+            end += length(part)
+    return [(-size, np.array(places, int)) for (_, size), places in sorted(found.items())]
 
 
 def finite(data: bytes, dtype: str) -> bool:

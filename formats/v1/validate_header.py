@@ -14,14 +14,14 @@ Entry = dict[str, Any]
 Rule = Callable[[Any], bool]
 
 SUPPORTED = sum(
-    1 << bit for bit in (*range(10), *range(16, 20), 21, 22, *range(25, 28), *range(32, 36))
+    1 << bit for bit in (*range(11), *range(16, 20), 21, 22, *range(25, 28), *range(32, 36))
 )  # §9
 CODECS = {  # §7, §9: feature bit, bits of a code, bytes of a scale
     "f32": (0, 32, 0), "f16": (1, 16, 0), "bf16": (2, 16, 0), "f8e4m3": (3, 8, 4),
     "int8": (4, 8, 2), "int4": (5, 4, 2), "step8": (6, 8, 0), "step16": (7, 16, 0),
     "f8e4m3-e8m0": (32, 8, 1), "f8e4m3-step": (33, 8, 0), "q8_0": (34, 8, 2), "q4_0": (35, 4, 2),
 }  # fmt: skip
-FRAMES = {"raw": -1, "zstd": 8, "zstd-runs": 9}  # §8, §9: feature bit
+FRAMES = {"raw": -1, "zstd": 8, "zstd-runs": 9, "zstd-planes": 10}  # §8, §9: feature bit
 DTYPES = {"uint32": 4, "float16": 2, "float32": 4}
 ARRAYS = ("token_map", "basis", "mean", "coded_basis", "id_map")  # §5
 
@@ -372,8 +372,12 @@ def scale_bytes(part: Entry) -> int:
     return ceil_div(part["values"], part["group_size"]) * size if size else 0
 
 
+def code_bytes(part: Entry) -> int:
+    return ceil_div(part["values"] * CODECS[part["codec"]][1], 8)
+
+
 def part_bytes(part: Entry) -> int:
-    return scale_bytes(part) + ceil_div(part["values"] * CODECS[part["codec"]][1], 8)
+    return scale_bytes(part) + code_bytes(part)
 
 
 def record_bytes(encoding: Entry) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tolpack.codecs.byte_planes import WORD_BYTES, RecordWords, Words
 from tolpack.codecs.frames import FRAMES
 from tolpack.codecs.registry import CODECS
 
@@ -50,6 +51,12 @@ class Part:
         """Bytes of the scales and the codes."""
         return self.scale_bytes + self.code_bytes
 
+    @property
+    def word_bytes(self) -> tuple[int, int]:
+        """Bytes of a scale and of a code; 1 for codes that fill no 2 or 4 bytes."""
+        codec = CODECS[self.codec]
+        return codec.scale_bytes, max(1, codec.code_bits // 8)
+
 
 # How one field is stored: its values in order, cut into parts. The leading coefficients of a
 # basis, which are the largest, may so have more bits than the rest.
@@ -78,6 +85,39 @@ class Encoding:
     def is_compressed(self) -> bool:
         """Whether blocks are frames of different lengths, found through an index."""
         return FRAMES[self.frame].is_compressed
+
+    def record(self) -> RecordWords:
+        """Bytes of a record, and its words if the frame cuts them into planes: a new object."""
+        if self.frame == "zstd-planes":
+            return record_words(self.fields)
+        return RecordWords(sum(map(field_bytes, self.fields)), ())
+
+
+def ordered_parts(fields: tuple[FieldEncoding, ...]) -> list[tuple[int, int]]:
+    """Return (number of the field, number of the part) in the order of a record (SPEC §6)."""
+    depth = max(len(parts) for parts in fields)
+    return [
+        (field, n) for n in range(depth) for field, parts in enumerate(fields) if n < len(parts)
+    ]
+
+
+def record_words(fields: tuple[FieldEncoding, ...]) -> RecordWords:
+    """Return the bytes of a record, and the words of 4, 2 and 1 bytes in its scales and codes."""
+    parts = [fields[field][n] for field, n in ordered_parts(fields)]
+    stretches = [(0, part.word_bytes[0], part.scale_bytes) for part in parts if part.scale_bytes]
+    stretches += [(1, part.word_bytes[1], part.code_bytes) for part in parts]
+    spans: dict[tuple[int, int], list[slice]] = {
+        (area, size): [] for area in (0, 1) for size in WORD_BYTES
+    }
+    end = 0
+    for area, size, length in stretches:
+        own, start = spans[area, size], end
+        if own and own[-1].stop == start:
+            start = own.pop().start
+        end += length
+        own.append(slice(start, end))
+    words = tuple(Words(size, tuple(own)) for (_, size), own in spans.items() if own)
+    return RecordWords(end, words)
 
 
 def field_bytes(encoding: FieldEncoding) -> int:

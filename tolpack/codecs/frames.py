@@ -15,6 +15,7 @@ import numpy as np
 import zstandard
 
 from tolpack.codecs.block_split import block_bounds
+from tolpack.codecs.byte_planes import RecordWords, join_planes, split_planes
 from tolpack.codecs.zero_runs import decode_columns, encode_runs, longest_content
 from tolpack.errors import FormatError
 from tolpack.runtime.array_types import Bytes
@@ -23,8 +24,8 @@ from tolpack.runtime.array_types import Bytes
 # has: levels 1 to 19 save the same on 4-bit records (docs/lab-notes.md).
 LEVEL = 3
 
-# Where runs were cut short a match finder finds nothing, and had better not look.
-_RUNS_PARAMETERS = {"strategy": zstandard.STRATEGY_FAST, "min_match": 7, "hash_log": 6}
+# Where runs were cut short, and in planes, a match finder finds nothing, and had better not look.
+_HUFFMAN_PARAMETERS = {"strategy": zstandard.STRATEGY_FAST, "min_match": 7, "hash_log": 6}
 _END_OF_BLOCK = zstandard.COMPRESSOBJ_FLUSH_BLOCK
 
 _local = threading.local()
@@ -45,19 +46,32 @@ def compress_runs(record_bytes: int, data: bytes) -> bytes:
 
     Its blocks end where other symbols begin to be frequent: each has its own Huffman table.
     """
-    if not hasattr(_local, "runs_compressor"):
-        parameters = zstandard.ZstdCompressionParameters.from_level(
-            1, write_content_size=True, **_RUNS_PARAMETERS
-        )
-        _local.runs_compressor = zstandard.ZstdCompressor(compression_params=parameters)
     columns = np.frombuffer(data, np.uint8).reshape(-1, record_bytes).T.ravel()
     content = encode_runs(columns)
     bounds = block_bounds(np.frombuffer(content, np.uint8))
-    stream = _local.runs_compressor.compressobj(size=len(content))
-    pieces: list[bytes] = []
-    for start, stop in zip(bounds, bounds[1:]):
-        pieces += stream.compress(content[start:stop]), stream.flush(_END_OF_BLOCK)
-    return b"".join([*pieces, stream.flush()])
+    return _compress_apart([content[start:stop] for start, stop in zip(bounds, bounds[1:])])
+
+
+def compress_planes(record: RecordWords, data: bytes) -> bytes:
+    """Return one ``zstd-planes`` frame of records, for numbers as models store them.
+
+    Each plane has a Huffman table of its own, or stays as it is if it is noise.
+    """
+    return _compress_apart(split_planes(data, record))
+
+
+def _compress_apart(pieces: list[bytes]) -> bytes:
+    """Return one frame of `pieces` in turn, each of which begins a zstd block."""
+    if not hasattr(_local, "huffman_compressor"):
+        parameters = zstandard.ZstdCompressionParameters.from_level(
+            1, write_content_size=True, **_HUFFMAN_PARAMETERS
+        )
+        _local.huffman_compressor = zstandard.ZstdCompressor(compression_params=parameters)
+    stream = _local.huffman_compressor.compressobj(size=sum(map(len, pieces)))
+    found: list[bytes] = []
+    for piece in pieces[:-1]:
+        found += stream.compress(piece), stream.flush(_END_OF_BLOCK)
+    return b"".join([*found, stream.compress(pieces[-1]), stream.flush()])
 
 
 def decompress(frame: bytes | memoryview, size: int, place: str) -> bytes:
@@ -77,14 +91,26 @@ def decompress_runs(frame: bytes | memoryview, rows: int, record_bytes: int, pla
     return decode_columns(content, rows, record_bytes, place)
 
 
-def _decompress_records(payload: memoryview, rows: int, record_bytes: int, place: str) -> Bytes:
-    data = decompress(payload, rows * record_bytes, place)
-    return np.frombuffer(data, np.uint8).reshape(rows, record_bytes)
+def decompress_planes(
+    frame: bytes | memoryview, rows: int, record: RecordWords, place: str
+) -> Bytes:
+    """Decompress one ``zstd-planes`` frame: uint8 (rows, record_bytes); else as `decompress`."""
+    return join_planes(decompress(frame, rows * record.record_bytes, place), rows, record)
 
 
-def _raw_records(payload: memoryview, rows: int, record_bytes: int, place: str) -> Bytes:
+def _decompress_records(payload: memoryview, rows: int, record: RecordWords, place: str) -> Bytes:
+    data = decompress(payload, rows * record.record_bytes, place)
+    return np.frombuffer(data, np.uint8).reshape(rows, record.record_bytes)
+
+
+def _runs_records(payload: memoryview, rows: int, record: RecordWords, place: str) -> Bytes:
+    return decompress_runs(payload, rows, record.record_bytes, place)
+
+
+def _raw_records(payload: memoryview, rows: int, record: RecordWords, place: str) -> Bytes:
     """View the records; zeros may follow them."""
-    return np.frombuffer(payload, np.uint8, rows * record_bytes).reshape(rows, record_bytes)
+    size = record.record_bytes
+    return np.frombuffer(payload, np.uint8, rows * size).reshape(rows, size)
 
 
 def _decompress(frame: bytes | memoryview, least: int, most: int, place: str) -> bytes:
@@ -122,17 +148,17 @@ class Frame:
         Takes the bytes of a block's records; gives those of the longest content that a frame of
         them may have.
     records : callable
-        Takes a block's payload, its rows, the bytes of a record, and the place to name in errors;
+        Takes a block's payload, its rows, the words of a record, and the place to name in errors;
         gives the records, uint8 (rows, record_bytes). Raises `FormatError`, code ``frame``.
     compress : callable or None
-        Takes the bytes of a record and those of a block's records; gives the payload, of a length
-        of its own. ``None``: records are stored as they are.
+        Takes the words of a record and the bytes of a block's records; gives the payload, of a
+        length of its own. ``None``: records are stored as they are.
     """
 
     feature_bit: int | None
     longest_content: Callable[[int], int]
-    records: Callable[[memoryview, int, int, str], Bytes]
-    compress: Callable[[int, bytes], bytes] | None
+    records: Callable[[memoryview, int, RecordWords, str], Bytes]
+    compress: Callable[[RecordWords, bytes], bytes] | None
 
     @property
     def is_compressed(self) -> bool:
@@ -144,5 +170,11 @@ class Frame:
 FRAMES = {
     "raw": Frame(None, _as_long, _raw_records, None),
     "zstd": Frame(8, _as_long, _decompress_records, lambda _, data: compress(data)),
-    "zstd-runs": Frame(9, longest_content, decompress_runs, compress_runs),
+    "zstd-runs": Frame(
+        9,
+        longest_content,
+        _runs_records,
+        lambda record, data: compress_runs(record.record_bytes, data),
+    ),
+    "zstd-planes": Frame(10, _as_long, decompress_planes, compress_planes),
 }

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tolpack.codecs import kernels
 from tolpack.codecs.bfloat16 import rounded_to_bfloat16
 from tolpack.codecs.codec import scale_not_finite
-from tolpack.codecs.encodings import FieldEncoding, Part
+from tolpack.codecs.encodings import FieldEncoding, Part, ordered_parts
 from tolpack.codecs.part_values import decode_values, encode_values
 from tolpack.codecs.registry import CODECS
 from tolpack.runtime.array_types import Bytes, Floats
@@ -174,12 +174,9 @@ class RecordLayout:
 
 def record_layout(fields: tuple[FieldEncoding, ...]) -> RecordLayout:
     """Lay out the records of kept `fields`."""
-    depth = max(len(parts) for parts in fields)
     segments = [
-        (field, parts[n], sum(part.values for part in parts[:n]))
-        for n in range(depth)
-        for field, parts in enumerate(fields)
-        if n < len(parts)
+        (field, fields[field][n], sum(part.values for part in fields[field][:n]))
+        for field, n in ordered_parts(fields)
     ]
     scale_at, code_at = 0, sum(part.scale_bytes for _, part, _ in segments)
     runs: list[Run] = []

@@ -18,6 +18,7 @@ from tolpack.commands.options import (
     refuse_two_maps,
     resource_options,
     target_options,
+    tensor_option,
     tokenizer_option,
 )
 from tolpack.commands.terminal import Terminal, checked, echo
@@ -52,6 +53,7 @@ from tolpack.report import tables
 @tokenizer_option
 @checkpoint_options
 @layers_option
+@tensor_option
 @resource_options
 @click.option("--resume", is_flag=True, help="Continue an interrupted build.")
 @click.option("--force", is_flag=True, help="Replace an existing pack.")
@@ -59,8 +61,9 @@ from tolpack.report import tables
 def build(checkpoint: Path, bits: str, as_json: bool, **settings: Any) -> None:
     """Build a pack from CHECKPOINT.
 
-    CHECKPOINT is a .pt or .pth, a .safetensors, a folder with config.json and .safetensors, or a
-    plain table (.npy, .h5, .safetensors) of shape [vocab, layers, hidden].
+    CHECKPOINT is a .pt or .pth, a .safetensors, a .gguf, a folder with config.json and
+    .safetensors, or a plain table (.npy, .h5, .safetensors) of shape [vocab, layers, hidden].
+    Tables of other families than MemoryLLM (docs/families.md) are recognised by config and names.
 
     --calibrate gives token counts and the loss metrics of auto. --max-ppl-increase is measured on
     the last fifth of the calibration text. Without --calibrate, auto samples a text from the model.
@@ -71,6 +74,8 @@ def build(checkpoint: Path, bits: str, as_json: bool, **settings: Any) -> None:
     tolpack build model.pt --bits auto --rank auto --max-ppl-increase 1%
     tolpack build model.pt --bits 8 --drop 3,7-9 --frequencies counts.npy
     tolpack build table.npy --layers 24 --bits 16
+    tolpack build gemma-3n-E2B/ --bits lossless
+    tolpack build model/ --tensor model.embed_tokens.weight --bits 8
     """
     names = ("drop", "size", "max_ppl_increase", "compression", "max_relative_error")
     given = tuple(settings[name] for name in names)

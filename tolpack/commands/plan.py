@@ -17,6 +17,7 @@ from tolpack.commands.options import (
     resource_options,
     take_checkpoint_options,
     target_options,
+    tensor_option,
     tokenizer_option,
 )
 from tolpack.commands.terminal import Terminal, checked, echo
@@ -47,6 +48,7 @@ _MEASURED = ("size", "max_ppl_increase", "max_relative_error", "calibrate", "fre
 @tokenizer_option
 @checkpoint_options
 @layers_option
+@tensor_option
 @resource_options
 @json_option
 def plan(checkpoint: Path, as_json: bool, **settings: Any) -> None:
@@ -71,7 +73,7 @@ def plan(checkpoint: Path, as_json: bool, **settings: Any) -> None:
 def _show_predicted(checkpoint: Path, as_json: bool, settings: dict[str, Any]) -> None:
     from tolpack.compress.size_prediction import predict_checkpoint
 
-    names = ("rank", "bits", "drop", "layers")
+    names = ("rank", "bits", "drop", "layers", "tensor")
     given = {name: settings[name] for name in names}
     plans = predict_checkpoint(
         checkpoint, checkpoint_options=take_checkpoint_options(settings), **given
@@ -100,7 +102,7 @@ def _show_measured(checkpoint: Path, as_json: bool, settings: dict[str, Any]) ->
     resources = Resources(*(settings[name] for name in ("compute", "max_memory", "threads")))
     found = preview_plan(
         checkpoint, parsed, inputs, take_checkpoint_options(settings), settings["layers"],
-        resources, Terminal(),
+        settings["tensor"], resources, Terminal(),
     )  # fmt: skip
     if as_json:
         print_json({"plans": [], "plan": found[0], "tables": found})

@@ -25,6 +25,7 @@ from tolpack.compress.write import PackFile, write
 from tolpack.container.atomic_write import check_output
 from tolpack.container.local_sink import check_unfinished
 from tolpack.errors import ConfigError, memory_errors
+from tolpack.model.text import find_tokenizer
 from tolpack.pack import Pack
 from tolpack.reading.summary import bits_per_weight, layer_summaries, ratio_fp16
 from tolpack.runtime.pool import processor_count
@@ -42,10 +43,11 @@ _SAMPLE_TOKENS = 512
 
 @dataclass(frozen=True, slots=True)
 class LayerResult:
-    """One layer of a finished pack.
+    """One layer of a table of a finished pack.
 
-    ``relative_error`` is ``√(Σ‖row - packed row‖² / Σ‖row‖²)`` over evenly spaced tokens, ``None``
-    for a dropped layer; ``entropy_bits`` and ``gaussian_bits`` as in `tolpack.reading.code_rates`.
+    ``table``: its name; ``relative_error`` is ``√(Σ‖row - packed row‖² / Σ‖row‖²)`` over evenly
+    spaced tokens, ``None`` for a dropped layer; ``entropy_bits`` and ``gaussian_bits`` as in
+    `tolpack.reading.code_rates`.
     """
 
     layer: int
@@ -55,6 +57,7 @@ class LayerResult:
     bytes: int
     entropy_bits: float | None = None
     gaussian_bits: float | None = None
+    table: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,7 @@ def build(
     map_name: str | None = None,
     key_map: str | Path | None = None,
     layers: int | None = None,
+    tensor: str | None = None,
     compute: str = "auto",
     max_memory: str | int = DEFAULT_MAX_MEMORY,
     threads: int | None = None,
@@ -99,12 +103,12 @@ def build(
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> BuildResult:
-    """Build a pack from a checkpoint or a plain table.
+    """Build a pack from a checkpoint, a model of a known family, or a plain table.
 
     Parameters
     ----------
     checkpoint : str or Path
-        See `tolpack.sources.open_source.open_source`.
+        See `tolpack.sources.open_source.open_tables`.
     output : str or Path, optional
         The pack; default: ``NAME.tolpack`` beside the checkpoint.
     rank : str or int
@@ -138,6 +142,9 @@ def build(
         records.
     layers : int, optional
         Layers of a two-dimensional plain table.
+    tensor : str, optional
+        Name of a tensor of the checkpoint that is the table, where that is not the table of a known
+        family; ``*`` stands for the numbers of a series.
     compute : str
         Dtype of the FFNs' products: ``"float32"``, ``"bfloat16"`` (not for 16 bits), or
         ``"auto"``: bfloat16 for large tables where the processor has instructions for it.
@@ -168,10 +175,13 @@ def build(
     settings = BuildSettings.parse(
         rank, bits, drop, size, max_ppl_increase, compression, max_relative_error
     )
+    if calibrate is not None:
+        tokenizer = find_tokenizer(Path(checkpoint), tokenizer)
     inputs = CalibrationInputs(calibrate, frequencies, tokenizer)
     files = (calibrate, frequencies, tokenizer, config, key_map)
     resources = Resources(compute, max_memory, threads)
-    sources = open_tables(checkpoint, CheckpointOptions(config, arch, map_name, key_map), layers)
+    options = CheckpointOptions(config, arch, map_name, key_map)
+    sources = open_tables(checkpoint, options, layers, tensor)
     path = output_path(checkpoint, output, force, files)
     file = PackFile(path, lambda: check_unchanged(sources), overwrite=force, resume=resume)
     counted = inputs.gives_counts or sources[0].checkpoint is not None
@@ -283,20 +293,29 @@ def _default_output(source: Path) -> Path:
 
 def _result(file: PackFile, sources: Sequence[TableSource], reporter: Reporter) -> BuildResult:
     """Open the finished pack and compare a sample of it with the source."""
-    source = sources[0]
+    layers: list[LayerResult] = []
+    for source in sources:
+        layers += _layer_results(file, source, reporter)
+    with Pack(file.path, table=sources[0].name) as pack:
+        ratio, bits = ratio_fp16(pack.container), bits_per_weight(pack.container)
+        return BuildResult(file.path, pack.nbytes, ratio, bits, tuple(layers))
+
+
+def _layer_results(file: PackFile, source: TableSource, reporter: Reporter) -> list[LayerResult]:
     ids = np.arange(0, source.rows, max(1, source.rows // _SAMPLE_TOKENS))
-    layers = []
-    total = len(source.fields) * len(ids)
-    with Pack(file.path) as pack, reporter.phase("checking", total, "rows") as done:
-        for summary in layer_summaries(pack.container):
+    layers, total = [], len(source.fields) * len(ids)
+    with (
+        Pack(file.path, table=source.name) as pack,
+        reporter.phase("checking", total, "rows") as done,
+    ):
+        for number, summary in enumerate(layer_summaries(pack.container)):
             error = None
             if summary.bytes:
-                multiplier = np.float32(source.fields[summary.layer].multiplier)
-                rows = source.field_rows(summary.layer)(ids) * multiplier
-                difference = pack.rows(ids, layers=[summary.layer])[:, 0] - rows
+                multiplier = np.float32(source.fields[number].multiplier)
+                rows = source.field_rows(number)(ids) * multiplier
+                difference = pack.rows(ids, layers=[number])[:, 0] - rows
                 norm = float(np.square(rows, dtype=np.float64).sum())
                 error = float(np.sqrt(np.square(difference, dtype=np.float64).sum() / (norm or 1)))
             done(len(ids))
-            layers.append(LayerResult(**asdict(summary), relative_error=error))
-        ratio, bits = ratio_fp16(pack.container), bits_per_weight(pack.container)
-        return BuildResult(file.path, pack.nbytes, ratio, bits, tuple(layers))
+            layers.append(LayerResult(**asdict(summary), relative_error=error, table=source.name))
+    return layers

@@ -73,4 +73,6 @@ def encode_chunk(
         records = plan.encoder.records(
             source, plan.token_ids(chunk), chunk, layout, workspace.limits, pool, done
         )
-        yield from encode_blocks(records, encoding, chunk.first_slot, plan.pack_id)
+        yield from encode_blocks(
+            records, encoding, chunk.first_slot, plan.pack_id, table=plan.number
+        )

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tolpack.codecs.encodings import Encoding, field_bytes
-from tolpack.codecs.frames import FRAMES
 from tolpack.compress.chunks import ChunkSpan
 from tolpack.compress.fixed.encoding_choice import raw_chunk_bytes
-from tolpack.container.crc import CHECKSUM_BYTES
+from tolpack.container.blocks import stored_bytes
 from tolpack.container.index import index_bytes
 from tolpack.runtime.array_types import Bytes
 
@@ -18,12 +17,7 @@ MIN_SAVING = 0.03
 
 def frame_saving(records: Bytes, encoding: Encoding) -> float:
     """Return the share of `records`, uint8 (n, record_bytes), that frames of `encoding` save."""
-    compress, rows = FRAMES[encoding.frame].compress, encoding.rows_per_block
-    if compress is None:
-        return 0.0
-    blocks = [records[n : n + rows].tobytes() for n in range(0, len(records), rows)]
-    frames = [compress(records.shape[1], block) for block in blocks]
-    return 1 - sum(len(frame) + CHECKSUM_BYTES for frame in frames) / records.size
+    return 1 - stored_bytes(records, encoding) / records.size
 
 
 def chunk_encodings(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tolpack.compress.build import check_sources
 from tolpack.compress.make_plan import TableInputs, make_plan
 from tolpack.compress.settings import BuildSettings
 from tolpack.errors import memory_errors
+from tolpack.model.text import find_tokenizer
 from tolpack.runtime.progress import Reporter
 from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.open_source import open_tables
@@ -27,6 +29,7 @@ def preview_plan(
     inputs: CalibrationInputs,
     options: CheckpointOptions,
     layers: int | None,
+    tensor: str | None,
     resources: Resources,
     reporter: Reporter,
 ) -> list[dict[str, Any]]:
@@ -35,7 +38,7 @@ def preview_plan(
 
     Parameters
     ----------
-    checkpoint, options, layers
+    checkpoint, options, layers, tensor
         As of `tolpack.sources.open_source.open_tables`.
     settings, inputs : BuildSettings, CalibrationInputs
         What is asked for, and what is known of tokens.
@@ -49,7 +52,9 @@ def preview_plan(
     ConfigError, CheckpointError
         As of `tolpack.build`.
     """
-    sources = open_tables(checkpoint, options, layers)
+    if inputs.text is not None:
+        inputs = replace(inputs, tokenizer=find_tokenizer(Path(checkpoint), inputs.tokenizer))
+    sources = open_tables(checkpoint, options, layers, tensor)
     folder = Path(tempfile.gettempdir())
     with open_workspace(sources, folder, resources, reporter) as workspace:
         check_sources(sources, reporter)

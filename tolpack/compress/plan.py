@@ -8,6 +8,7 @@ tables has one plan for each of them.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -21,11 +22,12 @@ from tolpack.codecs.encodings import Encoding, Part
 from tolpack.codecs.frames import LEVEL
 from tolpack.codecs.record import RecordLayout
 from tolpack.compress.settings import BuildSettings, dropped_layers
-from tolpack.container.header import Chunk, Field, Table
+from tolpack.container.header import Chunk, Field, Section, Table
+from tolpack.container.ngram_header import NGrams
 from tolpack.container.preamble import VERSION
 from tolpack.errors import ConfigError
 from tolpack.runtime.array_types import Bytes, Ints
-from tolpack.runtime.scratch import SpilledArray
+from tolpack.runtime.scratch import SpilledArray, in_memory
 from tolpack.sources.protocol import SourceField, TableSource
 from tolpack.version import __version__
 from tolpack.workspace.limits import Limits
@@ -55,6 +57,11 @@ class PlannedArray:
     kind: str
     values: SpilledArray
     part: Part | None = None
+
+
+def planned_array(kind: str, dtype: str, shape: tuple[int, ...], item_bytes: int) -> Section:
+    """Return an array section that is yet to be written."""
+    return Section(kind, 0, item_bytes * math.prod(shape), 0, dtype, shape)
 
 
 class RecordEncoder(Protocol):
@@ -144,9 +151,13 @@ class Plan:
             for field in self.table.fields
         )
         chunks = [replace(chunk, encoding=chunk.encoding + first_encoding) for chunk in chunks]
+        ngrams = self.table.ngrams
+        if ngrams is not None:
+            ngrams = replace(ngrams, id_map=moved(ngrams.id_map))
         return replace(
-            self.table, fields=fields, chunks=tuple(chunks), token_map=moved(self.table.token_map)
-        )
+            self.table, fields=fields, chunks=tuple(chunks),
+            token_map=moved(self.table.token_map), ngrams=ngrams,
+        )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         """Return the decisions as plain values for JSON: not the order of tokens, the values of
@@ -279,9 +290,35 @@ class PlanInputs:
         """Return what the header says of the table, without chunks; `arrays` are the kinds of its
         first sections.
         """
-        token_map = arrays.index("token_map") if "token_map" in arrays else None
-        multiplier = self.source.fields[0].multiplier
-        return Table(self.source.name, self.source.rows, tuple(fields), (), token_map, multiplier)
+        source, places = self.source, {kind: number for number, kind in enumerate(arrays)}
+        ngrams = source.ngrams
+        return Table(
+            source.name, source.rows, tuple(fields), (), places.get("token_map"),
+            source.fields[0].multiplier,
+            None if ngrams is None else NGrams.of(ngrams, places.get("id_map")),
+        )  # fmt: skip
+
+    def row_arrays(self) -> list[PlannedArray]:
+        """Return the arrays by which rows are found: the token map and the compressed ids, where
+        there are any.
+        """
+        order, ngrams, arrays = self.stats.order, self.source.ngrams, []
+        if not order.identity:
+            token_map = order.token_map().astype(np.uint32)
+            arrays.append(PlannedArray("token_map", in_memory(token_map)))
+        if ngrams is not None and ngrams.compressed_ids is not None:
+            arrays.append(PlannedArray("id_map", in_memory(ngrams.compressed_ids)))
+        return arrays
+
+    def row_sections(self) -> list[Section]:
+        """Return the sections of `row_arrays`, yet to be written."""
+        order, ngrams, sections = self.stats.order, self.source.ngrams, []
+        if not order.identity:
+            sections.append(planned_array("token_map", "uint32", (order.rows,), 4))
+        if ngrams is not None and ngrams.compressed_ids is not None:
+            shape = ngrams.compressed_ids.shape
+            sections.append(planned_array("id_map", "uint32", shape, 4))
+        return sections
 
     @property
     def has_basis(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from tolpack.compress.settings import dropped_layers, parse_drop, parse_rank
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, align
 from tolpack.errors import ConfigError
 from tolpack.sources.checkpoint.options import CheckpointOptions
-from tolpack.sources.open_source import open_source
+from tolpack.sources.open_source import open_tables
 from tolpack.sources.protocol import TableSource
 
 
@@ -46,6 +46,21 @@ class SizePrediction:
     paper_bytes: int
     ffn_bytes: int | None
 
+    def with_table(self, other: SizePrediction) -> SizePrediction:
+        """Return the cost of a pack of these tables and another one."""
+        fp16 = self.ratio_fp16 * self.bytes + other.ratio_fp16 * other.bytes
+        total = self.bytes + other.bytes
+        return replace(
+            self,
+            bytes=total,
+            ratio_fp16=fp16 / total,
+            bits_per_weight=16 * total / fp16,
+            read_bytes_per_token=self.read_bytes_per_token + other.read_bytes_per_token,
+            resident_bytes=self.resident_bytes + other.resident_bytes,
+            macs_per_token=self.macs_per_token + other.macs_per_token,
+            paper_bytes=self.paper_bytes + other.paper_bytes,
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return asdict(self)
@@ -63,12 +78,13 @@ def predict_checkpoint(
     drop: str = "none",
     checkpoint_options: CheckpointOptions | None = None,
     layers: int | None = None,
+    tensor: str | None = None,
 ) -> list[SizePrediction]:
     """Plan packs of a checkpoint or table: of one setting, or of a range of usual ones.
 
     Parameters
     ----------
-    checkpoint, checkpoint_options, layers
+    checkpoint, checkpoint_options, layers, tensor
         As for `tolpack.compress.build.build`.
     rank, bits : optional
         One setting; default ``none`` and 4 if only the other is given.
@@ -80,20 +96,29 @@ def predict_checkpoint(
     ConfigError
         Rank ``auto``, whose ranks follow from the table itself.
     """
-    source = open_source(checkpoint, checkpoint_options, layers)
-    count, width = len(source.fields), max(field.width for field in source.fields)
-    dropped = dropped_layers(parse_drop(drop), count)
+    sources = open_tables(checkpoint, checkpoint_options, layers, tensor)
     if bits is not None and str(bits) not in ("16", "8", "4"):
         raise ConfigError(f"--bits is {bits}, expected 16, 8 or 4")
     settings = _SETTINGS if rank is bits is None else ((rank or "none", int(bits or 4)),)
-    full = min(width, source.rows)
-    plans = []
-    for label, width in settings:
-        ranks = parse_rank(label).for_layers(count, full)
+    return [_predict_tables(sources, label, width, parse_drop(drop)) for label, width in settings]
+
+
+def _predict_tables(
+    sources: Sequence[TableSource], label: str, bits: int, drop: tuple[int, ...]
+) -> SizePrediction:
+    """Predict a pack of all tables; the header is counted for each of them."""
+    found = []
+    for source in sources:
+        count, width = len(source.fields), min(field.width for field in source.fields)
+        ranks = parse_rank(label).for_layers(count, min(width, source.rows))
         if ranks is None:
             raise ConfigError("--rank auto follows from the table: plan a number or a percentage")
-        plans.append(predict_pack(source, ranks, width, dropped, label=label))
-    return plans
+        dropped = dropped_layers(drop, count)
+        found.append(predict_pack(source, ranks, bits, dropped, label=label))
+    whole = found[0]
+    for one in found[1:]:
+        whole = whole.with_table(one)
+    return whole
 
 
 def predict_pack(

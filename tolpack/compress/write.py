@@ -115,7 +115,7 @@ def _write_chunks(
         for number, chunk in enumerate(plan.chunks):
             encoding = plan.encodings[chunk.encoding]
             section, index = writer.add_chunk(
-                encoding, chunk.first_slot, partial(blocks, plan.number, number, done)
+                encoding, chunk.first_slot, partial(blocks, plan.number, number, done), plan.number
             )
             written.append(Chunk(chunk.rows, chunk.encoding, section, index))
     return written

@@ -10,6 +10,7 @@ from tolpack.codecs.encodings import Encoding
 from tolpack.codecs.frames import FRAMES
 from tolpack.container.block_sizes import raw_block_bytes
 from tolpack.container.crc import CHECKSUM_BYTES, TABLE_PLACES, place_checksum
+from tolpack.container.index import index_bytes
 from tolpack.runtime.array_types import Bytes
 
 
@@ -40,16 +41,15 @@ def encode_blocks(
         Number of the chunk's table in the pack, which seeds them too.
     """
     rows, framed = encoding.rows_per_block, FRAMES[encoding.frame].compress
-    place = first_slot + table * TABLE_PLACES
+    place, record = first_slot + table * TABLE_PLACES, encoding.record()
     for part in _whole_blocks(records, rows):
-        record_bytes = part.shape[1]
         if framed is None:
             yield _raw_blocks(part, rows, pack_id, place)
             place += len(part)
             continue
         for start in range(0, len(part), rows):
             data = part[start : start + rows].tobytes()
-            payload = framed(record_bytes, data) if compress is None else compress(data)
+            payload = framed(record, data) if compress is None else compress(data)
             yield payload + place_checksum(payload, pack_id, place).to_bytes(
                 CHECKSUM_BYTES, "little"
             )
@@ -82,3 +82,11 @@ def _raw_blocks(records: Bytes, rows: int, pack_id: int, place: int) -> bytes:
     sums = [place_checksum(one.data, pack_id, place + n * rows) for n, one in enumerate(payloads)]
     blocks[:, -CHECKSUM_BYTES:] = np.array(sums, "<u4")[:, None].view(np.uint8)
     return blocks.tobytes()
+
+
+def stored_bytes(records: Bytes, encoding: Encoding) -> int:
+    """Bytes of a chunk of `records`, uint8 (rows, record_bytes): its blocks with their padding and
+    checksums, and its index if they are frames.
+    """
+    lengths = [len(block) for block in encode_blocks([records], encoding, 0, 0)]
+    return sum(lengths) + (index_bytes(len(lengths)) if encoding.is_compressed else 0)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.codecs.byte_planes import RecordWords
 from tolpack.codecs.encodings import Encoding
 from tolpack.container.block_sizes import longest_frame, raw_block_bytes
 from tolpack.container.byte_source import ByteSource, FetchCounts
@@ -53,9 +54,14 @@ class ChunkView:
     chunk: Chunk
     encoding: Encoding
     first_slot: int
-    record_bytes: int
+    record: RecordWords
     offset_bytes: int
     length_bytes: int
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of a row."""
+        return self.record.record_bytes
 
     @property
     def rows_per_block(self) -> int:
@@ -318,8 +324,7 @@ def _read_header(source: ByteSource) -> tuple[Preamble, Header, ReadCounters]:
 
 def _chunk_views(header: Header, table: Table) -> list[ChunkView]:
     starts = accumulate((chunk.rows for chunk in table.chunks), initial=0)
-    records = {number: table.record_bytes(header.encodings[number])
-               for number in table.encodings}  # fmt: skip
+    records = {number: header.encodings[number].record() for number in table.encodings}
     views = []
     for chunk, first_slot in zip(table.chunks, starts):
         encoding, section = header.encodings[chunk.encoding], header.sections[chunk.blocks]

@@ -29,4 +29,4 @@ def decompress_block(container: Container, payload: memoryview, number: int, blo
     view = container.chunks[number]
     place = f"{container.chunk_name(number)}, block {block}"
     frame = FRAMES[view.encoding.frame]
-    return frame.records(payload, view.block_rows(block), view.record_bytes, place)
+    return frame.records(payload, view.block_rows(block), view.record, place)

@@ -58,12 +58,13 @@ def _bounds(entropy: float | None, gaussian: float | None, *, shown: bool) -> li
 def build_table(result: BuildResult) -> str:
     """Write a line per layer of a built pack, then the totals."""
     coded = any(layer.entropy_bits is not None for layer in result.layers)
+    several = len({layer.table for layer in result.layers}) > 1
     rows = []
     for layer in result.layers:
         dropped = layer.relative_error is None
         rows.append(
             [
-                str(layer.layer),
+                f"{layer.table} {layer.layer}" if several else str(layer.layer),
                 "dropped" if dropped else str(layer.rank or "no basis"),
                 "-" if dropped else f"{layer.bits:.2f}",
                 *_bounds(layer.entropy_bits, layer.gaussian_bits, shown=coded),
@@ -71,7 +72,8 @@ def build_table(result: BuildResult) -> str:
                 format_bytes(layer.bytes),
             ]
         )
-    header = ["layer", "rank", "bits", *_BOUNDS[: 2 * coded], "rel. error", "bytes"]
+    first = "table, layer" if several else "layer"
+    header = [first, "rank", "bits", *_BOUNDS[: 2 * coded], "rel. error", "bytes"]
     table = format_table(header, rows)
     return (
         f"{table}\n\n{printable(str(result.path))}: {format_bytes(result.bytes)}, "

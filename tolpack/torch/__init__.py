@@ -97,8 +97,10 @@ class ToLMemory(torch.nn.Module):
         self._coming: tuple[Ints, Future[_Step]] | None = None
         # Ids and their rows, replaced together: several threads may ask for different ones.
         self._last: tuple[torch.Tensor, _Step] | None = None
-        # The pack's id is part of it: a graph that was saved must not find another pack's rows.
-        self._name = f"{self.pack.container.preamble.pack_id:016x}-{next(_numbers)}"
+        # Pack and table are part of it: a graph that was saved must not find the rows of others.
+        container = self.pack.container
+        table = f"{container.preamble.pack_id:016x}-{container.number}"
+        self._name = f"{table}-{next(_numbers)}"
         _memories[self._name] = self
         register_fork_reset(self)
 
@@ -108,7 +110,8 @@ class ToLMemory(torch.nn.Module):
         Parameters
         ----------
         layer : int
-            Layer number.
+            Number of a field of the pack, as in `Pack.rows`: the model's layer, unless
+            ``pack.fields`` says otherwise.
         token_ids : torch.Tensor
             Integers of any shape, on any device.
 

@@ -28,8 +28,8 @@ from tolpack.compress.entropy.quantizers import layer_step, layer_steps
 from tolpack.compress.entropy.rank_choice import Component, choose_components
 from tolpack.compress.entropy.step_search import search_error, search_loss, search_size
 from tolpack.compress.entropy.table_quantizer import Candidate, TableQuantizer
-from tolpack.compress.header_size import PlannedHeader, file_bytes, planned_array, planned_basis
-from tolpack.compress.plan import Plan, PlanInputs, PlannedArray, PlannedChunk
+from tolpack.compress.header_size import PlannedHeader, file_bytes, planned_basis
+from tolpack.compress.plan import Plan, PlanInputs, PlannedArray, PlannedChunk, planned_array
 from tolpack.compress.settings import DEFAULT_INCREASE
 from tolpack.container.crc import CHECKSUM_BYTES
 from tolpack.container.header import Field
@@ -106,8 +106,7 @@ class EntropyCodedPlanner:
             else PlannedArray("coded_basis", bases[layer].coded, bases[layer].part)
             for kind, layer in named
         ]  # fmt: skip
-        if not order.identity:
-            arrays.append(PlannedArray("token_map", in_memory(order.token_map().astype(np.uint32))))
+        arrays += inputs.row_arrays()
         encodings, numbers = self._encodings(candidate)
         chunks = [
             PlannedChunk(span.first_slot, span.rows, number, self.steps.of_chunk(n, candidate.step))
@@ -274,15 +273,14 @@ class EntropyCodedPlanner:
     def _header(self, candidate: Candidate) -> PlannedHeader:
         """The header to come; sections of arrays in the order of the file."""
         encodings, numbers = self._encodings(candidate)
-        width, order = self.inputs.width, self.inputs.stats.order
+        width = self.inputs.width
         fields, arrays = self._fields(candidate)
         sections = [
             planned_array("mean", "float32", (width,), 4) if kind == "mean"
             else planned_basis(candidate.components[layer].rank, basis_part(width))
             for kind, layer in arrays
         ]  # fmt: skip
-        if not order.identity:
-            sections.append(planned_array("token_map", "uint32", (order.rows,), 4))
+        sections += self.inputs.row_sections()
         table = self.inputs.table(fields, [section.kind for section in sections])
         return PlannedHeader(table, self.spans, encodings, numbers, sections)
 

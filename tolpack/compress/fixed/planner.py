@@ -95,8 +95,7 @@ class FixedBitsPlanner:
         target = inputs.target(reserve_bytes)
         options = self._options(target)
         fields, arrays, layers = self._layers(options)
-        if not order.identity:
-            arrays.append(PlannedArray("token_map", in_memory(order.token_map().astype(np.uint32))))
+        arrays += inputs.row_arrays()
         encoded = self._field_encodings(options)
         encodings, numbers, saved = self._chunk_encodings(encoded, layers)
         chunks = [PlannedChunk(s.first_slot, s.rows, n) for s, n in zip(self.spans, numbers)]
@@ -248,19 +247,20 @@ class FixedBitsPlanner:
         """
         fields = self._field_encodings(options)
         sizes = chunk_sizes(self.spans, raw_encoding(fields), frame_encoding("zstd", fields), saved)
-        order = self.inputs.stats.order
         for field, option in zip(self.inputs.kept_fields, options):
             if option is not None:
                 sizes += [2 * field.width * option.rank, 4 * field.width]
-        sizes += [] if order.identity else [4 * order.rows]
+        sizes += [section.length_bytes for section in self.inputs.row_sections()]
         pages = sum(align(math.ceil(size), SECTION_ALIGNMENT) for size in sizes)
         return pages + PREAMBLE_BYTES + _header_room(self.inputs, self.spans)
 
 
 def _header_room(inputs: PlanInputs, spans: Sequence[ChunkSpan]) -> int:
+    fields = [inputs.field(number) for number in range(len(inputs.source.fields))]
     return estimate_header_room(
-        len(inputs.source.fields), len(inputs.kept), len(spans), has_basis=inputs.has_basis
-    )
+        len(fields), len(inputs.kept), len(spans), has_basis=inputs.has_basis,
+        table=inputs.table(fields, [section.kind for section in inputs.row_sections()]),
+    )  # fmt: skip
 
 
 def _cold_sample(inputs: PlanInputs, spans: Sequence[ChunkSpan]) -> list[Floats] | None:

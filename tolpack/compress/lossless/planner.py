@@ -11,19 +11,16 @@ import math
 import time
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from tolpack.codecs.encodings import Encoding
 from tolpack.codecs.frames import FRAMES
 from tolpack.codecs.record import record_layout
 from tolpack.compress.chunks import ChunkSpan, doubling_chunks, spread_slots
 from tolpack.compress.fixed.encoding_choice import frame_encoding, raw_encoding
 from tolpack.compress.frame_choice import MIN_SAVING, chunk_encodings, chunk_sizes, frame_saving
-from tolpack.compress.header_size import PlannedHeader, file_bytes, planned_array
+from tolpack.compress.header_size import PlannedHeader, file_bytes
 from tolpack.compress.lossless.encoder import LosslessEncoder, sample_records
-from tolpack.compress.plan import Plan, PlanInputs, PlannedArray, PlannedChunk
+from tolpack.compress.plan import Plan, PlanInputs, PlannedChunk
 from tolpack.runtime.array_types import Bytes
-from tolpack.runtime.scratch import in_memory
 
 # What frames save is measured on about this many rows, or bytes if fewer.
 _SAMPLE_ROWS, _SAMPLE_BYTES = 1 << 14, 32 << 20
@@ -48,7 +45,7 @@ class LosslessPlanner:
         spans = tuple(doubling_chunks(order))
         if order.counts is None:  # no row is known to be read more often than others
             spans = tuple(replace(span, hot=False) for span in spans)
-        raw, planes = raw_encoding(fields), frame_encoding("zstd", fields)
+        raw, planes = raw_encoding(fields), frame_encoding("zstd-planes", fields)
         saved = 0.0
         if inputs.settings.compression == "auto":
             saved = _measured_saving(inputs, spans, planes)
@@ -58,13 +55,9 @@ class LosslessPlanner:
         """Decide everything; the size is what it is, so `reserve_bytes` is 0."""
         inputs, order = self.inputs, self.inputs.stats.order
         encodings, numbers = chunk_encodings(self.spans, self.raw, self.planes, self.saved)
-        arrays = []
-        if not order.identity:
-            token_map = order.token_map().astype(np.uint32)
-            arrays.append(PlannedArray("token_map", in_memory(token_map)))
-        kinds = [array.kind for array in arrays]
-        table = inputs.table([inputs.field(n) for n in range(len(inputs.source.fields))], kinds)
-        sections = [planned_array(kind, "uint32", (order.rows,), 4) for kind in kinds]
+        arrays, sections = inputs.row_arrays(), inputs.row_sections()
+        fields = [inputs.field(number) for number in range(len(inputs.source.fields))]
+        table = inputs.table(fields, [section.kind for section in sections])
         header = PlannedHeader(table, self.spans, encodings, numbers, sections)
         chunks = [PlannedChunk(s.first_slot, s.rows, n) for s, n in zip(self.spans, numbers)]
         sizes = [
@@ -101,12 +94,13 @@ def _measured_saving(inputs: PlanInputs, spans: tuple[ChunkSpan, ...], planes: E
 def _seconds_per_frame(records: Bytes, planes: Encoding) -> float:
     """Return the time that one frame of the sample takes to decompress: the best of some."""
     frame, rows = FRAMES[planes.frame], min(len(records), planes.rows_per_block)
+    record = planes.record()
     if frame.compress is None:
         return 0.0
-    data = frame.compress(records.shape[1], records[:rows].tobytes())
+    data = frame.compress(record, records[:rows].tobytes())
     best = math.inf
     for _ in range(_TIMED):
         start = time.perf_counter()
-        frame.records(memoryview(data), rows, records.shape[1], "sample")
+        frame.records(memoryview(data), rows, record, "sample")
         best = min(best, time.perf_counter() - start)
     return best
