@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from tolpack.cli import main
-from tolpack.errors import CheckpointError, ConfigError
+from tolpack.errors import CheckpointError, ConfigError, TolpackError
 from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.open_source import open_source, open_tables
 
@@ -215,6 +215,14 @@ def test_gemma_without_its_table_is_refused(saved, tmp_path):
         open_source(write(tmp_path / "m", tensors, config))
 
 
+def test_gemma_in_another_quantization_is_refused_by_its_dtype(saved, tmp_path):
+    """Packed integers of other quantizers are named as such, not as a model of another shape."""
+    tensors, config = read(saved["gemma4"][1])
+    tensors[f"model.{PLE}"] = torch.zeros(48, 3, dtype=torch.int32)
+    with pytest.raises(CheckpointError, match="is int32 .* expected rows of float32"):
+        open_source(write(tmp_path / "m", tensors, config))
+
+
 def edited(tensors, number, change):
     """Return tensors with shard `number` of the n-gram embedding changed, or gone for ``None``."""
     name = f"{NGRAMS}.ngram_embedding.shard_{number}.weight"
@@ -225,11 +233,11 @@ def edited(tensors, number, change):
 @pytest.mark.parametrize(
     ("number", "change", "message"),
     [
-        (2, None, r"has 3 shards, expected 4 \(split_ngram_parts\).*missing: \[2\]"),
-        (3, None, r"has 3 shards, expected 4.*missing: \[3\]"),
+        (2, None, "has shards 0 … 3, but number 2 is missing"),
+        (3, None, r"shard_{0…2}.weight: 3 tensors \(split_ngram_parts of the config: 4\) have"),
         (1, lambda t: t[:, :4].contiguous(), r"shard_1.weight' in model.safetensors has rows of 8"),
         (1, lambda t: t.float(), r"shard_1.weight' in .* \(float32\)"),
-        (3, lambda t: t[:-5].contiguous(), r"rows of 8 values together, expected \d+ of 8"),
+        (3, lambda t: t[:-5].contiguous(), r"have 555 rows of 8 values, expected 560 of 8"),
     ],
 )
 def test_qwen_shards_that_do_not_fit_are_named(saved, tmp_path, number, change, message):
@@ -344,3 +352,24 @@ def test_inspect_says_what_was_looked_for(tmp_path):
     result = CliRunner().invoke(main, ["inspect", str(folder)])
     assert result.exit_code != 0
     assert "Looked for" in result.output
+
+
+JUNK = [None, True, 0, -1, 3.5, 2**31, 2**70, "3", [], [0], [2**70], {}, [[1]], {"a": 1}]
+
+
+@pytest.mark.parametrize("family", ["gemma4", "qwen4_exp"])
+def test_junk_in_settings_is_refused_or_has_no_effect(saved, tmp_path, family):
+    """Any value in any setting gives a table or an error of tolpack that is soon there."""
+    tensors, config = read(saved[family][1])
+    folder = write(tmp_path / "m", tensors, config)
+    names = [name for name in config if "per_layer" in name or "ngram" in name or "ple" in name]
+    names += ["vocab_size", "hidden_size", "num_hidden_layers", "eos_token_id", "seed",
+              "text_config", "model_type"]  # fmt: skip
+    for name in names:
+        for value in JUNK:
+            text = json.dumps(config | {name: value})
+            (folder / "config.json").write_text(text, encoding="utf-8")
+            try:
+                assert open_tables(folder)[0].rows
+            except TolpackError as error:
+                assert len(str(error)) < 2000
