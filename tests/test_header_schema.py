@@ -125,3 +125,33 @@ def test_edits_reach_the_file(target):
     """The edits above are those that the reader's own tests make."""
     changed = forge(target, lambda header: header.update(producer="another"))
     assert header_of(changed)["producer"] == "another"
+
+
+@pytest.mark.parametrize("codec", ["f8e4m3-e8m0", "f8e4m3-step", "q8_0", "q4_0"])
+@pytest.mark.parametrize("wrong", [
+    {"group_size": None}, {"group_size": 3}, {"group_size": 0}, {"step": 0.5}, {"step": 0},
+    {"step": None, "group_size": 2}, {"step": 1e39, "group_size": None}, {"codec": "q5_0"},
+])  # fmt: skip
+def test_parts_of_stored_codecs_have_their_keys_and_no_others(codec, wrong, validator, tmp_path):
+    """A group size with scales, a step with a step: reader, schema and validator agree."""
+    data = write(tmp_path / "pack", RECIPES[codec]).data
+    right = {"step": 0.5} if codec == "f8e4m3-step" else {"group_size": 2}
+    part = {key: header_of(data)["encodings"][0]["fields"][0]["parts"][0].get(key)
+            for key in ("codec", "values", "group_size", "step")}  # fmt: skip
+    given = part | right | wrong
+    data = forge(data, set_value("encodings.0.fields.0.parts.0", given))
+    has = {key for key in ("group_size", "step") if given[key] is not None}
+    good = given["codec"] == codec and given["step"] in (None, 0.5)
+    good = good and has == set(right) and given["group_size"] in (None, 2)
+    assert validator.is_valid(header_of(data)) == good
+    (tmp_path / "pack").write_bytes(data)
+    for call in (lambda: tolpack.open(tmp_path / "pack").close(), Check(data).opening):
+        assert (_code_of(call) != "header-field") == good
+
+
+def _code_of(call):
+    try:
+        call()
+    except (FormatError, BadPack) as error:
+        return error.code
+    return None

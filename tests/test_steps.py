@@ -13,6 +13,7 @@ from test_header_schema import SCHEMA
 import tolpack
 from tolpack.codecs.part_values import decode_values, encode_values
 from tolpack.codecs.record import record_layout
+from tolpack.reading.code_rates import code_rates
 
 PART = "encodings.0.fields.0.parts.0"
 SECTION = "sections.1"
@@ -89,3 +90,10 @@ def test_a_scale_of_a_basis_that_is_not_finite_is_refused(coded, tmp_path):
     with tolpack.open(tmp_path / "pack") as pack, pytest.raises(tolpack.FormatError) as caught:
         pack.rows([0])
     assert caught.value.code == "scale-not-finite"
+
+
+@pytest.mark.parametrize(("name", "known"), [("steps", True), ("f8e4m3-step", False)])
+def test_rates_are_those_of_whole_numbers(name, known, samples):
+    """The entropy of codes is given for integers times a step, and not for fp8 times one."""
+    with tolpack.open(samples[name].path) as pack:
+        assert (code_rates(pack.container) is not None) == known

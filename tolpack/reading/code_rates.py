@@ -18,6 +18,7 @@ from tolpack.codecs.code_entropy import code_bytes, gaussian_bytes
 from tolpack.codecs.encodings import Encoding
 from tolpack.codecs.record import RecordLayout, Run, record_layout
 from tolpack.codecs.registry import CODECS
+from tolpack.codecs.step_integers import StepIntegerCodec
 from tolpack.container.verified_reader import ChunkView, Container
 from tolpack.reading.block_decompression import read_block
 from tolpack.runtime.array_types import Bytes, Floats
@@ -84,7 +85,8 @@ def code_rates(container: Container) -> list[CodeRate] | None:
 
 
 def _has_steps(encoding: Encoding) -> bool:
-    return all(CODECS[part.codec].has_step for parts in encoding.fields for part in parts)
+    parts = [part for field in encoding.fields for part in field]
+    return all(isinstance(CODECS[part.codec], StepIntegerCodec) for part in parts)
 
 
 def _sampled(container: Container) -> list[_Sample]:

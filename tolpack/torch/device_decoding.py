@@ -55,12 +55,19 @@ def _values(records: torch.Tensor, run: Run) -> torch.Tensor:
     codes = _cut(records, run.code_offset_bytes, run.count, part.code_bytes)
     if codec.scale_dtype is not None:
         scales = _cut(records, run.scale_offset_bytes, run.count, part.scale_bytes)
-        scale = scales.view(getattr(torch, codec.scale_dtype)).to(torch.float32)
-        return _scaled(codes, scale, part, codec)
+        return _scaled(codes, _scales(scales, codec.scale_dtype), part, codec)
     values = _numbers(codes, part.values, codec)
     if not codec.has_step:
         return values
     return values * torch.tensor(run.steps, dtype=torch.float32, device=records.device)[:, None]
+
+
+def _scales(stored: torch.Tensor, dtype: str) -> torch.Tensor:
+    """Scales as numbers: float32 (n, fields, groups) from uint8 (n, fields, bytes)."""
+    if dtype != "float8_e8m0fnu":
+        return stored.view(getattr(torch, dtype)).to(torch.float32)
+    bits = stored.to(torch.int32) << 23  # before torch 2.7 there is no such dtype
+    return bits.masked_fill_(bits == 0, 1 << 22).view(torch.float32)  # 2^-127 is subnormal
 
 
 def _scaled(codes: torch.Tensor, scale: torch.Tensor, part: Part, codec: Codec) -> torch.Tensor:
