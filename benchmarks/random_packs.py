@@ -15,7 +15,7 @@ import numpy as np
 from tolpack.codecs.encodings import Encoding, Part
 from tolpack.codecs.frames import compress, compress_runs
 from tolpack.codecs.record import record_layout
-from tolpack.compress.fixed.encoding_choice import raw_encoding, zstd_encoding
+from tolpack.compress.fixed.encoding_choice import frame_encoding, raw_encoding
 from tolpack.container.blocks import encode_blocks
 from tolpack.container.header import Chunk, Field, Header, Table
 from tolpack.container.writer import PackWriter
@@ -68,7 +68,7 @@ def _encoding(frame: str, layers: int, stored: int) -> Encoding:
         part = Part("step8", stored, step=1 / _CODE_DEVIATION)
         return Encoding(frame, 1, ((part,),) * layers)
     parts = ((Part("int4", stored, 64),),) * layers
-    return raw_encoding(parts) if frame == "raw" else zstd_encoding(parts)
+    return raw_encoding(parts) if frame == "raw" else frame_encoding("zstd", parts)
 
 
 def drop(path: Path) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import gguf
 import h5py
 import input_edits
 import numpy as np
@@ -36,6 +37,7 @@ from tolpack.sources.checkpoint.key_map import match, read_key_map
 from tolpack.sources.checkpoint.safetensors_file import SafetensorsFile
 from tolpack.sources.checkpoint.shards import open_store
 from tolpack.sources.checkpoint.torch_file import TorchFile
+from tolpack.sources.gguf.open_gguf import open_gguf
 from tolpack.sources.npy import read_counts, read_npy
 
 DEMO = Path(__file__).parents[1] / "tolpack" / "demo" / "model"
@@ -185,6 +187,43 @@ def check_safetensors(path: Path) -> None:
             raise Broken("another shape than the header's")
 
 
+def gguf_seeds(folder: Path) -> list[bytes]:
+    """A table of floats and one of blocks, among metadata of several types."""
+    path, found = folder / "seed.gguf", []
+    for kind, width in (("F32", 4), ("Q8_0", 32), ("Q4_1", 32), ("F16", 6)):
+        writer = gguf.GGUFWriter(path, "gemma3n")
+        writer.add_array("tokenizer.ggml.tokens", ["a", "bc", ""])
+        writer.add_array("gemma3n.ple.layers", [1, 2])
+        writer.add_uint32("gemma3n.block_count", 2)
+        writer.add_float32("f", 0.5)
+        values = np.arange(5.0 * width, dtype="<f4").reshape(5, width)
+        quantized = gguf.GGMLQuantizationType[kind]
+        stored = gguf.quants.quantize(values, quantized)
+        writer.add_tensor("x", stored, raw_dtype=quantized)
+        writer.add_tensor("y", np.ones((3, 2), "<f4"))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        found.append(path.read_bytes())
+    return found
+
+
+def check_gguf(path: Path) -> None:
+    """Rows are those that the gguf package reads, where it takes the file too."""
+    (table,) = open_gguf(path, "x")
+    rows = table.field_rows(0)(np.arange(table.rows))
+    try:
+        reader = gguf.GGUFReader(path)
+    except (ValueError, KeyError, IndexError):
+        return  # such as a name that is no UTF-8, which it reads and tolpack does not use
+    tensor = next(one for one in reader.tensors if one.name == "x")
+    with np.errstate(all="ignore"):
+        expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+    if rows.tobytes() != expected.astype("<f4").tobytes():
+        raise Broken("other rows than the package's")
+
+
 def pt_seeds(folder: Path) -> list[bytes]:
     """State dicts with and without a config, in both formats of torch."""
     path, found = folder / "seed.pt", []
@@ -297,6 +336,7 @@ PARSERS: dict[str, Parser] = {
     "hdf5": Parser("x.h5", hdf5_seeds, verdict(check_hdf5)),
     "safetensors": Parser("x.safetensors", safetensors_seeds, verdict(check_safetensors),
                           (_BYTES, input_edits.change_safetensors, input_edits.change_safetensors)),
+    "gguf": Parser("x.gguf", gguf_seeds, verdict(check_gguf)),
     "pt": Parser("x.pt", pt_seeds, verdict(check_pt),
                  (_BYTES, input_edits.change_zip, input_edits.change_zip)),
     "tokenizer": Parser("x.json", lambda _: tokenizer_seeds(), verdict(check_tokenizer),

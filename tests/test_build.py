@@ -156,7 +156,7 @@ def test_dropped_layers_are_zeros_and_others_unchanged(memoryllm, tmp_path, drop
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"bits": 3}, "--bits is 3, expected auto, 16, 8 or 4"),
+        ({"bits": 3}, "--bits is 3, expected auto, lossless, 16, 8 or 4"),
         ({"bits": "4"}, "--bits"),
         ({"bits": 4.0}, "--bits"),
         ({"rank": "bogus"}, "--rank 'bogus' is not understood"),
@@ -958,5 +958,6 @@ def test_result_as_json(memoryllm, tmp_path):
     assert set(result) == {"path", "bytes", "ratio_fp16", "bits_per_weight", "layers"}
     assert result["path"] == str(tmp_path / "p.tolpack")
     assert [set(layer) for layer in result["layers"]] == [
-        {"layer", "rank", "bits", "relative_error", "bytes", "entropy_bits", "gaussian_bits"}
-    ] * 3
+        {"layer", "rank", "bits", "relative_error", "bytes", "entropy_bits", "gaussian_bits",
+         "table"}
+    ] * 3  # fmt: skip

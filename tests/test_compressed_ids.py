@@ -1,11 +1,10 @@
 """Token ids are compressed for Engram as its demo does it."""
 
 import json
-import re
-import unicodedata
 
 import numpy as np
 import pytest
+from slow_ngrams import save_tokenizer, slow_compressed_ids
 
 from tolpack.errors import CheckpointError
 from tolpack.sources.families.compressed_ids import compressed_token_ids
@@ -18,35 +17,11 @@ TEXTS = [
 ]  # fmt: skip
 
 
-def save(folder, tokens, decoder=None):
-    """Write a tokenizer whose tokens are these, and return its path."""
-    from tokenizers import Tokenizer, models
-
-    tokenizer = Tokenizer(models.WordLevel({text: n for n, text in enumerate(tokens)}, tokens[0]))
-    if decoder is not None:
-        tokenizer.decoder = decoder
-    path = folder / "tokenizer.json"
-    tokenizer.save(str(path))
-    return path
-
-
-def slow_key(text):
-    """What a text is compared by, from Python's own tables of characters."""
-    if "\ufffd" in text:
-        return text
-    spread = unicodedata.normalize("NFD", unicodedata.normalize("NFKC", text))
-    plain = "".join(c for c in spread if unicodedata.category(c) != "Mn")
-    lower = re.sub(r"[ \t\r\n]+", " ", "".join(c.lower() for c in plain))
-    return (" " if lower == " " else lower.strip().replace("\ue000", " ")) or text
-
-
 def test_ids_are_those_of_a_slow_implementation(tmp_path):
     """Case, accents, widths and spaces do not tell tokens apart; broken characters do."""
-    keys = [slow_key(text) for text in TEXTS]
-    seen = list(dict.fromkeys(keys))
-    found = compressed_token_ids(save(tmp_path, TEXTS))
+    found = compressed_token_ids(save_tokenizer(tmp_path, TEXTS))
     assert found.dtype == np.uint32
-    assert found.tolist() == [seen.index(key) for key in keys]
+    assert found.tolist() == slow_compressed_ids(TEXTS)
     by_text = dict(zip(TEXTS, found.tolist()))
     assert by_text["The"] == by_text[" the"] == by_text["THE "] == by_text["thé"]
     assert by_text["A\ufffd"] != by_text["a\ufffd"]
@@ -59,7 +34,7 @@ def test_bytes_of_characters_keep_ids_of_their_own(tmp_path):
 
     tokens = ["ĠA", "a", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokens = list(dict.fromkeys(tokens))
-    found = compressed_token_ids(save(tmp_path, tokens, decoders.ByteLevel())).tolist()
+    found = compressed_token_ids(save_tokenizer(tmp_path, tokens, decoders.ByteLevel())).tolist()
     by_token = dict(zip(tokens, found))
     assert by_token["ĠA"] == by_token["a"] == by_token["A"] == 0
     broken = [by_token[chr(code)] for code in range(0xC0, 0x100)]
@@ -68,7 +43,7 @@ def test_bytes_of_characters_keep_ids_of_their_own(tmp_path):
 
 def test_added_tokens_are_compressed_too(tmp_path):
     """Special tokens behind the vocabulary have ids, which are not left out of texts."""
-    path = save(tmp_path, ["a", "b"])
+    path = save_tokenizer(tmp_path, ["a", "b"])
     saved = json.loads(path.read_text("utf-8"))
     flags = dict.fromkeys(["single_word", "lstrip", "rstrip", "normalized"], False)
     saved["added_tokens"] = [{"id": 2, "content": "<|END|>", "special": True, **flags}]
@@ -88,7 +63,7 @@ def test_unreadable_tokenizers_are_named(tmp_path, content):
 
 def test_a_tokenizer_without_tokens_is_named(tmp_path):
     """No token makes no hash."""
-    path = save(tmp_path, ["a"])
+    path = save_tokenizer(tmp_path, ["a"])
     saved = json.loads(path.read_text("utf-8"))
     saved["model"]["vocab"] = {}
     path.write_text(json.dumps(saved), "utf-8")

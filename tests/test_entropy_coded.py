@@ -240,7 +240,7 @@ def test_a_table_of_zeros(tmp_path):
     ({"bits": "auto", "drop": "auto:4"}, "keep at least one"),
     ({"bits": 4, "drop": "auto"}, "needs --bits auto"),
     ({"bits": "auto", "drop": "auto:x"}, "not understood"),
-    ({"bits": "some"}, "expected auto, 16, 8 or 4"),
+    ({"bits": "some"}, "expected auto, lossless, 16, 8 or 4"),
 ])  # fmt: skip
 def test_wrong_settings_are_refused(model, tmp_path, settings, message):
     """Settings that contradict each other, or cannot be met, are refused, and leave nothing."""

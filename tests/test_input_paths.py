@@ -174,10 +174,14 @@ def _nothing(path):
     pass
 
 
+# Commands that take tables look for them; others say what is read from such a file.
+_NO_GGUF_TABLE = (
+    "[mg].(gguf|bin) (is a GGUF file, expected .* only tables are read|holds neither per_layer_tok)"
+)
 # What people give as a checkpoint that is none: how it is made, and its error.
 NO_CHECKPOINTS = {
-    "a GGUF file": ("m.gguf", _gguf, "m.gguf is a GGUF file, expected .* not read: give"),
-    "GGUF by its bytes": ("g.bin", _gguf, "g.bin is a GGUF file, expected .* converted from"),
+    "a GGUF file": ("m.gguf", _gguf, _NO_GGUF_TABLE),
+    "GGUF by its bytes": ("g.bin", _gguf, _NO_GGUF_TABLE),
     "a folder of GGUF": ("q", _gguf_folder, "q holds no .safetensors file, but model-q8.gguf:"),
     "a folder of other .bin": ("b", _bin_folder, r"but weights.bin: .*pytorch_model\*.bin.* name"),
     "a model id": ("org/Model-1.5B", _nothing, "org/Model-1.5B does not exist: .*hf download "

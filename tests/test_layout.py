@@ -10,11 +10,11 @@ from tolpack.codecs.encodings import Encoding, Part, field_bytes
 from tolpack.compress.chunks import HOT_SHARE, doubling_chunks
 from tolpack.compress.fixed.encoding_choice import (
     field_encoding,
+    frame_encoding,
     group_size,
     raw_chunk_bytes,
     raw_encoding,
     smooth_field_bytes,
-    zstd_encoding,
 )
 from tolpack.compress.header_size import estimate_header_room
 
@@ -25,10 +25,10 @@ def test_tokens_are_ordered_by_count_then_id(counts):
     counts = np.array(counts, np.int64)
     order = order_tokens(counts, len(counts))
     expected = sorted(range(len(counts)), key=lambda token: (-counts[token], token))
-    assert order.token_ids.tolist() == expected
+    assert order.tokens(0, len(counts)).tolist() == expected
     assert order.counts.tolist() == [counts[token] for token in expected]
     assert order.identity == (expected == list(range(len(counts))))
-    assert order.slots[order.token_ids].tolist() == list(range(len(counts)))
+    assert order.token_map()[order.tokens(0, len(counts))].tolist() == list(range(len(counts)))
 
 
 def test_without_counts_the_order_is_the_identity():
@@ -36,7 +36,7 @@ def test_without_counts_the_order_is_the_identity():
     order = order_tokens(None, 3000)
     assert order.identity
     assert order.counts is None
-    assert order.token_ids.tolist() == list(range(3000))
+    assert order.tokens(0, 3000).tolist() == list(range(3000))
     assert all(plan.hot for plan in doubling_chunks(order))
 
 
@@ -123,10 +123,10 @@ def test_raw_blocks_waste_little(values, bits, layers):
 def test_zstd_frames_hold_enough_for_the_coder():
     """Frames hold rows up to 8 KiB, or 64 rows of narrow records, or one row of wide ones."""
     narrow, wide = field_encoding(8, 4, "f16"), field_encoding(20_000, 8, "f16")
-    assert zstd_encoding((narrow,)) == Encoding("zstd", 64, (narrow,))
-    assert zstd_encoding((wide,)) == Encoding("zstd", 1, (wide,))
+    assert frame_encoding("zstd", (narrow,)) == Encoding("zstd", 64, (narrow,))
+    assert frame_encoding("zstd", (wide,)) == Encoding("zstd", 1, (wide,))
     middle = field_encoding(1000, 8, "f16")
-    assert 8192 <= zstd_encoding((middle,)).rows_per_block * field_bytes(middle) < 2 * 8192
+    assert 8192 <= frame_encoding("zstd", (middle,)).rows_per_block * field_bytes(middle) < 2 * 8192
 
 
 @given(st.integers(1, 200), st.integers(1, 300), st.booleans())

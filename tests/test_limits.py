@@ -180,17 +180,17 @@ def test_too_little_memory_says_how_much_is_needed(memoryllm):
     """A limit below the smallest steps is refused with one that is enough."""
     source = open_source(memoryllm)
     with pytest.raises(ConfigError, match=r"--max-memory 100MB is too small .* at least [\d.]+GB"):
-        plan_limits(source, "100MB", 2)
+        plan_limits([source], "100MB", 2)
     with pytest.raises(ConfigError) as caught:
-        plan_limits(source, "100MB", 2)
+        plan_limits([source], "100MB", 2)
     enough = str(caught.value).split("at least ")[1]
-    assert plan_limits(source, enough, 2).scratch_bytes >= 0
+    assert plan_limits([source], enough, 2).scratch_bytes >= 0
 
 
 def test_superblocks_grow_with_memory(memoryllm):
     """More memory means more tokens per superblock, in powers of two from 512 on."""
     source = open_source(memoryllm)
-    sizes = [plan_limits(source, f"{n}GB", 1).superblock_tokens(26_000) for n in (1, 2, 4, 64)]
+    sizes = [plan_limits([source], f"{n}GB", 1).superblock_tokens(26_000) for n in (1, 2, 4, 64)]
     assert sizes == sorted(sizes)
     assert sizes[0] >= 512
     assert sizes[-1] == 32768

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from slow_ngrams import slow_engram, slow_longcat, slow_rows
 
 from tolpack.errors import ConfigError, TokenIdError
 from tolpack.ngrams import NGramHash, engram_hashes, longcat_hash, qwen4_exp_hash
@@ -12,34 +13,6 @@ from tolpack.ngrams.primes import is_prime, next_prime
 
 VOCAB = 40
 IDS = st.lists(st.integers(0, VOCAB - 1), max_size=12)
-
-
-def slow_rows(ngrams, ids):
-    """Rows of a text, one n-gram at a time, in unbounded integers."""
-    if ngrams.compressed_ids is not None:
-        ids = [int(ngrams.compressed_ids[token]) for token in ids]
-    return [
-        [slow_row(ngrams, head, list(reversed(ids[: t + 1]))) for head in range(ngrams.heads)]
-        for t in range(len(ids))
-    ]
-
-
-def slow_row(ngrams, head, backwards):
-    """Row of the n-gram at the start of `backwards`, the text from its last token back."""
-    gram = backwards[:1]
-    for token in backwards[1:]:
-        if token == ngrams.boundary:
-            break
-        gram.append(token)
-    order = ngrams.orders[head]
-    gram = (gram + [ngrams.pad] * order)[:order]
-    products = [token * factor for token, factor in zip(gram, ngrams.multipliers)]
-    mixed = 0
-    for product in products:
-        mixed = mixed ^ product if ngrams.mixing == "xor" else mixed + product
-    if ngrams.mixing == "xor":
-        mixed = (mixed + 2**63) % 2**64 - 2**63
-    return ngrams.offsets[head] + mixed % ngrams.sizes[head]
 
 
 @st.composite
@@ -199,7 +172,7 @@ def test_constants_of_qwen4_exp():
     ngrams = qwen4_exp_hash(vocab_size=248_320, eos_token_id=248_044)
     assert ngrams.table_rows == 320_001_446
     assert -(-ngrams.table_rows // 128) * 128 == 320_001_536
-    assert ngrams.multipliers[2] == 8_052_911_324_071
+    assert ngrams.multipliers == (23_703_573_157_769, 20_109_073_645_365, 8_052_911_324_071)
 
 
 def test_constants_of_longcat_flash_lite():
@@ -247,35 +220,6 @@ def test_qwen4_exp_gives_the_rows_of_transformers(changed):
             np.testing.assert_array_equal(stream.rows(texts[:, start:stop]), seen[-1])
 
 
-def slow_engram(layers, layer, bases, heads, compressed, pad, seed, text):
-    """Rows of Engram's demo for one layer, one head after the other."""
-    used, sizes = set(), {}
-    for each in layers:
-        for order, base in enumerate(bases, 2):
-            for head in range(heads):
-                size = base
-                while size in used or any(size % d == 0 for d in range(2, int(size**0.5) + 1)):
-                    size += 1
-                used.add(size)
-                sizes[each, order, head] = size
-    half = (2**63 - 1) // len(set(compressed)) // 2
-    drawn = np.random.default_rng(seed + 10007 * layer).integers(0, half, len(bases) + 1)
-    multipliers = [int(number) * 2 + 1 for number in drawn]
-    padded = [compressed[pad]] * len(bases) + [compressed[token] for token in text]
-    rows = []
-    for t in range(len(bases), len(padded)):
-        row, offset = [], 0
-        for order in range(2, len(bases) + 2):
-            mixed = 0
-            for k in range(order):
-                mixed ^= padded[t - k] * multipliers[k]
-            for head in range(heads):
-                row.append(mixed % sizes[layer, order, head] + offset)
-                offset += sizes[layer, order, head]
-        rows.append(row)
-    return rows
-
-
 def test_engram_gives_the_rows_of_the_demo():
     """Both layers hash compressed ids with their own primes and multipliers."""
     compressed = [token // 3 for token in range(VOCAB)]
@@ -298,25 +242,6 @@ def test_engram_stops_at_images():
     text = [5, 9, 1, 30]
     np.testing.assert_array_equal(ngrams.rows(text), plain.rows(text))
     np.testing.assert_array_equal(ngrams.rows(text, [1, 2, 8]), plain.rows(text))
-
-
-def slow_longcat(vocab, ratio, highest, splits, eos, text):
-    """Rows of LongCat-Flash-Lite within each of its tables, from the numbers that n-grams spell."""
-    rows = []
-    for t in range(len(text)):
-        row = []
-        for order in range(2, highest + 1):
-            number = text[t]
-            for k in range(1, order):
-                if t - k < 0 or eos in text[t - k : t]:
-                    break
-                number += text[t - k] * vocab**k
-            row += [
-                number % (ratio * vocab + 2 * ((order - 2) * splits + split) + 1)
-                for split in range(splits)
-            ]
-        rows.append(row)
-    return rows
 
 
 def test_longcat_spells_numbers():

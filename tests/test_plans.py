@@ -17,7 +17,7 @@ from tolpack.calibration.calibrate import CalibrationInputs, calibrate
 from tolpack.cli import main
 from tolpack.compress.encode import encode, encode_chunk
 from tolpack.compress.fixed import principal_components
-from tolpack.compress.make_plan import make_plan
+from tolpack.compress.make_plan import TableInputs, make_plan
 from tolpack.compress.settings import BuildSettings
 from tolpack.compress.write import PackFile, write
 from tolpack.container.local_sink import LocalSink
@@ -55,7 +55,7 @@ def table(model):
 @pytest.fixture
 def workspace(table, tmp_path):
     """Where plans are made."""
-    with open_workspace(table, tmp_path, Resources(threads=1), Reporter()) as opened:
+    with open_workspace([table], tmp_path, Resources(threads=1), Reporter()) as opened:
         yield opened
 
 
@@ -64,12 +64,12 @@ def planned(model, table, workspace, name):
     rank, bits, drop, size = SETTINGS[name]
     settings = BuildSettings.parse(rank, bits, drop, size, None)
     stats = calibrate(table, CalibrationInputs(model[1]), settings.loss_reach, workspace)
-    return make_plan(table, stats, settings, workspace)
+    return make_plan([TableInputs(table, stats)], settings, workspace)
 
 
 def blocks(plan, table, workspace, number):
     """Return all blocks of a chunk."""
-    return list(encode_chunk(plan, table, workspace, number))
+    return list(encode_chunk(plan.tables[0], table, workspace, number))
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -78,14 +78,12 @@ def test_a_pickled_plan_gives_the_same_pack(model, table, workspace, tmp_path, n
     plan = planned(model, table, workspace, name)
     saved = pickle.dumps(plan)
     path = tmp_path / "p.tolpack"
-    with open_workspace(table, tmp_path, Resources(threads=2), Reporter()) as other:
+    with open_workspace([table], tmp_path, Resources(threads=2), Reporter()) as other:
         loaded = pickle.loads(saved)
         file = PackFile(path, table.check_unchanged)
         with file.open(loaded.key) as sink:
-            assert (
-                write(loaded, encode(loaded, table, other), sink, file.check_inputs, Reporter())
-                == 0
-            )
+            blocks = encode(loaded, [table], other)
+            assert write(loaded, blocks, sink, file.check_inputs, Reporter()) == 0
     rank, bits, drop, size = SETTINGS[name]
     built = tolpack.build(
         model[0], tmp_path / "b.tolpack", rank=rank, bits=bits, drop=drop, size=size,
@@ -98,7 +96,7 @@ def test_a_pickled_plan_gives_the_same_pack(model, table, workspace, tmp_path, n
 def test_chunks_are_independent(model, table, workspace, name):
     """A chunk's blocks do not depend on which chunks were encoded before it."""
     plan = planned(model, table, workspace, name)
-    numbers = range(len(plan.chunks))
+    numbers = range(len(plan.tables[0].chunks))
     forwards = [blocks(plan, table, workspace, number) for number in numbers]
     backwards = [blocks(plan, table, workspace, number) for number in reversed(numbers)]
     assert forwards == backwards[::-1]
@@ -108,7 +106,7 @@ def test_a_plan_is_frozen(model, table, workspace):
     """What was decided cannot be changed."""
     plan = planned(model, table, workspace, "plain")
     with pytest.raises(AttributeError):
-        plan.chunks = ()
+        plan.tables = ()
 
 
 @pytest.mark.parametrize("name", ["rank by loss", "entropy-coded"])
@@ -158,7 +156,7 @@ def test_a_plan_is_encoded_from_its_own_table_only(model, table, workspace, tmp_
     else:
         other = open_source(models.save_model(tmp_path, seed=9, **MODEL))
     with pytest.raises(ConfigError, match="made for another table"):
-        encode(plan, other, workspace)
+        encode(plan, [other], workspace)
 
 
 def test_sections_of_another_plan_are_not_continued(model, tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from tolpack.calibration.model_losses import CalibratedModel, measure_losses, measured_part
 from tolpack.calibration.token_order import TokenOrder, order_tokens
+from tolpack.container.ngram_header import MAX_ID
 from tolpack.model.text import find_tokenizer, read_token_ids
 from tolpack.runtime.array_types import Doubles
 from tolpack.sources.npy import read_counts
@@ -39,20 +40,30 @@ class CalibrationInputs:
     frequencies: str | Path | None = None
     tokenizer: str | Path | None = None
 
+    @property
+    def gives_counts(self) -> bool:
+        """Whether it is known how frequent tokens are."""
+        return self.text is not None or self.frequencies is not None
+
 
 @dataclass(frozen=True, slots=True)
 class CalibrationStats:
-    """Storage order, token weights and loss metrics.
+    """Storage order, token counts and loss metrics.
 
-    ``weights`` float64 (vocab,), summing to 1; ``model`` is ``None`` where no losses are needed
-    or none can be measured (every direction then counts alike). ``fingerprint`` identifies what
-    went in.
+    ``counts`` int64 (rows,) by token id, or ``None`` if nothing tells them; ``model`` is ``None``
+    where no losses are needed or none can be measured (every direction then counts alike).
+    ``fingerprint`` identifies what went in.
     """
 
     order: TokenOrder
-    weights: Doubles
+    counts: NDArray[np.int64] | None
     model: CalibratedModel | None
     fingerprint: bytes
+
+    @property
+    def weights(self) -> Doubles:
+        """How much each token's errors weigh, float64 (rows,), summing to 1; a new array."""
+        return token_weights(self.counts, self.order.rows)
 
 
 def calibrate(
@@ -88,9 +99,9 @@ def calibrate(
         found = inputs.tokenizer
         if source.checkpoint is not None:
             found = find_tokenizer(source.checkpoint.path, found)
-        ids = read_token_ids(inputs.text, source.rows, found)
+        ids = read_token_ids(inputs.text, _vocabulary(source), found)
         if counts is None:
-            counts = np.bincount(measured_part(ids, reach or 0), minlength=source.rows)
+            counts = _rows_read(source, measured_part(ids, reach or 0))
     if counts is None:
         workspace.reporter.say(
             "token order: by token id, all records raw (no --frequencies or --calibrate given)"
@@ -106,7 +117,21 @@ def calibrate(
     if model is not None and source.checkpoint is not None:  # all of it shapes the losses
         digest.update(source.checkpoint.fingerprint())
         digest.update(repr((source.checkpoint.config, model.context)).encode())
-    return CalibrationStats(order, token_weights(counts, source.rows), model, digest.digest())
+    return CalibrationStats(order, counts, model, digest.digest())
+
+
+def _vocabulary(source: TableSource) -> int:
+    """Return how many token ids there may be."""
+    if source.ngrams is None:
+        return source.rows
+    known = source.ngrams.compressed_ids
+    return MAX_ID if known is None else len(known)
+
+
+def _rows_read(source: TableSource, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how often a text reads each row, int64 (rows,)."""
+    rows = ids if source.ngrams is None else source.ngrams.rows(ids).ravel()
+    return np.bincount(rows, minlength=source.rows)
 
 
 def token_weights(counts: NDArray[np.int64] | None, vocab_size: int) -> Doubles:

@@ -11,17 +11,21 @@ import tolpack
 from tolpack.commands.options import (
     PATH,
     checkpoint_options,
+    compression_option,
     json_option,
     layers_option,
     print_json,
     refuse_two_maps,
     resource_options,
     target_options,
+    tensor_option,
     tokenizer_option,
 )
 from tolpack.commands.terminal import Terminal, checked, echo
 from tolpack.compress.settings import (
+    BITS,
     BuildSettings,
+    parse_bits,
     parse_drops,
     parse_rank,
 )
@@ -37,17 +41,19 @@ from tolpack.report import tables
     help="Rank of the basis: none (no basis), auto, full, a number, 50%, or r0,r1,… by layer.",
 )  # fmt: skip
 @click.option(
-    "--bits", type=click.Choice(["auto", "16", "8", "4"]), default="4", show_default=True,
-    help="Bits per value; auto: error compensation and entropy coding.",
+    "--bits", type=click.Choice(BITS), default="4", show_default=True,
+    help="Bits per value; auto: error compensation and entropy coding; lossless: every bit.",
 )  # fmt: skip
 @click.option(
     "--drop", default="none", show_default=True, callback=checked(parse_drops),
     help="Layers to drop: none, or 3,7-9; with --bits auto also auto, or auto:2 for two layers.",
 )  # fmt: skip
+@compression_option
 @target_options
 @tokenizer_option
 @checkpoint_options
 @layers_option
+@tensor_option
 @resource_options
 @click.option("--resume", is_flag=True, help="Continue an interrupted build.")
 @click.option("--force", is_flag=True, help="Replace an existing pack.")
@@ -55,8 +61,9 @@ from tolpack.report import tables
 def build(checkpoint: Path, bits: str, as_json: bool, **settings: Any) -> None:
     """Build a pack from CHECKPOINT.
 
-    CHECKPOINT is a .pt or .pth, a .safetensors, a folder with config.json and .safetensors, or a
-    plain table (.npy, .h5, .safetensors) of shape [vocab, layers, hidden].
+    CHECKPOINT is a .pt or .pth, a .safetensors, a .gguf, a folder with config.json and
+    .safetensors, or a plain table (.npy, .h5, .safetensors) of shape [vocab, layers, hidden].
+    Tables of other families than MemoryLLM (docs/families.md) are recognised by config and names.
 
     --calibrate gives token counts and the loss metrics of auto. --max-ppl-increase is measured on
     the last fifth of the calibration text. Without --calibrate, auto samples a text from the model.
@@ -67,9 +74,12 @@ def build(checkpoint: Path, bits: str, as_json: bool, **settings: Any) -> None:
     tolpack build model.pt --bits auto --rank auto --max-ppl-increase 1%
     tolpack build model.pt --bits 8 --drop 3,7-9 --frequencies counts.npy
     tolpack build table.npy --layers 24 --bits 16
+    tolpack build gemma-3n-E2B/ --bits lossless
+    tolpack build model/ --tensor model.embed_tokens.weight --bits 8
     """
-    given = (settings["drop"], settings["size"], settings["max_ppl_increase"])
-    number = bits if bits == "auto" else int(bits)
+    names = ("drop", "size", "max_ppl_increase", "compression", "max_relative_error")
+    given = tuple(settings[name] for name in names)
+    number = parse_bits(bits)
     try:
         BuildSettings.parse(settings["rank"], number, *given)
     except ConfigError as error:

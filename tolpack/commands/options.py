@@ -10,7 +10,13 @@ from typing import Any
 import click
 
 from tolpack.commands.terminal import checked
-from tolpack.compress.settings import parse_drop, parse_increase, parse_size
+from tolpack.compress.settings import (
+    COMPRESSIONS,
+    parse_drop,
+    parse_increase,
+    parse_relative_error,
+    parse_size,
+)
 from tolpack.runtime.sizes import parse_bytes
 from tolpack.sources.checkpoint.config import MODEL_TYPES
 from tolpack.sources.checkpoint.key_map import BUILT_IN as BUILT_IN_MAPS
@@ -30,6 +36,13 @@ table_option = click.option(
 layers_option = click.option(
     "--layers", type=click.IntRange(1), help="Number of layers of a two-dimensional plain table."
 )
+tensor_option = click.option(
+    "--tensor", help="Name of any tensor of a checkpoint that is the table; * for a number.",
+)  # fmt: skip
+compression_option = click.option(
+    "--compression", type=click.Choice(COMPRESSIONS), default="auto", show_default=True,
+    help="With --bits lossless, 16, 8 or 4: auto entropy-codes frames where that pays.",
+)  # fmt: skip
 context_option = click.option(
     "--context", type=click.IntRange(1),
     help="Window length in tokens [default: the model's max_position_embeddings].",
@@ -89,6 +102,11 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--max-ppl-increase", callback=checked(parse_increase),
             help="With --bits auto: limit of the perplexity increase [default: 0.25%].",
+        ),
+        click.option(
+            "--max-relative-error", callback=checked(parse_relative_error),
+            help="With --bits auto: limit of the rows' relative error, for tables whose model "
+            "cannot be run.",
         ),
         click.option("--calibrate", type=PATH, help="Calibration text, or .npy of token ids."),
         click.option(

@@ -10,17 +10,21 @@ import click
 from tolpack.commands.options import (
     PATH,
     checkpoint_options,
+    compression_option,
     json_option,
     layers_option,
     print_json,
     resource_options,
     take_checkpoint_options,
     target_options,
+    tensor_option,
     tokenizer_option,
 )
 from tolpack.commands.terminal import Terminal, checked, echo
 from tolpack.compress.settings import (
+    BITS,
     BuildSettings,
+    parse_bits,
     parse_drops,
     parse_rank,
 )
@@ -28,21 +32,23 @@ from tolpack.errors import ConfigError
 from tolpack.report import tables
 
 # Options by which the table itself decides: a plan then has to measure it.
-_MEASURED = ("size", "max_ppl_increase", "calibrate", "frequencies")
+_MEASURED = ("size", "max_ppl_increase", "max_relative_error", "calibrate", "frequencies")
 
 
 @click.command()
 @click.argument("checkpoint", type=PATH)
 @click.option("--rank", callback=checked(parse_rank), help="Rank of the basis, as for build.")
-@click.option("--bits", type=click.Choice(["auto", "16", "8", "4"]), help="Bits, as for build.")
+@click.option("--bits", type=click.Choice(BITS), help="Bits, as for build.")
 @click.option(
     "--drop", default="none", show_default=True, callback=checked(parse_drops),
     help="Layers to drop, as for build.",
 )  # fmt: skip
+@compression_option
 @target_options
 @tokenizer_option
 @checkpoint_options
 @layers_option
+@tensor_option
 @resource_options
 @json_option
 def plan(checkpoint: Path, as_json: bool, **settings: Any) -> None:
@@ -67,7 +73,7 @@ def plan(checkpoint: Path, as_json: bool, **settings: Any) -> None:
 def _show_predicted(checkpoint: Path, as_json: bool, settings: dict[str, Any]) -> None:
     from tolpack.compress.size_prediction import predict_checkpoint
 
-    names = ("rank", "bits", "drop", "layers")
+    names = ("rank", "bits", "drop", "layers", "tensor", "compression")
     given = {name: settings[name] for name in names}
     plans = predict_checkpoint(
         checkpoint, checkpoint_options=take_checkpoint_options(settings), **given
@@ -86,8 +92,9 @@ def _show_measured(checkpoint: Path, as_json: bool, settings: dict[str, Any]) ->
     bits = settings["bits"] or "4"
     try:
         parsed = BuildSettings.parse(
-            settings["rank"] or "none", bits if bits == "auto" else int(bits), settings["drop"],
-            settings["size"], settings["max_ppl_increase"],
+            settings["rank"] or "none", parse_bits(bits), settings["drop"],
+            settings["size"], settings["max_ppl_increase"], settings["compression"],
+            settings["max_relative_error"],
         )  # fmt: skip
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
@@ -95,9 +102,9 @@ def _show_measured(checkpoint: Path, as_json: bool, settings: dict[str, Any]) ->
     resources = Resources(*(settings[name] for name in ("compute", "max_memory", "threads")))
     found = preview_plan(
         checkpoint, parsed, inputs, take_checkpoint_options(settings), settings["layers"],
-        resources, Terminal(),
+        settings["tensor"], resources, Terminal(),
     )  # fmt: skip
     if as_json:
-        print_json({"plans": [], "plan": found.plan})
+        print_json({"plans": [], "plan": found[0], "tables": found})
     else:
-        echo(tables.measured_plan_table(found.plan, found.fp16_bytes))
+        echo("\n\n".join(tables.measured_plan_table(one) for one in found))

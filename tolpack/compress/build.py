@@ -16,22 +16,22 @@ from typing import Any
 
 import numpy as np
 
-from tolpack.calibration.calibrate import CalibrationInputs, CalibrationStats
+from tolpack.calibration.calibrate import CalibrationInputs
 from tolpack.calibration.calibrate import calibrate as run_calibration
 from tolpack.compress.encode import encode
-from tolpack.compress.make_plan import make_planner
-from tolpack.compress.plan import PlanInputs
+from tolpack.compress.make_plan import TableInputs, make_planner, plan_key
 from tolpack.compress.settings import BuildSettings
 from tolpack.compress.write import PackFile, write
 from tolpack.container.atomic_write import check_output
 from tolpack.container.local_sink import check_unfinished
 from tolpack.errors import ConfigError, memory_errors
+from tolpack.model.text import find_tokenizer
 from tolpack.pack import Pack
 from tolpack.reading.summary import bits_per_weight, layer_summaries, ratio_fp16
 from tolpack.runtime.pool import processor_count
 from tolpack.runtime.progress import Reporter
 from tolpack.sources.checkpoint.options import CheckpointOptions
-from tolpack.sources.open_source import open_source
+from tolpack.sources.open_source import open_tables
 from tolpack.sources.protocol import TableSource
 from tolpack.workspace.limits import choose_compute
 from tolpack.workspace.resources import DEFAULT_MAX_MEMORY, Resources
@@ -43,10 +43,11 @@ _SAMPLE_TOKENS = 512
 
 @dataclass(frozen=True, slots=True)
 class LayerResult:
-    """One layer of a finished pack.
+    """One layer of a table of a finished pack.
 
-    ``relative_error`` is ``√(Σ‖row - packed row‖² / Σ‖row‖²)`` over evenly spaced tokens, ``None``
-    for a dropped layer; ``entropy_bits`` and ``gaussian_bits`` as in `tolpack.reading.code_rates`.
+    ``table``: its name; ``relative_error`` is ``√(Σ‖row - packed row‖² / Σ‖row‖²)`` over evenly
+    spaced tokens, ``None`` for a dropped layer; ``entropy_bits`` and ``gaussian_bits`` as in
+    `tolpack.reading.code_rates`.
     """
 
     layer: int
@@ -56,6 +57,7 @@ class LayerResult:
     bytes: int
     entropy_bits: float | None = None
     gaussian_bits: float | None = None
+    table: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,8 @@ def build(
     drop: str = "none",
     size: str | int | None = None,
     max_ppl_increase: str | float | None = None,
+    max_relative_error: str | float | None = None,
+    compression: str = "auto",
     calibrate: str | Path | None = None,
     frequencies: str | Path | None = None,
     tokenizer: str | Path | None = None,
@@ -91,6 +95,7 @@ def build(
     map_name: str | None = None,
     key_map: str | Path | None = None,
     layers: int | None = None,
+    tensor: str | None = None,
     compute: str = "auto",
     max_memory: str | int = DEFAULT_MAX_MEMORY,
     threads: int | None = None,
@@ -98,18 +103,19 @@ def build(
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> BuildResult:
-    """Build a pack from a checkpoint or a plain table.
+    """Build a pack from a checkpoint, a model of a known family, or a plain table.
 
     Parameters
     ----------
     checkpoint : str or Path
-        See `tolpack.sources.open_source.open_source`.
+        See `tolpack.sources.open_source.open_tables`.
     output : str or Path, optional
         The pack; default: ``NAME.tolpack`` beside the checkpoint.
     rank : str or int
         ``"none"`` (no basis), ``"full"``, ``"auto"``, a number, ``"50%"``, or ``"r0,r1,…"``.
     bits : int or str
-        16, 8, 4, or ``"auto"``: entropy-coded, with one step for all.
+        16, 8, 4, ``"auto"``: entropy-coded, with one step for all; or ``"lossless"``: every bit as
+        the model's file has it.
     drop : str
         ``"none"``, layers like ``"3,7-9"``; with bits ``"auto"`` also ``"auto"``, or ``"auto:2"``
         for two layers. With bits ``"auto"``, neighbouring layers compensate.
@@ -118,6 +124,12 @@ def build(
     max_ppl_increase : str or float, optional
         With bits ``"auto"``: limit of the perplexity increase on the held-out part of the
         calibration text, ``"1%"``; default, without `size`: 0.25 %.
+    max_relative_error : str or float, optional
+        With bits ``"auto"``: limit of ``√(Σ‖row - packed row‖² / Σ‖row‖²)``, each row weighted by
+        how often it is read, ``"5%"``; for tables whose model cannot be run.
+    compression : str
+        With bits 16, 8, 4 and lossless: ``"auto"`` (frames are entropy-coded where that saves
+        enough) or ``"none"``.
     calibrate : str or Path, optional
         Text or ``.npy`` of token ids: token counts, and the losses for ``auto``.
     tokenizer : str or Path, optional
@@ -130,6 +142,9 @@ def build(
         records.
     layers : int, optional
         Layers of a two-dimensional plain table.
+    tensor : str, optional
+        Name of a tensor of the checkpoint that is the table, where that is not the table of a known
+        family; ``*`` stands for the numbers of a series.
     compute : str
         Dtype of the FFNs' products: ``"float32"``, ``"bfloat16"`` (not for 16 bits), or
         ``"auto"``: bfloat16 for large tables where the processor has instructions for it.
@@ -157,25 +172,38 @@ def build(
         Reading or writing failed; what was written stays for `resume`.
     """
     reporter = reporter or Reporter()
-    settings = BuildSettings.parse(rank, bits, drop, size, max_ppl_increase)
+    settings = BuildSettings.parse(
+        rank, bits, drop, size, max_ppl_increase, compression, max_relative_error
+    )
+    if calibrate is not None:
+        tokenizer = find_tokenizer(Path(checkpoint), tokenizer)
     inputs = CalibrationInputs(calibrate, frequencies, tokenizer)
     files = (calibrate, frequencies, tokenizer, config, key_map)
     resources = Resources(compute, max_memory, threads)
-    source = open_source(checkpoint, CheckpointOptions(config, arch, map_name, key_map), layers)
+    options = CheckpointOptions(config, arch, map_name, key_map)
+    sources = open_tables(checkpoint, options, layers, tensor)
     path = output_path(checkpoint, output, force, files)
-    file = PackFile(path, check_inputs=source.check_unchanged, overwrite=force, resume=resume)
-    with open_workspace(source, path.parent, resources, reporter) as workspace:
-        check_source(source, reporter)
-        # The same rows, faster to compute; the result is compared with the exact ones.
-        table = source.computed_in(choose_compute(compute, source, settings.bits, reporter))
-        with torch_settings(workspace.limits.threads, table.compute):
-            stats = run_calibration(table, inputs, settings.loss_reach, workspace)
-            build_pack(table, stats, settings, file, workspace)
+    file = PackFile(path, lambda: check_unchanged(sources), overwrite=force, resume=resume)
+    counted = inputs.gives_counts or sources[0].checkpoint is not None
+    with open_workspace(
+        sources, path.parent, resources, reporter,
+        token_arrays=counted, matrices=settings.has_matrices,
+    ) as workspace:  # fmt: skip
+        check_sources(sources, reporter)
+        dtype = choose_compute(compute, sources[0], settings.bits, reporter)
+        with torch_settings(workspace.limits.threads, dtype):
+            # The same rows, faster to compute; the result is compared with the exact ones.
+            faster = [source.computed_in(dtype) for source in sources]
+            tables = [
+                TableInputs(table, run_calibration(table, inputs, settings.loss_reach, workspace))
+                for table in faster
+            ]
+            build_pack(tables, settings, file, workspace)
     with torch_threads(threads or processor_count()):
-        return _result(file, source, reporter)
+        return _result(file, sources, reporter)
 
 
-def check_source(source: TableSource, reporter: Reporter) -> None:
+def check_sources(sources: Sequence[TableSource], reporter: Reporter) -> None:
     """Say what was matched, and read every input once, for its digest.
 
     Raises
@@ -183,20 +211,26 @@ def check_source(source: TableSource, reporter: Reporter) -> None:
     CheckpointError
         A weight is NaN or infinite.
     """
-    for line in source.describe():
-        reporter.say(line)
-    with reporter.phase("checking the input", source.stored_bytes, "B") as done:
-        source.check(done)
+    for source in sources:
+        for line in source.describe():
+            reporter.say(line)
+        with reporter.phase("checking the input", source.stored_bytes, "B") as done:
+            source.check(done)
+
+
+def check_unchanged(sources: Sequence[TableSource]) -> None:
+    """Raise `CheckpointError` if a file is another one than when it was opened."""
+    for source in sources:
+        source.check_unchanged()
 
 
 def build_pack(
-    table: TableSource,
-    stats: CalibrationStats,
+    tables: Sequence[TableInputs],
     settings: BuildSettings,
     file: PackFile,
     workspace: Workspace,
 ) -> None:
-    """Plan, encode and write the pack of a table whose tokens and losses are known.
+    """Plan, encode and write the pack of tables whose tokens and losses are known.
 
     A pack that comes out larger than ``--size`` is discarded, and the next plan aims lower.
 
@@ -208,17 +242,17 @@ def build_pack(
     with ExitStack() as stack:
         sink = None
         if not settings.drop.auto:  # which decides a part of the key
-            key = PlanInputs.of(table, stats, settings, workspace).key
-            sink = stack.enter_context(file.open(key))
-        planner = make_planner(table, stats, settings, workspace)
+            sink = stack.enter_context(file.open(plan_key(tables, settings, workspace)))
+        planner, reserve = make_planner(tables, settings, workspace), 0
         plan = planner.plan()
         while True:
             sink = sink or stack.enter_context(file.open(plan.key))
-            blocks = encode(plan, table, workspace)
+            blocks = encode(plan, [table.source for table in tables], workspace)
             excess = write(plan, blocks, sink, file.check_inputs, workspace.reporter)
             if not excess:
                 return
-            plan = planner.plan(plan.reserve_bytes + excess)
+            reserve += excess
+            plan = planner.plan(reserve)
             file, sink = replace(file, resume=False), None  # nothing is left to resume
 
 
@@ -257,20 +291,31 @@ def _default_output(source: Path) -> Path:
     return source.with_name(f"{name}.tolpack")
 
 
-def _result(file: PackFile, source: TableSource, reporter: Reporter) -> BuildResult:
+def _result(file: PackFile, sources: Sequence[TableSource], reporter: Reporter) -> BuildResult:
     """Open the finished pack and compare a sample of it with the source."""
+    layers: list[LayerResult] = []
+    for source in sources:
+        layers += _layer_results(file, source, reporter)
+    with Pack(file.path, table=sources[0].name) as pack:
+        ratio, bits = ratio_fp16(pack.container), bits_per_weight(pack.container)
+        return BuildResult(file.path, pack.nbytes, ratio, bits, tuple(layers))
+
+
+def _layer_results(file: PackFile, source: TableSource, reporter: Reporter) -> list[LayerResult]:
     ids = np.arange(0, source.rows, max(1, source.rows // _SAMPLE_TOKENS))
-    layers = []
-    total = len(source.fields) * len(ids)
-    with Pack(file.path) as pack, reporter.phase("checking", total, "rows") as done:
-        for summary in layer_summaries(pack.container):
+    layers, total = [], len(source.fields) * len(ids)
+    with (
+        Pack(file.path, table=source.name) as pack,
+        reporter.phase("checking", total, "rows") as done,
+    ):
+        for number, summary in enumerate(layer_summaries(pack.container)):
             error = None
             if summary.bytes:
-                rows = source.field_rows(summary.layer)(ids)
-                difference = pack.rows(ids, layers=[summary.layer])[:, 0] - rows
+                multiplier = np.float32(source.fields[number].multiplier)
+                rows = source.field_rows(number)(ids) * multiplier
+                difference = pack.rows(ids, layers=[number])[:, 0] - rows
                 norm = float(np.square(rows, dtype=np.float64).sum())
                 error = float(np.sqrt(np.square(difference, dtype=np.float64).sum() / (norm or 1)))
             done(len(ids))
-            layers.append(LayerResult(**asdict(summary), relative_error=error))
-        ratio, bits = ratio_fp16(pack.container), bits_per_weight(pack.container)
-        return BuildResult(file.path, pack.nbytes, ratio, bits, tuple(layers))
+            layers.append(LayerResult(**asdict(summary), relative_error=error, table=source.name))
+    return layers

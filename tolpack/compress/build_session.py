@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from tolpack.calibration.calibrate import CalibrationInputs, CalibrationStats, calibrate
-from tolpack.compress.build import build_pack, check_source
+from tolpack.compress.build import build_pack, check_sources
+from tolpack.compress.make_plan import TableInputs
 from tolpack.compress.settings import BuildSettings
 from tolpack.compress.write import PackFile
 from tolpack.runtime.progress import Reporter
@@ -62,7 +63,7 @@ class BuildSession:
         self._checked = False
 
     def __enter__(self) -> BuildSession:
-        opened = open_workspace(self._source, self._folder, self._resources, self._reporter)
+        opened = open_workspace([self._source], self._folder, self._resources, self._reporter)
         self._workspace = self._exit.enter_context(opened)
         held, scratch = HeldTable.nbytes(self._source), self._workspace.scratch
         self._hold = held <= _HELD_SHARE * scratch.left
@@ -81,7 +82,7 @@ class BuildSession:
             As of `tolpack.build`.
         """
         if not self._checked:
-            check_source(self._source, self._reporter)
+            check_sources([self._source], self._reporter)
             self._checked = True
         dtype = choose_compute(self._resources.compute, self._source, settings.bits, self._reporter)
         limits, shared = self._workspace.limits, self._workspace.scratch
@@ -92,7 +93,7 @@ class BuildSession:
             # Of one pack alone, arrays are not kept for the next.
             with Scratch(shared.folder, shared.left) as scratch:
                 workspace = Workspace(limits, scratch, self._reporter, moments)
-                build_pack(table, stats, settings, file, workspace)
+                build_pack([TableInputs(table, stats)], settings, file, workspace)
 
     @property
     def table(self) -> TableSource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,7 +20,9 @@ STEP_EXPONENT = 0.65
 _STEP_COST = 0.3
 
 _FIRST_CHUNK_ROWS = 1024
-_MAX_CHUNK_ROWS = 16384
+_CHUNK_ROWS = 16384
+# The header names every chunk, so the chunks of large tables grow instead of becoming more.
+_MAX_CHUNKS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +35,31 @@ class ChunkSpan:
 
 
 def doubling_chunks(order: TokenOrder) -> list[ChunkSpan]:
-    """Cut slots into chunks of similar frequency: 1,024, then doubling, at most 16,384 rows."""
-    rows = len(order.token_ids)
+    """Cut slots into chunks of similar frequency: 1,024 rows, then doubling up to 16,384, or more
+    where the table has over 4 million.
+    """
+    rows, longest = order.rows, _longest_chunk(order.rows)
     bounds, start = [], 0
     while start < rows:
-        size = min(max(start, _FIRST_CHUNK_ROWS), _MAX_CHUNK_ROWS)
+        size = min(max(start, _FIRST_CHUNK_ROWS), longest)
         bounds.append((start, min(size, rows - start)))
         start += size
     if order.counts is None or not order.counts.sum():
         return [ChunkSpan(start, size, True) for start, size in bounds]
     covered = np.concatenate([[0], np.cumsum(order.counts)]) / order.counts.sum()
     return [ChunkSpan(start, size, bool(covered[start] < HOT_SHARE)) for start, size in bounds]
+
+
+def spread_slots(spans: Sequence[ChunkSpan], count: int) -> NDArray[np.int64]:
+    """Return about `count` evenly spread slots of neighbouring `spans`, int64 (n,)."""
+    rows = sum(span.rows for span in spans)
+    step = max(1, rows // count)
+    return spans[0].first_slot + step * np.arange(min(count, -(-rows // step)))
+
+
+def _longest_chunk(rows: int) -> int:
+    """Rows of a chunk at most: whole multiples of 16,384."""
+    return _CHUNK_ROWS * max(1, -(-rows // (_CHUNK_ROWS * _MAX_CHUNKS)))
 
 
 def chunks_by_step(
@@ -59,15 +76,16 @@ def chunks_by_step(
     order : TokenOrder
         Counts by slot.
     min_rows : int
-        Rows of a chunk at least, but for the last one; at most it has 16,384.
+        Rows of a chunk at least, but for the last one; at most as of `doubling_chunks`.
     row_bytes : float
         What a row will take, about.
     chunk_bytes : float
         What a chunk takes beside its rows.
     """
-    edges = _octaves(order, min_rows)
-    counts = np.zeros(edges[-1]) if order.counts is None else order.counts
-    own = -STEP_EXPONENT / 2 * np.log(counts + 1.0)
+    if order.counts is None:
+        return _cut([0, order.rows], _longest_chunk(order.rows))
+    edges = _octaves(order.counts, min_rows)
+    own = -STEP_EXPONENT / 2 * np.log(order.counts + 1.0)
     sums = np.add.reduceat(own, edges[:-1]).cumsum()
     squares = np.add.reduceat(own**2, edges[:-1]).cumsum()
     rows, sums, squares = edges, np.append(0, sums), np.append(0, squares)
@@ -81,21 +99,23 @@ def chunks_by_step(
     cuts = [len(edges) - 1]
     while cuts[-1]:
         cuts.append(int(before[cuts[-1]]))
-    bounds = edges[cuts[::-1]].tolist()
+    return _cut(edges[cuts[::-1]].tolist(), _longest_chunk(order.rows))
+
+
+def _cut(bounds: list[int], longest: int) -> list[ChunkSpan]:
+    """Return chunks of at most `longest` rows between the `bounds`."""
     return [
-        ChunkSpan(first, min(_MAX_CHUNK_ROWS, stop - first), hot=False)
+        ChunkSpan(first, min(longest, stop - first), hot=False)
         for start, stop in pairwise(bounds)
-        for first in range(start, stop, _MAX_CHUNK_ROWS)
+        for first in range(start, stop, longest)
     ]
 
 
-def _octaves(order: TokenOrder, min_rows: int) -> NDArray[np.int64]:
+def _octaves(counts: NDArray[np.int64], min_rows: int) -> NDArray[np.int64]:
     """Return where counts have halved, int64, from 0 to the rows; `min_rows` apart at least."""
-    rows = len(order.token_ids)
-    counts = np.zeros(rows, np.int64) if order.counts is None else order.counts
     octaves = np.floor(np.log2(counts + 1.0))
     edges = [0]
     for stop in np.flatnonzero(np.diff(octaves) != 0) + 1:
         if stop - edges[-1] >= min_rows:
             edges.append(int(stop))
-    return np.array([*edges, rows])
+    return np.array([*edges, len(counts)])

@@ -6,22 +6,22 @@ anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 
 from tolpack.codecs.record import record_layout
-from tolpack.compress.plan import Plan
+from tolpack.compress.plan import PackPlan, Plan
 from tolpack.container.blocks import encode_blocks
 from tolpack.errors import ConfigError
 from tolpack.sources.protocol import TableSource
 from tolpack.workspace.workers import product_precision, worker_threads
 from tolpack.workspace.workspace import Workspace
 
-# Gives the blocks of a chunk of the plan; takes its number, and a callback for progress.
-ChunkBlocks = Callable[[int, Callable[[int], object]], Iterator[bytes]]
+# Gives the blocks of a chunk; takes the numbers of its table and of the chunk in it, and a callback
+# for progress.
+ChunkBlocks = Callable[[int, int, Callable[[int], object]], Iterator[bytes]]
 
 
-def encode(plan: Plan, source: TableSource, workspace: Workspace) -> ChunkBlocks:
+def encode(plan: PackPlan, sources: Sequence[TableSource], workspace: Workspace) -> ChunkBlocks:
     """Return a function that encodes the chunk of a given number: see `encode_chunk`.
 
     Raises
@@ -29,9 +29,16 @@ def encode(plan: Plan, source: TableSource, workspace: Workspace) -> ChunkBlocks
     ConfigError
         The plan was made for another table, or for one that is multiplied in another dtype.
     """
-    if source.fingerprint() != plan.source:
-        raise ConfigError("the plan was made for another table, or another --compute: plan anew")
-    return partial(encode_chunk, plan, source, workspace)
+    for one, source in zip(plan.tables, sources, strict=True):
+        if source.fingerprint() != one.source:
+            raise ConfigError(
+                "the plan was made for another table, or another --compute: plan anew"
+            )
+
+    def blocks(table: int, number: int, done: Callable[[int], object]) -> Iterator[bytes]:
+        return encode_chunk(plan.tables[table], sources[table], workspace, number, done)
+
+    return blocks
 
 
 def encode_chunk(
@@ -66,4 +73,6 @@ def encode_chunk(
         records = plan.encoder.records(
             source, plan.token_ids(chunk), chunk, layout, workspace.limits, pool, done
         )
-        yield from encode_blocks(records, encoding, chunk.first_slot, plan.pack_id)
+        yield from encode_blocks(
+            records, encoding, chunk.first_slot, plan.pack_id, table=plan.number
+        )

@@ -6,29 +6,32 @@ what is written. How many of them there are, and of how many digits, is known be
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tolpack.codecs.encodings import Encoding, Part
 from tolpack.compress.chunks import ChunkSpan
-from tolpack.compress.plan import PRODUCER, TABLE_NAME
+from tolpack.compress.plan import PRODUCER
 from tolpack.container.block_sizes import longest_frame, raw_block_bytes
 from tolpack.container.header import Chunk, Field, Header, Section, Table
 from tolpack.container.index import index_bytes
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, align
 
 _LARGEST_CRC32 = 2**32 - 1
+# Characters of a name that the estimate counts with its field.
+_SHORT_NAME = 10
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedHeader:
     """Everything that a header will say, but for numbers that follow from what is written.
 
-    ``fields`` refer to sections by any number; ``numbers`` are those of each chunk's encoding.
+    ``table`` refers to sections by any number; ``numbers`` are those of each chunk's encoding.
     """
 
-    fields: Sequence[Field]
+    table: Table
     chunks: Sequence[ChunkSpan]
     encodings: Sequence[Encoding]
     numbers: Sequence[int]
@@ -47,8 +50,7 @@ class PlannedHeader:
 
     def _longest(self, start: int) -> Header:
         """Return a header of the most digits; sections begin at `start`."""
-        rows = sum(plan.rows for plan in self.chunks)
-        table = Table(TABLE_NAME, rows, (), ())
+        table = self.table
         sections = [replace(array, crc32=_LARGEST_CRC32) for array in self.arrays]
         for plan, number in zip(self.chunks, self.numbers):
             encoding = self.encodings[number]
@@ -67,22 +69,15 @@ class PlannedHeader:
         last = len(placed) - 1
         table = replace(
             table,
-            fields=tuple(_referring_to(field, last) for field in self.fields),
+            fields=tuple(_referring_to(field, last) for field in table.fields),
             chunks=tuple(
                 Chunk(p.rows, n, last, last if self.encodings[n].is_compressed else None)
                 for p, n in zip(self.chunks, self.numbers)
             ),
-            token_map=last if any(one.kind == "token_map" for one in self.arrays) else None,
+            token_map=None if table.token_map is None else last,
+            ngrams=None if table.ngrams is None else replace(table.ngrams, id_map=last),
         )
         return Header((table,), tuple(self.encodings), tuple(placed), PRODUCER)
-
-
-def planned_array(kind: str, dtype: str, shape: tuple[int, ...], item_bytes: int) -> Section:
-    """Return an array section that is yet to be written."""
-    size = item_bytes
-    for length in shape:
-        size *= length
-    return Section(kind, 0, size, 0, dtype, shape)
 
 
 def planned_basis(rank: int, part: Part) -> Section:
@@ -98,15 +93,21 @@ def _referring_to(field: Field, number: int) -> Field:
     return replace(field, basis=basis, mean=None if field.mean is None else number)
 
 
-def estimate_header_room(layers: int, kept: int, chunks: int, *, has_basis: bool) -> int:
+def estimate_header_room(
+    layers: int, kept: int, chunks: int, *, has_basis: bool, table: Table | None = None
+) -> int:
     """Bytes to keep for the header's JSON: an upper bound that fills whole pages with the preamble.
 
     Every chunk may have an index, every kept layer a basis, a mean and two parts, and there are at
-    most two encodings.
+    most two encodings. With `table`, its names and its n-gram hash are counted, too.
     """
-    sections = 2 * chunks + (2 * kept if has_basis else 0) + 1
+    sections = 2 * chunks + (2 * kept if has_basis else 0) + 2
     parts = 2 * kept if has_basis else kept
     estimate = 512 + 112 * layers + 72 * chunks + 128 * sections + 2 * (64 + 56 * parts)
+    if table is not None:
+        names = (len(table.name), *(len(field.name) for field in table.fields))
+        ngrams = {} if table.ngrams is None else table.ngrams.to_json()
+        estimate += sum(max(0, n - _SHORT_NAME) for n in names) + len(json.dumps(ngrams))
     return align(PREAMBLE_BYTES + estimate, SECTION_ALIGNMENT) - PREAMBLE_BYTES
 
 

@@ -1,18 +1,33 @@
-"""The planner for the settings: it measures the table, and makes plans of it."""
+"""The planner for the settings: it measures the tables, and makes plans of them."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from tolpack.calibration.calibrate import CalibrationStats
 from tolpack.compress.entropy.drop_layers import best_planner
 from tolpack.compress.entropy.planner import EntropyCodedPlanner
 from tolpack.compress.fixed.planner import FixedBitsPlanner
-from tolpack.compress.plan import Plan, PlanInputs
-from tolpack.compress.settings import BuildSettings, Drop
+from tolpack.compress.lossless.planner import LosslessPlanner
+from tolpack.compress.plan import PackPlan, Plan, PlanInputs, pack_key
+from tolpack.compress.settings import BuildSettings, Drop, parse_size
 from tolpack.sources.protocol import TableSource
 from tolpack.workspace.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class TableInputs:
+    """A table of a pack, and what is known of its tokens and losses."""
+
+    source: TableSource
+    stats: CalibrationStats
+
+    @property
+    def fp16_bytes(self) -> int:
+        """Bytes of the table in FP16, dropped layers included."""
+        return 2 * self.source.rows * sum(field.width for field in self.source.fields)
 
 
 class Planner(Protocol):
@@ -23,29 +38,79 @@ class Planner(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class PackPlanner:
+    """Has measured all tables of a pack; ``shares`` of ``--size`` that each of them has."""
+
+    planners: tuple[Planner, ...]
+    shares: tuple[float, ...]
+
+    def plan(self, reserve_bytes: int = 0) -> PackPlan:
+        """Return a plan whose file leaves `reserve_bytes` of ``--size`` free."""
+        return PackPlan.of(
+            [
+                planner.plan(-int(-reserve_bytes * share // 1))
+                for planner, share in zip(self.planners, self.shares)
+            ]
+        )
+
+
 def make_planner(
-    source: TableSource, stats: CalibrationStats, settings: BuildSettings, workspace: Workspace
-) -> Planner:
-    """Return the planner for `settings`, after its measurements of `source`.
+    tables: Sequence[TableInputs], settings: BuildSettings, workspace: Workspace
+) -> PackPlanner:
+    """Return the planner for `settings`, after its measurements of `tables`.
 
     Raises
     ------
     ConfigError
-        The settings do not fit the table.
+        The settings do not fit a table.
     """
-    if settings.bits != "auto":
-        return FixedBitsPlanner.of(PlanInputs.of(source, stats, settings, workspace))
-
-    def inputs_without(layers: tuple[int, ...]) -> PlanInputs:
-        return PlanInputs.of(source, stats, replace(settings, drop=Drop(layers)), workspace)
-
-    if settings.drop.auto:
-        return best_planner(inputs_without, settings.drop, workspace.reporter)
-    return EntropyCodedPlanner.of(inputs_without(settings.drop.layers))
+    limits, total = size_limits(tables, settings), sum(table.fp16_bytes for table in tables)
+    return PackPlanner(
+        tuple(_table_planner(t, settings, workspace, limit) for t, limit in zip(tables, limits)),
+        tuple(table.fp16_bytes / total for table in tables),
+    )
 
 
 def make_plan(
-    source: TableSource, stats: CalibrationStats, settings: BuildSettings, workspace: Workspace
-) -> Plan:
-    """Decide everything about the pack of `source` under `settings`; raises as `make_planner`."""
-    return make_planner(source, stats, settings, workspace).plan()
+    tables: Sequence[TableInputs], settings: BuildSettings, workspace: Workspace
+) -> PackPlan:
+    """Decide everything about the pack of `tables` under `settings`; raises as `make_planner`."""
+    return make_planner(tables, settings, workspace).plan()
+
+
+def plan_key(tables: Sequence[TableInputs], settings: BuildSettings, workspace: Workspace) -> bytes:
+    """Return the key of plans to come, where no layers are chosen to be dropped."""
+    limits = size_limits(tables, settings)
+    inputs = [
+        PlanInputs.of(table.source, table.stats, settings, workspace, limit)
+        for table, limit in zip(tables, limits)
+    ]
+    return pack_key([one.key for one in inputs])
+
+
+def size_limits(tables: Sequence[TableInputs], settings: BuildSettings) -> list[int | None]:
+    """Divide ``--size`` among tables, by their sizes."""
+    if settings.size is None:
+        return [None] * len(tables)
+    total = sum(table.fp16_bytes for table in tables)
+    size = parse_size(settings.size, total)
+    return [size * table.fp16_bytes // total for table in tables]
+
+
+def _table_planner(
+    table: TableInputs, settings: BuildSettings, workspace: Workspace, size_limit: int | None
+) -> Planner:
+    def inputs_of(given: BuildSettings) -> PlanInputs:
+        return PlanInputs.of(table.source, table.stats, given, workspace, size_limit)
+
+    def inputs_without(layers: tuple[int, ...]) -> PlanInputs:
+        return inputs_of(replace(settings, drop=Drop(layers)))
+
+    if settings.bits == "lossless":
+        return LosslessPlanner.of(inputs_of(settings))
+    if settings.bits != "auto":
+        return FixedBitsPlanner.of(inputs_of(settings))
+    if settings.drop.auto:
+        return best_planner(inputs_without, settings.drop, workspace.reporter)
+    return EntropyCodedPlanner.of(inputs_without(settings.drop.layers))

@@ -1,15 +1,17 @@
-"""A plan: everything that was decided about a pack, as plain data.
+"""A plan: everything that was decided about the tables of a pack, as plain data.
 
 A plan is frozen and can be pickled, printed and saved. `tolpack.compress.encode` makes the same
-bytes of the same plan and source wherever it runs, for every chunk on its own.
+bytes of the same plan and source wherever it runs, for every chunk on its own. A pack of several
+tables has one plan for each of them.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,18 +21,18 @@ from tolpack.calibration.token_order import TokenOrder
 from tolpack.codecs.encodings import Encoding, Part
 from tolpack.codecs.frames import LEVEL
 from tolpack.codecs.record import RecordLayout
-from tolpack.compress.settings import BuildSettings, dropped_layers, parse_size
-from tolpack.container.header import Chunk, Field, Header, Section, Table
+from tolpack.compress.settings import BuildSettings, dropped_layers
+from tolpack.container.header import Chunk, Field, Section, Table
+from tolpack.container.ngram_header import NGrams
 from tolpack.container.preamble import VERSION
 from tolpack.errors import ConfigError
 from tolpack.runtime.array_types import Bytes, Ints
-from tolpack.runtime.scratch import SpilledArray
+from tolpack.runtime.scratch import SpilledArray, in_memory
 from tolpack.sources.protocol import SourceField, TableSource
 from tolpack.version import __version__
 from tolpack.workspace.limits import Limits
 from tolpack.workspace.workspace import Workspace
 
-TABLE_NAME = "tol"
 PRODUCER = f"tolpack {__version__}"
 
 
@@ -57,6 +59,11 @@ class PlannedArray:
     part: Part | None = None
 
 
+def planned_array(kind: str, dtype: str, shape: tuple[int, ...], item_bytes: int) -> Section:
+    """Return an array section that is yet to be written."""
+    return Section(kind, 0, item_bytes * math.prod(shape), 0, dtype, shape)
+
+
 class RecordEncoder(Protocol):
     """Turns rows of some tokens into records; frozen, and can be pickled."""
 
@@ -80,20 +87,21 @@ class RecordEncoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that was decided about a pack.
+    """Everything that was decided about one table of a pack.
 
-    ``key``: sha256 of the inputs and settings, 32 bytes; ``source``: the fingerprint of the table
-    that it was made for; ``order``: the tokens by slot; ``fields`` refer to ``arrays``, which are
-    the first sections of the file, by their number; ``chunks`` are runs of slots and refer to
-    ``encodings``; ``encoder`` turns rows into records; ``header_room``: bytes kept for the header;
-    ``predicted_bytes``: of the whole file; ``size_limit``: bytes of the file at most, and
-    ``reserve_bytes``: the sum of what earlier plans came out over it.
+    ``key``: sha256 of the inputs and settings of the pack, 32 bytes; ``source``: the fingerprint of
+    the table that it was made for; ``order``: the tokens by slot; ``table``: what the header says
+    of it, without chunks, with references to ``arrays``, which are its first sections, by their
+    number; ``chunks`` are runs of slots and refer to ``encodings``; ``encoder`` turns rows into
+    records; ``header_room``: bytes kept for the header; ``predicted_bytes``: of a file of this
+    table alone; ``size_limit``: bytes of that file at most, and ``reserve_bytes``: the sum of what
+    earlier plans came out over it. ``number``: which table of the pack it is.
     """
 
     key: bytes
     source: bytes
     order: TokenOrder
-    fields: tuple[Field, ...]
+    table: Table
     arrays: tuple[PlannedArray, ...]
     encodings: tuple[Encoding, ...]
     chunks: tuple[PlannedChunk, ...]
@@ -102,6 +110,7 @@ class Plan:
     predicted_bytes: int
     size_limit: int | None = None
     reserve_bytes: int = 0
+    number: int = 0
 
     @property
     def digest(self) -> int:
@@ -110,7 +119,7 @@ class Plan:
         Everything that a reader needs goes into it, so that the sections of two plans never meet
         in one file.
         """
-        digest = hashlib.sha256(repr((self.fields, self.encodings, self.chunks)).encode())
+        digest = hashlib.sha256(repr((self.table, self.encodings, self.chunks)).encode())
         for array in self.arrays:
             digest.update(np.ascontiguousarray(array.values.load()).data)
         return int.from_bytes(digest.digest()[:8], "little")
@@ -123,23 +132,32 @@ class Plan:
     @property
     def rows(self) -> int:
         """Rows of the table."""
-        return len(self.order.token_ids)
-
-    @property
-    def kept_layers(self) -> tuple[int, ...]:
-        """Layers that are stored, ascending."""
-        return tuple(field.layer for field in self.fields if not field.dropped)
+        return self.table.rows
 
     def token_ids(self, chunk: PlannedChunk) -> Ints:
         """Return the token ids of a chunk, int64 (rows,)."""
-        return self.order.token_ids[chunk.first_slot : chunk.first_slot + chunk.rows]
+        return self.order.tokens(chunk.first_slot, chunk.first_slot + chunk.rows)
 
-    def header(self, chunks: list[Chunk], sections: list[Section]) -> Header:
-        """Return the header of the pack, given where its chunks and sections came to lie."""
-        kinds = [array.kind for array in self.arrays]
-        token_map = kinds.index("token_map") if "token_map" in kinds else None
-        table = Table(TABLE_NAME, self.rows, self.fields, tuple(chunks), token_map)
-        return Header((table,), self.encodings, tuple(sections), PRODUCER)
+    def placed_table(self, first_section: int, first_encoding: int, chunks: list[Chunk]) -> Table:
+        """Return what the header says of the table, given where its sections begin and its
+        encodings, and its chunks, whose sections are those of the file.
+        """
+
+        def moved(number: int | None) -> int | None:
+            return None if number is None else number + first_section
+
+        fields = tuple(
+            replace(field, basis=moved(field.basis), mean=moved(field.mean))
+            for field in self.table.fields
+        )
+        chunks = [replace(chunk, encoding=chunk.encoding + first_encoding) for chunk in chunks]
+        ngrams = self.table.ngrams
+        if ngrams is not None:
+            ngrams = replace(ngrams, id_map=moved(ngrams.id_map))
+        return replace(
+            self.table, fields=fields, chunks=tuple(chunks),
+            token_map=moved(self.table.token_map), ngrams=ngrams,
+        )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         """Return the decisions as plain values for JSON: not the order of tokens, the values of
@@ -151,13 +169,14 @@ class Plan:
         ]
         return {
             "key": self.key.hex(),
+            "name": self.table.name,
             "predicted_bytes": self.predicted_bytes,
             "size_limit": self.size_limit,
             "reserve_bytes": self.reserve_bytes,
             "header_room": self.header_room,
             "rows": self.rows,
             "reordered": not self.order.identity,
-            "fields": [asdict(field) for field in self.fields],
+            "fields": [asdict(field) for field in self.table.fields],
             "arrays": arrays,
             "encodings": [asdict(encoding) for encoding in self.encodings],
             "chunks": [asdict(chunk) for chunk in self.chunks],
@@ -165,12 +184,60 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class PackPlan:
+    """The plans of all tables of a pack, in its order."""
+
+    tables: tuple[Plan, ...]
+
+    @classmethod
+    def of(cls, plans: Sequence[Plan]) -> PackPlan:
+        """Make one pack of the plans of single tables."""
+        key = pack_key([plan.key for plan in plans])
+        return cls(tuple(replace(p, key=key, number=n) for n, p in enumerate(plans)))
+
+    @property
+    def key(self) -> bytes:
+        """Identifies all inputs and settings."""
+        return self.tables[0].key
+
+    @property
+    def digest(self) -> int:
+        """Tells plans of one key apart, as `Plan.digest`."""
+        digest = 0
+        for plan in self.tables:
+            digest = (31 * digest + plan.digest) % 2**64
+        return digest
+
+    @property
+    def header_room(self) -> int:
+        """Bytes kept for the header."""
+        return sum(plan.header_room for plan in self.tables)
+
+    @property
+    def predicted_bytes(self) -> int:
+        """Of the whole file, about."""
+        return sum(plan.predicted_bytes for plan in self.tables)
+
+    @property
+    def size_limit(self) -> int | None:
+        """Bytes of the file at most."""
+        limits = [plan.size_limit for plan in self.tables if plan.size_limit is not None]
+        return sum(limits) if limits else None
+
+
+def pack_key(keys: Sequence[bytes]) -> bytes:
+    """Return the key of a pack whose tables have `keys`: that of its table if there is one."""
+    return keys[0] if len(keys) == 1 else hashlib.sha256(b"".join(keys)).digest()
+
+
+@dataclass(frozen=True, slots=True)
 class PlanInputs:
     """What a plan follows from, and where it is worked out.
 
-    ``kept``: layers that are stored, ascending; ``ranks``: one per layer (``None``: no basis), or
-    ``None`` as a whole where they are chosen by loss; ``size_limit``: bytes of ``--size``;
-    ``width``: values of each field.
+    ``kept``: numbers of the fields that are stored, ascending; ``ranks``: one per field (``None``:
+    no basis), or ``None`` as a whole where they are chosen by loss; ``size_limit``: bytes of
+    ``--size`` that the table may take; ``width``: values of each field, where they have a basis or
+    ``--bits auto``.
     """
 
     source: TableSource
@@ -189,6 +256,7 @@ class PlanInputs:
         stats: CalibrationStats,
         settings: BuildSettings,
         workspace: Workspace,
+        size_limit: int | None,
     ) -> PlanInputs:
         """Resolve and check the settings for the table.
 
@@ -199,19 +267,16 @@ class PlanInputs:
         """
         layers, widths = len(source.fields), {field.width for field in source.fields}
         dropped = dropped_layers(settings.drop.layers, layers)
-        if len(widths) > 1:
+        if len(widths) > 1 and (settings.bits == "auto" or settings.ranks.word != "none"):
             raise ConfigError(
-                f"fields are {min(widths)} … {max(widths)} values wide; packs of unequal widths "
-                "cannot be read yet: build a pack of the fields of each width"
+                f"fields are {min(widths)} … {max(widths)} values wide: a basis and --bits auto "
+                "need one width, so use --rank none and --bits lossless, 16, 8 or 4"
             )
-        if any(field.multiplier != 1 for field in source.fields):
-            raise ConfigError("fields with a multiplier cannot be built yet: multiply the table")
+        if len({field.multiplier for field in source.fields}) > 1:
+            raise ConfigError("fields have different multipliers, but a pack has one for all")
         ranks = settings.ranks.for_layers(layers, min(*widths, source.rows))
-        size = None
-        if settings.size is not None:
-            size = parse_size(settings.size, 2 * source.rows * sum(f.width for f in source.fields))
         kept = tuple(n for n in range(layers) if n not in dropped)
-        return cls(source, stats, settings, workspace, kept, ranks, size, widths.pop())
+        return cls(source, stats, settings, workspace, kept, ranks, size_limit, max(widths))
 
     @property
     def key(self) -> bytes:
@@ -220,6 +285,40 @@ class PlanInputs:
         digest = hashlib.sha256(repr(resolved).encode())
         digest.update(self.source.fingerprint() + self.stats.fingerprint)
         return digest.digest()
+
+    def table(self, fields: Sequence[Field], arrays: Sequence[str]) -> Table:
+        """Return what the header says of the table, without chunks; `arrays` are the kinds of its
+        first sections.
+        """
+        source, places = self.source, {kind: number for number, kind in enumerate(arrays)}
+        ngrams = source.ngrams
+        return Table(
+            source.name, source.rows, tuple(fields), (), places.get("token_map"),
+            source.fields[0].multiplier,
+            None if ngrams is None else NGrams.of(ngrams, places.get("id_map")),
+        )  # fmt: skip
+
+    def row_arrays(self) -> list[PlannedArray]:
+        """Return the arrays by which rows are found: the token map and the compressed ids, where
+        there are any.
+        """
+        order, ngrams, arrays = self.stats.order, self.source.ngrams, []
+        if not order.identity:
+            token_map = order.token_map().astype(np.uint32)
+            arrays.append(PlannedArray("token_map", in_memory(token_map)))
+        if ngrams is not None and ngrams.compressed_ids is not None:
+            arrays.append(PlannedArray("id_map", in_memory(ngrams.compressed_ids)))
+        return arrays
+
+    def row_sections(self) -> list[Section]:
+        """Return the sections of `row_arrays`, yet to be written."""
+        order, ngrams, sections = self.stats.order, self.source.ngrams, []
+        if not order.identity:
+            sections.append(planned_array("token_map", "uint32", (order.rows,), 4))
+        if ngrams is not None and ngrams.compressed_ids is not None:
+            shape = ngrams.compressed_ids.shape
+            sections.append(planned_array("id_map", "uint32", shape, 4))
+        return sections
 
     @property
     def has_basis(self) -> bool:

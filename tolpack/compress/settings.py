@@ -17,6 +17,10 @@ DEFAULT_INCREASE = 0.25
 # With --bits auto: layers above each one that compensate for its errors (docs/lab-notes.md: with
 # one, packs are 4 % larger; with all, 1 % smaller).
 COMPENSATION_REACH = 2
+# Choices of --bits.
+BITS = ("auto", "lossless", "16", "8", "4")
+# Whether frames of cold rows are entropy-coded where that pays.
+COMPRESSIONS = ("auto", "none")
 _RANK_FORMS = "auto, full, none, an integer, a percentage like 50%, or one integer per layer"
 
 
@@ -85,6 +89,11 @@ class Drop:
     most: int | None = None
 
 
+def parse_bits(word: str) -> int | str:
+    """Return a choice of `BITS` as the setting: a number where it is one."""
+    return int(word) if word.isdigit() else word
+
+
 def parse_drops(value: str) -> Drop:
     """Parse ``none``, ``auto``, ``auto:N``, or layers as `parse_drop`."""
     match = re.fullmatch(r"auto(?::(\d{1,4}))?", value.strip().lower())
@@ -125,14 +134,24 @@ def parse_size(value: str | int, full_bytes: int) -> int:
 
 def parse_increase(value: str | float) -> float:
     """Parse ``1%``, ``0.25 %`` or a number of percent: the perplexity that may be lost."""
+    return parse_percent(value, "--max-ppl-increase")
+
+
+def parse_relative_error(value: str | float) -> float:
+    """Parse a number of percent: the relative error that rows may have."""
+    return parse_percent(value, "--max-relative-error")
+
+
+def parse_percent(value: str | float, option: str) -> float:
+    """Parse ``1%``, ``0.25 %`` or a number of percent, the value of `option`."""
     text = str(value).strip()
     match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*%?", text)
     if match is None:
-        raise ConfigError(f"--max-ppl-increase {value!r} is not understood: expected e.g. 1%")
-    increase = float(match[1])
-    if not 0.001 <= increase <= 1000:
-        raise ConfigError(f"--max-ppl-increase {value} is outside 0.001% … 1000%")
-    return increase
+        raise ConfigError(f"{option} {value!r} is not understood: expected e.g. 1%")
+    percent = float(match[1])
+    if not 0.001 <= percent <= 1000:
+        raise ConfigError(f"{option} {value} is outside 0.001% … 1000%")
+    return percent
 
 
 def dropped_layers(drop: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
@@ -153,6 +172,8 @@ class BuildSettings:
     drop: Drop
     size: str | int | None
     max_ppl_increase: float | None
+    compression: str = "auto"
+    max_relative_error: float | None = None
 
     @classmethod
     def parse(
@@ -162,11 +183,21 @@ class BuildSettings:
         drop: str,
         size: str | int | None,
         max_ppl_increase: str | float | None,
+        compression: str = "auto",
+        max_relative_error: str | float | None = None,
     ) -> BuildSettings:
         """Parse the settings, or raise `ConfigError`."""
-        if bits != "auto" and (type(bits) is not int or bits not in (16, 8, 4)):
-            raise ConfigError(f"--bits is {bits}, expected auto, 16, 8 or 4")
+        if bits not in ("auto", "lossless") and (type(bits) is not int or bits not in (16, 8, 4)):
+            raise ConfigError(f"--bits is {bits}, expected auto, lossless, 16, 8 or 4")
+        if compression not in COMPRESSIONS:
+            raise ConfigError(f"--compression is {compression!r}, expected auto or none")
         ranks = parse_rank(rank)
+        if bits == "lossless" and ranks.word != "none":
+            raise ConfigError(
+                "--bits lossless keeps every bit, so it has no basis: use --rank none"
+            )
+        if bits == "auto" and compression == "none":
+            raise ConfigError("--bits auto is entropy coding, so it has no --compression none")
         if size is not None and bits != "auto" and ranks.word != "auto":
             raise ConfigError("--size chooses ranks or bits: it needs --rank auto or --bits auto")
         increase = None
@@ -176,12 +207,27 @@ class BuildSettings:
                 raise ConfigError("--max-ppl-increase chooses the bits, so it needs --bits auto")
             if size is not None:
                 raise ConfigError("--max-ppl-increase and --size both decide the size: give one")
+        error = None
+        if max_relative_error is not None:
+            error = parse_relative_error(max_relative_error)
+            if bits != "auto":
+                raise ConfigError("--max-relative-error chooses the bits, so it needs --bits auto")
+            if size is not None or increase is not None:
+                raise ConfigError(
+                    "--max-relative-error, --size and --max-ppl-increase all decide the size: "
+                    "give one"
+                )
         drops = parse_drops(drop)
         if drops.auto and bits != "auto":
             raise ConfigError(
                 "--drop auto weighs layers against bits, so it needs --bits auto; or name layers"
             )
-        return cls(ranks, bits, drops, size, increase)
+        return cls(ranks, bits, drops, size, increase, compression, error)
+
+    @property
+    def has_matrices(self) -> bool:
+        """Whether matrices of a layer's width are worked out: for bases, or under metrics."""
+        return self.ranks.word != "none"
 
     @property
     def loss_reach(self) -> int | None:

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from tolpack.compress.encode import ChunkBlocks
-from tolpack.compress.plan import Plan
+from tolpack.compress.plan import PRODUCER, PackPlan, Plan
 from tolpack.container.byte_sink import ByteSink
-from tolpack.container.header import Chunk
+from tolpack.container.header import Chunk, Header, Table
 from tolpack.container.local_sink import LocalSink
 from tolpack.container.writer import PackWriter
 from tolpack.runtime.progress import Reporter
@@ -41,7 +41,7 @@ class PackFile:
 
 
 def write(
-    plan: Plan,
+    plan: PackPlan,
     blocks: ChunkBlocks,
     sink: ByteSink,
     check_inputs: Callable[[], None],
@@ -51,7 +51,7 @@ def write(
 
     Parameters
     ----------
-    plan : Plan
+    plan : PackPlan
         The plan.
     blocks : callable
         Gives the blocks of a chunk; see `tolpack.compress.encode`. Called only for chunks that an
@@ -79,28 +79,43 @@ def write(
     ) as writer:
         if sink.resumes:
             reporter.say(f"resuming after {writer.resumed_sections} finished sections")
-        for array in plan.arrays:
-            writer.add_array(array.kind, array.values.load, array.part)
-        writer.expect(max(0, plan.predicted_bytes - writer.end_bytes))
-        written = _write_chunks(plan, blocks, writer, reporter)
+        written = _write_tables(plan, blocks, writer, reporter)
         excess = 0 if plan.size_limit is None else writer.end_bytes - plan.size_limit
         if excess > 0:
             reporter.say(f"{excess} bytes over --size: rows compress less than their sample")
             writer.discard()
             return excess
-        writer.commit(plan.header(written, writer.sections))
+        encodings = tuple(encoding for table in plan.tables for encoding in table.encodings)
+        writer.commit(Header(tuple(written), encodings, tuple(writer.sections), PRODUCER))
     return 0
+
+
+def _write_tables(
+    plan: PackPlan, blocks: ChunkBlocks, writer: PackWriter, reporter: Reporter
+) -> list[Table]:
+    tables, encodings = [], 0
+    for one in plan.tables:
+        first = len(writer.sections)
+        for array in one.arrays:
+            writer.add_array(array.kind, array.values.load, array.part)
+        left = sum(table.predicted_bytes for table in plan.tables[one.number :])
+        writer.expect(max(0, left - (writer.end_bytes if not one.number else 0)))
+        chunks = _write_chunks(one, blocks, writer, reporter)
+        tables.append(one.placed_table(first, encodings, chunks))
+        encodings += len(one.encodings)
+    return tables
 
 
 def _write_chunks(
     plan: Plan, blocks: ChunkBlocks, writer: PackWriter, reporter: Reporter
 ) -> list[Chunk]:
     written = []
-    with reporter.phase("encoding", plan.rows * len(plan.kept_layers), "rows") as done:
+    kept = len(plan.table.kept_fields)
+    with reporter.phase("encoding", plan.rows * kept, "rows") as done:
         for number, chunk in enumerate(plan.chunks):
             encoding = plan.encodings[chunk.encoding]
             section, index = writer.add_chunk(
-                encoding, chunk.first_slot, partial(blocks, number, done)
+                encoding, chunk.first_slot, partial(blocks, plan.number, number, done), plan.number
             )
             written.append(Chunk(chunk.rows, chunk.encoding, section, index))
     return written

@@ -5,29 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tolpack.codecs.encodings import Encoding
 from tolpack.codecs.frames import FRAMES
 from tolpack.container.block_sizes import raw_block_bytes
 from tolpack.container.crc import CHECKSUM_BYTES, TABLE_PLACES, place_checksum
 from tolpack.container.index import index_bytes
+from tolpack.runtime.array_types import Bytes
 
 
 def encode_blocks(
-    records: Iterable[NDArray[np.uint8]],
+    records: Iterable[Bytes],
     encoding: Encoding,
     first_slot: int,
     pack_id: int,
     compress: Callable[[bytes], bytes] | None = None,
     table: int = 0,
 ) -> Iterator[bytes]:
-    """Yield the blocks of a chunk: raw ones padded to their fixed size, or one frame each.
+    """Yield the blocks of a chunk: raw ones padded to their fixed size, many together, or one frame
+    each.
 
     Parameters
     ----------
     records : iterable of ndarray
-        uint8 (rows, record_bytes); every one but the last is a whole number of blocks.
+        uint8 (rows, record_bytes), of any numbers of rows.
     encoding : Encoding
         Frame, and the rows in a block.
     first_slot : int
@@ -39,23 +40,51 @@ def encode_blocks(
     table : int
         Number of the chunk's table in the pack, which seeds them too.
     """
-    place, rows = first_slot + table * TABLE_PLACES, encoding.rows_per_block
-    framed, record = FRAMES[encoding.frame].compress, encoding.record()
-    room = raw_block_bytes(record.record_bytes, rows) - CHECKSUM_BYTES
-    for part in records:
+    rows, framed = encoding.rows_per_block, FRAMES[encoding.frame].compress
+    place, record = first_slot + table * TABLE_PLACES, encoding.record()
+    for part in _whole_blocks(records, rows):
+        if framed is None:
+            yield _raw_blocks(part, rows, pack_id, place)
+            place += len(part)
+            continue
         for start in range(0, len(part), rows):
             data = part[start : start + rows].tobytes()
-            if framed is None:
-                payload = data.ljust(room, b"\0")
-            else:
-                payload = framed(record, data) if compress is None else compress(data)
+            payload = framed(record, data) if compress is None else compress(data)
             yield payload + place_checksum(payload, pack_id, place).to_bytes(
                 CHECKSUM_BYTES, "little"
             )
             place += rows
 
 
-def stored_bytes(records: NDArray[np.uint8], encoding: Encoding) -> int:
+def _whole_blocks(records: Iterable[Bytes], rows: int) -> Iterator[Bytes]:
+    """Cut arrays of rows anew, so that all but the last one hold a whole number of blocks."""
+    left: Bytes | None = None
+    for part in records:
+        joined = part if left is None or not len(left) else np.concatenate([left, part])
+        whole = len(joined) // rows * rows
+        if whole:
+            yield joined[:whole]
+        left = joined[whole:].copy()
+    if left is not None and len(left):
+        yield left
+
+
+def _raw_blocks(records: Bytes, rows: int, pack_id: int, place: int) -> bytes:
+    """Return the raw blocks of `records` one after the other, the first one at `place`."""
+    count, record_bytes = -(-len(records) // rows), records.shape[1]
+    blocks = np.zeros((count, raw_block_bytes(record_bytes, rows)), np.uint8)
+    whole = len(records) // rows
+    size = rows * record_bytes
+    blocks[:whole, :size] = records[: whole * rows].reshape(whole, size)
+    rest = records[whole * rows :]
+    blocks[whole:, : rest.size] = rest.reshape(-1, rest.size) if len(rest) else 0
+    payloads = blocks[:, :-CHECKSUM_BYTES]
+    sums = [place_checksum(one.data, pack_id, place + n * rows) for n, one in enumerate(payloads)]
+    blocks[:, -CHECKSUM_BYTES:] = np.array(sums, "<u4")[:, None].view(np.uint8)
+    return blocks.tobytes()
+
+
+def stored_bytes(records: Bytes, encoding: Encoding) -> int:
     """Bytes of a chunk of `records`, uint8 (rows, record_bytes): its blocks with their padding and
     checksums, and its index if they are frames.
     """

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # these load torch, which reading a pack does not need
     from tolpack.evaluation.lookup_benchmark import LookupBenchmark
     from tolpack.export.convert import ConvertResult
     from tolpack.sources.checkpoint.description import CheckpointSummary
+    from tolpack.sources.families.description import TablesSummary
 
 
 def format_bytes(size: float) -> str:
@@ -57,12 +58,13 @@ def _bounds(entropy: float | None, gaussian: float | None, *, shown: bool) -> li
 def build_table(result: BuildResult) -> str:
     """Write a line per layer of a built pack, then the totals."""
     coded = any(layer.entropy_bits is not None for layer in result.layers)
+    several = len({layer.table for layer in result.layers}) > 1
     rows = []
     for layer in result.layers:
         dropped = layer.relative_error is None
         rows.append(
             [
-                str(layer.layer),
+                f"{layer.table} {layer.layer}" if several else str(layer.layer),
                 "dropped" if dropped else str(layer.rank or "no basis"),
                 "-" if dropped else f"{layer.bits:.2f}",
                 *_bounds(layer.entropy_bits, layer.gaussian_bits, shown=coded),
@@ -70,7 +72,8 @@ def build_table(result: BuildResult) -> str:
                 format_bytes(layer.bytes),
             ]
         )
-    header = ["layer", "rank", "bits", *_BOUNDS[: 2 * coded], "rel. error", "bytes"]
+    first = "table, layer" if several else "layer"
+    header = [first, "rank", "bits", *_BOUNDS[: 2 * coded], "rel. error", "bytes"]
     table = format_table(header, rows)
     return (
         f"{table}\n\n{printable(str(result.path))}: {format_bytes(result.bytes)}, "
@@ -155,7 +158,7 @@ def plan_table(plans: Sequence[SizePrediction]) -> str:
     return text
 
 
-def measured_plan_table(plan: Mapping[str, Any], fp16_bytes: int) -> str:
+def measured_plan_table(plan: Mapping[str, Any]) -> str:
     """Write a plan (`tolpack.compress.plan.Plan.to_json`), a line per layer."""
     first = iter(plan["encodings"][0]["fields"])
     rows = []
@@ -168,6 +171,7 @@ def measured_plan_table(plan: Mapping[str, Any], fp16_bytes: int) -> str:
         rows.append([str(field["layer"]), rank, parts])
     text = format_table(["layer", "rank", "values of the first chunk"], rows)
     size = plan["predicted_bytes"]
+    fp16_bytes = 2 * plan["rows"] * sum(field["width"] for field in plan["fields"])
     text += f"\n\nabout {format_bytes(size)}, × {fp16_bytes / size:.2f} smaller than FP16"
     text += f"; {plan['rows']:,} rows in {len(plan['chunks'])} chunk(s)"
     steps = [chunk["step"] for chunk in plan["chunks"] if chunk["step"] is not None]
@@ -188,17 +192,56 @@ def checkpoint_table(summary: CheckpointSummary) -> str:
         f"{summary.vocab_size} tokens × {summary.num_layers} layers × {summary.hidden_size}, "
         f"rotary embeddings: {rotary[summary.rope_interleaved]}"
     )
-    left = "\n".join(f"  {printable(name)}" for name in summary.left_over[:20])
-    more = len(summary.left_over) - 20
-    left += f"\n  … and {more} more" if more > 0 else ""
+    left = _left_over(summary.left_over, 20)
     ready = "\n".join(
         f"{name}: {'ready' if reason is None else printable(f'no: {reason}')}"
         for name, reason in (("build", summary.build), ("eval", summary.eval))
     )
     tensors = "\n".join(map(str, summary.tensors))
+    return "\n\n".join([head, tensors, f"left over:{left or ' nothing'}", ready])
+
+
+def family_table(summary: TablesSummary) -> str:
+    """Write the tables of a checkpoint, and what else it holds."""
+    header = ["table", "rows", "fields", "width", "dtype", "stored as", "bytes", "rows/token"]
+    rows = [
+        [
+            table.name,
+            f"{table.rows:,}",
+            str(len(table.layers)),
+            str(table.width),
+            table.dtype,
+            ", ".join(table.codecs),
+            format_bytes(table.bytes),
+            str(table.rows_per_token),
+        ]
+        for table in summary.tables
+    ]
+    lines = [printable(line) for table in summary.tables for line in table.source]
+    notes = [
+        f"{printable(table.name)}: the model multiplies its rows by {table.multiplier:g}"
+        for table in summary.tables
+        if table.multiplier != 1
+    ]
+    left = _left_over(summary.left_over, 5)
+    kind = f" (model_type {printable(summary.model_type)})" if summary.model_type else ""
     return "\n\n".join(
-        [head, tensors, f"left over:{chr(10) + left if left else ' nothing'}", ready]
+        [
+            f"{printable(summary.path)}{kind}",
+            format_table(header, rows),
+            "\n".join(dict.fromkeys([*lines, *notes])),
+            f"left over, {len(summary.left_over)} tensors:{left or ' nothing'}",
+            "build: ready" if summary.build is None else f"build: no: {summary.build}",
+        ]
     )
+
+
+def _left_over(names: Sequence[str], most: int) -> str:
+    """Write names, a line each; nothing if there are none."""
+    lines = [f"  {printable(name)}" for name in names[:most]]
+    if len(names) > most:
+        lines.append(f"  … and {len(names) - most} more")
+    return "".join(f"\n{line}" for line in lines)
 
 
 def pack_table(info: dict[str, Any], path: str) -> str:

@@ -1,5 +1,7 @@
-"""Sources of tables: checkpoints, whose FFNs compute the rows, and plain arrays.
+"""Sources of tables: models of known families, tensors of checkpoints, and plain arrays.
 
-Begin with `tolpack.sources.open_source`, which opens either, and `tolpack.sources.protocol`, the
-interface that both have.
+Begin with `tolpack.sources.open_source`, which opens all of them, and `tolpack.sources.protocol`,
+the interface that they have. `tolpack.sources.families` has a module for each family of models
+whose tables are stored in the checkpoint; a MemoryLLM's are computed
+(`tolpack.sources.ffn_table`).
 """

@@ -23,6 +23,7 @@ from tolpack.runtime.files import open_stream
 from tolpack.runtime.pool import processor_count
 
 _BLOCK_BYTES = 8 << 20
+_READ_BYTES = 1 << 20
 
 
 def rows_digest(
@@ -55,17 +56,23 @@ def rows_digest(
     return whole.digest()
 
 
-def file_digest(path: Path) -> bytes:
+def file_digest(path: Path, done: Callable[[int], object] = lambda size: None) -> bytes:
     """Return 32 bytes that depend on every byte of a file (SHA-256).
+
+    `done` is called with the number of bytes read since the last call.
 
     Raises
     ------
     FileAccessError
         It cannot be read, or is no regular file.
     """
+    digest, buffer = hashlib.sha256(), bytearray(_READ_BYTES)
     try:
         with open_stream(path) as file:
-            return hashlib.file_digest(file, "sha256").digest()
+            while count := file.readinto(buffer):
+                digest.update(memoryview(buffer)[:count])
+                done(count)
+            return digest.digest()
     except OSError as error:
         raise FileAccessError(f"cannot read {path}: {error.strerror or error}") from error
 
@@ -75,6 +82,18 @@ class FileStates:
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._states = {path: _state(path) for path in paths}
+        self._digests: dict[Path, bytes] = {}
+
+    def digest(self, path: Path, done: Callable[[int], object]) -> bytes:
+        """Return `file_digest` of a file; a second call reads nothing."""
+        if path not in self._digests:
+            self._digests[path] = file_digest(path, done)
+        return self._digests[path]
+
+    def size(self, path: Path) -> int:
+        """Return the bytes that a file had."""
+        state = self._states[path]
+        return 0 if state is None else state[2]
 
     def check(self) -> None:
         """Raise `CheckpointError` if a file was changed, replaced or removed since."""

@@ -44,8 +44,9 @@ def check_input(path: Path) -> None:
         )
     if start.startswith(_GGUF):
         raise CheckpointError(
-            f"{path} is a GGUF file, {_EXPECTED}: GGUF tables are not read: give the "
-            "original safetensors checkpoint that it was converted from"
+            f"{path} is a GGUF file, {_EXPECTED}: only tables are read from GGUF files (tolpack "
+            f"build {path}); for the model, give the safetensors checkpoint that it was converted "
+            "from"
         )
     if _PICKLE.match(start) and path.suffix not in CHECKPOINT_SUFFIXES:
         raise CheckpointError(
@@ -57,6 +58,11 @@ def check_input(path: Path) -> None:
 def is_pack(path: str | Path) -> bool:
     """Whether a file is called ``.tolpack``, or begins as packs do."""
     return Path(path).suffix == ".tolpack" or _first_bytes(path) == MAGIC
+
+
+def is_gguf(path: str | Path) -> bool:
+    """Whether a file begins as GGUF files do."""
+    return _first_bytes(path).startswith(_GGUF)
 
 
 def _first_bytes(path: str | Path) -> bytes:

@@ -9,6 +9,7 @@ Neither changes a byte of the pack.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,8 @@ MOMENT_BLOCKS = 4
 # Operations of a pass from which bfloat16 is worth a difference: a minute on two cores.
 _LARGE_PASS = 1e13
 _MIN_BLOCK, _MAX_BLOCK, _MAX_SUPERBLOCK = 512, 2048, 1 << 15
+# Values of all fields that a worker reads together.
+_READ_BLOCK_VALUES = 1 << 22
 # Records of 16 bits at most.
 _RECORD_VALUE_BYTES = 2
 
@@ -73,6 +76,17 @@ def block_tokens(hidden_size: int) -> int:
     return block
 
 
+def row_block(source: TableSource) -> int:
+    """Rows that one worker takes together: fewer of a table that is read and whose rows are
+    large.
+    """
+    block = block_tokens(max(field.width for field in source.fields))
+    values = sum(field.width for field in source.fields)
+    while not source.inner_size and block > 1 and block * values > _READ_BLOCK_VALUES:
+        block //= 2
+    return block
+
+
 def choose_compute(
     word: str, source: TableSource, bits: int | str, reporter: Reporter
 ) -> torch.dtype:
@@ -104,8 +118,28 @@ def choose_compute(
     return torch.bfloat16
 
 
-def plan_limits(source: TableSource, max_memory: str | int, threads: int | None) -> Limits:
-    """Divide `max_memory` for a build of `source` on `threads` cores (default: all).
+def plan_limits(
+    sources: Sequence[TableSource],
+    max_memory: str | int,
+    threads: int | None,
+    *,
+    token_arrays: bool = True,
+    matrices: bool = True,
+) -> Limits:
+    """Divide `max_memory` for a build of `sources`, one after the other, on `threads` cores.
+
+    Parameters
+    ----------
+    sources : sequence of TableSource
+        The tables.
+    max_memory : str or int
+        Largest resident memory, ``"4GB"`` or bytes.
+    threads : int or None
+        Default: all cores.
+    token_arrays : bool
+        Whether there are counts, weights or an order of the rows.
+    matrices : bool
+        Whether matrices of a field's width are worked out: bases, metrics.
 
     Raises
     ------
@@ -116,19 +150,34 @@ def plan_limits(source: TableSource, max_memory: str | int, threads: int | None)
         raise ConfigError(f"--threads is {threads}, expected at least 1")
     workers = threads or processor_count()
     total = int(parse_bytes(max_memory, "--max-memory") * (1 - _SLACK))
-    hidden, inner = max(field.width for field in source.fields), source.inner_size
-    weights = 2 * 3 * hidden * inner * 4
-    block = block_tokens(hidden)
-    blocks = workers * block * (3 * inner + 4 * hidden + MOMENT_BLOCKS * hidden) * 4
-    gram = (6 + 2 * workers) * 8 * hidden**2
-    record_floor = block * sum(field.width for field in source.fields) * _RECORD_VALUE_BYTES
-    tokens = _TOKEN_ARRAYS * 8 * source.rows
-    fixed = _LIBRARY_BYTES + 2 * MAPPED_BYTES + weights + blocks + gram + tokens
+    needs = [_needs(source, workers, token_arrays, matrices) for source in sources]
+    largest = max(range(len(needs)), key=lambda n: sum(needs[n]))
+    fixed, record_floor = needs[largest]
     free = total - fixed - record_floor
     if free < 0:
+        source = sources[largest]
+        hidden, inner = max(field.width for field in source.fields), source.inner_size
         needed = math.ceil((fixed + record_floor) / (1 - _SLACK) / 1e8) / 10
         raise ConfigError(
             f"--max-memory {max_memory} is too small for layers of {hidden} × {inner} and "
             f"{source.rows} tokens on {workers} threads: give at least {needed:.1f}GB"
         )
+    block = min(row_block(source) for source in sources)
     return Limits(workers, block, free // 2, record_floor + free // 4, free // 4)
+
+
+def _needs(
+    source: TableSource, workers: int, token_arrays: bool, matrices: bool
+) -> tuple[int, int]:
+    """Return the bytes that cannot be made fewer, and those of the fewest records."""
+    hidden, inner = max(field.width for field in source.fields), source.inner_size
+    weights = 2 * 3 * hidden * inner * 4
+    block = row_block(source)
+    blocks = workers * block * (3 * inner + 4 * hidden + MOMENT_BLOCKS * hidden) * 4
+    gram = (6 + 2 * workers) * 8 * hidden**2 if matrices or inner else 0
+    tokens = _TOKEN_ARRAYS * 8 * source.rows if token_arrays or inner else 0
+    values = sum(field.width for field in source.fields)
+    # Of a table that is read, rows lie beside their records, all fields together.
+    rows = 0 if inner else workers * block * values * 4
+    fixed = _LIBRARY_BYTES + 2 * MAPPED_BYTES + weights + blocks + gram + tokens + rows
+    return fixed, block * values * _RECORD_VALUE_BYTES

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,15 +58,25 @@ class Workspace:
 
 @contextmanager
 def open_workspace(
-    source: TableSource, folder: Path, resources: Resources, reporter: Reporter
+    sources: Sequence[TableSource],
+    folder: Path,
+    resources: Resources,
+    reporter: Reporter,
+    *,
+    token_arrays: bool = True,
+    matrices: bool = True,
 ) -> Iterator[Workspace]:
-    """Yield a workspace for builds of `source`, with its temporary file in `folder`.
+    """Yield a workspace for builds of `sources`, one after the other, with its temporary file in
+    `folder`; see `plan_limits` for the rest.
 
     Raises
     ------
     ConfigError
         The memory granted is not enough; see `plan_limits`.
     """
-    limits = plan_limits(source, resources.max_memory, resources.threads)
+    limits = plan_limits(
+        sources, resources.max_memory, resources.threads,
+        token_arrays=token_arrays, matrices=matrices,
+    )  # fmt: skip
     with Scratch(folder, limits.scratch_bytes) as scratch:
         yield Workspace(limits, scratch, reporter)

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from tolpack.compress.entropy.quantizers import Quantizer
-from tolpack.runtime.array_types import Floats
+from tolpack.runtime.array_types import Doubles, Floats
 from tolpack.runtime.scratch import SpilledArray
 from tolpack.sources.protocol import FieldRows, TableSource
 from tolpack.workspace.limits import block_tokens
@@ -32,13 +32,20 @@ Take = Callable[[int, slice, Floats, Floats], object]
 class ErrorCompensation:
     """Which layers compensate for an error of one layer, and what it still costs then.
 
-    ``metric``: ``S_l``, float64 (hidden, hidden), nats per squared unit; ``above``: the layers of
+    ``metric``: ``S_l``, float64 (hidden, hidden), nats per squared unit, or ``None`` where every
+    direction costs the same and nothing has to be multiplied by it; ``above``: the layers of
     ``W``; ``matrix``: ``A``, float32 (hidden, len(above) · hidden), or ``None`` without any.
     """
 
-    metric: SpilledArray
+    metric: SpilledArray | None
     above: tuple[int, ...]
     matrix: SpilledArray | None
+
+    def load_metric(self) -> Doubles:
+        """Return ``S_l``, where it was measured."""
+        if self.metric is None:
+            raise ValueError("no metric was measured")
+        return self.metric.load()
 
     def load_matrix(self) -> Floats | None:
         """Return ``A``."""

@@ -49,10 +49,10 @@ class FrequencySteps:
     @property
     def mean_square(self) -> float:
         """Mean of the squared relative steps over the tokens of a text."""
-        rows = len(self._order.token_ids)
-        known = self._order.counts
-        counts = np.ones(rows) if known is None else known + 0.5
-        squares = self.of_slots(np.arange(rows), 1.0).astype(np.float64) ** 2
+        if self._order.counts is None:
+            return self.of_chunk(0, 1.0) ** 2
+        counts = self._order.counts + 0.5
+        squares = self.of_slots(np.arange(len(counts)), 1.0).astype(np.float64) ** 2
         return float((counts * squares).sum() / counts.sum())
 
 
@@ -78,9 +78,8 @@ def sample_frames(
     order: TokenOrder, chunks: Sequence[ChunkSpan], rows_per_block: int, row_values: int
 ) -> FrameSample:
     """Sample frames of `rows_per_block` rows of `row_values` values, evenly spread."""
-    vocab_size = len(order.token_ids)
-    share = min(1.0, _SAMPLE_BYTES / (4 * row_values * vocab_size))
-    counts = np.ones(vocab_size) if order.counts is None else order.counts + 0.5
+    share = min(1.0, _SAMPLE_BYTES / (4 * row_values * order.rows))
+    total = order.rows if order.counts is None else (order.counts + 0.5).sum()
     found, text, stands_for = [], [], []
     for plan in chunks:
         rows = min(rows_per_block, plan.rows)
@@ -90,6 +89,7 @@ def sample_frames(
         slots = first[:, None] + np.arange(rows)
         found.append(slots)
         each = plan.rows / slots.size
-        text.append(counts[slots.ravel()] * each / counts.sum())
+        counts = np.ones(slots.size) if order.counts is None else order.counts[slots.ravel()] + 0.5
+        text.append(counts * each / total)
         stands_for.append(np.full(slots.size, each))
     return FrameSample(tuple(found), np.concatenate(text), np.concatenate(stands_for))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,14 +87,16 @@ class LayerBasis:
     ----------
     mean : ndarray
         float32 (hidden,).
-    rows, metric : SpilledArray
-        The basis, float32 (hidden, hidden), and what it is whitened by, float64 (hidden, hidden).
+    rows : SpilledArray
+        The basis, float32 (hidden, hidden).
+    metric : callable
+        Gives what it is whitened by, float64 (hidden, hidden).
     scratch : Scratch
         Keeps the projection that was used last.
     """
 
     def __init__(
-        self, mean: Floats, rows: SpilledArray, metric: SpilledArray, scratch: Scratch
+        self, mean: Floats, rows: SpilledArray, metric: Callable[[], Doubles], scratch: Scratch
     ) -> None:
         self.mean = mean
         self._rows, self._metric, self._scratch = rows, metric, scratch
@@ -130,7 +133,7 @@ class LayerBasis:
         rank, hidden = basis.shape
         if rank != self._rank or self._projection is None:
             whole = np.zeros((hidden, hidden), np.float32)  # of one shape, to be replaced in place
-            whole[:rank] = weighted_projection(basis, self._metric.load()).T
+            whole[:rank] = weighted_projection(basis, self._metric()).T
             if self._projection is None:
                 self._projection = self._scratch.spill(whole)
             else:

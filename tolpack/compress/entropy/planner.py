@@ -26,10 +26,10 @@ from tolpack.compress.entropy.held_out_validation import HeldOutValidation
 from tolpack.compress.entropy.layer_basis import MAX_CODE, basis_part
 from tolpack.compress.entropy.quantizers import layer_step, layer_steps
 from tolpack.compress.entropy.rank_choice import Component, choose_components
-from tolpack.compress.entropy.step_search import search_loss, search_size
+from tolpack.compress.entropy.step_search import search_error, search_loss, search_size
 from tolpack.compress.entropy.table_quantizer import Candidate, TableQuantizer
-from tolpack.compress.header_size import PlannedHeader, file_bytes, planned_array, planned_basis
-from tolpack.compress.plan import Plan, PlanInputs, PlannedArray, PlannedChunk
+from tolpack.compress.header_size import PlannedHeader, file_bytes, planned_basis
+from tolpack.compress.plan import Plan, PlanInputs, PlannedArray, PlannedChunk, planned_array
 from tolpack.compress.settings import DEFAULT_INCREASE
 from tolpack.container.crc import CHECKSUM_BYTES
 from tolpack.container.header import Field
@@ -75,7 +75,8 @@ class EntropyCodedPlanner:
         """Measure the table: one pass over it, if rows are stored as coefficients."""
         if inputs.settings.max_ppl_increase is not None and inputs.stats.model is None:
             raise ConfigError(
-                "--max-ppl-increase is measured, but the model cannot be run: use --size"
+                "--max-ppl-increase is measured, but the model cannot be run: use --size or "
+                "--max-relative-error"
             )
         source, order, kept = inputs.source, inputs.stats.order, len(inputs.kept)
         rows, values = source.rows, kept * inputs.width
@@ -105,8 +106,7 @@ class EntropyCodedPlanner:
             else PlannedArray("coded_basis", bases[layer].coded, bases[layer].part)
             for kind, layer in named
         ]  # fmt: skip
-        if not order.identity:
-            arrays.append(PlannedArray("token_map", in_memory(order.slots.astype(np.uint32))))
+        arrays += inputs.row_arrays()
         encodings, numbers = self._encodings(candidate)
         chunks = [
             PlannedChunk(span.first_slot, span.rows, number, self.steps.of_chunk(n, candidate.step))
@@ -114,7 +114,8 @@ class EntropyCodedPlanner:
         ]
         encoder = EntropyCodedEncoder(tuple(layers), quantizer.terms)
         return Plan(
-            inputs.key, inputs.source.fingerprint(), replace(order, counts=None), tuple(fields),
+            inputs.key, inputs.source.fingerprint(), replace(order, counts=None),
+            inputs.table(fields, [array.kind for array in arrays]),
             tuple(arrays), encodings, tuple(chunks), encoder,
             self._header(candidate).room_bytes, self.predicted_bytes(candidate),
             inputs.size_limit, reserve_bytes,
@@ -130,6 +131,9 @@ class EntropyCodedPlanner:
         target = inputs.target(reserve_bytes)
         if target is not None:
             return search_size(self.candidate, self.predicted_bytes, target, start, reporter)
+        if inputs.settings.max_relative_error is not None:
+            limit = inputs.settings.max_relative_error
+            return search_error(self.candidate, self.relative_error_pct, limit, start, reporter)
         if self.validation is None:
             return self.candidate(start)
         return search_loss(
@@ -180,14 +184,14 @@ class EntropyCodedPlanner:
     @property
     def _mean_square(self) -> float:
         """Mean square of the table's values, on the sample."""
-        ids = self.inputs.stats.order.token_ids[self.sample.all_slots]
+        ids = self.inputs.stats.order.tokens_at(self.sample.all_slots)
         rows = (self.quantizer.table.field_rows(layer)(ids) for layer in self.inputs.kept)
         return float(np.mean([np.square(part, dtype=np.float64).mean() for part in rows]))
 
     # ---- bytes and loss of a candidate - --------------------------------------------------------
 
     def _sampled(self, candidate: Candidate) -> dict[int, Floats]:
-        ids = self.inputs.stats.order.token_ids[self.sample.all_slots]
+        ids = self.inputs.stats.order.tokens_at(self.sample.all_slots)
         return self.quantizer.stored(candidate, ids)
 
     def predicted_bytes(self, candidate: Candidate) -> int:
@@ -227,6 +231,20 @@ class EntropyCodedPlanner:
         validation = self.measured_on
         return validation.increase_pct(self.quantizer.decoded(candidate, validation.token_ids))
 
+    def relative_error_pct(self, candidate: Candidate) -> float:
+        """Return ``√(Σ‖row - packed row‖² / Σ‖row‖²)`` in percent, on the sample, each row weighted
+        by how often it is read.
+        """
+        table = self.quantizer.table
+        ids = self.inputs.stats.order.tokens_at(self.sample.all_slots)
+        decoded = self.quantizer.decoded(candidate, ids)
+        errors = squares = 0.0
+        for layer in self.inputs.kept:
+            rows = table.field_rows(layer)(ids).astype(np.float64)
+            squares += float(self.sample.text @ np.square(rows).sum(axis=1))
+            errors += float(self.sample.text @ np.square(decoded[:, layer] - rows).sum(axis=1))
+        return 100 * math.sqrt(errors / (squares or 1.0))
+
     @property
     def measured_on(self) -> HeldOutValidation:
         """Where losses are measured."""
@@ -255,16 +273,16 @@ class EntropyCodedPlanner:
     def _header(self, candidate: Candidate) -> PlannedHeader:
         """The header to come; sections of arrays in the order of the file."""
         encodings, numbers = self._encodings(candidate)
-        width, order = self.inputs.width, self.inputs.stats.order
+        width = self.inputs.width
         fields, arrays = self._fields(candidate)
         sections = [
             planned_array("mean", "float32", (width,), 4) if kind == "mean"
             else planned_basis(candidate.components[layer].rank, basis_part(width))
             for kind, layer in arrays
         ]  # fmt: skip
-        if not order.identity:
-            sections.append(planned_array("token_map", "uint32", (len(order.token_ids),), 4))
-        return PlannedHeader(fields, self.spans, encodings, numbers, sections)
+        sections += self.inputs.row_sections()
+        table = self.inputs.table(fields, [section.kind for section in sections])
+        return PlannedHeader(table, self.spans, encodings, numbers, sections)
 
     def _encodings(self, candidate: Candidate) -> tuple[tuple[Encoding, ...], list[int]]:
         """Return the encodings, and the number of each chunk's."""

@@ -8,6 +8,8 @@ next to nothing: reverse water-filling by itself.
 `DirectQuantizer` rounds the values as they are. ``S`` couples them: with ``S⁻¹ = UᵀU``, ``U`` upper
 triangular, the values behind value ``i`` compensate for its error (GPTQ, arXiv 2210.17323), and
 the rest costs ``1 / U_ii²``, nearly the same for all values of a layer.
+
+`RoundingQuantizer` rounds values one by one, where no metric is known.
 """
 
 from __future__ import annotations
@@ -116,19 +118,48 @@ class DirectQuantizer:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredDirectQuantizer:
-    """Arrays of a `DirectQuantizer`, fields as there."""
+class RoundingQuantizer:
+    """Rounds ``width`` values one by one: what is best where all errors cost the same.
 
-    factor: SpilledArray
+    ``limit``: the largest code.
+    """
+
+    width: int
+    limit: int
+
+    @property
+    def stored_values(self) -> int:
+        """Values stored per row."""
+        return self.width
+
+    def quantize(self, rows: Floats, steps: Floats) -> tuple[Floats, Floats]:
+        """See `Quantizer`."""
+        step = layer_steps(steps, 1.0)[:, None]
+        stored = np.rint(rows / step)
+        np.clip(stored, -self.limit, self.limit, out=stored)
+        stored *= step
+        return stored, stored - rows
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDirectQuantizer:
+    """Arrays of a `DirectQuantizer`, fields as there; without a ``factor``, a `RoundingQuantizer`
+    of ``width`` values.
+    """
+
+    factor: SpilledArray | None
     unit: float
+    width: int
     limit: int = 0
 
     def limited_to(self, limit: int) -> StoredDirectQuantizer:
         """Return it with another largest code."""
         return replace(self, limit=limit)
 
-    def load(self) -> DirectQuantizer:
+    def load(self) -> DirectQuantizer | RoundingQuantizer:
         """Return the quantizer."""
+        if self.factor is None:
+            return RoundingQuantizer(self.width, self.limit)
         return DirectQuantizer(self.factor.load(), self.unit, self.limit)
 
 

@@ -1,5 +1,5 @@
 """Finding the step of ``--bits auto``: the finest that a size allows, or the coarsest that a loss
-allows.
+or an error of the rows allows.
 
 Size falls, and loss rises, smoothly with the step, nearly as powers of it. So both searches take
 secants of logarithms, kept within the bracket that is known.
@@ -20,6 +20,8 @@ from tolpack.runtime.progress import Reporter
 _SIZE_ROOM, _MOST_SIZE_ROOM = 0.003, 0.012
 # A measured loss may end this much below its limit: half of it in bytes, about.
 _LOSS_ROOM = 0.08
+# A relative error, which is measured without noise, may end this much below its limit.
+_ERROR_ROOM = 0.01
 _MAX_TRIALS = 12
 _FARTHEST = 10.0
 _Made = TypeVar("_Made")
@@ -67,6 +69,33 @@ def search_size(
             "more, or leave layers out with --drop"
         )
     reporter.say(f"auto: a file of {size:,} bytes is predicted, {size / limit:.3f} of its limit")
+    return best
+
+
+def search_error(
+    make: Callable[[float], _Made],
+    measure: Callable[[_Made], float],
+    limit_pct: float,
+    start: float,
+    reporter: Reporter,
+) -> _Made:
+    """Return what `make` gives at the largest step whose relative error stays under a limit.
+
+    As `search_loss`; `measure` gives a candidate's relative error in percent.
+    """
+
+    def found(step: float) -> tuple[_Made, float]:
+        made = make(step)
+        error = measure(made)
+        reporter.say(f"auto: step {step:.3g} has a relative error of {error:.3f} %")
+        return made, -math.log(max(error, 1e-3 * limit_pct))
+
+    best, value = _search(found, -math.log(limit_pct), _ERROR_ROOM, start, rising=-1.0)
+    if best is None:
+        raise ConfigError(
+            f"--max-relative-error {limit_pct:g}% is not met by any step: the finest one tried has "
+            f"{math.exp(-value):.3f} %; allow more, or use --bits 16 or lossless"
+        )
     return best
 
 

@@ -81,14 +81,19 @@ class TableQuantizer:
         model, share = inputs.stats.model, damping(inputs)
         terms = dropped_terms(model, kept, len(source.fields), share, scratch)
         table = CompensatedTable(source, terms) if terms else source
+        if model is None and not inputs.has_basis:
+            plain = StoredDirectQuantizer(None, 1.0, inputs.width)
+            alone = dict.fromkeys(kept, ErrorCompensation(None, (), None))
+            return cls(inputs, table, terms, steps, alone, {}, dict.fromkeys(kept, plain))
         compensations = error_compensations(model, kept, inputs.width, share, scratch)
         bases, direct = {}, {}
         if inputs.has_basis:
             bases = _bases(inputs, table, compensations)
         else:
             for layer in kept:
-                made = direct_quantizer(compensations[layer].metric.load(), MAX_CODE)
-                direct[layer] = StoredDirectQuantizer(scratch.spill(made.factor), made.unit)
+                made = direct_quantizer(compensations[layer].load_metric(), MAX_CODE)
+                factor = scratch.spill(made.factor)
+                direct[layer] = StoredDirectQuantizer(factor, made.unit, inputs.width)
         return cls(inputs, table, terms, steps, compensations, bases, direct)
 
     def stored(self, candidate: Candidate, ids: NDArray[np.int64]) -> dict[int, Floats]:
@@ -141,7 +146,7 @@ class TableQuantizer:
         return self.direct[layer].limited_to(limit)
 
     def _steps_of(self, candidate: Candidate, ids: NDArray[np.int64]) -> Floats:
-        return self.steps.of_slots(self.inputs.stats.order.slots[ids], candidate.step)
+        return self.steps.of_slots(self.inputs.stats.order.slots_of(ids), candidate.step)
 
 
 def _bases(
@@ -153,10 +158,12 @@ def _bases(
     moments = second_moments(table, inputs.kept, stats.weights, workspace, cache)
     with closing(moments):
         for layer, second, mean in moments:
-            metric = compensations[layer].metric
-            if not mean_pays(second, mean, metric.load(), table.rows):
+            metric = compensations[layer].load_metric()
+            if not mean_pays(second, mean, metric, table.rows):
                 mean = np.zeros_like(mean)
-            basis = whitened_basis(second, mean, metric.load())
+            basis = whitened_basis(second, mean, metric)
             rows = workspace.scratch.spill(basis.rows.astype(np.float32))
-            found[layer] = LayerBasis(mean.astype(np.float32), rows, metric, workspace.scratch)
+            found[layer] = LayerBasis(
+                mean.astype(np.float32), rows, compensations[layer].load_metric, workspace.scratch
+            )
     return found

@@ -60,21 +60,23 @@ def smooth_field_bytes(values: int, bits: int, leading: int = 0) -> float:
 
 
 def raw_encoding(fields: tuple[FieldEncoding, ...]) -> Encoding:
-    """Choose the block size of raw records: the fewest rows that waste at most 2 %."""
+    """Choose the block size of raw records: the fewest rows that waste at most 2 %, as a lookup
+    reads whole blocks.
+    """
     record = sum(field_bytes(field) for field in fields)
     rows = 1
     while rows < 64 and raw_block_bytes(record, rows) > (1 + _RAW_PADDING_SHARE) * record * rows:
-        rows *= 2
+        rows += 1
     return Encoding("raw", rows, fields)
 
 
-def zstd_encoding(fields: tuple[FieldEncoding, ...]) -> Encoding:
-    """Choose the block size of zstd frames: the fewest rows that make 8 KiB, for the coder."""
+def frame_encoding(frame: str, fields: tuple[FieldEncoding, ...]) -> Encoding:
+    """Choose the block size of frames: the fewest rows that make 8 KiB, for the coder."""
     record = sum(field_bytes(field) for field in fields)
     rows = 1
     while rows < 64 and record * rows < _FRAME_BYTES:
         rows *= 2
-    return Encoding("zstd", rows, fields)
+    return Encoding(frame, rows, fields)
 
 
 def raw_chunk_bytes(encoding: Encoding, rows: int) -> int:

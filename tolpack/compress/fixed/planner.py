@@ -13,16 +13,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tolpack.codecs.encodings import Encoding, FieldEncoding, field_bytes
-from tolpack.codecs.frames import compress
-from tolpack.compress.chunks import ChunkSpan, doubling_chunks
+from tolpack.codecs.encodings import Encoding, FieldEncoding
+from tolpack.compress.chunks import ChunkSpan, doubling_chunks, spread_slots
 from tolpack.compress.fixed.encoder import FixedBitsEncoder, LayerProjection, encoded_sample
 from tolpack.compress.fixed.encoding_choice import (
     codec_of,
     field_encoding,
-    raw_chunk_bytes,
+    frame_encoding,
     raw_encoding,
-    zstd_encoding,
 )
 from tolpack.compress.fixed.loss_model import LossModel, describe
 from tolpack.compress.fixed.principal_components import PrincipalComponents
@@ -33,13 +31,17 @@ from tolpack.compress.fixed.rank_allocation import (
     allocate_to_size,
 )
 from tolpack.compress.fixed.rank_validation import choose
+from tolpack.compress.frame_choice import (
+    MIN_SAVING,
+    chunk_encodings,
+    chunk_sizes,
+    frame_saving,
+)
 from tolpack.compress.header_size import estimate_header_room
 from tolpack.compress.low_rank import projection
 from tolpack.compress.plan import Plan, PlanInputs, PlannedArray, PlannedChunk
 from tolpack.compress.second_moments import second_moments
-from tolpack.container.crc import CHECKSUM_BYTES
 from tolpack.container.header import Field
-from tolpack.container.index import index_bytes
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, align
 from tolpack.container.writer import check_header_room
 from tolpack.runtime.array_types import Floats
@@ -53,8 +55,6 @@ _MEASUREMENTS = 2
 # Truncation may be predicted to add this share of what rounding the plain table adds: coefficients
 # are rounded besides, and together they must not cost more than twice the plain table's rounding.
 _TRUNCATION_SHARE = 2 / 3
-# zstd must save this share of a cold chunk, or its rows stay raw and need no decompression.
-_MIN_ZSTD_SAVING = 0.03
 # Left free when the saving of a sample, not of all cold tokens, decides what fits --size.
 _SAVING_MARGIN = 0.002
 
@@ -95,13 +95,13 @@ class FixedBitsPlanner:
         target = inputs.target(reserve_bytes)
         options = self._options(target)
         fields, arrays, layers = self._layers(options)
-        if not order.identity:
-            arrays.append(PlannedArray("token_map", in_memory(order.slots.astype(np.uint32))))
+        arrays += inputs.row_arrays()
         encoded = self._field_encodings(options)
         encodings, numbers, saved = self._chunk_encodings(encoded, layers)
         chunks = [PlannedChunk(s.first_slot, s.rows, n) for s, n in zip(self.spans, numbers)]
         return Plan(
-            inputs.key, inputs.source.fingerprint(), replace(order, counts=None), tuple(fields),
+            inputs.key, inputs.source.fingerprint(), replace(order, counts=None),
+            inputs.table(fields, [array.kind for array in arrays]),
             tuple(arrays), encodings, tuple(chunks),
             FixedBitsEncoder(tuple(layers)), _header_room(inputs, self.spans),
             self._file_bytes(options, saved), inputs.size_limit, reserve_bytes,
@@ -203,26 +203,23 @@ class FixedBitsPlanner:
 
         Returns the encodings, the number of each chunk's, and the share that zstd saves.
         """
-        raw, framed = raw_encoding(fields), zstd_encoding(fields)
-        if self.cold_sample is None:
-            return (raw,), [0] * len(self.spans), 0.0
         saved = self._zstd_saving(fields, layers)
-        pays = saved >= _MIN_ZSTD_SAVING
-        verdict = "zstd frames" if pays else "raw records"
-        self.inputs.workspace.reporter.say(
-            f"cold chunks: zstd saves {saved:.1%} of a sample, stored as {verdict}"
+        pays = saved >= MIN_SAVING
+        if self.cold_sample is not None:
+            verdict = "zstd frames" if pays else "raw records"
+            self.inputs.workspace.reporter.say(
+                f"cold chunks: zstd saves {saved:.1%} of a sample, stored as {verdict}"
+            )
+        found = chunk_encodings(
+            self.spans, raw_encoding(fields), frame_encoding("zstd", fields), saved
         )
-        if not pays:
-            return (raw,), [0] * len(self.spans), 0.0
-        if not any(span.hot for span in self.spans):
-            return (framed,), [0] * len(self.spans), saved
-        return (raw, framed), [0 if span.hot else 1 for span in self.spans], saved
+        return *found, saved if pays else 0.0
 
     def _saving_of(self, allocation: Allocation) -> float:
         """Share of cold chunks' bytes that zstd is sure to save under `allocation`."""
         layers = map(self._projection, self.inputs.kept, allocation)  # one at a time
         saved = self._zstd_saving(self._field_encodings(allocation), layers)
-        if saved < _MIN_ZSTD_SAVING:
+        if saved < MIN_SAVING:
             return 0.0
         cold = sum(span.rows for span in self.spans if not span.hot)
         return saved if cold <= _SAMPLE_TOKENS else max(0.0, saved - _SAVING_MARGIN)
@@ -239,10 +236,7 @@ class FixedBitsPlanner:
         if self.cold_sample is None:
             return 0.0
         records = encoded_sample(self.cold_sample, layers, fields)
-        rows = zstd_encoding(fields).rows_per_block
-        frames = [compress(records[n : n + rows].tobytes()) for n in range(0, len(records), rows)]
-        stored = sum(len(frame) + CHECKSUM_BYTES for frame in frames)
-        return 1 - stored / records.size
+        return frame_saving(records, frame_encoding("zstd", fields))
 
     # ---- bytes -----------------------------------------------------------------------------------
 
@@ -251,43 +245,30 @@ class FixedBitsPlanner:
 
         `saved` is the share of the cold chunks that zstd saves.
         """
-        sizes = self._chunk_sizes(self._field_encodings(options), saved)
-        order = self.inputs.stats.order
+        fields = self._field_encodings(options)
+        sizes = chunk_sizes(self.spans, raw_encoding(fields), frame_encoding("zstd", fields), saved)
         for field, option in zip(self.inputs.kept_fields, options):
             if option is not None:
                 sizes += [2 * field.width * option.rank, 4 * field.width]
-        sizes += [] if order.identity else [4 * len(order.token_ids)]
+        sizes += [section.length_bytes for section in self.inputs.row_sections()]
         pages = sum(align(math.ceil(size), SECTION_ALIGNMENT) for size in sizes)
         return pages + PREAMBLE_BYTES + _header_room(self.inputs, self.spans)
 
-    def _chunk_sizes(self, fields: tuple[FieldEncoding, ...], saved: float) -> list[float]:
-        """Bytes of all chunks' sections; `saved` is the share that zstd saves of cold ones."""
-        encoding = raw_encoding(fields)
-        record = sum(field_bytes(field) for field in fields)
-        sizes: list[float] = []
-        for span in self.spans:
-            if span.hot or not saved:
-                sizes.append(raw_chunk_bytes(encoding, span.rows))
-                continue
-            frames = -(-span.rows // zstd_encoding(fields).rows_per_block)
-            sizes += [span.rows * record * (1 - saved), index_bytes(frames)]
-        return sizes
-
 
 def _header_room(inputs: PlanInputs, spans: Sequence[ChunkSpan]) -> int:
+    fields = [inputs.field(number) for number in range(len(inputs.source.fields))]
     return estimate_header_room(
-        len(inputs.source.fields), len(inputs.kept), len(spans), has_basis=inputs.has_basis
-    )
+        len(fields), len(inputs.kept), len(spans), has_basis=inputs.has_basis,
+        table=inputs.table(fields, [section.kind for section in inputs.row_sections()]),
+    )  # fmt: skip
 
 
 def _cold_sample(inputs: PlanInputs, spans: Sequence[ChunkSpan]) -> list[Floats] | None:
     """Rows of spread tokens of the cold chunks, by kept layer: float32 (n, width)."""
-    order = inputs.stats.order.token_ids
-    cold = [order[s.first_slot : s.first_slot + s.rows] for s in spans if not s.hot]
-    if not cold:
+    cold = [span for span in spans if not span.hot]
+    if not cold or inputs.settings.compression == "none":
         return None
-    tokens = np.concatenate(cold)
     row_bytes = 4 * sum(field.width for field in inputs.kept_fields)
     count = max(1, min(_SAMPLE_TOKENS, _SAMPLE_BYTES // row_bytes))
-    sample = tokens[:: max(1, len(tokens) // count)][:count]
+    sample = inputs.stats.order.tokens_at(spread_slots(cold, count))
     return [inputs.source.field_rows(layer)(sample) for layer in inputs.kept]

@@ -141,8 +141,8 @@ def parse_config(raw: object, arch: str | None = None) -> ModelConfig:
         raw["rope_theta"] = rotary.get("rope_theta")
     elif isinstance(rotary, dict) and rotary.get("rope_theta") not in (None, raw["rope_theta"]):
         raise CheckpointError(
-            f"config field 'rope_theta' is {_shown(raw['rope_theta'])}, but 'rope_parameters' says "
-            f"{_shown(rotary['rope_theta'])}: remove one of them"
+            f"config field 'rope_theta' is {shown_value(raw['rope_theta'])}, but 'rope_parameters' "
+            f"says {shown_value(rotary['rope_theta'])}: remove one of them"
         )
     values = {
         f.name: _field(f.name, str(f.type), raw.get(f.name))
@@ -153,54 +153,69 @@ def parse_config(raw: object, arch: str | None = None) -> ModelConfig:
         if values[name] is None:
             raise CheckpointError(f"config field {name!r} is missing: add it{_hint(name)}")
     unsupported = [
-        f"{name} {_shown(raw[name])}"
+        f"{name} {shown_value(raw[name])}"
         for name, usual in _USUAL.items()
         if name in raw and raw[name] not in usual
     ]
     if isinstance(rotary, dict) and rotary.get("rope_type") not in (None, "default"):
-        unsupported.append(f"rope_parameters {_shown(rotary)}")
+        unsupported.append(f"rope_parameters {shown_value(rotary)}")
     head_dim, heads = raw.get("head_dim"), values["num_attention_heads"]
     number = isinstance(head_dim, (int, float))  # a list times a number is a long list
     fits = number and heads and head_dim * heads == values["hidden_size"]
     if head_dim is not None and heads and not fits:
-        unsupported.append(f"head_dim {_shown(head_dim)}")
+        unsupported.append(f"head_dim {shown_value(head_dim)}")
     return ModelConfig(**values, unsupported=tuple(unsupported))
 
 
 def read_config(path: Path, arch: str | None = None) -> ModelConfig:
     """Read a ``config.json``; see `parse_config`."""
-    try:
-        raw = read_json(path, _MAX_BYTES)
-    except OSError as error:
-        raise CheckpointError(f"cannot read config {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise CheckpointError(
-            f"config {path} is not valid JSON: {error}{lfs_hint(path)}"
-        ) from error
-    return parse_config(raw, arch)
+    return parse_config(_read(path), arch)
 
 
 def find_config(
     path: Path, given: str | Path | None, embedded: object, arch: str | None
 ) -> ModelConfig:
-    """Return the configuration of checkpoint `path`: the one that was `given` by the user, or the
-    one `embedded` in its file, or the ``config.json`` beside it.
+    """Return the configuration of checkpoint `path`; parameters as of `find_raw_config`.
 
     Raises
     ------
     CheckpointError
         There is none, or `parse_config` refuses it.
     """
+    raw = find_raw_config(path, given, embedded)
+    if raw is None:
+        raise CheckpointError(
+            f"{path} carries no config: give one with --config config.json, or put it beside"
+        )
+    return parse_config(raw, arch)
+
+
+def find_raw_config(path: Path, given: str | Path | None, embedded: object) -> object:
+    """Return the decoded configuration of checkpoint `path`: the one that was `given` by the user,
+    or the one `embedded` in its file, or the ``config.json`` beside it; ``None`` if there is none.
+
+    Raises
+    ------
+    CheckpointError
+        It cannot be read.
+    """
     if given is not None:
-        return read_config(Path(given), arch)
+        return _read(Path(given))
     if embedded is not None:
-        return parse_config(embedded, arch)
+        return embedded
     beside = (path if path.is_dir() else path.parent) / "config.json"
-    if beside.exists():
-        return read_config(beside, arch)
-    raise CheckpointError(
-        f"{path} carries no config: give one with --config config.json, or put it beside"
-    )
+    return _read(beside) if beside.exists() else None
+
+
+def _read(path: Path) -> object:
+    try:
+        return read_json(path, _MAX_BYTES)
+    except OSError as error:
+        raise CheckpointError(f"cannot read config {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise CheckpointError(
+            f"config {path} is not valid JSON: {error}{lfs_hint(path)}"
+        ) from error
 
 
 def _hint(name: str) -> str:
@@ -226,7 +241,7 @@ def _field(name: str, annotation: str, value: Any) -> Any:
     if not ok:
         remedy = ": say which it is with --arch" if name == "model_type" else ""
         raise CheckpointError(
-            f"config field {name!r} is {_shown(value)}, expected {expected}{remedy}"
+            f"config field {name!r} is {shown_value(value)}, expected {expected}{remedy}"
         )
     return value
 
@@ -252,8 +267,8 @@ def _plain(name: str, value: Any) -> Any:
     raise CheckpointError(f"config field {name!r} holds over {_MAX_VALUES} values: shorten it")
 
 
-def _shown(value: object) -> str:
-    """Write a value out, but only the beginning of a long one."""
+def shown_value(value: object) -> str:
+    """Write a setting out, but only the beginning of a long one."""
     if isinstance(value, int) and abs(value) >= 2**63:  # may have more digits than Python writes
         return "a huge integer"
     return printable(_SHORT.repr(value))

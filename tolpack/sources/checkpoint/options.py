@@ -31,6 +31,11 @@ class CheckpointOptions:
     map_name: str | None = None
     key_map: str | Path | None = None
 
+    @property
+    def names_memoryllm(self) -> bool:
+        """Whether a setting is given that only a MemoryLLM has."""
+        return any(one is not None for one in (self.arch, self.map_name, self.key_map))
+
     def chosen_map(self) -> KeyMap | None:
         """Return the map that was asked for, or raise `ConfigError`."""
         if self.map_name is not None and self.key_map is not None:

@@ -35,10 +35,14 @@ _ENTRY = re.compile(
     rf"{_SPACE}(?P<name>{_STRING}){_SPACE}:{_SPACE}"
     rf"\{{(?P<fields>(?:{_PAIR},)*+(?:{_PAIR})?+{_SPACE})\}}{_SPACE}(?P<end>[,}}])".encode()
 )
-_KEY = re.compile(rf"{_SPACE}({_STRING}){_SPACE}:{_SPACE}(?:{_STRING}|{_SIZES}){_SPACE},?".encode())
+_KEY = re.compile(rf"{_SPACE}({_STRING}){_SPACE}:{_SPACE}({_STRING}|{_SIZES}){_SPACE},?".encode())
 _FIELDS = {"dtype", "shape", "data_offsets"}
-# The format's names of dtypes by torch's; other dtypes keep the format's name.
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+# Torch's names of dtypes by the format's; other dtypes keep the format's name.
+_DTYPES = {
+    "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64",
+    "F8_E4M3": "float8_e4m3fn", "F8_E8M0": "float8_e8m0fnu", "I64": "int64", "I32": "int32",
+    "U8": "uint8", "I8": "int8",
+}  # fmt: skip
 
 
 class SafetensorsFile:
@@ -49,22 +53,29 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._handle: Any = None
-        self._checked = False
-        self._open()
+        self._extents: dict[str, tuple[int, int]] | None = None
+        self._open("np")
 
     def infos(self) -> dict[str, TensorInfo]:
         """See `TensorFile.infos`."""
-        handle, found = self._open(), {}
+        handle, found = self._open("np"), {}
         for name in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
             part = handle.get_slice(name)
             dtype = str(part.get_dtype())
             found[name] = TensorInfo(tuple(part.get_shape()), _DTYPES.get(dtype, dtype), self.path)
         return found
 
+    def metadata(self) -> dict[str, str]:
+        """Return the texts that stand in the header beside the tensors."""
+        return dict(self._open("np").metadata() or {})
+
     def load(self, name: str) -> torch.Tensor:
         """See `TensorFile.load`."""
         try:
-            tensor: torch.Tensor = self._open().get_tensor(name)
+            handle = self._handle
+            if handle is None:
+                handle = self._handle = self._open("pt")
+            tensor: torch.Tensor = handle.get_tensor(name)
         except (SafetensorError, RuntimeError, ValueError, TypeError) as error:
             if isinstance(error, CheckpointError):
                 raise
@@ -73,37 +84,41 @@ class SafetensorsFile:
             ) from error
         return tensor
 
+    def extent(self, name: str) -> tuple[int, int] | None:
+        """See `TensorFile.extent`."""
+        return (self._extents or {}).get(name)
+
     def release(self) -> None:
         """See `TensorFile.release`."""
         self._handle = None
 
-    def _open(self) -> Any:
-        handle = self._handle
-        if handle is None:
-            try:
-                if not self._checked:
-                    _check_header(self.path)
-                    self._checked = True
-                regular_size(self.path)
-                handle = self._handle = safe_open(str(self.path), framework="pt")
-            except (SafetensorError, OSError, ValueError) as error:
-                reason = getattr(error, "strerror", None) or error
-                raise CheckpointError(
-                    f"{self.path} is not a readable .safetensors file: {reason}"
-                    f"{lfs_hint(self.path)}"
-                ) from error
-        return handle
+    def _open(self, framework: str) -> Any:
+        """Open the file: torch maps all of it, as if it would write to it.
+
+        Linux refuses that for files larger than the machine's memory, so only `load` asks for it.
+        """
+        try:
+            if self._extents is None:
+                self._extents = _check_header(self.path)
+            regular_size(self.path)
+            return safe_open(str(self.path), framework=framework)
+        except (SafetensorError, OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise CheckpointError(
+                f"{self.path} is not a readable .safetensors file: {reason}{lfs_hint(self.path)}"
+            ) from error
 
 
-def _check_header(path: Path) -> None:
-    """Read the header of a file and check it.
+def _check_header(path: Path) -> dict[str, tuple[int, int]]:
+    """Read the header of a file, check it, and return the extent of each tensor.
 
     Raises
     ------
     OSError
         The file cannot be read, or is no regular one.
     ValueError
-        The header is damaged, or a name stands twice, or is over 512 bytes long.
+        The header is damaged, or a name stands twice, or is over 512 bytes long; or the file is
+        shorter or longer than the header says.
     """
     with open_stream(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -113,15 +128,24 @@ def _check_header(path: Path) -> None:
                 f"its header would have {length:,} bytes, expected at most {_MAX_HEADER:,} in a "
                 f"file of {size:,}: it is cut off, or no .safetensors file"
             )
-        _check(file.read(length))
+        offsets = _check(file.read(length))
+    first = 8 + length
+    end = first + max((stop for _, stop in offsets.values()), default=size - first)
+    if end != size:
+        raise ValueError(
+            f"the file has {size:,} bytes, but its header asks for {end:,}: it is "
+            f"{abs(end - size):,} bytes too {'short' if size < end else 'long'}; copy it anew"
+        )
+    return {name: (first + start, stop - start) for name, (start, stop) in offsets.items()}
 
 
-def _check(header: bytes) -> None:
+def _check(header: bytes) -> dict[str, tuple[int, int]]:
+    """Check a header, and return first and last offset of each tensor's data."""
     if header[:1] != b"{":
         raise ValueError("its header is no JSON object: it is no .safetensors file")
     if not header.strip(b"{} \t\r\n"):
-        return  # no tensors: for whoever needs one
-    names: set[str] = set()
+        return {}  # no tensors: for whoever needs one
+    names: dict[str, tuple[int, int]] = {}
     place, end = 1, b","
     while end == b",":
         found = _ENTRY.match(header, place)
@@ -135,15 +159,17 @@ def _check(header: bytes) -> None:
                 f"tensor {printable(name[:40])} has a name of {len(name)} characters, or is one of "
                 f"over {_MAX_TENSORS:,}: expected at most {MAX_NAME} characters"
             )
-        names.add(name)
-        _check_fields(name, found["fields"])
+        names[name] = _check_fields(name, found["fields"])
         place, end = found.end(), found["end"]
     if header[place:].strip(b" \t\r\n\0"):
         raise ValueError(f"its header goes on behind its end, at byte {place}")
+    names.pop("__metadata__", None)
+    return names
 
 
-def _check_fields(name: str, fields: bytes) -> None:
-    keys: set[str] = set()
+def _check_fields(name: str, fields: bytes) -> tuple[int, int]:
+    """Check the fields of a tensor, and return its offsets; (0, 0) for metadata."""
+    keys: dict[str, bytes] = {}
     for pair in _KEY.finditer(fields):
         key = _string(pair[1])
         known = len(keys) < _MAX_METADATA if name == "__metadata__" else key in _FIELDS
@@ -152,9 +178,15 @@ def _check_fields(name: str, fields: bytes) -> None:
                 f"field {printable(key[:40])} of {printable(name)} stands twice in its header, or "
                 "belongs not there"
             )
-        keys.add(key)
-    if name != "__metadata__" and keys != _FIELDS:
+        keys[key] = pair[2]
+    if name == "__metadata__":
+        return 0, 0
+    if keys.keys() != _FIELDS:
         raise ValueError(f"tensor {printable(name)} lacks one of dtype, shape and data_offsets")
+    offsets = [int(number) for number in re.findall(rb"[0-9]+", keys["data_offsets"])]
+    if len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise ValueError(f"tensor {printable(name)} has no first and last data_offsets")
+    return offsets[0], offsets[1]
 
 
 def _string(quoted: bytes) -> str:

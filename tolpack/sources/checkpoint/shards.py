@@ -22,7 +22,7 @@ _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _PATTERNS = ("*.safetensors", "pytorch_model*.bin", "consolidated.*.pth", "*.pth", "*.pt")
 # Other files that a folder may hold in place of a checkpoint, and what to do then.
 _OTHERS = {
-    ".gguf": "GGUF tables are not read yet, so give the original safetensors checkpoint that it "
+    ".gguf": "name the file itself to read its tables, or give the safetensors checkpoint that it "
     "was converted from",
     ".bin": "shards of PyTorch are called pytorch_model*.bin, so if that is the checkpoint, name "
     "the file itself",

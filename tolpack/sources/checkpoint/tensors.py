@@ -47,6 +47,12 @@ class TensorFile(Protocol):
         """Return a tensor as stored, usually a view of the mapped file."""
         ...
 
+    def extent(self, name: str) -> tuple[int, int] | None:
+        """Return offset and length in bytes of a tensor whose values lie in the file as they are,
+        row by row and little-endian; ``None`` where that is not so.
+        """
+        ...
+
     def release(self) -> None:
         """Drop the map; tensors that are still referenced keep theirs."""
         ...
@@ -64,7 +70,8 @@ class TensorStore:
         parallel trainers save it; otherwise that is an error.
 
     ``infos`` are shapes and dtypes of each tensor's pieces, ``config`` the configuration inside the
-    only file, if it has one. Whoever reads tensors counts their bytes with ``mapped``.
+    only file, if it has one, and ``states`` the files as they were when opened. Whoever reads
+    tensors counts their bytes with ``mapped``.
     """
 
     def __init__(self, files: Sequence[TensorFile], *, pieces: bool = False) -> None:
@@ -82,7 +89,7 @@ class TensorStore:
                 self.infos[name] = (*self.infos.get(name, ()), info)
         self._all = list(files)
         self.config = files[0].config if len(files) == 1 else None
-        self._states = FileStates(file.path for file in files)
+        self.states = FileStates(file.path for file in files)
         self.mapped = MappedMemory(self.release)
 
     @property
@@ -92,11 +99,15 @@ class TensorStore:
 
     def check_unchanged(self) -> None:
         """Raise `CheckpointError` if a file is another one than when it was opened."""
-        self._states.check()
+        self.states.check()
 
     def load(self, name: str) -> list[torch.Tensor]:
         """Return the tensor's pieces, one unless it is split over files, as stored."""
         return [file.load(name) for file in self._files[name]]
+
+    def extents(self, name: str) -> list[tuple[int, int] | None]:
+        """Return the extents of the tensor's pieces: see `TensorFile.extent`."""
+        return [file.extent(name) for file in self._files[name]]
 
     def release(self) -> None:
         """Drop the maps of all files, and with them the resident pages."""

@@ -49,6 +49,10 @@ class TorchFile:
         """See `TensorFile.load`."""
         return self._open()[name]
 
+    def extent(self, name: str) -> tuple[int, int] | None:
+        """See `TensorFile.extent`; only torch knows where values lie in an archive."""
+        return None
+
     def release(self) -> None:
         """See `TensorFile.release`; a file that cannot be mapped stays loaded."""
         if self._mapped:

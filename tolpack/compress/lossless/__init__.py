@@ -1,0 +1,1 @@
+"""``--bits lossless``: scales and codes as the model's file has them, bit for bit."""

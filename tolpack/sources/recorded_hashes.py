@@ -1,0 +1,129 @@
+"""SHA-256 hashes that stand beside downloaded files, and whether the files have them.
+
+Three places are looked at. ``hf download --local-dir`` writes the hash that the server gave into
+``.cache/huggingface/download/NAME.metadata``, as its second line. In the cache of ``hf download``
+the name of a file is a link to a blob that is called by its hash. And a folder may have a
+``SHA256SUMS`` of ``sha256sum``. Files that are not stored by LFS have a shorter hash, of another
+kind, which is left out.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tolpack.errors import CheckpointError, FileAccessError
+from tolpack.runtime.files import read_whole
+from tolpack.runtime.pool import processor_count
+from tolpack.sources.identity import FileStates
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
+_METADATA = Path(".cache", "huggingface", "download")
+_SUMS = "SHA256SUMS"
+_MAX_METADATA, _MAX_SUMS = 64 << 10, 4 << 20
+# Names that are written out.
+_SHOWN = 3
+
+
+class RecordedHashes:
+    """The hashes that are recorded for some files.
+
+    Parameters
+    ----------
+    states : FileStates
+        The files as they were when opened, shared by all tables of a checkpoint.
+    paths : iterable of Path
+        Those that a table is read from.
+    """
+
+    def __init__(self, states: FileStates, paths: Iterable[Path]) -> None:
+        paths = list(paths)
+        sums = {folder: _read_sums(folder / _SUMS) for folder in {path.parent for path in paths}}
+        self._states = states
+        self._expected: dict[Path, dict[str, str]] = {}
+        for path in paths:
+            found = _recorded(path, sums[path.parent])
+            if found:
+                self._expected[path] = found
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that have a hash."""
+        return tuple(self._expected)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the files that have a hash, which `check` reads."""
+        return sum(map(self._states.size, self._expected))
+
+    def check(self, done: Callable[[int], object]) -> None:
+        """Read the files, and compare their hashes with those that are recorded.
+
+        `done` is called with the number of bytes read since the last call.
+
+        Raises
+        ------
+        CheckpointError
+            A file has another hash.
+        """
+        lock = threading.Lock()
+
+        def read(size: int) -> None:
+            with lock:
+                done(size)
+
+        with ThreadPoolExecutor(processor_count()) as pool:
+            digests = pool.map(lambda path: self._states.digest(path, read), self._expected)
+            for path, digest in zip(self._expected, digests):
+                for place, expected in self._expected[path].items():
+                    if digest.hex() != expected:
+                        raise CheckpointError(
+                            f"{path} has the SHA-256 {digest.hex()}, but {place} says {expected}: "
+                            "it is damaged or another file; download it again, or remove that "
+                            "record if you changed the file yourself"
+                        )
+
+    def describe(self) -> list[str]:
+        """Return a line that says which files are compared; none if none are."""
+        if not self._expected:
+            return []
+        names = ", ".join(path.name for path in list(self._expected)[:_SHOWN])
+        more = len(self._expected) - _SHOWN
+        places = sorted({place for found in self._expected.values() for place in found})
+        return [
+            f"compared with the SHA-256 of {', '.join(places)}: {names}"
+            f"{f' and {more} more' if more > 0 else ''}"
+        ]
+
+
+def _recorded(path: Path, sums: dict[str, str]) -> dict[str, str]:
+    """Return the hashes recorded for a file, by the place where each stands."""
+    found = {}
+    if path.name in sums:
+        found[_SUMS] = sums[path.name]
+    lines = _read(path.parent / _METADATA / f"{path.name}.metadata", _MAX_METADATA)
+    if len(lines) > 1 and _HASH.fullmatch(lines[1].strip()):
+        found[_METADATA.as_posix()] = lines[1].strip()
+    target = path.resolve()
+    if path.is_symlink() and target.parent.name == "blobs" and _HASH.fullmatch(target.name):
+        found["the Hugging Face cache"] = target.name
+    return found
+
+
+def _read_sums(path: Path) -> dict[str, str]:
+    matches = (_LINE.fullmatch(line) for line in _read(path, _MAX_SUMS))
+    return {match[2]: match[1].lower() for match in matches if match}
+
+
+def _read(path: Path, most: int) -> list[str]:
+    """Return the lines of a small text file; none if it is not there."""
+    if not path.is_file():
+        return []
+    try:
+        return read_whole(path, most).decode("utf-8", "replace").splitlines()
+    except FileAccessError as error:
+        raise CheckpointError(f"{error}: remove it if it is of no use") from error
