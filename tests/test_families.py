@@ -8,6 +8,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
+import tolpack
 from tolpack.cli import main
 from tolpack.errors import CheckpointError, ConfigError, TolpackError
 from tolpack.sources.checkpoint.options import CheckpointOptions
@@ -15,7 +16,7 @@ from tolpack.sources.open_source import open_source, open_tables
 
 GEMMA = {
     "vocab_size": 64, "vocab_size_per_layer_input": 48, "hidden_size": 16,
-    "hidden_size_per_layer_input": 8, "intermediate_size": 16, "num_hidden_layers": 3,
+    "hidden_size_per_layer_input": 16, "intermediate_size": 16, "num_hidden_layers": 3,
     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "pad_token_id": 0,
 }  # fmt: skip
 QWEN = {
@@ -102,11 +103,10 @@ def test_gemma_rows_times_the_multiplier_are_the_models(saved, family):
     assert [field.layer for field in table.fields] == [0, 1, 2]
     module = model.model.embed_tokens_per_layer
     ids = torch.arange(48)
-    assert torch.equal(stored(table, torch.bfloat16), module.weight.detach().reshape(48, 3, 8))
+    assert torch.equal(stored(table, torch.bfloat16), module.weight.detach().reshape(48, 3, 16))
     expected = model.model.get_per_layer_inputs(ids[None])[0].detach()
-    multiplier = torch.tensor(table.fields[0].multiplier).bfloat16()
-    found = torch.from_numpy(all_rows(table)).bfloat16() * multiplier
-    assert torch.equal(found, expected)
+    assert table.fields[0].multiplier == 4.0
+    assert np.array_equal(all_rows(table) * 4, expected.float().numpy())
 
 
 @pytest.mark.parametrize(
@@ -168,6 +168,29 @@ def test_qwen_with_two_tables(saved):
         open_source(folder)
 
 
+@pytest.mark.parametrize("family", ["gemma3n", "gemma4"])
+def test_lossless_pack_of_gemma_gives_what_the_model_reads(saved, tmp_path, family):
+    """Rows of a lossless pack are those of the module's forward, bit for bit."""
+    model, folder = saved[family]
+    tolpack.build(folder, tmp_path / "p.tolpack", bits="lossless")
+    ids = torch.randint(0, 48, (30,))
+    expected = model.model.get_per_layer_inputs(ids[None])[0].detach()
+    with tolpack.open(tmp_path / "p.tolpack") as pack:
+        assert np.array_equal(pack.lookup(ids.numpy()), expected.float().numpy())
+
+
+def test_lossless_pack_of_qwen_gives_what_the_model_reads(saved, tmp_path):
+    """A lossless pack finds the rows of a text itself, and gives those of the module's forward."""
+    model, folder = saved["qwen4_exp"]
+    tolpack.build(folder, tmp_path / "p.tolpack", bits="lossless")
+    ids = torch.randint(0, 64, (1, 40))
+    expected = model.model.layers[1].ple.ple_embedding(ids, None)[0].detach()
+    with tolpack.open(tmp_path / "p.tolpack") as pack:
+        found = pack.lookup(ids[0].numpy())
+    assert found.shape == (40, 8, 1, 8)
+    assert np.array_equal(found.reshape(40, 64), expected.float().numpy())
+
+
 def fp8(tensors):
     """Return tensors with the n-gram embedding in fp8 and one scale for all of it."""
     scale = torch.tensor([0.0123], dtype=torch.bfloat16)
@@ -188,13 +211,17 @@ def test_qwen_in_fp8_has_its_codes_and_one_step(saved, tmp_path):
     assert (part.codec, part.step, part.values) == ("f8e4m3-step", scale, 8)
     codes = torch.cat([tensors[f"{NGRAMS}.ngram_embedding.shard_{n}.weight"] for n in range(4)])
     assert torch.equal(stored(table, torch.uint8)[:, 0], codes.view(torch.uint8))
-    assert np.array_equal(all_rows(table)[:, 0], (codes.float() * scale).numpy())
+    expected = (codes.float() * scale).numpy()
+    assert np.array_equal(all_rows(table)[:, 0], expected)
+    tolpack.build(tmp_path / "m", tmp_path / "p.tolpack", bits="lossless")
+    with tolpack.open(tmp_path / "p.tolpack") as pack:
+        assert np.array_equal(pack.rows(np.arange(table.rows))[:, 0], expected)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_hidden_layers": 4}, r"has shape \[48, 24\].*num_hidden_layers 4"),
+        ({"num_hidden_layers": 4}, r"has shape \[48, 48\].*num_hidden_layers 4"),
         ({"vocab_size_per_layer_input": 40}, "vocab_size_per_layer_input 40"),
         ({"hidden_size_per_layer_input": None}, "'hidden_size_per_layer_input' is missing"),
         ({"num_hidden_layers": "3"}, "'num_hidden_layers' is '3', expected an integer"),
@@ -331,7 +358,7 @@ def test_inspect_shows_tables(saved):
     for part in ("qwen4_exp_text", "ngram_embedding", "rows/token", "shard_{0…3}", "build: ready"):
         assert part in text
     text = runner.invoke(main, ["inspect", str(saved["gemma4"][1])]).output
-    assert "the model multiplies its rows by 2.82843" in text
+    assert "the model multiplies its rows by 4" in text
     folder = str(saved["qwen4_exp_two"][1])
     info = json.loads(runner.invoke(main, ["inspect", folder, "--json"]).output)
     assert [table["name"] for table in info["tables"]] == ["layer.0", "layer.2"]
