@@ -74,5 +74,5 @@ def encode_chunk(
             source, plan.token_ids(chunk), chunk, layout, workspace.limits, pool, done
         )
         yield from encode_blocks(
-            records, encoding, chunk.first_slot, plan.pack_id, table=plan.number
+            records, encoding, chunk.first_slot, plan.pack_id, table=plan.number, pool=pool
         )

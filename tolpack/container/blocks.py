@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
@@ -13,6 +15,9 @@ from tolpack.container.crc import CHECKSUM_BYTES, TABLE_PLACES, place_checksum
 from tolpack.container.index import index_bytes
 from tolpack.runtime.array_types import Bytes
 
+# Frames that a worker compresses together.
+_SHARED_BLOCKS = 32
+
 
 def encode_blocks(
     records: Iterable[Bytes],
@@ -21,6 +26,7 @@ def encode_blocks(
     pack_id: int,
     compress: Callable[[bytes], bytes] | None = None,
     table: int = 0,
+    pool: ThreadPoolExecutor | None = None,
 ) -> Iterator[bytes]:
     """Yield the blocks of a chunk: raw ones padded to their fixed size, many together, or one frame
     each.
@@ -39,21 +45,39 @@ def encode_blocks(
         Makes one frame of a block's records, in place of the encoding's own; not for ``raw``.
     table : int
         Number of the chunk's table in the pack, which seeds them too.
+    pool : ThreadPoolExecutor, optional
+        Workers that share the compression.
     """
     rows, framed = encoding.rows_per_block, FRAMES[encoding.frame].compress
     place, record = first_slot + table * TABLE_PLACES, encoding.record()
+    if framed is not None and compress is None:
+        compress = partial(framed, record)
     for part in _whole_blocks(records, rows):
-        if framed is None:
+        if compress is None or framed is None:
             yield _raw_blocks(part, rows, pack_id, place)
-            place += len(part)
-            continue
-        for start in range(0, len(part), rows):
-            data = part[start : start + rows].tobytes()
-            payload = framed(record, data) if compress is None else compress(data)
-            yield payload + place_checksum(payload, pack_id, place).to_bytes(
-                CHECKSUM_BYTES, "little"
-            )
-            place += rows
+        else:
+            work = partial(_framed_blocks, part, rows, pack_id, place, compress)
+            starts = range(0, len(part), _SHARED_BLOCKS * rows)
+            for blocks in map(work, starts) if pool is None else pool.map(work, starts):
+                yield from blocks
+        place += len(part)
+
+
+def _framed_blocks(
+    records: Bytes,
+    rows: int,
+    pack_id: int,
+    place: int,
+    compress: Callable[[bytes], bytes],
+    first: int,
+) -> list[bytes]:
+    """Return some frames of `records`, the first of which begins with row `first`."""
+    blocks = []
+    for start in range(first, min(first + _SHARED_BLOCKS * rows, len(records)), rows):
+        payload = compress(records[start : start + rows].tobytes())
+        checksum = place_checksum(payload, pack_id, place + start)
+        blocks.append(payload + checksum.to_bytes(CHECKSUM_BYTES, "little"))
+    return blocks
 
 
 def _whole_blocks(records: Iterable[Bytes], rows: int) -> Iterator[Bytes]:

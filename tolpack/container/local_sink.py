@@ -19,6 +19,7 @@ from shutil import disk_usage
 
 from tolpack.container.atomic_write import (
     DISK_FULL,
+    begin_writeback,
     check_output,
     close,
     partial_path,
@@ -47,6 +48,10 @@ def check_unfinished(path: Path, inputs: Iterable[str | Path | None]) -> None:
                 f"input {needed} has the name of what is written before {path} is complete: "
                 "rename it, or use another -o"
             )
+
+
+# Bytes that are written to the page cache before the disk begins to write them.
+_WRITEBACK_BYTES = 8 << 20
 
 
 class LocalSink(ByteSink):
@@ -125,12 +130,16 @@ class LocalSink(ByteSink):
 
     def write(self, offset: int, parts: Iterable[bytes]) -> int:
         """See `ByteSink`."""
-        length = 0
+        length = begun = 0
         with self._disk_errors():
             self._file.seek(offset)
             for part in parts:
                 self._file.write(part)
                 length += len(part)
+                if length - begun >= _WRITEBACK_BYTES:
+                    self._file.flush()
+                    begin_writeback(self._file, offset + begun, length - begun)
+                    begun = length
         return length
 
     def sync(self) -> None:
