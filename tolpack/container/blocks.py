@@ -13,8 +13,10 @@ from tolpack.codecs.frames import FRAMES
 from tolpack.container.block_sizes import raw_block_bytes
 from tolpack.container.crc import CHECKSUM_BYTES, TABLE_PLACES, place_checksum
 from tolpack.container.index import index_bytes
-from tolpack.runtime.array_types import Bytes
+from tolpack.runtime.array_types import Buffer, Bytes
 
+# Bytes of raw blocks that are made together.
+_RAW_BYTES = 1 << 20
 # Frames that a worker compresses together.
 _SHARED_BLOCKS = 32
 
@@ -27,7 +29,7 @@ def encode_blocks(
     compress: Callable[[bytes], bytes] | None = None,
     table: int = 0,
     pool: ThreadPoolExecutor | None = None,
-) -> Iterator[bytes]:
+) -> Iterator[Buffer]:
     """Yield the blocks of a chunk: raw ones padded to their fixed size, many together, or one frame
     each.
 
@@ -54,7 +56,7 @@ def encode_blocks(
         compress = partial(framed, record)
     for part in _whole_blocks(records, rows):
         if compress is None or framed is None:
-            yield _raw_blocks(part, rows, pack_id, place)
+            yield from _raw_blocks(part, rows, pack_id, place)
         else:
             work = partial(_framed_blocks, part, rows, pack_id, place, compress)
             starts = range(0, len(part), _SHARED_BLOCKS * rows)
@@ -93,19 +95,27 @@ def _whole_blocks(records: Iterable[Bytes], rows: int) -> Iterator[Bytes]:
         yield left
 
 
-def _raw_blocks(records: Bytes, rows: int, pack_id: int, place: int) -> bytes:
-    """Return the raw blocks of `records` one after the other, the first one at `place`."""
-    count, record_bytes = -(-len(records) // rows), records.shape[1]
-    blocks = np.zeros((count, raw_block_bytes(record_bytes, rows)), np.uint8)
-    whole = len(records) // rows
-    size = rows * record_bytes
-    blocks[:whole, :size] = records[: whole * rows].reshape(whole, size)
-    rest = records[whole * rows :]
-    blocks[whole:, : rest.size] = rest.reshape(-1, rest.size) if len(rest) else 0
-    payloads = blocks[:, :-CHECKSUM_BYTES]
-    sums = [place_checksum(one.data, pack_id, place + n * rows) for n, one in enumerate(payloads)]
-    blocks[:, -CHECKSUM_BYTES:] = np.array(sums, "<u4")[:, None].view(np.uint8)
-    return blocks.tobytes()
+def _raw_blocks(records: Bytes, rows: int, pack_id: int, place: int) -> Iterator[memoryview]:
+    """Yield the raw blocks of `records`, many together, the first one at `place`.
+
+    As many as the caches of a processor hold: they are copied, summed and written.
+    """
+    record_bytes = records.shape[1]
+    block_bytes, size = raw_block_bytes(record_bytes, rows), rows * record_bytes
+    together = max(1, _RAW_BYTES // block_bytes)
+    for first in range(0, len(records), together * rows):
+        some = records[first : first + together * rows]
+        blocks = np.zeros((-(-len(some) // rows), block_bytes), np.uint8)
+        whole, rest = divmod(len(some), rows)
+        blocks[:whole, :size] = some[: whole * rows].reshape(whole, size)
+        if rest:
+            blocks[whole, : rest * record_bytes] = some[whole * rows :].reshape(-1)
+        payloads, start = blocks[:, :-CHECKSUM_BYTES], place + first
+        sums = [
+            place_checksum(one.data, pack_id, start + n * rows) for n, one in enumerate(payloads)
+        ]
+        blocks[:, -CHECKSUM_BYTES:] = np.array(sums, "<u4")[:, None].view(np.uint8)
+        yield blocks.reshape(-1).data
 
 
 def stored_bytes(records: Bytes, encoding: Encoding) -> int:

@@ -34,6 +34,7 @@ from tolpack.container.byte_sink import ByteSink
 from tolpack.container.header import Section
 from tolpack.container.journal import Journal, has_journal, journal_path
 from tolpack.errors import ConfigError, FileAccessError
+from tolpack.runtime.array_types import Buffer
 
 # The first bytes of an unfinished pack, where a finished one has its magic.
 _MARKER = b"\x89TOLPART"
@@ -128,7 +129,7 @@ class LocalSink(ByteSink):
         self._file.write(_MARKER)
         sync(self._file)
 
-    def write(self, offset: int, parts: Iterable[bytes]) -> int:
+    def write(self, offset: int, parts: Iterable[Buffer]) -> int:
         """See `ByteSink`."""
         length = begun = 0
         with self._disk_errors():
