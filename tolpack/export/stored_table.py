@@ -7,6 +7,7 @@ the order of the file: raw ones many at a time, as they lie one after the other.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,7 +21,6 @@ from tolpack.codecs.record import RecordLayout, record_layout
 from tolpack.codecs.registry import CODECS
 from tolpack.container.crc import CHECKSUM_BYTES, TABLE_PLACES, compare, place_checksum
 from tolpack.container.header import Field, Header, Table
-from tolpack.container.preamble import MAX_ROWS
 from tolpack.container.verified_reader import Container
 from tolpack.errors import ConfigError
 from tolpack.export.float_table import Rounding
@@ -110,7 +110,8 @@ class StoredTable:
     def __init__(self, header: Header, table: Table) -> None:
         self.table, self.multiplier = table, table.multiplier
         self.rounding = Rounding("stored")  # there is none
-        self.stored = _stored_tensors(table, _stored_parts(header, table))
+        self._parts = _stored_parts(header, table)
+        self.stored = _stored_tensors(table, self._parts)
         self.tensors = tuple(t for one in self.stored for t in one.tensors(table.rows))
         self.numbers: dict[str, NDArray[Any]] = {
             one.scale_name: np.array([one.part.step], "<f4")
@@ -135,18 +136,16 @@ class StoredTable:
 
     def metadata(self) -> Metadata:
         """See `tolpack.export.convert.TableValues`."""
-        part = self.stored[0].part
         return {
             "vocab_size": self.table.rows,
             "num_layers": len(self.table.fields),
             "multiplier": self.multiplier,
-            "codec": part.codec,
-            "group_size": part.group_size,
             "fields": [
-                {"name": field.name, "layer": field.layer, "width": field.width}
-                for field in self.table.fields
+                {"name": field.name, "layer": field.layer, "width": field.width,
+                 "codec": part.codec, "group_size": part.group_size}
+                for field, part in zip(self.table.fields, self._parts)
             ],
-        }
+        }  # fmt: skip
 
     def _read(self, pack: Pack, number: int, start: int, ids: Ints) -> dict[str, Bytes]:
         """Return the rows from row `start` of a chunk on, which are those of `ids`, by tensor."""
@@ -206,7 +205,7 @@ def read_raw_records(container: Container, number: int, start: int, stop: int) -
     data = memoryview(container.source.read(offset, (last - first) * length))
     blocks = np.frombuffer(data, np.uint8).reshape(-1, length)
     sums = np.ascontiguousarray(blocks[:, -CHECKSUM_BYTES:]).view("<u4").ravel().tolist()
-    slots = range(view.first_slot + first * view.rows_per_block, MAX_ROWS, view.rows_per_block)
+    slots = itertools.count(view.first_slot + first * view.rows_per_block, view.rows_per_block)
     pack_id, first_place = container.preamble.pack_id, container.number * TABLE_PLACES
     for at, slot, stored in zip(range(0, len(data), length), slots, sums):
         payload = data[at : at + length - CHECKSUM_BYTES]

@@ -349,6 +349,9 @@ def convert_line(result: ConvertResult) -> str:
         notes.append(f"zeros in dropped layers {', '.join(map(str, result.dropped_layers))}")
     if result.changed_values:
         notes.append(f"{result.changed_values:,} values rounded")
+    multipliers = dict.fromkeys(table.multiplier for table in result.tables)
+    if set(multipliers) != {1.0}:
+        notes.append(f"not multiplied by {' and '.join(f'{one:g}' for one in multipliers)}")
     path, size = printable(str(result.path)), format_bytes(result.bytes)
     count = sum(len(table.tensors) for table in result.tables)
     shape = f"{count} tensors" if result.shape is None else str(list(result.shape))
