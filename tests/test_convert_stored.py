@@ -4,6 +4,8 @@ import json
 import re
 import subprocess
 import sys
+import textwrap
+from pathlib import Path
 
 import gguf
 import gguf_files
@@ -28,6 +30,7 @@ FLOATS = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 SCALES = {"f8e4m3-step": None, "f8e4m3-e8m0": torch.float8_e8m0fnu, "f8e4m3": torch.float32}
 GGML = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
 ROWS = 700
+PAGE = Path(__file__).parents[1] / "docs" / "convert.md"
 GEMMA = {"model_type": "gemma3n", "vocab_size": 64, "vocab_size_per_layer_input": 60,
          "hidden_size_per_layer_input": 16, "num_hidden_layers": 3}  # fmt: skip
 
@@ -358,6 +361,26 @@ def test_any_pack_of_floats(recipe, rows, tmp_path_factory):
     assert read(path) == expected(wanted)
 
 
+def test_fields_of_different_widths_are_tensors_of_their_own(tmp_path):
+    """Each has its own name and shape, in `.gguf` too; a `.npy` cannot hold them."""
+    layers = tuple(Layer((Part("bf16", width),), width=width) for width in (6, 10, 6))
+    sample = write(tmp_path / "p", Recipe(6, layers, (Run(7, "raw", 3),), shuffled=True))
+    result = tolpack.convert(sample.path, tmp_path / "t.safetensors", dtype="stored")
+    assert result.shape is None
+    with tolpack.open(sample.path) as pack:
+        wanted = {
+            f"tols.{field.name}": torch.from_numpy(pack.rows(range(7), [n])[:, 0]).bfloat16()
+            for n, field in enumerate(pack.fields)
+        }
+    assert read(result.path) == expected(wanted)
+    path = tolpack.convert(sample.path, tmp_path / "t.gguf", dtype="stored").path
+    assert read_gguf(path) == {
+        name: ("BF16", tuple(one.shape), raw(one)) for name, one in wanted.items()
+    }
+    with pytest.raises(tolpack.ConfigError, match=r"these are 3 tensors, .*: use .safetensors"):
+        tolpack.convert(sample.path, tmp_path / "t.npy", dtype="stored")
+
+
 @pytest.mark.parametrize("name", ["f8e4m3", "f8e4m3-e8m0", "f8e4m3-step"])
 def test_fields_that_are_not_stored_alike_are_tensors_of_their_own(name, samples, tmp_path):
     """Scales of groups that end inside a field, or differ between fields, keep their field."""
@@ -379,12 +402,12 @@ def test_fields_that_are_not_stored_alike_are_tensors_of_their_own(name, samples
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("int4", "is stored as int4, which no model is"),
+        ("int4", "'layer.0' of table 'tols' is stored as int4, as no model's file is"),
         ("int8", "is stored as int8"),
         ("steps", "is stored as step8|has a mean"),
         ("dropped", "'layer.0' of table 'tols' was dropped"),
         ("basis", "has a basis"),
-        ("mixed-parts", "is stored as f32 and int4 and int8"),
+        ("mixed-parts", "is stored as int4 and int8, as"),
         ("planes", "is not stored in one way|is stored as int4 and step16"),
     ],
 )
@@ -473,6 +496,27 @@ def test_damage_is_named_and_leaves_nothing(frame, table, tmp_path):
     place = f"chunk 1 of {'ab'[table]}, block 5 (slots from 23, byte {offset})"
     assert caught.value.place == place
     assert [path.name for path in tmp_path.iterdir()] == ["p"]
+
+
+def test_the_examples_of_the_page_run(tmp_path, monkeypatch):
+    """What docs/convert.md shows of stored values runs, and cuts a tensor into its fields."""
+    monkeypatch.chdir(tmp_path)
+    layers = tuple(Layer((Part("bf16", width),), width=width) for width in (5, 5))
+    write(tmp_path / "lossless.tolpack", Recipe(5, layers, (Run(4),), name="embeddings"))
+    quantized = Recipe(64, (Layer((Part("q8_0", 64, 32),)),), (Run(4),))
+    write(tmp_path / "quantized.tolpack", quantized)
+    text = PAGE.read_text(encoding="utf-8").partition("## The model's own tensors")[2]
+    shown = re.findall(r"^\$ tolpack (.*)", text.partition("\n## ")[0], flags=re.M)
+    for line in shown:
+        assert run(*line.split()).exit_code == 0
+    assert len(shown) == 2
+    names = {}
+    exec(textwrap.dedent(re.search(r"(?s)```python\n(.*?)```", text)[1]), names)
+    exact = rows_of("lossless.tolpack")
+    found = [one.float().numpy() for one in names["layers"].values()]
+    assert np.array_equal(np.stack(found, axis=1), exact)
+    with tolpack.open("lossless.tolpack") as pack:
+        assert list(names["layers"]) == [field.name for field in pack.fields]
 
 
 # -- what it takes -------------------------------------------------------------------------------

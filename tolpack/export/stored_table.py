@@ -260,9 +260,8 @@ def _stored_parts(header: Header, table: Table) -> list[Part]:
     for n, field in enumerate(table.fields):
         stored = {header.encodings[number].fields[n] for number in table.encodings}
         parts = stored.pop()
-        codecs = " and ".join(sorted({part.codec for part in parts}))
-        own = [part.codec for part in parts if part.codec not in _DTYPES]
-        _refuse_if(own, table, field, f"is stored as {codecs}, which no model is")
+        own = " and ".join(sorted({part.codec for part in parts} - set(_DTYPES)))
+        _refuse_if(own, table, field, f"is stored as {own}, as no model's file is")
         _refuse_if(stored or len(parts) > 1, table, field, "is not stored in one way")
         found += parts
     return found
