@@ -46,12 +46,14 @@ def rms_norm(x, weight, eps=1e-5):
     ]
 
 
-def meki_tensors(layers=(0, 2), folded=False, dtype=torch.float32, prefix="", words="word_emb"):
-    shapes = {f"{prefix}{words}.weight": (VOCAB, HIDDEN)}
+def meki_tensors(
+    layers=(0, 2), folded=False, dtype=torch.float32, prefix="", words="word_emb", vocab=VOCAB
+):  # fmt: skip
+    shapes = {f"{prefix}{words}.weight": (vocab, HIDDEN)}
     for layer in layers:
         module = f"{prefix}layers.{layer}.meki_module."
         shapes |= {
-            f"{module}embeddings.weight": (VOCAB, WIDTH),
+            f"{module}embeddings.weight": (vocab, WIDTH),
             f"{module}gate_proj.weight": (WIDTH, HIDDEN),
             f"{module}out_proj.weight": (HIDDEN, WIDTH),
         }
@@ -87,8 +89,8 @@ def meki_row(tensors, module, words, token):
     return np.array(normed) * float(tensors[f"{module}alpha_scale"])
 
 
-def mole_tensors(dtype=torch.float32):
-    shapes = {"model.embed_tokens.weight": (VOCAB, HIDDEN)}
+def mole_tensors(dtype=torch.float32, vocab=VOCAB):
+    shapes = {"model.embed_tokens.weight": (vocab, HIDDEN)}
     for layer in range(2):
         base = f"model.layers.{layer}."
         shapes[f"{base}expert_layernorm.weight"] = (HIDDEN,)

@@ -38,18 +38,18 @@ def random(rows, width, seed=0):
     return torch.randn(rows, width, generator=source).bfloat16()
 
 
-def longcat(name="model.ngram_embeddings.embedders.{}.weight", padding=0):
+def longcat(name="model.ngram_embeddings.embedders.{}.weight", padding=0, ratio=3):
     """Return the tensors of a small LongCat-Flash-Lite."""
     return {
-        name.format(n): random(3 * VOCAB + 2 * n + 1 + padding, 8, n) for n in range(6)
+        name.format(n): random(ratio * VOCAB + 2 * n + 1 + padding, 8, n) for n in range(6)
     } | {"model.embed_tokens.weight": random(VOCAB, 48)}  # fmt: skip
 
 
-def deepseek():
+def deepseek(base=40):
     """Return the tensors of two Engram layers in E4M3, with scales of 32 values in E8M0."""
     source = torch.Generator().manual_seed(0)
     tensors = {"embed.weight": random(VOCAB, 8)}
-    for layer, rows in engram_rows([40, 40, 40], [1, 14], 2).items():
+    for layer, rows in engram_rows([base] * 3, [1, 14], 2).items():
         codes = torch.randint(0, 256, (rows, 64), generator=source, dtype=torch.uint8)
         codes[codes & 127 == 127] = 5  # those are NaN
         scales = torch.randint(100, 150, (rows, 2), generator=source, dtype=torch.uint8)
@@ -60,10 +60,10 @@ def deepseek():
     return tensors
 
 
-def demo():
+def demo(bases=(101, 103)):
     """Return the tensors of two Engram layers of the demo."""
     tensors = {}
-    for layer, sizes in primes([101, 103], [15, 1], 2).items():
+    for layer, sizes in primes(bases, [15, 1], 2).items():
         name = f"model.layers.{layer}.engram.multi_head_embedding"
         tensors[f"{name}.embedding.weight"] = random(sum(sizes), 8, layer)
         tensors[f"{name}.offsets"] = torch.tensor(np.cumsum([0, *sizes[:-1]]))
@@ -110,15 +110,15 @@ def uint32(values):
     return torch.from_numpy(values.astype("<u4").view("<i4")).view(torch.uint32)
 
 
-def save_mtplx(path, bits, group, width=160, dtype=torch.bfloat16, **changes):
+def save_mtplx(path, bits, group, width=160, dtype=torch.bfloat16, rows=ROWS, **changes):
     """Write a random table as MTPLX does; returns the codes, scales and biases."""
     rng = np.random.default_rng(bits)
-    codes = rng.integers(0, 2**bits, (ROWS, width))
-    words = np.zeros((ROWS, width * bits // 32), np.int64)
+    codes = rng.integers(0, 2**bits, (rows, width))
+    words = np.zeros((rows, width * bits // 32), np.int64)
     for value in range(width):  # from the lowest bits of each word on
         words[:, value * bits // 32] |= codes[:, value] << value * bits % 32
-    scales = torch.from_numpy(rng.normal(size=(ROWS, width // group))).to(dtype)
-    biases = torch.from_numpy(rng.normal(size=(ROWS, width // group))).to(dtype)
+    scales = torch.from_numpy(rng.normal(size=(rows, width // group))).to(dtype)
+    biases = torch.from_numpy(rng.normal(size=(rows, width // group))).to(dtype)
     tensors = {"ngram.weight": uint32(words), "ngram.scales": scales, "ngram.biases": biases}
     metadata = {"ngram_bits": str(bits), "ngram_group_size": str(group)}
     for key, value in changes.items():
@@ -149,11 +149,11 @@ def decode_ring(words, bits, width):
     return row
 
 
-def save_exl3(path, bits, shards=3, width=160, key=KEY, **changes):
+def save_exl3(path, bits, shards=3, width=160, key=KEY, rows=ROWS, **changes):
     """Write a random table as exllamav3 does; returns its words, uint16."""
     rng = np.random.default_rng(bits)
-    words = rng.integers(0, 1 << 16, (ROWS, 1 + width * bits // 16)).astype(np.uint16)
-    words[:, 0] = rng.normal(size=ROWS).astype(np.float16).view(np.uint16)
+    words = rng.integers(0, 1 << 16, (rows, 1 + width * bits // 16)).astype(np.uint16)
+    words[:, 0] = rng.normal(size=rows).astype(np.float16).view(np.uint16)
     cuts = np.array_split(words, shards)
     names = [f".shard_{n}.trellis" for n in range(shards)] if shards > 1 else [".trellis"]
     tensors = {

@@ -24,7 +24,7 @@ PLE = "embed_tokens_per_layer.weight"
 NGRAMS = "model.layers.1.ple.ple_embedding"
 
 
-def save_models(root):
+def save_models(root, gemma=GEMMA, qwen=QWEN):
     """Save a tiny random model of each family; returns name → the model and its folder."""
     from transformers import Gemma3nTextConfig, Gemma4TextConfig
     from transformers.models.gemma3n.modeling_gemma3n import Gemma3nForCausalLM
@@ -41,10 +41,10 @@ def save_models(root):
         "layer_types": ["full_attention"] * 3,
     }
     models = {
-        "gemma3n": Gemma3nForCausalLM(Gemma3nTextConfig(**GEMMA, **gemma3n)),
-        "gemma4": Gemma4ForCausalLM(Gemma4TextConfig(**GEMMA, **gemma4)),
-        "qwen4_exp": Qwen4ExpForCausalLM(Qwen4ExpTextConfig(**QWEN, ple_layer_ids=[2])),
-        "qwen4_exp_two": Qwen4ExpForCausalLM(Qwen4ExpTextConfig(**QWEN, ple_layer_ids=[1, 3])),
+        "gemma3n": Gemma3nForCausalLM(Gemma3nTextConfig(**gemma, **gemma3n)),
+        "gemma4": Gemma4ForCausalLM(Gemma4TextConfig(**gemma, **gemma4)),
+        "qwen4_exp": Qwen4ExpForCausalLM(Qwen4ExpTextConfig(**qwen, ple_layer_ids=[2])),
+        "qwen4_exp_two": Qwen4ExpForCausalLM(Qwen4ExpTextConfig(**qwen, ple_layer_ids=[1, 3])),
     }
     found = {}
     for name, model in models.items():

@@ -360,7 +360,7 @@ def test_auto_rank_of_a_bare_table_says_what_is_missing(tmp_path):
     log = Log()
     result = tolpack.build(save_array(tmp_path / "t.npy", table), rank="auto", reporter=log)
     assert all(layer.rank for layer in result.layers)
-    assert any("a bare table cannot be run" in line for line in log.said)
+    assert any("no model can be run for this table" in line for line in log.said)
 
 
 def test_auto_rank_of_a_model_that_cannot_be_run(tmp_path, token_ids):
@@ -959,5 +959,5 @@ def test_result_as_json(memoryllm, tmp_path):
     assert result["path"] == str(tmp_path / "p.tolpack")
     assert [set(layer) for layer in result["layers"]] == [
         {"layer", "rank", "bits", "relative_error", "bytes", "entropy_bits", "gaussian_bits",
-         "table"}
+         "table", "field"}
     ] * 3  # fmt: skip

@@ -84,7 +84,7 @@ def _measured_saving(inputs: PlanInputs, spans: tuple[ChunkSpan, ...], planes: E
     stored = sum(span.rows for span in cold) * layout.record_bytes
     verdict = "stored as frames" if saved >= MIN_SAVING else "stored as raw records"
     inputs.workspace.reporter.say(
-        f"{inputs.source.name}: byte planes save {saved:.1%} of {stored / 1e9:.3g} GB; a lookup "
+        f"{inputs.source.name}: byte planes save {saved:.1%} of {stored:,} bytes; a lookup "
         f"of one row then decompresses {planes.rows_per_block} rows in "
         f"{1e6 * _seconds_per_frame(records, planes):.0f} µs; {verdict}"
     )
