@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 GEMMA = {
     "vocab_size": 64, "vocab_size_per_layer_input": 48, "hidden_size": 16,
-    "hidden_size_per_layer_input": 8, "intermediate_size": 16, "num_hidden_layers": 3,
+    "hidden_size_per_layer_input": 16, "intermediate_size": 16, "num_hidden_layers": 3,
     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "pad_token_id": 0,
 }  # fmt: skip
 QWEN = {

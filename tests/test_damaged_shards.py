@@ -98,6 +98,14 @@ def test_shards_of_zeros_are_not_taken_for_copies(folder):
     check(folder)
 
 
+def test_shards_that_differ_in_one_row_are_no_copies(folder):
+    """Shards that agree in nearly all rows, and in those that are looked at first."""
+    rows = torch.from_numpy(open_source(folder, tensor=TENSOR).stored[0].block(50, 100))
+    rows[2, 0] ^= 1
+    rewrite(shard(folder, 3), {"model.shard_3.weight": rows.view(torch.bfloat16)})
+    check(folder)
+
+
 def digest(path):
     """SHA-256 of a file, hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -132,6 +140,20 @@ def test_hashes_of_the_download_are_compared(folder, place):
     flip(shard(folder, 2))
     with pytest.raises(CheckpointError, match=rf"00003-of-00004.*but {place} says"):
         check(folder)
+
+
+def test_hashes_of_a_download_into_a_folder_above(folder):
+    """A download of several models keeps its records in the folder above."""
+    record(folder, ".cache/huggingface/download")
+    inner = folder / "inner"
+    inner.mkdir()
+    for path in folder.glob("*.*"):
+        if path.is_file():
+            path.rename(inner / path.name)
+    (folder / ".cache" / "huggingface" / "download").rename(folder / "records")
+    (folder / ".cache" / "huggingface" / "download").mkdir()
+    (folder / "records").rename(folder / ".cache" / "huggingface" / "download" / "inner")
+    assert "compared with the SHA-256" in check(inner)
 
 
 def test_links_into_the_hugging_face_cache_are_compared(folder):

@@ -8,8 +8,9 @@ import torch
 from click.testing import CliRunner
 from saved_tables import NGRAMS, PLE, read, save_models, write
 
+import tolpack
 from tolpack.cli import main
-from tolpack.errors import CheckpointError, ConfigError
+from tolpack.errors import CheckpointError, ConfigError, TolpackError
 from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.open_source import open_source, open_tables
 
@@ -43,11 +44,10 @@ def test_gemma_rows_times_the_multiplier_are_the_models(saved, family):
     assert [field.layer for field in table.fields] == [0, 1, 2]
     module = model.model.embed_tokens_per_layer
     ids = torch.arange(48)
-    assert torch.equal(stored(table, torch.bfloat16), module.weight.detach().reshape(48, 3, 8))
+    assert torch.equal(stored(table, torch.bfloat16), module.weight.detach().reshape(48, 3, 16))
     expected = model.model.get_per_layer_inputs(ids[None])[0].detach()
-    multiplier = torch.tensor(table.fields[0].multiplier).bfloat16()
-    found = torch.from_numpy(all_rows(table)).bfloat16() * multiplier
-    assert torch.equal(found, expected)
+    assert table.fields[0].multiplier == 4.0
+    assert np.array_equal(all_rows(table) * 4, expected.float().numpy())
 
 
 @pytest.mark.parametrize(
@@ -109,6 +109,29 @@ def test_qwen_with_two_tables(saved):
         open_source(folder)
 
 
+@pytest.mark.parametrize("family", ["gemma3n", "gemma4"])
+def test_lossless_pack_of_gemma_gives_what_the_model_reads(saved, tmp_path, family):
+    """Rows of a lossless pack are those of the module's forward, bit for bit."""
+    model, folder = saved[family]
+    tolpack.build(folder, tmp_path / "p.tolpack", bits="lossless")
+    ids = torch.randint(0, 48, (30,))
+    expected = model.model.get_per_layer_inputs(ids[None])[0].detach()
+    with tolpack.open(tmp_path / "p.tolpack") as pack:
+        assert np.array_equal(pack.lookup(ids.numpy()), expected.float().numpy())
+
+
+def test_lossless_pack_of_qwen_gives_what_the_model_reads(saved, tmp_path):
+    """A lossless pack finds the rows of a text itself, and gives those of the module's forward."""
+    model, folder = saved["qwen4_exp"]
+    tolpack.build(folder, tmp_path / "p.tolpack", bits="lossless")
+    ids = torch.randint(0, 64, (1, 40))
+    expected = model.model.layers[1].ple.ple_embedding(ids, None)[0].detach()
+    with tolpack.open(tmp_path / "p.tolpack") as pack:
+        found = pack.lookup(ids[0].numpy())
+    assert found.shape == (40, 8, 1, 8)
+    assert np.array_equal(found.reshape(40, 64), expected.float().numpy())
+
+
 def fp8(tensors):
     """Return tensors with the n-gram embedding in fp8 and one scale for all of it."""
     scale = torch.tensor([0.0123], dtype=torch.bfloat16)
@@ -129,13 +152,17 @@ def test_qwen_in_fp8_has_its_codes_and_one_step(saved, tmp_path):
     assert (part.codec, part.step, part.values) == ("f8e4m3-step", scale, 8)
     codes = torch.cat([tensors[f"{NGRAMS}.ngram_embedding.shard_{n}.weight"] for n in range(4)])
     assert torch.equal(stored(table, torch.uint8)[:, 0], codes.view(torch.uint8))
-    assert np.array_equal(all_rows(table)[:, 0], (codes.float() * scale).numpy())
+    expected = (codes.float() * scale).numpy()
+    assert np.array_equal(all_rows(table)[:, 0], expected)
+    tolpack.build(tmp_path / "m", tmp_path / "p.tolpack", bits="lossless")
+    with tolpack.open(tmp_path / "p.tolpack") as pack:
+        assert np.array_equal(pack.rows(np.arange(table.rows))[:, 0], expected)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_hidden_layers": 4}, r"has shape \[48, 24\].*num_hidden_layers 4"),
+        ({"num_hidden_layers": 4}, r"has shape \[48, 48\].*num_hidden_layers 4"),
         ({"vocab_size_per_layer_input": 40}, "vocab_size_per_layer_input 40"),
         ({"hidden_size_per_layer_input": None}, "'hidden_size_per_layer_input' is missing"),
         ({"num_hidden_layers": "3"}, "'num_hidden_layers' is '3', expected an integer"),
@@ -156,6 +183,14 @@ def test_gemma_without_its_table_is_refused(saved, tmp_path):
         open_source(write(tmp_path / "m", tensors, config))
 
 
+def test_gemma_in_another_quantization_is_refused_by_its_dtype(saved, tmp_path):
+    """Packed integers of other quantizers are named as such, not as a model of another shape."""
+    tensors, config = read(saved["gemma4"][1])
+    tensors[f"model.{PLE}"] = torch.zeros(48, 3, dtype=torch.int32)
+    with pytest.raises(CheckpointError, match="is int32 .* expected rows of float32"):
+        open_source(write(tmp_path / "m", tensors, config))
+
+
 def edited(tensors, number, change):
     """Return tensors with shard `number` of the n-gram embedding changed, or gone for ``None``."""
     name = f"{NGRAMS}.ngram_embedding.shard_{number}.weight"
@@ -166,11 +201,11 @@ def edited(tensors, number, change):
 @pytest.mark.parametrize(
     ("number", "change", "message"),
     [
-        (2, None, r"has 3 shards, expected 4 \(split_ngram_parts\).*missing: \[2\]"),
-        (3, None, r"has 3 shards, expected 4.*missing: \[3\]"),
+        (2, None, "has shards 0 … 3, but number 2 is missing"),
+        (3, None, r"shard_{0…2}.weight: 3 tensors \(split_ngram_parts of the config: 4\) have"),
         (1, lambda t: t[:, :4].contiguous(), r"shard_1.weight' in model.safetensors has rows of 8"),
         (1, lambda t: t.float(), r"shard_1.weight' in .* \(float32\)"),
-        (3, lambda t: t[:-5].contiguous(), r"rows of 8 values together, expected \d+ of 8"),
+        (3, lambda t: t[:-5].contiguous(), r"have 555 rows of 8 values, expected 560 of 8"),
     ],
 )
 def test_qwen_shards_that_do_not_fit_are_named(saved, tmp_path, number, change, message):
@@ -264,7 +299,7 @@ def test_inspect_shows_tables(saved):
     for part in ("qwen4_exp_text", "ngram_embedding", "rows/token", "shard_{0…3}", "build: ready"):
         assert part in text
     text = runner.invoke(main, ["inspect", str(saved["gemma4"][1])]).output
-    assert "the model multiplies its rows by 2.82843" in text
+    assert "the model multiplies its rows by 4" in text
     folder = str(saved["qwen4_exp_two"][1])
     info = json.loads(runner.invoke(main, ["inspect", folder, "--json"]).output)
     assert [table["name"] for table in info["tables"]] == ["layer.0", "layer.2"]
@@ -285,3 +320,24 @@ def test_inspect_says_what_was_looked_for(tmp_path):
     result = CliRunner().invoke(main, ["inspect", str(folder)])
     assert result.exit_code != 0
     assert "Looked for" in result.output
+
+
+JUNK = [None, True, 0, -1, 3.5, 2**31, 2**70, "3", [], [0], [2**70], {}, [[1]], {"a": 1}]
+
+
+@pytest.mark.parametrize("family", ["gemma4", "qwen4_exp"])
+def test_junk_in_settings_is_refused_or_has_no_effect(saved, tmp_path, family):
+    """Any value in any setting gives a table or an error of tolpack that is soon there."""
+    tensors, config = read(saved[family][1])
+    folder = write(tmp_path / "m", tensors, config)
+    names = [name for name in config if "per_layer" in name or "ngram" in name or "ple" in name]
+    names += ["vocab_size", "hidden_size", "num_hidden_layers", "eos_token_id", "seed",
+              "text_config", "model_type"]  # fmt: skip
+    for name in names:
+        for value in JUNK:
+            text = json.dumps(config | {name: value})
+            (folder / "config.json").write_text(text, encoding="utf-8")
+            try:
+                assert open_tables(folder)[0].rows
+            except TolpackError as error:
+                assert len(str(error)) < 2000

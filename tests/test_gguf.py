@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import tolpack
 from tolpack.cli import main
 from tolpack.codecs.encodings import Part
 from tolpack.codecs.part_values import decode_values
@@ -385,3 +386,41 @@ def test_inspect_shows_tables_and_other_tensors(tmp_path):
     shown = CliRunner().invoke(main, ["inspect", "--tensor", "token_embd.weight", str(path)])
     assert "f32" in shown.output
     assert f"left over, 1 tensors:\n  {PER_LAYER}" in shown.output
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "BF16", "Q6_K"])
+def test_packs_without_loss_hold_the_rows(tmp_path, kind):
+    """A lossless pack gives the rows that the package dequantizes, times Gemma's multiplier."""
+    if kind == "BF16":
+        stored = gguf_files.quantize(values(width=768), kind)
+    else:
+        stored = gguf_files.random_blocks(kind, ROWS, 768)
+    path = write_one(tmp_path / "m.gguf", stored, kind, PER_LAYER, arch="gemma3n", numbers=GEMMA)
+    tolpack.build(path, tmp_path / "m.tolpack", bits="lossless")
+    with tolpack.open(tmp_path / "m.tolpack") as pack:
+        found = pack.rows(IDS)
+    expected = gguf_files.dequantize(stored, kind)[IDS].reshape(len(IDS), 3, 256)
+    assert np.array_equal(found, expected * np.float32(16))
+
+
+def test_packs_hold_all_tables_and_their_hash(tmp_path):
+    """Engram's tables share a pack, and a pack of n-grams is looked up by token ids."""
+    tensors = {
+        f"blk.{layer}.engram_embd.weight": (gguf_files.quantize(values(rows, 64), "Q8_0"), "Q8_0")
+        for layer, rows in ((1, 9), (14, 5))
+    }
+    path = gguf_files.write(tmp_path / "e.gguf", tensors)
+    tolpack.build(path, tmp_path / "e.tolpack", bits="lossless")
+    for name, (stored, kind) in tensors.items():
+        with tolpack.open(tmp_path / "e.tolpack", table=name) as pack:
+            assert np.array_equal(
+                pack.rows([4, 0])[:, 0], gguf_files.dequantize(stored, kind)[[4, 0]]
+            )
+    path = write_qwen(tmp_path / "q.gguf")
+    tolpack.build(path, tmp_path / "q.tolpack", bits="lossless")
+    with tolpack.open(tmp_path / "q.tolpack") as pack:
+        rows = pack.row_ids([1, 2, 3])
+        assert np.array_equal(rows, open_gguf(path)[0].ngrams.rows([1, 2, 3]))
+        found = pack.lookup([1, 2, 3])
+    expected = gguf_files.dequantize(gguf_files.quantize(values(width=160), "Q4_1"), "Q4_1")
+    assert np.array_equal(found[:, :, 0], expected[rows])

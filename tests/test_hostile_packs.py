@@ -19,6 +19,7 @@ Every kind of hostile input, and where it is met (here, if no other file is name
 11. hostile token ids, layers and buffers; closing, forking, threads: ``test_pack.py``
 12. checkpoints: ``test_checkpoints.py``, ``test_shards.py``, ``test_key_maps.py``
 13. writing: ``test_writer.py``, ``test_build.py``
+14. several tables, hashes of n-grams: ``test_hostile_shapes.py``, ``test_several_tables.py``
 """
 
 import io

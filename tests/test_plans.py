@@ -68,8 +68,8 @@ def planned(model, table, workspace, name):
 
 
 def blocks(plan, table, workspace, number):
-    """Return all blocks of a chunk."""
-    return list(encode_chunk(plan.tables[0], table, workspace, number))
+    """Return all blocks of a chunk, joined."""
+    return b"".join(encode_chunk(plan.tables[0], table, workspace, number))
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -49,7 +49,8 @@ def compress_runs(record_bytes: int, data: bytes) -> bytes:
     columns = np.frombuffer(data, np.uint8).reshape(-1, record_bytes).T.ravel()
     content = encode_runs(columns)
     bounds = block_bounds(np.frombuffer(content, np.uint8))
-    return _compress_apart([content[start:stop] for start, stop in zip(bounds, bounds[1:])])
+    pieces = [content[start:stop] for start, stop in zip(bounds, bounds[1:])]
+    return _compress_apart([*pieces, b""])  # an empty last block, as these frames always had
 
 
 def compress_planes(record: RecordWords, data: bytes) -> bytes:

@@ -64,7 +64,7 @@ def plan(checkpoint: Path, as_json: bool, **settings: Any) -> None:
     tolpack plan model.pt --rank auto --bits auto --size 12% --calibrate text.txt
     """
     auto = [settings[name] for name in ("rank", "bits")] + [settings["drop"].split(":")[0]]
-    if {"auto", "lossless"} & set(auto) or any(settings[name] is not None for name in _MEASURED):
+    if "auto" in auto or any(settings[name] is not None for name in _MEASURED):
         _show_measured(checkpoint, as_json, settings)
     else:
         _show_predicted(checkpoint, as_json, settings)
@@ -73,7 +73,7 @@ def plan(checkpoint: Path, as_json: bool, **settings: Any) -> None:
 def _show_predicted(checkpoint: Path, as_json: bool, settings: dict[str, Any]) -> None:
     from tolpack.compress.size_prediction import predict_checkpoint
 
-    names = ("rank", "bits", "drop", "layers", "tensor")
+    names = ("rank", "bits", "drop", "layers", "tensor", "compression")
     given = {name: settings[name] for name in names}
     plans = predict_checkpoint(
         checkpoint, checkpoint_options=take_checkpoint_options(settings), **given

@@ -52,9 +52,11 @@ def rows(
         raise click.UsageError("give either TOKEN_IDs or a --text")
     encoder = _open_tokenizer(pack, text, tokenizer)
     with tolpack.open(pack, table=table) as opened:
-        if encoder is not None and text is not None and opened.ngrams is not None:
-            _show_row_ids(opened, encoder, text, as_json=as_json)
-            return
+        if opened.ngrams is not None:
+            if encoder is not None and text is not None:
+                _show_row_ids(opened, encoder, text, as_json=as_json)
+                return
+            encoder = None  # numbers of rows are no token ids
         ids = list(token_ids)
         if encoder is not None and text is not None:
             ids = encoder.encode_for(text, opened.vocab_size).tolist()

@@ -22,7 +22,7 @@ _STEP_COST = 0.3
 _FIRST_CHUNK_ROWS = 1024
 _CHUNK_ROWS = 16384
 # The header names every chunk, so the chunks of large tables grow instead of becoming more.
-_MAX_CHUNKS = 256
+_MAX_CHUNKS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class ChunkSpan:
 
 def doubling_chunks(order: TokenOrder) -> list[ChunkSpan]:
     """Cut slots into chunks of similar frequency: 1,024 rows, then doubling up to 16,384, or more
-    where the table has over 4 million.
+    where the table has over a million.
     """
     rows, longest = order.rows, _longest_chunk(order.rows)
     bounds, start = [], 0

@@ -12,13 +12,14 @@ from tolpack.codecs.record import record_layout
 from tolpack.compress.plan import PackPlan, Plan
 from tolpack.container.blocks import encode_blocks
 from tolpack.errors import ConfigError
+from tolpack.runtime.array_types import Buffer
 from tolpack.sources.protocol import TableSource
 from tolpack.workspace.workers import product_precision, worker_threads
 from tolpack.workspace.workspace import Workspace
 
 # Gives the blocks of a chunk; takes the numbers of its table and of the chunk in it, and a callback
 # for progress.
-ChunkBlocks = Callable[[int, int, Callable[[int], object]], Iterator[bytes]]
+ChunkBlocks = Callable[[int, int, Callable[[int], object]], Iterator[Buffer]]
 
 
 def encode(plan: PackPlan, sources: Sequence[TableSource], workspace: Workspace) -> ChunkBlocks:
@@ -35,7 +36,7 @@ def encode(plan: PackPlan, sources: Sequence[TableSource], workspace: Workspace)
                 "the plan was made for another table, or another --compute: plan anew"
             )
 
-    def blocks(table: int, number: int, done: Callable[[int], object]) -> Iterator[bytes]:
+    def blocks(table: int, number: int, done: Callable[[int], object]) -> Iterator[Buffer]:
         return encode_chunk(plan.tables[table], sources[table], workspace, number, done)
 
     return blocks
@@ -47,7 +48,7 @@ def encode_chunk(
     workspace: Workspace,
     number: int,
     done: Callable[[int], object] = lambda _: None,
-) -> Iterator[bytes]:
+) -> Iterator[Buffer]:
     """Yield the blocks of chunk `number` of `plan`, in order and as they are stored.
 
     Torch's thread count and precision are set meanwhile, for the whole process: encode one chunk at
@@ -74,5 +75,5 @@ def encode_chunk(
             source, plan.token_ids(chunk), chunk, layout, workspace.limits, pool, done
         )
         yield from encode_blocks(
-            records, encoding, chunk.first_slot, plan.pack_id, table=plan.number
+            records, encoding, chunk.first_slot, plan.pack_id, table=plan.number, pool=pool
         )

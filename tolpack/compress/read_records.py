@@ -6,7 +6,7 @@ The fields of a row lie beside each other in the table's file, so they are read 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -14,10 +14,12 @@ import numpy as np
 from tolpack.codecs.record import RecordLayout
 from tolpack.runtime.array_types import Bytes, Ints
 from tolpack.workspace.limits import Limits
-from tolpack.workspace.workers import split_ids, wait_for
+from tolpack.workspace.workers import split_ids
 
 # Encodes one field of some rows into their records.
 FieldEncoder = Callable[[Ints, Bytes], int]
+# Arrays of records in work at once.
+_AHEAD = 2
 
 
 def read_records(
@@ -40,11 +42,25 @@ def read_records(
     block : int
         Rows that a worker takes together.
     """
-    for ids in split_ids(token_ids, limits.superblock_tokens(layout.record_bytes)):
+    # The next records are made while the last ones are written.
+    waiting: list[tuple[Bytes, list[Future[int]]]] = []
+    for ids in split_ids(token_ids, limits.superblock_tokens(2 * layout.record_bytes)):
         records = np.zeros((len(ids), layout.record_bytes), np.uint8)
         work = partial(_encode_block, encoders, ids, records, block)
-        wait_for(pool.map(work, range(0, len(ids), block)), done)
-        yield records
+        waiting.append((records, [pool.submit(work, n) for n in range(0, len(ids), block)]))
+        if len(waiting) == _AHEAD:
+            yield _finished(*waiting.pop(0), done)
+    for records, results in waiting:
+        yield _finished(records, results, done)
+
+
+def _finished(
+    records: Bytes, results: Sequence[Future[int]], done: Callable[[int], object]
+) -> Bytes:
+    """Return records once all their rows are encoded."""
+    for result in results:
+        done(result.result())
+    return records
 
 
 def _encode_block(

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from tolpack.container.header import Section
+from tolpack.runtime.array_types import Buffer
 
 
 class ByteSink(ABC):
@@ -43,7 +44,7 @@ class ByteSink(ABC):
         """
 
     @abstractmethod
-    def write(self, offset: int, parts: Iterable[bytes]) -> int:
+    def write(self, offset: int, parts: Iterable[Buffer]) -> int:
         """Write `parts` one after the other from `offset` on; returns how many bytes that were."""
 
     @abstractmethod

@@ -19,6 +19,7 @@ from shutil import disk_usage
 
 from tolpack.container.atomic_write import (
     DISK_FULL,
+    begin_writeback,
     check_output,
     close,
     partial_path,
@@ -33,6 +34,7 @@ from tolpack.container.byte_sink import ByteSink
 from tolpack.container.header import Section
 from tolpack.container.journal import Journal, has_journal, journal_path
 from tolpack.errors import ConfigError, FileAccessError
+from tolpack.runtime.array_types import Buffer
 
 # The first bytes of an unfinished pack, where a finished one has its magic.
 _MARKER = b"\x89TOLPART"
@@ -47,6 +49,10 @@ def check_unfinished(path: Path, inputs: Iterable[str | Path | None]) -> None:
                 f"input {needed} has the name of what is written before {path} is complete: "
                 "rename it, or use another -o"
             )
+
+
+# Bytes that are written to the page cache before the disk begins to write them.
+_WRITEBACK_BYTES = 8 << 20
 
 
 class LocalSink(ByteSink):
@@ -123,14 +129,18 @@ class LocalSink(ByteSink):
         self._file.write(_MARKER)
         sync(self._file)
 
-    def write(self, offset: int, parts: Iterable[bytes]) -> int:
+    def write(self, offset: int, parts: Iterable[Buffer]) -> int:
         """See `ByteSink`."""
-        length = 0
+        length = begun = 0
         with self._disk_errors():
             self._file.seek(offset)
             for part in parts:
                 self._file.write(part)
                 length += len(part)
+                if length - begun >= _WRITEBACK_BYTES:
+                    self._file.flush()
+                    begin_writeback(self._file, offset + begun, length - begun)
+                    begun = length
         return length
 
     def sync(self) -> None:

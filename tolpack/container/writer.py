@@ -33,6 +33,7 @@ from tolpack.container.preamble import (
     align,
 )
 from tolpack.errors import ConfigError, FileAccessError
+from tolpack.runtime.array_types import Buffer
 
 
 def check_header_room(header_room: int) -> None:
@@ -154,7 +155,7 @@ class PackWriter:
         self,
         encoding: Encoding,
         first_slot: int,
-        blocks: Callable[[], Iterable[bytes]],
+        blocks: Callable[[], Iterable[Buffer]],
         table: int = 0,
     ) -> tuple[int, int | None]:
         """Add a chunk's blocks, and their index if they are frames; returns the section numbers.
@@ -219,7 +220,7 @@ class PackWriter:
     ) -> None:
         self._sink.close(failed=kind is not None)
 
-    def _write_section(self, described: Section, parts: Iterable[bytes]) -> None:
+    def _write_section(self, described: Section, parts: Iterable[Buffer]) -> None:
         """Append a section; its place follows from what is written."""
         previous = self.end_bytes
         offset = align(previous, SECTION_ALIGNMENT)
@@ -242,7 +243,7 @@ class PackWriter:
 
 
 @contextmanager
-def _closed_after(blocks: Iterable[bytes]) -> Iterator[Iterable[bytes]]:
+def _closed_after(blocks: Iterable[Buffer]) -> Iterator[Iterable[Buffer]]:
     """Close a generator at the end, even if not all was taken: it may hold threads."""
     try:
         yield blocks
@@ -251,7 +252,7 @@ def _closed_after(blocks: Iterable[bytes]) -> Iterator[Iterable[bytes]]:
             blocks.close()
 
 
-def _measured(blocks: Iterable[bytes], lengths: list[int]) -> Iterator[bytes]:
+def _measured(blocks: Iterable[Buffer], lengths: list[int]) -> Iterator[Buffer]:
     for block in blocks:
         lengths.append(len(block))
         yield block

@@ -25,6 +25,8 @@ _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
 _METADATA = Path(".cache", "huggingface", "download")
 _SUMS = "SHA256SUMS"
 _MAX_METADATA, _MAX_SUMS = 64 << 10, 4 << 20
+# Folders that are looked at, from the file's own upwards: a download may have put it in one below.
+_MAX_DEPTH = 3
 # Names that are written out.
 _SHOWN = 3
 
@@ -105,9 +107,11 @@ def _recorded(path: Path, sums: dict[str, str]) -> dict[str, str]:
     found = {}
     if path.name in sums:
         found[_SUMS] = sums[path.name]
-    lines = _read(path.parent / _METADATA / f"{path.name}.metadata", _MAX_METADATA)
-    if len(lines) > 1 and _HASH.fullmatch(lines[1].strip()):
-        found[_METADATA.as_posix()] = lines[1].strip()
+    for folder in list(path.parents)[:_MAX_DEPTH]:
+        name = f"{path.relative_to(folder).as_posix()}.metadata"
+        lines = _read(folder / _METADATA / name, _MAX_METADATA)
+        if len(lines) > 1 and _HASH.fullmatch(lines[1].strip()):
+            found[_METADATA.as_posix()] = lines[1].strip()
     target = path.resolve()
     if path.is_symlink() and target.parent.name == "blobs" and _HASH.fullmatch(target.name):
         found["the Hugging Face cache"] = target.name

@@ -31,6 +31,8 @@ from tolpack.sources.checkpoint.tensors import TensorStore
 _GAP_BYTES = 8 << 10
 # Bytes of a read of rows with gaps.
 _SPAN_BYTES = 4 << 20
+# Bytes of one call: some systems refuse 2 GiB.
+_READ_BYTES = 1 << 30
 # Rows of each tensor that are compared with those of others.
 _COMPARED_ROWS = 16
 _HAS_PREADV = hasattr(os, "preadv")
@@ -127,10 +129,10 @@ class RowsFile(ForkSafe):
 
     def _read(self, offset: int, out: memoryview) -> int:
         if _HAS_PREADV:
-            return os.preadv(self._fd, [out], offset)
+            return os.preadv(self._fd, [out[:_READ_BYTES]], offset)
         with self._lock:  # elsewhere seek and read must not be interleaved
             os.lseek(self._fd, offset, os.SEEK_SET)
-            data = os.read(self._fd, len(out))
+            data = os.read(self._fd, min(len(out), _READ_BYTES))
         out[: len(data)] = data
         return len(data)
 
@@ -227,19 +229,20 @@ class JoinedRows:
         return self.parts[part], row - int(self._starts[part])
 
     def equal_parts(self) -> tuple[TensorRows, TensorRows] | None:
-        """Return two tensors that hold the same rows, as far as some of them say; ``None`` if there
-        are none. Tensors all of whose rows are equal, such as zeros, are left out.
+        """Return two tensors that hold the same rows; ``None`` if there are none. Tensors all of
+        whose rows are equal, such as zeros, are left out.
+
+        Some rows of each tensor are read, and all of those tensors whose rows are alike so far.
         """
-        seen: dict[tuple[int, bytes], TensorRows] = {}
+        seen: dict[bytes, TensorRows] = {}
         for part in self.parts if len(self.parts) > 1 else ():
             some = np.empty((min(part.rows, _COMPARED_ROWS), self.row_bytes), np.uint8)
             for n, row in enumerate(np.linspace(0, part.rows - 1, len(some), dtype=int).tolist()):
                 part.read_into(row, some[n : n + 1])
-            if (some == some[0]).all():
-                continue
-            other = seen.setdefault((part.rows, some.tobytes()), part)
-            if other is not part:
-                return other, part
+            if not (some == some[0]).all():
+                other = seen.setdefault(some.tobytes(), part)
+                if other is not part and _are_equal(part, other):
+                    return other, part
         return None
 
     def block(self, start: int, stop: int) -> Bytes:
@@ -306,3 +309,18 @@ class JoinedRows:
 
     def _part(self, row: int) -> int:
         return int(np.searchsorted(self._starts, row, side="right")) - 1
+
+
+def _are_equal(part: TensorRows, other: TensorRows) -> bool:
+    """Whether two tensors hold the same rows."""
+    if part.rows != other.rows:
+        return False
+    step = max(1, _SPAN_BYTES // max(part.row_bytes, 1))
+    for start in range(0, part.rows, step):
+        count = min(step, part.rows - start)
+        blocks = np.empty((2, count, part.row_bytes), np.uint8)
+        part.read_into(start, blocks[0])
+        other.read_into(start, blocks[1])
+        if not np.array_equal(blocks[0], blocks[1]):
+            return False
+    return True

@@ -64,7 +64,7 @@ class TensorField:
         return (self.codes,) if self.scales is None else (self.codes, self.scales)
 
     @property
-    def stored_bytes(self) -> tuple[int, int]:
+    def stored_row_bytes(self) -> tuple[int, int]:
         """Bytes of the codes and of the scales in a row of the files."""
         part, scales = self.field.part, self.scales
         if scales is None:
@@ -113,10 +113,8 @@ class TensorTable(UniformTable):
         self.fields = tuple(one.field for one in fields)
         self.rows = fields[0].codes.rows.rows
         self.tensor_fields = tuple(fields)
-        self._files, self._hashes = (
-            files,
-            RecordedHashes(files, dict.fromkeys(part.path for part in self.parts)),
-        )
+        paths = dict.fromkeys(part.path for part in self.parts)
+        self._files, self._hashes = files, RecordedHashes(files, paths)
         self._last = {rows: LastRows(rows) for rows in self.stored}
         self._digests: dict[JoinedRows, bytes] = {}
         self._check_fields()
@@ -126,6 +124,11 @@ class TensorTable(UniformTable):
         """The rows that fields are columns of, each once."""
         columns = [columns for one in self.tensor_fields for columns in one.columns]
         return tuple(dict.fromkeys(one.rows for one in columns))
+
+    @property
+    def parts(self) -> tuple[TensorRows, ...]:
+        """The tensors that it is made of."""
+        return tuple(part for rows in self.stored for part in rows.parts)
 
     @property
     def stored_bytes(self) -> int:
@@ -151,16 +154,10 @@ class TensorTable(UniformTable):
         def rows(ids: NDArray[np.int64]) -> tuple[Bytes, Bytes]:
             if scales is None:
                 return np.empty((len(ids), 0), np.uint8), self._take(codes, ids)
-            return _float32_scales(self._take(scales, ids), scales.rows.dtype), self._take(
-                codes, ids
-            )
+            own = _float32_scales(self._take(scales, ids), scales.rows.dtype)
+            return own, self._take(codes, ids)
 
         return rows
-
-    @property
-    def parts(self) -> tuple[TensorRows, ...]:
-        """The tensors that it is made of."""
-        return tuple(part for rows in self.stored for part in rows.parts)
 
     def check(self, done: Callable[[int], object]) -> None:
         """See `TableSource.check`; raises `CheckpointError` also if a file is not the one whose
@@ -207,7 +204,7 @@ class TensorTable(UniformTable):
 
     def _check_fields(self) -> None:
         for one in self.tensor_fields:
-            for columns, size in zip(one.columns, one.stored_bytes):
+            for columns, size in zip(one.columns, one.stored_row_bytes):
                 rows = columns.rows
                 fits = columns.first + size <= rows.row_bytes and columns.size == size
                 if rows.rows != self.rows or not fits:

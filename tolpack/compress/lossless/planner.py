@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tolpack.codecs.encodings import Encoding
@@ -20,7 +21,8 @@ from tolpack.compress.frame_choice import MIN_SAVING, chunk_encodings, chunk_siz
 from tolpack.compress.header_size import PlannedHeader, file_bytes
 from tolpack.compress.lossless.encoder import LosslessEncoder, sample_records
 from tolpack.compress.plan import Plan, PlanInputs, PlannedChunk
-from tolpack.runtime.array_types import Bytes
+from tolpack.runtime.array_types import Bytes, Ints
+from tolpack.sources.protocol import SourceField, TableSource
 
 # What frames save is measured on about this many rows, or bytes if fewer.
 _SAMPLE_ROWS, _SAMPLE_BYTES = 1 << 14, 32 << 20
@@ -41,11 +43,11 @@ class LosslessPlanner:
     @classmethod
     def of(cls, inputs: PlanInputs) -> LosslessPlanner:
         """Measure what frames save of the rows that are not frequent."""
-        order, fields = inputs.stats.order, tuple((f.part,) for f in inputs.kept_fields)
+        order = inputs.stats.order
         spans = tuple(doubling_chunks(order))
         if order.counts is None:  # no row is known to be read more often than others
             spans = tuple(replace(span, hot=False) for span in spans)
-        raw, planes = raw_encoding(fields), frame_encoding("zstd-planes", fields)
+        raw, planes = lossless_encodings(inputs.kept_fields)
         saved = 0.0
         if inputs.settings.compression == "auto":
             saved = _measured_saving(inputs, spans, planes)
@@ -71,24 +73,60 @@ class LosslessPlanner:
         )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class PlanesCost:
+    """What frames of byte planes save and cost: the share of the bytes, and the time that a lookup
+    of one row takes to decompress its frame, of ``rows`` rows.
+    """
+
+    saved: float
+    seconds: float
+    rows: int
+
+    @property
+    def pays(self) -> bool:
+        """Whether they save enough."""
+        return self.saved >= MIN_SAVING
+
+    def describe(self, name: str, stored_bytes: int) -> str:
+        """Say it in a line, for a table of that name."""
+        verdict = "stored as frames" if self.pays else "stored as raw records"
+        return (
+            f"{name}: byte planes save {self.saved:.1%} of {stored_bytes:,} bytes; a lookup "
+            f"of one row then decompresses {self.rows} rows in {1e6 * self.seconds:.0f} µs; "
+            f"{verdict}"
+        )
+
+
+def lossless_encodings(fields: Sequence[SourceField]) -> tuple[Encoding, Encoding]:
+    """Return the encodings of raw records and of byte planes that hold `fields` as stored."""
+    parts = tuple((field.part,) for field in fields)
+    return raw_encoding(parts), frame_encoding("zstd-planes", parts)
+
+
+def measure_planes(
+    source: TableSource, kept: tuple[int, ...], planes: Encoding, ids: Callable[[int], Ints]
+) -> PlanesCost:
+    """Measure byte planes on a sample: `ids` gives about as many row numbers as it is asked for."""
+    layout = record_layout(planes.fields)
+    count = max(1, min(_SAMPLE_ROWS, _SAMPLE_BYTES // layout.record_bytes))
+    records = sample_records(source, kept, layout, ids(count))
+    saved = frame_saving(records, planes)
+    return PlanesCost(saved, _seconds_per_frame(records, planes), planes.rows_per_block)
+
+
 def _measured_saving(inputs: PlanInputs, spans: tuple[ChunkSpan, ...], planes: Encoding) -> float:
     """Measure what `planes` save of cold chunks, and say it; 0 where that is too little."""
     cold = [span for span in spans if not span.hot]
     if not cold:
         return 0.0
-    layout = record_layout(planes.fields)
-    count = max(1, min(_SAMPLE_ROWS, _SAMPLE_BYTES // layout.record_bytes))
-    ids = inputs.stats.order.tokens_at(spread_slots(cold, count))
-    records = sample_records(inputs.source, inputs.kept, layout, ids)
-    saved = frame_saving(records, planes)
-    stored = sum(span.rows for span in cold) * layout.record_bytes
-    verdict = "stored as frames" if saved >= MIN_SAVING else "stored as raw records"
-    inputs.workspace.reporter.say(
-        f"{inputs.source.name}: byte planes save {saved:.1%} of {stored:,} bytes; a lookup "
-        f"of one row then decompresses {planes.rows_per_block} rows in "
-        f"{1e6 * _seconds_per_frame(records, planes):.0f} µs; {verdict}"
+    order = inputs.stats.order
+    cost = measure_planes(
+        inputs.source, inputs.kept, planes, lambda n: order.tokens_at(spread_slots(cold, n))
     )
-    return saved if saved >= MIN_SAVING else 0.0
+    stored = sum(span.rows for span in cold) * record_layout(planes.fields).record_bytes
+    inputs.workspace.reporter.say(cost.describe(inputs.source.name, stored))
+    return cost.saved if cost.pays else 0.0
 
 
 def _seconds_per_frame(records: Bytes, planes: Encoding) -> float:

@@ -33,6 +33,7 @@ def _open_tables(files: CheckpointFiles) -> tuple[TableSource, ...] | None:
             f"{files.path} has {found} of tensors …{NAME}.weight, expected one"
             f"{'; is a shard missing?' if not names else ''}"
         )
+    codes = files.codes(names[0])
     width = files.setting("hidden_size_per_layer_input", _PURPOSE)
     layers = files.setting("num_hidden_layers", _PURPOSE, most=MAX_FIELDS)
     # The configuration's default in transformers, which some files leave out.
@@ -43,7 +44,6 @@ def _open_tables(files: CheckpointFiles) -> tuple[TableSource, ...] | None:
             f"[vocab_size_per_layer_input {vocab}, num_hidden_layers {layers} · "
             f"hidden_size_per_layer_input {width}]: the files are of different models"
         )
-    codes = files.codes(names[0])
     fields = [
         codes.field(f"layer.{n}", n, n * width, width, multiplier=math.sqrt(width))
         for n in range(layers)

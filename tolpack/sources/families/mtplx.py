@@ -20,7 +20,7 @@ from tolpack.runtime.array_types import Bytes, Floats
 from tolpack.sources.checkpoint.safetensors_file import SafetensorsFile
 from tolpack.sources.families.checkpoint_files import CheckpointFiles
 from tolpack.sources.families.family import Family
-from tolpack.sources.families.packed_rows import beside, hash_of, layer_of, packed_rows
+from tolpack.sources.families.ngram_file import beside, hash_of, layer_of, packed_rows
 from tolpack.sources.protocol import FLOAT_CODECS, FieldRows, SourceField, TableSource, check_finite
 from tolpack.sources.quantized_table import QuantizedTable
 from tolpack.sources.tensor_rows import JoinedRows

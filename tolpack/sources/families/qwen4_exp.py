@@ -16,6 +16,7 @@ from tolpack.sources.checkpoint.config import shown_value
 from tolpack.sources.families.checkpoint_files import CheckpointFiles
 from tolpack.sources.families.family import Family
 from tolpack.sources.protocol import TableSource
+from tolpack.sources.tensor_fields import StoredCodes
 from tolpack.sources.tensor_table import TensorTable
 
 NAME = "ngram_embedding"
@@ -55,34 +56,34 @@ def _open_table(
 ) -> TensorTable:
     """Open the table of one layer, the `index`-th that has one."""
     names = sorted(shards, key=lambda one: shards[one])
-    parts = files.setting("split_ngram_parts", _PURPOSE, default=len(names))
-    missing = sorted(set(range(parts)) - set(shards.values())) if len(names) > 1 else []
-    if missing or len(set(shards.values())) < len(names):
+    numbers = [shards[one] for one in names]
+    if numbers != list(range(len(names))):
+        gap = next(n for n, number in enumerate([*numbers, -1]) if n != number)
         raise CheckpointError(
-            f"{module}.ngram_embedding has {len(names)} shards, expected {parts} "
-            f"(split_ngram_parts) numbered from 0, each once; missing: {missing[:3] or 'none'}"
+            f"{module}.ngram_embedding has shards {numbers[0]} … {numbers[-1]}, but number {gap} "
+            "is missing, or there twice: copy all files of the model"
         )
-    heads = (files.setting("ngram_size", _PURPOSE, default=3) - 1) * files.setting(
-        "heads_per_ngram", _PURPOSE, default=8
-    )
     ngrams = ngram_hash(files, [f"{module}.{one}" for one in _HASH_TENSORS], index)
     codes = files.codes(*names)
-    width = _embed_dim(files) // heads
-    _check_shape(files, codes.names, (codes.rows.rows, codes.width), (ngrams.table_rows, width))
-    fields = [codes.field(name, layer)]
+    _check_shape(files, codes, ngrams)
+    fields = [codes.field(f"layer.{layer}", layer)]
     return TensorTable(name, QWEN4_EXP.name, files.store.states, fields, ngrams)
 
 
-def _check_shape(
-    files: CheckpointFiles, names: str, found: tuple[int, int], least: tuple[int, int]
-) -> None:
+def _check_shape(files: CheckpointFiles, codes: StoredCodes, ngrams: NGramHash) -> None:
+    """Raise `CheckpointError` unless the rows are those of the hash, padded, and as wide as the
+    configuration says.
+    """
     divisor = files.setting("make_ngram_vocab_size_divisible_by", _PURPOSE, default=128)
-    expected = math.ceil(least[0] / divisor) * divisor, least[1]
-    if found != expected:
+    rows = math.ceil(ngrams.table_rows / divisor) * divisor
+    width = _embed_dim(files) // ngrams.heads
+    if (codes.rows.rows, codes.width) != (rows, width):
+        shards = files.text_config.get("split_ngram_parts")
         raise CheckpointError(
-            f"{names} have {found[0]:,} rows of {found[1]} values together, expected "
-            f"{expected[0]:,} of {expected[1]}: the sizes of all heads, and padding to a multiple "
-            f"of {divisor}: a shard is of another model, or the config is"
+            f"{codes.names}: {len(codes.rows.parts)} tensors (split_ngram_parts of the config: "
+            f"{shown_value(shards)}) have {codes.rows.rows:,} rows of {codes.width} values, "
+            f"expected {rows:,} of {width}: the sizes of all heads, and padding to a multiple of "
+            f"{divisor}; a shard is missing or of another model, or the config is"
         )
 
 
