@@ -103,9 +103,7 @@ def calibrate(
         if counts is None:
             counts = _rows_read(source, measured_part(ids, reach or 0))
     if counts is None:
-        workspace.reporter.say(
-            "token order: by token id, all records raw (no --frequencies or --calibrate given)"
-        )
+        workspace.reporter.say("token order: by token id (no --frequencies or --calibrate given)")
     model = None
     if reach is not None:
         model = measure_losses(source, ids, reach, workspace)

@@ -80,7 +80,7 @@ def measure_losses(
     """
     checkpoint, reporter = source.checkpoint, workspace.reporter
     if checkpoint is None:
-        reporter.say("auto: no model can be run for this table, so every direction counts alike")
+        reporter.say("auto: the model of this table cannot be run, so every direction counts alike")
         return None
     try:
         check_decoder(checkpoint)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tolpack.container.preamble import SECTION_ALIGNMENT
 from tolpack.errors import ConfigError
@@ -84,17 +84,16 @@ def search_error(
     As `search_loss`; `measure` gives a candidate's relative error in percent.
     """
 
-    def found(step: float) -> tuple[_Made, float]:
-        made = make(step)
-        error = measure(made)
-        reporter.say(f"auto: step {step:.3g} has a relative error of {error:.3f} %")
-        return made, -math.log(max(error, 1e-3 * limit_pct))
+    def error(step: float, made: _Made) -> float:
+        found = measure(made)
+        reporter.say(f"auto: step {step:.3g} has a relative error of {found:.3f} %")
+        return found
 
-    best, value = _search(found, -math.log(limit_pct), _ERROR_ROOM, start, rising=-1.0)
+    best, found = _search_below(make, error, limit_pct, _ERROR_ROOM, start, rising=-1.0)
     if best is None:
         raise ConfigError(
             f"--max-relative-error {limit_pct:g}% is not met by any step: the finest one tried has "
-            f"{math.exp(-value):.3f} %; allow more, or use --bits 16 or lossless"
+            f"{found:.3f} %; allow more, or use --bits 16 or lossless"
         )
     return best
 
@@ -127,19 +126,36 @@ def search_loss(
         Even the finest step costs more.
     """
 
-    def found(step: float) -> tuple[_Made, float]:
-        made = make(step)
-        increase, error = measure(made)
-        reporter.say(f"auto: step {step:.3g} costs {increase:+.3f} ± {error:.3f} % perplexity")
-        return made, -math.log(max(increase, 1e-3 * limit_pct))
+    def increase(step: float, made: _Made) -> float:
+        found, error = measure(made)
+        reporter.say(f"auto: step {step:.3g} costs {found:+.3f} ± {error:.3f} % perplexity")
+        return found
 
-    best, value = _search(found, -math.log(limit_pct), _LOSS_ROOM, start, rising=-1.6)
+    best, found = _search_below(make, increase, limit_pct, _LOSS_ROOM, start, rising=-1.6)
     if best is None:
         raise ConfigError(
             f"--max-ppl-increase {limit_pct:g}% is not met by any step: the finest one tried costs "
-            f"{math.exp(-value):.3f} %; allow more, or use --bits 8 or 16"
+            f"{found:.3f} %; allow more, or use --bits 8 or 16"
         )
     return best
+
+
+def _search_below(
+    make: Callable[[float], _Made],
+    measure: Callable[[float, Any], float],
+    limit_pct: float,
+    room: float,
+    start: float,
+    rising: float,
+) -> tuple[_Made | None, float]:
+    """As `_search`, for a measured percentage that stays under a limit; returns the percentage."""
+
+    def found(step: float) -> tuple[_Made, float]:
+        made = make(step)
+        return made, -math.log(max(measure(step, made), 1e-3 * limit_pct))
+
+    best, value = _search(found, -math.log(limit_pct), room, start, rising)
+    return best, math.exp(-value)
 
 
 def _search(

@@ -93,7 +93,7 @@ class PlanesCost:
         verdict = "stored as frames" if self.pays else "stored as raw records"
         return (
             f"{name}: byte planes save {self.saved:.1%} of {stored_bytes:,} bytes; a lookup "
-            f"of one row then decompresses {self.rows} rows in {1e6 * self.seconds:.0f} µs; "
+            f"of one row then decompresses {self.rows} row(s) in {1e6 * self.seconds:.0f} µs; "
             f"{verdict}"
         )
 
