@@ -275,6 +275,26 @@ def test_gemma_4_is_read_as_gemma_3n(models, tmp_path):
     tolpack.build(models.root / name, tmp_path / "p.tolpack", bits="lossless")
     with tolpack.open(tmp_path / "p.tolpack") as pack:
         check_gemma(models, name, pack.lookup(TEXT))
+    tolpack.build(models.root / name, tmp_path / "q.tolpack", bits=8)
+    for pack, least, most in (("p", 0, 0), ("q", 1e-4, 0.02)):
+        compared = json.loads(
+            run(f"tolpack diff {tmp_path}/{pack}.tolpack {models.root / name} --json")
+        )
+        assert all(least <= layer["relative_error"] <= most for layer in compared["layers"])
+
+
+def test_decode_steps_of_the_serving_page(models, tmp_path, monkeypatch):
+    """The serving page's lookups by history and by stream give the rows of the whole text."""
+    monkeypatch.chdir(tmp_path)
+    tolpack.build(models.root / "DeepSeek-V4.1-Flash", "engram.tolpack", bits="lossless")
+    page = (Path(__file__).parents[1] / "docs" / "serving.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n([^`]*engram\.tolpack.*?)^```", page, flags=re.M | re.S)
+    names = {"prompt_ids": TEXT[:-1], "next_id": TEXT[-1]}
+    exec(block, names)
+    with tolpack.open("engram.tolpack", table="layer.14") as pack:
+        whole = pack.lookup(TEXT)
+    assert np.array_equal(np.concatenate([names["rows"], names["step"]]), whole)
+    assert np.array_equal(names["same_step"], whole[-1])
 
 
 def read_all(path):

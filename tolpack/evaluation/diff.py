@@ -128,7 +128,8 @@ def _open_reference(
 
     def from_source(ids: Ints, out: Floats) -> None:
         for layer in range(source.num_layers):  # one layer's weights at a time
-            out[:, layer] = source.field_rows(layer)(ids)
+            multiplier = np.float32(source.fields[layer].multiplier)
+            np.multiply(source.field_rows(layer)(ids), multiplier, out=out[:, layer])
 
     shape = (source.vocab_size, source.num_layers, source.hidden_size)
     yield _Reference(shape, frozenset(range(source.num_layers)), from_source)
