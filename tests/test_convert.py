@@ -19,7 +19,7 @@ from safetensors import safe_open
 import tolpack
 from tolpack.cli import main
 from tolpack.codecs.encodings import Part
-from tolpack.export import convert as convert_module
+from tolpack.export import float_table
 from tolpack.runtime.progress import Reporter
 
 PAGE = Path(__file__).parents[1] / "docs" / "convert.md"
@@ -98,7 +98,7 @@ def test_any_number_of_blocks_gives_the_same_table(name, suffix, samples, tmp_pa
     """Where only a few rows are held in memory at a time, every row still finds its place."""
     expected = rows_of(samples[name].path)
     for rows in (1, 3):
-        monkeypatch.setattr(convert_module, "_BLOCK_BYTES", rows * expected[0].nbytes)
+        monkeypatch.setattr(float_table, "_BLOCK_BYTES", rows * expected[0].nbytes)
         result = tolpack.convert(samples[name].path, tmp_path / f"{rows}{suffix}")
         assert np.array_equal(read(result.path), expected)
 
@@ -243,6 +243,10 @@ def test_dropped_layers_are_zeros_and_said(pack, tmp_path):
         "path": str(tmp_path / "u.npy"), "dtype": "float32", "shape": [12, 4, 8],
         "bytes": (tmp_path / "u.npy").stat().st_size, "dropped_layers": [1], "changed_values": 0,
         "max_relative_error": 0.0, "max_absolute_error": 0.0,
+        "tables": [{
+            "name": "tols", "dropped_layers": [1], "multiplier": 1.0,
+            "tensors": [{"name": "table", "dtype": "float32", "shape": [12, 4, 8]}],
+        }],
     }  # fmt: skip
 
 
@@ -323,7 +327,7 @@ def test_what_is_no_pack_is_a_format_error(memoryllm, tmp_path):
 @pytest.mark.parametrize("old", [None, b"precious"])
 def test_damage_leaves_nothing_behind(old, suffix, pack, tmp_path, monkeypatch):
     """A damaged pack ends in FormatError, also half way; an older table stays as it was."""
-    monkeypatch.setattr(convert_module, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(float_table, "_BLOCK_BYTES", 1)
     data = bytearray(pack.read_bytes())
     data[-70] ^= 1
     (tmp_path / "p").write_bytes(data)
@@ -339,21 +343,23 @@ def test_damage_leaves_nothing_behind(old, suffix, pack, tmp_path, monkeypatch):
 _FULL = """
 import resource, sys, tolpack
 old = resource.getrlimit(resource.RLIMIT_FSIZE)
+dtype = "stored" if sys.argv[2].endswith(".gguf") else "float32"
 for limit in map(int, sys.argv[3:]):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
     try:
-        tolpack.convert(sys.argv[1], sys.argv[2])
+        tolpack.convert(sys.argv[1], sys.argv[2], dtype=dtype)
     except tolpack.FileAccessError as error:
         print(error)
 """
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".gguf"])
 def test_a_full_disk_is_an_access_error(suffix, tmp_path):
     """Wherever the disk is full, one line says so, nothing is left, and the process ends well."""
     source = write(tmp_path / "p", Recipe(64, (Layer((Part("f32", 64),)),), (Run(400),))).path
     path = tmp_path / f"t{suffix}"
-    size = tolpack.convert(source, path).bytes
+    dtype = "stored" if suffix == ".gguf" else "float32"
+    size = tolpack.convert(source, path, dtype=dtype).bytes
     path.unlink()
     limits = [1, 100, 2000, size // 2, size - 3000, size - 1]
     done = subprocess.run(
@@ -438,10 +444,10 @@ def test_only_hdf5_needs_a_library(suffix, pack, tmp_path):
 
 
 def test_the_examples_of_the_page_run(pack, tmp_path, monkeypatch):
-    """What docs/convert.md shows runs as it stands, and reads what `pack.rows` gives."""
+    """What docs/convert.md shows of values runs as it stands, and reads what `pack.rows` gives."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(pack, "model.tolpack")
-    text = PAGE.read_text(encoding="utf-8")
+    text = re.sub(r"(?s)## The model's own .*?\n## ", "", PAGE.read_text(encoding="utf-8"))
     for block in re.findall(r"^```console\n(.*?)^```", text, flags=re.M | re.S):
         for line in block.splitlines():
             result = run(*line.split("  #")[0].removeprefix("$ tolpack ").split())

@@ -161,7 +161,8 @@ def test_rows_that_are_claimed_take_no_memory(command, claiming):
 WALK = """
 import sys, tolpack, numpy as np
 from tolpack.evaluation.diff import _Reference, _paired_rows
-from tolpack.export.convert import _write_rows
+from tolpack.export.convert import write_table
+from tolpack.export.float_table import FloatTable
 path, what = sys.argv[1:]
 def peak():
     fields = dict(line.split(":", 1) for line in open("/proc/self/status"))
@@ -177,12 +178,11 @@ with tolpack.open(path) as pack:
         walk = iter(_paired_rows(path, pack, _Reference((), frozenset(), lambda ids, out: None)))
         next(walk)
         class Enough(Exception): pass
-        class Table:
-            def write_rows(self, ids, rows): raise Enough
-        class Rounding:
-            def rounded(self, ids, exact): return exact
+        class File:
+            def write_rows(self, name, ids, rows): raise Enough
+        values = FloatTable(pack.container.table, "float32", "table")
         try:
-            _write_rows(pack, Table(), Rounding(), lambda n: None)
+            write_table(pack, values, File(), lambda n: None)
         except Enough:
             pass
     print(peak() - before)

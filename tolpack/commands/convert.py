@@ -10,7 +10,7 @@ import tolpack
 from tolpack.commands.options import PATH, json_option, print_json
 from tolpack.commands.terminal import Terminal, echo
 from tolpack.errors import ConfigError
-from tolpack.export.table_writers import STORED_DTYPES, check_dtype
+from tolpack.export.file_kinds import DTYPES, check_dtype
 from tolpack.report import tables
 
 
@@ -18,27 +18,38 @@ from tolpack.report import tables
 @click.argument("source", metavar="PACK", type=PATH)
 @click.argument("destination", metavar="TABLE", type=PATH)
 @click.option(
-    "--dtype", type=click.Choice(list(STORED_DTYPES)), default="float32", show_default=True,
-    help="float32 is exact; changed values are reported. bfloat16 is for .safetensors only.",
+    "--dtype", type=click.Choice(DTYPES), default="float32", show_default=True,
+    help="float32 is exact; changed values are reported. bfloat16 is for .safetensors only. "
+    "stored: bit for bit what --bits lossless stores, also as .gguf.",
 )  # fmt: skip
+@click.option(
+    "--table", metavar="NAME", help="Table of PACK [default: all; .npy and .h5 hold one]."
+)
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @json_option
-def convert(source: Path, destination: Path, dtype: str, force: bool, as_json: bool) -> None:
-    """Write the rows of PACK as a plain TABLE: .npy, .safetensors, .h5 or .hdf5.
+def convert(
+    source: Path, destination: Path, dtype: str, table: str | None, force: bool, as_json: bool
+) -> None:
+    """Write the rows of PACK as a plain TABLE: .npy, .safetensors, .h5, .hdf5 or .gguf.
 
     TABLE has shape [vocab, layers, hidden] and is in the order of token ids. Dropped layers are
-    zeros. tolpack build accepts TABLE.
+    zeros. tolpack build accepts TABLE. With --dtype stored it has the tensors of the model that
+    PACK was built from with --bits lossless, with the layers of a token in one row.
 
     \b
     tolpack convert model.tolpack table.safetensors
     tolpack convert model.tolpack table.h5 --dtype float16
     tolpack convert model.tolpack table.npy --force --json
+    tolpack convert lossless.tolpack tensors.safetensors --dtype stored
+    tolpack convert lossless.tolpack tensors.gguf --dtype stored --table layer.14
     """
     try:
         check_dtype(destination, dtype)
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
-    result = tolpack.convert(source, destination, dtype=dtype, force=force, reporter=Terminal())
+    result = tolpack.convert(
+        source, destination, dtype=dtype, table=table, force=force, reporter=Terminal()
+    )
     if as_json:
         print_json(result.to_json())
     else:

@@ -1,63 +1,100 @@
 """Packs as plain tables, for tools that do not read packs: the inverse of `tolpack.build`.
 
-Tokens are decoded in the order in which the file stores them, a few megabytes at a time, so that
-each frame is decompressed once. Each row is written at the offset of its id. In the order of ids
-most frames would be decompressed once for each of their rows. The trade-off is scattered writes, of
-a whole row each. Memory does not grow with the table, except for 9 bytes a token to order them if
-the pack has a token map.
-
-Every dtype but float32 may round. The rounding errors are measured as rows are written.
+Tokens are read in the order in which the file stores them, a few megabytes at a time, so that each
+frame is decompressed once. Each row is written at the offset of its id. In the order of ids most
+frames would be decompressed once for each of their rows. The trade-off is scattered writes, of a
+whole row each. Memory does not grow with the table, except for 9 bytes a token to order them if the
+pack has a token map.
 """
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.codecs.bfloat16 import from_bfloat16, rounded_to_bfloat16
 from tolpack.container.atomic_write import check_output, replacing, same_file
-from tolpack.errors import ConfigError, FileAccessError
-from tolpack.export.table_writers import (
-    STORED_DTYPES,
-    Metadata,
-    TableWriter,
-    check_dtype,
-    table_writer,
-)
-from tolpack.pack import Pack
+from tolpack.container.header import Header, Table
+from tolpack.container.verified_reader import Container
+from tolpack.errors import ConfigError, FileAccessError, FormatError
+from tolpack.export.file_kinds import check_dtype, check_tensors, tensor_file
+from tolpack.export.float_table import FloatTable, Rounding
+from tolpack.export.stored_table import StoredTable
+from tolpack.export.tensor_files import Metadata, Tensor, TensorFile
+from tolpack.pack import Pack, open_first_table
 from tolpack.reading.summary import bits_per_weight, ratio_fp16
-from tolpack.runtime.array_types import Floats
+from tolpack.reading.table_choice import table_number
 from tolpack.runtime.progress import Reporter
 
-# Decoded bytes, and rows, at a time.
-_BLOCK_BYTES = 16 << 20
-_BLOCK_ROWS = 1 << 16
+# Name of the one tensor or dataset, of values in a dtype that was asked for.
+_TABLE_NAME = "table"
+
+
+class TableValues(Protocol):
+    """What a file gets of one table of a pack.
+
+    ``tensors``: what it becomes; ``numbers``: those of them that are single numbers, (1,), by name;
+    ``shape``: that of the values, ``None`` if they are in several tensors; ``dropped``: fields that
+    are zeros; ``multiplier``: by which rows of the pack are multiplied, and these values are not;
+    ``rounding``: the errors so far.
+    """
+
+    table: Table
+    tensors: tuple[Tensor, ...]
+    numbers: dict[str, NDArray[Any]]
+    shape: tuple[int, ...] | None
+    dropped: tuple[int, ...]
+    multiplier: float
+    rounding: Rounding
+
+    def blocks(self, pack: Pack) -> Iterator[tuple[NDArray[np.int64], dict[str, NDArray[Any]]]]:
+        """Yield all rows a few at a time: ascending ids, and by tensor their rows, contiguous."""
+        ...
+
+    def metadata(self) -> Metadata:
+        """What the file says of the table."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertedTable:
+    """One table of the pack in the file.
+
+    ``multiplier``: by which rows of the pack are multiplied, and the values in the file are not;
+    ``tensors``: name, dtype and shape of each tensor that it became.
+    """
+
+    name: str
+    dropped_layers: tuple[int, ...]
+    multiplier: float
+    tensors: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ConvertResult:
-    """A finished table, and its rounding errors.
+    """A finished table, or several in one file, and the rounding errors.
 
-    ``changed_values``: number of values that `dtype` cannot hold exactly and that were rounded, by
-    at most ``max_relative_error`` of the value (1: it became zero), and ``max_absolute_error``.
+    ``shape``: of the values; ``None`` if they are in several tensors, see ``tables``.
+    ``dropped_layers``: of all tables together. ``changed_values``: number of values that `dtype`
+    cannot hold exactly and that were rounded, by at most ``max_relative_error`` of the value (1: it
+    became zero), and ``max_absolute_error``.
     """
 
     path: Path
     dtype: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...] | None
     bytes: int
     dropped_layers: tuple[int, ...]
     changed_values: int
     max_relative_error: float
     max_absolute_error: float
+    tables: tuple[ConvertedTable, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -69,27 +106,35 @@ def convert(
     destination: str | Path,
     *,
     dtype: str = "float32",
+    table: str | None = None,
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> ConvertResult:
-    """Write all rows of a pack as a plain table [vocab, layers, hidden], in the order of token ids.
+    """Write all rows of a pack as a plain table, in the order of token ids.
 
     Parameters
     ----------
     source : str or Path
         The pack.
     destination : str or Path
-        The table: ``.npy``, ``.safetensors``, ``.h5`` or ``.hdf5``. It appears when it is complete.
-        It has one tensor or dataset ``table``, with zeros for dropped layers, and metadata, except
-        in ``.npy``.
+        The table: ``.npy``, ``.safetensors``, ``.h5``, ``.hdf5``, or ``.gguf`` for ``"stored"``.
+        It appears when it is complete. It has metadata, except in ``.npy``.
     dtype : str
         ``"float32"``: lossless, the values of `Pack.rows`; with a basis all but the last bits of
         them, because products of many rows round otherwise than those of one. ``"float16"``, and in
-        ``.safetensors`` ``"bfloat16"``: rounded to nearest; the result has the errors.
+        ``.safetensors`` ``"bfloat16"``: rounded to nearest; the result has the errors. The file has
+        one tensor or dataset ``table``, [vocab, layers, hidden], with zeros for dropped layers.
+        ``"stored"``: what a pack built with bits ``"lossless"`` stores, bit for bit as in the
+        model's file, and not multiplied. The tensor is called as the pack's table, [vocab, layers ·
+        hidden]; if layers are stored differently each has a tensor ``TABLE.FIELD``. Scales of fp8
+        are a tensor ``TABLE.weight_scale``.
+    table : str, optional
+        Table of the pack. Default: all; ``.safetensors`` and ``.gguf`` hold several, as tensors
+        that are called as the tables.
     force : bool
         Replace an existing file.
     reporter : Reporter, optional
-        Receives progress, and lines about dropped layers and rounding.
+        Receives progress, and lines about dropped layers, rounding and the multiplier.
 
     Returns
     -------
@@ -99,7 +144,8 @@ def convert(
     Raises
     ------
     ConfigError
-        Unknown suffix or dtype; the destination exists; or a value is beyond the dtype's range.
+        Unknown suffix, dtype or table; the destination exists, or cannot hold what the pack stores;
+        or a value is beyond the dtype's range.
     FormatError, ChecksumError
         The pack is damaged.
     FileAccessError
@@ -109,74 +155,56 @@ def convert(
     path = Path(destination)
     check_dtype(path, dtype)
     _check_destination(path, Path(source), force)
-    with Pack(source) as pack:
-        shape = (pack.vocab_size, pack.num_layers, pack.hidden_size)
-        dropped = tuple(n for n in range(pack.num_layers) if n not in pack.kept_layers)
-        rounding = Rounding(dtype)
-        _report_losses(pack, dropped, dtype, reporter)
-        size = math.prod(shape) * np.dtype(STORED_DTYPES[dtype]).itemsize
-        with (
-            replacing(path, size, replace=force) as file,
-            closing(table_writer(path)(file, shape, dtype)) as table,
-            reporter.phase("converting", pack.vocab_size, "rows") as done,
-        ):
-            _write_rows(pack, table, rounding, done)
-            table.finish(_metadata(pack, dropped, rounding))
-    _report_rounding(rounding, shape, reporter)
-    return ConvertResult(
-        path, dtype, shape, path.stat().st_size, dropped, rounding.changed, rounding.relative,
-        rounding.absolute,
-    )  # fmt: skip
+    with open_first_table(source) as pack:
+        container = pack.container
+    found = _table_values(container.header, dtype, table)
+    tensors = [tensor for values in found for tensor in values.tensors]
+    check_tensors(path, tensors, [values.table.name for values in found])
+    _report_losses(found, container.header, dtype, reporter)
+    rows = sum(values.table.rows for values in found)
+    with (
+        replacing(path, sum(tensor.nbytes for tensor in tensors), replace=force) as file,
+        closing(tensor_file(path)(file, tensors, _metadata(container, dtype, found))) as out,
+        reporter.phase("converting", rows, "rows") as done,
+    ):
+        for values in found:
+            with Pack(source, table=values.table.name) as pack:
+                _check_unchanged(pack, container)
+                write_table(pack, values, out, done)
+        out.finish(_metadata(container, dtype, found))
+    result = _result(path, dtype, found)
+    _report_rounding(result, found, reporter)
+    return result
 
 
-class Rounding:
-    """Converts rows to a dtype, and measures the rounding errors."""
+def write_table(
+    pack: Pack, values: TableValues, file: TensorFile, done: Callable[[int], object]
+) -> None:
+    """Write what `values` makes of the rows of `pack`."""
+    for name, number in values.numbers.items():
+        file.write_rows(name, np.zeros(1, np.int64), number)
+    for ids, tensors in values.blocks(pack):
+        for name, rows in tensors.items():
+            file.write_rows(name, ids, rows)
+        done(len(ids))
 
-    def __init__(self, dtype: str) -> None:
-        self.dtype = dtype
-        self.changed = 0
-        self.relative = self.absolute = 0.0
 
-    def rounded(self, ids: NDArray[np.int64], exact: Floats) -> NDArray[Any]:
-        """Return `exact`, the rows of `ids`, (n, layers, hidden), in the dtype of the table.
+def _table_values(header: Header, dtype: str, name: str | None) -> Sequence[TableValues]:
+    """Return what a file gets of the table called `name`, or of all; or raise `ConfigError`."""
+    tables = header.tables
+    if name is not None:
+        tables = (tables[table_number(tables, name)],)
+    if dtype == "stored":
+        return [StoredTable(header, table) for table in tables]
+    return [
+        FloatTable(table, dtype, _TABLE_NAME if len(tables) == 1 else table.name)
+        for table in tables
+    ]
 
-        Raises
-        ------
-        ConfigError
-            A finite value is beyond the dtype's range.
-        """
-        if self.dtype == "float32":
-            return exact.astype("<f4", copy=False)
-        stored, wide = self._both(exact)
-        differs = (wide != exact) & ~np.isnan(exact)
-        if differs.any():
-            self._measure(ids, exact, wide, differs)
-        return stored
 
-    def _both(self, exact: Floats) -> tuple[NDArray[Any], Floats]:
-        """Return `exact` in the dtype, and that converted back to float32."""
-        if self.dtype == "float16":
-            with np.errstate(over="ignore"):
-                half = exact.astype("<f2")
-            return half, half.astype(np.float32)
-        bits = rounded_to_bfloat16(exact)
-        bits[np.isnan(exact)] = 0x7FC0
-        return bits.astype("<u2", copy=False), from_bfloat16(bits)
-
-    def _measure(
-        self, ids: NDArray[np.int64], exact: Floats, wide: Floats, differs: NDArray[np.bool_]
-    ) -> None:
-        before, after = exact[differs], wide[differs]
-        if np.isinf(after).any():
-            row, layer, column = np.argwhere(np.isinf(wide) & differs)[0]
-            raise ConfigError(
-                f"token {ids[row]}, layer {layer} has the value {exact[row, layer, column]:.6g}, "
-                f"beyond the range of {self.dtype}: use float32"
-            )
-        error = np.abs(after.astype(np.float64) - before)
-        self.changed += len(error)
-        self.absolute = max(self.absolute, float(error.max()))
-        self.relative = max(self.relative, float((error / np.abs(before)).max()))
+def _check_unchanged(pack: Pack, container: Container) -> None:
+    if pack.container.preamble != container.preamble:
+        raise FormatError("changed", "file", "another pack", "the one at opening")
 
 
 def _check_destination(path: Path, source: Path, force: bool) -> None:
@@ -190,58 +218,76 @@ def _check_destination(path: Path, source: Path, force: bool) -> None:
         raise ConfigError(f"{path} exists: use --force to replace it, or another name")
 
 
-def _write_rows(
-    pack: Pack, table: TableWriter, rounding: Rounding, done: Callable[[int], object]
-) -> None:
-    order = pack.stored_order()
-    row_bytes = 4 * pack.num_layers * pack.hidden_size
-    count = min(max(1, _BLOCK_BYTES // row_bytes), _BLOCK_ROWS, pack.vocab_size)
-    block = np.empty((count, pack.num_layers, pack.hidden_size), np.float32)
-    for start in range(0, pack.vocab_size, count):
-        ids = np.sort(order.tokens(start, min(start + count, pack.vocab_size)))
-        exact = pack.rows(ids, out=block[: len(ids)])
-        table.write_rows(ids, rounding.rounded(ids, exact))
-        done(len(ids))
-
-
-def _metadata(pack: Pack, dropped: tuple[int, ...], rounding: Rounding) -> Metadata:
-    major, minor = pack.container.preamble.version
-    return {
+def _metadata(container: Container, dtype: str, found: Sequence[TableValues]) -> Metadata:
+    major, minor = container.preamble.version
+    whole: dict[str, Any] = {
         "format_version": f"{major}.{minor}",
-        "producer": pack.container.header.producer,
-        "vocab_size": pack.vocab_size,
-        "num_layers": pack.num_layers,
-        "hidden_size": pack.hidden_size,
-        "dropped_layers": list(dropped),
-        "pack_bytes": pack.nbytes,
-        "ratio_fp16": ratio_fp16(pack.container),
-        "bits_per_weight": bits_per_weight(pack.container),
-        "dtype": rounding.dtype,
-        "changed_values": rounding.changed,
-        "max_relative_error": rounding.relative,
-        "max_absolute_error": rounding.absolute,
+        "producer": container.header.producer,
+        "pack_bytes": container.preamble.file_length,
+        "ratio_fp16": ratio_fp16(container),
+        "bits_per_weight": bits_per_weight(container),
+        "dtype": dtype,
     }
+    if len(found) == 1:
+        return {**whole, **found[0].metadata()}
+    return {**whole, "tables": [{"name": one.table.name, **one.metadata()} for one in found]}
 
 
-def _report_losses(pack: Pack, dropped: tuple[int, ...], dtype: str, reporter: Reporter) -> None:
-    if dropped:
-        names = ", ".join(map(str, dropped))
-        reporter.say(f"the pack has no rows of the dropped layers {names}: zeros in the table")
-    encodings = pack.container.header.encodings
-    codecs = {part.codec for one in encodings for field in one.fields for part in field}
-    if dtype == "float32" and codecs == {"f16"} and pack.decoder.plain:
+def _result(path: Path, dtype: str, found: Sequence[TableValues]) -> ConvertResult:
+    tables = tuple(
+        ConvertedTable(
+            one.table.name, one.dropped, one.multiplier,
+            tuple({"name": t.name, "dtype": t.dtype, "shape": t.shape} for t in one.tensors),
+        )
+        for one in found
+    )  # fmt: skip
+    return ConvertResult(
+        path, dtype, found[0].shape if len(found) == 1 else None, path.stat().st_size,
+        tuple(sorted({n for one in found for n in one.dropped})),
+        sum(one.rounding.changed for one in found),
+        max(one.rounding.relative for one in found),
+        max(one.rounding.absolute for one in found), tables,
+    )  # fmt: skip
+
+
+def _report_losses(
+    found: Sequence[TableValues], header: Header, dtype: str, reporter: Reporter
+) -> None:
+    for one in found:
+        if one.dropped:
+            names = ", ".join(map(str, one.dropped))
+            of_table = f" of {one.table.name}" if len(found) > 1 else ""
+            reporter.say(
+                f"the pack has no rows of the dropped layers {names}{of_table}: zeros in the table"
+            )
+        if one.multiplier != 1.0:
+            reporter.say(
+                f"the values of {one.table.name} are not multiplied: rows of the pack are "
+                f"{one.multiplier:g} times them"
+            )
+    if dtype == "float32" and all(_is_float16(header, one.table) for one in found):
         reporter.say(
             "the pack stores float16: --dtype float16 takes half the bytes, losing nothing"
         )
 
 
-def _report_rounding(rounding: Rounding, shape: tuple[int, int, int], reporter: Reporter) -> None:
-    if rounding.changed:
-        share = rounding.changed / math.prod(shape)
+def _is_float16(header: Header, table: Table) -> bool:
+    """Whether rows are the stored values as they are, in float16."""
+    encodings = [header.encodings[number].fields for number in table.encodings]
+    codecs = {part.codec for one in encodings for field in one for part in field}
+    changed = any(field.basis is not None or field.mean is not None for field in table.fields)
+    return codecs == {"f16"} and table.multiplier == 1.0 and not changed
+
+
+def _report_rounding(
+    result: ConvertResult, found: Sequence[TableValues], reporter: Reporter
+) -> None:
+    if result.changed_values:
+        share = result.changed_values / sum(one.table.values for one in found)
         reporter.say(
-            f"{rounding.dtype} cannot hold {rounding.changed:,} values exactly ({share:.2%}): "
-            f"rounded, by up to {rounding.absolute:.3g}, or {rounding.relative:.3%} of the value; "
-            "float32 is exact"
+            f"{result.dtype} cannot hold {result.changed_values:,} values exactly ({share:.2%}): "
+            f"rounded, by up to {result.max_absolute_error:.3g}, or "
+            f"{result.max_relative_error:.3%} of the value; float32 is exact"
         )
-    elif rounding.dtype != "float32":
-        reporter.say(f"{rounding.dtype} holds every value of the pack exactly")
+    elif result.dtype in ("float16", "bfloat16"):
+        reporter.say(f"{result.dtype} holds every value of the pack exactly")

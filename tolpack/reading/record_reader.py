@@ -34,6 +34,8 @@ _WINDOWS_AHEAD = 32
 _EXTENTS = 1 << 12
 # Rows that a cache is filled with at a time.
 _WARM_ROWS = 1 << 12
+# Rows of a chunk up to which they are read one by one.
+_FEW_ROWS = 4
 # A thread of a lookup has at least so many decoded bytes to make.
 _THREAD_BYTES = 4 << 20
 
@@ -154,9 +156,37 @@ class RecordReader(ForkSafe):
             self.asked_bytes += view.record_bytes
 
     def _read_slots(self, slots: Ints, places: Ints, sink: RecordSink) -> None:
+        spans = list(self._chunk_spans(slots))
         with np.errstate(over="ignore", invalid="ignore"):
-            for number, begin, end in self._chunk_spans(slots):
+            if self._cache is None and len(slots) <= _FEW_ROWS * len(spans):
+                self._read_scattered(slots, places, sink)
+                return
+            for number, begin, end in spans:
                 self._read_chunk(number, slots[begin:end], places[begin:end], sink)
+
+    def _read_scattered(self, slots: Ints, places: Ints, sink: RecordSink) -> None:
+        """As `_read_chunk`, for rows of which each chunk has few, as those of a token's n-grams."""
+        chunks, found = self._container.chunks, []
+        for slot in slots.tolist():
+            number = bisect_right(self._starts, slot) - 1
+            view = chunks[number]
+            found.append((number, *divmod(slot - view.first_slot, view.rows_per_block)))
+        distinct = dict.fromkeys((number, block) for number, block, _ in found)
+        self._container.source.advise([self._container.block_extent(*one) for one in distinct])
+        blocks = {
+            one: self._decompress(*one, self._ahead.take_blocks(one[0], [one[1]])[0])
+            for one in distinct
+        }
+        by_encoding: dict[int, tuple[list[Bytes], list[int]]] = {}
+        for n, (number, block, within) in enumerate(found):
+            records, numbers = by_encoding.setdefault(chunks[number].chunk.encoding, ([], []))
+            records.append(blocks[number, block][within : within + 1])
+            numbers.append(n)
+        for encoding, (records, numbers) in by_encoding.items():
+            sink(encoding, np.concatenate(records), places[numbers])
+        with self._lock:
+            self.cache_misses += len(found)
+            self.asked_bytes += sum(chunks[number].record_bytes for number, _, _ in found)
 
     def _read_chunk(self, number: int, slots: Ints, places: Ints, sink: RecordSink) -> None:
         view = self._container.chunks[number]

@@ -347,11 +347,16 @@ def benchmark_table(result: LookupBenchmark) -> str:
 
 
 def convert_line(result: ConvertResult) -> str:
-    """Write path, dtype, shape and size of a converted table, and what was lost."""
+    """Write path, dtype, shape and size of a converted pack, and what was lost."""
     notes = []
     if result.dropped_layers:
         notes.append(f"zeros in dropped layers {', '.join(map(str, result.dropped_layers))}")
     if result.changed_values:
         notes.append(f"{result.changed_values:,} values rounded")
+    multipliers = dict.fromkeys(table.multiplier for table in result.tables)
+    if set(multipliers) != {1.0}:
+        notes.append(f"not multiplied by {' and '.join(f'{one:g}' for one in multipliers)}")
     path, size = printable(str(result.path)), format_bytes(result.bytes)
-    return "; ".join([f"{path}: {result.dtype} {list(result.shape)}, {size}", *notes])
+    count = sum(len(table.tensors) for table in result.tables)
+    shape = f"{count} tensors" if result.shape is None else str(list(result.shape))
+    return "; ".join([f"{path}: {result.dtype} {shape}, {size}", *notes])
