@@ -318,6 +318,8 @@ def _layer_results(file: PackFile, source: TableSource, reporter: Reporter) -> l
                 norm = float(np.square(rows, dtype=np.float64).sum())
                 error = float(np.sqrt(np.square(difference, dtype=np.float64).sum() / (norm or 1)))
             done(len(ids))
-            names = {"table": source.name, "field": source.fields[number].name}
-            layers.append(LayerResult(**asdict(summary), **names, relative_error=error))
+            name = source.fields[number].name
+            layers.append(
+                LayerResult(**asdict(summary), relative_error=error, table=source.name, field=name)
+            )
     return layers
