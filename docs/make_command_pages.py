@@ -20,12 +20,12 @@ DOCS = Path(__file__).resolve().parent
 FOLDER = DOCS / "commands"
 # Documents that explain a command, besides the tutorial.
 FURTHER = {
-    "build": ["compression.md", "checkpoints.md"],
+    "build": ["compression.md", "checkpoints.md", "families.md"],
     "eval": ["choosing-settings.md", "checkpoints.md"],
-    "plan": ["compression.md"],
-    "inspect": ["checkpoints.md", "compression.md"],
+    "plan": ["compression.md", "families.md"],
+    "inspect": ["checkpoints.md", "families.md", "compression.md"],
     "verify": ["integrity.md", "../formats/v1/SPEC.md"],
-    "rows": ["insight.md", "serving.md", "integrity.md"],
+    "rows": ["insight.md", "serving.md", "families.md", "integrity.md"],
     "diff": ["insight.md"],
     "study": ["choosing-settings.md", "compression.md"],
     "bench": ["serving.md"],

@@ -959,5 +959,5 @@ def test_result_as_json(memoryllm, tmp_path):
     assert result["path"] == str(tmp_path / "p.tolpack")
     assert [set(layer) for layer in result["layers"]] == [
         {"layer", "rank", "bits", "relative_error", "bytes", "entropy_bits", "gaussian_bits",
-         "table"}
+         "table", "field"}
     ] * 3  # fmt: skip

@@ -5,104 +5,23 @@ import json
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from ngram_tables import (
+    DEEPSEEK_CONFIG,
+    DEMO_CONFIG,
+    LONGCAT_CONFIG,
+    TEXT,
+    TEXTS,
+    VOCAB,
+    deepseek,
+    demo,
+    longcat,
+    random,
+    save,
+)
 from slow_ngrams import save_tokenizer, slow_compressed_ids, slow_engram, slow_longcat
 
 from tolpack.errors import CheckpointError
 from tolpack.sources.open_source import open_tables
-
-VOCAB = 30
-TEXTS = ["<s>", "</s>", "<pad>", "A", "a", "é", "e", " e", *(f"w{n}" for n in range(VOCAB - 8))]
-LONGCAT_CONFIG = {
-    "model_type": "longcat_flash_ngram", "vocab_size": VOCAB, "eos_token_id": 2,
-    "hidden_size": 48, "ngram_vocab_size_ratio": 3, "emb_neighbor_num": 4, "emb_split_num": 2,
-}  # fmt: skip
-DEEPSEEK_CONFIG = {
-    "model_type": "deepseek_v41",
-    "image_token_id": 9,
-    "text_config": {
-        "engram_layer_ids": [1, 14], "engram_vocab_size": 40, "engram_max_ngram_size": 4,
-        "engram_n_heads": 2, "engram_head_dim": 64, "engram_pad_token_id": 2,
-        "engram_compressed_vocab_size": len(set(slow_compressed_ids(TEXTS))),
-    },
-}  # fmt: skip
-DEMO_CONFIG = {
-    "engram_config": {
-        "engram_vocab_size": [101, 103], "max_ngram_size": 3, "n_embed_per_ngram": 16,
-        "n_head_per_ngram": 2, "layer_ids": [15, 1], "pad_id": 2, "seed": 5,
-    },
-}  # fmt: skip
-TEXT = np.random.default_rng(0).integers(0, 8, 40).tolist()
-
-
-def random(rows, width, seed=0):
-    """Return random bfloat16 rows."""
-    source = torch.Generator().manual_seed(seed)
-    return torch.randn(rows, width, generator=source).bfloat16()
-
-
-def longcat(name="model.ngram_embeddings.embedders.{}.weight", padding=0):
-    """Return the tensors of a small LongCat-Flash-Lite."""
-    return {
-        name.format(n): random(3 * VOCAB + 2 * n + 1 + padding, 8, n) for n in range(6)
-    } | {"model.embed_tokens.weight": random(VOCAB, 48)}  # fmt: skip
-
-
-def deepseek():
-    """Return the tensors of two Engram layers in E4M3, with scales of 32 values in E8M0."""
-    source = torch.Generator().manual_seed(0)
-    tensors = {"embed.weight": random(VOCAB, 8)}
-    for layer, rows in engram_rows([40, 40, 40], [1, 14], 2).items():
-        codes = torch.randint(0, 256, (rows, 64), generator=source, dtype=torch.uint8)
-        codes[codes & 127 == 127] = 5  # those are NaN
-        scales = torch.randint(100, 150, (rows, 2), generator=source, dtype=torch.uint8)
-        name = f"layers.{layer}.engram.embed"
-        tensors[f"{name}.weight"] = codes.view(torch.float8_e4m3fn)
-        tensors[f"{name}.scale"] = scales.view(torch.float8_e8m0fnu)
-        tensors[f"layers.{layer}.engram.wkv.weight"] = random(4, 4)
-    return tensors
-
-
-def demo():
-    """Return the tensors of two Engram layers of the demo."""
-    tensors = {}
-    for layer, sizes in primes([101, 103], [15, 1], 2).items():
-        name = f"model.layers.{layer}.engram.multi_head_embedding"
-        tensors[f"{name}.embedding.weight"] = random(sum(sizes), 8, layer)
-        tensors[f"{name}.offsets"] = torch.tensor(np.cumsum([0, *sizes[:-1]]))
-    return tensors
-
-
-def primes(bases, layers, heads):
-    """Return the sizes of each layer's heads."""
-    used, sizes = [], {}
-    for layer in layers:
-        found = []
-        for base in bases:
-            for _ in range(heads):
-                size = base
-                while size in used or any(size % d == 0 for d in range(2, size)):
-                    size += 1
-                used.append(size)
-                found.append(size)
-        sizes[layer] = found
-    return sizes
-
-
-def engram_rows(bases, layers, heads):
-    """Return how many rows each layer's table has."""
-    return {layer: sum(sizes) for layer, sizes in primes(bases, layers, heads).items()}
-
-
-def save(folder, tensors, config):
-    """Save a folder of three shards, with its config and tokenizer, and return its path."""
-    folder.mkdir(exist_ok=True)
-    for number in range(3):
-        part = {name: tensors[name] for name in sorted(tensors)[number::3]}
-        save_file(part, folder / f"model-0000{number + 1}-of-00003.safetensors")
-    (folder / "config.json").write_text(json.dumps(config), "utf-8")
-    save_tokenizer(folder, TEXTS)
-    return folder
 
 
 def values_of(table, rows):

@@ -1,11 +1,9 @@
 """N-gram tables in the containers of other projects, against slow decoders of their own."""
 
-import json
-import struct
-
 import numpy as np
 import pytest
 import torch
+from ngram_tables import CONFIG, ROWS, decode_ring, save_exl3, save_folder, save_mtplx, uint32
 from safetensors.torch import save_file
 
 from tolpack.errors import CheckpointError
@@ -15,36 +13,13 @@ from tolpack.sources.families.exl3 import EXL3
 from tolpack.sources.families.mtplx import MTPLX
 from tolpack.sources.open_source import open_tables
 
-ROWS = 41
 IDS = np.array([40, 0, 7, 8, 9, 7], np.int64)
-KEY = "model.language_model.layers.1.ple.ple_embedding.ngram_embedding"
 
 
 def open_family(family, path, config=None):
     """Open the one table of a file."""
     (table,) = family.open_tables(CheckpointFiles(path, open_store(path), config or {}))
     return table
-
-
-def uint32(values):
-    return torch.from_numpy(values.astype("<u4").view("<i4")).view(torch.uint32)
-
-
-def save_mtplx(path, bits, group, width=160, dtype=torch.bfloat16, **changes):
-    """Write a random table as MTPLX does; returns the codes, scales and biases."""
-    rng = np.random.default_rng(bits)
-    codes = rng.integers(0, 2**bits, (ROWS, width))
-    words = np.zeros((ROWS, width * bits // 32), np.int64)
-    for value in range(width):  # from the lowest bits of each word on
-        words[:, value * bits // 32] |= codes[:, value] << value * bits % 32
-    scales = torch.from_numpy(rng.normal(size=(ROWS, width // group))).to(dtype)
-    biases = torch.from_numpy(rng.normal(size=(ROWS, width // group))).to(dtype)
-    tensors = {"ngram.weight": uint32(words), "ngram.scales": scales, "ngram.biases": biases}
-    metadata = {"ngram_bits": str(bits), "ngram_group_size": str(group)}
-    for key, value in changes.items():
-        (metadata if key.startswith("ngram_") else tensors)[key] = value
-    save_file(tensors, path, {key: value for key, value in metadata.items() if value is not None})
-    return codes, scales.float().numpy(), biases.float().numpy()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -83,56 +58,6 @@ def test_affine_tensors_must_fit(tmp_path, changes, message):
     save_mtplx(path, 4, 32, **changes)
     with pytest.raises(CheckpointError, match=message):
         open_family(MTPLX, path)
-
-
-def decode_mul1(state):
-    """Return the value of a state, by the codebook's definition."""
-    product = state * 0x83DCD12D & 0xFFFFFFFF
-    total = 1024 + sum(product.to_bytes(4, "little"))
-    slope, shift = (struct.unpack("<e", struct.pack("<H", bits))[0] for bits in (0x1EEE, 0xC931))
-    return np.float32(np.float16(total * slope + shift))
-
-
-def decode_ring(words, bits, width):
-    """Return the values of a row without its bias: states read bit by bit around the ring."""
-    scale = np.float32(np.frombuffer(struct.pack("<H", int(words[0])), np.float16)[0])
-    stream = [int(word) >> bit & 1 for word in words[1:] for bit in range(16)]
-    row = np.empty(width, np.float32)
-    for place in range(width):
-        state = 0
-        for bit in range(16):
-            symbol = (place - bit // bits) % width
-            state |= stream[symbol * bits + bit % bits] << bit
-        row[place] = decode_mul1(state) * scale
-    return row
-
-
-def save_exl3(path, bits, shards=3, width=160, key=KEY, **changes):
-    """Write a random table as exllamav3 does; returns its words, uint16."""
-    rng = np.random.default_rng(bits)
-    words = rng.integers(0, 1 << 16, (ROWS, 1 + width * bits // 16)).astype(np.uint16)
-    words[:, 0] = rng.normal(size=ROWS).astype(np.float16).view(np.uint16)
-    cuts = np.array_split(words, shards)
-    names = [f".shard_{n}.trellis" for n in range(shards)] if shards > 1 else [".trellis"]
-    tensors = {
-        key + name: torch.from_numpy(part.view(np.int16).copy()) for name, part in zip(names, cuts)
-    }
-    tensors |= {
-        f"{key}.head_bias": torch.from_numpy(rng.normal(size=(2, width)).astype(np.float16)),
-        f"{key}.head_offsets": torch.tensor([0, 8]),
-    }
-    metadata = {"format": "exl3_ngram_trellis", "version": "1", "codebook": "mul1"}
-    for name, value in changes.items():
-        if name in metadata:
-            metadata[name] = value
-        elif value is None:
-            del tensors[f"{key}.{name}"]
-        else:
-            tensors[f"{key}.{name}"] = value
-    save_file(tensors, path, metadata)
-    return words, tensors[
-        f"{key}.head_bias"
-    ].float().numpy() if "head_bias" not in changes else None
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
@@ -191,22 +116,6 @@ def test_other_files_are_of_no_such_family(tmp_path):
 
 
 # Two heads of 11 and 13 rows.
-CONFIG = {
-    "model_type": "qwen4_exp",
-    "text_config": {
-        "vocab_size": 50, "hidden_size": 320, "eos_token_id": 3, "ple_layer_ids": [2],
-        "ngram_size": 3, "heads_per_ngram": 1, "ngram_vocab_size_base": 10,
-    },
-}  # fmt: skip
-
-
-def save_folder(folder, save):
-    """Write a folder whose index does not list the n-gram table, as converters do."""
-    save_file({"model.norm.weight": torch.ones(4)}, folder / "model.safetensors")
-    index = {"weight_map": {"model.norm.weight": "model.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-    (folder / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
-    save(folder)
 
 
 def test_folders_and_files_are_recognised_with_their_hash(tmp_path):

@@ -273,8 +273,9 @@ def test_scales_that_do_not_fit_are_refused(tmp_path):
 
 
 def test_series_of_names_is_written_shortly():
-    """Names that differ in one number are written with braces."""
+    """Names that differ in one number are written with braces, unless numbers are left out."""
     assert tensor_names(NAMES) == "t.shard_{0…3}.weight"
     assert tensor_names(NAMES[:1]) == NAMES[0]
     assert tensor_names(["a.1.b.1", "a.2.b.2"]) == "a.1.b.1 … a.2.b.2 (2 tensors)"
     assert tensor_names(["a", "b"]) == "a … b (2 tensors)"
+    assert tensor_names(["a.0", "a.2"]) == "a.0 … a.2 (2 tensors)"

@@ -14,7 +14,9 @@ from tolpack.commands.options import (
     layers_option,
     print_json,
     refuse_checkpoint_options,
+    table_option,
     take_checkpoint_options,
+    tensor_option,
 )
 from tolpack.commands.terminal import Terminal, echo
 from tolpack.report import row_tables
@@ -33,8 +35,10 @@ from tolpack.sources.input_kind import is_pack
     "--worst", type=click.IntRange(0), default=10, show_default=True,
     help="Number of tokens to list, those with the largest errors.",
 )  # fmt: skip
+@table_option
 @checkpoint_options
 @layers_option
+@tensor_option
 @json_option
 def diff(pack: Path, reference: Path, as_json: bool, **settings: Any) -> None:
     """Show where PACK_A differs from PACK_B, or from the CHECKPOINT or table it was made from.
@@ -46,6 +50,7 @@ def diff(pack: Path, reference: Path, as_json: bool, **settings: Any) -> None:
     tolpack diff model.tolpack model.pt
     tolpack diff small.tolpack large.tolpack --tokenizer tokenizer.json --worst 20
     tolpack diff model.tolpack model/ --frequencies counts.npy --json
+    tolpack diff engram.tolpack model/ --table layer.14
     """
     from tolpack.evaluation.diff import diff_tables
 

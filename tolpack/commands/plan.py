@@ -107,4 +107,6 @@ def _show_measured(checkpoint: Path, as_json: bool, settings: dict[str, Any]) ->
     if as_json:
         print_json({"plans": [], "plan": found[0], "tables": found})
     else:
-        echo("\n\n".join(tables.measured_plan_table(one) for one in found))
+        heads = [f"{one['name']}\n" if len(found) > 1 else "" for one in found]
+        shown = map(tables.measured_plan_table, found)
+        echo("\n\n".join(head + table for head, table in zip(heads, shown)))

@@ -45,9 +45,9 @@ _SAMPLE_TOKENS = 512
 class LayerResult:
     """One layer of a table of a finished pack.
 
-    ``table``: its name; ``relative_error`` is ``√(Σ‖row - packed row‖² / Σ‖row‖²)`` over evenly
-    spaced tokens, ``None`` for a dropped layer; ``entropy_bits`` and ``gaussian_bits`` as in
-    `tolpack.reading.code_rates`.
+    ``table`` and ``field``: their names; ``relative_error`` is
+    ``√(Σ‖row - packed row‖² / Σ‖row‖²)`` over evenly spaced tokens, ``None`` for a dropped layer;
+    ``entropy_bits`` and ``gaussian_bits`` as in `tolpack.reading.code_rates`.
     """
 
     layer: int
@@ -58,6 +58,7 @@ class LayerResult:
     entropy_bits: float | None = None
     gaussian_bits: float | None = None
     table: str = ""
+    field: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,5 +318,8 @@ def _layer_results(file: PackFile, source: TableSource, reporter: Reporter) -> l
                 norm = float(np.square(rows, dtype=np.float64).sum())
                 error = float(np.sqrt(np.square(difference, dtype=np.float64).sum() / (norm or 1)))
             done(len(ids))
-            layers.append(LayerResult(**asdict(summary), relative_error=error, table=source.name))
+            name = source.fields[number].name
+            layers.append(
+                LayerResult(**asdict(summary), relative_error=error, table=source.name, field=name)
+            )
     return layers

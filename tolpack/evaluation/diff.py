@@ -39,6 +39,8 @@ def diff_tables(
     frequencies: str | Path | None = None,
     checkpoint_options: CheckpointOptions | None = None,
     layers: int | None = None,
+    table: str | None = None,
+    tensor: str | None = None,
     worst: int = 10,
     reporter: Reporter | None = None,
 ) -> TableDiff:
@@ -59,6 +61,10 @@ def diff_tables(
         Settings for a checkpoint that does not describe itself.
     layers : int, optional
         Layers of a two-dimensional plain table.
+    table : str, optional
+        Name of the table, in packs and in a checkpoint of several.
+    tensor : str, optional
+        Name of a tensor of a checkpoint that is the reference.
     worst : int
         Number of tokens to list, those of the largest error.
     reporter : Reporter, optional
@@ -83,7 +89,10 @@ def diff_tables(
     if a.exists() and not is_pack(a):
         raise ConfigError(f"{a} is no pack: name the pack first, then what it is held against")
     token_texts = _open_tokenizer(tokenizer, a, b, reporter)
-    with _open(a) as pack, _open_reference(b, checkpoint_options, layers) as reference:
+    with (
+        _open(a, table) as pack,
+        _open_reference(b, checkpoint_options, layers, table, tensor) as reference,
+    ):
         _check_shapes(a, _shape(pack), b, reference.shape)
         counts = None if frequencies is None else _counts(frequencies, pack.vocab_size)
         _report_larger_vocabulary(token_texts, pack.vocab_size, reporter)
@@ -108,13 +117,17 @@ class _Reference:
 
 @contextmanager
 def _open_reference(
-    path: Path, checkpoint_options: CheckpointOptions | None, layers: int | None
+    path: Path,
+    checkpoint_options: CheckpointOptions | None,
+    layers: int | None,
+    table: str | None = None,
+    tensor: str | None = None,
 ) -> Iterator[_Reference]:
     if is_pack(path):
-        if checkpoint_options is not None or layers is not None:
-            raise ConfigError(f"{path} is a pack: --layers and the options of checkpoints say "
-                              "how to read something else")  # fmt: skip
-        with _open(path) as pack:
+        if checkpoint_options is not None or layers is not None or tensor is not None:
+            raise ConfigError(f"{path} is a pack: --layers, --tensor and the options of "
+                              "checkpoints say how to read something else")  # fmt: skip
+        with _open(path, table) as pack:
 
             def from_pack(ids: Ints, out: Floats) -> None:
                 with _path_in_errors(path):
@@ -122,13 +135,16 @@ def _open_reference(
 
             yield _Reference(_shape(pack), frozenset(pack.kept_layers), from_pack)
         return
-    from tolpack.sources.open_source import open_source
+    from tolpack.sources.open_source import open_source, open_tables
 
-    source = open_source(path, checkpoint_options, layers)
+    opened = open_tables(path, checkpoint_options, layers, tensor)
+    named = [one for one in opened if len(opened) > 1 and one.name == table]
+    source = named[0] if named else open_source(path, checkpoint_options, layers, tensor)
 
     def from_source(ids: Ints, out: Floats) -> None:
         for layer in range(source.num_layers):  # one layer's weights at a time
-            out[:, layer] = source.field_rows(layer)(ids)
+            multiplier = np.float32(source.fields[layer].multiplier)
+            np.multiply(source.field_rows(layer)(ids), multiplier, out=out[:, layer])
 
     shape = (source.vocab_size, source.num_layers, source.hidden_size)
     yield _Reference(shape, frozenset(range(source.num_layers)), from_source)
@@ -216,9 +232,9 @@ def _report_larger_vocabulary(
         )
 
 
-def _open(path: Path) -> Pack:
+def _open(path: Path, table: str | None) -> Pack:
     with _path_in_errors(path):
-        return Pack(path)
+        return Pack(path, table=table)
 
 
 @contextmanager

@@ -59,12 +59,14 @@ def build_table(result: BuildResult) -> str:
     """Write a line per layer of a built pack, then the totals."""
     coded = any(layer.entropy_bits is not None for layer in result.layers)
     several = len({layer.table for layer in result.layers}) > 1
+    repeated = len({(one.table, one.layer) for one in result.layers}) < len(result.layers)
     rows = []
     for layer in result.layers:
+        name = layer.field if repeated else str(layer.layer)
         dropped = layer.relative_error is None
         rows.append(
             [
-                f"{layer.table} {layer.layer}" if several else str(layer.layer),
+                f"{layer.table} {name}" if several else name,
                 "dropped" if dropped else str(layer.rank or "no basis"),
                 "-" if dropped else f"{layer.bits:.2f}",
                 *_bounds(layer.entropy_bits, layer.gaussian_bits, shown=coded),
@@ -161,14 +163,16 @@ def plan_table(plans: Sequence[SizePrediction]) -> str:
 def measured_plan_table(plan: Mapping[str, Any]) -> str:
     """Write a plan (`tolpack.compress.plan.Plan.to_json`), a line per layer."""
     first = iter(plan["encodings"][0]["fields"])
+    repeated = len({field["layer"] for field in plan["fields"]}) < len(plan["fields"])
     rows = []
     for field in plan["fields"]:
+        name = field["name"] if repeated else str(field["layer"])
         if field["dropped"]:
-            rows.append([str(field["layer"]), "dropped", ""])
+            rows.append([name, "dropped", ""])
             continue
         parts = ", ".join(f"{part['values']} × {part['codec']}" for part in next(first))
         rank = "none" if field["rank"] is None else str(field["rank"])
-        rows.append([str(field["layer"]), rank, parts])
+        rows.append([name, rank, parts])
     text = format_table(["layer", "rank", "values of the first chunk"], rows)
     size = plan["predicted_bytes"]
     fp16_bytes = 2 * plan["rows"] * sum(field["width"] for field in plan["fields"])

@@ -87,7 +87,7 @@ def read_counts(path: str | Path, vocab_size: int) -> NDArray[np.int64]:
     if counts.shape != (vocab_size,):
         raise ConfigError(
             f"--frequencies {path} has shape {list(counts.shape)}, expected [{vocab_size}]: one "
-            "count for each token of this model"
+            "count for each row of the table"
         )
     if counts.size and (int(counts.min()) < 0 or int(counts.max()) >= 2**62):
         raise ConfigError(f"--frequencies {path} holds counts outside 0 … 2^62")

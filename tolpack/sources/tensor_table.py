@@ -264,5 +264,7 @@ def tensor_names(names: Sequence[str]) -> str:
     if len(first) != len(last) or len(unlike) != 1 or not unlike[0] % 2:
         return f"{names[0]} … {names[-1]} ({len(names)} tensors)"
     number = unlike[0]
+    if int(last[number]) - int(first[number]) != len(names) - 1:  # some numbers are left out
+        return f"{names[0]} … {names[-1]} ({len(names)} tensors)"
     before, after = "".join(first[:number]), "".join(first[number + 1 :])
     return f"{before}{{{first[number]}…{last[number]}}}{after}"

@@ -92,7 +92,7 @@ class PlanesCost:
         """Say it in a line, for a table of that name."""
         verdict = "stored as frames" if self.pays else "stored as raw records"
         return (
-            f"{name}: byte planes save {self.saved:.1%} of {stored_bytes / 1e9:.3g} GB; a lookup "
+            f"{name}: byte planes save {self.saved:.1%} of {stored_bytes:,} bytes; a lookup "
             f"of one row then decompresses {self.rows} row(s) in {1e6 * self.seconds:.0f} µs; "
             f"{verdict}"
         )
