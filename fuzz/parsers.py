@@ -158,7 +158,7 @@ def check_hdf5(path: Path) -> None:
     """The dataset opens, and all its rows are read, or as many as are of a small table."""
     array = hdf5.open_hdf5(path)
     table = ArrayTable(array, 2 if len(array.shape) == 2 else None)
-    table.layer(table.num_layers - 1)(np.arange(min(table.vocab_size, 64), dtype=np.int64))
+    table.field_rows(table.num_layers - 1)(np.arange(min(table.vocab_size, 64), dtype=np.int64))
 
 
 def safetensors_seeds(folder: Path) -> list[bytes]:
