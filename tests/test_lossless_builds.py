@@ -152,6 +152,22 @@ def test_several_tables_of_one_pack(two_tables, tmp_path, settings):
             assert pack.verify() == []
 
 
+def test_counts_of_each_table_from_a_folder(two_tables, tmp_path):
+    """Tables of several lengths have counts of their own, and their frequent rows come first."""
+    counts = {f"layer.{n}": np.arange(rows)[::-1] for n, rows in TWO.items()}
+    for name, values in counts.items():
+        np.save(tmp_path / f"{name}.npy", values)
+    path = tmp_path / "p.tolpack"
+    tolpack.build(two_tables, path, bits="lossless", frequencies=tmp_path)
+    for table in open_tables(two_tables):
+        with tolpack.open(path, table=table.name) as pack:
+            assert pack.most_frequent(3).tolist() == [0, 1, 2]
+            assert np.array_equal(pack.rows([7])[0, 0], table.field_rows(0)(np.array([7]))[0])
+    np.save(tmp_path / "layer.2.npy", counts["layer.0"])
+    with pytest.raises(ConfigError, match=r"one count for each row of layer\.2; .* TABLE\.npy"):
+        tolpack.build(two_tables, tmp_path / "q.tolpack", frequencies=tmp_path)
+
+
 def test_size_is_divided_among_tables(two_tables, tmp_path):
     """The whole file meets --size, and both tables have a share of it."""
     limit = 250_000

@@ -33,7 +33,7 @@ class CalibrationInputs:
     """Files that tell how frequent tokens are, and on what losses are measured.
 
     ``text``: UTF-8 text or ``.npy`` of token ids; ``frequencies``: ``.npy`` of token counts,
-    (vocab_size,); ``tokenizer``: for the text.
+    (vocab_size,), or a folder with one for each table; ``tokenizer``: for the text.
     """
 
     text: str | Path | None = None
@@ -93,7 +93,7 @@ def calibrate(
     """
     counts = None
     if inputs.frequencies is not None:
-        counts = read_counts(inputs.frequencies, source.rows)
+        counts = read_counts(inputs.frequencies, source.rows, source.name)
     ids = None
     if inputs.text is not None:
         found = inputs.tokenizer

@@ -110,7 +110,8 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--calibrate", type=PATH, help="Calibration text, or .npy of token ids."),
         click.option(
-            "--frequencies", type=PATH, help=".npy of token counts, by which tokens are ordered."
+            "--frequencies", type=PATH,
+            help=".npy of token counts, by which tokens are ordered; or a folder of TABLE.npy.",
         ),
     )  # fmt: skip
     for option in reversed(options):

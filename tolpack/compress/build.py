@@ -139,8 +139,8 @@ def build(
         Settings that a checkpoint lacks, or that replace its own: see
         `tolpack.sources.checkpoint.options.CheckpointOptions`.
     frequencies : str or Path, optional
-        ``.npy`` of token counts; frequent tokens are stored first, with bits 16, 8 and 4 as raw
-        records.
+        ``.npy`` of token counts, or a folder with ``TABLE.npy`` for each table; frequent tokens are
+        stored first, with bits 16, 8, 4 and lossless as raw records.
     layers : int, optional
         Layers of a two-dimensional plain table.
     tensor : str, optional

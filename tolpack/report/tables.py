@@ -137,9 +137,11 @@ def sweep_table(results: Sequence[SweepResult], skipped: Sequence[str] = ()) -> 
 
 
 def plan_table(plans: Sequence[SizePrediction]) -> str:
-    """Write predicted costs, a line per plan, and the bytes by the paper's formula."""
+    """Write predicted costs, a line per plan; of a MemoryLLM also the paper's formula."""
     header = ["rank", "bits", "bytes on disk", "× FP16", "bits/value", "read/token", "resident",
               "MACs/token", "paper's formula"]  # fmt: skip
+    ffn_bytes = plans[0].ffn_bytes
+    columns = len(header) if ffn_bytes is not None else len(header) - 1
     rows = [
         [
             plan.rank,
@@ -151,12 +153,12 @@ def plan_table(plans: Sequence[SizePrediction]) -> str:
             format_bytes(plan.resident_bytes),
             str(plan.macs_per_token),
             format_bytes(plan.paper_bytes),
-        ]
+        ][:columns]
         for plan in plans
     ]
-    text = format_table(header, rows)
-    if plans[0].ffn_bytes is not None:
-        text += f"\n\nmemory FFNs as stored in the checkpoint: {format_bytes(plans[0].ffn_bytes)}"
+    text = format_table(header[:columns], rows)
+    if ffn_bytes is not None:
+        text += f"\n\nmemory FFNs as stored in the checkpoint: {format_bytes(ffn_bytes)}"
     return text
 
 

@@ -73,21 +73,26 @@ def read_npy(path: str | Path, purpose: str, *, mapped: bool = False) -> NDArray
     return values.reshape(layout.shape, order="F" if layout.fortran else "C")
 
 
-def read_counts(path: str | Path, vocab_size: int) -> NDArray[np.int64]:
+def read_counts(path: str | Path, vocab_size: int, table: str = "") -> NDArray[np.int64]:
     """Read token counts, ``--frequencies``: int64 (vocab_size,) from a ``.npy`` of integers.
+
+    A folder has one for each `table`, ``TABLE.npy``.
 
     Raises
     ------
     ConfigError
         It cannot be read, or has another shape, or holds negative counts or fractions.
     """
+    if Path(path).is_dir():
+        path = Path(path) / f"{table}.npy"
     counts = read_npy(path, "--frequencies")
     if counts.dtype.kind not in "iu":
         raise ConfigError(f"--frequencies {path} must hold integer counts")
     if counts.shape != (vocab_size,):
         raise ConfigError(
             f"--frequencies {path} has shape {list(counts.shape)}, expected [{vocab_size}]: one "
-            "count for each row of the table"
+            f"count for each row of {table or 'the table'}; tables of several lengths take a "
+            "folder of TABLE.npy"
         )
     if counts.size and (int(counts.min()) < 0 or int(counts.max()) >= 2**62):
         raise ConfigError(f"--frequencies {path} holds counts outside 0 … 2^62")

@@ -239,7 +239,8 @@ def _field(name: str, annotation: str, value: Any) -> Any:
     else:
         ok, expected = value in _CHOICES[name], f"one of {', '.join(_CHOICES[name])}"
     if not ok:
-        remedy = ": say which it is with --arch" if name == "model_type" else ""
+        remedy = ": if it is a MemoryLLM, say so with --arch; others can be built, not run"
+        remedy = remedy if name == "model_type" else ""
         raise CheckpointError(
             f"config field {name!r} is {shown_value(value)}, expected {expected}{remedy}"
         )
