@@ -438,7 +438,8 @@ def _write_chunks(
         if run.frame == "zstd-runs":
             compressor = partial(compress_runs, records.shape[1])
         elif run.frame == "zstd-planes" and compress is plain_compress:
-            compressor = partial(compress_planes, record_words(parts))
+            words = record_words(parts)
+            compressor = lambda data, words=words: compress_planes(words, data, 1)[0]  # noqa: E731
         blocks, index = writer.add_chunk(
             encoding,
             start,

@@ -163,7 +163,7 @@ def test_planes_come_back(fields, rows, noise, seed):
     """Any bytes of any mix of codecs come back, as a slow reader of the specification has them."""
     record, source = record_words(tuple(fields)), np.random.default_rng(seed)
     data = source.integers(0, 256 if noise else 2, rows * record.record_bytes, np.uint8).tobytes()
-    frame = PLANES.compress(record, data)
+    frame = PLANES.compress(record, data, 1)[0]
     assert PLANES.records(memoryview(frame), rows, record, "here").tobytes() == data
     content = zstandard.ZstdDecompressor().decompress(frame)
     assert _from_planes(content, specs(fields), rows) == data
@@ -187,7 +187,17 @@ def test_planes_save_what_exponents_leave():
     for rows, width in ((26, 160), (2, 2048), (1, 4096)):
         record = record_words(((Part("bf16", width),),))
         data = gaussian(rows, width).tobytes()
-        assert len(PLANES.compress(record, data)) < 0.68 * len(data)
+        assert len(PLANES.compress(record, data, 1)[0]) < 0.68 * len(data)
+
+
+def test_planes_of_several_blocks_are_those_of_each():
+    """Blocks that are cut together give the frames of each alone."""
+    source = np.random.default_rng(0)
+    fields = ((Part("bf16", 6), Part("int4", 5, 4)), (Part("f32", 3),))
+    record = record_words(fields)
+    blocks = [source.bytes(7 * record.record_bytes) for _ in range(5)]
+    alone = [PLANES.compress(record, block, 1)[0] for block in blocks]
+    assert PLANES.compress(record, b"".join(blocks), 5) == alone
 
 
 def test_noise_in_large_planes_stays_short():
@@ -195,7 +205,7 @@ def test_noise_in_large_planes_stays_short():
     for codec, size in (("f32", 4), ("bf16", 2), ("f8e4m3-step", 1)):
         part = Part(codec, 50_000, step=1.0 if size == 1 else None)
         data = np.random.default_rng(0).bytes(9 * 50_000 * size)
-        frame = PLANES.compress(record_words(((part,),)), data)
+        frame = PLANES.compress(record_words(((part,),)), data, 1)[0]
         assert len(frame) + 4 <= longest_frame("zstd-planes", len(data))
 
 

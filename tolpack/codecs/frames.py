@@ -53,12 +53,19 @@ def compress_runs(record_bytes: int, data: bytes) -> bytes:
     return _compress_apart([*pieces, b""])  # an empty last block, as these frames always had
 
 
-def compress_planes(record: RecordWords, data: bytes) -> bytes:
-    """Return one ``zstd-planes`` frame of records, for numbers as models store them.
+def compress_planes(record: RecordWords, data: bytes, blocks: int) -> list[bytes]:
+    """Return a ``zstd-planes`` frame of each of `blocks` equal blocks of records, for numbers as
+    models store them.
 
-    Each plane has a Huffman table of its own, or stays as it is if it is noise.
+    Each plane has a Huffman table of its own, or stays as it is if it is noise. Blocks are cut into
+    planes together, as numpy takes longer to begin than to cut one.
     """
-    return _compress_apart(split_planes(data, record))
+    planes = split_planes(data, record)
+    sizes = [len(plane) // blocks for plane in planes]
+    return [
+        _compress_apart([p[n * size : (n + 1) * size] for p, size in zip(planes, sizes)])
+        for n in range(blocks)
+    ]
 
 
 def _compress_apart(pieces: list[bytes]) -> bytes:
@@ -152,14 +159,15 @@ class Frame:
         Takes a block's payload, its rows, the words of a record, and the place to name in errors;
         gives the records, uint8 (rows, record_bytes). Raises `FormatError`, code ``frame``.
     compress : callable or None
-        Takes the words of a record and the bytes of a block's records; gives the payload, of a
-        length of its own. ``None``: records are stored as they are.
+        Takes the words of a record, the bytes of the records of some blocks of equal length, and
+        their number; gives their payloads, each of a length of its own. ``None``: records are
+        stored as they are.
     """
 
     feature_bit: int | None
     longest_content: Callable[[int], int]
     records: Callable[[memoryview, int, RecordWords, str], Bytes]
-    compress: Callable[[RecordWords, bytes], bytes] | None
+    compress: Callable[[RecordWords, bytes, int], list[bytes]] | None
 
     @property
     def is_compressed(self) -> bool:
@@ -167,15 +175,27 @@ class Frame:
         return self.compress is not None
 
 
+def _one_by_one(
+    compress: Callable[[RecordWords, bytes], bytes],
+) -> Callable[[RecordWords, bytes, int], list[bytes]]:
+    """Return `Frame.compress` for a function that takes one block."""
+
+    def compress_all(record: RecordWords, data: bytes, blocks: int) -> list[bytes]:
+        size = len(data) // blocks
+        return [compress(record, data[n * size : (n + 1) * size]) for n in range(blocks)]
+
+    return compress_all
+
+
 # Every kind of frame by its id in a header.
 FRAMES = {
     "raw": Frame(None, _as_long, _raw_records, None),
-    "zstd": Frame(8, _as_long, _decompress_records, lambda _, data: compress(data)),
+    "zstd": Frame(8, _as_long, _decompress_records, _one_by_one(lambda _, data: compress(data))),
     "zstd-runs": Frame(
         9,
         longest_content,
         _runs_records,
-        lambda record, data: compress_runs(record.record_bytes, data),
+        _one_by_one(lambda record, data: compress_runs(record.record_bytes, data)),
     ),
     "zstd-planes": Frame(10, _as_long, decompress_planes, compress_planes),
 }

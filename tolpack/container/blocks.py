@@ -15,10 +15,8 @@ from tolpack.container.crc import CHECKSUM_BYTES, TABLE_PLACES, place_checksum
 from tolpack.container.index import index_bytes
 from tolpack.runtime.array_types import Buffer, Bytes
 
-# Bytes of raw blocks that are made together.
-_RAW_BYTES = 1 << 20
-# Frames that a worker compresses together.
-_SHARED_BLOCKS = 32
+# Bytes of blocks that are made together: what a processor's cache holds.
+_TOGETHER_BYTES = 1 << 18
 
 
 def encode_blocks(
@@ -50,72 +48,78 @@ def encode_blocks(
     pool : ThreadPoolExecutor, optional
         Workers that share the compression.
     """
-    rows, framed = encoding.rows_per_block, FRAMES[encoding.frame].compress
-    place, record = first_slot + table * TABLE_PLACES, encoding.record()
-    if framed is not None and compress is None:
-        compress = partial(framed, record)
+    rows, frame, record = encoding.rows_per_block, FRAMES[encoding.frame], encoding.record()
+    place = first_slot + table * TABLE_PLACES
+    together = max(1, _TOGETHER_BYTES // raw_block_bytes(record.record_bytes, rows)) * rows
+    make = partial(_raw_blocks, rows)
+    if frame.compress is not None:
+        own = partial(frame.compress, record)
+        given = None if compress is None else partial(_compress_each, compress)
+        make = partial(_framed_blocks, rows, given or own)
     for part in _whole_blocks(records, rows):
-        if compress is None or framed is None:
-            yield from _raw_blocks(part, rows, pack_id, place)
-        else:
-            work = partial(_framed_blocks, part, rows, pack_id, place, compress)
-            starts = range(0, len(part), _SHARED_BLOCKS * rows)
-            for blocks in map(work, starts) if pool is None else pool.map(work, starts):
-                yield from blocks
+        pieces = [part[n : n + together] for n in range(0, len(part), together)]
+        places = range(place, place + len(part), together)
+        work = partial(make, pack_id)
+        for blocks in map(work, places, pieces) if pool is None else pool.map(work, places, pieces):
+            yield from blocks
         place += len(part)
 
 
+def _compress_each(compress: Callable[[bytes], bytes], data: bytes, blocks: int) -> list[bytes]:
+    size = len(data) // blocks
+    return [compress(data[n * size : (n + 1) * size]) for n in range(blocks)]
+
+
 def _framed_blocks(
-    records: Bytes,
     rows: int,
+    compress: Callable[[bytes, int], list[bytes]],
     pack_id: int,
     place: int,
-    compress: Callable[[bytes], bytes],
-    first: int,
-) -> list[bytes]:
-    """Return some frames of `records`, the first of which begins with row `first`."""
-    blocks = []
-    for start in range(first, min(first + _SHARED_BLOCKS * rows, len(records)), rows):
-        payload = compress(records[start : start + rows].tobytes())
-        checksum = place_checksum(payload, pack_id, place + start)
+    records: Bytes,
+) -> list[Buffer]:
+    """Return the frames of `records`, the first at `place`; the last one may have fewer rows."""
+    whole, rest = divmod(len(records), rows)
+    payloads = compress(records[: whole * rows].tobytes(), whole) if whole else []
+    payloads += compress(records[whole * rows :].tobytes(), 1) if rest else []
+    blocks: list[Buffer] = []
+    for n, payload in enumerate(payloads):
+        checksum = place_checksum(payload, pack_id, place + n * rows)
         blocks.append(payload + checksum.to_bytes(CHECKSUM_BYTES, "little"))
     return blocks
+
+
+def _raw_blocks(rows: int, pack_id: int, place: int, records: Bytes) -> list[Buffer]:
+    """Return the raw blocks of `records` as one piece, the first at `place`."""
+    size = rows * records.shape[1]
+    whole, rest = divmod(len(records), rows)
+    count, block_bytes = whole + (rest > 0), raw_block_bytes(records.shape[1], rows)
+    blocks = np.zeros((count, block_bytes), np.uint8)
+    blocks[:whole, :size] = records[: whole * rows].reshape(whole, size)
+    if rest:
+        blocks[whole, : rest * records.shape[1]] = records[whole * rows :].reshape(-1)
+    payloads = blocks[:, :-CHECKSUM_BYTES]
+    sums = [place_checksum(one.data, pack_id, place + n * rows) for n, one in enumerate(payloads)]
+    blocks[:, -CHECKSUM_BYTES:] = np.array(sums, "<u4")[:, None].view(np.uint8)
+    return [blocks.reshape(-1).data]
 
 
 def _whole_blocks(records: Iterable[Bytes], rows: int) -> Iterator[Bytes]:
     """Cut arrays of rows anew, so that all but the last one hold a whole number of blocks."""
     left: Bytes | None = None
     for part in records:
-        joined = part if left is None or not len(left) else np.concatenate([left, part])
-        whole = len(joined) // rows * rows
-        if whole:
-            yield joined[:whole]
-        left = joined[whole:].copy()
+        begin = 0
+        if left is not None and len(left):  # complete the block that was begun
+            begin = min(rows - len(left), len(part))
+            left = np.concatenate([left, part[:begin]])
+            if len(left) < rows:
+                continue
+            yield left
+        end = begin + (len(part) - begin) // rows * rows
+        if end > begin:
+            yield part[begin:end]
+        left = part[end:].copy()
     if left is not None and len(left):
         yield left
-
-
-def _raw_blocks(records: Bytes, rows: int, pack_id: int, place: int) -> Iterator[memoryview]:
-    """Yield the raw blocks of `records`, many together, the first one at `place`.
-
-    As many as the caches of a processor hold: they are copied, summed and written.
-    """
-    record_bytes = records.shape[1]
-    block_bytes, size = raw_block_bytes(record_bytes, rows), rows * record_bytes
-    together = max(1, _RAW_BYTES // block_bytes)
-    for first in range(0, len(records), together * rows):
-        some = records[first : first + together * rows]
-        blocks = np.zeros((-(-len(some) // rows), block_bytes), np.uint8)
-        whole, rest = divmod(len(some), rows)
-        blocks[:whole, :size] = some[: whole * rows].reshape(whole, size)
-        if rest:
-            blocks[whole, : rest * record_bytes] = some[whole * rows :].reshape(-1)
-        payloads, start = blocks[:, :-CHECKSUM_BYTES], place + first
-        sums = [
-            place_checksum(one.data, pack_id, start + n * rows) for n, one in enumerate(payloads)
-        ]
-        blocks[:, -CHECKSUM_BYTES:] = np.array(sums, "<u4")[:, None].view(np.uint8)
-        yield blocks.reshape(-1).data
 
 
 def stored_bytes(records: Bytes, encoding: Encoding) -> int:
