@@ -1,7 +1,10 @@
 """Builds without loss, to a relative error, and of packs of several tables."""
 
 import json
+import weakref
+from types import SimpleNamespace
 
+import models
 import numpy as np
 import pytest
 import torch
@@ -9,8 +12,12 @@ from safetensors.torch import save_file
 from test_build import Killed, Killer, Log, interrupted
 
 import tolpack
+from tolpack.calibration import calibrate
 from tolpack.errors import ConfigError
-from tolpack.sources.open_source import open_tables
+from tolpack.ngrams import qwen4_exp_hash
+from tolpack.sources.ffn_table import FFNTable
+from tolpack.sources.open_source import open_source, open_tables
+from tolpack.workspace.limits import choose_compute
 
 ROWS, LAYERS, WIDTH = 3000, 2, 24
 # Rows of two tables by layer: the primes from 90 on, 16 each, padded to a multiple of 128.
@@ -223,3 +230,91 @@ def test_wrong_settings_are_refused(plain, tmp_path, settings, message):
     with pytest.raises(ConfigError, match=message):
         tolpack.build(plain["float32"], tmp_path / "p.tolpack", **settings)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_header_of_many_tables_has_room(tmp_path):
+    """Numbers of sections and offsets grow with the tables before: the header still fits."""
+    layers, width = 17, 2
+    config = {
+        "model_type": "qwen4_exp_text", "vocab_size": 50, "eos_token_id": 3,
+        "hidden_size": 16 * width, "ple_embed_dim": 16 * width, "ngram_vocab_size_base": 70_000,
+        "ple_layer_ids": list(range(1, layers + 1)),
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    tensors = {}
+    for layer in range(layers):
+        ngrams = qwen4_exp_hash(
+            vocab_size=50, eos_token_id=3, ngram_vocab_size_base=70_000, ple_layer_index=layer
+        )
+        rows = -(-ngrams.table_rows // 128) * 128
+        name = f"model.layers.{layer}.ple.ple_embedding.ngram_embedding.weight"
+        tensors[name] = torch.zeros(rows, width, dtype=torch.bfloat16)
+    save_file(tensors, tmp_path / "model.safetensors")
+    out = tmp_path / "p.tolpack"
+    tolpack.build(tmp_path, out, bits="lossless", compression="none")
+    with tolpack.open(out, table="layer.16") as pack:
+        assert len(pack.tables) == layers
+        assert not pack.rows([pack.vocab_size - 1]).any()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_pack_that_the_format_does_not_have_is_refused_before_it_is_written(tmp_path, force):
+    """A row of more values than the format allows ends a build, and an older pack stays."""
+    fields = 4
+    np.save(tmp_path / "t.npy", np.zeros((2, fields, 1 << 17), np.float16))
+    out = tmp_path / "t.tolpack"
+    if force:
+        out.write_bytes(b"older")
+    with pytest.raises(ConfigError, match="65536|65,536"):
+        tolpack.build(tmp_path / "t.npy", out, bits=16, force=force)
+    assert out.exists() == force
+    assert {path.name for path in tmp_path.iterdir()} <= {"t.npy", "t.tolpack"}
+
+
+@pytest.mark.parametrize("bits", [16, "lossless"])
+def test_exact_packs_are_not_computed_in_bfloat16(tmp_path, bits):
+    """What is to be exact is multiplied in float32, whatever is faster."""
+    path = models.save_model(tmp_path)
+    with pytest.raises(ConfigError, match=f"--compute bfloat16 is less exact than --bits {bits}"):
+        tolpack.build(path, tmp_path / "p.tolpack", bits=bits, compute="bfloat16")
+    source = open_source(path)
+    large = SimpleNamespace(inner_size=10**6, rows=10**6, fields=source.fields)
+    assert choose_compute("auto", large, bits, Log()) is torch.float32
+
+
+def test_weights_of_one_field_are_held_at_a_time(tmp_path, monkeypatch):
+    """A lossless pack of computed rows loads each layer's weights once a run of tokens, in turn."""
+    path, held, most = models.save_model(tmp_path, num_hidden_layers=4), [], []
+    load = FFNTable.field_rows
+
+    def counted(self, field):
+        rows = load(self, field)
+        held.append(weakref.ref(rows))
+        most.append(sum(one() is not None for one in held))
+        return rows
+
+    monkeypatch.setattr(FFNTable, "field_rows", counted)
+    tolpack.build(path, tmp_path / "p.tolpack", bits="lossless", compression="none")
+    assert max(most) == 1
+
+
+def test_rows_of_a_long_text_are_counted_in_pieces(two_tables, tmp_path, monkeypatch):
+    """Counts do not depend on how many tokens are hashed together."""
+    ids, packs = np.random.default_rng(0).integers(0, 50, 500), []
+    np.save(tmp_path / "ids.npy", ids)
+    for size in (7, 1000):
+        monkeypatch.setattr(calibrate, "_COUNTED_TOKENS", size)
+        out = tmp_path / f"{size}.tolpack"
+        tolpack.build(two_tables, out, bits=4, calibrate=tmp_path / "ids.npy")
+        packs.append(out.read_bytes())
+    assert packs[0] == packs[1]
+    with tolpack.open(tmp_path / "7.tolpack", table="layer.0") as pack:
+        expected = np.bincount(pack.row_ids(ids).ravel(), minlength=pack.vocab_size)
+        order = expected[pack.most_frequent(pack.vocab_size)]
+        assert (order[1:] <= order[:-1]).all()
+
+
+def test_drop_names_layers_of_the_model(two_tables, tmp_path):
+    """--drop speaks of the model's layers, not of the numbers of fields."""
+    with pytest.raises(ConfigError, match="--drop 1 is out of range 0"):
+        tolpack.build(two_tables, tmp_path / "p.tolpack", drop="1")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tolpack.compress.settings import dropped_layers, parse_drop, parse_rank, parse_size
+from tolpack.compress.settings import dropped_fields, parse_drop, parse_rank, parse_size
 from tolpack.errors import ConfigError
 
 
@@ -86,11 +86,19 @@ def test_drop_that_is_not_understood(value):
 
 def test_drop_against_a_model():
     """Layers beyond the model, or all of them, cannot be dropped."""
-    assert dropped_layers((0, 2), 3) == (0, 2)
+    assert dropped_fields((0, 2), [0, 1, 2]) == (0, 2)
     with pytest.raises(ConfigError, match=r"--drop 3 is out of range 0 … 2"):
-        dropped_layers((1, 3), 3)
+        dropped_fields((1, 3), [0, 1, 2])
     with pytest.raises(ConfigError, match="every layer: keep at least one"):
-        dropped_layers((0, 1, 2), 3)
+        dropped_fields((0, 1, 2), [0, 1, 2])
+
+
+def test_drop_against_fields_of_some_layers():
+    """Layers are the model's; all fields that a layer reads are dropped together."""
+    assert dropped_fields((1, 7), [1, 2, 7]) == (0, 2)
+    assert dropped_fields((3,), [1, 1, 3, 3]) == (2, 3)
+    with pytest.raises(ConfigError, match=r"--drop 0 is out of range 1, 2, 7"):
+        dropped_fields((0,), [1, 2, 7])
 
 
 @pytest.mark.parametrize(

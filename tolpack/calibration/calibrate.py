@@ -26,6 +26,8 @@ from tolpack.sources.protocol import TableSource
 from tolpack.workspace.workspace import Workspace
 
 COUNT_EXPONENT = 0.7
+# Tokens whose rows are counted together.
+_COUNTED_TOKENS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +130,15 @@ def _vocabulary(source: TableSource) -> int:
 
 def _rows_read(source: TableSource, ids: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return how often a text reads each row, int64 (rows,)."""
-    rows = ids if source.ngrams is None else source.ngrams.rows(ids).ravel()
-    return np.bincount(rows, minlength=source.rows)
+    if source.ngrams is None:
+        return np.bincount(ids, minlength=source.rows)
+    counts, stream = np.zeros(source.rows, np.int64), source.ngrams.stream()
+    for start in range(0, len(ids), _COUNTED_TOKENS):  # every token has many rows
+        rows, found = np.unique(
+            stream.rows(ids[start : start + _COUNTED_TOKENS]), return_counts=True
+        )
+        counts[rows] += found
+    return counts
 
 
 def token_weights(counts: NDArray[np.int64] | None, vocab_size: int) -> Doubles:

@@ -38,7 +38,10 @@ from tolpack.workspace.resources import DEFAULT_MAX_MEMORY, Resources
 from tolpack.workspace.workers import torch_settings, torch_threads
 from tolpack.workspace.workspace import Workspace, open_workspace
 
+# Rows that a finished pack is compared on: fewer where all their fields are many bytes, as a lookup
+# of one field reads whole records.
 _SAMPLE_TOKENS = 512
+_SAMPLE_BYTES = 4 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +306,9 @@ def _result(file: PackFile, sources: Sequence[TableSource], reporter: Reporter) 
 
 
 def _layer_results(file: PackFile, source: TableSource, reporter: Reporter) -> list[LayerResult]:
-    ids = np.arange(0, source.rows, max(1, source.rows // _SAMPLE_TOKENS))
+    row_bytes = 4 * sum(field.width for field in source.fields)
+    count = min(_SAMPLE_TOKENS, max(1, _SAMPLE_BYTES // (row_bytes * len(source.fields))))
+    ids = np.arange(0, source.rows, max(1, source.rows // count))
     layers, total = [], len(source.fields) * len(ids)
     with (
         Pack(file.path, table=source.name) as pack,

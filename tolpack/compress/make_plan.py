@@ -12,6 +12,7 @@ from tolpack.compress.entropy.planner import EntropyCodedPlanner
 from tolpack.compress.fixed.planner import FixedBitsPlanner
 from tolpack.compress.lossless.planner import LosslessPlanner
 from tolpack.compress.plan import PackPlan, Plan, PlanInputs, pack_key
+from tolpack.compress.planned_pack import plan_pack
 from tolpack.compress.settings import BuildSettings, Drop, parse_size
 from tolpack.sources.protocol import TableSource
 from tolpack.workspace.workspace import Workspace
@@ -46,8 +47,14 @@ class PackPlanner:
     shares: tuple[float, ...]
 
     def plan(self, reserve_bytes: int = 0) -> PackPlan:
-        """Return a plan whose file leaves `reserve_bytes` of ``--size`` free."""
-        return PackPlan.of(
+        """Return a plan whose file leaves `reserve_bytes` of ``--size`` free.
+
+        Raises
+        ------
+        ConfigError
+            The format has no such pack.
+        """
+        return plan_pack(
             [
                 planner.plan(-int(-reserve_bytes * share // 1))
                 for planner, share in zip(self.planners, self.shares)

@@ -21,7 +21,7 @@ from tolpack.calibration.token_order import TokenOrder
 from tolpack.codecs.encodings import Encoding, Part
 from tolpack.codecs.frames import LEVEL
 from tolpack.codecs.record import RecordLayout
-from tolpack.compress.settings import BuildSettings, dropped_layers
+from tolpack.compress.settings import BuildSettings, dropped_fields
 from tolpack.container.header import Chunk, Field, Section, Table
 from tolpack.container.ngram_header import NGrams
 from tolpack.container.preamble import VERSION
@@ -185,15 +185,13 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class PackPlan:
-    """The plans of all tables of a pack, in its order."""
+    """The plans of all tables of a pack, in its order; ``header_room``: bytes kept for the header.
+
+    `tolpack.compress.planned_pack.plan_pack` makes it.
+    """
 
     tables: tuple[Plan, ...]
-
-    @classmethod
-    def of(cls, plans: Sequence[Plan]) -> PackPlan:
-        """Make one pack of the plans of single tables."""
-        key = pack_key([plan.key for plan in plans])
-        return cls(tuple(replace(p, key=key, number=n) for n, p in enumerate(plans)))
+    header_room: int
 
     @property
     def key(self) -> bytes:
@@ -207,11 +205,6 @@ class PackPlan:
         for plan in self.tables:
             digest = (31 * digest + plan.digest) % 2**64
         return digest
-
-    @property
-    def header_room(self) -> int:
-        """Bytes kept for the header."""
-        return sum(plan.header_room for plan in self.tables)
 
     @property
     def predicted_bytes(self) -> int:
@@ -266,7 +259,7 @@ class PlanInputs:
             They do not fit it.
         """
         layers, widths = len(source.fields), {field.width for field in source.fields}
-        dropped = dropped_layers(settings.drop.layers, layers)
+        dropped = dropped_fields(settings.drop.layers, [field.layer for field in source.fields])
         if len(widths) > 1 and (settings.bits == "auto" or settings.ranks.word != "none"):
             raise ConfigError(
                 f"fields are {min(widths)} … {max(widths)} values wide: a basis and --bits auto "

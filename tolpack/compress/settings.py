@@ -1,12 +1,13 @@
 """Settings of a build, parsed from the command line's words or from Python values.
 
 Ranks, dropped layers and sizes are kept as small values that know nothing of a model yet;
-`Ranks.for_layers` and `dropped_layers` hold them against one.
+`Ranks.for_layers` and `dropped_fields` hold them against one.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tolpack.errors import ConfigError
@@ -154,13 +155,23 @@ def parse_percent(value: str | float, option: str) -> float:
     return percent
 
 
-def dropped_layers(drop: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
-    """Check `drop` against a model of `num_layers` layers and return it."""
-    if drop and drop[-1] >= num_layers:
-        raise ConfigError(f"--drop {drop[-1]} is out of range 0 … {num_layers - 1}")
-    if len(drop) == num_layers:
+def dropped_fields(drop: tuple[int, ...], layers: Sequence[int]) -> tuple[int, ...]:
+    """Return the numbers of the fields that the layers `drop` read, given the layer of each field.
+
+    Raises
+    ------
+    ConfigError
+        A layer reads no field, or all fields are dropped.
+    """
+    missing = sorted(set(drop) - set(layers))
+    if missing:
+        known = ", ".join(map(str, sorted(set(layers))))
+        if sorted(set(layers)) == list(range(max(layers) + 1)):
+            known = f"0 … {max(layers)}"
+        raise ConfigError(f"--drop {missing[-1]} is out of range {known}")
+    if set(drop) == set(layers):
         raise ConfigError("--drop names every layer: keep at least one")
-    return drop
+    return tuple(number for number, layer in enumerate(layers) if layer in drop)
 
 
 @dataclass(frozen=True, slots=True)

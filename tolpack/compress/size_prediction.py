@@ -22,7 +22,7 @@ from tolpack.compress.fixed.encoding_choice import (
 from tolpack.compress.frame_choice import chunk_sizes
 from tolpack.compress.header_size import estimate_header_room
 from tolpack.compress.lossless.planner import lossless_encodings, measure_planes
-from tolpack.compress.settings import dropped_layers, parse_bits, parse_drop, parse_rank
+from tolpack.compress.settings import dropped_fields, parse_bits, parse_drop, parse_rank
 from tolpack.container.header import Field, Table
 from tolpack.container.ngram_header import NGrams
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, align
@@ -141,7 +141,7 @@ def _predict_tables(
         ranks = parse_rank(label).for_layers(count, min(width, source.rows))
         if ranks is None:
             raise ConfigError("--rank auto follows from the table: plan a number or a percentage")
-        dropped = dropped_layers(drop, count)
+        dropped = dropped_fields(drop, [field.layer for field in source.fields])
         if isinstance(bits, int):
             found.append(predict_pack(source, ranks, bits, dropped, label=label))
         else:

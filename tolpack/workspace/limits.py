@@ -82,7 +82,7 @@ def row_block(source: TableSource) -> int:
     """
     block = block_tokens(max(field.width for field in source.fields))
     values = sum(field.width for field in source.fields)
-    while not source.inner_size and block > 1 and block * values > _READ_BLOCK_VALUES:
+    while not source.weight_bytes and block > 1 and block * values > _READ_BLOCK_VALUES:
         block //= 2
     return block
 
@@ -105,13 +105,14 @@ def choose_compute(
     """
     if not source.inner_size:
         return torch.float32
+    exact = bits in (16, "lossless")
     if word not in COMPUTE:
         raise ConfigError(f"--compute {word!r} is unknown: expected one of {', '.join(COMPUTE)}")
-    if word == "bfloat16" and bits == 16:
-        raise ConfigError("--compute bfloat16 is less exact than --bits 16 keeps: use float32")
+    if word == "bfloat16" and exact:
+        raise ConfigError(f"--compute bfloat16 is less exact than --bits {bits} keeps: use float32")
     operations = 6.0 * source.rows * sum(field.width for field in source.fields)
     large = operations * source.inner_size >= _LARGE_PASS
-    faster = word == "bfloat16" or (large and bits != 16 and multiplies_bfloat16())
+    faster = word == "bfloat16" or (large and not exact and multiplies_bfloat16())
     if not faster or word == "float32":
         return torch.float32
     reporter.say("multiplying in bfloat16 (--compute float32 is exact, and slower)")
@@ -171,13 +172,12 @@ def _needs(
 ) -> tuple[int, int]:
     """Return the bytes that cannot be made fewer, and those of the fewest records."""
     hidden, inner = max(field.width for field in source.fields), source.inner_size
-    weights = 2 * 3 * hidden * inner * 4
     block = row_block(source)
     blocks = workers * block * (3 * inner + 4 * hidden + MOMENT_BLOCKS * hidden) * 4
     gram = (6 + 2 * workers) * 8 * hidden**2 if matrices or inner else 0
     tokens = _TOKEN_ARRAYS * 8 * source.rows if token_arrays or inner else 0
     values = sum(field.width for field in source.fields)
     # Of a table that is read, rows lie beside their records, all fields together.
-    rows = 0 if inner else workers * block * values * 4
-    fixed = _LIBRARY_BYTES + 2 * MAPPED_BYTES + weights + blocks + gram + tokens + rows
+    rows = 0 if source.weight_bytes else workers * block * values * 4
+    fixed = _LIBRARY_BYTES + 2 * MAPPED_BYTES + source.weight_bytes + blocks + gram + tokens + rows
     return fixed, block * values * _RECORD_VALUE_BYTES

@@ -13,13 +13,12 @@ import torch
 from tolpack.codecs.encodings import FieldEncoding
 from tolpack.codecs.record import RecordLayout, record_layout
 from tolpack.compress.plan import PlannedChunk
-from tolpack.compress.read_records import FieldEncoder, read_records
+from tolpack.compress.records import FieldEncoder, field_by_field, fields_together
 from tolpack.errors import ConfigError
 from tolpack.runtime.array_types import Bytes, Floats, Ints
 from tolpack.runtime.scratch import SpilledArray
-from tolpack.sources.protocol import FieldRows, TableSource
+from tolpack.sources.protocol import TableSource
 from tolpack.workspace.limits import Limits, block_tokens, row_block
-from tolpack.workspace.workers import split_ids, wait_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,49 +58,32 @@ class FixedBitsEncoder:
         pool: ThreadPoolExecutor,
         done: Callable[[int], object],
     ) -> Iterator[Bytes]:
-        """See `RecordEncoder`. Layers are computed one after the other for as many tokens as the
-        limits allow, whose records are held. A table that is read is read row by row.
+        """See `RecordEncoder`. Layers that are computed, or projected, are worked on one after the
+        other for as many tokens as the limits allow, whose records are held.
         """
-        if not source.inner_size and all(one.matrix is None for one in self.layers):
-            encoders = [
-                partial(
-                    _encode_rows, one.layer, source.field_rows(one.layer), one.load(), layout, field
-                )
-                for field, one in enumerate(self.layers)
-            ]
-            block = row_block(source)
-            yield from read_records(encoders, token_ids, layout, block, limits, pool, done)
-            return
-        for ids in split_ids(token_ids, limits.superblock_tokens(layout.record_bytes)):
-            records = np.zeros((len(ids), layout.record_bytes), np.uint8)
-            for field, one in enumerate(self.layers):
-                rows, project = source.field_rows(one.layer), one.load()
-                block = block_tokens(source.fields[one.layer].width)
-                encode = partial(_encode_rows, one.layer, rows, project, layout, field)
-                work = partial(_encode_block, encode, ids, records, block)
-                wait_for(pool.map(work, range(0, len(ids), block)), done)
-                del rows, project, encode, work  # the next layer's weights must not meet these
-            yield records
+        loaders = [
+            partial(_load, source, one, layout, field) for field, one in enumerate(self.layers)
+        ]
+        if source.weight_bytes or any(one.matrix is not None for one in self.layers):
+            block = block_tokens(max(source.fields[one.layer].width for one in self.layers))
+            return field_by_field(loaders, token_ids, layout, block, limits, pool, done)
+        block = row_block(source)
+        return fields_together(loaders, token_ids, layout, block, limits, pool, done)
 
 
-def _encode_rows(
-    layer: int,
-    rows: FieldRows,
-    project: Callable[[Floats], Floats],
-    layout: RecordLayout,
-    field: int,
-    ids: Ints,
-    records: Bytes,
-) -> int:
-    try:
-        layout.encode(records, field, project(rows(ids)))
-    except ConfigError as error:
-        raise ConfigError(f"layer {layer}: {error}") from error
-    return len(ids)
+def _load(
+    source: TableSource, one: LayerProjection, layout: RecordLayout, field: int
+) -> FieldEncoder:
+    rows, project = source.field_rows(one.layer), one.load()
 
+    def encode(ids: Ints, records: Bytes) -> int:
+        try:
+            layout.encode(records, field, project(rows(ids)))
+        except ConfigError as error:
+            raise ConfigError(f"layer {one.layer}: {error}") from error
+        return len(ids)
 
-def _encode_block(encode: FieldEncoder, ids: Ints, records: Bytes, block: int, start: int) -> int:
-    return encode(ids[start : start + block], records[start : start + block])
+    return encode
 
 
 def encoded_sample(

@@ -11,10 +11,10 @@ import numpy as np
 
 from tolpack.codecs.record import RecordLayout
 from tolpack.compress.plan import PlannedChunk
-from tolpack.compress.read_records import read_records
+from tolpack.compress.records import FieldEncoder, field_by_field, fields_together
 from tolpack.runtime.array_types import Bytes, Ints
-from tolpack.sources.protocol import StoredRows, TableSource
-from tolpack.workspace.limits import Limits, row_block
+from tolpack.sources.protocol import TableSource
+from tolpack.workspace.limits import Limits, block_tokens, row_block
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +34,14 @@ class LosslessEncoder:
         done: Callable[[int], object],
     ) -> Iterator[Bytes]:
         """See `RecordEncoder`."""
-        encoders = [
-            partial(_place_rows, source.stored_rows(number), layout, field)
-            for field, number in enumerate(self.kept)
+        loaders = [
+            partial(_load, source, number, layout, field) for field, number in enumerate(self.kept)
         ]
-        return read_records(encoders, token_ids, layout, row_block(source), limits, pool, done)
+        if source.weight_bytes:
+            block = block_tokens(max(source.fields[number].width for number in self.kept))
+            return field_by_field(loaders, token_ids, layout, block, limits, pool, done)
+        block = row_block(source)
+        return fields_together(loaders, token_ids, layout, block, limits, pool, done)
 
 
 def sample_records(
@@ -47,12 +50,15 @@ def sample_records(
     """Return the records of a few rows, uint8 (n, record_bytes)."""
     records = np.zeros((len(ids), layout.record_bytes), np.uint8)
     for field, number in enumerate(kept):
-        _place_rows(source.stored_rows(number), layout, field, ids, records)
+        _load(source, number, layout, field)(ids, records)
     return records
 
 
-def _place_rows(
-    stored: StoredRows, layout: RecordLayout, field: int, ids: Ints, records: Bytes
-) -> int:
-    layout.place(records, field, *stored(ids))
-    return len(ids)
+def _load(source: TableSource, number: int, layout: RecordLayout, field: int) -> FieldEncoder:
+    stored = source.stored_rows(number)
+
+    def encode(ids: Ints, records: Bytes) -> int:
+        layout.place(records, field, *stored(ids))
+        return len(ids)
+
+    return encode
