@@ -298,15 +298,15 @@ def test_close_during_a_lookup_lets_it_end(io, samples, monkeypatch):
     pack = tolpack.open(samples["int4"].path, io=io)
     expected = pack.rows(range(10))
     container = pack.container
-    plain = type(container).blocks
+    plain = type(container).read_blocks
     started, closed = threading.Event(), threading.Event()
 
-    def slow(self, number, blocks):
+    def slow(self, wanted):
         started.set()
         assert closed.wait(20)
-        return plain(self, number, blocks)
+        return plain(self, wanted)
 
-    monkeypatch.setattr(type(container), "blocks", slow)
+    monkeypatch.setattr(type(container), "read_blocks", slow)
     found = []
 
     def lookup():

@@ -74,15 +74,15 @@ def damaged(path, folder):
 def held_prefetches(monkeypatch):
     """Hold threads that prefetch before they read; returns events: one has begun, they may go."""
     begun, go = threading.Event(), threading.Event()
-    truly = Container.blocks
+    truly = Container.read_blocks
 
-    def slow(self, number, blocks):
+    def slow(self, wanted):
         if threading.current_thread().name.startswith("tolpack-ahead"):
             begun.set()
             go.wait(30)
-        return truly(self, number, blocks)
+        return truly(self, wanted)
 
-    monkeypatch.setattr(Container, "blocks", slow)
+    monkeypatch.setattr(Container, "read_blocks", slow)
     return begun, go
 
 

@@ -193,11 +193,12 @@ class Container(ForkSafe):
         return view.offset_bytes + int(start), int(end - start)
 
     def block(self, number: int, block: int) -> memoryview:
-        """Read block `block` of chunk `number`: `blocks` of one."""
-        return self.blocks(number, [block])[0]
+        """Read block `block` of chunk `number`: `read_blocks` of one."""
+        return self.read_blocks([(number, block)])[0]
 
-    def blocks(self, number: int, blocks: Sequence[int]) -> list[memoryview]:
-        """Read blocks of chunk `number` and return their checked bytes, checksums removed.
+    def read_blocks(self, wanted: Sequence[tuple[int, int]]) -> list[memoryview]:
+        """Read blocks, each given by the numbers of its chunk and of itself there, and return their
+        checked bytes, checksums removed.
 
         A raw block keeps its zero padding; any other is one frame, still compressed.
 
@@ -206,11 +207,11 @@ class Container(ForkSafe):
         ChecksumError, FormatError, FileAccessError
             The first block that is damaged or cannot be read.
         """
-        extents = [self.block_extent(number, block) for block in blocks]
+        extents = [self.block_extent(number, block) for number, block in wanted]
         found = [memoryview(data) for data in self.source.read_many(extents)]
         self._count("block", sum(length for _, length in extents), len(extents))
         if self.checksums:
-            for block, extent, data in zip(blocks, extents, found):
+            for (number, block), extent, data in zip(wanted, extents, found):
                 self._check_block_checksum(number, block, extent[0], data)
         return [data[:-CHECKSUM_BYTES] for data in found]
 
@@ -225,7 +226,7 @@ class Container(ForkSafe):
         Raises
         ------
         ChecksumError, FormatError, FileAccessError
-            As `blocks`.
+            As `read_blocks`.
         """
         offsets = [self.block_extent(number, row)[0] for row in rows]
         length = self.block_extent(number, 0)[1]

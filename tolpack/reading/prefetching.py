@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 
@@ -50,19 +50,19 @@ class Prefetcher:
             self._waiting += 1
         return self._pool.submit(self._fetch, wanted)
 
-    def take_blocks(self, number: int, blocks: list[int]) -> list[memoryview]:
-        """Return blocks of a chunk, as `Container.blocks`: those that are kept, or coming, from
-        there, where they are no more.
+    def take_blocks(self, wanted: Sequence[tuple[int, int]]) -> list[memoryview]:
+        """Return blocks, as `Container.read_blocks`: those that are kept, or coming, from there,
+        where they are no more.
         """
         if not self._kept and not self._coming:
-            return self._container.blocks(number, blocks)
+            return self._container.read_blocks(wanted)
         with self._changed:
-            self._changed.wait_for(lambda: not any((number, b) in self._coming for b in blocks))
-            found = {b: self._kept.pop((number, b)) for b in blocks if (number, b) in self._kept}
+            self._changed.wait_for(lambda: not any(one in self._coming for one in wanted))
+            found = {one: self._kept.pop(one) for one in wanted if one in self._kept}
             self._kept_bytes -= sum(map(len, found.values()))
-        others = [block for block in blocks if block not in found]
-        found.update(zip(others, self._container.blocks(number, others) if others else []))
-        return [found[block] for block in blocks]
+        others = [one for one in wanted if one not in found]
+        found.update(zip(others, self._container.read_blocks(others) if others else []))
+        return [found[one] for one in wanted]
 
     def close(self) -> None:
         """End the thread, and let go of what is kept."""
@@ -105,7 +105,7 @@ class Prefetcher:
         payloads: list[memoryview] = []
         order = sorted(coming)
         try:
-            payloads = self._container.blocks(number, [block for _, block in order])
+            payloads = self._container.read_blocks(order)
         finally:
             with self._changed:
                 self._coming -= coming

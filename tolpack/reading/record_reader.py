@@ -148,7 +148,7 @@ class RecordReader(ForkSafe):
                 records = self._cache.records(number, np.array([row]))
                 sink(view.chunk.encoding, records, places)
                 return
-            payload = self._ahead.take_blocks(number, [block])[0]
+            payload = self._ahead.take_blocks([(number, block)])[0]
             records = self._decompress(number, block, payload)
             sink(view.chunk.encoding, records[within : within + 1], places)
         with self._lock:
@@ -171,12 +171,9 @@ class RecordReader(ForkSafe):
             number = bisect_right(self._starts, slot) - 1
             view = chunks[number]
             found.append((number, *divmod(slot - view.first_slot, view.rows_per_block)))
-        distinct = dict.fromkeys((number, block) for number, block, _ in found)
-        self._container.source.advise([self._container.block_extent(*one) for one in distinct])
-        blocks = {
-            one: self._decompress(*one, self._ahead.take_blocks(one[0], [one[1]])[0])
-            for one in distinct
-        }
+        distinct = list(dict.fromkeys((number, block) for number, block, _ in found))
+        payloads = self._ahead.take_blocks(distinct)
+        blocks = {one: self._decompress(*one, data) for one, data in zip(distinct, payloads)}
         by_encoding: dict[int, tuple[list[Bytes], list[int]]] = {}
         for n, (number, block, within) in enumerate(found):
             records, numbers = by_encoding.setdefault(chunks[number].chunk.encoding, ([], []))
@@ -221,7 +218,8 @@ class RecordReader(ForkSafe):
         for start in range(0, len(blocks), window):
             stop = min(start + window, len(blocks))
             part = slice(bounds[start], bounds[stop])
-            payloads = self._ahead.take_blocks(number, blocks[start:stop].tolist())
+            wanted = [(number, block) for block in blocks[start:stop].tolist()]
+            payloads = self._ahead.take_blocks(wanted)
             self._advise_ahead(number, blocks, start, window)
             self._decompress_all(
                 number, blocks[start:stop], payloads, rows[part], places[part], sink
