@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -14,6 +15,7 @@ from tolpack.compress.lossless.planner import LosslessPlanner
 from tolpack.compress.plan import PackPlan, Plan, PlanInputs, pack_key
 from tolpack.compress.planned_pack import plan_pack
 from tolpack.compress.settings import BuildSettings, Drop, parse_size
+from tolpack.errors import ConfigError
 from tolpack.sources.protocol import TableSource
 from tolpack.workspace.workspace import Workspace
 
@@ -44,6 +46,7 @@ class PackPlanner:
     """Has measured all tables of a pack; ``shares`` of ``--size`` that each of them has."""
 
     planners: tuple[Planner, ...]
+    names: tuple[str, ...]
     shares: tuple[float, ...]
 
     def plan(self, reserve_bytes: int = 0) -> PackPlan:
@@ -52,14 +55,17 @@ class PackPlanner:
         Raises
         ------
         ConfigError
-            The format has no such pack.
+            A table does not fit its share of ``--size``, or the format has no such pack.
         """
-        return plan_pack(
-            [
-                planner.plan(-int(-reserve_bytes * share // 1))
-                for planner, share in zip(self.planners, self.shares)
-            ]
-        )
+        return plan_pack([self._table_plan(n, reserve_bytes) for n in range(len(self.planners))])
+
+    def _table_plan(self, number: int, reserve_bytes: int) -> Plan:
+        try:
+            return self.planners[number].plan(math.ceil(reserve_bytes * self.shares[number]))
+        except ConfigError as error:
+            if len(self.names) == 1:
+                raise
+            raise ConfigError(f"table {self.names[number]!r}: {error}") from error
 
 
 def make_planner(
@@ -75,6 +81,7 @@ def make_planner(
     limits, total = size_limits(tables, settings), sum(table.fp16_bytes for table in tables)
     return PackPlanner(
         tuple(_table_planner(t, settings, workspace, limit) for t, limit in zip(tables, limits)),
+        tuple(table.source.name for table in tables),
         tuple(table.fp16_bytes / total for table in tables),
     )
 
