@@ -113,6 +113,24 @@ def test_computed_tables_are_checked_and_fingerprinted(tmp_path):
     assert table.describe()[0] == "family: MeKi"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_of_computed_rows_are_told(tmp_path, dtype):
+    """weight_bytes are those of the largest field in float32; tables that are read have none."""
+    meki = meki_tensors(dtype=dtype)
+    module = "layers.2.meki_module.word_emb_projection."
+    for part, shape in (("gate", (9, HIDDEN)), ("up", (9, HIDDEN)), ("down", (WIDTH, 9))):
+        meki[f"{module}{part}_proj.weight"] = torch.ones(shape, dtype=dtype)
+    mole = mole_tensors(dtype)
+    mole["model.layers.1.experts.0.up_proj.weight"] = torch.ones(7, HIDDEN, dtype=dtype)
+    mole["model.layers.1.experts.0.down_proj.weight"] = torch.ones(HIDDEN, 7, dtype=dtype)
+    folded = meki_tensors(folded=True, dtype=dtype)
+    sizes = []
+    for name, tensors, config in (("a", meki, MEKI), ("b", mole, MOLE), ("c", folded, MEKI)):
+        (tmp_path / name).mkdir()
+        sizes.append(open_source(write(tmp_path / name, tensors, config)).weight_bytes)
+    assert sizes == [4 * (9 * (2 * HIDDEN + WIDTH) + 2 + WIDTH), 4 * (2 * 7 + 1) * HIDDEN, 0]
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_stem_has_a_field_for_each_chosen_layer(tmp_path, nested):
     """stem_embeddings.J belongs to the J-th layer of stem_layers, bit for bit."""

@@ -227,6 +227,8 @@ def test_sources_say_rows_fields_and_capabilities(tmp_path, memoryllm):
     assert ffn.fields == tuple(SourceField(f"layer.{n}", n, 24, "float32") for n in range(3))
     assert (plain.rows, plain.checkpoint, plain.ffn_bytes) == (9, None, None)
     assert (ffn.rows, ffn.inner_size, held.rows, held.fields) == (97, 20, 97, ffn.fields)
+    assert (plain.weight_bytes, ffn.weight_bytes) == (0, 4 * 3 * 24 * 20)
+    assert held.weight_bytes == ffn.weight_bytes
     assert held.checkpoint is ffn.checkpoint
     assert held.fingerprint() == ffn.fingerprint()
     for source in (plain, ffn, held):

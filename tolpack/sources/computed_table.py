@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -64,6 +64,10 @@ class Weights:
             return self.files.store.load(name)[0].to(torch.float32, copy=True)
         return self.rows(name)(np.arange(self.files.shape(name)[0]))
 
+    def nbytes(self, names: Iterable[str]) -> int:
+        """Return the bytes of tensors as float32, none of which is read."""
+        return 4 * sum(math.prod(self.files.shape(name)) for name in names)
+
     def rows(self, name: str) -> TokenRows:
         """Return a function that reads rows of a matrix."""
         stored = self.files.rows(name)
@@ -97,6 +101,8 @@ class ComputedTable(UniformTable):
         Everything else that rows depend on, for the fingerprint.
     load : callable
         Loads the weights of a field by its number, and returns the function that computes rows.
+    weight_bytes : int
+        See `TableSource.weight_bytes`.
 
     ``tensors`` of the table are all of those names, each once.
     """
@@ -104,11 +110,12 @@ class ComputedTable(UniformTable):
     def __init__(
         self, name: str, family: str, rows: int, fields: Sequence[SourceField], weights: Weights,
         tensors: Sequence[Sequence[str]], settings: str, load: Callable[[int], TokenRows],
+        weight_bytes: int,
     ) -> None:  # fmt: skip
         super().__init__(rows, len(fields), fields[0].width, "float32")
         self.name, self.family, self.fields = name, family, tuple(fields)
         self._files, self._kinds, self._settings = weights.files, tensors, settings
-        self._load = load
+        self._load, self.weight_bytes = load, weight_bytes
         self.tensors = tuple(dict.fromkeys(name for kind in tensors for name in kind))
         self._digests: dict[str, bytes] = {}
 

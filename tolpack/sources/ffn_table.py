@@ -39,6 +39,7 @@ class FFNTable(UniformTable):
         self.checkpoint = checkpoint
         self.compute = compute
         self.inner_size = int(config.require("memory_intermediate_size", "the memory FFNs"))
+        self.weight_bytes = 3 * self.hidden_size * self.inner_size * 4
         self.ffn_bytes = sum(
             tensor.nbytes for name, tensor in self._tensors.items() if ".memory_" in name
         )

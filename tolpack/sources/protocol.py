@@ -57,8 +57,8 @@ class TableSource(Protocol):
     """A table of ``rows`` rows, one for each token id, whose values are in several ``fields``.
 
     Capabilities that only some sources have are attributes too, with a neutral value in the others:
-    ``checkpoint``, ``compute`` and `computed_in`, ``ffn_bytes``, ``inner_size`` and ``ngrams``. So
-    no user has to ask what kind of source it has.
+    ``checkpoint``, ``compute`` and `computed_in`, ``ffn_bytes``, ``inner_size``, ``weight_bytes``
+    and ``ngrams``. So no user has to ask what kind of source it has.
     """
 
     @property
@@ -99,6 +99,14 @@ class TableSource(Protocol):
     @property
     def inner_size(self) -> int:
         """Inner width of those FFNs; 0 if there are none."""
+        ...
+
+    @property
+    def weight_bytes(self) -> int:
+        """Most bytes of weights that one function of `field_rows` holds; 0 where rows are read.
+
+        They are counted in float32. While weights are loaded they take as much once more.
+        """
         ...
 
     @property

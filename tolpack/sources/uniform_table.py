@@ -45,6 +45,7 @@ class UniformTable:
     compute = torch.float32
     ffn_bytes: int | None = None
     inner_size = 0
+    weight_bytes = 0
     ngrams: NGramHash | None = None
 
     def __init__(self, rows: int, layers: int, width: int, dtype: str) -> None:
@@ -108,6 +109,7 @@ class DerivedTable(UniformTable):
         self.compute = source.compute
         self.ffn_bytes = source.ffn_bytes
         self.inner_size = source.inner_size
+        self.weight_bytes = source.weight_bytes
 
     @property
     def stored_bytes(self) -> int:

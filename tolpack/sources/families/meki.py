@@ -82,14 +82,22 @@ def _computed_table(files: CheckpointFiles, modules: Mapping[int, str]) -> Compu
     def load(field: int) -> TokenRows:
         return _layer_rows(weights, modules[layers[field]], embedding, eps)
 
-    return ComputedTable(NAME, MEKI.name, vocab, fields, weights, kinds, f"meki {eps}", load)
+    weight_bytes = max(weights.nbytes(_loaded(module)) for module in modules.values())
+    return ComputedTable(
+        NAME, MEKI.name, vocab, fields, weights, kinds, f"meki {eps}", load, weight_bytes
+    )
+
+
+def _loaded(module: str) -> list[str]:
+    """Return the tensors of a layer that are held while its rows are computed."""
+    return [f"{module}.{name}" for name in (*_PROJECTIONS, *_OTHERS)]
 
 
 def _layer_rows(weights: Weights, module: str, embedding: str, eps: float) -> TokenRows:
     """Load a layer, and return the function that computes its rows."""
     static, words = weights.rows(f"{module}.embeddings.weight"), weights.rows(embedding)
-    ffn = GatedFFN("silu", *(weights.whole(f"{module}.{name}") for name in _PROJECTIONS))
-    beta, alpha, weight = (weights.whole(f"{module}.{name}") for name in _OTHERS)
+    gate, up, down, beta, alpha, weight = map(weights.whole, _loaded(module))
+    ffn = GatedFFN("silu", gate, up, down)
     norm = Norm("rmsnorm", eps, weight, None)
 
     def rows(ids: NDArray[np.int64]) -> torch.Tensor:

@@ -98,7 +98,10 @@ def _computed_table(
         return _expert_rows(weights, embedding, norms[field // experts], bases[field], eps)
 
     kinds = [[embedding], norms, *parts]
-    return ComputedTable(NAME, MOLE.name, vocab, fields, weights, kinds, f"mole {eps}", load)
+    weight_bytes = max(weights.nbytes([norms[0], up, down]) for up, down in zip(*parts))
+    return ComputedTable(
+        NAME, MOLE.name, vocab, fields, weights, kinds, f"mole {eps}", load, weight_bytes
+    )
 
 
 def _check_expert(weights: Weights, base: str, width: int) -> None:
