@@ -143,6 +143,11 @@ def test_the_hash_of_a_trellis_table_is_in_its_file(tmp_path):
     (table,) = open_tables(tmp_path)
     assert table.ngrams.multipliers == (5, 7, 9)
     assert (table.ngrams.sizes, table.ngrams.offsets) == ((8, 33), (0, 8))
+    stored["layer_multipliers"] = torch.tensor([5, 7, -(2**63)])
+    save(tmp_path)
+    with pytest.raises(CheckpointError, match="give no hash: multipliers hold -9223372036854775"):
+        open_tables(tmp_path)
+    stored["layer_multipliers"] = torch.tensor([5, 7, 9])
     stored["head_vocab_sizes"] = torch.tensor([8, 34])
     save(tmp_path)
     with pytest.raises(CheckpointError, match="has 41 rows, but the heads .* have 42"):
