@@ -20,7 +20,6 @@ from tolpack.sources.tensor_table import TensorTable
 
 NAME = "stem_embeddings"
 _TENSOR = rf"(?:.+\.)?{NAME}\.(?P<number>\d{{1,4}})\.weight"
-_MAX_LAYERS = 10_000
 
 
 def _open_tables(files: CheckpointFiles) -> tuple[TableSource, ...] | None:
@@ -46,7 +45,7 @@ def _layers(files: CheckpointFiles) -> tuple[int, ...]:
     inner = files.config.get("model")
     config = inner if isinstance(inner, dict) else files.text_config
     found = config.get("stem_layers")
-    right = isinstance(found, list) and all(type(n) is int and 0 <= n < _MAX_LAYERS for n in found)
+    right = isinstance(found, list) and all(type(n) is int and 0 <= n < 2**31 for n in found)
     if not right or not found or found != sorted(set(found)):
         raise CheckpointError(
             f"config field 'stem_layers' is {repr(found)[:60]}, expected the layers with an "
