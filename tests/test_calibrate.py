@@ -7,9 +7,11 @@ import models
 import numpy as np
 import pytest
 import torch
+from ngram_tables import save_folder, save_mtplx
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
+from tolpack.calibration.calibrate import CalibrationInputs, calibrate
 from tolpack.calibration.loss_metrics import (
     MAX_GRADIENT_TOKENS,
     TruncatedLayer,
@@ -20,7 +22,11 @@ from tolpack.calibration.loss_metrics import (
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.model.decoder import Decoder
 from tolpack.model.text import find_tokenizer, read_token_ids
+from tolpack.runtime.progress import Reporter
 from tolpack.sources.checkpoint.checkpoint import open_checkpoint
+from tolpack.sources.open_source import open_source
+from tolpack.workspace.resources import Resources
+from tolpack.workspace.workspace import open_workspace
 
 SMALL = {"vocab_size": 19, "hidden_size": 8, "num_hidden_layers": 2, "memory_intermediate_size": 6}
 
@@ -272,3 +278,17 @@ def test_tokenizer_is_found_inside_or_beside(tmp_path):
     assert find_tokenizer(folder, None) == folder / "tokenizer.json"
     assert find_tokenizer(folder / "m.pt", None) == folder / "tokenizer.json"
     assert find_tokenizer(folder, "other.json").name == "other.json"
+
+
+def test_texts_of_hashed_tables_hold_any_id_that_is_hashed(tmp_path):
+    """Without compressed ids the highest id of a text is 2^31 - 1, as when rows are read."""
+    save_folder(tmp_path, lambda folder: save_mtplx(folder / "ngram-table.safetensors", 4, 32))
+    source, text = open_source(tmp_path), tmp_path / "ids.npy"
+    with open_workspace([source], tmp_path, Resources(threads=1), Reporter()) as workspace:
+        np.save(text, [2**31 - 1, 0, 2**31 - 1])
+        counts = calibrate(source, CalibrationInputs(text), None, workspace).counts
+        np.save(text, [2**31, 0])
+        with pytest.raises(CheckpointError, match="the vocabulary has 2147483648"):
+            calibrate(source, CalibrationInputs(text), None, workspace)
+    rows = source.ngrams.rows([2**31 - 1, 0, 2**31 - 1])
+    assert counts.tolist() == np.bincount(rows.ravel(), minlength=source.rows).tolist()

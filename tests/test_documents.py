@@ -108,3 +108,13 @@ def test_documents_are_two_links_from_the_readme():
         reached |= {found for found in targets if found.suffix == ".md"}
     lost = [str(path) for path in (ROOT / "docs").rglob("*.md") if path not in reached]
     assert not lost
+
+
+# -- tables --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_rows_of_tables_follow_their_header(path):
+    """A row begins no table: a blank line within one would show the rest of it as text."""
+    groups = re.findall(r"(?:^\|.*\n?)+", prose(path), flags=re.M)
+    assert [one for one in groups if not re.match(r".*\n\|[-:| ]+\|$", one, flags=re.M)] == []

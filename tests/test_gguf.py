@@ -192,6 +192,15 @@ def test_engram_tables_are_one_for_each_layer(tmp_path):
     ]
 
 
+def test_two_tables_of_one_layer_are_both_named(tmp_path):
+    """Of two tensors with one layer's number none is taken."""
+    stored = gguf_files.quantize(values(9, 64), "F16")
+    tensors = {f"blk.{n}.engram_embd.weight": (stored, "F16") for n in ("1", "01")}
+    path = gguf_files.write(tmp_path / "m.gguf", tensors)
+    with pytest.raises(CheckpointError, match=r"'blk\.0?1\..*' and 'blk\.0?1\..*expected one"):
+        open_gguf(path)
+
+
 def test_three_dimensions_are_layers(tmp_path):
     """A tensor [vocab, layers, values] has a field for each layer."""
     whole = values(width=192)
@@ -253,15 +262,18 @@ def test_values_that_are_not_finite_are_refused(tmp_path, kind):
             rows(np.arange(ROWS))
 
 
-def test_fingerprint_sees_every_bit_and_no_name(tmp_path):
-    """Another bit or type changes the fingerprint; another name or other tensors do not."""
+def test_fingerprint_sees_every_bit_and_the_name(tmp_path):
+    """Another bit, type or name changes the fingerprint; other tensors do not."""
     stored = gguf_files.random_blocks("Q8_0", ROWS, 64)
     changed = stored.copy()
     changed[-1, -1] ^= 1
     first = open_named(write_one(tmp_path / "a.gguf", stored, "Q8_0")).fingerprint()
-    tensors = {"b": (values(), "F32"), "c": (stored, "Q8_0")}
+    tensors = {
+        "b": (values(), "F32"), "token_embd.weight": (stored, "Q8_0"), "c": (stored, "Q8_0"),
+    }  # fmt: skip
     path = gguf_files.write(tmp_path / "b.gguf", tensors)
-    assert open_named(path, "c").fingerprint() == first
+    assert open_named(path).fingerprint() == first
+    assert open_named(path, "c").fingerprint() != first
     path = write_one(tmp_path / "c.gguf", changed, "Q8_0")
     assert open_named(path).fingerprint() != first
 

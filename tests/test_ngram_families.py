@@ -169,7 +169,7 @@ def test_missing_embedders_are_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"\[0, 1, 2, 3, 5\].*a shard is missing"):
         open_tables(save(tmp_path / "a", tensors, LONGCAT_CONFIG))
     tensors = longcat() | {"model.oe_embed_tokens5.weight": random(101, 8)}
-    with pytest.raises(CheckpointError, match=r"\[0, 1, 2, 3, 4, 5, 5\]"):
+    with pytest.raises(CheckpointError, match=r"embedders\.5\.weight' and 'model\.oe_embed_tok"):
         open_tables(save(tmp_path / "b", tensors, LONGCAT_CONFIG))
     others = {name: random(2, 2) for name in "abc"}
     with pytest.raises(CheckpointError, match=r"embeddings \[\], but the config asks for 0 … 5"):

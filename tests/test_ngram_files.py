@@ -7,6 +7,7 @@ from ngram_tables import CONFIG, ROWS, decode_ring, save_exl3, save_folder, save
 from safetensors.torch import save_file
 
 from tolpack.errors import CheckpointError
+from tolpack.ngrams import NGramHash
 from tolpack.sources.checkpoint.shards import open_store
 from tolpack.sources.families.checkpoint_files import CheckpointFiles
 from tolpack.sources.families.exl3 import EXL3
@@ -143,6 +144,11 @@ def test_the_hash_of_a_trellis_table_is_in_its_file(tmp_path):
     (table,) = open_tables(tmp_path)
     assert table.ngrams.multipliers == (5, 7, 9)
     assert (table.ngrams.sizes, table.ngrams.offsets) == ((8, 33), (0, 8))
+    stored["layer_multipliers"] = torch.tensor([5, 7, -(2**63)])
+    save(tmp_path)
+    with pytest.raises(CheckpointError, match="give no hash: multipliers hold -9223372036854775"):
+        open_tables(tmp_path)
+    stored["layer_multipliers"] = torch.tensor([5, 7, 9])
     stored["head_vocab_sizes"] = torch.tensor([8, 34])
     save(tmp_path)
     with pytest.raises(CheckpointError, match="has 41 rows, but the heads .* have 42"):
@@ -159,3 +165,17 @@ def test_fingerprints_see_codes_heads_and_hash(tmp_path):
     save_mtplx(path, 4, 32)
     seen |= {open_family(MTPLX, path, config).fingerprint() for config in ({}, CONFIG)}
     assert len(seen) == 5
+
+
+def test_fingerprints_see_every_compressed_id(tmp_path):
+    """One id among thousands changes the fingerprint, although numpy prints none of them."""
+    path, seen = tmp_path / "ngram-table.safetensors", set()
+    save_mtplx(path, 4, 32)
+    for place in (None, 0, 2500, 4999):
+        ids = np.zeros(5000, np.uint32)
+        if place is not None:
+            ids[place] = 1
+        table = open_family(MTPLX, path)
+        table.ngrams = NGramHash("xor", (1,), (ROWS,), (0,), (3,), 0, compressed_ids=ids)
+        seen.add(table.fingerprint())
+    assert len(seen) == 4

@@ -23,7 +23,7 @@ def hashes(draw):
     heads = len(orders)
     sizes = draw(st.lists(st.integers(1, 2**29), min_size=heads, max_size=heads))
     offsets = draw(st.lists(st.integers(0, 2**40), min_size=heads, max_size=heads))
-    number = st.integers(-(2**63), 2**63 - 1)
+    number = st.integers(-(2**63) + 1, 2**63 - 1)
     multipliers = draw(st.lists(number, min_size=max(orders), max_size=max(orders)))
     boundary = draw(st.none() | st.integers(0, 3))
     compressed = None
@@ -104,7 +104,7 @@ def test_wrong_ids_are_named(ids):
 
 def test_without_a_vocabulary_ids_have_31_bits():
     """The highest id is 2^31 - 1, and its sums are exact."""
-    ngrams = NGramHash("sum", (4,), (2**30,), (0,), (2**63 - 1, 7**20, -(2**63), 11), 0)
+    ngrams = NGramHash("sum", (4,), (2**30,), (0,), (2**63 - 1, 7**20, -(2**63) + 1, 11), 0)
     ids = [2**31 - 1] * 4
     assert ngrams.rows(ids).tolist() == slow_rows(ngrams, ids)
     with pytest.raises(TokenIdError, match="2147483648 is out of range 0 … 2147483647"):
@@ -124,7 +124,8 @@ def test_batches_of_ids_and_history_agree():
         ("mixing", "add"), ("orders", ()), ("orders", (0, 2)), ("orders", (2, 65)),
         ("orders", (2.0, 2)), ("sizes", (5,)), ("sizes", (0, 5)), ("sizes", (2**63, 5)),
         ("offsets", (0, -1)), ("offsets", (0, 2**62)), ("multipliers", (1,)),
-        ("multipliers", (1, 2**63)), ("pad", -1), ("pad", 2**31), ("boundary", 2**31),
+        ("multipliers", (1, 2**63)), ("multipliers", (1, -(2**63))), ("pad", -1),
+        ("pad", 2**31), ("boundary", 2**31),
         ("compressed_ids", np.zeros(3)), ("compressed_ids", np.zeros(0, np.uint32)),
         ("compressed_ids", np.full(3, 2**31, np.uint32)),
     ],

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from tolpack.calibration.model_losses import CalibratedModel, measure_losses, measured_part
 from tolpack.calibration.token_order import TokenOrder, order_tokens
-from tolpack.container.ngram_header import MAX_ID
 from tolpack.model.text import find_tokenizer, read_token_ids
 from tolpack.runtime.array_types import Doubles
 from tolpack.sources.npy import read_counts
@@ -122,10 +121,7 @@ def calibrate(
 
 def _vocabulary(source: TableSource) -> int:
     """Return how many token ids there may be."""
-    if source.ngrams is None:
-        return source.rows
-    known = source.ngrams.compressed_ids
-    return MAX_ID if known is None else len(known)
+    return source.rows if source.ngrams is None else source.ngrams.vocab_size
 
 
 def _rows_read(source: TableSource, ids: NDArray[np.int64]) -> NDArray[np.int64]:

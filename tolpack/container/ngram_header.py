@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from tolpack.container.preamble import MAX_HEADS, MAX_ORDER, MAX_ROWS
 from tolpack.container.typed_json import Node
 from tolpack.errors import FormatError
-from tolpack.ngrams.hashing import NGramHash
+from tolpack.ngrams.hashing import ID_LIMIT, NGramHash
 
 MIXINGS = ("xor", "sum")
 # Ids that are hashed, and token ids where no map says how many there are.
-MAX_ID = (1 << 31) - 1
+MAX_ID = ID_LIMIT - 1
 # With "sum", sizes times the largest order: so sums of reduced products fit 64 bits.
 _MAX_SUM = 1 << 32
 _MAX_INTEGER = (1 << 63) - 1

@@ -24,8 +24,9 @@ _BLOCK = 4096
 _MAX_ORDER = 64
 _MAX_HEADS = 4096
 # Ids are below this, as 32-bit signed integers are, so that sums of products fit 64 bits.
-_ID_LIMIT = 2**31
-_INT64 = range(-(2**63), 2**63)
+ID_LIMIT = 2**31
+# Headers of packs hold no -2^63 either: a sign and 63 bits.
+_MULTIPLIERS = range(-(2**63) + 1, 2**63)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,6 +88,11 @@ class NGramHash:
         return self.mixing, *heads, self.multipliers, self.pad, self.boundary
 
     @property
+    def vocab_size(self) -> int:
+        """Token ids that a text may hold; they count from 0."""
+        return ID_LIMIT if self.compressed_ids is None else len(self.compressed_ids)
+
+    @property
     def heads(self) -> int:
         """Rows that each token touches."""
         return len(self.orders)
@@ -131,8 +137,7 @@ class NGramHash:
         """Return the ids that are hashed for `token_ids`, int64 of the same shape; errors as of
         `rows`.
         """
-        known = self.compressed_ids
-        ids = _checked(token_ids, _ID_LIMIT if known is None else len(known))
+        known, ids = self.compressed_ids, _checked(token_ids, self.vocab_size)
         return ids if known is None else known[ids].astype(np.int64)
 
 
@@ -254,16 +259,16 @@ def _check(ngrams: NGramHash) -> None:
             f"multipliers are {len(ngrams.multipliers)}, expected {max(ngrams.orders)}, the highest"
             " of orders"
         )
-    _check_range("multipliers", ngrams.multipliers, _INT64)
+    _check_range("multipliers", ngrams.multipliers, _MULTIPLIERS)
     ends = (ngrams.pad,) if ngrams.boundary is None else (ngrams.pad, ngrams.boundary)
-    _check_range("pad and boundary", ends, range(_ID_LIMIT))
+    _check_range("pad and boundary", ends, range(ID_LIMIT))
     known = ngrams.compressed_ids
     if known is not None and (known.dtype != np.uint32 or known.ndim != 1 or not known.size):
         raise ConfigError(
             f"compressed_ids are {known.dtype} {known.shape}, expected uint32 (vocab,)"
         )
-    if known is not None and known.max() >= _ID_LIMIT:
-        raise ConfigError(f"compressed_ids reach {known.max()}, the limit is {_ID_LIMIT - 1}")
+    if known is not None and known.max() >= ID_LIMIT:
+        raise ConfigError(f"compressed_ids reach {known.max()}, the limit is {ID_LIMIT - 1}")
 
 
 def _check_range(name: str, values: tuple[int, ...], allowed: range) -> None:

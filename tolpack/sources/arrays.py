@@ -24,6 +24,7 @@ from tolpack.sources.mapped_memory import MappedMemory
 from tolpack.sources.npy import read_npy
 from tolpack.sources.protocol import FieldRows, check_finite
 from tolpack.sources.stored_array import StoredArray
+from tolpack.sources.table_limits import equal_fields
 from tolpack.sources.uniform_table import UniformTable
 
 
@@ -43,7 +44,8 @@ class ArrayTable(UniformTable):
             raise CheckpointError(
                 f"the table is {array.dtype}, expected float32, float16 or bfloat16: convert it"
             )
-        super().__init__(*_table_shape(array.shape, layers), array.dtype)
+        rows, layers, width = _table_shape(array.shape, layers)
+        super().__init__(rows, equal_fields(layers, width, array.dtype))
         self._array = array
         self._files = FileStates([array.path])
         self._digest: bytes | None = None

@@ -112,8 +112,8 @@ class ComputedTable(UniformTable):
         tensors: Sequence[Sequence[str]], settings: str, load: Callable[[int], TokenRows],
         weight_bytes: int,
     ) -> None:  # fmt: skip
-        super().__init__(rows, len(fields), fields[0].width, "float32")
-        self.name, self.family, self.fields = name, family, tuple(fields)
+        super().__init__(rows, fields, name)
+        self.family = family
         self._files, self._kinds, self._settings = weights.files, tensors, settings
         self._load, self.weight_bytes = load, weight_bytes
         self.tensors = tuple(dict.fromkeys(name for kind in tensors for name in kind))
@@ -152,9 +152,9 @@ class ComputedTable(UniformTable):
         self._files.store.check_unchanged()
 
     def fingerprint(self) -> bytes:
-        """See `TableSource.fingerprint`: settings, and every bit of the weights."""
+        """See `TableSource.fingerprint`: name, settings, and every bit of the weights."""
         self.check(lambda size: None)
-        named = hashlib.sha256(f"{self.rows} {self.fields} {self._settings}".encode())
+        named = hashlib.sha256(self.digest(self._settings))
         for name, digest in self._digests.items():
             dtype = self._files.dtype(name)
             named.update(f"{self._files.shape(name)} {dtype}".encode() + digest)

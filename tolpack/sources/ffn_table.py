@@ -16,6 +16,7 @@ from tolpack.sources.checkpoint.description import group_tensors
 from tolpack.sources.checkpoint.readiness import check_memory_ffns
 from tolpack.sources.ffn import load_memory_ffn
 from tolpack.sources.protocol import FieldRows, check_finite
+from tolpack.sources.table_limits import equal_fields
 from tolpack.sources.uniform_table import UniformTable
 
 
@@ -35,7 +36,8 @@ class FFNTable(UniformTable):
     def __init__(self, checkpoint: Checkpoint, compute: torch.dtype = torch.float32) -> None:
         self._tensors = check_memory_ffns(checkpoint)
         config = checkpoint.config
-        super().__init__(config.vocab_size, config.num_hidden_layers, config.hidden_size, "float32")
+        fields = equal_fields(config.num_hidden_layers, config.hidden_size, "float32")
+        super().__init__(config.vocab_size, fields)
         self.checkpoint = checkpoint
         self.compute = compute
         self.inner_size = int(config.require("memory_intermediate_size", "the memory FFNs"))

@@ -6,9 +6,9 @@ import difflib
 import re
 from itertools import islice
 
-from tolpack.container.preamble import MAX_NAME
 from tolpack.errors import CheckpointError, ConfigError, printable
-from tolpack.sources.families.checkpoint_files import CheckpointFiles
+from tolpack.sources.families.checkpoint_files import CheckpointFiles, numbered
+from tolpack.sources.table_limits import equal_fields, table_name
 from tolpack.sources.tensor_table import TensorTable
 
 # What stands for the number of a shard: ``*``, ``{}``, or braces around what `tensor_names` writes.
@@ -46,24 +46,28 @@ def open_named_tensor(files: CheckpointFiles, name: str, layers: int | None) -> 
         raise ConfigError(
             f"--layers is {layers}, but tensor {names[0]!r} has shape {list(shape)}: leave it out"
         )
-    codes = files.codes(*names)
+    for other in names[1:]:
+        if files.shape(other)[1:] != shape[1:]:
+            raise CheckpointError(
+                f"tensor {other!r} has shape {list(files.shape(other))}, expected that of "
+                f"{names[0]!r}, {list(shape)}, but for the rows: they are not of one series"
+            )
+    codes = files.stacked_codes(*names)
     count = shape[1] if len(shape) == 3 else layers or 1
     if codes.width % count:
         raise ConfigError(f"--layers is {count}, which does not divide rows of {codes.width}")
     width = codes.width // count
-    fields = [codes.field(f"layer.{n}", n, n * width, width) for n in range(count)]
-    return TensorTable(_table_name(name), "--tensor", files.store.states, fields)
+    fields = [
+        codes.field(one.name, one.layer, one.layer * width, width)
+        for one in equal_fields(count, width, codes.dtype)
+    ]
+    short = table_name(_NUMBER.sub("*", name))
+    return TensorTable(short, "--tensor", files.store.states, fields)
 
 
 def near_names(name: str, files: CheckpointFiles, count: int = 5) -> list[str]:
     """Return the names of tensors that are most like `name`."""
     return difflib.get_close_matches(name, islice(files.store.infos, _NEAR_NAMES), count, 0.3)
-
-
-def _table_name(name: str) -> str:
-    """Return a name that a pack can hold: printable ASCII, and the end of a long one."""
-    plain = _NUMBER.sub("*", name)[-MAX_NAME:]
-    return "".join(c if c.isascii() and c.isprintable() else "?" for c in plain)
 
 
 def _names(files: CheckpointFiles, name: str) -> list[str]:
@@ -75,7 +79,7 @@ def _names(files: CheckpointFiles, name: str) -> list[str]:
         raise ConfigError(f"--tensor {name!r} has several * or {{}}: expected one, for the number")
     found = files.matching(r"(\d{1,9})".join(map(re.escape, pieces))) if len(pieces) == 2 else {}
     if found:
-        return sorted(found, key=lambda one: int(found[one][1]))
+        return list(numbered(found, 1).values())
     near = ", ".join(map(printable, near_names(name, files)))
     raise CheckpointError(
         f"--tensor {name!r} is not in {files.path}{f'; nearest names: {near}' if near else ''}"

@@ -170,8 +170,8 @@ class TableSource(Protocol):
         ...
 
     def fingerprint(self) -> bytes:
-        """Return bytes that differ if any bit differs that rows depend on, and do not depend on how
-        and under which names it is stored.
+        """Return bytes that differ if the table's name does, or any bit that rows depend on; how
+        the bits are stored does not matter.
         """
         ...
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 
 from tolpack.sources.identity import FileStates, rows_digest
@@ -34,9 +33,8 @@ class QuantizedTable(UniformTable):
         self, name: str, family: str, fields: Sequence[SourceField],
         stored: Sequence[JoinedRows], settings: str,
     ) -> None:  # fmt: skip
-        super().__init__(stored[0].rows, len(fields), fields[0].width, fields[0].dtype)
-        self.name, self.family = name, family
-        self.fields, self.stored = tuple(fields), tuple(stored)
+        super().__init__(stored[0].rows, fields, name)
+        self.family, self.stored = family, tuple(stored)
         self._settings = settings
         paths = {part.path for part in self.parts}
         self._files = FileStates(paths)
@@ -66,10 +64,9 @@ class QuantizedTable(UniformTable):
         self._files.check()
 
     def fingerprint(self) -> bytes:
-        """See `TableSource.fingerprint`: fields, settings, hash and every bit of the rows."""
+        """See `TableSource.fingerprint`: name, fields, settings, hash and every bit of the rows."""
         self.check(lambda size: None)
-        named = hashlib.sha256(f"{self.rows} {self.fields} {self._settings} {self.ngrams}".encode())
-        return named.digest() + b"".join(self._digests)
+        return self.digest(self._settings) + b"".join(self._digests)
 
     def describe(self) -> list[str]:
         """See `TableSource.describe`."""

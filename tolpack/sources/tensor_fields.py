@@ -79,10 +79,12 @@ class StoredCodes:
 
     @property
     def group_size(self) -> int | None:
-        """Values that share a scale in the rows."""
+        """Values that share a scale in the rows: an even number where a row has one scale."""
         if self.scales is None:
             return None
-        return math.ceil(self.width / (self.scales.row_bytes // _SCALED[self.scales.dtype][1]))
+        count = self.scales.row_bytes // _SCALED[self.scales.dtype][1]
+        # The last group may be shorter, so that one for all of an odd width is the same.
+        return self.width + self.width % 2 if count == 1 else math.ceil(self.width / count)
 
     @property
     def dtype(self) -> str:

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from tolpack.codecs.encodings import Part
 from tolpack.codecs.part_values import decode_values
 from tolpack.codecs.registry import CODECS
-from tolpack.container.preamble import MAX_FIELDS
 from tolpack.errors import CheckpointError
 from tolpack.ngrams import NGramHash
 from tolpack.runtime.array_types import Bytes
@@ -92,8 +91,8 @@ class TensorTable(UniformTable):
     Raises
     ------
     CheckpointError
-        There are more fields than a pack can hold, or their rows are not equally many, or a field
-        is wider than the rows of its tensor.
+        A pack cannot hold the table, or the rows of fields are not equally many, or a field is
+        wider than the rows of its tensor.
     """
 
     def __init__(
@@ -104,14 +103,8 @@ class TensorTable(UniformTable):
         fields: Sequence[TensorField],
         ngrams: NGramHash | None = None,
     ) -> None:
-        if len(fields) > MAX_FIELDS:
-            raise CheckpointError(
-                f"the table has {len(fields):,} fields, expected at most {MAX_FIELDS:,}: divide "
-                "it, as a pack holds no more"
-            )
-        self.name, self.family, self.ngrams = name, family, ngrams
-        self.fields = tuple(one.field for one in fields)
-        self.rows = fields[0].codes.rows.rows
+        super().__init__(fields[0].codes.rows.rows, [one.field for one in fields], name)
+        self.family, self.ngrams = family, ngrams
         self.tensor_fields = tuple(fields)
         paths = dict.fromkeys(part.path for part in self.parts)
         self._files, self._hashes = files, RecordedHashes(files, paths)
@@ -178,15 +171,13 @@ class TensorTable(UniformTable):
         self._files.check()
 
     def fingerprint(self) -> bytes:
-        """See `TableSource.fingerprint`: fields, n-gram hash, and every bit of the rows."""
+        """See `TableSource.fingerprint`: name, fields, n-gram hash, and every bit of the rows."""
         self.check(lambda size: None)
-        named = hashlib.sha256(f"{self.rows} {self.fields}".encode())
+        named = hashlib.sha256(self.digest())
         for one in self.tensor_fields:
             for columns in one.columns:
                 named.update(f"{columns.first} {columns.size}".encode())
                 named.update(self._digests[columns.rows])
-        if self.ngrams is not None:
-            named.update(_ngram_bytes(self.ngrams))
         return named.digest()
 
     def describe(self) -> list[str]:
@@ -245,14 +236,6 @@ def _finite_block(rows: JoinedRows, start: int, stop: int) -> Bytes:
             "damaged; copy it anew"
         )
     return block
-
-
-def _ngram_bytes(ngrams: NGramHash) -> bytes:
-    """Return bytes that differ if any setting of an n-gram hash does."""
-    names = ("mixing", "orders", "sizes", "offsets", "multipliers", "pad", "boundary")
-    settings = repr([getattr(ngrams, name) for name in names]).encode()
-    ids = ngrams.compressed_ids
-    return settings if ids is None else settings + ids.astype("<u4").tobytes()
 
 
 def tensor_names(names: Sequence[str]) -> str:

@@ -8,39 +8,36 @@ implement `TableSource` by itself.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
 
-from tolpack.container.preamble import MAX_FIELDS
-from tolpack.errors import CheckpointError
 from tolpack.ngrams import NGramHash
 from tolpack.sources.checkpoint.checkpoint import Checkpoint
 from tolpack.sources.protocol import FieldRows, SourceField, StoredRows, TableSource, encoded_rows
+from tolpack.sources.table_limits import check_limits
 
 
 class UniformTable:
-    """A source of equal fields, one for each layer, without any of the optional capabilities.
+    """A source of equal fields, without any of the optional capabilities.
 
     Parameters
     ----------
     rows : int
-        Number of token ids.
-    layers : int
-        Number of fields.
-    width : int
-        Values of a field in a row.
-    dtype : str
-        See `SourceField`.
+        Number of token ids, or of rows of hashed n-grams.
+    fields : sequence of SourceField
+        One at least.
+    name : str
+        Name of the table in a pack.
 
     Raises
     ------
     CheckpointError
-        There are more layers than a pack can hold.
+        A pack cannot hold the table: see `check_limits`.
     """
 
-    name = "tol"
     checkpoint: Checkpoint | None = None
     compute = torch.float32
     ffn_bytes: int | None = None
@@ -48,14 +45,9 @@ class UniformTable:
     weight_bytes = 0
     ngrams: NGramHash | None = None
 
-    def __init__(self, rows: int, layers: int, width: int, dtype: str) -> None:
-        if layers > MAX_FIELDS:
-            raise CheckpointError(
-                f"the table has {layers:,} layers, expected at most {MAX_FIELDS:,}: divide "
-                "it, as a pack holds no more"
-            )
-        self.rows = rows
-        self.fields = tuple(SourceField(f"layer.{n}", n, width, dtype) for n in range(layers))
+    def __init__(self, rows: int, fields: Sequence[SourceField], name: str = "tol") -> None:
+        check_limits(name, rows, fields)
+        self.name, self.rows, self.fields = name, rows, tuple(fields)
 
     def field_rows(self, field: int) -> FieldRows:
         """See `TableSource.field_rows`."""
@@ -68,6 +60,15 @@ class UniformTable:
     def computed_in(self, compute: torch.dtype) -> Self:
         """See `TableSource.computed_in`; nothing is multiplied here."""
         return self
+
+    def digest(self, settings: str = "") -> bytes:
+        """Return 32 bytes that differ if the name, the rows, a field, the n-gram hash or `settings`
+        do, for the `fingerprint`.
+        """
+        named = hashlib.sha256(f"{self.name!r} {self.rows} {self.fields} {settings}".encode())
+        if self.ngrams is not None:
+            named.update(_ngram_bytes(self.ngrams))
+        return named.digest()
 
     @property
     def vocab_size(self) -> int:
@@ -88,6 +89,14 @@ class UniformTable:
     def dtype(self) -> str:
         """What the values of every field are exact in."""
         return self.fields[0].dtype
+
+
+def _ngram_bytes(ngrams: NGramHash) -> bytes:
+    """Return bytes that differ if any setting of an n-gram hash does."""
+    names = ("mixing", "orders", "sizes", "offsets", "multipliers", "pad", "boundary")
+    settings = repr([getattr(ngrams, name) for name in names]).encode()
+    ids = ngrams.compressed_ids
+    return settings if ids is None else settings + ids.astype("<u4").tobytes()
 
 
 class DerivedTable(UniformTable):

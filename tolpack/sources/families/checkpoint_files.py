@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from tolpack.errors import CheckpointError
@@ -95,6 +95,24 @@ class CheckpointFiles(ForkSafe):
         """Return the shape of a tensor."""
         return self.store.infos[name][0].shape
 
+    def matrix_shape(self, name: str) -> tuple[int, int]:
+        """Return the rows and columns of a tensor.
+
+        Raises
+        ------
+        CheckpointError
+            It is missing, or is no matrix, or holds nothing.
+        """
+        if not self.has(name):
+            raise CheckpointError(f"tensor {name!r} is missing from {self.path}")
+        shape = self.shape(name)
+        if len(shape) != 2 or min(shape) == 0:
+            raise CheckpointError(
+                f"tensor {name!r} has shape {list(shape)}, expected [rows, columns]: the files "
+                "are damaged, or of another model; --tensor NAME makes a table of any tensor"
+            )
+        return shape[0], shape[1]
+
     def dtype(self, name: str) -> str:
         """Return the dtype of a tensor, as torch names it."""
         return self.store.infos[name][0].dtype
@@ -117,9 +135,10 @@ class CheckpointFiles(ForkSafe):
         dtype, extent = getattr(torch, self.dtype(name), None), self.store.extents(name)[0]
         if extent is None or not isinstance(dtype, torch.dtype):
             return self.store.load(name)[0].clone()
-        data = np.empty(extent[1], np.uint8)
-        self._file(self.store.infos[name][0].path).read_into(extent[0], data)
-        return torch.from_numpy(data).view(dtype).reshape(self.shape(name))
+        values = torch.empty(math.prod(self.shape(name)), dtype=dtype)
+        file = self._file(self.store.infos[name][0].path)
+        file.read_into(extent[0], values.view(torch.uint8).numpy())
+        return values.reshape(self.shape(name))
 
     def integers(self, name: str) -> tuple[int, ...]:
         """Return a small one-dimensional tensor of integers; errors as of `values`."""
@@ -144,7 +163,19 @@ class CheckpointFiles(ForkSafe):
         return JoinedRows([self._rows(name) for name in names])
 
     def codes(self, *names: str) -> StoredCodes:
-        """Return the rows of tensors with their scales, if they are fp8.
+        """Return the rows of matrices with their scales: see `stacked_codes`.
+
+        Raises
+        ------
+        CheckpointError
+            As of `matrix_shape` and `stacked_codes`.
+        """
+        for name in names:
+            self.matrix_shape(name)
+        return self.stacked_codes(*names)
+
+    def stacked_codes(self, *names: str) -> StoredCodes:
+        """Return the rows of tensors of any shape with their scales, if they are fp8.
 
         Scales stand beside ``X.weight`` as ``X.weight_scale``, ``X.weight_scale_inv`` or
         ``X.scale``: one number, or as many rows as the tensor has.
@@ -204,3 +235,23 @@ class CheckpointFiles(ForkSafe):
             if path not in self._opened:
                 self._opened[path] = RowsFile(path)
             return self._opened[path]
+
+
+def numbered(found: Mapping[str, re.Match[str]], group: str | int) -> dict[int, str]:
+    """Return the names of tensors by the number in group `group` of their matches, ascending.
+
+    Raises
+    ------
+    CheckpointError
+        Two have the same number.
+    """
+    names: dict[int, str] = {}
+    for name, match in found.items():
+        number = int(match[group])
+        other = names.setdefault(number, name)
+        if other != name:
+            raise CheckpointError(
+                f"tensors {other!r} and {name!r} both have the number {number}, expected one: "
+                "remove that of the other model, or choose one with --tensor NAME"
+            )
+    return dict(sorted(names.items()))

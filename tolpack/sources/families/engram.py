@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.ngrams import NGramHash, engram_hashes
 from tolpack.sources.checkpoint.config import shown_value
-from tolpack.sources.families.checkpoint_files import CheckpointFiles
+from tolpack.sources.families.checkpoint_files import CheckpointFiles, numbered
 from tolpack.sources.families.compressed_ids import compressed_token_ids
 from tolpack.sources.families.family import Family
 from tolpack.sources.protocol import TableSource
@@ -45,22 +45,21 @@ _DEMO = {
 
 
 def _open_tables(files: CheckpointFiles) -> tuple[TableSource, ...] | None:
-    found = {name: int(match["layer"]) for name, match in files.matching(_TENSOR).items()}
+    found = numbered(files.matching(_TENSOR), "layer")
     if not found and not files.text_config.get("engram_layer_ids"):
         return None
     layers, hashes = _ngram_hashes(files)
-    if sorted(found.values()) != sorted(layers):
+    if list(found) != sorted(layers):
         raise CheckpointError(
-            f"{files.path} has Engram tables of layers {sorted(found.values())}, but the config "
+            f"{files.path} has Engram tables of layers {list(found)}, but the config "
             f"asks for {sorted(layers)}: a shard is missing, or the config is of another model"
         )
-    names = sorted(found, key=lambda name: found[name])
-    return tuple(_open_table(files, name, found[name], hashes[found[name]]) for name in names)
+    return tuple(_open_table(files, name, layer, hashes[layer]) for layer, name in found.items())
 
 
 def _open_table(files: CheckpointFiles, name: str, layer: int, ngrams: NGramHash) -> TensorTable:
     """Open the table of one layer."""
-    rows = files.shape(name)[0]
+    rows, _ = files.matrix_shape(name)
     if rows < ngrams.table_rows:
         raise CheckpointError(
             f"tensor {name!r} has {rows:,} rows, but the config asks for {ngrams.table_rows:,}: "

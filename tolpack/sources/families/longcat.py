@@ -13,7 +13,7 @@ from itertools import accumulate
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.ngrams import NGramHash, longcat_hash
 from tolpack.sources.checkpoint.config import shown_value
-from tolpack.sources.families.checkpoint_files import CheckpointFiles
+from tolpack.sources.families.checkpoint_files import CheckpointFiles, numbered
 from tolpack.sources.families.family import Family
 from tolpack.sources.protocol import TableSource
 from tolpack.sources.tensor_table import TensorTable
@@ -25,18 +25,18 @@ _PURPOSE = "the n-gram embeddings"
 
 
 def _open_tables(files: CheckpointFiles) -> tuple[TableSource, ...] | None:
-    found = {name: int(match[1]) for name, match in files.matching(_TENSOR).items()}
+    found = numbered(files.matching(_TENSOR), 1)
     if not found and files.model_type not in _MODEL_TYPES:
         return None
     ngrams = _ngram_hash(files)
-    names = sorted(found, key=lambda name: found[name])
-    if sorted(found.values()) != list(range(ngrams.heads)):
+    names = list(found.values())
+    if list(found) != list(range(ngrams.heads)):
         raise CheckpointError(
-            f"{files.path} has n-gram embeddings {sorted(found.values())}, but the config asks for "
+            f"{files.path} has n-gram embeddings {list(found)}, but the config asks for "
             f"0 … {ngrams.heads - 1}, each once: a shard is missing, or the config is of another "
             "model"
         )
-    rows = [files.shape(name)[0] for name in names]
+    rows = [files.matrix_shape(name)[0] for name in names]
     for name, count, size in zip(names, rows, ngrams.sizes):
         if count < size:
             raise CheckpointError(

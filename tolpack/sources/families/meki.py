@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from tolpack.errors import CheckpointError
 from tolpack.sources.computed_table import ComputedTable, TokenRows, Weights, rms_norm_eps
-from tolpack.sources.families.checkpoint_files import CheckpointFiles
+from tolpack.sources.families.checkpoint_files import CheckpointFiles, numbered
 from tolpack.sources.families.family import Family
 from tolpack.sources.ffn import GatedFFN, Norm
 from tolpack.sources.protocol import SourceField, TableSource
@@ -38,9 +38,10 @@ _OTHERS = ("beta_scale", "alpha_scale", "mix_norm.weight")
 
 
 def _open_tables(files: CheckpointFiles) -> tuple[TableSource, ...] | None:
-    modules = {int(match["layer"]): match["module"] for match in files.matching(_TENSOR).values()}
-    if not modules:
+    found = files.matching(_TENSOR)
+    if not found:
         return None
+    modules = {n: found[name]["module"] for n, name in numbered(found, "layer").items()}
     unfolded = [
         layer
         for layer, module in modules.items()
@@ -69,8 +70,9 @@ def _computed_table(files: CheckpointFiles, modules: Mapping[int, str]) -> Compu
     weights, layers = Weights(files), sorted(modules)
     eps = rms_norm_eps(files)
     embedding = _embedding(files)
-    vocab, hidden = files.shape(embedding)
-    width = files.shape(f"{modules[layers[0]]}.embeddings.weight")[-1]
+    vocab, hidden = files.matrix_shape(embedding)
+    weights.check_shape(embedding, (vocab, hidden))
+    _, width = files.matrix_shape(f"{modules[layers[0]]}.embeddings.weight")
     for module in modules.values():
         _check_shapes(weights, module, vocab, hidden, width)
     kinds = [[embedding]] + [
@@ -108,7 +110,7 @@ def _layer_rows(weights: Weights, module: str, embedding: str, eps: float) -> To
 
 
 def _check_shapes(weights: Weights, module: str, vocab: int, hidden: int, width: int) -> None:
-    inner = weights.files.shape(f"{module}.{_PROJECTIONS[0]}")[0]
+    inner, _ = weights.files.matrix_shape(f"{module}.{_PROJECTIONS[0]}")
     shapes = [(inner, hidden), (inner, hidden), (width, inner), (), (), (width,)]
     weights.check_shape(f"{module}.embeddings.weight", (vocab, width))
     for name, shape in zip((*_PROJECTIONS, *_OTHERS), shapes):
@@ -118,7 +120,7 @@ def _check_shapes(weights: Weights, module: str, vocab: int, hidden: int, width:
 def _embedding(files: CheckpointFiles) -> str:
     """Return the name of the token embedding, or raise `CheckpointError`."""
     names = [name for name in files.matching(_EMBEDDING) if not re.search(r"layers\.\d", name)]
-    if len(names) != 1 or len(files.shape(names[0])) != 2:
+    if len(names) != 1:
         raise CheckpointError(
             f"{files.path} has {len(names)} token embeddings, expected one word_emb.weight or "
             "embed_tokens.weight [vocab, hidden]: MeKi's tables are computed from it"

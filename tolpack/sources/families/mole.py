@@ -48,17 +48,22 @@ def _open_tables(files: CheckpointFiles) -> tuple[TableSource, ...] | None:
             f"the config asks for {layers} layers of {experts} experts, which are "
             f"{layers * experts:,} fields, expected at most {MAX_FIELDS:,}: a pack holds no more"
         )
+    (name, *others) = tables or norms
+    if others:
+        raise CheckpointError(
+            f"tensors {name!r} and {others[0]!r} are of two models, expected one: remove those of "
+            "the other"
+        )
     if tables:
-        return (_stored_table(files, min(tables), layers, experts, width),)
-    model = next(iter(norms.values()))["model"]
-    return (_computed_table(files, model, layers, experts, width),)
+        return (_stored_table(files, name, layers, experts, width),)
+    return (_computed_table(files, norms[name]["model"], layers, experts, width),)
 
 
 def _stored_table(
     files: CheckpointFiles, name: str, layers: int, experts: int, width: int
 ) -> TensorTable:
-    shape, expected = files.shape(name), layers * experts * width
-    if len(shape) != 2 or shape[1] != expected:
+    shape, expected = files.matrix_shape(name), layers * experts * width
+    if shape[1] != expected:
         raise CheckpointError(
             f"tensor {name!r} has shape {list(shape)}, expected [vocab, {expected}]: "
             f"num_hidden_layers {layers} · num_experts {experts} · hidden_size {width}"
@@ -106,7 +111,7 @@ def _computed_table(
 
 def _check_expert(weights: Weights, base: str, width: int) -> None:
     up = f"{base}.up_proj.weight"
-    inner = weights.files.shape(up)[0] if weights.files.has(up) else 0
+    inner, _ = weights.files.matrix_shape(up)
     weights.check_shape(up, (inner, width))
     weights.check_shape(f"{base}.down_proj.weight", (width, inner))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tolpack.errors import CheckpointError
+from tolpack.errors import CheckpointError, ConfigError
 from tolpack.ngrams import NGramHash, qwen4_exp_hash
 from tolpack.sources.checkpoint.config import shown_value
 from tolpack.sources.families.checkpoint_files import CheckpointFiles
@@ -134,8 +134,13 @@ def ngram_hash(files: CheckpointFiles, stored: Sequence[str], index: int = 0) ->
             f"{', '.join(stored)} have {lengths} values, but the config asks for {expected}: they "
             "are of different models"
         )
-    pad = computed.pad
-    return NGramHash("xor", computed.orders, sizes, offsets, multipliers, pad, computed.boundary)
+    orders, pad, boundary = computed.orders, computed.pad, computed.boundary
+    try:
+        return NGramHash("xor", orders, sizes, offsets, multipliers, pad, boundary)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{files.path}: {', '.join(stored)} give no hash: {error}; copy the file anew"
+        ) from error
 
 
 def _ple_layer_ids(files: CheckpointFiles) -> list[int]:

@@ -13,31 +13,29 @@ differs between versions of that code, so it is not guessed.
 from __future__ import annotations
 
 from tolpack.errors import CheckpointError
-from tolpack.sources.families.checkpoint_files import CheckpointFiles
+from tolpack.sources.families.checkpoint_files import CheckpointFiles, numbered
 from tolpack.sources.families.family import Family
 from tolpack.sources.protocol import TableSource
 from tolpack.sources.tensor_table import TensorTable
 
 NAME = "stem_embeddings"
 _TENSOR = rf"(?:.+\.)?{NAME}\.(?P<number>\d{{1,4}})\.weight"
-_MAX_LAYERS = 10_000
 
 
 def _open_tables(files: CheckpointFiles) -> tuple[TableSource, ...] | None:
-    found = files.matching(_TENSOR)
+    found = numbered(files.matching(_TENSOR), "number")
     if not found:
         return None
-    names = sorted(found, key=lambda name: int(found[name]["number"]))
-    numbers = [int(found[name]["number"]) for name in names]
     layers = _layers(files)
-    if numbers != list(range(len(layers))):
+    if list(found) != list(range(len(layers))):
         raise CheckpointError(
-            f"{files.path} has {len(names)} tensors {NAME}.J.weight with the numbers "
-            f"{str(numbers)[:60]}, expected 0 … {len(layers) - 1}: one for each of stem_layers of "
-            "the config; is a shard missing?"
+            f"{files.path} has {len(found)} tensors {NAME}.J.weight with the numbers "
+            f"{str(list(found))[:60]}, expected 0 … {len(layers) - 1}: one for each of stem_layers "
+            "of the config; is a shard missing?"
         )
     fields = [
-        files.codes(name).field(f"layer.{layer}", layer) for name, layer in zip(names, layers)
+        files.codes(name).field(f"layer.{layer}", layer)
+        for name, layer in zip(found.values(), layers)
     ]
     return (TensorTable(NAME, STEM.name, files.store.states, fields),)
 
@@ -47,7 +45,7 @@ def _layers(files: CheckpointFiles) -> tuple[int, ...]:
     inner = files.config.get("model")
     config = inner if isinstance(inner, dict) else files.text_config
     found = config.get("stem_layers")
-    right = isinstance(found, list) and all(type(n) is int and 0 <= n < _MAX_LAYERS for n in found)
+    right = isinstance(found, list) and all(type(n) is int and 0 <= n < 2**31 for n in found)
     if not right or not found or found != sorted(set(found)):
         raise CheckpointError(
             f"config field 'stem_layers' is {repr(found)[:60]}, expected the layers with an "

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tolpack.errors import CheckpointError, ConfigError, printable
 from tolpack.ngrams import NGramHash
+from tolpack.sources.families.checkpoint_files import numbered
 from tolpack.sources.families.description import TablesSummary, summarize
 from tolpack.sources.gguf.header import GGUFTensor
 from tolpack.sources.gguf.package import require_package
@@ -61,12 +62,13 @@ def open_gguf(
         raise ConfigError("--layers is for one tensor of a GGUF file: name it with --tensor")
     if PER_LAYER in model.tensors:
         return (GGUFTable(model.tensors[PER_LAYER], _per_layer_layout(model)),)
-    engram = {int(found[1]): name for name in model.tensors if (found := _ENGRAM.fullmatch(name))}
+    matches = {name: found for name in model.tensors if (found := _ENGRAM.fullmatch(name))}
+    engram = numbered(matches, 1)
     if not engram:
         raise CheckpointError(_nothing_found(model))
     return tuple(
-        GGUFTable(model.tensors[engram[layer]], TableLayout(first_layer=layer))
-        for layer in sorted(engram)
+        GGUFTable(model.tensors[name], TableLayout(first_layer=layer))
+        for layer, name in engram.items()
     )
 
 

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from tolpack.codecs.encodings import Part
 from tolpack.codecs.part_values import decode_values
-from tolpack.container.preamble import MAX_FIELDS
 from tolpack.errors import CheckpointError
 from tolpack.ngrams import NGramHash
 from tolpack.runtime.array_types import Bytes, Floats
@@ -23,8 +22,9 @@ from tolpack.sources.gguf.blocks import FLOATS, scales_and_codes, stored_part
 from tolpack.sources.gguf.header import GGUFTensor
 from tolpack.sources.gguf.package import dequantize, is_dequantized
 from tolpack.sources.last_rows import LastRows
-from tolpack.sources.protocol import FieldRows, SourceField, StoredRows, check_finite
+from tolpack.sources.protocol import FieldRows, StoredRows, check_finite
 from tolpack.sources.quantized_table import QuantizedTable
+from tolpack.sources.table_limits import equal_fields, table_name
 from tolpack.sources.tensor_rows import FileRows, JoinedRows, RowsFile
 
 _DTYPES = {"F16": "float16", "BF16": "bfloat16"}
@@ -53,7 +53,7 @@ class TableLayout:
 
 
 class GGUFTable(QuantizedTable):
-    """A tensor of a GGUF file as a table; its name is the tensor's.
+    """A tensor of a GGUF file as a table; its name is the tensor's, as a pack can hold it.
 
     Parameters
     ----------
@@ -74,12 +74,11 @@ class GGUFTable(QuantizedTable):
         self._kind = tensor.kind
         self._part = stored_part(tensor.kind.name, width)
         dtype = _DTYPES.get(tensor.kind.name, "float32")
-        fields = [
-            SourceField(f"layer.{n}", n, width, dtype, layout.multiplier, self._part)
-            for n in range(layout.first_layer, layout.first_layer + layout.layers)
-        ]
+        fields = equal_fields(
+            layout.layers, width, dtype, layout.first_layer, layout.multiplier, self._part
+        )
         rows = JoinedRows([_file_rows(tensor)])
-        super().__init__(tensor.name, "GGUF", fields, [rows], tensor.kind.name)
+        super().__init__(table_name(tensor.name), "GGUF", fields, [rows], tensor.kind.name)
         self.ngrams = layout.ngrams
         self._last = LastRows(rows)
 
@@ -130,11 +129,6 @@ def _field_width(tensor: GGUFTensor, layers: int) -> int:
         raise CheckpointError(
             f"tensor {name!r} has shape {shape}, expected rows for tokens: [vocab, values] or "
             "[vocab, layers, values]"
-        )
-    if layers > MAX_FIELDS:
-        raise CheckpointError(
-            f"tensor {name!r} has {layers:,} layers, expected at most {MAX_FIELDS:,}: a pack holds "
-            "no more"
         )
     width, rest = divmod(math.prod(shape[1:]), max(layers, 1))
     if layers < 1 or rest or width % (tensor.kind.block_values or 1):
