@@ -267,6 +267,10 @@ def test_scales_that_do_not_fit_are_refused(tmp_path):
         files = save(tmp_path / "c", {"e.weight": tensor, "e.weight_scale": torch.tensor(scale)})
         with pytest.raises(CheckpointError, match="expected a positive normal float32 number"):
             files.codes("e.weight")
+    wide = torch.randn(9, 200).to(torch.float8_e4m3fn)
+    files = save(tmp_path / "e", {"e.weight": wide, "e.weight_scale": torch.rand(9, 2)})
+    with pytest.raises(CheckpointError, match="groups of 128 with a shorter last one, or of 100"):
+        files.codes("e.weight")
     rows = save(tmp_path / "d", shards(torch.bfloat16)).rows(*NAMES)
     with pytest.raises(CheckpointError, match="has 1 kinds of scales, expected 0"):
         StoredCodes(rows, step=1.0)

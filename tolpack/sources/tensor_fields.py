@@ -21,6 +21,9 @@ _SCALED = {
     "float16": ("f8e4m3", 2),
 }  # fmt: skip
 
+# Values that share a scale in published checkpoints.
+_USUAL_GROUPS = (16, 32, 64, 128, 256)
+
 
 @dataclass(frozen=True, slots=True)
 class StoredCodes:
@@ -144,6 +147,12 @@ class StoredCodes:
             raise CheckpointError(
                 f"tensor {names!r} has {scales.rows} rows of {count} scales, expected "
                 f"{self.rows.rows} rows that divide {self.width} values into equal groups"
+            )
+        usual = next((n for n in _USUAL_GROUPS if math.ceil(self.width / n) == count), group)
+        if count > 1 and group not in _USUAL_GROUPS and usual != group:
+            raise CheckpointError(
+                f"tensor {names!r} has {count} scales for {self.width} values, which may be groups "
+                f"of {usual} with a shorter last one, or of {group}: dequantize the tensor first"
             )
 
 

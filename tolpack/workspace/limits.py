@@ -179,5 +179,6 @@ def _needs(
     values = sum(field.width for field in source.fields)
     # Of a table that is read, rows lie beside their records, all fields together.
     rows = 0 if source.weight_bytes else workers * block * values * 4
-    fixed = _LIBRARY_BYTES + 2 * MAPPED_BYTES + source.weight_bytes + blocks + gram + tokens + rows
+    weights = 2 * source.weight_bytes  # loading takes as much again
+    fixed = _LIBRARY_BYTES + 2 * MAPPED_BYTES + weights + blocks + gram + tokens + rows
     return fixed, block * values * _RECORD_VALUE_BYTES
