@@ -30,15 +30,15 @@ from tolpack.errors import TolpackError
 from tolpack.model import text
 from tolpack.runtime.scratch import Scratch
 from tolpack.runtime.worker_process import WorkerProcess
-from tolpack.sources import hdf5
-from tolpack.sources.arrays import ArrayTable
+from tolpack.sources.arrays import hdf5
+from tolpack.sources.arrays.array_table import ArrayTable
+from tolpack.sources.arrays.npy import read_counts, read_npy
 from tolpack.sources.checkpoint.config import parse_config, read_config
 from tolpack.sources.checkpoint.key_map import match, read_key_map
 from tolpack.sources.checkpoint.safetensors_file import SafetensorsFile
 from tolpack.sources.checkpoint.shards import open_store
 from tolpack.sources.checkpoint.torch_file import TorchFile
 from tolpack.sources.gguf.open_gguf import open_gguf
-from tolpack.sources.npy import read_counts, read_npy
 
 DEMO = Path(__file__).parents[1] / "tolpack" / "demo" / "model"
 CONFIG: dict[str, Any] = {

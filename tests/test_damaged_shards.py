@@ -184,7 +184,7 @@ def test_hashes_of_another_kind_are_left_out(folder):
 
 def test_huge_list_of_hashes_is_refused(folder, monkeypatch):
     """A list of hashes beyond its limit is not read, and named."""
-    monkeypatch.setattr("tolpack.sources.recorded_hashes._MAX_SUMS", 10)
+    monkeypatch.setattr("tolpack.sources.tensors.recorded_hashes._MAX_SUMS", 10)
     record(folder, "SHA256SUMS")
     with pytest.raises(CheckpointError, match="SHA256SUMS.*expected at most 10"):
         open_source(folder, tensor=TENSOR)

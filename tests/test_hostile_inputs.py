@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import save
 
 from tolpack.errors import CheckpointError, ConfigError, TolpackError
+from tolpack.sources.arrays.npy import read_counts, read_npy
 from tolpack.sources.checkpoint.config import parse_config, read_config
 from tolpack.sources.checkpoint.key_map import read_key_map
 from tolpack.sources.checkpoint.safetensors_file import SafetensorsFile
 from tolpack.sources.checkpoint.shards import open_store
 from tolpack.sources.checkpoint.torch_file import TorchFile
-from tolpack.sources.npy import read_counts, read_npy
 from tolpack.sources.open_source import open_source
 
 CONFIG = models.make_config()

@@ -290,7 +290,7 @@ def test_chunks_of_a_row_are_decompressed_once(tmp_path, room, kept):
     """HDF5 keeps all chunks that a row lies in, unless they are too many for the memory given."""
     import h5py
 
-    from tolpack.sources.hdf5_worker import TableHandlers
+    from tolpack.sources.arrays.hdf5_worker import TableHandlers
 
     table = np.random.default_rng(1).normal(size=(70, 3, 20)).astype(np.float16)
     with h5py.File(tmp_path / "t.h5", "w") as file:

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from tolpack.errors import CheckpointError
 from tolpack.sources.checkpoint.shards import open_store
 from tolpack.sources.families.checkpoint_files import CheckpointFiles
-from tolpack.sources.finite_bytes import bad_rows
-from tolpack.sources.last_rows import LastRows
-from tolpack.sources.tensor_fields import StoredCodes
-from tolpack.sources.tensor_rows import RowsFile
-from tolpack.sources.tensor_table import TensorTable, tensor_names
+from tolpack.sources.tensors.finite_bytes import bad_rows
+from tolpack.sources.tensors.last_rows import LastRows
+from tolpack.sources.tensors.tensor_fields import StoredCodes
+from tolpack.sources.tensors.tensor_rows import RowsFile
+from tolpack.sources.tensors.tensor_table import TensorTable, tensor_names
 
 ROWS = (5, 1, 7, 3)
 NAMES = [f"t.shard_{n}.weight" for n in range(len(ROWS))]
@@ -73,8 +73,8 @@ def test_gaps_and_spans_change_nothing(tmp_path_factory, ids, gap):
     tensors = shards(torch.bfloat16)
     found = table(save(tmp_path_factory.mktemp("gaps") / "m", tensors))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tolpack.sources.tensor_rows._GAP_BYTES", gap)
-        patch.setattr("tolpack.sources.tensor_rows._SPAN_BYTES", 40)
+        patch.setattr("tolpack.sources.tensors.tensor_rows._GAP_BYTES", gap)
+        patch.setattr("tolpack.sources.tensors.tensor_rows._SPAN_BYTES", 40)
         codes = found.stored_rows(0)(np.array(ids, np.int64))[1]
     assert np.array_equal(codes, bytes_of(*tensors.values())[np.array(ids, np.int64)])
 
@@ -82,7 +82,7 @@ def test_gaps_and_spans_change_nothing(tmp_path_factory, ids, gap):
 @pytest.mark.parametrize("piece", [1, 50, 16 << 20])
 def test_fields_are_columns_of_one_tensor(tmp_path, monkeypatch, piece):
     """Fields that are column ranges of a tensor, and are asked for in turn, in threads."""
-    monkeypatch.setattr("tolpack.sources.last_rows._PIECE_BYTES", piece)
+    monkeypatch.setattr("tolpack.sources.tensors.last_rows._PIECE_BYTES", piece)
     tensor = shards(torch.bfloat16, width=12)[NAMES[2]]
     files = save(tmp_path / "m", {"e.weight": tensor, "other": tensor.clone()})
     codes = files.codes("e.weight")
@@ -110,7 +110,7 @@ def test_rows_that_the_page_cache_has_not(tmp_path, monkeypatch):
     """Rows that have to be waited for are announced, and the same."""
     tensors, advised = shards(torch.bfloat16), []
     found = table(save(tmp_path / "m", tensors))
-    monkeypatch.setattr("tolpack.sources.tensor_rows._GAP_BYTES", 0)
+    monkeypatch.setattr("tolpack.sources.tensors.tensor_rows._GAP_BYTES", 0)
     monkeypatch.setattr(RowsFile, "_read_cached", lambda *_: False)
     monkeypatch.setattr(RowsFile, "advise", lambda _, *extent: advised.append(extent))
     ids = np.array([12, 2, 6, 5, 12])

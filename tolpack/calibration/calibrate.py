@@ -20,7 +20,7 @@ from tolpack.calibration.model_losses import CalibratedModel, measure_losses, me
 from tolpack.calibration.token_order import TokenOrder, order_tokens
 from tolpack.model.text import find_tokenizer, read_token_ids
 from tolpack.runtime.array_types import Doubles
-from tolpack.sources.npy import read_counts
+from tolpack.sources.arrays.npy import read_counts
 from tolpack.sources.protocol import TableSource
 from tolpack.workspace.workspace import Workspace
 

@@ -67,8 +67,8 @@ def _describe_checkpoint(
     from tolpack.sources.checkpoint.checkpoint import name_tensors
     from tolpack.sources.checkpoint.description import summarize_checkpoint
     from tolpack.sources.families.description import summarize_tables
-    from tolpack.sources.named_tensor import open_named_tensor
     from tolpack.sources.open_source import check_memoryllm, open_family, open_files
+    from tolpack.sources.tensors.named_tensor import open_named_tensor
 
     check_input(path)
     files = open_files(path, options)

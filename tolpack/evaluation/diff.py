@@ -21,9 +21,9 @@ from tolpack.model.text import TextTokenizer, find_tokenizer
 from tolpack.pack import Pack
 from tolpack.runtime.array_types import Doubles, Floats, Ints
 from tolpack.runtime.progress import Reporter
+from tolpack.sources.arrays.npy import read_counts
 from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.input_kind import is_pack
-from tolpack.sources.npy import read_counts
 
 # Limits of a block of rows, on each side. A checkpoint's layers are loaded anew for each block, so
 # blocks are large.

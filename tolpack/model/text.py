@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.runtime.files import read_whole
 from tolpack.runtime.worker_process import Answer, Request, WorkerError, WorkerProcess
-from tolpack.sources.npy import read_npy
+from tolpack.sources.arrays.npy import read_npy
 
 _WORKER = "tolpack.model.tokenizer_worker"
 # Files of the largest vocabularies have some 35 MB.

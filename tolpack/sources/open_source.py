@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tolpack.errors import CheckpointError, ConfigError, printable
-from tolpack.sources.arrays import ArrayTable, open_array
+from tolpack.sources.arrays.array_table import ArrayTable, open_array
 from tolpack.sources.checkpoint.checkpoint import name_tensors
 from tolpack.sources.checkpoint.config import MODEL_TYPES, find_raw_config
 from tolpack.sources.checkpoint.key_map import match
@@ -16,8 +16,8 @@ from tolpack.sources.families.known import FAMILIES
 from tolpack.sources.ffn_table import FFNTable
 from tolpack.sources.gguf.open_gguf import open_gguf
 from tolpack.sources.input_kind import check_input, is_gguf
-from tolpack.sources.named_tensor import near_names, open_named_tensor
 from tolpack.sources.protocol import TableSource
+from tolpack.sources.tensors.named_tensor import near_names, open_named_tensor
 
 _MEMORYLLM = "MemoryLLM (layers.N.memory_mlp.up_proj.weight)"
 

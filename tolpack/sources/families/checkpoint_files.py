@@ -14,8 +14,14 @@ from tolpack.errors import CheckpointError
 from tolpack.runtime.fork_safety import ForkSafe
 from tolpack.sources.checkpoint.config import shown_value
 from tolpack.sources.checkpoint.tensors import DTYPE_BYTES, TensorStore
-from tolpack.sources.tensor_fields import FLOAT8, StoredCodes
-from tolpack.sources.tensor_rows import FileRows, JoinedRows, LoadedRows, RowsFile, TensorRows
+from tolpack.sources.tensors.tensor_fields import FLOAT8, StoredCodes
+from tolpack.sources.tensors.tensor_rows import (
+    FileRows,
+    JoinedRows,
+    LoadedRows,
+    RowsFile,
+    TensorRows,
+)
 
 # Bytes of a value, by torch's name of the dtype, for tensors whose rows are read.
 _VALUE_BYTES = {**DTYPE_BYTES, FLOAT8: 1, "float8_e8m0fnu": 1}

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tolpack.sources.computed_table import ComputedTable
 from tolpack.sources.families.checkpoint_files import CheckpointFiles
 from tolpack.sources.protocol import TableSource
-from tolpack.sources.quantized_table import QuantizedTable
-from tolpack.sources.tensor_table import TensorTable
+from tolpack.sources.tensors.computed_table import ComputedTable
+from tolpack.sources.tensors.quantized_table import QuantizedTable
+from tolpack.sources.tensors.tensor_table import TensorTable
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from tolpack.sources.families.checkpoint_files import CheckpointFiles, numbered
 from tolpack.sources.families.compressed_ids import compressed_token_ids
 from tolpack.sources.families.family import Family
 from tolpack.sources.protocol import TableSource
-from tolpack.sources.tensor_table import TensorTable
+from tolpack.sources.tensors.tensor_table import TensorTable
 
 _TENSOR = r"(?:.+\.)?(?P<layer>\d{1,5})\.engram\.(?:embed|multi_head_embedding\.embedding)\.weight"
 _PURPOSE = "the n-gram hash of Engram"

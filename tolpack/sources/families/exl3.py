@@ -27,8 +27,8 @@ from tolpack.sources.families.checkpoint_files import CheckpointFiles
 from tolpack.sources.families.family import Family
 from tolpack.sources.families.ngram_file import beside, hash_of, layer_of, packed_rows
 from tolpack.sources.protocol import FieldRows, SourceField, TableSource, check_finite
-from tolpack.sources.quantized_table import QuantizedTable
-from tolpack.sources.tensor_rows import JoinedRows
+from tolpack.sources.tensors.quantized_table import QuantizedTable
+from tolpack.sources.tensors.tensor_rows import JoinedRows
 
 NAME = "ngram_embedding"
 _TENSOR = r"(?P<key>(?:.+\.)?ngram_embedding)\.(?:shard_(?P<shard>\d{1,6})\.)?trellis"

@@ -15,7 +15,7 @@ from tolpack.errors import CheckpointError
 from tolpack.sources.families.checkpoint_files import CheckpointFiles
 from tolpack.sources.families.family import Family
 from tolpack.sources.protocol import TableSource
-from tolpack.sources.tensor_table import TensorTable
+from tolpack.sources.tensors.tensor_table import TensorTable
 
 NAME = "embed_tokens_per_layer"
 _TENSOR = rf"(?:.+\.)?{NAME}\.weight"

@@ -16,7 +16,7 @@ from tolpack.sources.checkpoint.config import shown_value
 from tolpack.sources.families.checkpoint_files import CheckpointFiles, numbered
 from tolpack.sources.families.family import Family
 from tolpack.sources.protocol import TableSource
-from tolpack.sources.tensor_table import TensorTable
+from tolpack.sources.tensors.tensor_table import TensorTable
 
 NAME = "ngram_embeddings"
 _TENSOR = rf"(?:.+\.)?(?:{NAME}\.embedders\.|oe_embed_tokens)(\d{{1,4}})\.weight"

@@ -23,12 +23,12 @@ import torch
 from numpy.typing import NDArray
 
 from tolpack.errors import CheckpointError
-from tolpack.sources.computed_table import ComputedTable, TokenRows, Weights, rms_norm_eps
 from tolpack.sources.families.checkpoint_files import CheckpointFiles, numbered
 from tolpack.sources.families.family import Family
 from tolpack.sources.ffn import GatedFFN, Norm
 from tolpack.sources.protocol import SourceField, TableSource
-from tolpack.sources.tensor_table import TensorTable
+from tolpack.sources.tensors.computed_table import ComputedTable, TokenRows, Weights, rms_norm_eps
+from tolpack.sources.tensors.tensor_table import TensorTable
 
 NAME = "meki"
 _TENSOR = r"(?P<module>(?:.+\.)?layers\.(?P<layer>\d{1,4})\.meki_module)\.embeddings\.weight"

@@ -23,12 +23,12 @@ from torch.nn import functional as F
 
 from tolpack.container.preamble import MAX_FIELDS
 from tolpack.errors import CheckpointError
-from tolpack.sources.computed_table import ComputedTable, TokenRows, Weights, rms_norm_eps
 from tolpack.sources.families.checkpoint_files import CheckpointFiles
 from tolpack.sources.families.family import Family
 from tolpack.sources.ffn import Norm
 from tolpack.sources.protocol import SourceField, TableSource
-from tolpack.sources.tensor_table import TensorTable
+from tolpack.sources.tensors.computed_table import ComputedTable, TokenRows, Weights, rms_norm_eps
+from tolpack.sources.tensors.tensor_table import TensorTable
 
 NAME = "experts"
 _TABLE = r"(?P<model>(?:.+\.)?)moe_table\.weight"

@@ -22,8 +22,8 @@ from tolpack.sources.families.checkpoint_files import CheckpointFiles
 from tolpack.sources.families.family import Family
 from tolpack.sources.families.ngram_file import beside, hash_of, layer_of, packed_rows
 from tolpack.sources.protocol import FLOAT_CODECS, FieldRows, SourceField, TableSource, check_finite
-from tolpack.sources.quantized_table import QuantizedTable
-from tolpack.sources.tensor_rows import JoinedRows
+from tolpack.sources.tensors.quantized_table import QuantizedTable
+from tolpack.sources.tensors.tensor_rows import JoinedRows
 
 NAME = "ngram_embedding"
 _WEIGHT, _SCALES, _BIASES = "ngram.weight", "ngram.scales", "ngram.biases"

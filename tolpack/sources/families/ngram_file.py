@@ -10,7 +10,7 @@ from tolpack.ngrams import NGramHash
 from tolpack.sources.checkpoint.shards import open_store
 from tolpack.sources.families.checkpoint_files import CheckpointFiles
 from tolpack.sources.families.qwen4_exp import is_qwen4_exp, ngram_hash
-from tolpack.sources.tensor_rows import FileRows, JoinedRows, RowsFile
+from tolpack.sources.tensors.tensor_rows import FileRows, JoinedRows, RowsFile
 
 
 def packed_rows(

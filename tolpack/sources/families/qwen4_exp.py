@@ -16,8 +16,8 @@ from tolpack.sources.checkpoint.config import shown_value
 from tolpack.sources.families.checkpoint_files import CheckpointFiles
 from tolpack.sources.families.family import Family
 from tolpack.sources.protocol import TableSource
-from tolpack.sources.tensor_fields import StoredCodes
-from tolpack.sources.tensor_table import TensorTable
+from tolpack.sources.tensors.tensor_fields import StoredCodes
+from tolpack.sources.tensors.tensor_table import TensorTable
 
 NAME = "ngram_embedding"
 _TENSOR = (

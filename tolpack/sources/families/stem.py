@@ -16,7 +16,7 @@ from tolpack.errors import CheckpointError
 from tolpack.sources.families.checkpoint_files import CheckpointFiles, numbered
 from tolpack.sources.families.family import Family
 from tolpack.sources.protocol import TableSource
-from tolpack.sources.tensor_table import TensorTable
+from tolpack.sources.tensors.tensor_table import TensorTable
 
 NAME = "stem_embeddings"
 _TENSOR = rf"(?:.+\.)?{NAME}\.(?P<number>\d{{1,4}})\.weight"

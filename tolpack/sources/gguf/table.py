@@ -21,11 +21,11 @@ from tolpack.runtime.array_types import Bytes, Floats
 from tolpack.sources.gguf.blocks import FLOATS, scales_and_codes, stored_part
 from tolpack.sources.gguf.header import GGUFTensor
 from tolpack.sources.gguf.package import dequantize, is_dequantized
-from tolpack.sources.last_rows import LastRows
 from tolpack.sources.protocol import FieldRows, StoredRows, check_finite
-from tolpack.sources.quantized_table import QuantizedTable
 from tolpack.sources.table_limits import equal_fields, table_name
-from tolpack.sources.tensor_rows import FileRows, JoinedRows, RowsFile
+from tolpack.sources.tensors.last_rows import LastRows
+from tolpack.sources.tensors.quantized_table import QuantizedTable
+from tolpack.sources.tensors.tensor_rows import FileRows, JoinedRows, RowsFile
 
 _DTYPES = {"F16": "float16", "BF16": "bfloat16"}
 

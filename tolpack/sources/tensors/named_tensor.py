@@ -9,7 +9,7 @@ from itertools import islice
 from tolpack.errors import CheckpointError, ConfigError, printable
 from tolpack.sources.families.checkpoint_files import CheckpointFiles, numbered
 from tolpack.sources.table_limits import equal_fields, table_name
-from tolpack.sources.tensor_table import TensorTable
+from tolpack.sources.tensors.tensor_table import TensorTable
 
 # What stands for the number of a shard: ``*``, ``{}``, or braces around what `tensor_names` writes.
 _NUMBER = re.compile(r"\*|\{[^{}]*\}")

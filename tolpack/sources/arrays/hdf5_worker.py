@@ -1,4 +1,4 @@
-"""The HDF5 library in a process of its own; see `tolpack.sources.hdf5`."""
+"""The HDF5 library in a process of its own; see `tolpack.sources.arrays.hdf5`."""
 
 from __future__ import annotations
 

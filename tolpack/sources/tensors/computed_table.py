@@ -21,11 +21,11 @@ from tolpack.errors import CheckpointError
 from tolpack.runtime.array_types import Bytes
 from tolpack.sources.checkpoint.tensors import DTYPE_BYTES
 from tolpack.sources.families.checkpoint_files import CheckpointFiles
-from tolpack.sources.finite_bytes import bad_rows
 from tolpack.sources.identity import rows_digest
 from tolpack.sources.protocol import FLOAT_CODECS, FieldRows, SourceField, check_finite
-from tolpack.sources.tensor_rows import JoinedRows
-from tolpack.sources.tensor_table import tensor_names
+from tolpack.sources.tensors.finite_bytes import bad_rows
+from tolpack.sources.tensors.tensor_rows import JoinedRows
+from tolpack.sources.tensors.tensor_table import tensor_names
 from tolpack.sources.uniform_table import UniformTable
 
 # Maps token ids int64 (n,) to float32 rows (n, width).

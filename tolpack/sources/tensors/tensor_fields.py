@@ -11,8 +11,8 @@ from tolpack.codecs.encodings import Part
 from tolpack.errors import CheckpointError
 from tolpack.sources.checkpoint.tensors import DTYPE_BYTES
 from tolpack.sources.protocol import SourceField
-from tolpack.sources.tensor_rows import JoinedRows
-from tolpack.sources.tensor_table import Columns, TensorField, tensor_names
+from tolpack.sources.tensors.tensor_rows import JoinedRows
+from tolpack.sources.tensors.tensor_table import Columns, TensorField, tensor_names
 
 FLOAT8 = "float8_e4m3fn"
 # By the dtype of scales: the codec, and the bytes of a scale as stored.

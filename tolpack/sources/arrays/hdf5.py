@@ -2,7 +2,7 @@
 
 The HDF5 library is written in C and was not made for damaged files, and a file may make it read
 other files. So it runs in a process of its own (`tolpack.runtime.worker_process`,
-`tolpack.sources.hdf5_worker`), which refuses datasets whose values are in other files.
+`tolpack.sources.arrays.hdf5_worker`), which refuses datasets whose values are in other files.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.runtime.files import regular_size
 from tolpack.runtime.worker_process import Answer, Request, WorkerError, WorkerProcess
-from tolpack.sources.stored_array import StoredArray
+from tolpack.sources.arrays.stored_array import StoredArray
 
-_WORKER = "tolpack.sources.hdf5_worker"
+_WORKER = "tolpack.sources.arrays.hdf5_worker"
 # Rows that are asked for at once, as float32.
 _PIECE_BYTES = 4 << 20
 _MEMORY_BYTES = 64 << 20

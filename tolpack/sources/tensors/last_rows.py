@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tolpack.runtime.array_types import Bytes
 from tolpack.runtime.fork_safety import ForkSafe
-from tolpack.sources.tensor_rows import JoinedRows
+from tolpack.sources.tensors.tensor_rows import JoinedRows
 
 # Bytes of whole rows that are read at once for a few of their columns.
 _PIECE_BYTES = 16 << 20

@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 
 from tolpack.errors import CheckpointError, ConfigError
+from tolpack.sources.arrays.hdf5 import open_hdf5
+from tolpack.sources.arrays.npy import read_npy
+from tolpack.sources.arrays.stored_array import StoredArray
 from tolpack.sources.checkpoint.safetensors_file import SafetensorsFile
 from tolpack.sources.checkpoint.tensors import DTYPE_BYTES
-from tolpack.sources.hdf5 import open_hdf5
 from tolpack.sources.identity import FileStates, rows_digest
 from tolpack.sources.mapped_memory import MappedMemory
-from tolpack.sources.npy import read_npy
 from tolpack.sources.protocol import FieldRows, check_finite
-from tolpack.sources.stored_array import StoredArray
 from tolpack.sources.table_limits import equal_fields
 from tolpack.sources.uniform_table import UniformTable
 

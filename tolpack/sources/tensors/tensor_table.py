@@ -21,9 +21,7 @@ from tolpack.errors import CheckpointError
 from tolpack.ngrams import NGramHash
 from tolpack.runtime.array_types import Bytes
 from tolpack.sources.checkpoint.tensors import DTYPE_BYTES
-from tolpack.sources.finite_bytes import bad_rows
 from tolpack.sources.identity import FileStates, rows_digest
-from tolpack.sources.last_rows import LastRows
 from tolpack.sources.protocol import (
     FLOAT_CODECS,
     FieldRows,
@@ -31,8 +29,10 @@ from tolpack.sources.protocol import (
     StoredRows,
     check_finite,
 )
-from tolpack.sources.recorded_hashes import RecordedHashes
-from tolpack.sources.tensor_rows import JoinedRows, TensorRows
+from tolpack.sources.tensors.finite_bytes import bad_rows
+from tolpack.sources.tensors.last_rows import LastRows
+from tolpack.sources.tensors.recorded_hashes import RecordedHashes
+from tolpack.sources.tensors.tensor_rows import JoinedRows, TensorRows
 from tolpack.sources.uniform_table import UniformTable
 
 

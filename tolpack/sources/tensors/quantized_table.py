@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 from tolpack.sources.identity import FileStates, rows_digest
 from tolpack.sources.protocol import SourceField
-from tolpack.sources.recorded_hashes import RecordedHashes
-from tolpack.sources.tensor_rows import JoinedRows, TensorRows
-from tolpack.sources.tensor_table import tensor_names
+from tolpack.sources.tensors.recorded_hashes import RecordedHashes
+from tolpack.sources.tensors.tensor_rows import JoinedRows, TensorRows
+from tolpack.sources.tensors.tensor_table import tensor_names
 from tolpack.sources.uniform_table import UniformTable
 
 
