@@ -214,6 +214,34 @@ def test_relative_error_is_met(plain, counts, tmp_path, rank):
     assert 0.036 < found < 0.0405
 
 
+@pytest.mark.parametrize("rank", ["none", "full"])
+@pytest.mark.parametrize("size", ["130%", "1000%"])
+def test_more_room_than_codes_need_costs_no_exactness(plain, tmp_path, size, rank):
+    """A size that no codes of 16 bits can fill ends at the finest step, its rows close to exact."""
+    result = tolpack.build(
+        plain["float32"], tmp_path / "p.tolpack", bits="auto", rank=rank, size=size
+    )
+    assert max(layer.relative_error for layer in result.layers) < 1e-3
+
+
+def test_small_errors_are_met_beside_large_values(tmp_path):
+    """One value that is many times the others does not let codes overflow, or stop the search."""
+    table = values(torch.float32).numpy()
+    table[7, 0, 3] = 1.0
+    np.save(tmp_path / "t.npy", table)
+    path = tmp_path / "p.tolpack"
+    tolpack.build(tmp_path / "t.npy", path, bits="auto", max_relative_error="0.1%")
+    with tolpack.open(path) as pack:
+        rows = pack.rows(np.arange(ROWS))
+    assert np.abs(rows - table).max() < 0.01
+    error = np.linalg.norm(rows.astype(np.float64) - table) / np.linalg.norm(table)
+    assert 0.0005 < error < 0.00101
+    with pytest.raises(ConfigError, match=r"the finest one tried has 0\.0\d\d %"):
+        tolpack.build(
+            tmp_path / "t.npy", tmp_path / "q.tolpack", bits="auto", max_relative_error="0.01%"
+        )
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -23,7 +23,7 @@ from tolpack.compress.chunks import ChunkSpan, chunks_by_step
 from tolpack.compress.entropy.encoder import EntropyCodedEncoder
 from tolpack.compress.entropy.frame_sample import FrameSample, FrequencySteps, sample_frames
 from tolpack.compress.entropy.held_out_validation import HeldOutValidation
-from tolpack.compress.entropy.layer_basis import MAX_CODE, basis_part
+from tolpack.compress.entropy.layer_basis import MAX_CODE, MAX_WIDE_CODE, basis_part
 from tolpack.compress.entropy.quantizers import layer_step, layer_steps
 from tolpack.compress.entropy.rank_choice import Component, choose_components
 from tolpack.compress.entropy.step_search import search_error, search_loss, search_size
@@ -141,27 +141,44 @@ class EntropyCodedPlanner:
         )
 
     def candidate(self, step: float) -> Candidate:
-        """Decide ranks and large codes for a step, on a sample."""
+        """Decide ranks and large codes for a step, on a sample.
+
+        A step that is too fine for codes of 16 bits gives the candidate of the finest that is not.
+        """
         inputs = self.inputs
-        hidden = inputs.width
-        full = min(hidden, inputs.source.rows) if inputs.has_basis else hidden
-        ranks = inputs.ranks or (None,) * len(inputs.source.fields)
-        widest = {n: Component(ranks[n] or full, ranks[n] or full) for n in inputs.kept}
-        sampled = self._sampled(Candidate(step, widest))
-        steps = self.steps.of_slots(self.sample.all_slots, step)
-        codes = {layer: stored / steps[:, None] for layer, stored in sampled.items()}
+        hidden, unit = inputs.width, self.quantizer.unit
+        step, codes = self._widest_codes(step)
         limit = MAX_CODE / _CODE_MARGIN
         if not inputs.has_basis:
-            unit = self.quantizer.unit
             large = {n: np.abs(codes[n]).max() > limit * unit(n) for n in inputs.kept}
             return Candidate(
                 step, {n: Component(hidden, hidden if large[n] else 0) for n in inputs.kept}
             )
+        steps = self.steps.of_slots(self.sample.all_slots, step)
         chosen = choose_components(
             codes, self.sample, steps, basis_part(hidden).row_bytes,
             fixed=inputs.ranks is not None, limit=limit,
         )  # fmt: skip
         return Candidate(step, chosen)
+
+    def _widest_codes(self, step: float) -> tuple[float, dict[int, Floats]]:
+        """Return the step, or the finest whose codes fit 16 bits, and the sample's codes by layer,
+        all components with 16 bits: stored values in steps.
+        """
+        inputs, unit = self.inputs, self.quantizer.unit
+        full = min(inputs.width, inputs.source.rows) if inputs.has_basis else inputs.width
+        ranks = inputs.ranks or (None,) * len(inputs.source.fields)
+        widest = {n: Component(ranks[n] or full, ranks[n] or full) for n in inputs.kept}
+        most = MAX_WIDE_CODE / _CODE_MARGIN
+        while True:
+            sampled = self._sampled(Candidate(step, widest))
+            steps = self.steps.of_slots(self.sample.all_slots, step)
+            codes = {layer: stored / steps[:, None] for layer, stored in sampled.items()}
+            largest = max(float(np.abs(codes[n]).max()) / unit(n) for n in inputs.kept)
+            if largest <= most:
+                return step, codes
+            clipped = largest > 0.99 * MAX_WIDE_CODE  # they would be larger still
+            step *= 8.0 if clipped else 1.01 * largest / most
 
     @property
     def _loss_limit(self) -> float:
