@@ -136,7 +136,7 @@ def flip(path):
 def test_hashes_of_the_download_are_compared(folder, place):
     """What was compared is said, and one bit of one shard is found and its file named."""
     record(folder, place)
-    assert f"compared with the SHA-256 of {place}: {shard(folder, 0).name}" in check(folder)
+    assert f"comparing with the SHA-256 of {place}: {shard(folder, 0).name}" in check(folder)
     flip(shard(folder, 2))
     with pytest.raises(CheckpointError, match=rf"00003-of-00004.*but {place} says"):
         check(folder)
@@ -153,7 +153,7 @@ def test_hashes_of_a_download_into_a_folder_above(folder):
     (folder / ".cache" / "huggingface" / "download").rename(folder / "records")
     (folder / ".cache" / "huggingface" / "download").mkdir()
     (folder / "records").rename(folder / ".cache" / "huggingface" / "download" / "inner")
-    assert "compared with the SHA-256" in check(inner)
+    assert "comparing with the SHA-256" in check(inner)
 
 
 def test_links_into_the_hugging_face_cache_are_compared(folder):
@@ -165,7 +165,7 @@ def test_links_into_the_hugging_face_cache_are_compared(folder):
         blob = blobs / digest(path)
         path.rename(blob)
         path.symlink_to(blob)
-    assert "compared with the SHA-256 of the Hugging Face cache" in check(folder)
+    assert "comparing with the SHA-256 of the Hugging Face cache" in check(folder)
     flip(shard(folder, 1).resolve())
     with pytest.raises(CheckpointError, match=r"00002-of-00004.*the Hugging Face cache says"):
         check(folder)
@@ -180,6 +180,32 @@ def test_hashes_of_another_kind_are_left_out(folder):
         path.write_text(text, encoding="utf-8")
     (folder / "SHA256SUMS").write_text("nothing\n\n", encoding="utf-8")
     assert "SHA-256" not in check(folder)
+
+
+@pytest.mark.parametrize("form", ["SHA256 ({0}) = {1}", "{1}  model/{0}", "{1} *./{0}"])
+def test_lists_of_hashes_in_other_forms_are_read(folder, form):
+    """As ``sha256sum --tag`` writes them, with folders, and of binary files."""
+    lines = [form.format(path.name, digest(path)) for path in sorted(folder.glob("*.safetensors"))]
+    (folder / "SHA256SUMS").write_text("\n".join(lines), encoding="utf-8")
+    check(folder)
+    flip(shard(folder, 2))
+    with pytest.raises(CheckpointError, match="00003-of-00004.*but SHA256SUMS says"):
+        check(folder)
+
+
+def test_files_that_a_list_of_hashes_leaves_out_are_named(folder):
+    """What is not compared is said, as a list may be meant to cover everything."""
+    record(folder, "SHA256SUMS")
+    lines = (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    (folder / "SHA256SUMS").write_text("\n".join(lines[:-1]), encoding="utf-8")
+    said = f"SHA256SUMS has no hash of {shard(folder, 3).name}: not compared with it"
+    assert said in check(folder)
+
+
+def test_one_of_several_shards_is_no_table(folder):
+    """A shard that is given alone is refused, though it holds one tensor."""
+    with pytest.raises(CheckpointError, match="one of several files of a checkpoint: give their"):
+        open_source(shard(folder, 1), layers=1)
 
 
 def test_huge_list_of_hashes_is_refused(folder, monkeypatch):

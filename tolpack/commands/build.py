@@ -85,8 +85,12 @@ def build(checkpoint: Path, bits: str, as_json: bool, **settings: Any) -> None:
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
     refuse_two_maps(settings)
-    output = settings.pop("output")
-    result = tolpack.build(checkpoint, output, bits=number, reporter=Terminal(), **settings)
+    output, terminal = settings.pop("output"), Terminal()
+    try:
+        result = tolpack.build(checkpoint, output, bits=number, reporter=terminal, **settings)
+    except KeyboardInterrupt:
+        terminal.say("interrupted: the same command with --resume continues what was written")
+        raise
     if as_json:
         print_json(result.to_json())
     else:

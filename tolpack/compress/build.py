@@ -24,7 +24,7 @@ from tolpack.compress.settings import BuildSettings
 from tolpack.compress.write import PackFile, write
 from tolpack.container.atomic_write import check_output
 from tolpack.container.local_sink import check_unfinished
-from tolpack.errors import ConfigError, memory_errors
+from tolpack.errors import ConfigError, FileAccessError, memory_errors
 from tolpack.model.text import find_tokenizer
 from tolpack.pack import Pack
 from tolpack.reading.summary import bits_per_weight, layer_summaries, ratio_fp16
@@ -281,6 +281,10 @@ def output_path(
         given += [file for file in source.iterdir() if file.suffix != ".tolpack"]
     if path.is_dir():
         raise ConfigError(f"output {path} is a folder: give a file name with -o")
+    if not path.parent.is_dir():
+        raise FileAccessError(
+            f"cannot write {path}: there is no folder {path.parent}; make it, or give another -o"
+        )
     check_output(path, given)
     check_unfinished(path, given)
     if os.path.lexists(path) and not force:

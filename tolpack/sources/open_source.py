@@ -10,7 +10,7 @@ from tolpack.sources.checkpoint.checkpoint import name_tensors
 from tolpack.sources.checkpoint.config import MODEL_TYPES, find_raw_config
 from tolpack.sources.checkpoint.key_map import match
 from tolpack.sources.checkpoint.options import CheckpointOptions
-from tolpack.sources.checkpoint.shards import open_store
+from tolpack.sources.checkpoint.shards import check_whole, open_store
 from tolpack.sources.families.checkpoint_files import CheckpointFiles
 from tolpack.sources.families.known import FAMILIES
 from tolpack.sources.ffn_table import FFNTable
@@ -53,6 +53,8 @@ def open_tables(
     check_input(path)
     if tensor is not None:
         return (open_named_tensor(open_files(path, options), tensor, layers),)
+    if path.is_file():
+        check_whole(path)
     array = open_array(path)
     if array is not None:
         return (ArrayTable(array, layers),)

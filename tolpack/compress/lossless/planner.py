@@ -17,7 +17,7 @@ from tolpack.codecs.frames import FRAMES
 from tolpack.codecs.record import record_layout
 from tolpack.compress.chunks import ChunkSpan, doubling_chunks, spread_slots
 from tolpack.compress.fixed.encoding_choice import frame_encoding, raw_encoding
-from tolpack.compress.frame_choice import MIN_SAVING, chunk_encodings, chunk_sizes, frame_saving
+from tolpack.compress.frame_choice import chunk_encodings, chunk_sizes, frame_saving
 from tolpack.compress.header_size import PlannedHeader, file_bytes
 from tolpack.compress.lossless.encoder import LosslessEncoder, sample_records
 from tolpack.compress.plan import Plan, PlanInputs, PlannedChunk
@@ -26,6 +26,8 @@ from tolpack.sources.protocol import SourceField, TableSource
 
 # What frames save is measured on about this many rows, or bytes if fewer.
 _SAMPLE_ROWS, _SAMPLE_BYTES = 1 << 14, 32 << 20
+# Frames must save this share: a lookup of a narrow row reads many times its bytes then.
+_MIN_SAVING = 0.05
 # A frame is decompressed this often to tell how long it takes.
 _TIMED = 20
 
@@ -86,7 +88,7 @@ class PlanesCost:
     @property
     def pays(self) -> bool:
         """Whether they save enough."""
-        return self.saved >= MIN_SAVING
+        return self.saved >= _MIN_SAVING
 
     def describe(self, name: str, stored_bytes: int) -> str:
         """Say it in a line, for a table of that name."""

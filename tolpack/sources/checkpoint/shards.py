@@ -52,12 +52,17 @@ def open_store(path: Path) -> TensorStore:
             f"cannot tell what {path} is: expected .pt, .pth, .safetensors, or a folder with "
             "config.json and .safetensors (tables: .npy, .safetensors, .h5)"
         )
+    check_whole(path)
+    file = _open_file(path)
+    return TensorStore([file])
+
+
+def check_whole(path: Path) -> None:
+    """Raise `CheckpointError` if a file is one of several of a checkpoint, by its name."""
     numbered, piece = _NUMBERED.search(path.name), _PIECE.fullmatch(path.name)
     others = len(list(path.parent.glob("consolidated.*.pth"))) if piece else 1
     if others > 1 or (numbered and int(numbered[2]) > 1):
         raise CheckpointError(f"{path} is one of several files of a checkpoint: give their folder")
-    file = _open_file(path)
-    return TensorStore([file])
 
 
 def _open_folder(folder: Path) -> TensorStore:
@@ -138,7 +143,7 @@ def _check_index(index: Path, weight_map: Mapping[str, str], store: TensorStore)
     for tensor, shard in weight_map.items():
         held = [info.path.name for info in store.infos.get(tensor, ())]
         if shard not in held:
-            where = f"but it is in {held[0]}" if held else "but no shard holds it"
+            where = f"but it is in {held[0]}" if held else "but no file that it names holds it"
             raise CheckpointError(
                 f"{index.name} says that tensor {tensor!r} is in {shard}, {where}: the shards are "
                 "of different checkpoints, or the index is; copy all of one"

@@ -84,9 +84,15 @@ class CheckpointFiles(ForkSafe):
             shown = "missing" if value is None else shown_value(value)
             raise CheckpointError(
                 f"config field {name!r} is {shown}, expected an integer {least} … {most} for "
-                f"{purpose}: copy the model's own config.json"
+                f"{purpose}: {self.config_remedy}"
             )
         return value
+
+    @property
+    def config_remedy(self) -> str:
+        """What to do about a setting that is missing or wrong."""
+        lacks = "" if self.config else f"{self.path} has no config.json; "
+        return f"{lacks}copy the model's own config.json"
 
     def matching(self, pattern: str) -> dict[str, re.Match[str]]:
         """Return the tensors whose whole name matches a regular expression, by name."""

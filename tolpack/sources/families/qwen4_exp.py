@@ -42,7 +42,7 @@ def _open_tables(files: CheckpointFiles) -> tuple[TableSource, ...] | None:
         raise CheckpointError(
             f"{files.path} has n-gram embeddings of layers {layers}, but ple_layer_ids of the "
             f"config asks for {expected}, counted from 0: a shard is missing, or the config is of "
-            "another model"
+            f"another model; {files.config_remedy}"
         )
     alone = len(found) == 1
     return tuple(

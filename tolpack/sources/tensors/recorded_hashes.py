@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from tolpack.errors import CheckpointError, FileAccessError
 from tolpack.runtime.files import read_whole
@@ -21,7 +21,11 @@ from tolpack.runtime.pool import processor_count
 from tolpack.sources.identity import FileStates
 
 _HASH = re.compile(r"[0-9a-f]{64}")
-_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
+# As sha256sum writes them, plainly and with --tag.
+_LINES = (
+    re.compile(r"(?P<hash>[0-9a-fA-F]{64}) [ *](?P<name>.+)"),
+    re.compile(r"SHA256 \((?P<name>.+)\) = (?P<hash>[0-9a-fA-F]{64})"),
+)
 _METADATA = Path(".cache", "huggingface", "download")
 _SUMS = "SHA256SUMS"
 _MAX_METADATA, _MAX_SUMS = 64 << 10, 4 << 20
@@ -51,6 +55,8 @@ class RecordedHashes:
             found = _recorded(path, sums[path.parent])
             if found:
                 self._expected[path] = found
+        listed = [path for path in paths if sums[path.parent] is not None]
+        self._unlisted = [path for path in listed if _SUMS not in self._expected.get(path, {})]
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -90,22 +96,27 @@ class RecordedHashes:
                         )
 
     def describe(self) -> list[str]:
-        """Return a line that says which files are compared; none if none are."""
-        if not self._expected:
-            return []
-        names = ", ".join(path.name for path in list(self._expected)[:_SHOWN])
-        more = len(self._expected) - _SHOWN
-        places = sorted({place for found in self._expected.values() for place in found})
-        return [
-            f"compared with the SHA-256 of {', '.join(places)}: {names}"
-            f"{f' and {more} more' if more > 0 else ''}"
-        ]
+        """Return lines that say which files are compared, and which `_SUMS` leaves out."""
+        lines = []
+        if self._expected:
+            places = sorted({place for found in self._expected.values() for place in found})
+            named = ", ".join(places)
+            lines.append(f"comparing with the SHA-256 of {named}: {_listed(self._expected)}")
+        if self._unlisted:
+            lines.append(f"{_SUMS} has no hash of {_listed(self._unlisted)}: not compared with it")
+        return lines
 
 
-def _recorded(path: Path, sums: dict[str, str]) -> dict[str, str]:
+def _listed(paths: Collection[Path]) -> str:
+    more = len(paths) - _SHOWN
+    names = ", ".join(path.name for path in list(paths)[:_SHOWN])
+    return f"{names}{f' and {more} more' if more > 0 else ''}"
+
+
+def _recorded(path: Path, sums: dict[str, str] | None) -> dict[str, str]:
     """Return the hashes recorded for a file, by the place where each stands."""
     found = {}
-    if path.name in sums:
+    if sums is not None and path.name in sums:
         found[_SUMS] = sums[path.name]
     for folder in list(path.parents)[:_MAX_DEPTH]:
         name = f"{path.relative_to(folder).as_posix()}.metadata"
@@ -118,9 +129,13 @@ def _recorded(path: Path, sums: dict[str, str]) -> dict[str, str]:
     return found
 
 
-def _read_sums(path: Path) -> dict[str, str]:
-    matches = (_LINE.fullmatch(line) for line in _read(path, _MAX_SUMS))
-    return {match[2]: match[1].lower() for match in matches if match}
+def _read_sums(path: Path) -> dict[str, str] | None:
+    """Return the hashes of a file by names without folders; ``None`` if there is no such file."""
+    if not path.is_file():
+        return None
+    lines = _read(path, _MAX_SUMS)
+    matches = (found for line in lines for one in _LINES if (found := one.fullmatch(line.strip())))
+    return {PurePath(match["name"]).name: match["hash"].lower() for match in matches}
 
 
 def _read(path: Path, most: int) -> list[str]:
