@@ -524,11 +524,16 @@ def test_displaced_blocks_are_refused(target, tmp_path):
 
 
 def test_blocks_of_another_pack_are_refused(target, tmp_path):
-    """A pack with the sections of another one, of the same shape and content, is refused."""
+    """A pack with the sections of another one, of the same shape and content, is refused: by the
+    checksums of its blocks, or of the index by which blocks are found.
+    """
     other = write(tmp_path / "other", TARGET, key=bytes(32)).data
     assert other[4096:] != target.data[4096:]
     mixed = target.data[:4096] + other[4096:]
-    assert refused_by_rows(tmp_path / "pack", mixed, kind=ChecksumError) == "block-checksum"
+    assert refused_by_rows(tmp_path / "pack", mixed, kind=ChecksumError) == "index-checksum"
+    with tolpack.open(tmp_path / "pack") as pack, pytest.raises(ChecksumError) as caught:
+        pack.rows([int(pack.most_frequent(1)[0])])  # a raw block, which has no index
+    assert caught.value.code == "block-checksum"
 
 
 def test_chunks_out_of_order_are_refused_by_their_checksums(tmp_path):
