@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from tolpack.codecs.encodings import Encoding, Part
@@ -40,32 +40,16 @@ class PlannedHeader:
     @property
     def room_bytes(self) -> int:
         """Bytes that its JSON takes at most."""
-        start = PREAMBLE_BYTES
-        while True:
-            size = len(self._longest(start).to_json())
-            begin = align(PREAMBLE_BYTES + size, SECTION_ALIGNMENT)
-            if begin <= start:
-                return size
-            start = begin
+        return len(longest_header(self._longest)[1].to_json())
 
     def _longest(self, start: int) -> Header:
         """Return a header of the most digits; sections begin at `start`."""
         table = self.table
-        sections = [replace(array, crc32=_LARGEST_CRC32) for array in self.arrays]
+        sections = list(self.arrays)
         for plan, number in zip(self.chunks, self.numbers):
             encoding = self.encodings[number]
-            record, each = table.record_bytes(encoding), encoding.rows_per_block
-            blocks = -(-plan.rows // each)
-            if not encoding.is_compressed:
-                sections.append(Section("blocks", 0, blocks * raw_block_bytes(record, each)))
-                continue
-            longest = longest_frame(encoding.frame, record * each)
-            sections.append(Section("blocks", 0, blocks * longest))
-            sections.append(Section("index", 0, index_bytes(blocks)))
-        placed = []
-        for section in sections:
-            placed.append(replace(section, offset_bytes=start))
-            start = align(placed[-1].end_bytes, SECTION_ALIGNMENT)
+            sections += planned_chunk(encoding, table.record_bytes(encoding), plan.rows)
+        placed = placed_sections(sections, start)
         last = len(placed) - 1
         table = replace(
             table,
@@ -77,7 +61,40 @@ class PlannedHeader:
             token_map=None if table.token_map is None else last,
             ngrams=None if table.ngrams is None else replace(table.ngrams, id_map=last),
         )
-        return Header((table,), tuple(self.encodings), tuple(placed), PRODUCER)
+        return Header((table,), tuple(self.encodings), placed, PRODUCER)
+
+
+def longest_header(header: Callable[[int], Header]) -> tuple[int, Header]:
+    """Return where the sections of a header begin, and the header, given it for any beginning."""
+    start = PREAMBLE_BYTES
+    while True:
+        found = header(start)
+        begin = align(PREAMBLE_BYTES + len(found.to_json()), SECTION_ALIGNMENT)
+        if begin <= start:
+            return start, found
+        start = begin
+
+
+def placed_sections(sections: Iterable[Section], start: int) -> tuple[Section, ...]:
+    """Lay out sections that are yet to be written from `start` on; checksums of arrays have the
+    most digits.
+    """
+    placed = []
+    for section in sections:
+        crc = None if section.shape is None else _LARGEST_CRC32
+        placed.append(replace(section, offset_bytes=start, crc32=crc))
+        start = align(placed[-1].end_bytes, SECTION_ALIGNMENT)
+    return tuple(placed)
+
+
+def planned_chunk(encoding: Encoding, record_bytes: int, rows: int) -> list[Section]:
+    """Return the sections of a chunk that is yet to be written, its frames of the most bytes."""
+    each = encoding.rows_per_block
+    blocks = -(-rows // each)
+    if not encoding.is_compressed:
+        return [Section("blocks", 0, blocks * raw_block_bytes(record_bytes, each))]
+    longest = longest_frame(encoding.frame, record_bytes * each)
+    return [Section("blocks", 0, blocks * longest), Section("index", 0, index_bytes(blocks))]
 
 
 def planned_basis(rank: int, part: Part) -> Section:
