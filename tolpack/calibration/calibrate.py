@@ -10,7 +10,7 @@ matter more, but a count from one text overstates how much (docs/lab-notes.md).
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,12 @@ class CalibrationInputs:
     text: str | Path | None = None
     frequencies: str | Path | None = None
     tokenizer: str | Path | None = None
+
+    def beside(self, checkpoint: Path) -> CalibrationInputs:
+        """Return them with the tokenizer beside `checkpoint`, if a text needs one."""
+        if self.text is None:
+            return self
+        return replace(self, tokenizer=find_tokenizer(checkpoint, self.tokenizer))
 
     @property
     def gives_counts(self) -> bool:

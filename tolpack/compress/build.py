@@ -8,8 +8,8 @@ chunk), and `write` (the file).
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from tolpack.compress.write import PackFile, write
 from tolpack.container.atomic_write import check_output
 from tolpack.container.local_sink import check_unfinished
 from tolpack.errors import ConfigError, FileAccessError, memory_errors
-from tolpack.model.text import find_tokenizer
 from tolpack.pack import Pack
 from tolpack.reading.summary import bits_per_weight, layer_summaries, ratio_fp16
 from tolpack.runtime.pool import processor_count
@@ -179,32 +178,51 @@ def build(
     settings = BuildSettings.parse(
         rank, bits, drop, size, max_ppl_increase, compression, max_relative_error
     )
-    if calibrate is not None:
-        tokenizer = find_tokenizer(Path(checkpoint), tokenizer)
-    inputs = CalibrationInputs(calibrate, frequencies, tokenizer)
+    inputs = CalibrationInputs(calibrate, frequencies, tokenizer).beside(Path(checkpoint))
     files = (calibrate, frequencies, tokenizer, config, key_map)
     resources = Resources(compute, max_memory, threads)
     options = CheckpointOptions(config, arch, map_name, key_map)
     sources = open_tables(checkpoint, options, layers, tensor)
     path = output_path(checkpoint, output, force, files)
     file = PackFile(path, lambda: check_unchanged(sources), overwrite=force, resume=resume)
-    counted = inputs.gives_counts or sources[0].checkpoint is not None
+    measured = calibrated_tables(sources, settings, inputs, path.parent, resources, reporter)
+    with measured as (tables, workspace):
+        build_pack(tables, settings, file, workspace)
+    with torch_threads(threads or processor_count()):
+        return _result(file, sources, reporter)
+
+
+@contextmanager
+def calibrated_tables(
+    sources: Sequence[TableSource],
+    settings: BuildSettings,
+    inputs: CalibrationInputs,
+    folder: Path,
+    resources: Resources,
+    reporter: Reporter,
+) -> Iterator[tuple[list[TableInputs], Workspace]]:
+    """Check `sources`, and yield their tables, as they are fast to compute, with what is known of
+    their tokens, and a workspace for them whose arrays are spilled to `folder`.
+
+    Raises
+    ------
+    ConfigError, CheckpointError
+        As of `build`.
+    """
+    counted = inputs.gives_counts or any(source.checkpoint is not None for source in sources)
     with open_workspace(
-        sources, path.parent, resources, reporter,
+        sources, folder, resources, reporter,
         token_arrays=counted, matrices=settings.has_matrices,
     ) as workspace:  # fmt: skip
         check_sources(sources, reporter)
-        dtype = choose_compute(compute, sources[0], settings.bits, reporter)
+        dtype = choose_compute(resources.compute, sources[0], settings.bits, reporter)
         with torch_settings(workspace.limits.threads, dtype):
-            # The same rows, faster to compute; the result is compared with the exact ones.
-            faster = [source.computed_in(dtype) for source in sources]
-            tables = [
-                TableInputs(table, run_calibration(table, inputs, settings.loss_reach, workspace))
-                for table in faster
-            ]
-            build_pack(tables, settings, file, workspace)
-    with torch_threads(threads or processor_count()):
-        return _result(file, sources, reporter)
+            tables = []
+            for source in sources:
+                table = source.computed_in(dtype)
+                stats = run_calibration(table, inputs, settings.loss_reach, workspace)
+                tables.append(TableInputs(table, stats))
+            yield tables, workspace
 
 
 def check_sources(sources: Sequence[TableSource], reporter: Reporter) -> None:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tolpack.calibration.calibrate import CalibrationInputs, calibrate
-from tolpack.compress.build import check_sources
-from tolpack.compress.make_plan import TableInputs, make_plan
+from tolpack.calibration.calibrate import CalibrationInputs
+from tolpack.compress.build import calibrated_tables
+from tolpack.compress.make_plan import make_plan
 from tolpack.compress.settings import BuildSettings
 from tolpack.errors import memory_errors
-from tolpack.model.text import find_tokenizer
 from tolpack.runtime.progress import Reporter
 from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.open_source import open_tables
-from tolpack.workspace.limits import choose_compute
 from tolpack.workspace.resources import Resources
-from tolpack.workspace.workers import torch_settings
-from tolpack.workspace.workspace import open_workspace
 
 
 @memory_errors("give less --max-memory or fewer --threads")
@@ -52,18 +47,8 @@ def preview_plan(
     ConfigError, CheckpointError
         As of `tolpack.build`.
     """
-    if inputs.text is not None:
-        inputs = replace(inputs, tokenizer=find_tokenizer(Path(checkpoint), inputs.tokenizer))
     sources = open_tables(checkpoint, options, layers, tensor)
-    folder = Path(tempfile.gettempdir())
-    with open_workspace(sources, folder, resources, reporter) as workspace:
-        check_sources(sources, reporter)
-        compute = choose_compute(resources.compute, sources[0], settings.bits, reporter)
-        with torch_settings(workspace.limits.threads, compute):
-            faster = [source.computed_in(compute) for source in sources]
-            tables = [
-                TableInputs(table, calibrate(table, inputs, settings.loss_reach, workspace))
-                for table in faster
-            ]
-            plan = make_plan(tables, settings, workspace)
-            return [one.to_json() for one in plan.tables]
+    folder, inputs = Path(tempfile.gettempdir()), inputs.beside(Path(checkpoint))
+    measured = calibrated_tables(sources, settings, inputs, folder, resources, reporter)
+    with measured as (tables, workspace):
+        return [one.to_json() for one in make_plan(tables, settings, workspace).tables]

@@ -15,7 +15,8 @@ import numpy as np
 
 from tolpack.codecs.record import RecordLayout
 from tolpack.runtime.array_types import Bytes, Ints
-from tolpack.workspace.limits import Limits
+from tolpack.sources.protocol import TableSource
+from tolpack.workspace.limits import Limits, block_tokens, row_block
 from tolpack.workspace.workers import split_ids, wait_for
 
 # Encodes one field of some rows into their records, and returns how many rows.
@@ -26,26 +27,41 @@ FieldLoader = Callable[[], FieldEncoder]
 _AHEAD = 2
 
 
-def field_by_field(
+def encode_fields(
+    source: TableSource,
     loaders: Sequence[FieldLoader],
     token_ids: Ints,
     layout: RecordLayout,
-    block: int,
     limits: Limits,
     pool: ThreadPoolExecutor,
     done: Callable[[int], object],
+    *,
+    apart: bool = False,
 ) -> Iterator[Bytes]:
-    """Yield the records of `token_ids`, uint8 (n, record_bytes), each field loaded in turn.
+    """Yield the records of `token_ids`, uint8 (n, record_bytes).
 
     Parameters
     ----------
+    source : TableSource
+        The table.
     loaders : sequence of callable
         For each kept field: gives its encoder, which takes ids int64 (n,) and their records.
     token_ids, layout, limits, pool, done
         As of `tolpack.compress.plan.RecordEncoder`.
-    block : int
-        Rows that a worker takes together.
+    apart : bool
+        Whether fields are loaded one after the other also where none is computed.
     """
+    if apart or source.weight_bytes:
+        block = block_tokens(max(field.width for field in source.fields))
+        return _field_by_field(loaders, token_ids, layout, block, limits, pool, done)
+    return _together(loaders, token_ids, layout, row_block(source), limits, pool, done)
+
+
+def _field_by_field(
+    loaders: Sequence[FieldLoader], token_ids: Ints, layout: RecordLayout, block: int,
+    limits: Limits, pool: ThreadPoolExecutor, done: Callable[[int], object],
+) -> Iterator[Bytes]:  # fmt: skip
+    """Load each field in turn, for as many tokens as the limits allow."""
     for ids in split_ids(token_ids, limits.superblock_tokens(layout.record_bytes)):
         records = np.zeros((len(ids), layout.record_bytes), np.uint8)
         for load in loaders:
@@ -56,18 +72,11 @@ def field_by_field(
         yield records
 
 
-def fields_together(
-    loaders: Sequence[FieldLoader],
-    token_ids: Ints,
-    layout: RecordLayout,
-    block: int,
-    limits: Limits,
-    pool: ThreadPoolExecutor,
-    done: Callable[[int], object],
-) -> Iterator[Bytes]:
-    """As `field_by_field`, with all fields loaded at once; the next records are made while the last
-    ones are written.
-    """
+def _together(
+    loaders: Sequence[FieldLoader], token_ids: Ints, layout: RecordLayout, block: int,
+    limits: Limits, pool: ThreadPoolExecutor, done: Callable[[int], object],
+) -> Iterator[Bytes]:  # fmt: skip
+    """Load all fields at once; the next records are made while the last ones are written."""
     encoders = [load() for load in loaders]
     waiting: list[tuple[Bytes, list[Future[int]]]] = []
     try:

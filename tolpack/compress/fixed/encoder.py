@@ -13,12 +13,12 @@ import torch
 from tolpack.codecs.encodings import FieldEncoding
 from tolpack.codecs.record import RecordLayout, record_layout
 from tolpack.compress.plan import PlannedChunk
-from tolpack.compress.records import FieldEncoder, field_by_field, fields_together
+from tolpack.compress.records import FieldEncoder, encode_fields
 from tolpack.errors import ConfigError
 from tolpack.runtime.array_types import Bytes, Floats, Ints
 from tolpack.runtime.scratch import SpilledArray
 from tolpack.sources.protocol import TableSource
-from tolpack.workspace.limits import Limits, block_tokens, row_block
+from tolpack.workspace.limits import Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +64,10 @@ class FixedBitsEncoder:
         loaders = [
             partial(_load, source, one, layout, field) for field, one in enumerate(self.layers)
         ]
-        if source.weight_bytes or any(one.matrix is not None for one in self.layers):
-            block = block_tokens(max(source.fields[one.layer].width for one in self.layers))
-            return field_by_field(loaders, token_ids, layout, block, limits, pool, done)
-        block = row_block(source)
-        return fields_together(loaders, token_ids, layout, block, limits, pool, done)
+        return encode_fields(
+            source, loaders, token_ids, layout, limits, pool, done,
+            apart=any(one.matrix is not None for one in self.layers),
+        )  # fmt: skip
 
 
 def _load(

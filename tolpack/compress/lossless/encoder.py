@@ -11,10 +11,10 @@ import numpy as np
 
 from tolpack.codecs.record import RecordLayout
 from tolpack.compress.plan import PlannedChunk
-from tolpack.compress.records import FieldEncoder, field_by_field, fields_together
+from tolpack.compress.records import FieldEncoder, encode_fields
 from tolpack.runtime.array_types import Bytes, Ints
 from tolpack.sources.protocol import TableSource
-from tolpack.workspace.limits import Limits, block_tokens, row_block
+from tolpack.workspace.limits import Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,7 @@ class LosslessEncoder:
         loaders = [
             partial(_load, source, number, layout, field) for field, number in enumerate(self.kept)
         ]
-        if source.weight_bytes:
-            block = block_tokens(max(source.fields[number].width for number in self.kept))
-            return field_by_field(loaders, token_ids, layout, block, limits, pool, done)
-        block = row_block(source)
-        return fields_together(loaders, token_ids, layout, block, limits, pool, done)
+        return encode_fields(source, loaders, token_ids, layout, limits, pool, done)
 
 
 def sample_records(
