@@ -18,6 +18,7 @@ from packs import RECIPES, Layer, Recipe, Run, int4, reference_rows, write
 
 import tolpack
 from tolpack.codecs.encodings import Part
+from tolpack.container.verified_reader import Container
 from tolpack.errors import ChecksumError, ConfigError, FileAccessError, FormatError, TokenIdError
 
 MODES = ("auto", "pread", "mmap", "direct", "memory")
@@ -51,6 +52,25 @@ def test_all_rows_equal_the_slow_decoders(name, io, samples, references):
         found = pack.rows(range(pack.vocab_size))
     assert found.dtype == np.float32
     assert agree(name, found, references[name])
+
+
+@pytest.mark.parametrize("window", [1, 2 << 20])
+def test_scattered_rows_are_read_a_window_at_a_time(tmp_path, monkeypatch, window):
+    """Of rows in many chunks no more blocks are read together than a window holds, or one."""
+    recipe = Recipe(8, (Layer((int4(8),)),), tuple(Run(2, "raw", 2) for _ in range(6)))
+    sample, together = write(tmp_path / "pack", recipe), []
+    read = Container.read_blocks
+
+    def counted(self, wanted):
+        together.append(len(wanted))
+        return read(self, wanted)
+
+    monkeypatch.setattr(Container, "read_blocks", counted)
+    monkeypatch.setattr("tolpack.reading.record_reader._WINDOW_BYTES", window)
+    with tolpack.open(sample.path) as pack:
+        found = pack.rows(range(12))
+    assert agree("int4", found, reference_rows(sample.data))
+    assert together == ([1] * 12 if window == 1 else [6])
 
 
 @pytest.mark.parametrize("name", RECIPES)

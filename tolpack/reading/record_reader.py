@@ -158,8 +158,13 @@ class RecordReader(ForkSafe):
     def _read_slots(self, slots: Ints, places: Ints, sink: RecordSink) -> None:
         spans = list(self._chunk_spans(slots))
         with np.errstate(over="ignore", invalid="ignore"):
-            if self._cache is None and len(slots) <= _FEW_ROWS * len(spans):
-                self._read_scattered(slots, places, sink)
+            if self._cache is None and 0 < len(slots) <= _FEW_ROWS * len(spans):
+                views = [self._container.chunks[number] for number, _, _ in spans]
+                largest = max(view.rows_per_block * view.record_bytes for view in views)
+                window = max(1, _WINDOW_BYTES // largest)
+                for start in range(0, len(slots), window):
+                    part = slice(start, start + window)
+                    self._read_scattered(slots[part], places[part], sink)
                 return
             for number, begin, end in spans:
                 self._read_chunk(number, slots[begin:end], places[begin:end], sink)
