@@ -1,0 +1,1 @@
+"""Packs in models of Hugging Face transformers."""

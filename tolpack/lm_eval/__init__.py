@@ -1,0 +1,1 @@
+"""Packs on the tasks of the language model evaluation harness (lm-eval)."""
