@@ -12,7 +12,6 @@ from tolpack.errors import ConfigError
 from tolpack.hf.saving import save_pretrained
 from tolpack.hf.table_modules import TableModule, table_modules
 from tolpack.pack import Pack, open_first_table
-from tolpack.torch.embedding import PackEmbedding
 
 _Model = TypeVar("_Model")
 
@@ -49,14 +48,8 @@ def mount(model: _Model, pack: str | Path | Pack, *, io: str = "auto") -> _Model
     return model
 
 
-def replace_tables(model: Any, pack: str | Path | Pack, io: str = "auto") -> list[TableModule]:
-    """Do as `mount`, also on a model whose weights are not loaded yet.
-
-    Returns
-    -------
-    list of TableModule
-        Those that were replaced.
-    """
+def replace_tables(model: Any, pack: str | Path | Pack, io: str = "auto") -> None:
+    """Do as `mount`, also on a model whose weights are not loaded yet."""
     found = table_modules(model)
     with ExitStack() as stack:
         packs = _open_packs(found, pack, io, stack)
@@ -64,11 +57,8 @@ def replace_tables(model: Any, pack: str | Path | Pack, io: str = "auto") -> lis
             one.check(opened)
         stack.pop_all()  # they stay open
     for one, opened in zip(found, packs):
-        weight = model.get_submodule(one.path).weight
-        embedding = PackEmbedding(opened, weight.dtype, weight.device, scale=one.scale)
-        model.set_submodule(one.path, embedding)
+        one.replace(model, opened)
     model.save_pretrained = partial(save_pretrained, model)
-    return found
 
 
 def _open_packs(

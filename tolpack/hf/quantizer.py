@@ -16,6 +16,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from tolpack.errors import ConfigError
 from tolpack.hf.mounting import replace_tables
 from tolpack.hf.saving import QUANT_METHOD, REMEDY
+from tolpack.hf.table_modules import architecture
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -79,9 +80,10 @@ class TolpackQuantizer(HfQuantizer):
         pack = self.quantization_config.pack
         if not isinstance(pack, Path):
             pack = _beside(checkpoint_files, pack)
-        replaced = replace_tables(model, pack, self.quantization_config.io)
+        replace_tables(model, pack, self.quantization_config.io)
+        tensors = architecture(model.config.get_text_config().model_type).tensors
         ignored = set(model._keys_to_ignore_on_load_unexpected or ())
-        model._keys_to_ignore_on_load_unexpected = ignored | {one.tensors for one in replaced}
+        model._keys_to_ignore_on_load_unexpected = ignored | {tensors}
 
 
 def _beside(checkpoint_files: list[str] | None, name: str) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tolpack.errors import ConfigError
-from tolpack.torch.embedding import PackEmbedding
+from tolpack.pack import Pack
 
 QUANT_METHOD = "tolpack"
 REMEDY = "(the table is in a pack: pip install 'tolpack[hf]', then import tolpack.hf).safetensors"
@@ -57,7 +57,8 @@ def save_pretrained(model: Any, save_directory: str | Path, **options: Any) -> N
     """
     if options.get("push_to_hub"):
         raise ConfigError("push_to_hub would upload the folder without its pack: upload it later")
-    (path,) = {one.pack.path for one in model.modules() if isinstance(one, PackEmbedding)}
+    packs = (getattr(module, "pack", None) for module in model.modules())
+    (path,) = {pack.path for pack in packs if isinstance(pack, Pack)}
     current = getattr(model.config, "quantization_config", None)
     mended_config({"quantization_config": current}, path)
     type(model).save_pretrained(model, save_directory, **options)

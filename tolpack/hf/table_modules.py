@@ -5,13 +5,14 @@ Names of modules and their order of values are those of transformers 5.24.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from tolpack.errors import ConfigError
 from tolpack.pack import Pack
+from tolpack.torch import ToLMemory
+from tolpack.torch.embedding import PackEmbedding
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +31,11 @@ class TableModule:
     scale: float = 1.0
     ngram_sizes: tuple[int, ...] | None = None
 
-    @property
-    def tensors(self) -> str:
-        """Regular expression for the tensors that it is loaded from, without the model's prefix."""
-        shard = r"(?:shard(?:_|s\.)\d+\.)?"
-        return rf"(?:^|\.){re.escape(self.path.removeprefix('model.'))}\.{shard}weight$"
+    def replace(self, model: Any, pack: Pack) -> None:
+        """Put `pack` in the module's place, with its dtype."""
+        weight = model.get_submodule(self.path).weight
+        embedding = PackEmbedding(pack, weight.dtype, weight.device, scale=self.scale)
+        model.set_submodule(self.path, embedding)
 
     def check(self, pack: Pack) -> None:
         """Refuse a pack of another table.
@@ -67,6 +68,43 @@ class TableModule:
             )
 
 
+class MemoryFFNs(TableModule):
+    """The memory FFNs of all layers of a MemoryLLM, which one pack replaces together."""
+
+    def replace(self, model: Any, pack: Pack) -> None:
+        """Put `pack` in their place."""
+        weight = model.get_input_embeddings().weight
+        device = "cpu" if weight.device.type == "meta" else weight.device
+        model.set_memory(ToLMemory(pack, weight.dtype, device))
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """``find``: the modules in a model of this configuration; ``tensors``: regular expression for
+    the names of the tensors that they are loaded from.
+    """
+
+    find: Callable[[Any, Any], Iterator[TableModule]]
+    tensors: str
+
+
+def architecture(model_type: str) -> Architecture:
+    """Return the architecture of a ``model_type`` of the text part's configuration.
+
+    Raises
+    ------
+    ConfigError
+        It is not known.
+    """
+    found = _ARCHITECTURES.get(model_type)
+    if found is None:
+        raise ConfigError(
+            f"of model_type {model_type!r} no table is known that a pack can replace; known are "
+            f"{', '.join(_ARCHITECTURES)}"
+        )
+    return found
+
+
 def table_modules(model: Any) -> list[TableModule]:
     """Return the modules of a `transformers` model that a pack can replace.
 
@@ -86,12 +124,10 @@ def table_modules(model: Any) -> list[TableModule]:
         There is none.
     """
     config = model.config.get_text_config()
-    find = _ARCHITECTURES.get(config.model_type)
-    found = [] if find is None else list(find(model, config))
+    found = list(architecture(config.model_type).find(model, config))
     if not found:
         raise ConfigError(
-            f"{type(model).__name__} (model_type {config.model_type!r}) has no table that a pack "
-            f"can replace; tables are known of {', '.join(_ARCHITECTURES)}"
+            f"{type(model).__name__} has no table: its configuration says that there is none"
         )
     return found
 
@@ -119,11 +155,24 @@ def _qwen4_exp(model: Any, config: Any) -> Iterator[TableModule]:
         )
 
 
+def _memoryllm(model: Any, config: Any) -> Iterator[TableModule]:
+    """Find the memory FFNs."""
+    widths = (config.hidden_size,) * config.num_hidden_layers
+    yield MemoryFFNs("model.layers", "ffn", config.vocab_size, widths)
+
+
+_GEMMA = Architecture(_gemma, r"(?:^|\.)embed_tokens_per_layer\.weight$")
+_MEMORYLLM = Architecture(_memoryllm, r"(?:^|\.)layers\.\d+\.memory_(?:mlp|layernorm)\.")
 # By the model_type of the text part's configuration.
-_ARCHITECTURES: dict[str, Callable[[Any, Any], Iterator[TableModule]]] = {
-    "gemma3n_text": _gemma,
-    "gemma4_text": _gemma,
-    "qwen4_exp_text": _qwen4_exp,
+_ARCHITECTURES = {
+    "gemma3n_text": _GEMMA,
+    "gemma4_text": _GEMMA,
+    "qwen4_exp_text": Architecture(
+        _qwen4_exp,
+        r"(?:^|\.)layers\.\d+\.ple\.ple_embedding\.ngram_embedding\.(?:shard(?:_|s\.)\d+\.)?weight$",
+    ),
+    "memoryllm": _MEMORYLLM,
+    "flex_memoryllm": _MEMORYLLM,
 }
 
 
