@@ -7,5 +7,6 @@ whose ``config.json`` names a pack.
 from tolpack.hf import quantizer as quantizer
 from tolpack.hf.loading import load
 from tolpack.hf.mounting import mount
+from tolpack.hf.stripping import strip
 
-__all__ = ["load", "mount"]
+__all__ = ["load", "mount", "strip"]

@@ -52,19 +52,36 @@ def replace_tables(model: Any, pack: str | Path | Pack, io: str = "auto") -> Non
     """Do as `mount`, also on a model whose weights are not loaded yet."""
     found = table_modules(model)
     with ExitStack() as stack:
-        packs = _open_packs(found, pack, io, stack)
-        for one, opened in zip(found, packs):
-            one.check(opened)
+        packs = open_packs(found, pack, io, stack)
         stack.pop_all()  # they stay open
     for one, opened in zip(found, packs):
         one.replace(model, opened)
     model.save_pretrained = partial(save_pretrained, model)
 
 
-def _open_packs(
+def open_packs(
     found: Sequence[TableModule], pack: str | Path | Pack, io: str, stack: ExitStack
 ) -> list[Pack]:
-    """Open the table of each module; those that are opened here are closed by `stack`."""
+    """Open the table of each module in a pack, and check that they fit.
+
+    Parameters
+    ----------
+    found : sequence of TableModule
+        What is asked for.
+    pack : str, Path or Pack
+        One that is open is returned if it reads the right table.
+    io : str
+        As of `tolpack.open`, for a pack that is not open.
+    stack : ExitStack
+        Closes what is opened here.
+
+    Raises
+    ------
+    ConfigError
+        The pack is of another model.
+    FileAccessError, FormatError
+        The pack cannot be read.
+    """
     open_table: Callable[[str], Pack]
     if isinstance(pack, Pack):
         names, open_table = pack.tables, pack.open_table
@@ -78,6 +95,8 @@ def _open_packs(
             packs.append(pack)
         else:
             packs.append(stack.enter_context(open_table(name)))
+    for one, opened in zip(found, packs):
+        one.check(opened)
     return packs
 
 
