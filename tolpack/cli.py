@@ -14,6 +14,7 @@ from tolpack.commands.evaluate import evaluate
 from tolpack.commands.inspect import inspect
 from tolpack.commands.plan import plan
 from tolpack.commands.rows import rows
+from tolpack.commands.strip import strip
 from tolpack.commands.study import study
 from tolpack.commands.terminal import Group
 from tolpack.commands.verify import verify
@@ -33,7 +34,7 @@ def main() -> None:
 
 
 for _command in (
-    build, evaluate, study, plan, inspect, verify, rows, diff, bench, convert, demo,
+    build, evaluate, study, plan, inspect, verify, rows, diff, bench, convert, strip, demo,
 ):  # fmt: skip
     main.add_command(_command)
 
