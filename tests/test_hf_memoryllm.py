@@ -155,6 +155,33 @@ def test_mounted_pack_gives_the_reference_decoders_logits(model, decoder, memory
     assert memory.pack.stats()["block_reads"] - before <= 3
 
 
+def test_mounted_loaded_and_stripped_are_the_same(folder, packed, tmp_path):
+    """A pack gives the same logits however it came in, without one of the FFNs' tensors left."""
+    mounted = tolpack.hf.mount(load(folder), packed)
+    removed = tolpack.hf.strip(folder, tmp_path / "stripped", packed).removed_tensors
+    assert len(removed) == 3 * 4
+    tolpack.hf.load(folder, packed)[0].save_pretrained(tmp_path / "saved")
+    others = [
+        tolpack.hf.load(folder, packed)[0],
+        load(tmp_path / "stripped"),
+        tolpack.hf.load(tmp_path / "saved")[0],
+    ]
+    with torch.no_grad():
+        expected = mounted(IDS).logits
+        for one in others:
+            assert torch.equal(one(IDS).logits, expected)
+            assert not any(".memory_" in name for name in one.state_dict())
+
+
+@pytest.mark.parametrize("changes", [{"vocab_size": 96}, {"num_hidden_layers": 2}], ids=str)
+def test_packs_of_other_models_are_refused(packed, tmp_path, changes):
+    """A pack with other rows or layers is not mounted; the error has both shapes."""
+    model = load(save(tmp_path, "memoryllm", **changes))
+    with pytest.raises(ConfigError, match="97 rows of 3 × 24 values.*the pack is of another"):
+        tolpack.hf.mount(model, packed)
+    assert model.memory is None
+
+
 def test_memory_of_one_call(model, decoder, memory):
     """A memory given to a call serves that call alone, and `memory_rows` is the model's own."""
     own = model(IDS).logits
