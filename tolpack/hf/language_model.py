@@ -196,7 +196,7 @@ class TransformersModel:
 
     def row_ids(self, token_ids: torch.Tensor) -> torch.Tensor:
         """See `LanguageModel.row_ids`: what the model asks the table's module for."""
-        batches = token_ids.split(max(1, _ASKED_TOKENS // token_ids.shape[1]))
+        batches = torch.split(token_ids, max(1, _ASKED_TOKENS // token_ids.shape[1]))
         return torch.cat([self._asked(batch) for batch in batches])
 
     @torch.no_grad()
@@ -218,9 +218,10 @@ class TransformersModel:
             gradient, rows = self._joined_gradient(module, windows)
         finally:
             module.changes = module.rows = module.leaf = None
-        parts = gradient.split(self.widths, -1)
-        originals = [None] * len(parts) if rows is None else rows.split(self.widths, -1)
-        for field in reversed(range(len(parts))):
+        widths = list(self.widths)
+        parts = torch.split(gradient, widths, -1)
+        originals = [None] * len(widths) if rows is None else torch.split(rows, widths, -1)
+        for field in reversed(range(len(widths))):
             yield field, parts[field], originals[field]
 
     def fingerprint(self) -> bytes:
@@ -271,7 +272,7 @@ class TransformersModel:
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Cut states (n, hidden) and targets so that logits of a part fit in memory."""
         size = max(1, _LOGIT_BYTES // (16 * self.vocab_size))
-        return zip(states.split(size), targets.flatten().split(size))
+        return zip(torch.split(states, size), torch.split(targets.flatten(), size))
 
     def _joined_gradient(
         self, module: MemoryEmbedding, windows: torch.Tensor
@@ -285,9 +286,7 @@ class TransformersModel:
         ]
         if module.leaf is None:
             raise CheckpointError(f"the model does not read its table {self._path}")
-        (gradient,) = torch.autograd.grad(
-            states, module.leaf, torch.cat(outer).view(states.shape)
-        )
+        (gradient,) = torch.autograd.grad(states, module.leaf, torch.cat(outer).view(states.shape))
         return gradient, module.rows
 
     def _loss_gradient(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -372,8 +371,8 @@ def _source_of(table: TableModule, sources: Mapping[str, TableSource]) -> TableS
     found = source.rows, tuple(field.width for field in source.fields)
     if found != (table.rows, table.widths):
         raise CheckpointError(
-            f"table {table.table!r} has {source.rows} rows of {sum(found[1])} values, but the model "
-            f"reads {table.rows} of {sum(table.widths)}: the files are of different models"
+            f"table {table.table!r} has {source.rows} rows of {sum(found[1])} values, but the "
+            f"model reads {table.rows} of {sum(table.widths)}: the files are of different models"
         )
     return source
 

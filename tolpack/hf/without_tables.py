@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-from transformers.utils import logging
 
 from tolpack.errors import CheckpointError, TolpackError
 from tolpack.hf.table_modules import TableModule, table_modules
@@ -38,11 +37,9 @@ def load_without_tables(folder: str | Path, module: Callable[[TableModule], nn.M
     ConfigError
         The model has no table.
     """
-    progress_bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         text_config = config.get_text_config()
         model, info = _with_modules(kind, module).from_pretrained(
             folder, config=text_config if isinstance(text_config, kind.config_class) else config,
@@ -50,12 +47,9 @@ def load_without_tables(folder: str | Path, module: Callable[[TableModule], nn.M
         )  # fmt: skip
     except TolpackError:
         raise
-    except Exception as error:  # noqa: BLE001 (whatever a configuration makes of a constructor)
+    except Exception as error:  # whatever a configuration makes of a constructor
         reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(f"transformers cannot load {folder}: {reason}") from error
-    finally:
-        if progress_bars:
-            logging.enable_progress_bar()
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise CheckpointError(
