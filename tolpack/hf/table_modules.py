@@ -139,12 +139,12 @@ def _gemma(model: Any, config: Any) -> Iterator[TableModule]:
     for path, module in model.named_modules():
         if path.rpartition(".")[2] == "embed_tokens_per_layer":
             width = config.hidden_size_per_layer_input
-            buffer = getattr(module, "embed_scale", None)
-            known = buffer is not None and buffer.device.type != "meta"
+            buffer: Any = getattr(module, "embed_scale", None)
+            unknown = buffer is None or buffer.device.type == "meta"
             yield TableModule(
                 path, "embed_tokens_per_layer", module.num_embeddings,
                 (width,) * config.num_hidden_layers,
-                scale=float(buffer) if known else math.sqrt(width),
+                scale=math.sqrt(width) if unknown else float(buffer),
             )  # fmt: skip
 
 
