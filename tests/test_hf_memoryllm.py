@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tolpack
-from tolpack.errors import ConfigError
+from tolpack.errors import CheckpointError, ConfigError
 from tolpack.model.decoder import Decoder
 from tolpack.sources.checkpoint.checkpoint import open_checkpoint
 from tolpack.torch import ToLMemory
@@ -301,6 +301,21 @@ def test_base_models_load(folder):
     with torch.no_grad():
         hidden = base(IDS).last_hidden_state
     assert hidden.shape == (2, 9, 24)
+
+
+def test_other_layers_are_refused(tmp_path):
+    """Weights that would be random, or left out, are an error and not a warning."""
+    config = models.make_config("flex_memoryllm")
+    state = models.prefixed(models.make_state(config, linear_mlp=True))
+    linear = models.save_folder(tmp_path / "linear", state, config)
+    with pytest.raises(CheckpointError, match=r"mlp.down_proj.* missing, .*mlp.weight and 2 more"):
+        load(linear)
+    config = models.make_config()
+    state = models.prefixed(models.make_state(config))
+    kept = {name: tensor for name, tensor in state.items() if ".memory_" not in name}
+    without = models.save_folder(tmp_path / "without", kept, config)
+    with pytest.raises(CheckpointError, match=r"memory_layernorm.*in a pack, load it by"):
+        load(without)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,8 @@ class TolpackConfig(QuantizationConfigMixin):
     """
 
     def __init__(self, pack: str | Path | None = None, io: str = "auto", **_: Any) -> None:
-        if not isinstance(pack, Path) and (not isinstance(pack, str) or Path(pack).name != pack):
+        is_name = isinstance(pack, str) and pack != "" and Path(pack).name == pack
+        if pack is None or not (is_name or isinstance(pack, Path)):
             raise ConfigError(
                 f"pack of quantization_config is {pack!r}, expected the name of a file in the "
                 "model's folder (or, in Python, a pathlib.Path)"

@@ -35,7 +35,11 @@ def mended_config(config: dict[str, Any], pack_name: str) -> dict[str, Any]:
             "only: load it as it is, and mount the pack by tolpack.hf.mount"
         )
     quantization = {"quant_method": QUANT_METHOD, "pack": pack_name}
-    return config | {"quantization_config": quantization, "transformers_weights": REMEDY}
+    own = {"quantization_config": quantization, "transformers_weights": REMEDY}
+    text_config = config.get("text_config")
+    # Models of the text part alone read no more than that.
+    inner = {"text_config": text_config | own} if isinstance(text_config, dict) else {}
+    return config | inner | own
 
 
 def save_pretrained(model: Any, save_directory: str | Path, **options: Any) -> None:

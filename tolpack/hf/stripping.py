@@ -108,7 +108,7 @@ def strip(
     FileAccessError, FormatError
         A file cannot be read or written, or `output` is there.
     """
-    folder, output, pack = Path(folder), Path(output), Path(pack)
+    folder, output, pack = Path(folder), Path(os.path.abspath(output)), Path(pack)
     _check_output(output, (folder, pack), force=force)
     files = open_files(folder, CheckpointOptions())
     config = mended_config(_read_config(folder), pack.name)
@@ -252,7 +252,8 @@ class _FolderWriter:
         """Copy all that is no weights, and return the names of what is."""
         done, left_out = {*self._files.store.files, "config.json", INDEX}, list[str]()
         for path in sorted((folder or self._folder).iterdir()):
-            if path.name.startswith(".") or (folder is None and path.name in done):
+            linked = path.is_symlink() and path.is_dir()  # it may lead back here
+            if path.name.startswith(".") or linked or (folder is None and path.name in done):
                 continue
             if path.is_dir():
                 (target / path.name).mkdir()

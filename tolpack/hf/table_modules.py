@@ -5,6 +5,7 @@ Names of modules and their order of values are those of transformers 5.24.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +56,8 @@ class TableModule:
                 "model; build one from this model's folder"
             )
         multiplier = pack.decoder.multiplier
-        if multiplier not in (1.0, self.scale):
+        # The model's own may be rounded to bfloat16.
+        if multiplier != 1.0 and not math.isclose(multiplier, self.scale, rel_tol=2**-7):
             raise ConfigError(
                 f"the pack multiplies its rows by {multiplier:g}, but {self.path} of the model by "
                 f"{self.scale:g}: the pack is of another model"
@@ -137,9 +139,12 @@ def _gemma(model: Any, config: Any) -> Iterator[TableModule]:
     for path, module in model.named_modules():
         if path.rpartition(".")[2] == "embed_tokens_per_layer":
             width = config.hidden_size_per_layer_input
+            buffer: Any = getattr(module, "embed_scale", None)
+            unknown = buffer is None or buffer.device.type == "meta"
             yield TableModule(
                 path, "embed_tokens_per_layer", module.num_embeddings,
-                (width,) * config.num_hidden_layers, scale=width**0.5,
+                (width,) * config.num_hidden_layers,
+                scale=math.sqrt(width) if unknown else float(buffer),
             )  # fmt: skip
 
 

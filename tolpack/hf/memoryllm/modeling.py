@@ -34,7 +34,7 @@ from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from tolpack.errors import ConfigError
+from tolpack.errors import CheckpointError, ConfigError
 from tolpack.hf.memoryllm.configuration import FlexMemoryLLMConfig, MemoryLLMConfig
 from tolpack.model.language_model import Memory
 
@@ -138,6 +138,23 @@ class MemoryLLMPreTrainedModel(PreTrainedModel):
     }
     # LayerNorms may lack a bias, which is then zero.
     _keys_to_ignore_on_load_missing = [r"norm\.bias$"]
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
+        """Refuse a checkpoint whose layers are others than the model's.
+
+        transformers would fill what is missing with random values and only warn.
+        """
+        super()._adjust_missing_and_unexpected_keys(loading_info)
+        missing, unknown = (
+            sorted(name for name in names if "layers." in name)
+            for names in (loading_info.missing_keys, loading_info.unexpected_keys)
+        )
+        if missing or unknown:
+            raise CheckpointError(
+                f"layers of the checkpoint are not those of a {self.config.model_type}: "
+                f"{_some(missing)} missing, {_some(unknown)} without a place. Correct model_type; "
+                "if the memory is in a pack, load it by tolpack.hf.load(folder, pack)"
+            )
 
 
 class MemoryLLMModel(MemoryLLMPreTrainedModel):
@@ -305,6 +322,11 @@ class FlexMemoryLLMForCausalLM(MemoryLLMForCausalLM):
 
     config_class = FlexMemoryLLMConfig
     model_class = FlexMemoryLLMModel
+
+
+def _some(names: list[str]) -> str:
+    """Write out the first of some names."""
+    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else "".join(names) or "none"
 
 
 def _norm(config: _Config) -> nn.Module:
