@@ -4,9 +4,9 @@ Importing this package registers the method ``tolpack``, so that ``from_pretrain
 whose ``config.json`` names a pack.
 """
 
-from tolpack.hf import quantizer as quantizer
 from tolpack.hf.loading import load
 from tolpack.hf.mounting import mount
+from tolpack.hf.quantizer import TolpackConfig
 from tolpack.hf.stripping import strip
 
-__all__ = ["load", "mount", "strip"]
+__all__ = ["TolpackConfig", "load", "mount", "strip"]
