@@ -156,8 +156,8 @@ def resident(folder: Path, kind: str, dtype: str) -> dict[str, int]:
         decoder.step(ids)
     found = {"loaded": status("VmRSS")}
     with torch.inference_mode():
-        for start in range(0, decoder.rows, 1024):
-            decoder.table(torch.arange(start, start + 1024))
+        for start in range(0, decoder.rows, 128):
+            decoder.table(torch.arange(start, start + 128))
     return found | {"every_row": status("VmRSS"), "peak": status("VmHWM")}
 
 

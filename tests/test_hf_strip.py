@@ -296,3 +296,20 @@ def test_command(saved, tmp_path):
     done = CliRunner().invoke(main, command)
     assert done.exit_code == 1
     assert done.stderr.count("\n") == 1
+
+
+def test_command_without_transformers(saved):
+    """It says what to install."""
+    folder, pack = saved["gemma4"]
+    script = (
+        "import sys\n"
+        "sys.modules['transformers'] = None\n"
+        "from tolpack.cli import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    command = ["strip", str(folder), "-o", str(folder) + "-out", "--pack", str(pack)]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *command], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr == ("Error: this command needs transformers: pip install 'tolpack[hf]'\n")
