@@ -20,7 +20,7 @@ from tolpack.evaluation.subject import open_subject
 from tolpack.model.language_model import LanguageModel, Memory
 from tolpack.model.perplexity import Score, increase_pct, score
 from tolpack.model.text import find_tokenizer, read_token_ids
-from tolpack.pack import Pack
+from tolpack.pack import open_first_table
 from tolpack.reading.summary import bits_per_weight, ratio_fp16
 from tolpack.runtime.progress import Reporter
 from tolpack.sources.checkpoint.options import CheckpointOptions
@@ -176,7 +176,7 @@ class Evaluator:
         CheckpointError, ConfigError, FormatError, FileAccessError
             It cannot be read, or does not fit the checkpoint.
         """
-        with Pack(path) as pack:
+        with open_first_table(path) as pack:
             model = self.subject.with_pack(pack, path)
             base_score = self.base_score
             windows = self._score(model, Path(path).name, self.token_ids.size)
@@ -193,7 +193,7 @@ class Evaluator:
                 bits_per_weight=bits_per_weight(pack.container),
                 ppl_increase_pct=increase,
                 ppl_increase_se_pct=increase_se,
-                read_bytes_per_token=float(pack.extents(self.token_ids[:-1])[:, 1].mean()),
+                read_bytes_per_token=self.subject.read_bytes_per_token(pack, self.token_ids[:-1]),
                 resident_bytes=pack.resident_bytes,
                 macs_per_token=pack.macs_per_token,
             )
