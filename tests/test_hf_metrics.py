@@ -240,10 +240,17 @@ def test_fingerprint_tells_weights_tables_and_settings_apart(saved, tmp_path):
     assert len(prints) == 4
 
 
-def test_errors_of_fields_do_not_add(saved):
-    """Rows of these families are gated one by one: no field makes up for another's error."""
-    for name in NAMES:
-        assert not any(table.errors_add for table in open_tables(saved[name][1]))
+def test_layers_of_one_row_compensate(saved, tmp_path):
+    """Vectors of a Gemma row are measured together, and a row of an n-gram has but one field."""
+    text = tmp_path / "ids.npy"
+    np.save(text, np.random.default_rng(7).integers(0, TOKENS, 60))
+    reaches = {}
+    for name in ("gemma3n", "gemma4", "qwen4_exp"):
+        (table,) = open_tables(saved[name][1])
+        with open_workspace([table], tmp_path, Resources(threads=1), Reporter()) as workspace:
+            model = calibrate(table, CalibrationInputs(text), 2, workspace).model
+        reaches[name] = [len(above) for above in model.crossed]
+    assert reaches == {"gemma3n": [2, 1, 0], "gemma4": [2, 1, 0], "qwen4_exp": [0]}
 
 
 @pytest.mark.parametrize("name", ["gemma3n", "qwen4_exp"])
