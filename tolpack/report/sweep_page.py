@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from tolpack.report.page_content import (
     PageSection,
     Series,
 )
-from tolpack.report.tables import format_bytes
+from tolpack.report.tables import format_bytes, pack_agreement, pack_divergence, pack_increase
 from tolpack.report.trade_off import family
 from tolpack.runtime.machine import machine, versions
 
@@ -26,8 +26,11 @@ if TYPE_CHECKING:  # they load torch
     from tolpack.evaluation.experiment_runner import SweepResult
     from tolpack.evaluation.recommend import Recommendation
 
+# Gives a measure of a pack, and its standard error.
+_Measure = Callable[["PackScore"], tuple[float, float]]
 INCREASE = Axis("perplexity increase", "%", linear_below=LINEAR_PCT)
 _SIZE = Axis("size of the pack", "MB", log=True)
+_DIVERGENCE = Axis("mean KL divergence", "nats", log=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +60,12 @@ def sweep_page(
 ) -> Page:
     """Return the report of ``tolpack eval``."""
     packs = evaluation.packs
-    sections = [trade_off_section(packs, results, skipped, subject.command)]
+    sections = trade_off_sections(packs, results, skipped, subject.command)
     if recommended:
         sections.append(recommendation_section(recommended, subject))
     sections.append(settings_section(packs, results, subject.command))
     return Page(
-        title=f"{subject.checkpoint.name}: perplexity against size",
+        title=f"{subject.checkpoint.name}: what packs change, against their size",
         lead=lead(recommended),
         facts=facts(subject, evaluation.context, evaluation.baseline),
         sections=tuple(sections),
@@ -72,15 +75,16 @@ def sweep_page(
 def lead(recommended: Sequence[Recommendation]) -> str:
     """Return a sentence on the pack for the middle limit, with the tightest limit that it meets."""
     if not recommended:
-        return "What each pack takes on disk, and what it costs in perplexity."
+        return "What each pack takes on disk, and what it changes in the model's predictions."
     best = recommended[len(recommended) // 2].smallest
-    limit = min(one.limit_pct for one in recommended if one.smallest is best)
+    limit = min(one.limit_nats for one in recommended if one.smallest is best)
     ratio = best.score.ratio_fp16
     size = f"{ratio:.1f} times less" if ratio > 1 else "no less"
     return (
-        f"At a cost of at most {limit:g} % of perplexity, the smallest pack takes "
-        f"{format_bytes(best.score.bytes)}, {size} than the table in FP16: "
-        f"{best.options.arguments or 'the defaults'}."
+        f"At a KL divergence of at most {limit:g} nats from the checkpoint's predictions, the "
+        f"smallest pack takes {format_bytes(best.score.bytes)}, {size} than the table in FP16: "
+        f"{best.options.arguments or 'the defaults'}. It changes the perplexity by "
+        f"{pack_increase(best.score)}."
     )
 
 
@@ -92,53 +96,82 @@ def facts(subject: ReportSubject, context: int, baseline: Baseline) -> tuple[tup
         ("text", f"{subject.text}, {baseline.tokens:,} tokens in windows of {context}"),
         ("its perplexity", f"{baseline.ppl:.3f} ± {baseline.ppl_se:.3f}"),
         ("errors", "standard errors over windows; increases are paired window by window"),
+        ("KL divergence", "of a pack's predictions from the checkpoint's, over all tokens scored"),
         ("machine", machine()),
         ("versions", ", ".join(f"{name} {number}" for name, number in known.items())),
         ("command", subject.command),
     )
 
 
-def trade_off_section(
+def trade_off_sections(
     packs: Sequence[PackScore],
     results: Sequence[SweepResult],
     skipped: Sequence[str],
     command: str,
-) -> PageSection:
-    """Return a chart of perplexity against size, with the Pareto front."""
+) -> list[PageSection]:
+    """Return charts against size: of perplexity, and of KL divergence with its Pareto front."""
+    reading = (
+        "Lower and further left is better. Whiskers are standard errors; the vertical axis is "
+    )
+    increases = Chart(
+        _SIZE, INCREASE, tuple(_series(packs, results, _increase)),
+        f"{reading}linear below {LINEAR_PCT:g} % and logarithmic above.",
+    )  # fmt: skip
+    divergences = Chart(
+        _SIZE, _DIVERGENCE, (*_front(results), *_series(packs, results, _divergence)),
+        f"{reading}logarithmic.",
+    )  # fmt: skip
+    text = "\n\n".join(f"Not built: {one}." for one in skipped)
+    about = (
+        "How far the predictions of a pack are from the checkpoint's own. Perplexity asks how well "
+        "the text is predicted: on text unlike a model's training text it may fall as rows get "
+        "worse. KL divergence does not, so packs are judged by it."
+    )
+    return [
+        PageSection("Perplexity against size", text, (increases,), command=command),
+        PageSection("KL divergence against size", about, (divergences,), command=command),
+    ]
+
+
+def _series(
+    packs: Sequence[PackScore], results: Sequence[SweepResult], measure: _Measure
+) -> list[Series]:
+    """Return the packs, and the results of each kind of options."""
     series = []
-    ordered = sorted((result for result in results if result.on_front), key=lambda p: p.score.bytes)
-    if len(ordered) > 1:
-        front = tuple(_point(one.score, "", ()) for one in ordered)
-        series.append(Series("Pareto front", front, "step"))
     if packs:
-        given = tuple(_point(one, Path(one.path).name, details(one)) for one in packs)
+        given = tuple(_point(one, measure, Path(one.path).name, details(one)) for one in packs)
         series.append(Series("packs", given))
     for name in dict.fromkeys(family(result) for result in results):
         own = tuple(
-            _point(result.score, result.options.short_label, _setting_details(result))
+            _point(result.score, measure, result.options.short_label, _setting_details(result))
             for result in results
             if family(result) == name
         )
         series.append(Series(name, own))
-    caption = (
-        "Lower and further left is better. Whiskers are standard errors; the vertical axis is "
-        f"linear below {LINEAR_PCT:g} % and logarithmic above."
-    )
-    chart = Chart(_SIZE, INCREASE, tuple(series), caption)
-    text = "\n\n".join(f"Not built: {one}." for one in skipped)
-    return PageSection("Perplexity against size", text, (chart,), command=command)
+    return series
+
+
+def _front(results: Sequence[SweepResult]) -> tuple[Series, ...]:
+    """Return the Pareto front, if it joins anything."""
+    on_front = (one.score for one in results if one.on_front)
+    ordered = sorted(on_front, key=lambda score: score.bytes)
+    points = tuple(_point(score, _divergence) for score in ordered)
+    return (Series("Pareto front", points, "step"),) if len(points) > 1 else ()
 
 
 def recommendation_section(
     recommended: Sequence[Recommendation], subject: ReportSubject
 ) -> PageSection:
     """Return a table of the options to ship, for each limit."""
-    header = ("at most", "build it with", "increase, %", "± , %", "MB", "× FP16", "MACs a token",
-              "without a basis")  # fmt: skip
+    header = ("at most, nats", "build it with", "KL, nats", "±", "top 1, %", "increase, %", "± , %",
+              "MB", "× FP16", "MACs a token", "without a basis")  # fmt: skip
     rows = tuple(
         (
-            f"{one.limit_pct:g} %",
+            f"{one.limit_nats:g}",
             one.smallest.options.arguments or "(the defaults)",
+            one.smallest.score.kl_mean_nats,
+            one.smallest.score.kl_mean_se_nats,
+            one.smallest.score.top1_agreement_pct,
             one.smallest.score.ppl_increase_pct,
             one.smallest.score.ppl_increase_se_pct,
             one.smallest.score.bytes / 1e6,
@@ -149,11 +182,13 @@ def recommendation_section(
         for one in recommended
     )
     text = (
-        "The smallest pack whose increase in perplexity, two standard errors above what was "
-        "measured, stays within a limit. A basis makes packs smaller, and its multiply-adds are "
-        "paid for every token; the last column is the smallest pack that needs none."
+        "The smallest pack whose KL divergence, two standard errors above what was measured, stays "
+        "within a limit; on the worst text, if there are several. A basis makes packs smaller, and "
+        "its multiply-adds are paid for every token; the last column is the smallest pack that "
+        "needs none."
     )
-    table = DataTable(header, rows, ("", "", "+.3f", ".3f", ".2f", ".2f", ",.0f", ""))
+    formats = ("", "", ".3g", ".1g", ".2f", "+.3f", ".3f", ".2f", ".2f", ",.0f", "")
+    table = DataTable(header, rows, formats)
     example = recommended[len(recommended) // 2].smallest.options.arguments
     command = f"{subject.build} {example}".rstrip()
     return PageSection("Which setting to ship", text, table=table, command=command)
@@ -169,13 +204,21 @@ def settings_section(
     packs: Sequence[PackScore], results: Sequence[SweepResult], command: str
 ) -> PageSection:
     """Return a table of every number of every pack."""
-    header = ("setting", "increase, %", "± , %", "perplexity", "±", "MB", "× FP16", "bits a value",
+    header = ("setting", "KL, nats", "±", "median", "99 %", "largest", "top 1, %", "± , %",
+              "increase, %", "± , %", "perplexity", "±", "MB", "× FP16", "bits a value",
               "read a token, B", "resident, B", "MACs a token", "on the front")  # fmt: skip
     named = [(Path(pack.path).name, pack, None) for pack in packs]
     swept = [(p.options.arguments or "(the defaults)", p.score, p.on_front) for p in results]
     rows = tuple(
         (
             name,
+            one.kl_mean_nats,
+            one.kl_mean_se_nats,
+            one.kl_median_nats,
+            one.kl_p99_nats,
+            one.kl_max_nats,
+            one.top1_agreement_pct,
+            one.top1_agreement_se_pct,
             one.ppl_increase_pct,
             one.ppl_increase_se_pct,
             one.ppl,
@@ -190,7 +233,8 @@ def settings_section(
         )
         for name, one, on_front in [*named, *swept]
     )
-    formats = ("", "+.3f", ".3f", ".3f", ".3f", ".2f", ".2f", ".2f", ",.0f", ",.0f", ",.0f", "")
+    formats = ("", ".3g", ".1g", ".3g", ".3g", ".3g", ".2f", ".2f", "+.3f", ".3f", ".3f", ".3f",
+               ".2f", ".2f", ".2f", ",.0f", ",.0f", ",.0f", "")  # fmt: skip
     return PageSection("All packs", table=DataTable(header, rows, formats), command=command)
 
 
@@ -198,7 +242,9 @@ def details(score: PackScore) -> tuple[tuple[str, str], ...]:
     """Return the values that a chart shows beside a pack's point."""
     return (
         ("perplexity", f"{score.ppl:.3f} ± {score.ppl_se:.3f}"),
-        ("increase", f"{score.ppl_increase_pct:+.3f} ± {score.ppl_increase_se_pct:.3f} %"),
+        ("increase", pack_increase(score)),
+        ("KL divergence", f"{pack_divergence(score)} nats"),
+        ("top 1 alike", pack_agreement(score)),
         ("size", f"{format_bytes(score.bytes)}, × {score.ratio_fp16:.2f}"),
         ("read a token", format_bytes(score.read_bytes_per_token)),
         ("MACs a token", f"{score.macs_per_token:,}"),
@@ -210,7 +256,15 @@ def _setting_details(result: SweepResult) -> tuple[tuple[str, str], ...]:
     return (("tolpack build", options), *details(result.score))
 
 
-def _point(score: PackScore, label: str, shown: tuple[tuple[str, str], ...]) -> ChartPoint:
-    return ChartPoint(
-        score.bytes / 1e6, score.ppl_increase_pct, score.ppl_increase_se_pct, label, shown
-    )
+def _increase(score: PackScore) -> tuple[float, float]:
+    return score.ppl_increase_pct, score.ppl_increase_se_pct
+
+
+def _divergence(score: PackScore) -> tuple[float, float]:
+    return score.kl_mean_nats, score.kl_mean_se_nats
+
+
+def _point(
+    score: PackScore, measure: _Measure, label: str = "", shown: tuple[tuple[str, str], ...] = ()
+) -> ChartPoint:
+    return ChartPoint(score.bytes / 1e6, *measure(score), label, shown)

@@ -49,22 +49,19 @@ def plot_sweep(
     packs: Sequence[PackScore], results: Sequence[SweepResult], path: Path, title: str
 ) -> None:
     """Draw packs and results; see `tolpack.report.plots.plot_trade_off`."""
-    drawn = [
-        TradeOffPoint(
-            pack.bytes / 1e6, pack.ppl_increase_pct, pack.ppl_increase_se_pct, "packs",
-            Path(pack.path).name, on_front=False,
-        )
-        for pack in packs
-    ]  # fmt: skip
+    drawn = [_point(pack, "packs", Path(pack.path).name, on_front=False) for pack in packs]
     drawn += [
-        TradeOffPoint(
-            result.score.bytes / 1e6, result.score.ppl_increase_pct,
-            result.score.ppl_increase_se_pct, family(result), result.options.short_label,
-            result.on_front,
-        )
-        for result in results
-    ]  # fmt: skip
+        _point(one.score, family(one), one.options.short_label, on_front=one.on_front)
+        for one in results
+    ]
     plot_trade_off(drawn, path, title)
+
+
+def _point(score: PackScore, family: str, label: str, *, on_front: bool) -> TradeOffPoint:
+    return TradeOffPoint(
+        score.bytes / 1e6, score.ppl_increase_pct, score.ppl_increase_se_pct, score.kl_mean_nats,
+        score.kl_mean_se_nats, family, label, on_front,
+    )  # fmt: skip
 
 
 def family(result: SweepResult) -> str:
