@@ -286,7 +286,7 @@ def test_a_page_has_a_section_for_each_part(study, tmp_path):
     """And none for parts that were not run."""
     evaluator, found = study
     subject = ReportSubject(
-        tmp_path / "m.pt", tmp_path / "t.npy", "tolpack study m.pt --only size --text t.npy",
+        tmp_path / "m.pt", (tmp_path / "t.npy",), "tolpack study m.pt --only size --text t.npy",
         "tolpack build m.pt --calibrate t.npy",
     )  # fmt: skip
     page = study_page.study_page(subject, found, recommend(found.packs, 25))

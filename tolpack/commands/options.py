@@ -141,7 +141,10 @@ def resource_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that `eval` and `study` share: text, inputs of builds, and output files."""
     options = (
-        click.option("--text", type=PATH, required=True, help="Evaluation text, or .npy of ids."),
+        click.option(
+            "--text", "texts", type=PATH, required=True, multiple=True,
+            help="Evaluation text, or .npy of token ids; repeatable.",
+        ),
         tokenizer_option,
         checkpoint_options,
         context_option,
@@ -151,9 +154,12 @@ def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--scratch", type=PATH, help="Folder for temporary packs [default: TMPDIR]."),
         click.option("--fresh", is_flag=True, help="Measure again; use no cached results."),
         click.option("--csv", "csv_path", type=PATH, help="Write the results of the packs, .csv."),
-        click.option("--plot", type=PATH, help="Draw perplexity against size, .png or .svg."),
+        click.option(
+            "--plot", type=PATH,
+            help="Draw perplexity and KL divergence against size, .png or .svg.",
+        ),
         click.option("--report", type=PATH, help="Write a report with charts and tables, .html."),
-    )
+    )  # fmt: skip
     for option in reversed(options):
         command = option(command)
     return command

@@ -19,8 +19,9 @@ _LEAST_WINDOWS = 10
 class Recommendation:
     """The smallest pack whose mean KL divergence from the checkpoint is at most ``limit_nats``.
 
-    The limit holds two standard errors above what was measured. ``without_basis``: the smallest of
-    those packs that have no basis to multiply by, if it is another one.
+    The limit holds two standard errors above what was measured, on the worst of several texts.
+    ``without_basis``: the smallest of those packs that have no basis to multiply by, if it is
+    another one.
     """
 
     limit_nats: float
@@ -55,8 +56,9 @@ def recommend(results: Sequence[SweepResult], windows: int) -> tuple[Recommendat
 
 
 def _upper_bound_nats(result: SweepResult) -> float:
-    score = result.score
-    return score.kl_mean_nats + _STANDARD_ERRORS * score.kl_mean_se_nats
+    """Return the mean divergence and two standard errors, on the worst text."""
+    scores = result.score.by_text or (result.score,)
+    return max(one.kl_mean_nats + _STANDARD_ERRORS * one.kl_mean_se_nats for one in scores)
 
 
 def _bytes(result: SweepResult) -> int:

@@ -25,7 +25,7 @@ from tolpack.report.sweep_page import (
     facts,
     lead,
     recommendation_section,
-    settings_section,
+    settings_sections,
     trade_off_sections,
 )
 
@@ -55,7 +55,7 @@ def study_page(subject: ReportSubject, study: Study, recommended: Sequence[Recom
             command = f"{_without_only(subject.command)} --only {part}"
             sections.append(replace(section, command=command))
     if study.packs:
-        sections.append(settings_section((), study.packs, subject.command))
+        sections += settings_sections((), study.packs, subject.command)
     return Page(
         title=f"{subject.checkpoint.name}: what its memory is worth",
         lead=lead(recommended),

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tolpack.report.tables import (
-    format_bytes,
-    format_table,
+from tolpack.report.evaluation_tables import (
     pack_divergence,
     pack_increase,
     sweep_table,
+    text_table,
 )
+from tolpack.report.tables import format_bytes, format_table
 
 if TYPE_CHECKING:  # it loads torch
     from tolpack.evaluation.experiment_runner import AblationResult, SweepResult
@@ -30,6 +30,9 @@ def study_text(study: Study, recommended: Sequence[Recommendation]) -> str:
     if study.packs:
         table = sweep_table(study.packs, study.skipped)
         parts.append(f"Packs: what they change, against their size\n\n{table}")
+    if study.packs and base.by_text:
+        named = [(one.options.label, one.score) for one in study.packs]
+        parts.append(f"Packs, text by text\n\n{text_table(base, named)}")
     if recommended:
         parts.append(f"Which setting to ship\n\n{recommendation_table(recommended)}")
     if study.ranks:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tolpack.report.evaluation_tables import pack_agreement, pack_divergence, pack_increase
 from tolpack.report.page_content import (
     LINEAR_PCT,
     Axis,
@@ -17,7 +18,7 @@ from tolpack.report.page_content import (
     PageSection,
     Series,
 )
-from tolpack.report.tables import format_bytes, pack_agreement, pack_divergence, pack_increase
+from tolpack.report.tables import format_bytes
 from tolpack.report.trade_off import family
 from tolpack.runtime.machine import machine, versions
 
@@ -35,20 +36,21 @@ _DIVERGENCE = Axis("mean KL divergence", "nats", log=True)
 
 @dataclass(frozen=True, slots=True)
 class ReportSubject:
-    """The subject of a report: a checkpoint and a text, as the command line names them.
+    """The subject of a report: a checkpoint and texts, as the command line names them.
 
     ``command``: the command line. ``build``: the command that builds one of the packs, without the
     options that differ between them.
     """
 
     checkpoint: Path
-    text: Path
+    texts: tuple[Path, ...]
     command: str
     build: str
 
     def title(self, baseline: Baseline) -> str:
         """Return the title of a picture."""
-        return f"{self.checkpoint.name}: {baseline.tokens:,} tokens of {self.text.name}"
+        names = ", ".join(text.name for text in self.texts)
+        return f"{self.checkpoint.name}: {baseline.tokens:,} tokens of {names}"
 
 
 def sweep_page(
@@ -63,7 +65,7 @@ def sweep_page(
     sections = trade_off_sections(packs, results, skipped, subject.command)
     if recommended:
         sections.append(recommendation_section(recommended, subject))
-    sections.append(settings_section(packs, results, subject.command))
+    sections += settings_sections(packs, results, subject.command)
     return Page(
         title=f"{subject.checkpoint.name}: what packs change, against their size",
         lead=lead(recommended),
@@ -91,16 +93,21 @@ def lead(recommended: Sequence[Recommendation]) -> str:
 def facts(subject: ReportSubject, context: int, baseline: Baseline) -> tuple[tuple[str, str], ...]:
     """Return the conditions of all numbers."""
     known = versions("numpy", "torch", "zstandard")
+    names = ", ".join(map(str, subject.texts))
     return (
         ("checkpoint", str(subject.checkpoint)),
-        ("text", f"{subject.text}, {baseline.tokens:,} tokens in windows of {context}"),
-        ("its perplexity", f"{baseline.ppl:.3f} ± {baseline.ppl_se:.3f}"),
+        *((f"text {one.text}", _tokens(one)) for one in baseline.by_text),
+        ("text", f"{names}, {_tokens(baseline)}, in windows of {context}"),
         ("errors", "standard errors over windows; increases are paired window by window"),
         ("KL divergence", "of a pack's predictions from the checkpoint's, over all tokens scored"),
         ("machine", machine()),
         ("versions", ", ".join(f"{name} {number}" for name, number in known.items())),
         ("command", subject.command),
     )
+
+
+def _tokens(baseline: Baseline) -> str:
+    return f"{baseline.tokens:,} tokens, perplexity {baseline.ppl:.3f} ± {baseline.ppl_se:.3f}"
 
 
 def trade_off_sections(
@@ -200,42 +207,63 @@ def _label_and_size(result: SweepResult | None) -> str | None:
     return f"{result.options.short_label}: {format_bytes(result.score.bytes)}"
 
 
-def settings_section(
+def settings_sections(
     packs: Sequence[PackScore], results: Sequence[SweepResult], command: str
-) -> PageSection:
-    """Return a table of every number of every pack."""
-    header = ("setting", "KL, nats", "±", "median", "99 %", "largest", "top 1, %", "± , %",
-              "increase, %", "± , %", "perplexity", "±", "MB", "× FP16", "bits a value",
-              "read a token, B", "resident, B", "MACs a token", "on the front")  # fmt: skip
+) -> list[PageSection]:
+    """Return a table of every number of every pack; with several texts also one of each text."""
+    changes = ("KL, nats", "±", "median", "99 %", "largest", "top 1, %", "± , %", "increase, %",
+               "± , %", "perplexity", "±")  # fmt: skip
+    formats = (".3g", ".1g", ".3g", ".3g", ".3g", ".2f", ".2f", "+.3f", ".3f", ".3f", ".3f")
+    costs = ("MB", "× FP16", "bits a value", "read a token, B", "resident, B", "MACs a token")
     named = [(Path(pack.path).name, pack, None) for pack in packs]
     swept = [(p.options.arguments or "(the defaults)", p.score, p.on_front) for p in results]
-    rows = tuple(
-        (
-            name,
-            one.kl_mean_nats,
-            one.kl_mean_se_nats,
-            one.kl_median_nats,
-            one.kl_p99_nats,
-            one.kl_max_nats,
-            one.top1_agreement_pct,
-            one.top1_agreement_se_pct,
-            one.ppl_increase_pct,
-            one.ppl_increase_se_pct,
-            one.ppl,
-            one.ppl_se,
-            one.bytes / 1e6,
-            one.ratio_fp16,
-            one.bits_per_weight,
-            one.read_bytes_per_token,
-            float(one.resident_bytes),
-            float(one.macs_per_token),
-            None if on_front is None else "yes" if on_front else "no",
-        )
+    front = {None: None, True: "yes", False: "no"}
+    rows: tuple[tuple[str | float | None, ...], ...] = tuple(
+        (name, *_changes(one), *_costs(one), front[on_front])
         for name, one, on_front in [*named, *swept]
     )
-    formats = ("", ".3g", ".1g", ".3g", ".3g", ".3g", ".2f", ".2f", "+.3f", ".3f", ".3f", ".3f",
-               ".2f", ".2f", ".2f", ",.0f", ",.0f", ",.0f", "")  # fmt: skip
-    return PageSection("All packs", table=DataTable(header, rows, formats), command=command)
+    table = DataTable(
+        ("setting", *changes, *costs, "on the front"), rows,
+        ("", *formats, ".2f", ".2f", ".2f", ",.0f", ",.0f", ",.0f", ""),
+    )  # fmt: skip
+    by_text: tuple[tuple[str | float | None, ...], ...] = tuple(
+        (name, one.text, *_changes(one))
+        for name, total, _ in [*named, *swept]
+        for one in total.by_text
+    )
+    sections = [PageSection("All packs", table=table, command=command)]
+    if by_text:
+        table = DataTable(("setting", "text", *changes), by_text, ("", "", *formats))
+        text = "The table above is over the windows of all texts; the worst text counts for limits."
+        sections.append(PageSection("All packs, text by text", text, table=table, command=command))
+    return sections
+
+
+def _changes(score: PackScore) -> tuple[float, ...]:
+    return (
+        score.kl_mean_nats,
+        score.kl_mean_se_nats,
+        score.kl_median_nats,
+        score.kl_p99_nats,
+        score.kl_max_nats,
+        score.top1_agreement_pct,
+        score.top1_agreement_se_pct,
+        score.ppl_increase_pct,
+        score.ppl_increase_se_pct,
+        score.ppl,
+        score.ppl_se,
+    )
+
+
+def _costs(score: PackScore) -> tuple[float, ...]:
+    return (
+        score.bytes / 1e6,
+        score.ratio_fp16,
+        score.bits_per_weight,
+        score.read_bytes_per_token,
+        float(score.resident_bytes),
+        float(score.macs_per_token),
+    )
 
 
 def details(score: PackScore) -> tuple[tuple[str, str], ...]:
