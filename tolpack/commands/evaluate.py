@@ -47,7 +47,7 @@ def evaluate(
     tolpack eval model/ a.tolpack b.tolpack --text ids.npy --context 256 --json
     tolpack eval model/ small.tolpack --text held-out.txt --text another-domain.txt
     tolpack eval model/ --text held-out.txt --sweep "rank=none,50% bits=4,8" --report sizes.html
-    tolpack eval model/ --text held-out.txt --sweep "rank=auto bits=auto max-ppl-increase=0.5%,1%"
+    tolpack eval model/ --text held-out.txt --sweep "rank=auto bits=auto max-kld=0.002,0.008"
     """
     from tolpack.evaluation.evaluator import Evaluation
     from tolpack.evaluation.experiment_runner import results_on_text

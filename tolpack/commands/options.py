@@ -14,6 +14,7 @@ from tolpack.compress.settings import (
     COMPRESSIONS,
     parse_drop,
     parse_increase,
+    parse_kld,
     parse_relative_error,
     parse_size,
 )
@@ -100,8 +101,13 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "table.",
         ),
         click.option(
+            "--max-kld", metavar="NATS", callback=checked(parse_kld),
+            help="With --bits auto: limit of the mean KL divergence from the model's own "
+            "predictions [default: 0.002].",
+        ),
+        click.option(
             "--max-ppl-increase", callback=checked(parse_increase),
-            help="With --bits auto: limit of the perplexity increase [default: 0.25%].",
+            help="With --bits auto: limit of the perplexity increase, like 1%, instead.",
         ),
         click.option(
             "--max-relative-error", callback=checked(parse_relative_error),

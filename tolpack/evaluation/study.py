@@ -41,7 +41,7 @@ from tolpack.model.perplexity import increase_pct
 
 ALPHAS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.0)
 _UNIFORM_RANKS = ("75%", "50%", "25%")
-_INCREASES = ("0.25%", "1%", "3%")
+_DIVERGENCES = ("0.002", "0.008", "0.03")
 # Layers are left out on so many tokens, in whole windows.
 LAYER_TOKENS = 32_768
 # With more layers, only ranges of 1, 2, 4, 8, … of them.
@@ -178,7 +178,7 @@ class _StudyRun:
         packs = [PackOptions(bits=bits) for bits in (16, 8, 4) if "precision" in self._parts]
         if "trade-off" in self._parts:
             for rank in ("none", "auto"):
-                packs += [PackOptions(rank, "auto", max_ppl_increase=one) for one in _INCREASES]
+                packs += [PackOptions(rank, "auto", max_kld=one) for one in _DIVERGENCES]
         return packs
 
     def _duration_classes(self) -> list[str]:
