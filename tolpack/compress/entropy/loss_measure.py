@@ -17,14 +17,12 @@ from tolpack.compress.settings import DEFAULT_KLD, BuildSettings
 class LossMeasure:
     """A measure of loss.
 
-    ``option``: the one that limits it; ``unit``, as it follows a limit; ``name``, as it follows a
-    value; ``room``: share of the limit by which a pack may stay below it; ``least_nats``: a loss
-    below this cannot be told from it.
+    ``option``: the one that limits it; ``unit``, as it follows a limit; ``room``: the share of the
+    limit by which a pack may stay below it; ``least_nats``: a smaller loss is lost in noise.
     """
 
     option: str
     unit: str
-    name: str
     room: float
     least_nats: float
 
@@ -32,16 +30,20 @@ class LossMeasure:
         """Return what `value` is in nats per token."""
         return math.log1p(value / 100) if self.unit == "%" else value
 
+    def word(self, value: float) -> str:
+        """Write a value with its unit."""
+        return f"{value:.3f} %" if self.unit == "%" else f"{value:.3g} nats"
+
     def words(self, value: float, error: float) -> str:
         """Write a value with its standard error."""
         if self.unit == "%":
             return f"{value:+.3f} ± {error:.3f} % perplexity"
-        return f"{value:.3g} ± {error:.1g} {self.name}"
+        return f"{value:.3g} ± {error:.1g} nats of KL divergence"
 
 
 # A percentage's room is half of it in bytes, about; a divergence is measured with less noise.
-PERPLEXITY = LossMeasure("--max-ppl-increase", "%", "% perplexity", 0.08, 1e-4)
-DIVERGENCE = LossMeasure("--max-kld", " nats", "nats of KL divergence", 0.04, 1e-9)
+PERPLEXITY = LossMeasure("--max-ppl-increase", "%", 0.08, 1e-4)
+DIVERGENCE = LossMeasure("--max-kld", " nats", 0.04, 1e-9)
 
 
 def measure_for(settings: BuildSettings) -> LossMeasure:

@@ -138,7 +138,7 @@ class EntropyCodedPlanner:
         if self.validation is None:
             return self.candidate(start)
         limit, measure = loss_limit(inputs.settings), self.validation.measure
-        return search_loss(self.candidate, self.measured_loss, limit, measure, start, reporter)
+        return search_loss(self.candidate, self.measured_loss, limit, start, reporter, measure)
 
     def candidate(self, step: float) -> Candidate:
         """Decide ranks and large codes for a step, on a sample.

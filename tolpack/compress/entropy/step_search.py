@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from tolpack.compress.entropy.loss_measure import LossMeasure
+from tolpack.compress.entropy.loss_measure import PERPLEXITY, LossMeasure
 from tolpack.container.preamble import SECTION_ALIGNMENT
 from tolpack.errors import ConfigError
 from tolpack.runtime.progress import Reporter
@@ -101,9 +101,9 @@ def search_loss(
     make: Callable[[float], _Made],
     losses: Callable[[_Made], tuple[float, float]],
     limit: float,
-    measure: LossMeasure,
     start: float,
     reporter: Reporter,
+    measure: LossMeasure = PERPLEXITY,
 ) -> _Made:
     """Return what `make` gives at the largest step whose measured loss stays under a limit.
 
@@ -115,12 +115,12 @@ def search_loss(
         Gives its loss and the standard error, in the measure's unit.
     limit : float
         In the same unit; the result comes nearer than the measure's room, unless no step does.
-    measure : LossMeasure
-        What the loss is measured in.
     start : float
         First step to try.
     reporter : Reporter
         Is told every trial.
+    measure : LossMeasure
+        What the loss is measured in.
 
     Raises
     ------
@@ -137,7 +137,7 @@ def search_loss(
     if best is None:
         raise ConfigError(
             f"{measure.option} {limit:g}{measure.unit} is not met by any step: the finest one "
-            f"tried costs {found:.3g}{measure.unit}; allow more, or use --bits 8 or 16"
+            f"tried costs {measure.word(found)}; allow more, or use --bits 8 or 16"
         )
     return best
 
