@@ -35,7 +35,8 @@ def study(
 
     The experiments are: precision, uniform ranks against ranks by loss, layer ablation, scaled
     memory FFN outputs, spectra, and sizes. A study takes about an hour for a small model. It
-    caches its measurements, so an interrupted study continues where it stopped.
+    caches its measurements, so an interrupted study continues where it stopped. With several --text
+    files packs are measured on each, and the worst text counts for the settings it recommends.
 
     \b
     tolpack study model/ --text held-out.txt --calibrate text.txt --report report.html
