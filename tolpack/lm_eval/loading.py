@@ -1,0 +1,1 @@
+"""Models of transformers from what the command line names: folders, or files of a MemoryLLM."""
