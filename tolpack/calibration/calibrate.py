@@ -119,9 +119,8 @@ def calibrate(
         counts = model.counts
     digest = hashlib.sha256(b"counts" if counts is None else counts.astype("<i8").tobytes())
     digest.update(b"no text" if ids is None else ids.astype("<i8").tobytes())
-    if model is not None and source.checkpoint is not None:  # all of it shapes the losses
-        digest.update(source.checkpoint.fingerprint())
-        digest.update(repr((source.checkpoint.config, model.context)).encode())
+    if model is not None:  # all of it shapes the losses
+        digest.update(model.model.fingerprint() + repr(model.context).encode())
     return CalibrationStats(order, counts, model, digest.digest())
 
 

@@ -22,8 +22,8 @@ from tolpack.calibration.loss_metrics import (
 )
 from tolpack.errors import CheckpointError
 from tolpack.model.decoder import Decoder
+from tolpack.model.language_model import LanguageModel
 from tolpack.runtime.scratch import SpilledArray
-from tolpack.sources.checkpoint.checkpoint import Checkpoint
 from tolpack.sources.checkpoint.readiness import check_decoder
 from tolpack.sources.protocol import TableSource
 from tolpack.workspace.workspace import Workspace
@@ -44,7 +44,7 @@ class CalibratedModel:
     held out.
     """
 
-    decoder: Decoder
+    model: LanguageModel
     token_ids: NDArray[np.int64]
     validation_ids: NDArray[np.int64]
     context: int
@@ -78,34 +78,48 @@ def measure_losses(
     CheckpointError
         There is a text, but the model cannot be run.
     """
-    checkpoint, reporter = source.checkpoint, workspace.reporter
-    if checkpoint is None:
-        reporter.say("auto: the model of this table cannot be run, so every direction counts alike")
-        return None
+    reporter = workspace.reporter
     try:
-        check_decoder(checkpoint)
-        fits = checkpoint.decoder_bytes() <= workspace.limits.decoder_bytes
-        decoder = Decoder(checkpoint, resident=fits, compute=source.compute)
+        model = _open_model(source, workspace)
     except CheckpointError as error:
         if ids is not None:
             raise
         reporter.say(f"auto: the model cannot be run ({error}), so every direction counts alike")
         return None
-    context = min(decoder.config.max_position_embeddings or _MAX_CONTEXT, _MAX_CONTEXT)
+    if model is None:
+        reporter.say("auto: the model of this table cannot be run, so every direction counts alike")
+        return None
+    context = min(model.max_position_embeddings or _MAX_CONTEXT, _MAX_CONTEXT)
     if ids is None:
         reporter.say(
             "auto: no --calibrate text, so losses are measured on a text sampled from the model "
             "itself (seed 0)"
         )
-        context = sampled_length(decoder, context)
+        context = sampled_length(model, context)
         with reporter.phase("sampling", SAMPLED_SEQUENCES * (context - 1), "tok") as done:
-            ids = sample_text(decoder, context, progress=done)
+            ids = sample_text(model, context, progress=done)
     measured = measured_part(ids, reach)
     held_out = ids[len(measured) :] if reach else ids
-    found = _cached_metrics(checkpoint, decoder, measured, context, reach, workspace)
+    found = _cached_metrics(model, measured, context, reach, workspace)
     return CalibratedModel(
-        decoder, measured, held_out, context, found.counts, found.metrics, found.crossed
+        model, measured, held_out, context, found.counts, found.metrics, found.crossed
     )
+
+
+def _open_model(source: TableSource, workspace: Workspace) -> LanguageModel | None:
+    """Open the model that reads the table; ``None`` where there is none.
+
+    Raises
+    ------
+    CheckpointError
+        It cannot be run.
+    """
+    checkpoint = source.checkpoint
+    if checkpoint is None:
+        return None
+    check_decoder(checkpoint)
+    fits = checkpoint.decoder_bytes() <= workspace.limits.decoder_bytes
+    return Decoder(checkpoint, resident=fits, compute=source.compute)
 
 
 def measured_part(ids: NDArray[np.int64], reach: int) -> NDArray[np.int64]:
@@ -114,8 +128,7 @@ def measured_part(ids: NDArray[np.int64], reach: int) -> NDArray[np.int64]:
 
 
 def _cached_metrics(
-    checkpoint: Checkpoint,
-    decoder: Decoder,
+    model: LanguageModel,
     ids: NDArray[np.int64],
     context: int,
     reach: int,
@@ -123,18 +136,18 @@ def _cached_metrics(
 ) -> LossMetrics:
     """Measure, or load the metrics that were measured before on this text and model."""
     scratch, reporter = workspace.scratch, workspace.reporter
-    digest = hashlib.sha256(repr((_CALIBRATION, context, reach, decoder.compute)).encode())
-    digest.update(repr(decoder.config).encode() + checkpoint.fingerprint())
+    digest = hashlib.sha256(repr((_CALIBRATION, context, reach)).encode())
+    digest.update(model.fingerprint())
     digest.update(ids.astype("<i8").tobytes())
-    counts = np.bincount(ids, minlength=decoder.config.vocab_size)
+    counts = np.bincount(ids, minlength=model.vocab_size)
     known = metrics_cache.load(digest.digest(), counts, scratch)
     if known is not None:
         reporter.say("calibration: taken from an earlier build with this model and text")
         return known
-    total = metric_tokens(decoder, len(ids), context)
+    total = metric_tokens(model, len(ids), context)
     with reporter.phase("calibration", total, "tok") as done:
-        found = measure_loss_metrics(decoder, ids, context, done, scratch, reach)
-    checkpoint.check_unchanged()  # what is kept belongs to the weights in its key
+        found = measure_loss_metrics(model, ids, context, done, scratch, reach)
+    model.check_unchanged()  # what is kept belongs to the weights in its key
     kept = metrics_cache.keep(digest.digest(), found)
     if kept is not None:
         reporter.say(f"calibration: kept in {kept}")

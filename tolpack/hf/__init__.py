@@ -1,9 +1,10 @@
 """Packs in models of Hugging Face transformers.
 
 Importing this package registers the method ``tolpack``, so that ``from_pretrained`` loads folders
-whose ``config.json`` names a pack.
+whose ``config.json`` names a pack, and the classes of MemoryLLM and Flex-MemoryLLM.
 """
 
+from tolpack.hf import memoryllm as memoryllm
 from tolpack.hf import quantizer as quantizer
 from tolpack.hf.loading import load
 from tolpack.hf.mounting import mount
