@@ -9,6 +9,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
 from tolpack.lm_eval.loading import load_model
+from tolpack.sources.checkpoint.options import CheckpointOptions
 
 
 @register_model("tolpack")
@@ -36,6 +37,8 @@ class TolpackLM(HFLM):  # type: ignore[misc]
         As of `tolpack.Pack`.
     batch_size : int or str
         Sequences in a batch, or ``"auto"``.
+    checkpoint_options : CheckpointOptions, optional
+        For a MemoryLLM that does not describe itself.
     options : dict
         All others are `HFLM`'s, such as ``max_length`` and ``add_bos_token``.
 
@@ -55,11 +58,13 @@ class TolpackLM(HFLM):  # type: ignore[misc]
         device: str | None = None,
         io: str = "auto",
         batch_size: int | str = 1,
+        checkpoint_options: CheckpointOptions | None = None,
         **options: Any,
     ) -> None:
         model, found = load_model(
-            Path(pretrained), pack, tokenizer, dtype=dtype, device=device, io=io
-        )
+            Path(pretrained), pack, tokenizer, dtype=dtype, device=device, io=io,
+            checkpoint_options=checkpoint_options,
+        )  # fmt: skip
         super().__init__(
             pretrained=model, tokenizer=found, dtype=None, batch_size=batch_size, **options
         )

@@ -17,11 +17,10 @@ from dataclasses import dataclass
 MIN_WORDS, MAX_WORDS = 50, 100
 MIN_CONTEXT_WORDS = 30
 # So many words end a passage in the choice of endings.
-ENDING_WORDS = 10
+ENDING_WORDS = 5
 CHOICES = 4
-# Shorter last words are mostly abbreviations ("Mr."), and shorter words within a sentence mostly
-# function words, which say nothing of what a model recalls.
-_LAST_WORD_LETTERS, _LATE_WORD_LETTERS = 4, 6
+# Shorter words are mostly abbreviations ("Mr.") at the end, and "the" or "of" before it.
+_LETTERS = 4
 _MARKS = ".,;:!?…\"'“”‘’()[]«»—–-"
 _SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]»]*(?=\s+[^\sa-z])")
 _WORD = re.compile(r"\S+")
@@ -63,17 +62,17 @@ def last_word(passage: str) -> NextWord | None:
     Marks after the word are left out.
     """
     *_, last = _WORD.finditer(passage)
-    return _next_word(passage, last, _LAST_WORD_LETTERS)
+    return _next_word(passage, last)
 
 
 def late_word(passage: str, *, repeated: bool) -> NextWord | None:
-    """Ask for the last long word that stands earlier too, or that does not; ``None`` without one.
+    """Ask for the last word that stands earlier too, or that does not; ``None`` without one.
 
     It has at least `MIN_CONTEXT_WORDS` words before it.
     """
     words = list(_WORD.finditer(passage))
     for word in reversed(words[MIN_CONTEXT_WORDS:]):
-        asked = _next_word(passage, word, _LATE_WORD_LETTERS)
+        asked = _next_word(passage, word)
         if asked is not None and asked.repeated == repeated:
             return asked
     return None
@@ -109,11 +108,11 @@ def _passages_in_order(text: str) -> Iterator[str]:
         start = match.end()
 
 
-def _next_word(passage: str, match: re.Match[str], letters: int) -> NextWord | None:
-    """Ask for a word that has so many letters and nothing else, and a single space before it."""
+def _next_word(passage: str, match: re.Match[str]) -> NextWord | None:
+    """Ask for a word of four letters or more, and nothing else, with a single space before it."""
     context, word = passage[: match.start() - 1], match[0].rstrip(_MARKS)
     spaced = passage[match.start() - 1] == " " and context == context.rstrip()
-    if not spaced or len(word) < letters or not word.isalpha():
+    if not spaced or len(word) < _LETTERS or not word.isalpha():
         return None
     words = (one.strip(_MARKS).casefold() for one in context.split())
     return NextWord(context, word, word.casefold() in set(words))

@@ -62,7 +62,9 @@ def write_tasks(text: Path, folder: Path, tasks: Iterable[str], seed: int = 0) -
             data = folder / f"{task}.jsonl"
             lines = (json.dumps(one, ensure_ascii=False) for one in asked)
             data.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-            (folder / f"{task}.yaml").write_text(_definition(task, data.resolve()), encoding="utf-8")
+            (folder / f"{task}.yaml").write_text(
+                _definition(task, data.resolve()), encoding="utf-8"
+            )
     except OSError as error:
         raise FileAccessError(
             f"cannot write tasks to {folder}: {error.strerror or error}"

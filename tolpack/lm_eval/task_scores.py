@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lm_eval import simple_evaluate
+from lm_eval import evaluate
 from lm_eval.api.model import LM
+from lm_eval.defaults import DEFAULT_OTHER_SEED
 from lm_eval.tasks import TaskManager
 from numpy.typing import NDArray
 
@@ -56,6 +57,39 @@ class TaskScore:
     shares: NDArray[np.float64] | None
 
 
+@dataclass(frozen=True, slots=True)
+class ModelScores:
+    """The scores of a model, and (difference, standard error) of each against a baseline.
+
+    ``differences`` is empty for the baseline itself.
+    """
+
+    name: str
+    scores: tuple[TaskScore, ...]
+    differences: tuple[tuple[float, float | None], ...] = ()
+
+    @classmethod
+    def compared(
+        cls, name: str, scores: tuple[TaskScore, ...], baseline: ModelScores
+    ) -> ModelScores:
+        """Pair the scores of a model with those of a baseline; errors as of `difference`."""
+        return cls(name, scores, tuple(map(difference, scores, baseline.scores)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        results = []
+        for n, one in enumerate(self.scores):
+            change, change_se = self.differences[n] if self.differences else (None, None)
+            results.append(
+                {
+                    "task": one.task, "metric": one.metric, "documents": one.documents,
+                    "value": one.value, "se": one.se,
+                    "difference": change, "difference_se": change_se,
+                }
+            )  # fmt: skip
+        return {"name": self.name, "results": results}
+
+
 class TaskRunner:
     """Runs the same tasks on one model after another.
 
@@ -73,23 +107,34 @@ class TaskRunner:
     def __init__(self, options: TaskOptions) -> None:
         self.options = options
         self._manager = TaskManager(include_path=list(options.include_paths) or None)
-        unknown = [name for name in options.tasks if not self._manager.match_tasks([name])]
-        if unknown or not options.tasks:
+        found = {name: self._manager.match_tasks([name]) for name in options.tasks}
+        unknown = [name for name, matches in found.items() if not matches]
+        if unknown or not found:
             raise ConfigError(
                 f"lm-eval has no task {', '.join(unknown)}: `python -m tolpack.lm_eval ls tasks` "
                 "lists them, and --include-path names a folder of others"
             )
+        self._names = list(dict.fromkeys(name for names in found.values() for name in names))
 
     def run(self, lm: LM) -> tuple[TaskScore, ...]:
-        """Return the scores of a model on all tasks, in the order of lm-eval."""
-        options = self.options
+        """Return the scores of a model on all tasks, in their order."""
+        loaded = self._manager.load(self._names)
+        for task in loaded["tasks"].values():
+            self._set_fewshot(task)
         with _quiet_bootstrap():
-            results = simple_evaluate(
-                lm, tasks=self._manager.match_tasks(list(options.tasks)), limit=options.limit,
-                num_fewshot=options.num_fewshot, task_manager=self._manager,
-                bootstrap_iters=_BOOTSTRAP_SAMPLES,
-            )  # fmt: skip
+            # `simple_evaluate` would also ask git and the network about the model.
+            results = evaluate(
+                lm, loaded, limit=self.options.limit, bootstrap_iters=_BOOTSTRAP_SAMPLES
+            )
         return tuple(_task_scores(results))
+
+    def _set_fewshot(self, task: Any) -> None:
+        """Set the number of examples as lm-eval's command line does, and its seed."""
+        own, asked = task.get_config("num_fewshot"), self.options.num_fewshot
+        # A task with 0 in its definition is never given examples.
+        if own is None or (asked is not None and own != 0):
+            task.set_config(key="num_fewshot", value=asked or 0)
+        task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
 
 
 def difference(score: TaskScore, baseline: TaskScore) -> tuple[float, float | None]:
