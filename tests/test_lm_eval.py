@@ -34,6 +34,16 @@ WORDS = [f"{a}{b}{c}" for a in "bdk" for b in ("ala", "eno") for c in ("mi", "tu
 SETTINGS = {"vocab_size": 64, "max_position_embeddings": 128}
 
 
+GEMMA = {
+    "vocab_size": 64, "vocab_size_per_layer_input": 64, "hidden_size": 16, "head_dim": 8,
+    "hidden_size_per_layer_input": 8, "intermediate_size": 24, "num_hidden_layers": 4,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "num_kv_shared_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 16,
+    "laurel_rank": 4, "activation_sparsity_pattern": [0.0] * 4, "max_position_embeddings": 128,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1,
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _offline(tmp_path_factory):
     """No test asks the network, or leaves files at home."""
@@ -64,12 +74,12 @@ def save_tokenizer(folder):
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-@pytest.fixture(scope="module", params=["memoryllm", "flex_memoryllm"])
-def model(request, tmp_path_factory):
-    """A tiny model with its tokenizer: the file."""
-    folder = tmp_path_factory.mktemp(request.param)
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny MemoryLLM with its tokenizer: the file."""
+    folder = tmp_path_factory.mktemp("memoryllm")
     save_tokenizer(folder)
-    return models.save_model(folder, model_type=request.param, **SETTINGS)
+    return models.save_model(folder, **SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -168,12 +178,13 @@ def test_endings_alone_tell_nothing(text):
     assert all(len(set(one["endings"])) == 4 for one in found)
 
 
-def test_scores_are_those_of_the_reference_decoder(model, scores, text):
-    """Accuracy and perplexity as the decoder's log-likelihoods give them, one question at a time."""
-    tokenizer = Tokenizer.from_file(str(model.parent / "tokenizer.json"))
+def check_scores(model, scores, text, tasks):
+    """Hold scores of a model against the decoder's log-likelihoods, one question at a time."""
+    folder = model if model.is_dir() else model.parent
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     decoder = Decoder(open_checkpoint(model))
     questions = make_questions(text.read_text())
-    for task in TEXT_TASKS:
+    for task in tasks:
         choices = task == "tolpack_endings"
         options = (lambda one: one["endings"]) if choices else (lambda one: [one["word"]])
         answers = slow_answers(
@@ -185,14 +196,62 @@ def test_scores_are_those_of_the_reference_decoder(model, scores, text):
         else:
             values = [float(row[0][1]) for row in answers]
             logs = [row[0][0] for row in answers]
-            found = scores[0][task, "perplexity"]
+            found = scores[task, "perplexity"]
             perplexity = math.exp(-sum(logs) / len(logs))
             assert found["value"] == pytest.approx(perplexity, rel=1e-4)
             assert found["se"] == pytest.approx(perplexity * standard_error(logs), rel=1e-3)
-        found = scores[0][task, "acc"]
+        found = scores[task, "acc"]
         assert found["documents"] == len(questions[task])
         assert found["value"] == pytest.approx(sum(values) / len(values))
         assert found["se"] == pytest.approx(standard_error(values))
+
+
+def test_scores_are_those_of_the_reference_decoder(model, scores, text):
+    """Accuracy, perplexity and their standard errors, of a MemoryLLM in a file."""
+    check_scores(model, scores[0], text, TEXT_TASKS)
+
+
+def test_scores_of_a_flex_memoryllm_in_a_folder(text, tmp_path):
+    """They are the reference decoder's too."""
+    config = models.make_config("flex_memoryllm", **SETTINGS)
+    state = models.prefixed(models.make_state(config))
+    folder = models.save_folder(tmp_path / "flex", state, config)
+    save_tokenizer(folder)
+    task = "tolpack_word_repeated"
+    done = run("lm-eval", folder, "--tasks", task, "--text", text, "--dtype", "float32", "--json")
+    assert done.exit_code == 0, done.output
+    (found,) = json.loads(done.stdout)["models"]
+    scores = {(one["task"], one["metric"]): one for one in found["results"]}
+    check_scores(folder, scores, text, [task])
+
+
+def test_a_lossless_pack_of_a_gemma_scores_as_the_stock_model(text, tmp_path):
+    """Every document has the same value; the stock model is lm-eval's own `HFLM`."""
+    from lm_eval.models.huggingface import HFLM
+    from transformers import Gemma3nForCausalLM, Gemma3nTextConfig, PreTrainedTokenizerFast
+
+    from tolpack.lm_eval.model import TolpackLM
+    from tolpack.lm_eval.task_scores import TaskOptions, TaskRunner, difference
+
+    save_tokenizer(tmp_path)
+    torch.manual_seed(0)
+    config = Gemma3nTextConfig(**GEMMA)
+    stock = Gemma3nForCausalLM(config).eval()
+    folder = tmp_path / "gemma"
+    stock.save_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(tmp_path / "tokenizer.json"), eos_token=".", pad_token="."
+    )
+    tokenizer.save_pretrained(folder)
+    pack = tmp_path / "gemma.tolpack"
+    tolpack.build(folder, pack, bits="lossless")
+    write_tasks(text, tmp_path, TEXT_TASKS)
+    options = TaskOptions(("tolpack_last_word", "tolpack_endings"), (tmp_path,), limit=8)
+    runner = TaskRunner(options)
+    expected = runner.run(HFLM(pretrained=stock, tokenizer=tokenizer))
+    found = runner.run(TolpackLM(folder, pack, dtype="float32"))
+    assert [one.task for one in found] == ["tolpack_last_word"] * 2 + ["tolpack_endings"] * 2
+    assert [difference(*pair) for pair in zip(found, expected)] == [(0.0, 0.0)] * 4
 
 
 def test_packs_are_compared_document_by_document(scores):
@@ -237,7 +296,9 @@ def test_perplexity_is_the_reference_decoders(model, packs):
     ids = models.zipf_ids(700, 64)
     decoder = Decoder(open_checkpoint(model))
     expected = score(decoder, np.asarray(ids, np.int64), 64).ppl
-    windows = [(None, [int(ids[i])], list(map(int, ids[i + 1 : i + 65]))) for i in range(0, 699, 64)]
+    windows = [
+        (None, [int(ids[i])], list(map(int, ids[i + 1 : i + 65]))) for i in range(0, 699, 64)
+    ]
     for pack in (None, packs[0]):
         lm = TolpackLM(model, pack, dtype="float32", batch_size=4)
         answers = lm._loglikelihood_tokens(windows, disable_tqdm=True)
@@ -282,7 +343,7 @@ def test_the_table_begins_with_the_checkpoint(model, packs, text):
     "arguments, said",
     [
         (["--tasks", "tolpack_endings"], "made from a text"),
-        (["--tasks", "no_such_task"], "lm-eval has no task no_such_task"),
+        (["--tasks", "tolpack_none"], "lm-eval has no task tolpack_none"),
         (["--tasks", "tolpack_endings", "--task-folder", "new"], "--task-folder"),
         (["--tasks", "tolpack_endings", "--text", "SHORT"], "gives 0 questions"),
         (["--tasks", "tolpack_endings", "--text", "absent.txt"], "cannot read text"),

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
+from tolpack.errors import ConfigError
 from tolpack.lm_eval.loading import load_model
 from tolpack.sources.checkpoint.options import CheckpointOptions
 
@@ -61,6 +63,9 @@ class TolpackLM(HFLM):  # type: ignore[misc]
         checkpoint_options: CheckpointOptions | None = None,
         **options: Any,
     ) -> None:
+        # lm-eval's command line says cuda by default, also where there is none.
+        if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+            device = None
         model, found = load_model(
             Path(pretrained), pack, tokenizer, dtype=dtype, device=device, io=io,
             checkpoint_options=checkpoint_options,
@@ -68,3 +73,29 @@ class TolpackLM(HFLM):  # type: ignore[misc]
         super().__init__(
             pretrained=model, tokenizer=found, dtype=None, batch_size=batch_size, **options
         )
+
+    @property
+    def prefix_token_id(self) -> int:
+        """Token before a text without a context.
+
+        Raises
+        ------
+        ConfigError
+            The tokenizer names no token that begins or ends a text, and none was given.
+        """
+        found: int | None = super().prefix_token_id
+        if found is None:
+            raise ConfigError(
+                "the tokenizer names no token that begins or ends a text: give the one that a text "
+                "without a context follows, like --model_args prefix_token_id=0"
+            )
+        return found
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **options: Any
+    ) -> list[int]:
+        """See `HFLM`; a tokenizer that names no such token adds none."""
+        if add_special_tokens is None and super().prefix_token_id is None:
+            add_special_tokens = False
+        ids: list[int] = super().tok_encode(string, add_special_tokens, **options)
+        return ids

@@ -106,15 +106,14 @@ class TaskRunner:
 
     def __init__(self, options: TaskOptions) -> None:
         self.options = options
-        self._manager = TaskManager(include_path=list(options.include_paths) or None)
-        found = {name: self._manager.match_tasks([name]) for name in options.tasks}
-        unknown = [name for name, matches in found.items() if not matches]
-        if unknown or not found:
+        self._manager, names = _find_tasks(options)
+        unknown = [name for name, found in names.items() if not found]
+        if unknown or not names:
             raise ConfigError(
                 f"lm-eval has no task {', '.join(unknown)}: `python -m tolpack.lm_eval ls tasks` "
                 "lists them, and --include-path names a folder of others"
             )
-        self._names = list(dict.fromkeys(name for names in found.values() for name in names))
+        self._names = list(dict.fromkeys(name for found in names.values() for name in found))
 
     def run(self, lm: LM) -> tuple[TaskScore, ...]:
         """Return the scores of a model on all tasks, in their order."""
@@ -155,6 +154,16 @@ def difference(score: TaskScore, baseline: TaskScore) -> tuple[float, float | No
     if score.shares is None or baseline.shares is None:
         return change, None
     return change, _mean_se(score.shares - baseline.shares)
+
+
+def _find_tasks(options: TaskOptions) -> tuple[TaskManager, dict[str, list[str]]]:
+    """Return a manager, and the tasks that each of the given names stands for."""
+    # To list its own tasks takes lm-eval seconds, and none of them is called so.
+    own = all(name.startswith("tolpack_") for name in options.tasks)
+    manager = TaskManager(
+        include_path=list(options.include_paths) or None, include_defaults=not own
+    )
+    return manager, {name: manager.match_tasks([name]) for name in options.tasks}
 
 
 def _task_scores(results: dict[str, Any]) -> Iterator[TaskScore]:
