@@ -30,6 +30,14 @@ def test_a_mounted_pack_gives_the_logits_of_the_ffns(monkeypatch, capsys):
     assert float(line.split()[-1]) < 0.01
 
 
+def test_a_mounted_gemma_gives_the_logits_of_the_stock_one(monkeypatch, capsys):
+    """Bit for bit, from a folder that has no table any more."""
+    removed, generated, same = run("mount_gemma.py", monkeypatch, capsys)
+    assert removed.startswith("removed 131,072 bytes")
+    assert generated.count(",") == 19
+    assert same.endswith("bit for bit: True")
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_examples_say_how_they_are_run(path):
     """The docstring has the command."""

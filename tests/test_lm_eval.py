@@ -363,7 +363,7 @@ def test_models_that_do_not_fit_are_named(model, packs, tmp_path):
     from tolpack.lm_eval.loading import load_model, load_tokenizer
 
     other = models.save_model(tmp_path, **(SETTINGS | {"vocab_size": 65}))
-    with pytest.raises(ConfigError, match="they do not belong together"):
+    with pytest.raises(ConfigError, match="of another model"):
         load_model(other, packs[0], model.parent / "tokenizer.json")
     with pytest.raises(ConfigError, match="has no tokenizer"):
         load_tokenizer(other)

@@ -56,11 +56,11 @@ class SweepResult:
 
     @property
     def summary(self) -> str:
-        """Size and increase of perplexity, in a line."""
+        """Size, divergence and increase of perplexity, in a line."""
         score = self.score
         return (
-            f"{score.bytes / 1e6:.2f} MB, × {score.ratio_fp16:.2f}, "
-            f"{score.ppl_increase_pct:+.3f} ± {score.ppl_increase_se_pct:.3f} %"
+            f"{score.bytes / 1e6:.2f} MB, × {score.ratio_fp16:.2f}, KL {score.kl_mean_nats:.3g} "
+            f"nats, {score.ppl_increase_pct:+.3f} ± {score.ppl_increase_se_pct:.3f} %"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -146,7 +146,6 @@ class ExperimentRunner:
         return self.results.get(options, keys, lambda: self._measure(options))
 
     def _measure(self, options: PackOptions) -> dict[str, Any]:
-        _ = self.evaluator.base_score  # not a part of the first pack's time
         try:
             begin = time.perf_counter()
             self._build(options)

@@ -12,7 +12,6 @@ from tolpack.errors import ConfigError
 from tolpack.hf.saving import save_pretrained
 from tolpack.hf.table_modules import TableModule, table_modules
 from tolpack.pack import Pack, open_first_table
-from tolpack.torch.embedding import PackEmbedding
 
 _Model = TypeVar("_Model")
 
@@ -49,32 +48,40 @@ def mount(model: _Model, pack: str | Path | Pack, *, io: str = "auto") -> _Model
     return model
 
 
-def replace_tables(model: Any, pack: str | Path | Pack, io: str = "auto") -> list[TableModule]:
-    """Do as `mount`, also on a model whose weights are not loaded yet.
-
-    Returns
-    -------
-    list of TableModule
-        Those that were replaced.
-    """
+def replace_tables(model: Any, pack: str | Path | Pack, io: str = "auto") -> None:
+    """Do as `mount`, also on a model whose weights are not loaded yet."""
     found = table_modules(model)
     with ExitStack() as stack:
-        packs = _open_packs(found, pack, io, stack)
-        for one, opened in zip(found, packs):
-            one.check(opened)
+        packs = open_packs(found, pack, io, stack)
         stack.pop_all()  # they stay open
     for one, opened in zip(found, packs):
-        weight = model.get_submodule(one.path).weight
-        embedding = PackEmbedding(opened, weight.dtype, weight.device, scale=one.scale)
-        model.set_submodule(one.path, embedding)
+        one.replace(model, opened)
     model.save_pretrained = partial(save_pretrained, model)
-    return found
 
 
-def _open_packs(
+def open_packs(
     found: Sequence[TableModule], pack: str | Path | Pack, io: str, stack: ExitStack
 ) -> list[Pack]:
-    """Open the table of each module; those that are opened here are closed by `stack`."""
+    """Open the table of each module in a pack, and check that they fit.
+
+    Parameters
+    ----------
+    found : sequence of TableModule
+        What is asked for.
+    pack : str, Path or Pack
+        One that is open is returned if it reads the right table.
+    io : str
+        As of `tolpack.open`, for a pack that is not open.
+    stack : ExitStack
+        Closes what is opened here.
+
+    Raises
+    ------
+    ConfigError
+        The pack is of another model.
+    FileAccessError, FormatError
+        The pack cannot be read.
+    """
     open_table: Callable[[str], Pack]
     if isinstance(pack, Pack):
         names, open_table = pack.tables, pack.open_table
@@ -88,6 +95,8 @@ def _open_packs(
             packs.append(pack)
         else:
             packs.append(stack.enter_context(open_table(name)))
+    for one, opened in zip(found, packs):
+        one.check(opened)
     return packs
 
 

@@ -16,6 +16,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from tolpack.errors import ConfigError
 from tolpack.hf.mounting import replace_tables
 from tolpack.hf.saving import QUANT_METHOD, REMEDY
+from tolpack.hf.table_modules import architecture
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -39,7 +40,8 @@ class TolpackConfig(QuantizationConfigMixin):
     """
 
     def __init__(self, pack: str | Path | None = None, io: str = "auto", **_: Any) -> None:
-        if not isinstance(pack, Path) and (not isinstance(pack, str) or Path(pack).name != pack):
+        is_name = isinstance(pack, str) and pack != "" and Path(pack).name == pack
+        if pack is None or not (is_name or isinstance(pack, Path)):
             raise ConfigError(
                 f"pack of quantization_config is {pack!r}, expected the name of a file in the "
                 "model's folder (or, in Python, a pathlib.Path)"
@@ -79,9 +81,10 @@ class TolpackQuantizer(HfQuantizer):
         pack = self.quantization_config.pack
         if not isinstance(pack, Path):
             pack = _beside(checkpoint_files, pack)
-        replaced = replace_tables(model, pack, self.quantization_config.io)
+        replace_tables(model, pack, self.quantization_config.io)
+        tensors = architecture(model.config.get_text_config().model_type).tensors
         ignored = set(model._keys_to_ignore_on_load_unexpected or ())
-        model._keys_to_ignore_on_load_unexpected = ignored | {one.tensors for one in replaced}
+        model._keys_to_ignore_on_load_unexpected = ignored | {tensors}
 
 
 def _beside(checkpoint_files: list[str] | None, name: str) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tolpack.errors import ConfigError
-from tolpack.torch.embedding import PackEmbedding
+from tolpack.pack import Pack
 
 QUANT_METHOD = "tolpack"
 REMEDY = "(the table is in a pack: pip install 'tolpack[hf]', then import tolpack.hf).safetensors"
@@ -35,7 +35,11 @@ def mended_config(config: dict[str, Any], pack_name: str) -> dict[str, Any]:
             "only: load it as it is, and mount the pack by tolpack.hf.mount"
         )
     quantization = {"quant_method": QUANT_METHOD, "pack": pack_name}
-    return config | {"quantization_config": quantization, "transformers_weights": REMEDY}
+    own = {"quantization_config": quantization, "transformers_weights": REMEDY}
+    text_config = config.get("text_config")
+    # Models of the text part alone read no more than that.
+    inner = {"text_config": text_config | own} if isinstance(text_config, dict) else {}
+    return config | inner | own
 
 
 def save_pretrained(model: Any, save_directory: str | Path, **options: Any) -> None:
@@ -57,7 +61,8 @@ def save_pretrained(model: Any, save_directory: str | Path, **options: Any) -> N
     """
     if options.get("push_to_hub"):
         raise ConfigError("push_to_hub would upload the folder without its pack: upload it later")
-    (path,) = {one.pack.path for one in model.modules() if isinstance(one, PackEmbedding)}
+    packs = (getattr(module, "pack", None) for module in model.modules())
+    (path,) = {pack.path for pack in packs if isinstance(pack, Pack)}
     current = getattr(model.config, "quantization_config", None)
     mended_config({"quantization_config": current}, path)
     type(model).save_pretrained(model, save_directory, **options)

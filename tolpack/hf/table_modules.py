@@ -5,13 +5,15 @@ Names of modules and their order of values are those of transformers 5.24.
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from tolpack.errors import ConfigError
 from tolpack.pack import Pack
+from tolpack.torch import ToLMemory
+from tolpack.torch.embedding import PackEmbedding
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +32,11 @@ class TableModule:
     scale: float = 1.0
     ngram_sizes: tuple[int, ...] | None = None
 
-    @property
-    def tensors(self) -> str:
-        """Regular expression for the tensors that it is loaded from, without the model's prefix."""
-        shard = r"(?:shard(?:_|s\.)\d+\.)?"
-        return rf"(?:^|\.){re.escape(self.path.removeprefix('model.'))}\.{shard}weight$"
+    def replace(self, model: Any, pack: Pack) -> None:
+        """Put `pack` in the module's place, with its dtype."""
+        weight = model.get_submodule(self.path).weight
+        embedding = PackEmbedding(pack, weight.dtype, weight.device, scale=self.scale)
+        model.set_submodule(self.path, embedding)
 
     def check(self, pack: Pack) -> None:
         """Refuse a pack of another table.
@@ -54,7 +56,8 @@ class TableModule:
                 "model; build one from this model's folder"
             )
         multiplier = pack.decoder.multiplier
-        if multiplier not in (1.0, self.scale):
+        # The model's own may be rounded to bfloat16.
+        if multiplier != 1.0 and not math.isclose(multiplier, self.scale, rel_tol=2**-7):
             raise ConfigError(
                 f"the pack multiplies its rows by {multiplier:g}, but {self.path} of the model by "
                 f"{self.scale:g}: the pack is of another model"
@@ -65,6 +68,43 @@ class TableModule:
                 f"heads of the pack have {sizes} rows, but those of {self.path} of the model have "
                 f"{self.ngram_sizes}: the pack is of another model or another of its layers"
             )
+
+
+class MemoryFFNs(TableModule):
+    """The memory FFNs of all layers of a MemoryLLM, which one pack replaces together."""
+
+    def replace(self, model: Any, pack: Pack) -> None:
+        """Put `pack` in their place."""
+        weight = model.get_input_embeddings().weight
+        device = "cpu" if weight.device.type == "meta" else weight.device
+        model.set_memory(ToLMemory(pack, weight.dtype, device))
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """``find``: the modules in a model of this configuration; ``tensors``: regular expression for
+    the names of the tensors that they are loaded from.
+    """
+
+    find: Callable[[Any, Any], Iterator[TableModule]]
+    tensors: str
+
+
+def architecture(model_type: str) -> Architecture:
+    """Return the architecture of a ``model_type`` of the text part's configuration.
+
+    Raises
+    ------
+    ConfigError
+        It is not known.
+    """
+    found = _ARCHITECTURES.get(model_type)
+    if found is None:
+        raise ConfigError(
+            f"of model_type {model_type!r} no table is known that a pack can replace; known are "
+            f"{', '.join(_ARCHITECTURES)}"
+        )
+    return found
 
 
 def table_modules(model: Any) -> list[TableModule]:
@@ -86,12 +126,10 @@ def table_modules(model: Any) -> list[TableModule]:
         There is none.
     """
     config = model.config.get_text_config()
-    find = _ARCHITECTURES.get(config.model_type)
-    found = [] if find is None else list(find(model, config))
+    found = list(architecture(config.model_type).find(model, config))
     if not found:
         raise ConfigError(
-            f"{type(model).__name__} (model_type {config.model_type!r}) has no table that a pack "
-            f"can replace; tables are known of {', '.join(_ARCHITECTURES)}"
+            f"{type(model).__name__} has no table: its configuration says that there is none"
         )
     return found
 
@@ -101,9 +139,12 @@ def _gemma(model: Any, config: Any) -> Iterator[TableModule]:
     for path, module in model.named_modules():
         if path.rpartition(".")[2] == "embed_tokens_per_layer":
             width = config.hidden_size_per_layer_input
+            buffer: Any = getattr(module, "embed_scale", None)
+            unknown = buffer is None or buffer.device.type == "meta"
             yield TableModule(
                 path, "embed_tokens_per_layer", module.num_embeddings,
-                (width,) * config.num_hidden_layers, scale=width**0.5,
+                (width,) * config.num_hidden_layers,
+                scale=math.sqrt(width) if unknown else float(buffer),
             )  # fmt: skip
 
 
@@ -119,11 +160,24 @@ def _qwen4_exp(model: Any, config: Any) -> Iterator[TableModule]:
         )
 
 
+def _memoryllm(model: Any, config: Any) -> Iterator[TableModule]:
+    """Find the memory FFNs."""
+    widths = (config.hidden_size,) * config.num_hidden_layers
+    yield MemoryFFNs("model.layers", "ffn", config.vocab_size, widths)
+
+
+_GEMMA = Architecture(_gemma, r"(?:^|\.)embed_tokens_per_layer\.weight$")
+_MEMORYLLM = Architecture(_memoryllm, r"(?:^|\.)layers\.\d+\.memory_(?:mlp|layernorm)\.")
 # By the model_type of the text part's configuration.
-_ARCHITECTURES: dict[str, Callable[[Any, Any], Iterator[TableModule]]] = {
-    "gemma3n_text": _gemma,
-    "gemma4_text": _gemma,
-    "qwen4_exp_text": _qwen4_exp,
+_ARCHITECTURES = {
+    "gemma3n_text": _GEMMA,
+    "gemma4_text": _GEMMA,
+    "qwen4_exp_text": Architecture(
+        _qwen4_exp,
+        r"(?:^|\.)layers\.\d+\.ple\.ple_embedding\.ngram_embedding\.(?:shard(?:_|s\.)\d+\.)?weight$",
+    ),
+    "memoryllm": _MEMORYLLM,
+    "flex_memoryllm": _MEMORYLLM,
 }
 
 

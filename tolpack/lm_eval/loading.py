@@ -27,13 +27,12 @@ from tolpack.hf.memoryllm import (
     MemoryLLMConfig,
     MemoryLLMForCausalLM,
 )
+from tolpack.hf.saving import QUANT_METHOD
 from tolpack.model.text import TextTokenizer, find_tokenizer
-from tolpack.pack import Pack
 from tolpack.sources.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.checkpoint.readiness import check_decoder
 from tolpack.sources.input_kind import check_input
-from tolpack.torch import ToLMemory
 
 _MEMORYLLM = {
     "memoryllm": (MemoryLLMConfig, MemoryLLMForCausalLM),
@@ -65,10 +64,9 @@ def load_model(
     check_input(checkpoint)
     if _is_memoryllm(checkpoint, checkpoint_options):
         opened = open_checkpoint(checkpoint, checkpoint_options)
-        model = _memoryllm(opened, dtype)
+        model = _memoryllm(opened, dtype).to(device or "cpu")
         if pack is not None:
-            _mount(model, Pack(pack, io), pack)
-        model.to(device or "cpu")
+            tolpack.hf.mount(model, pack, io=io)
     else:
         model = _from_folder(checkpoint, pack, dtype, device, io)
     return model, load_tokenizer(checkpoint, tokenizer)
@@ -121,7 +119,8 @@ def _from_folder(
     folder: Path, pack: str | Path | None, dtype: str, device: str | None, io: str
 ) -> Any:
     settings, _ = PreTrainedConfig.get_config_dict(folder)
-    if pack is not None or "quantization_config" in settings:
+    quantization = settings.get("quantization_config") or {}
+    if pack is not None or quantization.get("quant_method") == QUANT_METHOD:
         return tolpack.hf.load(folder, pack, dtype=dtype, device_map=device, io=io)[0]
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device)
 
@@ -150,16 +149,3 @@ def _memoryllm(checkpoint: Checkpoint, dtype: str) -> Any:
     kept = checkpoint.tensor("embed_tokens.weight").dtype
     chosen = kept if dtype == "auto" else getattr(torch, dtype)
     return model_class.from_pretrained(None, config=config, state_dict=state, dtype=chosen)
-
-
-def _mount(model: Any, pack: Pack, name: object) -> None:
-    """Put a pack in the place of the memory FFNs."""
-    config = model.config
-    expected = (config.vocab_size, config.num_hidden_layers, config.hidden_size)
-    found = (pack.vocab_size, pack.num_layers, pack.hidden_size)
-    if found != expected:
-        raise ConfigError(
-            f"{name} holds {found[0]} tokens × {found[1]} layers × {found[2]}, but the checkpoint "
-            f"has {expected[0]} × {expected[1]} × {expected[2]}: they do not belong together"
-        )
-    model.set_memory(ToLMemory(pack, model.dtype, model.device))

@@ -126,7 +126,13 @@ class PackEmbedding(torch.nn.Module):
         return self._rows(token_ids, self._like.dtype)
 
     def extra_repr(self) -> str:
-        """Return what the printed model says of it."""
+        """Describe the module where a model is printed.
+
+        Returns
+        -------
+        str
+            Its size, and the pack.
+        """
         return f"{self.num_embeddings}, {self.embedding_dim}, {self.pack!r}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackEmbedding:

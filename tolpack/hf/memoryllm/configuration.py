@@ -64,7 +64,6 @@ class MemoryLLMConfig(PreTrainedConfig):
     """
 
     model_type: ClassVar[str] = "memoryllm"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
     # The layers' own, for the classes of Llama that they are made of; not fields of config.json.
     attention_bias: ClassVar[bool] = False
     use_qk_norm: ClassVar[bool] = False

@@ -34,8 +34,9 @@ from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from tolpack.errors import ConfigError
+from tolpack.errors import CheckpointError, ConfigError
 from tolpack.hf.memoryllm.configuration import FlexMemoryLLMConfig, MemoryLLMConfig
+from tolpack.model.language_model import Memory
 
 # Modules of Llama name Llama's configuration, and read no more of it than ours has.
 _Config = Any
@@ -83,10 +84,21 @@ class MemoryLLMDecoderLayer(GradientCheckpointingLayer):
         """
         attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
         if memory_rows is None:
-            if self.memory_mlp is None or self.memory_layernorm is None:
-                raise ConfigError("the layer has no memory FFN: call it with memory_rows")
-            memory_rows = self.memory_mlp(self.memory_layernorm(inputs_embeds))
+            memory_rows = self.own_memory_rows(inputs_embeds)
         return self._add_ffn(hidden_states, hidden_states + attended) + memory_rows
+
+    def own_memory_rows(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        """Return the output of the layer's memory FFN for the tokens' embeddings (…, hidden).
+
+        Raises
+        ------
+        ConfigError
+            It has none, because `MemoryLLMModel.set_memory` freed it.
+        """
+        if self.memory_mlp is None or self.memory_layernorm is None:
+            raise ConfigError("the layer has no memory FFN: call it with memory_rows")
+        rows: torch.Tensor = self.memory_mlp(self.memory_layernorm(inputs_embeds))
+        return rows
 
     def _add_ffn(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
         """Add what else the layer computes from the stream before and after attention."""
@@ -127,6 +139,23 @@ class MemoryLLMPreTrainedModel(PreTrainedModel):
     # LayerNorms may lack a bias, which is then zero.
     _keys_to_ignore_on_load_missing = [r"norm\.bias$"]
 
+    def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
+        """Refuse a checkpoint whose layers are others than the model's.
+
+        transformers would fill what is missing with random values and only warn.
+        """
+        super()._adjust_missing_and_unexpected_keys(loading_info)
+        missing, unknown = (
+            sorted(name for name in names if "layers." in name)
+            for names in (loading_info.missing_keys, loading_info.unexpected_keys)
+        )
+        if missing or unknown:
+            raise CheckpointError(
+                f"layers of the checkpoint are not those of a {self.config.model_type}: "
+                f"{_some(missing)} missing, {_some(unknown)} without a place. Correct model_type; "
+                "if the memory is in a pack, load it by tolpack.hf.load(folder, pack)"
+            )
+
 
 class MemoryLLMModel(MemoryLLMPreTrainedModel):
     """MemoryLLM without the output head.
@@ -163,10 +192,33 @@ class MemoryLLMModel(MemoryLLMPreTrainedModel):
             ``memory(layer, token_ids)`` returns (*token_ids.shape, hidden), such as
             `tolpack.torch.ToLMemory`.
         """
+        self.memory = memory
         for layer in self.layers:
             layer.register_module("memory_layernorm", None)
             layer.register_module("memory_mlp", None)
-        self.memory = memory
+
+    def memory_rows(self, layer: int, token_ids: torch.Tensor) -> torch.Tensor:
+        """Return the memory's output for `token_ids` in a layer, whatever the memory is.
+
+        Parameters
+        ----------
+        layer : int
+            Number of the layer.
+        token_ids : torch.Tensor
+            Integers of any shape.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(*token_ids.shape, hidden)``, with gradients of the layer's own FFN.
+        """
+        block: Any = self.layers[layer]
+        rows: torch.Tensor = (
+            block.own_memory_rows(self.embed_tokens(token_ids))
+            if self.memory is None
+            else self.memory(layer, token_ids)
+        )
+        return rows
 
     @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     @merge_with_config_defaults
@@ -179,19 +231,22 @@ class MemoryLLMModel(MemoryLLMPreTrainedModel):
         cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        memory: Memory | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Return the residual stream after the last norm; arguments as of transformers' Llama.
 
         ``inputs_embeds`` may be given instead of ``input_ids``, or beside them: the layers' own
-        FFNs read the embeddings. A mounted memory needs ``input_ids``.
+        FFNs read the embeddings. A mounted memory needs ``input_ids``. ``memory`` is used for this
+        call in place of the model's own.
 
         Raises
         ------
         ConfigError
             Neither is given, or not the ids that the memory needs.
         """
-        if input_ids is None and (inputs_embeds is None or self.memory is not None):
+        memory = self.memory if memory is None else memory
+        if input_ids is None and (inputs_embeds is None or memory is not None):
             raise ConfigError(
                 "input_ids is missing: give token ids"
                 if inputs_embeds is None
@@ -219,20 +274,13 @@ class MemoryLLMModel(MemoryLLMPreTrainedModel):
             "cache": cache,
             "use_cache": use_cache,
         }
-        hidden_states = inputs_embeds
+        hidden_states: torch.Tensor = inputs_embeds
         for n, layer in enumerate(self.layers):
-            rows = self._memory_rows(n, input_ids, hidden_states)
+            rows = None
+            if memory is not None and input_ids is not None:
+                rows = memory(n, input_ids).to(hidden_states)
             hidden_states = layer(hidden_states, inputs_embeds, rows, **shared, **kwargs)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), cache=cache)
-
-    def _memory_rows(
-        self, layer: int, input_ids: torch.Tensor | None, like: torch.Tensor
-    ) -> torch.Tensor | None:
-        """Rows of a mounted memory in the dtype and on the device of the stream; else None."""
-        if self.memory is None:
-            return None
-        rows: torch.Tensor = self.memory(layer, input_ids)
-        return rows.to(device=like.device, dtype=like.dtype)
 
 
 class FlexMemoryLLMModel(MemoryLLMModel):
@@ -274,6 +322,11 @@ class FlexMemoryLLMForCausalLM(MemoryLLMForCausalLM):
 
     config_class = FlexMemoryLLMConfig
     model_class = FlexMemoryLLMModel
+
+
+def _some(names: list[str]) -> str:
+    """Write out the first of some names."""
+    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else "".join(names) or "none"
 
 
 def _norm(config: _Config) -> nn.Module:
