@@ -42,6 +42,40 @@ def row_source(
     return HotRows(pack, hot_rows, source) if hot_rows else source
 
 
+class StackedRows:
+    """Rows of all layers in one tensor; a `Layer`.
+
+    Parameters
+    ----------
+    rows : torch.Tensor
+        (ids, layers, width).
+    """
+
+    __slots__ = ("_rows",)
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        self._rows = rows
+
+    def __call__(self, layer: int) -> torch.Tensor:
+        """Return one layer's rows, a view."""
+        return self._rows.select(1, layer)
+
+    def cut(
+        self, shape: torch.Size, inverse: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """Return all layers' rows as views, each (\\*shape, width).
+
+        Parameters
+        ----------
+        shape : torch.Size
+            Of the ids.
+        inverse : torch.Tensor, optional
+            The row of each of them, (ids,); default: they are in order.
+        """
+        rows = self._rows if inverse is None else self._rows.index_select(0, inverse)
+        return rows.view(*shape, *rows.shape[1:]).unbind(-2)
+
+
 class HotRows:
     """Rows of the most frequent tokens, which stay on the device; others come from `source`."""
 
@@ -95,8 +129,7 @@ class HostRows:
         self._layers.fill_undecoded(out)
         rows = torch.from_numpy(out)
         rows = rows.view(torch.bfloat16) if self._dtype == torch.bfloat16 else rows
-        rows = rows.to(self._device)
-        return lambda layer: rows[:, layer]
+        return StackedRows(rows.to(self._device))
 
 
 class HostCoefficients:
