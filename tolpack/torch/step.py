@@ -84,7 +84,7 @@ class FetchedRows:
 class Step:
     """The rows of all layers for the ids of a step.
 
-    ``layers``: by layer (\\*shape of the ids, width), ``None`` where `make` has yet to make it.
+    ``layers``: by layer ``(*shape of the ids, width)``, ``None`` where `make` has yet to make it.
 
     Parameters
     ----------
