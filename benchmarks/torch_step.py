@@ -55,11 +55,12 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="a checkout to compare with")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--only", default="", help="a part of the names of the packs wanted")
     parser.add_argument("--here", action="store_true", help="measure in this process")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.here:
-        print(json.dumps(measure(arguments.folder, arguments.steps)))
+        print(json.dumps(measure(arguments.folder, arguments.steps, arguments.only)))
         return
     make_files(arguments.folder)
     checkouts = {"now": Path(__file__).parent.parent}
@@ -91,7 +92,7 @@ def make_files(folder: Path) -> None:
 def in_process(checkout: Path, arguments: argparse.Namespace) -> Times:
     """Measure a checkout in a process of its own."""
     command = [sys.executable, __file__, "--here", "--steps", str(arguments.steps),
-               "--folder", str(arguments.folder)]  # fmt: skip
+               "--folder", str(arguments.folder), "--only", arguments.only]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(checkout.resolve())}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     times: Times = json.loads(done.stdout)
@@ -107,12 +108,12 @@ def summary(rounds: list[Times]) -> dict[str, dict[str, float]]:
     }
 
 
-def measure(folder: Path, steps: int) -> Times:
+def measure(folder: Path, steps: int, only: str) -> Times:
     """Median microseconds of a step, by pack, batch and what lies between steps."""
     torch.set_num_threads(1)
     found: Times = {}
     with torch.inference_mode():
-        for name in PACKS:
+        for name in (name for name in PACKS if only in name):
             with tolpack.open(folder / f"{name}.tolpack") as pack:
                 pack.rows(np.arange(VOCAB)[:256])  # loads the compiled loops
                 memory = ToLMemory(pack, torch.bfloat16)

@@ -56,6 +56,7 @@ def test_layers_of_large_steps_are_not_kept(memory, monkeypatch):
     assert_rows(memory(0, ids), memory, [3, 3, 1])
 
 
+OTHERS = torch.tensor([[0, 4, 1, 4], [3, 4, 2, 4]])
 CHANGES = {
     "in place": lambda ids: ids.fill_(0),
     "an element": lambda ids: ids[0].fill_(0),
@@ -63,9 +64,7 @@ CHANGES = {
     "an array of numpy": lambda ids: ids.numpy().fill(0),
     "a view": lambda ids: ids.view(-1)[1:].fill_(0),
     "other memory": lambda ids: setattr(ids, "data", torch.tensor([[4, 3], [2, 1]])),
-    "a part of other memory": lambda ids: setattr(
-        ids, "data", torch.tensor([[0, 4, 1, 4], [3, 4, 2, 4]])[:, ::2]
-    ),
+    "a part of other memory": lambda ids: setattr(ids, "data", OTHERS[:, ::2]),
     "another shape": lambda ids: setattr(ids, "data", torch.tensor([[1, 2, 3, 4]])),
     "transposed": lambda ids: ids.t_(),
     "reshaped": lambda ids: ids.unsqueeze_(0),
