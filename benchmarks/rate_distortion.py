@@ -29,7 +29,8 @@ from machine import described
 
 import tolpack
 from tolpack.codecs.bfloat16 import from_bfloat16, to_bfloat16
-from tolpack.model.decoder import Decoder, Memory
+from tolpack.model.decoder import Decoder
+from tolpack.model.language_model import Memory
 from tolpack.model.perplexity import increase_pct, score
 from tolpack.model.text import read_token_ids
 from tolpack.reading.code_rates import code_rates

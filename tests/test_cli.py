@@ -126,7 +126,8 @@ def test_eval_json(memoryllm, pack, token_ids):
     assert set(found["packs"][0]) == scores | {
         "path", "bytes", "ratio_fp16", "bits_per_weight", "ppl_increase_pct",
         "ffn_bytes", "ppl_increase_se_pct", "read_bytes_per_token", "resident_bytes",
-        "macs_per_token",
+        "macs_per_token", "kl_mean_nats", "kl_mean_se_nats", "kl_median_nats", "kl_p99_nats",
+        "kl_max_nats", "top1_agreement_pct", "top1_agreement_se_pct",
     }  # fmt: skip
     assert found["context"] == 8
     assert found["packs"][0]["path"] == str(pack)

@@ -18,7 +18,8 @@ BASELINE_KEYS = {"ppl", "ppl_se", "nll_nats", "tokens", "ffn_bytes"}
 PACK_KEYS = {
     "path", "ppl", "ppl_se", "nll_nats", "tokens", "bytes", "ratio_fp16", "bits_per_weight",
     "ppl_increase_pct", "ppl_increase_se_pct", "read_bytes_per_token", "resident_bytes",
-    "macs_per_token", "ffn_bytes",
+    "macs_per_token", "ffn_bytes", "kl_mean_nats", "kl_mean_se_nats", "kl_median_nats",
+    "kl_p99_nats", "kl_max_nats", "top1_agreement_pct", "top1_agreement_se_pct",
 }  # fmt: skip
 
 

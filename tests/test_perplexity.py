@@ -20,6 +20,7 @@ class Bigram:
 
     def __init__(self, table):
         self.table = torch.as_tensor(table, dtype=torch.float32)
+        self.vocab_size = self.table.shape[1]
         self.fed = []
 
     def __call__(self, ids):

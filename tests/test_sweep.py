@@ -115,8 +115,10 @@ def test_scores_are_those_of_packs_built_alone(memoryllm, token_ids, evaluator, 
 
 
 def test_work_is_shared(evaluator, token_ids, monkeypatch):
-    """One baseline, one computation of each layer, one calibration for each kind of setting."""
-    counted = {"calibrate": 0, "layer": 0, "score": 0}
+    """One computation of each layer, one calibration for each kind of setting; the model runs
+    beside each pack and never alone.
+    """
+    counted = {"calibrate": 0, "layer": 0, "score": 0, "compare": 0}
 
     def counting(owner, name, key):
         truly = getattr(owner, name)
@@ -134,11 +136,15 @@ def test_work_is_shared(evaluator, token_ids, monkeypatch):
     counting(model_losses, "measure_loss_metrics", "calibrate")
     counting(FFNTable, "field_rows", "layer")
     counting(evaluator_module, "score", "score")
+    counting(evaluator_module, "compare", "compare")
     grids, _ = parse_grids([GRID])
     sweep(evaluator, grids, CalibrationInputs(token_ids))
     assert counted["calibrate"] == 1
-    assert counted["layer"] == evaluator.checkpoint.config.num_hidden_layers
-    assert counted["score"] == 1 + len(grids)
+    assert counted["layer"] == evaluator.subject.checkpoint.config.num_hidden_layers
+    assert counted["compare"] == len(grids)
+    assert counted["score"] == 0
+    assert evaluator.baseline.tokens == 400
+    assert counted["score"] == 0
 
 
 def test_what_was_measured_is_not_measured_again(
@@ -271,8 +277,9 @@ def test_the_front_is_what_nothing_beats(evaluator):
     for one in results:
         beaten = any(
             other.score.bytes <= one.score.bytes
-            and other.score.ppl <= one.score.ppl
-            and (other.score.bytes, other.score.ppl) != (one.score.bytes, one.score.ppl)
+            and other.score.kl_mean_nats <= one.score.kl_mean_nats
+            and (other.score.bytes, other.score.kl_mean_nats)
+            != (one.score.bytes, one.score.kl_mean_nats)
             for other in results
         )
         assert one.on_front != beaten

@@ -1,4 +1,4 @@
-"""``tolpack eval``: perplexity of packs, and of settings that are swept."""
+"""``tolpack eval``: what packs, and settings that are swept, change in a model's predictions."""
 
 from __future__ import annotations
 
@@ -29,9 +29,12 @@ def evaluate(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Measure the perplexity of CHECKPOINT and of its PACKS.
+    """Measure what PACKS change in the predictions of their CHECKPOINT.
 
-    eval mounts a pack in place of the checkpoint's memory FFNs and scores both on the same text.
+    eval mounts a pack in place of the checkpoint's memory FFNs and scores both on the same text:
+    by perplexity, by the KL divergence of the pack's predictions from the checkpoint's in nats, and
+    by how often both hold the same next token most likely (top 1). KL divergence judges a pack;
+    perplexity may even fall when rows get worse, on text unlike a model's training text.
 
     With --sweep, eval builds, evaluates and removes packs of many settings. It does not measure a
     setting again that it measured before with the same inputs.
@@ -58,7 +61,7 @@ def evaluate(
     if outputs.any and not packs and not sweep:
         raise click.UsageError("--csv, --plot and --report show packs: name some, or --sweep")
     evaluator, options = open_evaluator(checkpoint, settings)
-    scores = tuple(evaluator.pack(path) for path in packs)
+    scores = evaluator.packs(packs)
     results, refused = run_sweep(evaluator, grid, options) if grid else ((), ())
     skipped += refused
     evaluation = Evaluation(evaluator.context, evaluator.baseline, scores)

@@ -1,31 +1,31 @@
-"""Perplexity of packs against the checkpoint that they were made from: ``tolpack eval``.
+"""Packs against the checkpoint that they were made from: ``tolpack eval``.
 
-An `Evaluator` holds a checkpoint and a text. It scores the checkpoint itself once, and then any
-number of packs, or of other memories, in place of the checkpoint's memory.
+An `Evaluator` holds a checkpoint and a text. It scores packs in place of the checkpoint's memory by
+perplexity, and by their divergence from the checkpoint's own predictions, which are too large to be
+kept: the checkpoint runs beside each pack, or beside several packs at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.errors import CheckpointError, ConfigError
-from tolpack.model.decoder import Decoder, Memory
+from tolpack.errors import ConfigError
+from tolpack.evaluation.subject import open_subject
+from tolpack.model.divergence import Divergence, compare
+from tolpack.model.language_model import Memory
 from tolpack.model.perplexity import Score, increase_pct, score
 from tolpack.model.text import find_tokenizer, read_token_ids
 from tolpack.pack import Pack
 from tolpack.reading.summary import bits_per_weight, ratio_fp16
 from tolpack.runtime.progress import Reporter
-from tolpack.sources.checkpoint.checkpoint import open_checkpoint
 from tolpack.sources.checkpoint.options import CheckpointOptions
-from tolpack.sources.ffn_table import FFNTable
-from tolpack.torch import ToLMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,9 @@ class PackScore:
     """Score of one pack; the fields are those of ``tolpack eval --json``.
 
     ``read_bytes_per_token`` is the mean over the evaluated tokens of the bytes that a lookup of one
-    token reads from the file; ``ppl_increase_se_pct`` is paired window by window.
+    token reads from the file; ``ppl_increase_se_pct`` is paired window by window. ``kl_…`` are over
+    the scored tokens, ``top1_agreement_pct`` is the share of them where the checkpoint and the pack
+    hold the same token most likely (`tolpack.model.divergence`).
     """
 
     path: str
@@ -62,6 +64,13 @@ class PackScore:
     bits_per_weight: float
     ppl_increase_pct: float
     ppl_increase_se_pct: float
+    kl_mean_nats: float
+    kl_mean_se_nats: float
+    kl_median_nats: float
+    kl_p99_nats: float
+    kl_max_nats: float
+    top1_agreement_pct: float
+    top1_agreement_se_pct: float
     read_bytes_per_token: float
     resident_bytes: int
     macs_per_token: int
@@ -122,29 +131,35 @@ class Evaluator:
         reporter: Reporter | None = None,
     ) -> None:
         self.reporter = reporter or Reporter()
-        self.checkpoint = open_checkpoint(checkpoint, checkpoint_options)
-        config = self.checkpoint.config
-        self.ffn_bytes = FFNTable(self.checkpoint).ffn_bytes if config.has_memory else None
-        self.decoder = Decoder(self.checkpoint)
-        chosen = context or config.max_position_embeddings
+        self.subject = open_subject(checkpoint, checkpoint_options)
+        self.model = self.subject.model
+        chosen = context or self.model.max_position_embeddings
         if chosen is None:
             raise ConfigError("the config has no max_position_embeddings: give --context N")
         self.context = chosen
-        found = find_tokenizer(self.checkpoint.path, tokenizer)
-        ids = read_token_ids(text, config.vocab_size, found)
+        found = find_tokenizer(self.subject.path, tokenizer)
+        ids = read_token_ids(text, self.model.vocab_size, found)
         self.token_ids = ids if tokens is None else ids[: tokens + 1]
+        self._base_score: Score | None = None
 
-    @cached_property
+    @property
     def base_score(self) -> Score:
-        """The checkpoint's own score."""
-        return self._score(self.decoder, "baseline", self.token_ids.size)
+        """The checkpoint's own score; measured once, with the first packs or alone."""
+        if self._base_score is None:
+            with self.reporter.phase("baseline", self.token_ids.size - 1, "tok") as done:
+                self._base_score = score(self.model, self.token_ids, self.context, done)
+        return self._base_score
 
     @property
     def baseline(self) -> Baseline:
         """The same, as it is reported."""
         score = self.base_score
         return Baseline(
-            score.ppl, score.ppl_se, score.mean_nll_nats, score.total_tokens, self.ffn_bytes
+            score.ppl,
+            score.ppl_se,
+            score.mean_nll_nats,
+            score.total_tokens,
+            self.subject.ffn_bytes,
         )
 
     @property
@@ -162,11 +177,13 @@ class Evaluator:
     def score(self, memory: Memory, name: str, tokens: int | None = None) -> Score:
         """Score the model with another memory, on the first `tokens` tokens (default: all)."""
         size = self.token_ids.size if tokens is None else min(tokens + 1, self.token_ids.size)
-        return self._score(self.decoder.with_memory(memory), name, size)
+        model = self.model.with_memory(memory)
+        with self.reporter.phase(name, size - 1, "tok") as done:
+            return score(model, self.token_ids[:size], self.context, done)
 
-    def pack(self, path: str | Path) -> PackScore:
-        """Score a pack in place of the memory; errors as of `pack_windows`."""
-        return self.pack_windows(path)[0]
+    def packs(self, paths: Sequence[str | Path]) -> tuple[PackScore, ...]:
+        """Score packs in place of the memory, side by side; errors as of `pack_windows`."""
+        return tuple(one for one, _ in self._compare(paths)) if paths else ()
 
     def pack_windows(self, path: str | Path) -> tuple[PackScore, Score]:
         """Score a pack in place of the memory, in sum and window by window.
@@ -176,45 +193,49 @@ class Evaluator:
         CheckpointError, ConfigError, FormatError, FileAccessError
             It cannot be read, or does not fit the checkpoint.
         """
-        with Pack(path) as pack:
-            self._check_fits(pack, path)
-            base_score = self.base_score
-            windows = self.score(ToLMemory(pack), Path(path).name)
-            increase, increase_se = increase_pct(windows, base_score)
-            total = PackScore(
-                path=str(path),
-                ppl=windows.ppl,
-                ppl_se=windows.ppl_se,
-                nll_nats=windows.mean_nll_nats,
-                tokens=windows.total_tokens,
-                ffn_bytes=self.ffn_bytes,
-                bytes=pack.nbytes,
-                ratio_fp16=ratio_fp16(pack.container),
-                bits_per_weight=bits_per_weight(pack.container),
-                ppl_increase_pct=increase,
-                ppl_increase_se_pct=increase_se,
-                read_bytes_per_token=float(pack.extents(self.token_ids[:-1])[:, 1].mean()),
-                resident_bytes=pack.resident_bytes,
-                macs_per_token=pack.macs_per_token,
-            )
-            return total, windows
+        return self._compare([path])[0]
 
-    def _score(self, decoder: Decoder, name: str, size: int) -> Score:
-        with self.reporter.phase(name, size - 1, "tok") as done:
-            return score(decoder, self.token_ids[:size], self.context, done)
+    def _compare(self, paths: Sequence[str | Path]) -> list[tuple[PackScore, Score]]:
+        with ExitStack() as stack:
+            packs = [stack.enter_context(Pack(path)) for path in paths]
+            models = [self.subject.with_pack(pack, path) for pack, path in zip(packs, paths)]
+            name = Path(paths[0]).name if len(paths) == 1 else f"{len(paths)} packs"
+            total = (self.token_ids.size - 1) * len(paths)
+            with self.reporter.phase(name, total, "tok") as done:
+                base, found = compare(self.model, models, self.token_ids, self.context, done)
+            self._base_score = base
+            return [
+                (self._pack_score(pack, path, windows, divergence), windows)
+                for pack, path, (windows, divergence) in zip(packs, paths, found)
+            ]
 
-    def _check_fits(self, pack: Pack, path: str | Path) -> None:
-        config = self.decoder.config
-        if not config.has_memory:
-            raise CheckpointError(f"a dense model has no memory that {path} could replace")
-        expected = (config.vocab_size, config.num_hidden_layers, config.hidden_size)
-        found = (pack.vocab_size, pack.num_layers, pack.hidden_size)
-        if found != expected:
-            raise ConfigError(
-                f"{path} holds {found[0]} tokens × {found[1]} layers × {found[2]}, but the "
-                f"checkpoint has {expected[0]} × {expected[1]} × {expected[2]}: they do not belong "
-                "together"
-            )
+    def _pack_score(
+        self, pack: Pack, path: str | Path, windows: Score, divergence: Divergence
+    ) -> PackScore:
+        increase, increase_se = increase_pct(windows, self.base_score)
+        return PackScore(
+            path=str(path),
+            ppl=windows.ppl,
+            ppl_se=windows.ppl_se,
+            nll_nats=windows.mean_nll_nats,
+            tokens=windows.total_tokens,
+            ffn_bytes=self.subject.ffn_bytes,
+            bytes=pack.nbytes,
+            ratio_fp16=ratio_fp16(pack.container),
+            bits_per_weight=bits_per_weight(pack.container),
+            ppl_increase_pct=increase,
+            ppl_increase_se_pct=increase_se,
+            kl_mean_nats=divergence.kl_mean_nats,
+            kl_mean_se_nats=divergence.kl_mean_se_nats,
+            kl_median_nats=divergence.kl_median_nats,
+            kl_p99_nats=divergence.kl_p99_nats,
+            kl_max_nats=divergence.kl_max_nats,
+            top1_agreement_pct=divergence.top1_agreement_pct,
+            top1_agreement_se_pct=divergence.top1_agreement_se_pct,
+            read_bytes_per_token=float(pack.extents(self.token_ids[:-1])[:, 1].mean()),
+            resident_bytes=pack.resident_bytes,
+            macs_per_token=pack.macs_per_token,
+        )
 
 
 def evaluate(
@@ -227,7 +248,7 @@ def evaluate(
     context: int | None = None,
     reporter: Reporter | None = None,
 ) -> Evaluation:
-    """Score a checkpoint, and packs in place of its memory, on a text.
+    """Score a checkpoint, and packs in place of its memory, by perplexity and divergence on a text.
 
     Parameters
     ----------
@@ -264,6 +285,5 @@ def evaluate(
         context=context,
         reporter=reporter,
     )
-    return Evaluation(
-        evaluator.context, evaluator.baseline, tuple(evaluator.pack(path) for path in packs)
-    )
+    scores = evaluator.packs(packs)
+    return Evaluation(evaluator.context, evaluator.baseline, scores)

@@ -18,13 +18,12 @@ import numpy as np
 
 from tolpack.calibration.calibrate import CalibrationInputs
 from tolpack.compress.build_session import BuildSession
-from tolpack.errors import FileAccessError
+from tolpack.errors import CheckpointError, FileAccessError
 from tolpack.evaluation.evaluator import Evaluator, PackScore
 from tolpack.evaluation.result_cache import ResultCache
 from tolpack.evaluation.sweep_grid import PackOptions
-from tolpack.model.decoder import Memory
+from tolpack.model.language_model import Memory
 from tolpack.model.perplexity import Score, increase_pct
-from tolpack.sources.ffn_table import FFNTable
 from tolpack.workspace.resources import Resources
 
 
@@ -57,11 +56,11 @@ class SweepResult:
 
     @property
     def summary(self) -> str:
-        """Size and increase of perplexity, in a line."""
+        """Size, divergence and increase of perplexity, in a line."""
         score = self.score
         return (
-            f"{score.bytes / 1e6:.2f} MB, × {score.ratio_fp16:.2f}, "
-            f"{score.ppl_increase_pct:+.3f} ± {score.ppl_increase_se_pct:.3f} %"
+            f"{score.bytes / 1e6:.2f} MB, × {score.ratio_fp16:.2f}, KL {score.kl_mean_nats:.3g} "
+            f"nats, {score.ppl_increase_pct:+.3f} ± {score.ppl_increase_se_pct:.3f} %"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -100,8 +99,10 @@ class ExperimentRunner:
             fresh=options.fresh,
             reporter=evaluator.reporter,
         )
+        if evaluator.subject.table is None:
+            raise CheckpointError("a dense model has no memory, so it has no packs")
         self.session = BuildSession(
-            FFNTable(evaluator.checkpoint), folder, options.calibration, options.resources,
+            evaluator.subject.table, folder, options.calibration, options.resources,
             evaluator.reporter,
         )  # fmt: skip
         self._path = folder / "pack.tolpack"
@@ -123,7 +124,7 @@ class ExperimentRunner:
         Parameters
         ----------
         memory : callable
-            See `tolpack.model.decoder`.
+            See `tolpack.model.language_model`.
         name : str
             Names the memory in the cache and for the reporter.
         tokens : int, optional
@@ -145,7 +146,6 @@ class ExperimentRunner:
         return self.results.get(options, keys, lambda: self._measure(options))
 
     def _measure(self, options: PackOptions) -> dict[str, Any]:
-        _ = self.evaluator.base_score  # not a part of the first pack's time
         try:
             begin = time.perf_counter()
             self._build(options)

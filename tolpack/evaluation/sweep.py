@@ -44,8 +44,8 @@ def run_sweep(
 
 
 def mark_front(results: Sequence[SweepResult]) -> tuple[SweepResult, ...]:
-    """Mark the results that no other one dominates in bytes and perplexity."""
-    costs = [(one.score.bytes, one.score.ppl) for one in results]
+    """Mark the results that no other one dominates in bytes and mean KL divergence."""
+    costs = [(one.score.bytes, one.score.kl_mean_nats) for one in results]
 
     def dominated(own: tuple[int, float]) -> bool:
         return any(c != own and c[0] <= own[0] and c[1] <= own[1] for c in costs)

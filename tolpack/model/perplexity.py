@@ -10,7 +10,7 @@ variation of the text itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +19,13 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from tolpack.errors import ConfigError
-from tolpack.model.decoder import Decoder
+from tolpack.model.language_model import LanguageModel
 
-# 4,096 tokens a step: large enough for full matrix speed, small enough for the logits' memory.
-_TOKENS_PER_BATCH = 4096
+# 4,096 tokens a step: large enough for full matrix speed. A large vocabulary takes fewer, so that
+# the logits of a step are 512 MB at most, unless one window has more.
+_TOKENS_PER_BATCH, _LOGITS_PER_BATCH = 4096, 1 << 27
+# Logits that are worked on at once: 4 MB stay in a processor's cache.
+_LOGITS_PER_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,13 @@ class Score:
     @property
     def ppl_se(self) -> float:
         """Standard error of the perplexity over windows (0 with one window)."""
-        return self.ppl * _ratio_se(self.nll_nats, self.tokens)
+        return self.ppl * ratio_se(self.nll_nats, self.tokens)
+
+    @classmethod
+    def joined(cls, scores: Sequence[Score]) -> Score:
+        """Return the score over the windows of all `scores`, in their order."""
+        nll, tokens = zip(*((one.nll_nats, one.tokens) for one in scores))
+        return cls(np.concatenate(nll), np.concatenate(tokens))
 
 
 def increase_pct(score: Score, baseline: Score) -> tuple[float, float]:
@@ -65,12 +74,12 @@ def increase_pct(score: Score, baseline: Score) -> tuple[float, float]:
         raise ConfigError("the two scores are of different windows and cannot be paired")
     difference = score.nll_nats - baseline.nll_nats
     ratio = _exp(float(difference.sum()) / score.total_tokens)
-    return 100 * (ratio - 1), 100 * ratio * _ratio_se(difference, score.tokens)
+    return 100 * (ratio - 1), 100 * ratio * ratio_se(difference, score.tokens)
 
 
 @torch.inference_mode()
 def score(
-    decoder: Decoder,
+    model: LanguageModel,
     token_ids: NDArray[np.int64],
     context: int,
     progress: Callable[[int], object] | None = None,
@@ -79,7 +88,7 @@ def score(
 
     Parameters
     ----------
-    decoder : Decoder
+    model : LanguageModel
         The model.
     token_ids : ndarray
         int64 (tokens,), at least two.
@@ -93,25 +102,52 @@ def score(
     ConfigError
         `context` is less than 1.
     """
+    scores = []
+    for batch, targets in window_batches(token_ids, context, model.vocab_size):
+        scores.append(window_score(model(batch).flatten(0, 1), targets))
+        if progress is not None:
+            progress(targets.numel())
+    return Score.joined(scores)
+
+
+def window_score(logits: torch.Tensor, targets: torch.Tensor) -> Score:
+    """Score windows by logits (windows · length, vocab); `targets` int64 (windows, length)."""
+    ids = targets.flatten()
+    losses = [
+        F.cross_entropy(logits[block], ids[block], reduction="none") for block in row_blocks(logits)
+    ]
+    sums = torch.cat(losses).view(targets.shape).double().sum(1)
+    return Score(sums.numpy(), np.full(len(targets), targets.shape[1]))
+
+
+def window_batches(
+    token_ids: NDArray[np.int64], context: int, vocab_size: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield the ids that windows feed, and those they are scored on: int64 (windows, length).
+
+    Raises
+    ------
+    ConfigError
+        `context` is less than 1.
+    """
     if context < 1:
         raise ConfigError(f"context is {context}, expected at least 1")
-    scored = len(token_ids) - 1
-    full = scored // context
+    full, rest = divmod(len(token_ids) - 1, context)
     ids = torch.from_numpy(np.ascontiguousarray(token_ids))
     inputs = ids[: full * context].view(full, context)
     targets = ids[1 : full * context + 1].view(full, context)
-    step = max(1, _TOKENS_PER_BATCH // context)
-    batches = [(inputs[i : i + step], targets[i : i + step]) for i in range(0, full, step)]
-    if scored % context:
-        batches.append((ids[full * context : -1][None], ids[full * context + 1 :][None]))
-    nll, tokens = [], []
-    for batch, target in batches:
-        loss = F.cross_entropy(decoder(batch).flatten(0, 1), target.flatten(), reduction="none")
-        nll.append(loss.view(target.shape).double().sum(1))
-        tokens.append(torch.full((len(target),), target.shape[1]))
-        if progress is not None:
-            progress(target.numel())
-    return Score(torch.cat(nll).numpy(), torch.cat(tokens).numpy())
+    step = max(1, min(_TOKENS_PER_BATCH, _LOGITS_PER_BATCH // vocab_size) // context)
+    for start in range(0, full, step):
+        yield inputs[start : start + step], targets[start : start + step]
+    if rest:
+        yield ids[full * context : -1][None], ids[full * context + 1 :][None]
+
+
+def row_blocks(logits: torch.Tensor) -> Iterator[slice]:
+    """Yield slices over the positions of logits (n, vocab) that are worked on at once."""
+    step = max(1, _LOGITS_PER_BLOCK // logits.shape[1])
+    for start in range(0, len(logits), step):
+        yield slice(start, start + step)
 
 
 def _exp(value: float) -> float:
@@ -121,8 +157,8 @@ def _exp(value: float) -> float:
         return math.inf
 
 
-def _ratio_se(values: NDArray[np.float64], tokens: NDArray[np.int64]) -> float:
-    """Standard error of ``Σ values / Σ tokens`` over windows (delta method)."""
+def ratio_se(values: NDArray[np.float64], tokens: NDArray[np.int64]) -> float:
+    """Return the standard error of ``Σ values / Σ tokens`` over windows (delta method)."""
     windows = len(values)
     if windows < 2:
         return 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tolpack.report.tables import format_bytes, format_table, sweep_table
+from tolpack.report.tables import format_bytes, format_table, pack_increase, sweep_table
 
 if TYPE_CHECKING:  # it loads torch
     from tolpack.evaluation.experiment_runner import AblationResult, SweepResult
@@ -51,7 +51,7 @@ def recommendation_table(recommended: Sequence[Recommendation]) -> str:
     rows = [
         [
             f"at most {one.limit_pct:g} %",
-            pack_increase(one.smallest),
+            pack_increase(one.smallest.score),
             format_bytes(one.smallest.score.bytes),
             f"{one.smallest.score.ratio_fp16:.2f}",
             one.smallest.options.arguments or "(the defaults)",
@@ -62,11 +62,6 @@ def recommendation_table(recommended: Sequence[Recommendation]) -> str:
         for one in recommended
     ]
     return format_table(header, rows)
-
-
-def pack_increase(result: SweepResult) -> str:
-    """Write a pack's increase of perplexity with its standard error."""
-    return f"{result.score.ppl_increase_pct:+.3f} ± {result.score.ppl_increase_se_pct:.3f} %"
 
 
 def ablation_increase(result: AblationResult) -> str:
@@ -80,9 +75,9 @@ def _ranks(study: Study) -> str:
         [
             pair.uniform.options.rank,
             format_bytes(pair.uniform.score.bytes),
-            pack_increase(pair.uniform),
+            pack_increase(pair.uniform.score),
             format_bytes(pair.by_loss.score.bytes),
-            pack_increase(pair.by_loss),
+            pack_increase(pair.by_loss.score),
             f"{pair.gain_pct:.3f} ± {pair.gain_se_pct:.3f} %",
         ]
         for pair in study.ranks

@@ -17,7 +17,9 @@ if TYPE_CHECKING:  # they load torch
 
 _COLUMNS = ("rank", "bits", "drop", "size", "max_ppl_increase", "path", "bytes", "ratio_fp16",
             "bits_per_weight", "ppl", "ppl_se", "nll_nats", "tokens", "ppl_increase_pct",
-            "ppl_increase_se_pct", "read_bytes_per_token", "resident_bytes", "macs_per_token",
+            "ppl_increase_se_pct", "kl_mean_nats", "kl_mean_se_nats", "kl_median_nats",
+            "kl_p99_nats", "kl_max_nats", "top1_agreement_pct", "top1_agreement_se_pct",
+            "read_bytes_per_token", "resident_bytes", "macs_per_token",
             "build_seconds", "eval_seconds", "on_front")  # fmt: skip
 
 

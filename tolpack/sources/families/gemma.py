@@ -48,7 +48,8 @@ def _open_tables(files: CheckpointFiles) -> tuple[TableSource, ...] | None:
         codes.field(f"layer.{n}", n, n * width, width, multiplier=math.sqrt(width))
         for n in range(layers)
     ]
-    return (TensorTable(NAME, GEMMA.name, files.store.states, fields),)
+    model = files.transformers_model(names)
+    return (TensorTable(NAME, GEMMA.name, files.store.states, fields, model=model),)
 
 
 def _has_table(files: CheckpointFiles) -> bool:
