@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -103,21 +104,31 @@ def test_a_tokenizer_comes_along(stripped):
     assert tokenizer.decode([3, 7]) == "w3 w7"
 
 
-def test_without_tolpack_the_folder_is_refused(stripped):
-    """Plain transformers raises under every loading class, and the error says what to do."""
+def test_without_tolpack_the_folder_is_refused(stripped, tmp_path):
+    """Plain transformers raises under every loading class, and the error says what to do: for the
+    folder, and for a repository of the same files.
+    """
+    cache = tmp_path / "models--someone--model"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(stripped, cache / "snapshots" / ("0" * 40))
     script = (
         "import sys, transformers\n"
-        "for loading in ('AutoModelForCausalLM', 'AutoModel', 'Gemma3nForCausalLM'):\n"
+        "classes = 'AutoModelForCausalLM', 'AutoModel', 'Gemma3nForCausalLM'\n"
+        "for loading, place in [*((one, sys.argv[1]) for one in classes),\n"
+        "                       (classes[0], 'someone/model')]:\n"
         "    try:\n"
-        "        getattr(transformers, loading).from_pretrained(sys.argv[1])\n"
-        "    except OSError as error:\n"
+        "        getattr(transformers, loading).from_pretrained(place)\n"
+        "    except ValueError as error:\n"
         "        print(error)\n"
     )
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-c", script, str(stripped)], capture_output=True, text=True, check=True
-    )
+        [sys.executable, "-c", script, str(stripped)],
+        capture_output=True, text=True, check=True, env=os.environ | offline,
+    )  # fmt: skip
     lines = done.stdout.splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 4
     for line in lines:
         assert "pip install 'tolpack[hf]', then import tolpack.hf" in line
 

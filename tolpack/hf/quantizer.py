@@ -68,7 +68,7 @@ class TolpackQuantizer(HfQuantizer):
         return True
 
     def update_attn_implementation(self, config: Any) -> Any:
-        """Take away the name of a file that is not there; see `tolpack.hf.saving`.
+        """Take away what stands in the place of a file's name; see `tolpack.hf.saving`.
 
         This is the method that sees the configuration before weights are looked for.
         """

@@ -1,9 +1,9 @@
 """Folders of models whose tables are in a pack.
 
 ``config.json`` names the pack. Code that does not know tolpack must not load the folder, because it
-would fill the table with random values and only warn. `transformers` loads the file that
-``transformers_weights`` of the configuration names; here it names no file but what to do. The
-quantizer of `tolpack.hf.quantizer` takes it away before it is looked for.
+would fill the table with random values and only warn. `transformers` raises an error that quotes
+``transformers_weights`` of the configuration where that is no file of safetensors; here it says
+what to do. The quantizer of `tolpack.hf.quantizer` takes it away before it is looked at.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tolpack.errors import ConfigError
 from tolpack.pack import Pack
 
 QUANT_METHOD = "tolpack"
-REMEDY = "(the table is in a pack: pip install 'tolpack[hf]', then import tolpack.hf).safetensors"
+REMEDY = "its table is in a pack: pip install 'tolpack[hf]', then import tolpack.hf"
 
 
 def mended_config(config: dict[str, Any], pack_name: str) -> dict[str, Any]:
