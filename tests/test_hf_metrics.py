@@ -54,9 +54,13 @@ class Log(Reporter):
 
     def __init__(self):
         self.said = []
+        self.say = self.said.append
 
-    def say(self, line):
-        self.said.append(line)
+
+def short_windows(folder, tmp_path):
+    """The same model with a window of 8 tokens, of which it samples a short text."""
+    tensors, config = saved_tables.read(folder)
+    return saved_tables.write(tmp_path / "short", tensors, {**config, "max_position_embeddings": 8})
 
 
 def stock_nll(stock, windows):
@@ -253,35 +257,44 @@ def test_layers_of_one_row_compensate(saved, tmp_path):
     assert reaches == {"gemma3n": [2, 1, 0], "gemma4": [2, 1, 0], "qwen4_exp": [0]}
 
 
-@pytest.mark.parametrize("name", ["gemma3n", "qwen4_exp"])
-def test_auto_build_is_shaped_by_measured_losses(saved, tmp_path, name):
-    """A text gives metrics and counts, and losses on its held-out part meet the limit."""
+@pytest.mark.parametrize(
+    "name, settings",
+    [
+        ("gemma3n", {"max_ppl_increase": "3%"}),
+        ("gemma3n", {"rank": "auto", "max_relative_error": "10%"}),
+        ("qwen4_exp", {"max_relative_error": "10%"}),
+    ],
+)
+def test_auto_build_is_shaped_by_measured_losses(saved, tmp_path, name, settings):
+    """A text gives metrics and counts, and the pack reads as another one than without losses."""
     folder, log, text = saved[name][1], Log(), tmp_path / "ids.npy"
-    np.save(text, np.random.default_rng(4).integers(0, TOKENS, 700))
-    pack = tmp_path / "p.tolpack"
-    for rank in ("none", "auto"):
-        tolpack.build(
-            folder, pack, bits="auto", rank=rank, calibrate=text, max_ppl_increase="1%",
-            reporter=log, force=True,
-        )  # fmt: skip
-        assert not any("cannot be run" in line for line in log.said)
-    found = evaluate(folder, [pack], text, context=64)
-    assert abs(found.packs[0].ppl_increase_pct) < 3
+    np.save(text, np.random.default_rng(4).integers(0, TOKENS, 200))
+    found = tolpack.build(
+        folder, tmp_path / "p.tolpack", bits="auto", calibrate=text, reporter=log, **settings
+    )
+    assert not any("cannot be run" in line for line in log.said)
+    (score,) = evaluate(folder, [found.path], text, context=40).packs
+    assert abs(score.ppl_increase_pct) < 10
+    alone = tolpack.build(
+        table_alone(folder, tmp_path), tmp_path / "q.tolpack", bits="auto", calibrate=text,
+        rank=settings.get("rank", "none"), max_relative_error="10%",
+    )  # fmt: skip
+    assert found.path.read_bytes() != alone.path.read_bytes()
 
 
 def test_auto_build_without_a_text_samples_one(saved, tmp_path):
     """Also from a model with more token ids than rows, which sampled texts contain."""
     from tolpack.hf.language_model import open_model
 
-    folder, log = saved["gemma3n"][1], Log()
+    folder, log = short_windows(saved["gemma3n"][1], tmp_path), Log()
     assert sample_text(open_model(folder), 8).max() >= TOKENS
-    tolpack.build(folder, tmp_path / "p", bits="auto", max_ppl_increase="1%", reporter=log)
+    tolpack.build(folder, tmp_path / "p", bits="auto", max_relative_error="10%", reporter=log)
     assert any("sampled from the model itself" in line for line in log.said)
 
 
 def test_counts_of_ngram_rows(saved, tmp_path):
     """With a text they are those of the hash; a sampled text is too short to tell."""
-    (table,) = open_tables(saved["qwen4_exp"][1])
+    (table,) = open_tables(short_windows(saved["qwen4_exp"][1], tmp_path))
     text = tmp_path / "ids.npy"
     ids = np.random.default_rng(5).integers(0, 64, 200)
     np.save(text, ids)
@@ -325,16 +338,18 @@ def test_packs_of_other_models_are_refused(saved, tmp_path):
         open_subject(saved["gemma3n"][1]).with_pack(opened, pack)
 
 
-def table_alone(saved, tmp_path):
+def table_alone(folder, tmp_path):
     """A folder of the table and its configuration alone."""
-    tensors, config = saved_tables.read(saved["gemma3n"][1])
-    name = next(name for name in tensors if name.endswith(saved_tables.PLE))
-    return saved_tables.write(tmp_path / "alone", {name: tensors[name]}, config)
+    tensors, config = saved_tables.read(folder)
+    table = ("embed_tokens_per_layer.", ".ple_embedding.")
+    kept = {name: one for name, one in tensors.items() if any(part in name for part in table)}
+    return saved_tables.write(tmp_path / "alone", kept, config)
 
 
 def test_a_table_alone_is_built_without_losses(saved, tmp_path):
     """The build says why, and counts the text's tokens; it cannot be evaluated."""
-    folder, log, text = table_alone(saved, tmp_path), Log(), tmp_path / "ids.npy"
+    folder = table_alone(saved["gemma3n"][1], tmp_path)
+    log, text = Log(), tmp_path / "ids.npy"
     np.save(text, np.arange(TOKENS))
     tolpack.build(folder, tmp_path / "p", bits="auto", calibrate=text, reporter=log)
     assert any("cannot be run (no weights of one" in line for line in log.said)
@@ -374,7 +389,7 @@ def test_too_little_memory_for_the_model(saved, tmp_path):
     """The build says how much more it takes, and goes on without losses."""
     log = Log()
     tolpack.build(
-        saved["gemma3n"][1], tmp_path / "p", bits="auto", reporter=log, max_memory="700MB",
+        saved["gemma3n"][1], tmp_path / "p", bits="auto", reporter=log, max_memory="950MB",
         threads=1,
     )  # fmt: skip
     assert any("give more --max-memory" in line for line in log.said)
