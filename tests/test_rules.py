@@ -19,6 +19,10 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 # What users call beside `tolpack.__all__`: functions, and classes with their public methods.
 ALSO_PUBLIC = (
     "tolpack.torch.ToLMemory",
+    "tolpack.torch.embedding.PackEmbedding",
+    "tolpack.hf.load",
+    "tolpack.hf.mount",
+    "tolpack.hf.strip",
     "tolpack.compress.build.build",
     "tolpack.export.convert.convert",
     "tolpack.evaluation.evaluator.evaluate",

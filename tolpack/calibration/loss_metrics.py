@@ -46,13 +46,12 @@ Progress = Callable[[int], object] | None
 
 @dataclass(frozen=True, slots=True)
 class LossMetrics:
-    """Token counts and loss metrics.
+    """Loss metrics.
 
-    ``counts`` int64 (vocab_size,); ``metrics``: one per layer, float64 (hidden, hidden), nats per
-    squared unit of table value; ``crossed[l][k - 1]``: float64 (hidden, hidden), ``G_{l,l+k}``.
+    ``metrics``: one per layer, float64 (hidden, hidden), nats per squared unit of table value;
+    ``crossed[l][k - 1]``: float64 (hidden, hidden), ``G_{l,l+k}``.
     """
 
-    counts: NDArray[np.int64]
     metrics: tuple[SpilledArray, ...]
     crossed: tuple[tuple[SpilledArray, ...], ...]
 
@@ -65,7 +64,7 @@ def measure_loss_metrics(
     scratch: Scratch | None = None,
     reach: int = 0,
 ) -> LossMetrics:
-    """Measure counts over all of `token_ids`, and metrics over `metric_tokens` of them.
+    """Measure metrics over `metric_tokens` of `token_ids`.
 
     Parameters
     ----------
@@ -103,9 +102,8 @@ def measure_loss_metrics(
     for kept in (kept for row in sums for kept in row):
         mean = (kept.load() / windows[:, 1:].numel()).astype(np.float32)  # as a cache keeps it
         kept.replace(mean.astype(np.float64))
-    counts = np.bincount(token_ids, minlength=model.vocab_size)
     metrics, crossed = (row[0] for row in sums), (tuple(row[1:]) for row in sums)
-    return LossMetrics(counts, tuple(metrics), tuple(crossed))
+    return LossMetrics(tuple(metrics), tuple(crossed))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,11 @@ from tolpack.errors import ConfigError, TolpackError, printable
 from tolpack.runtime.progress import Reporter
 
 _COMMAND = "tolpack.command"
-_BUILD_MODULES = ("torch", "safetensors", "scipy", "tokenizers", "h5py")
+# What to install, by the module that is missing.
+_EXTRAS = {
+    **dict.fromkeys(("torch", "safetensors", "scipy", "tokenizers", "h5py"), "build"),
+    "transformers": "hf",
+}
 
 
 def echo(text: str) -> None:
@@ -68,10 +72,11 @@ class Group(click.Group):
             error.message = printable(error.message)  # type: ignore[misc]
             raise
         except ModuleNotFoundError as error:
-            if (error.name or "").split(".")[0] not in _BUILD_MODULES:
+            extra = _EXTRAS.get((error.name or "").split(".")[0])
+            if extra is None:
                 raise
             raise click.ClickException(
-                f"this command needs {error.name}: pip install 'tolpack[build]'"
+                f"this command needs {error.name}: pip install 'tolpack[{extra}]'"
             ) from error
 
 

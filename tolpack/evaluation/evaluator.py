@@ -22,7 +22,7 @@ from tolpack.model.divergence import Divergence, compare
 from tolpack.model.language_model import Memory
 from tolpack.model.perplexity import Score, increase_pct, score
 from tolpack.model.text import find_tokenizer, read_token_ids
-from tolpack.pack import Pack
+from tolpack.pack import Pack, open_first_table
 from tolpack.reading.summary import bits_per_weight, ratio_fp16
 from tolpack.runtime.progress import Reporter
 from tolpack.sources.checkpoint.options import CheckpointOptions
@@ -277,7 +277,7 @@ class Evaluator:
 
     def _compare(self, paths: Sequence[str | Path]) -> list[tuple[PackScore, Score]]:
         with ExitStack() as stack:
-            packs = [stack.enter_context(Pack(path)) for path in paths]
+            packs = [stack.enter_context(open_first_table(path)) for path in paths]
             models = [self.subject.with_pack(pack, path) for pack, path in zip(packs, paths)]
             name = Path(paths[0]).name if len(paths) == 1 else f"{len(paths)} packs"
             with self.reporter.phase(name, self._total_tokens * len(paths), "tok") as done:
@@ -318,7 +318,8 @@ class Evaluator:
         text_ids: Sequence[NDArray[np.int64]],
     ) -> PackScore:
         increase, increase_se = increase_pct(windows, base)
-        read = np.concatenate([pack.extents(ids[:-1])[:, 1] for ids in text_ids])
+        sizes = [ids.size - 1 for ids in text_ids]
+        read = [self.subject.read_bytes_per_token(pack, ids[:-1]) for ids in text_ids]
         return PackScore(
             path=str(path),
             ppl=windows.ppl,
@@ -338,7 +339,7 @@ class Evaluator:
             kl_max_nats=divergence.kl_max_nats,
             top1_agreement_pct=divergence.top1_agreement_pct,
             top1_agreement_se_pct=divergence.top1_agreement_se_pct,
-            read_bytes_per_token=float(read.mean()),
+            read_bytes_per_token=float(np.average(read, weights=sizes)),
             resident_bytes=pack.resident_bytes,
             macs_per_token=pack.macs_per_token,
         )
