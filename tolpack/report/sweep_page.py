@@ -125,7 +125,7 @@ def trade_off_sections(
         f"{reading}linear below {LINEAR_PCT:g} % and logarithmic above.",
     )  # fmt: skip
     divergences = Chart(
-        _SIZE, _DIVERGENCE, (*_front(results), *_series(packs, results, _divergence)),
+        _SIZE, _DIVERGENCE, (*_series(packs, results, _divergence), *_front(results)),
         f"{reading}logarithmic.",
     )  # fmt: skip
     text = "\n\n".join(f"Not built: {one}." for one in skipped)
