@@ -110,7 +110,9 @@ class ExperimentRunner:
             evaluator.reporter,
         )  # fmt: skip
         self._path = folder / "pack.tolpack"
-        self.tasks = options.tasks and TaskAccuracy(evaluator, options.tasks, folder)
+        self.tasks: TaskAccuracy | None = None
+        if options.tasks is not None:
+            self.tasks = TaskAccuracy(evaluator, options.tasks, folder)
 
     def evaluate(self, options: PackOptions) -> SweepResult:
         """Return the score of the pack that `options` build."""
