@@ -29,8 +29,8 @@ def make_pack(
 ) -> None:
     """Write a pack of random rows, its tokens in a random order.
 
-    ``raw`` and ``zstd`` have 4 bits a value, ``zstd-runs`` codes of one step; with `rank` rows are
-    coefficients of random bases in 16 bits.
+    ``raw`` and ``zstd`` have 4 bits a value, ``f16`` 16 bits in raw blocks, ``zstd-runs`` codes of
+    one step; with `rank` rows are coefficients of random bases in 16 bits.
     """
     source = np.random.default_rng(0)
     stored = rank or width
@@ -67,6 +67,8 @@ def _encoding(frame: str, layers: int, stored: int) -> Encoding:
     if frame == "zstd-runs":
         part = Part("step8", stored, step=1 / _CODE_DEVIATION)
         return Encoding(frame, 1, ((part,),) * layers)
+    if frame == "f16":
+        return raw_encoding(((Part("f16", stored),),) * layers)
     parts = ((Part("int4", stored, 64),),) * layers
     return raw_encoding(parts) if frame == "raw" else frame_encoding("zstd", parts)
 

@@ -1,10 +1,16 @@
 """Every example runs as its docstring says."""
 
+import json
+import re
 import runpy
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from tolpack.cli import main
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -30,12 +36,23 @@ def test_a_mounted_pack_gives_the_logits_of_the_ffns(monkeypatch, capsys):
     assert float(line.split()[-1]) < 0.01
 
 
-def test_a_mounted_gemma_gives_the_logits_of_the_stock_one(monkeypatch, capsys):
-    """Bit for bit, from a folder that has no table any more."""
-    removed, generated, same = run("mount_gemma.py", monkeypatch, capsys)
-    assert removed.startswith("removed 131,072 bytes")
-    assert generated.count(",") == 19
-    assert same.endswith("bit for bit: True")
+def test_the_readme_mounts_a_gemma(tmp_path, monkeypatch, capsys):
+    """The README's commands and its Python lines run as they stand, one after the other."""
+    text = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    section = text.partition("## A Gemma model with its embeddings in a pack")[2].split("\n## ")[0]
+    console, code = re.findall(r"^```(?:console|python)\n(.*?)^```", section, flags=re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    make, *commands = (shlex.split(line.removeprefix("$ ")) for line in console.splitlines())
+    assert make[:2] == ["python", "examples/make_gemma.py"]
+    run("make_gemma.py", monkeypatch, capsys, *make[2:])
+    for program, *arguments in commands:
+        assert program == "tolpack"
+        assert CliRunner().invoke(main, arguments).exit_code == 0
+    capsys.readouterr()
+    exec(compile(code, "README.md", "exec"), {})
+    (generated,) = json.loads(capsys.readouterr().out)
+    assert generated[:4] == [2, 17, 5, 300]
+    assert len(generated) == 12
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)

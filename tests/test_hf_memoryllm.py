@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import models
+import numpy as np
 import pytest
 import torch
 
@@ -180,6 +181,18 @@ def test_packs_of_other_models_are_refused(packed, tmp_path, changes):
     with pytest.raises(ConfigError, match="97 rows of 3 × 24 values.*the pack is of another"):
         tolpack.hf.mount(model, packed)
     assert model.memory is None
+
+
+def test_strip_takes_packs_whose_layers_make_up_for_one_another(folder, decoder, tmp_path):
+    """Rows at auto bits may be far from the checkpoint's, but not those of another model."""
+    rows = [decoder.memory(layer, torch.arange(97)) for layer in range(3)]
+    own, noise = torch.stack(rows, 1), torch.randn(97, 3, 24, generator=torch.manual_seed(0))
+    for name, table in (("own", own + 2 * own.std() * noise), ("other", noise)):
+        np.save(tmp_path / f"{name}.npy", table.numpy())
+        tolpack.build(tmp_path / f"{name}.npy", tmp_path / f"{name}.tolpack", bits=16)
+    tolpack.hf.strip(folder, tmp_path / "out", tmp_path / "own.tolpack")
+    with pytest.raises(ConfigError, match="correlation of .*of another model of the same shape"):
+        tolpack.hf.strip(folder, tmp_path / "out2", tmp_path / "other.tolpack")
 
 
 def test_memory_of_one_call(model, decoder, memory):

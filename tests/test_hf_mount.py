@@ -7,7 +7,16 @@ import weakref
 
 import pytest
 import torch
-from mounted_models import FAMILIES, decoded, logits, save_with_packs, stock
+from mounted_models import (
+    ALL_IDS,
+    ATTENTION,
+    FAMILIES,
+    decoded,
+    logits,
+    save_with_packs,
+    stock,
+)
+from saved_tables import save_models
 
 import tolpack
 import tolpack.hf
@@ -238,6 +247,48 @@ def test_models_without_a_table_are_refused(saved):
     )  # fmt: skip
     with pytest.raises(ConfigError, match="has no table"):
         tolpack.hf.mount(AutoModelForCausalLM.from_config(config), pack)
+
+
+def test_ids_beyond_the_table(saved, tmp_path):
+    """Gemma 3n reads row 0 for them, such as those of images, and so does a mounted one."""
+    model, folder = save_models(tmp_path, ALL_IDS | {"vocab_size": 60}, ATTENTION)["gemma3n"]
+    for weight in model.parameters():
+        weight.data.normal_(std=0.3)
+    model.save_pretrained(folder, max_shard_size="6KB")
+    tolpack.build(folder, tmp_path / "p.tolpack", bits="lossless")
+    ids = torch.tensor([[3, 59, 47, 48]])
+    found = logits(tolpack.hf.load(folder, tmp_path / "p.tolpack")[0], ids)
+    assert torch.equal(found, logits(stock(folder), ids))
+
+
+def test_quantization_config_of_transformers(saved, gemma):
+    """The usual way of transformers to name a method works too."""
+    folder, pack = saved["gemma3n"]
+    model = stock(folder, quantization_config=tolpack.hf.TolpackConfig(pack))
+    assert torch.equal(logits(model, IDS), logits(gemma[0], IDS))
+    assert model.config.quantization_config.to_dict() == {
+        "quant_method": "tolpack", "pack": "gemma3n.tolpack"
+    }  # fmt: skip
+
+
+def test_packs_of_repositories_are_downloaded(saved, tmp_path, monkeypatch):
+    """In the revision of the weights, unless the pack is there already."""
+    from tolpack.hf import quantizer
+
+    asked = []
+
+    def cached_file(repository, name, revision):
+        asked.append((repository, name, revision))
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(quantizer, "cached_file", cached_file)
+    weights = tmp_path / "snapshots" / "0123abc" / "model.safetensors"
+    found = quantizer._beside("someone/model", [str(weights)], "p.tolpack")
+    assert found == tmp_path / "p.tolpack"
+    assert asked == [("someone/model", "p.tolpack", "0123abc")]
+    weights.parent.mkdir(parents=True)
+    (weights.parent / "p.tolpack").touch()
+    assert quantizer._beside("someone/model", [str(weights)], "p.tolpack").parent == weights.parent
 
 
 def test_loading_needs_a_pack(saved, tmp_path):

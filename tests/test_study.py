@@ -196,7 +196,7 @@ def test_choices_hold_their_limit(study):
         fitting = [
             point.score.bytes
             for point in found.packs
-            if point.score.ppl_increase_pct + 2 * point.score.ppl_increase_se_pct <= one.limit_pct
+            if point.score.kl_mean_nats + 2 * point.score.kl_mean_se_nats <= one.limit_nats
         ]
         assert one.smallest.score.bytes == min(fitting)
         if one.without_basis is not None:
@@ -286,12 +286,12 @@ def test_a_page_has_a_section_for_each_part(study, tmp_path):
     """And none for parts that were not run."""
     evaluator, found = study
     subject = ReportSubject(
-        tmp_path / "m.pt", tmp_path / "t.npy", "tolpack study m.pt --only size --text t.npy",
+        tmp_path / "m.pt", (tmp_path / "t.npy",), "tolpack study m.pt --only size --text t.npy",
         "tolpack build m.pt --calibrate t.npy",
     )  # fmt: skip
     page = study_page.study_page(subject, found, recommend(found.packs, 25))
     titles = [section.title for section in page.sections]
-    assert titles[:1] == ["Perplexity against size"]
+    assert titles[:2] == ["Perplexity against size", "KL divergence against size"]
     assert {
         "Precision", "Uniform ranks or ranks by loss", "Which layers matter", "All packs",
         "Scaling the memory", "Spectra", "Weights and operations",

@@ -70,8 +70,8 @@ def measure_losses(
     ids : ndarray or None
         The calibration text, int64 (tokens,); ``None``: a text is sampled from the model.
     reach : int
-        How many layers above each one are measured together with it, where errors of layers add;
-        if any, a fifth of the text is held out.
+        How many layers above each one are measured together with it, where they can make up for
+        its errors; if any, a fifth of the text is held out.
     workspace : Workspace
         Memory, scratch space and progress.
 
@@ -106,8 +106,8 @@ def measure_losses(
             ids = sample_text(model, context, progress=done)
     measured = measured_part(ids, reach)
     held_out = ids[len(measured) :] if reach else ids
-    met = reach if source.errors_add else 0
-    found = _cached_metrics(model, measured, context, met, workspace)
+    together = reach if source.fields_compensate else 0
+    found = _cached_metrics(model, measured, context, together, workspace)
     return CalibratedModel(model, measured, held_out, context, found.metrics, found.crossed)
 
 

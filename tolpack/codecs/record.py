@@ -111,11 +111,13 @@ class RecordLayout:
         FormatError
             Code ``scale-not-finite``.
         """
-        compiled, whole = kernels.loaded(), bool(columns.min() >= 0)
+        compiled, whole = kernels.loaded(), min(columns.tolist()) >= 0
         for run in self.runs:
-            own = columns[run.first : run.first + run.count] + run.value_offset
-            if not whole:
-                own[columns[run.first : run.first + run.count] < 0] = -1
+            own = columns[run.first : run.first + run.count]
+            if whole:
+                own = own + run.value_offset if run.value_offset else own
+            else:
+                own = np.where(own < 0, -1, own + run.value_offset)
                 if (own < 0).all():
                     continue
             if compiled is None or not _decode_compiled(compiled, records, run, own, out, places):

@@ -65,19 +65,20 @@ def build(checkpoint: Path, bits: str, as_json: bool, **settings: Any) -> None:
     .safetensors, or a plain table (.npy, .h5, .safetensors) of shape [vocab, layers, hidden].
     Tables of other families than MemoryLLM (docs/families.md) are recognised by config and names.
 
-    --calibrate gives token counts and the loss metrics of auto. --max-ppl-increase is measured on
-    the last fifth of the calibration text. Without --calibrate, auto samples a text from the model.
+    --calibrate gives token counts and the loss metrics of auto. --max-kld and --max-ppl-increase
+    are measured on the last fifth of the calibration text. Without --calibrate, auto samples a text
+    from the model.
 
     \b
     tolpack build model.pt
     tolpack build model/ -o small.tolpack --bits auto --rank auto --calibrate text.txt
-    tolpack build model.pt --bits auto --rank auto --max-ppl-increase 1%
+    tolpack build model.pt --bits auto --rank auto --max-kld 0.005
     tolpack build model.pt --bits 8 --drop 3,7-9 --frequencies counts.npy
     tolpack build table.npy --layers 24 --bits 16
     tolpack build gemma-3n-E2B/ --bits lossless
     tolpack build model/ --tensor model.embed_tokens.weight --bits 8
     """
-    names = ("drop", "size", "max_ppl_increase", "compression", "max_relative_error")
+    names = ("drop", "size", "max_ppl_increase", "compression", "max_relative_error", "max_kld")
     given = tuple(settings[name] for name in names)
     number = parse_bits(bits)
     try:

@@ -9,7 +9,7 @@ import click
 
 from tolpack.commands.options import PATH, json_option, print_json
 from tolpack.commands.terminal import Terminal, echo
-from tolpack.report import tables
+from tolpack.report import evaluation_tables
 
 
 @click.command()
@@ -29,4 +29,4 @@ def demo(output: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(evaluation.to_json())
     else:
-        echo(tables.evaluation_table(evaluation))
+        echo(evaluation_tables.evaluation_table(evaluation))

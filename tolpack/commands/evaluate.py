@@ -11,7 +11,7 @@ from tolpack.commands.evaluation_setup import OutputFiles, open_evaluator, repor
 from tolpack.commands.options import PATH, evaluation_options, json_option, print_json
 from tolpack.commands.terminal import echo
 from tolpack.errors import ConfigError
-from tolpack.report import sweep_page, tables
+from tolpack.report import evaluation_tables, sweep_page
 
 _SWEEP = "Settings to build and evaluate, like 'rank=none,50% bits=4,auto'; repeatable."
 
@@ -36,16 +36,21 @@ def evaluate(
     by how often both hold the same next token most likely (top 1). KL divergence judges a pack;
     perplexity may even fall when rows get worse, on text unlike a model's training text.
 
+    With several --text files everything is measured on each of them and over the windows of all.
+    The worst text counts for the limits of recommended settings.
+
     With --sweep, eval builds, evaluates and removes packs of many settings. It does not measure a
     setting again that it measured before with the same inputs.
 
     \b
     tolpack eval model.pt model.tolpack --text held-out.txt --tokenizer tokenizer.json
     tolpack eval model/ a.tolpack b.tolpack --text ids.npy --context 256 --json
+    tolpack eval model/ small.tolpack --text held-out.txt --text another-domain.txt
     tolpack eval model/ --text held-out.txt --sweep "rank=none,50% bits=4,8" --report sizes.html
-    tolpack eval model/ --text held-out.txt --sweep "rank=auto bits=auto max-ppl-increase=0.5%,1%"
+    tolpack eval model/ --text held-out.txt --sweep "rank=auto bits=auto max-kld=0.002,0.008"
     """
     from tolpack.evaluation.evaluator import Evaluation
+    from tolpack.evaluation.experiment_runner import results_on_text
     from tolpack.evaluation.recommend import recommend
     from tolpack.evaluation.sweep import run_sweep
     from tolpack.evaluation.sweep_grid import parse_grids
@@ -73,9 +78,17 @@ def evaluate(
     if as_json:
         swept = [result.to_json() for result in results]
         value = evaluation.to_json()
+        for number, text in enumerate(value.get("texts", ())):
+            text["packs"] += results_on_text(results, number)
         more = {"packs": [*value["packs"], *swept], "skipped": list(skipped)} if sweep else {}
         print_json({**value, **more})
         return
-    echo(tables.evaluation_table(evaluation))
+    echo(evaluation_tables.evaluation_table(evaluation))
     if results:
-        echo("\n" + tables.sweep_table(results, skipped))
+        echo("\n" + evaluation_tables.sweep_table(results, skipped))
+    if evaluation.baseline.by_text and (scores or results):
+        named = [
+            *evaluation_tables.named_packs(scores),
+            *((r.options.label, r.score) for r in results),
+        ]
+        echo("\n" + evaluation_tables.text_table(evaluation.baseline, named))

@@ -48,6 +48,7 @@ class OutputFiles:
         """
         files = cls(*(settings.pop(name) for name in ("csv_path", "plot", "report")))
         inputs += tuple(value for value in settings.values() if isinstance(value, Path))
+        inputs += settings["texts"]
         check_output_file(files.csv, (".csv",), inputs)
         check_output_file(files.plot, plots.SUFFIXES, inputs)
         check_output_file(files.report, (".html", ".htm"), inputs)
@@ -84,7 +85,7 @@ def report_subject(checkpoint: Path, settings: dict[str, Any]) -> ReportSubject:
     for name, option in _SHARED.items():
         if settings[name] is not None:
             words += [option, settings[name]]
-    return ReportSubject(checkpoint, settings["text"], command_line(), shlex.join(map(str, words)))
+    return ReportSubject(checkpoint, settings["texts"], command_line(), shlex.join(map(str, words)))
 
 
 def open_evaluator(
@@ -106,7 +107,7 @@ def open_evaluator(
         calibration, resources, settings.pop("scratch"), settings.pop("fresh")
     )
     evaluator = Evaluator(
-        checkpoint, settings.pop("text"), tokenizer=tokenizer,
+        checkpoint, settings.pop("texts"), tokenizer=tokenizer,
         checkpoint_options=checkpoint_options, context=settings.pop("context"), tokens=tokens,
         reporter=Terminal(),
     )  # fmt: skip

@@ -15,6 +15,7 @@ from tolpack.compress.settings import (
     COMPRESSIONS,
     parse_drop,
     parse_increase,
+    parse_kld,
     parse_relative_error,
     parse_size,
 )
@@ -101,8 +102,13 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "table.",
         ),
         click.option(
+            "--max-kld", metavar="NATS", callback=checked(parse_kld),
+            help="With --bits auto: limit of the mean KL divergence from the model's own "
+            "predictions [default: 0.002].",
+        ),
+        click.option(
             "--max-ppl-increase", callback=checked(parse_increase),
-            help="With --bits auto: limit of the perplexity increase [default: 0.25%].",
+            help="With --bits auto: limit of the perplexity increase, like 1%, instead.",
         ),
         click.option(
             "--max-relative-error", callback=checked(parse_relative_error),
@@ -142,7 +148,10 @@ def resource_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that `eval` and `study` share: text, inputs of builds, and output files."""
     options = (
-        click.option("--text", type=PATH, required=True, help="Evaluation text, or .npy of ids."),
+        click.option(
+            "--text", "texts", type=PATH, required=True, multiple=True,
+            help="Evaluation text, or .npy of token ids; repeatable.",
+        ),
         tokenizer_option,
         checkpoint_options,
         context_option,
@@ -152,9 +161,12 @@ def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--scratch", type=PATH, help="Folder for temporary packs [default: TMPDIR]."),
         click.option("--fresh", is_flag=True, help="Measure again; use no cached results."),
         click.option("--csv", "csv_path", type=PATH, help="Write the results of the packs, .csv."),
-        click.option("--plot", type=PATH, help="Draw perplexity against size, .png or .svg."),
+        click.option(
+            "--plot", type=PATH,
+            help="Draw perplexity and KL divergence against size, .png or .svg.",
+        ),
         click.option("--report", type=PATH, help="Write a report with charts and tables, .html."),
-    )
+    )  # fmt: skip
     for option in reversed(options):
         command = option(command)
     return command

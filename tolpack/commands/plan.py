@@ -32,7 +32,9 @@ from tolpack.errors import ConfigError
 from tolpack.report import tables
 
 # Options by which the table itself decides: a plan then has to measure it.
-_MEASURED = ("size", "max_ppl_increase", "max_relative_error", "calibrate", "frequencies")
+_MEASURED = (
+    "size", "max_kld", "max_ppl_increase", "max_relative_error", "calibrate", "frequencies",
+)  # fmt: skip
 
 
 @click.command()
@@ -94,7 +96,7 @@ def _show_measured(checkpoint: Path, as_json: bool, settings: dict[str, Any]) ->
         parsed = BuildSettings.parse(
             settings["rank"] or "none", parse_bits(bits), settings["drop"],
             settings["size"], settings["max_ppl_increase"], settings["compression"],
-            settings["max_relative_error"],
+            settings["max_relative_error"], settings["max_kld"],
         )  # fmt: skip
     except ConfigError as error:
         raise click.UsageError(str(error)) from error

@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # it loads torch
     help=f"Parts to run, of {', '.join(STUDY_PARTS)} [default: all].",
 )  # fmt: skip
 @click.option(
-    "--tasks", help="Tasks of lm-eval to run too, with commas; tolpack_* are made of --text.",
+    "--tasks", help="Tasks of lm-eval to run too, with commas; tolpack_* are made of the first --text.",
 )  # fmt: skip
 @click.option(
     "--task-limit", type=click.IntRange(2), default=250, show_default=True,
@@ -52,7 +52,8 @@ def study(
 
     The experiments are: precision, uniform ranks against ranks by loss, layer ablation, scaled
     memory FFN outputs, spectra, and sizes. A study takes about an hour for a small model. It
-    caches its measurements, so an interrupted study continues where it stopped.
+    caches its measurements, so an interrupted study continues where it stopped. With several --text
+    files packs are measured on each, and the worst text counts for the settings it recommends.
 
     \b
     tolpack study model/ --text held-out.txt --calibrate text.txt --report report.html
@@ -85,4 +86,4 @@ def _take_tasks(settings: dict[str, Any]) -> TaskSettings | None:
     tasks, limit = settings.pop("tasks"), settings.pop("task_limit")
     if tasks is None:
         return None
-    return TaskSettings(task_names(tasks), settings["text"], settings["tokenizer"], limit)
+    return TaskSettings(task_names(tasks), settings["texts"][0], settings["tokenizer"], limit)

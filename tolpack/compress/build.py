@@ -87,6 +87,7 @@ def build(
     bits: int | str = 4,
     drop: str = "none",
     size: str | int | None = None,
+    max_kld: str | float | None = None,
     max_ppl_increase: str | float | None = None,
     max_relative_error: str | float | None = None,
     compression: str = "auto",
@@ -124,9 +125,12 @@ def build(
         for two layers. With bits ``"auto"``, neighbouring layers compensate.
     size : str or int, optional
         With rank or bits ``"auto"``: the file's largest size, ``"800MB"`` or ``"12%"`` of FP16.
+    max_kld : str or float, optional
+        With bits ``"auto"``: limit in nats of the mean KL divergence from the model's own
+        predictions, on the held-out part of the calibration text; default, without another limit:
+        0.002.
     max_ppl_increase : str or float, optional
-        With bits ``"auto"``: limit of the perplexity increase on the held-out part of the
-        calibration text, ``"1%"``; default, without `size`: 0.25 %.
+        With bits ``"auto"``: limit of the perplexity increase on the same, ``"1%"``.
     max_relative_error : str or float, optional
         With bits ``"auto"``: limit of ``√(Σ‖row - packed row‖² / Σ‖row‖²)``, each row weighted by
         how often it is read, ``"5%"``; for tables whose model cannot be run.
@@ -176,7 +180,7 @@ def build(
     """
     reporter = reporter or Reporter()
     settings = BuildSettings.parse(
-        rank, bits, drop, size, max_ppl_increase, compression, max_relative_error
+        rank, bits, drop, size, max_ppl_increase, compression, max_relative_error, max_kld
     )
     inputs = CalibrationInputs(calibrate, frequencies, tokenizer).beside(Path(checkpoint))
     files = (calibrate, frequencies, tokenizer, config, key_map)

@@ -1,15 +1,15 @@
 """Packs against the checkpoint that they were made from: ``tolpack eval``.
 
-An `Evaluator` holds a checkpoint and a text. It scores packs in place of the checkpoint's memory by
-perplexity, and by their divergence from the checkpoint's own predictions, which are too large to be
-kept: the checkpoint runs beside each pack, or beside several packs at once.
+An `Evaluator` holds a checkpoint and one or more texts. It scores packs in place of the
+checkpoint's memory by perplexity, and by their divergence from the checkpoint's own predictions.
+Those are too large to be kept: the checkpoint runs beside each pack, or beside several at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tolpack.model.divergence import Divergence, compare
 from tolpack.model.language_model import Memory
 from tolpack.model.perplexity import Score, increase_pct, score
 from tolpack.model.text import find_tokenizer, read_token_ids
-from tolpack.pack import Pack
+from tolpack.pack import Pack, open_first_table
 from tolpack.reading.summary import bits_per_weight, ratio_fp16
 from tolpack.runtime.progress import Reporter
 from tolpack.sources.checkpoint.options import CheckpointOptions
@@ -33,7 +33,7 @@ class Baseline:
     """Score of the checkpoint itself.
 
     ``nll_nats`` is per token; ``ffn_bytes`` are those of the memory FFNs as stored, ``None`` for a
-    dense model.
+    dense model. With several texts: ``by_text`` on each of them, whose name is ``text``.
     """
 
     ppl: float
@@ -41,6 +41,12 @@ class Baseline:
     nll_nats: float
     tokens: int
     ffn_bytes: int | None
+    text: str = ""
+    by_text: tuple[Baseline, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return _plain(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +56,8 @@ class PackScore:
     ``read_bytes_per_token`` is the mean over the evaluated tokens of the bytes that a lookup of one
     token reads from the file; ``ppl_increase_se_pct`` is paired window by window. ``kl_…`` are over
     the scored tokens, ``top1_agreement_pct`` is the share of them where the checkpoint and the pack
-    hold the same token most likely (`tolpack.model.divergence`).
+    hold the same token most likely (`tolpack.model.divergence`). With several texts these are over
+    the windows of all: ``by_text`` on each of them, whose name is ``text``.
     """
 
     path: str
@@ -74,6 +81,44 @@ class PackScore:
     read_bytes_per_token: float
     resident_bytes: int
     macs_per_token: int
+    text: str = ""
+    by_text: tuple[PackScore, ...] = ()
+
+    @property
+    def worst_kl(self) -> PackScore:
+        """The score on the text of the largest mean divergence."""
+        return max(self.by_text or (self,), key=lambda one: one.kl_mean_nats)
+
+    @property
+    def worst_ppl(self) -> PackScore:
+        """The score on the text of the largest increase of perplexity."""
+        return max(self.by_text or (self,), key=lambda one: one.ppl_increase_pct)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for JSON; with several texts also the worst of them."""
+        value = _plain(self)
+        if self.by_text:
+            kl, ppl = self.worst_kl, self.worst_ppl
+            value["worst_kl_text"] = kl.text
+            value["worst_kl_mean_nats"] = kl.kl_mean_nats
+            value["worst_kl_mean_se_nats"] = kl.kl_mean_se_nats
+            value["worst_ppl_text"] = ppl.text
+            value["worst_ppl_increase_pct"] = ppl.ppl_increase_pct
+            value["worst_ppl_increase_se_pct"] = ppl.ppl_increase_se_pct
+        return value
+
+    @classmethod
+    def from_cache(cls, value: dict[str, Any]) -> PackScore:
+        """Return the score of which `value` is `asdict`, after JSON."""
+        by_text = tuple(cls.from_cache(one) for one in value["by_text"])
+        return cls(**{**value, "by_text": by_text})
+
+
+def _plain(score: Baseline | PackScore) -> dict[str, Any]:
+    """Return all fields of a score but its texts."""
+    value = asdict(score)
+    del value["text"], value["by_text"]
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,23 +130,31 @@ class Evaluation:
     packs: tuple[PackScore, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return {
+        """Return plain values for JSON; with several texts, ``texts`` holds the same for each."""
+        value = {
             "context": self.context,
-            "baseline": asdict(self.baseline),
-            "packs": [asdict(pack) for pack in self.packs],
+            "baseline": self.baseline.to_json(),
+            "packs": [pack.to_json() for pack in self.packs],
         }
+        texts = [{"text": alone.baseline.text, **alone.to_json()} for alone in self._on_each_text()]
+        return {**value, "texts": texts} if texts else value
+
+    def _on_each_text(self) -> list[Evaluation]:
+        return [
+            Evaluation(self.context, base, tuple(pack.by_text[number] for pack in self.packs))
+            for number, base in enumerate(self.baseline.by_text)
+        ]
 
 
 class Evaluator:
-    """Scores a checkpoint, packs of it, and other memories, on one text.
+    """Scores a checkpoint, packs of it, and other memories, on one or more texts.
 
     Parameters
     ----------
     checkpoint : str or Path
         A MemoryLLM, a Flex-MemoryLLM, or a dense model, which has no packs.
-    text : str or Path
-        UTF-8 text, or ``.npy`` of token ids.
+    text : str, Path, or a sequence of them
+        UTF-8 texts, or ``.npy`` of token ids.
     tokenizer : str or Path, optional
         A ``tokenizer.json``; default: the one beside the checkpoint.
     checkpoint_options : CheckpointOptions, optional
@@ -109,7 +162,7 @@ class Evaluator:
     context : int, optional
         Window length in tokens; default: the model's ``max_position_embeddings``.
     tokens : int, optional
-        Score no more than so many tokens, the first ones.
+        Score no more than so many tokens, the first ones of each text.
     reporter : Reporter, optional
         Receives progress.
 
@@ -122,7 +175,7 @@ class Evaluator:
     def __init__(
         self,
         checkpoint: str | Path,
-        text: str | Path,
+        text: str | Path | Sequence[str | Path],
         *,
         tokenizer: str | Path | None = None,
         checkpoint_options: CheckpointOptions | None = None,
@@ -138,48 +191,75 @@ class Evaluator:
             raise ConfigError("the config has no max_position_embeddings: give --context N")
         self.context = chosen
         found = find_tokenizer(self.subject.path, tokenizer)
-        ids = read_token_ids(text, self.model.vocab_size, found)
-        self.token_ids = ids if tokens is None else ids[: tokens + 1]
-        self._base_score: Score | None = None
+        self.texts = _names([text] if isinstance(text, (str, Path)) else text)
+        ids = [read_token_ids(one, self.model.vocab_size, found) for one in self.texts]
+        self.text_ids = [one if tokens is None else one[: tokens + 1] for one in ids]
+        self._base_scores: list[Score] = []
+
+    @property
+    def base_scores(self) -> list[Score]:
+        """The checkpoint's own score on each text; measured once, with the first packs or alone."""
+        if not self._base_scores:
+            with self.reporter.phase("baseline", self._total_tokens, "tok") as done:
+                self._base_scores = [
+                    score(self.model, ids, self.context, done) for ids in self.text_ids
+                ]
+        return self._base_scores
 
     @property
     def base_score(self) -> Score:
-        """The checkpoint's own score; measured once, with the first packs or alone."""
-        if self._base_score is None:
-            with self.reporter.phase("baseline", self.token_ids.size - 1, "tok") as done:
-                self._base_score = score(self.model, self.token_ids, self.context, done)
-        return self._base_score
+        """The same, over the windows of all texts."""
+        return Score.joined(self.base_scores)
 
     @property
     def baseline(self) -> Baseline:
         """The same, as it is reported."""
-        score = self.base_score
+        by_text = [self._baseline(*one) for one in zip(self.base_scores, self.texts)]
+        if len(by_text) == 1:
+            return self._baseline(self.base_score)
+        return replace(self._baseline(self.base_score), by_text=tuple(by_text))
+
+    def _baseline(self, score: Score, text: str = "") -> Baseline:
         return Baseline(
             score.ppl,
             score.ppl_se,
             score.mean_nll_nats,
             score.total_tokens,
             self.subject.ffn_bytes,
+            text,
         )
 
     @property
+    def token_ids(self) -> NDArray[np.int64]:
+        """Token ids of the texts, one after the other: int64 (tokens,)."""
+        return np.concatenate(self.text_ids)
+
+    @property
     def window_tokens(self) -> NDArray[np.int64]:
-        """Tokens scored in each window, int64 (windows,)."""
-        scored = self.token_ids.size - 1
-        full, rest = divmod(scored, self.context)
-        return np.array([self.context] * full + [rest] * (rest > 0), np.int64)
+        """Tokens scored in each window of all texts, int64 (windows,)."""
+        return np.concatenate([_window_tokens(ids, self.context) for ids in self.text_ids])
 
     @property
     def windows(self) -> int:
-        """Number of windows."""
-        return len(self.window_tokens)
+        """Number of windows, of the shortest text."""
+        return min(len(_window_tokens(ids, self.context)) for ids in self.text_ids)
 
-    def score(self, memory: Memory, name: str, tokens: int | None = None) -> Score:
-        """Score the model with another memory, on the first `tokens` tokens (default: all)."""
-        size = self.token_ids.size if tokens is None else min(tokens + 1, self.token_ids.size)
+    @property
+    def _total_tokens(self) -> int:
+        return sum(ids.size - 1 for ids in self.text_ids)
+
+    def score(self, memory: Memory, name: str, tokens: int | None = None) -> tuple[Score, Score]:
+        """Score the model with another memory, on the first `tokens` tokens of each text.
+
+        `tokens` is a multiple of the window; default: all. Returns the score, and the checkpoint's
+        own of the same windows.
+        """
         model = self.model.with_memory(memory)
-        with self.reporter.phase(name, size - 1, "tok") as done:
-            return score(model, self.token_ids[:size], self.context, done)
+        parts = [ids if tokens is None else ids[: tokens + 1] for ids in self.text_ids]
+        with self.reporter.phase(name, sum(ids.size - 1 for ids in parts), "tok") as done:
+            found = [score(model, ids, self.context, done) for ids in parts]
+        own = [base.first(len(one.tokens)) for base, one in zip(self.base_scores, found)]
+        return Score.joined(found), Score.joined(own)
 
     def packs(self, paths: Sequence[str | Path]) -> tuple[PackScore, ...]:
         """Score packs in place of the memory, side by side; errors as of `pack_windows`."""
@@ -197,22 +277,49 @@ class Evaluator:
 
     def _compare(self, paths: Sequence[str | Path]) -> list[tuple[PackScore, Score]]:
         with ExitStack() as stack:
-            packs = [stack.enter_context(Pack(path)) for path in paths]
+            packs = [stack.enter_context(open_first_table(path)) for path in paths]
             models = [self.subject.with_pack(pack, path) for pack, path in zip(packs, paths)]
             name = Path(paths[0]).name if len(paths) == 1 else f"{len(paths)} packs"
-            total = (self.token_ids.size - 1) * len(paths)
-            with self.reporter.phase(name, total, "tok") as done:
-                base, found = compare(self.model, models, self.token_ids, self.context, done)
-            self._base_score = base
+            with self.reporter.phase(name, self._total_tokens * len(paths), "tok") as done:
+                compared = [
+                    compare(self.model, models, ids, self.context, done) for ids in self.text_ids
+                ]
+            self._base_scores = [base for base, _ in compared]
             return [
-                (self._pack_score(pack, path, windows, divergence), windows)
-                for pack, path, (windows, divergence) in zip(packs, paths, found)
+                self._pack_scores(pack, path, [found[number] for _, found in compared])
+                for number, (pack, path) in enumerate(zip(packs, paths))
             ]
 
+    def _pack_scores(
+        self, pack: Pack, path: str | Path, found: Sequence[tuple[Score, Divergence]]
+    ) -> tuple[PackScore, Score]:
+        """Return the pack's score, and its windows; `found` on each text."""
+        scores, divergences = zip(*found)
+        windows = Score.joined(scores)
+        total = self._pack_score(
+            pack, path, windows, Divergence.joined(divergences), self.base_score, self.text_ids
+        )
+        if len(self.texts) == 1:
+            return total, windows
+        by_text = []
+        for number, (ids, text) in enumerate(zip(self.text_ids, self.texts)):
+            base = self.base_scores[number]
+            alone = self._pack_score(pack, path, scores[number], divergences[number], base, [ids])
+            by_text.append(replace(alone, text=text))
+        return replace(total, by_text=tuple(by_text)), windows
+
     def _pack_score(
-        self, pack: Pack, path: str | Path, windows: Score, divergence: Divergence
+        self,
+        pack: Pack,
+        path: str | Path,
+        windows: Score,
+        divergence: Divergence,
+        base: Score,
+        text_ids: Sequence[NDArray[np.int64]],
     ) -> PackScore:
-        increase, increase_se = increase_pct(windows, self.base_score)
+        increase, increase_se = increase_pct(windows, base)
+        sizes = [ids.size - 1 for ids in text_ids]
+        read = [self.subject.read_bytes_per_token(pack, ids[:-1]) for ids in text_ids]
         return PackScore(
             path=str(path),
             ppl=windows.ppl,
@@ -232,23 +339,38 @@ class Evaluator:
             kl_max_nats=divergence.kl_max_nats,
             top1_agreement_pct=divergence.top1_agreement_pct,
             top1_agreement_se_pct=divergence.top1_agreement_se_pct,
-            read_bytes_per_token=float(pack.extents(self.token_ids[:-1])[:, 1].mean()),
+            read_bytes_per_token=float(np.average(read, weights=sizes)),
             resident_bytes=pack.resident_bytes,
             macs_per_token=pack.macs_per_token,
         )
 
 
+def _names(texts: Sequence[str | Path]) -> tuple[str, ...]:
+    names = tuple(map(str, texts))
+    if not names:
+        raise ConfigError("no text is given: name one at least")
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ConfigError(f"text {twice[0]} is given twice: name each text once")
+    return names
+
+
+def _window_tokens(ids: NDArray[np.int64], context: int) -> NDArray[np.int64]:
+    full, rest = divmod(ids.size - 1, context)
+    return np.array([context] * full + [rest] * (rest > 0), np.int64)
+
+
 def evaluate(
     checkpoint: str | Path,
     packs: Sequence[str | Path],
-    text: str | Path,
+    text: str | Path | Sequence[str | Path],
     *,
     tokenizer: str | Path | None = None,
     checkpoint_options: CheckpointOptions | None = None,
     context: int | None = None,
     reporter: Reporter | None = None,
 ) -> Evaluation:
-    """Score a checkpoint, and packs in place of its memory, by perplexity and divergence on a text.
+    """Score a checkpoint, and packs in place of its memory, by perplexity and divergence on texts.
 
     Parameters
     ----------
@@ -256,8 +378,9 @@ def evaluate(
         A MemoryLLM, a Flex-MemoryLLM, or a dense model, which has no packs.
     packs : sequence of str or Path
         Packs made from it.
-    text : str or Path
-        UTF-8 text, or ``.npy`` of token ids.
+    text : str, Path, or a sequence of them
+        UTF-8 texts, or ``.npy`` of token ids. Of several, results are over the windows of all, and
+        stand beside those on each.
     tokenizer : str or Path, optional
         A ``tokenizer.json``; default: the one beside the checkpoint.
     checkpoint_options : CheckpointOptions, optional

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -71,8 +71,13 @@ class SweepResult:
         """Return plain values for JSON; ``path`` is null, because the pack was removed."""
         options = {"setting": self.options.to_json(), "options": self.options.arguments}
         times = {"build_seconds": self.build_seconds, "eval_seconds": self.eval_seconds}
-        pack = {**asdict(self.score), "path": None}
+        pack = {**self.score.to_json(), "path": None}
         return {**pack, **options, **times, "on_front": self.on_front}
+
+
+def results_on_text(results: Sequence[SweepResult], number: int) -> list[dict[str, Any]]:
+    """Return plain values for JSON of results on one of several texts."""
+    return [replace(one, score=one.score.by_text[number]).to_json() for one in results]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +122,7 @@ class ExperimentRunner:
     def evaluate(self, options: PackOptions) -> SweepResult:
         """Return the score of the pack that `options` build."""
         result = self._result(options)
-        score = PackScore(**result["score"])
+        score = PackScore.from_cache(result["score"])
         return SweepResult(options, score, result["build_seconds"], result["eval_seconds"])
 
     def window_scores(self, options: PackOptions) -> Score:
@@ -135,14 +140,13 @@ class ExperimentRunner:
         name : str
             Names the memory in the cache and for the reporter.
         tokens : int, optional
-            Only so many tokens, the first ones; a multiple of the window. Default: all.
+            Only so many tokens of each text, the first ones; a multiple of the window. Default:
+            all.
         """
 
         def measure() -> dict[str, Any]:
-            score, baseline = self.evaluator.score(memory, name, tokens), self.evaluator.base_score
-            windows = len(score.tokens)
-            paired = Score(baseline.nll_nats[:windows], baseline.tokens[:windows])
-            change = increase_pct(score, paired)
+            score, own = self.evaluator.score(memory, name, tokens)
+            change = increase_pct(score, own)
             return asdict(AblationResult(score.ppl, score.ppl_se, *change, score.total_tokens))
 
         keys = [one.name for one in fields(AblationResult)]

@@ -1,4 +1,4 @@
-"""The pack to ship for a given limit on perplexity."""
+"""The pack to ship for a given limit of its divergence from the checkpoint."""
 
 from __future__ import annotations
 
@@ -8,34 +8,35 @@ from typing import Any
 
 from tolpack.evaluation.experiment_runner import SweepResult
 
-# Percent of perplexity.
-_LIMITS = (0.1, 0.25, 0.5, 1.0, 3.0)
-# An increase counts with so many of its standard errors on top.
+# Nats of mean KL divergence. Rounding to 4 bits in groups of 64 costs 0.001 to 0.002.
+_LIMITS = (0.0003, 0.001, 0.003, 0.01, 0.03)
+# A divergence counts with so many of its standard errors on top.
 _STANDARD_ERRORS = 2
 _LEAST_WINDOWS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """The smallest pack that costs at most ``limit_pct`` of perplexity.
+    """The smallest pack whose mean KL divergence from the checkpoint is at most ``limit_nats``.
 
-    The limit holds two standard errors above what was measured. ``without_basis``: the smallest of
-    those packs that have no basis to multiply by, if it is another one.
+    The limit holds two standard errors above what was measured, on the worst of several texts.
+    ``without_basis``: the smallest of those packs that have no basis to multiply by, if it is
+    another one.
     """
 
-    limit_pct: float
+    limit_nats: float
     smallest: SweepResult
     without_basis: SweepResult | None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         other = None if self.without_basis is None else self.without_basis.options.arguments
-        return {"limit_pct": self.limit_pct, "options": self.smallest.options.arguments,
+        return {"limit_nats": self.limit_nats, "options": self.smallest.options.arguments,
                 "bytes": self.smallest.score.bytes, "options_without_basis": other}  # fmt: skip
 
 
 def recommend(results: Sequence[SweepResult], windows: int) -> tuple[Recommendation, ...]:
-    """Recommend a pack for each limit from 0.1 to 3 %; a limit that no pack meets is left out.
+    """Recommend a pack for each limit of `_LIMITS`; one that no pack meets is left out.
 
     Nothing is recommended from fewer than ten windows, whose standard errors mean little.
     """
@@ -43,7 +44,7 @@ def recommend(results: Sequence[SweepResult], windows: int) -> tuple[Recommendat
         return ()
     recommended: list[Recommendation] = []
     for limit in _LIMITS:
-        within = [one for one in results if _upper_bound_pct(one) <= limit]
+        within = [one for one in results if _upper_bound_nats(one) <= limit]
         if within:
             smallest = min(within, key=_bytes)
             basis_free = [one for one in within if not one.score.macs_per_token]
@@ -54,9 +55,10 @@ def recommend(results: Sequence[SweepResult], windows: int) -> tuple[Recommendat
     return tuple(recommended)
 
 
-def _upper_bound_pct(result: SweepResult) -> float:
-    score = result.score
-    return score.ppl_increase_pct + _STANDARD_ERRORS * score.ppl_increase_se_pct
+def _upper_bound_nats(result: SweepResult) -> float:
+    """Return the mean divergence and two standard errors, on the worst text."""
+    scores = result.score.by_text or (result.score,)
+    return max(one.kl_mean_nats + _STANDARD_ERRORS * one.kl_mean_se_nats for one in scores)
 
 
 def _bytes(result: SweepResult) -> int:

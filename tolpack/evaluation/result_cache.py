@@ -57,6 +57,7 @@ class ResultCache:
         words = (__version__, _RESULT_VERSION, torch.__version__, names, evaluator.context)
         digest = hashlib.sha256(repr((*words, resources.compute)).encode())
         digest.update(evaluator.model.fingerprint())
+        digest.update(repr([ids.size for ids in evaluator.text_ids]).encode())
         digest.update(evaluator.token_ids.astype("<i8").tobytes())
         found = find_tokenizer(evaluator.subject.path, calibration.tokenizer)
         for path in (calibration.text, calibration.frequencies, found):

@@ -29,6 +29,7 @@ from tolpack.evaluation.experiment_runner import (
     ExperimentRunner,
     SweepResult,
     open_runner,
+    results_on_text,
 )
 from tolpack.evaluation.model_costs import ModelCosts, model_costs
 from tolpack.evaluation.spectra import LayerSpectrum, layer_spectra
@@ -41,7 +42,7 @@ from tolpack.model.perplexity import increase_pct
 
 ALPHAS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.0)
 _UNIFORM_RANKS = ("75%", "50%", "25%")
-_INCREASES = ("0.25%", "1%", "3%")
+_DIVERGENCES = ("0.002", "0.008", "0.03")
 # Layers are left out on so many tokens, in whole windows.
 LAYER_TOKENS = 32_768
 # With more layers, only ranges of 1, 2, 4, 8, … of them.
@@ -108,9 +109,14 @@ class Study:
             }
             for one in self.ranks
         ]
+        texts = [
+            {"text": base.text, "baseline": base.to_json(),
+             "packs": results_on_text(self.packs, number)}
+            for number, base in enumerate(self.baseline.by_text)
+        ]  # fmt: skip
         return {
             "context": self.context,
-            "baseline": asdict(self.baseline),
+            "baseline": self.baseline.to_json(),
             "packs": [one.to_json() for one in self.packs],
             "skipped": list(self.skipped),
             "ranks": ranks,
@@ -119,6 +125,7 @@ class Study:
             "spectra": [asdict(one) for one in self.spectra],
             "size": None if self.costs is None else asdict(self.costs),
             "tasks": [one.to_json() for one in self.tasks],
+            **({"texts": texts} if texts else {}),
         }
 
 
@@ -187,7 +194,7 @@ class _StudyRun:
         packs = [PackOptions(bits=bits) for bits in (16, 8, 4) if "precision" in self._parts]
         if "trade-off" in self._parts:
             for rank in ("none", "auto"):
-                packs += [PackOptions(rank, "auto", max_ppl_increase=one) for one in _INCREASES]
+                packs += [PackOptions(rank, "auto", max_kld=one) for one in _DIVERGENCES]
         return packs
 
     def _duration_classes(self) -> list[str]:
@@ -226,7 +233,7 @@ class _StudyRun:
 
     def _layers(self) -> tuple[LayerAblation, ...]:
         context, widths = self._evaluator.context, self._evaluator.model.widths
-        tokens = max(1, LAYER_TOKENS // context) * context
+        tokens = max(1, LAYER_TOKENS // len(self._evaluator.texts) // context) * context
         ablations = []
         for first, last in self._ranges:
             memory = MemoryWithoutLayers(self._memory, first, last, widths)

@@ -13,7 +13,7 @@ from itertools import product
 from tolpack.compress.settings import BuildSettings
 from tolpack.errors import ConfigError
 
-_KEYS = ("rank", "bits", "drop", "size", "max-ppl-increase")
+_KEYS = ("rank", "bits", "drop", "size", "max-ppl-increase", "max-kld")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,7 @@ class PackOptions:
     drop: str = "none"
     size: str | None = None
     max_ppl_increase: str | None = None
+    max_kld: str | None = None
 
     @property
     def label(self) -> str:
@@ -33,6 +34,7 @@ class PackOptions:
         words += [] if self.drop == "none" else [f"drop {self.drop}"]
         words += [f"size {self.size}"] if self.size is not None else []
         words += [] if self.max_ppl_increase is None else [f"increase {self.max_ppl_increase}"]
+        words += [] if self.max_kld is None else [f"KL {self.max_kld}"]
         return ", ".join(words)
 
     @property
@@ -43,6 +45,7 @@ class PackOptions:
         words += ranks.get(self.rank, [f"rank {self.rank}"])
         words += [] if self.drop == "none" else [f"drop {self.drop}"]
         words += [] if self.max_ppl_increase is None else [f"≤ {self.max_ppl_increase}"]
+        words += [] if self.max_kld is None else [f"≤ {self.max_kld} nats"]
         if self.size is not None:
             exact = self.size.isdigit()
             words.append(f"≤ {int(self.size) / 1e6:.1f} MB" if exact else f"≤ {self.size}")
@@ -52,7 +55,7 @@ class PackOptions:
     def arguments(self) -> str:
         """Arguments of ``tolpack build``, without those that are its defaults."""
         given = {"rank": self.rank, "bits": self.bits, "drop": self.drop, "size": self.size,
-                 "max-ppl-increase": self.max_ppl_increase}  # fmt: skip
+                 "max-ppl-increase": self.max_ppl_increase, "max-kld": self.max_kld}  # fmt: skip
         unset = PackOptions()
         defaults = {"rank": unset.rank, "bits": unset.bits, "drop": unset.drop}
         return " ".join(
@@ -69,7 +72,7 @@ class PackOptions:
     def build_settings(self) -> BuildSettings:
         """Parse the options, or raise `ConfigError`."""
         return BuildSettings.parse(
-            self.rank, self.bits, self.drop, self.size, self.max_ppl_increase
+            self.rank, self.bits, self.drop, self.size, self.max_ppl_increase, max_kld=self.max_kld
         )
 
     def to_json(self) -> dict[str, str | int | None]:

@@ -5,9 +5,9 @@ Importing this package registers MemoryLLM and Flex-MemoryLLM, and the method ``
 """
 
 from tolpack.hf import memoryllm as memoryllm
-from tolpack.hf import quantizer as quantizer
 from tolpack.hf.loading import load
 from tolpack.hf.mounting import mount
+from tolpack.hf.quantizer import TolpackConfig
 from tolpack.hf.stripping import strip
 
-__all__ = ["load", "mount", "strip"]
+__all__ = ["TolpackConfig", "load", "mount", "strip"]

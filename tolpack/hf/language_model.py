@@ -24,13 +24,13 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from tolpack.errors import CheckpointError, ConfigError
-from tolpack.hf.mounting import replace_tables
 from tolpack.hf.table_modules import TableModule
 from tolpack.hf.without_tables import load_without_tables
 from tolpack.model.language_model import Memory, RowChange
 from tolpack.pack import Pack
 from tolpack.sources.open_source import open_tables
 from tolpack.sources.protocol import TableSource
+from tolpack.torch.embedding import PackEmbedding
 
 # Bytes of logits, their exponentials and their gradients that exist at once.
 _LOGIT_BYTES = 64 << 20
@@ -183,16 +183,26 @@ class TransformersModel:
         return self._with({**self._modules, self._path: MemoryEmbedding(memory, table)})
 
     def with_pack(self, pack: Pack) -> Self:
-        """Return the same model with a pack mounted in place of all of its tables.
+        """Return the same model with its tables, or some of them, replaced by those of a pack.
 
         Raises
         ------
         ConfigError
             The pack is of another model.
         """
-        self._install(self._modules)
-        found = replace_tables(self._model, pack)
-        return self._with({one.path: self._model.get_submodule(one.path) for one in found})
+        modules, names = dict(self._modules), set(pack.tables)
+        alone = len(names) == len(self._tables) == 1
+        found = [table for table in self._tables if alone or table.table in names]
+        if len(found) != len(names):
+            raise ConfigError(
+                f"the pack has tables {', '.join(pack.tables)}, but the model reads "
+                f"{', '.join(table.table for table in self._tables)}: the pack is of another model"
+            )
+        for table in found:
+            opened = pack if alone or pack.table == table.table else pack.open_table(table.table)
+            table.check(opened)
+            modules[table.path] = PackEmbedding(opened, scale=table.scale)
+        return self._with(modules)
 
     def row_ids(self, token_ids: torch.Tensor) -> torch.Tensor:
         """See `LanguageModel.row_ids`: what the model asks the table's module for."""

@@ -25,7 +25,7 @@ def mount(model: _Model, pack: str | Path | Pack, *, io: str = "auto") -> _Model
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        A Gemma 3n, Gemma 4 or Qwen4Exp; changed in place.
+        A Gemma 3n, Gemma 4, Qwen4Exp or MemoryLLM; changed in place.
     pack : str, Path or Pack
         A pack of all its tables; one that is open is read with its own settings. It stays open for
         as long as the model is used.
@@ -48,8 +48,8 @@ def mount(model: _Model, pack: str | Path | Pack, *, io: str = "auto") -> _Model
     return model
 
 
-def replace_tables(model: Any, pack: str | Path | Pack, io: str = "auto") -> None:
-    """Do as `mount`, also on a model whose weights are not loaded yet."""
+def replace_tables(model: Any, pack: str | Path | Pack, io: str = "auto") -> list[TableModule]:
+    """Do as `mount`, also on a model whose weights are not loaded yet; return what was replaced."""
     found = table_modules(model)
     with ExitStack() as stack:
         packs = open_packs(found, pack, io, stack)
@@ -57,6 +57,7 @@ def replace_tables(model: Any, pack: str | Path | Pack, io: str = "auto") -> Non
     for one, opened in zip(found, packs):
         one.replace(model, opened)
     model.save_pretrained = partial(save_pretrained, model)
+    return found
 
 
 def open_packs(

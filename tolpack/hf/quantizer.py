@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
+from transformers.utils.hub import cached_file
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from tolpack.errors import ConfigError
@@ -80,14 +81,19 @@ class TolpackQuantizer(HfQuantizer):
     ) -> None:
         pack = self.quantization_config.pack
         if not isinstance(pack, Path):
-            pack = _beside(checkpoint_files, pack)
+            pack = _beside(model.name_or_path, checkpoint_files, pack)
         replace_tables(model, pack, self.quantization_config.io)
         tensors = architecture(model.config.get_text_config().model_type).tensors
         ignored = set(model._keys_to_ignore_on_load_unexpected or ())
         model._keys_to_ignore_on_load_unexpected = ignored | {tensors}
 
 
-def _beside(checkpoint_files: list[str] | None, name: str) -> Path:
+def _beside(name_or_path: str, checkpoint_files: list[str] | None, name: str) -> Path:
+    """Return the path of a pack that lies beside the weights, downloaded if they were."""
     if not checkpoint_files:
         raise ConfigError(f"there are no weights beside which the pack {name!r} could be")
-    return Path(checkpoint_files[0]).with_name(name)
+    path = Path(checkpoint_files[0]).with_name(name)
+    if path.exists() or Path(name_or_path).is_dir():
+        return path
+    # Downloads are cached in a folder that has the name of the revision.
+    return Path(cached_file(name_or_path, name, revision=path.parent.name) or path)

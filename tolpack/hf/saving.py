@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from tolpack.container.atomic_write import same_file
 from tolpack.errors import ConfigError
 from tolpack.pack import Pack
 
@@ -66,10 +67,11 @@ def save_pretrained(model: Any, save_directory: str | Path, **options: Any) -> N
     current = getattr(model.config, "quantization_config", None)
     mended_config({"quantization_config": current}, path)
     type(model).save_pretrained(model, save_directory, **options)
-    folder = Path(save_directory)
-    target = folder / Path(path).name
-    if not (target.exists() and target.samefile(path)):
+    file = Path(save_directory) / "config.json"
+    if not file.exists():  # another process writes it, or these are adapters alone
+        return
+    target = file.with_name(Path(path).name)
+    if not same_file(target, path):
         shutil.copyfile(path, target)
-    file = folder / "config.json"
     config = mended_config(json.loads(file.read_text(encoding="utf-8")), target.name)
     file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -123,7 +123,7 @@ def compare(
         base.append(window_score(expected, targets))
         for model, parts in zip(models, found):
             logits = model(batch).flatten(0, 1)
-            divergence = _window_divergence(expected, logits, targets.shape[1])
+            divergence = window_divergence(expected, logits, targets.shape[1])
             parts.append((window_score(logits, targets), divergence))
             if progress is not None:
                 progress(targets.numel())
@@ -132,8 +132,11 @@ def compare(
     return Score.joined(base), joined
 
 
-def _window_divergence(reference: torch.Tensor, other: torch.Tensor, length: int) -> Divergence:
-    """Compare logits (windows · length, vocab), a block of positions at a time."""
+def window_divergence(reference: torch.Tensor, other: torch.Tensor, length: int) -> Divergence:
+    """Return the divergence of `other` from `reference`, logits (windows · length, vocab).
+
+    Positions are worked on in blocks, so that little is held beside the logits.
+    """
     kl, agreed = [], []
     for block in row_blocks(reference):
         ours, theirs = reference[block], other[block]

@@ -58,6 +58,10 @@ class Score:
         """Standard error of the perplexity over windows (0 with one window)."""
         return self.ppl * ratio_se(self.nll_nats, self.tokens)
 
+    def first(self, windows: int) -> Score:
+        """Return the score of the first windows."""
+        return Score(self.nll_nats[:windows], self.tokens[:windows])
+
     @classmethod
     def joined(cls, scores: Sequence[Score]) -> Score:
         """Return the score over the windows of all `scores`, in their order."""

@@ -124,7 +124,9 @@ def check_ids(token_ids: ArrayLike, vocab_size: int) -> NDArray[np.int64]:
         raise TokenIdError(
             f"token ids have {ids.ndim} dimensions, expected 1: pass a list, or ids.ravel()"
         )
-    if ids.min() < 0 or ids.max() >= vocab_size:
+    # One id, that of a decode step, is looked at as Python's number: it takes a third of the time.
+    low, high = (ids.min(), ids.max()) if ids.size > 1 else (ids.item(),) * 2
+    if low < 0 or high >= vocab_size:
         wrong = ids[(ids < 0) | (ids >= vocab_size)][0]
         raise TokenIdError(f"token id {wrong} is out of range 0 … {vocab_size - 1} (vocab_size)")
     return ids.astype(np.int64)

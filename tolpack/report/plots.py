@@ -30,6 +30,8 @@ class TradeOffPoint:
     megabytes: float
     increase_pct: float
     increase_se_pct: float
+    kl_nats: float
+    kl_se_nats: float
     family: str
     label: str
     on_front: bool
@@ -41,7 +43,7 @@ def check_plot() -> None:
 
 
 def plot_trade_off(points: Sequence[TradeOffPoint], path: Path, title: str) -> None:
-    """Draw perplexity increase against size with the Pareto front.
+    """Draw perplexity increase, and below it KL divergence with its Pareto front, against size.
 
     Raises
     ------
@@ -52,29 +54,64 @@ def plot_trade_off(points: Sequence[TradeOffPoint], path: Path, title: str) -> N
     """
     pyplot = _pyplot()
     with pyplot.rc_context({"font.size": 10, "svg.hashsalt": "tolpack", "svg.fonttype": "none"}):
-        figure, axes = pyplot.subplots(figsize=(8, 4.8), layout="constrained")
-        axes.set_xscale("log")
-        axes.set_yscale("symlog", linthresh=LINEAR_PCT, linscale=0.6)
-        _draw_points(axes, points)
-        axes.margins(x=0.05, y=0.12)
-        axes.autoscale_view()
-        axes.set_xlim(left=_ROOM_LEFT * min(point.megabytes for point in points))
-        front = [point for point in points if point.on_front]
+        figure, (above, below) = pyplot.subplots(
+            2, 1, figsize=(8, 9), layout="constrained", sharex=True
+        )
+        families = list(dict.fromkeys(point.family for point in points))
+        _draw_increases(above, points, families)
+        _draw_divergences(below, points, families)
+        below.set_xlim(left=_ROOM_LEFT * min(point.megabytes for point in points))
+        front = [point for point in points if point.on_front and point.kl_nats > 0]
         if front:
-            _draw_front(axes, front)
-        _style_axes(axes, title)
+            _draw_front(below, front)
+        _style_sizes(below)
+        above.set_title(title, loc="left", fontsize=11)
+        for axes in (above, below):
+            axes.grid(color="#e6e6e6", linewidth=0.7, zorder=0)
+            for side in ("top", "right"):
+                axes.spines[side].set_visible(False)
+            axes.legend(frameon=False, fontsize=8.5)
         _save(figure, path)
         pyplot.close(figure)
 
 
-def _draw_points(axes: Any, points: Sequence[TradeOffPoint]) -> None:
-    families = list(dict.fromkeys(point.family for point in points))
+def _draw_increases(axes: Any, points: Sequence[TradeOffPoint], families: Sequence[str]) -> None:
+    from matplotlib.ticker import FuncFormatter, SymmetricalLogLocator
+
+    axes.set_xscale("log")
+    axes.set_yscale("symlog", linthresh=LINEAR_PCT, linscale=0.6)
+    shown = [(point, point.increase_pct, point.increase_se_pct) for point in points]
+    _draw_points(axes, shown, families)
+    axes.axhline(0, color=_GREY, linewidth=0.8, zorder=1)
+    axes.set_ylabel("perplexity increase, %")
+    axes.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=LINEAR_PCT, subs=(1, 3)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _draw_divergences(axes: Any, points: Sequence[TradeOffPoint], families: Sequence[str]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    shown = [(point, point.kl_nats, point.kl_se_nats) for point in points if point.kl_nats > 0]
+    _draw_points(axes, shown, families)
+    left_out = len(points) - len(shown)
+    note = f"; {left_out} of exactly 0 not shown" if left_out else ""
+    axes.set_ylabel(f"mean KL divergence, nats (log scale{note})")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _draw_points(
+    axes: Any, shown: Sequence[tuple[TradeOffPoint, float, float]], families: Sequence[str]
+) -> None:
+    """Draw points at given heights with given errors, a colour and a mark for each family."""
     for number, family in enumerate(families):
-        own = [point for point in points if point.family == family]
+        own = [one for one in shown if one[0].family == family]
         axes.errorbar(
-            [point.megabytes for point in own],
-            [point.increase_pct for point in own],
-            [point.increase_se_pct for point in own],
+            [point.megabytes for point, _, _ in own],
+            [height for _, height, _ in own],
+            [error for _, _, error in own],
             fmt=_MARKS[number % len(_MARKS)],
             color=_COLOURS[number % len(_COLOURS)],
             markersize=6,
@@ -82,6 +119,8 @@ def _draw_points(axes: Any, points: Sequence[TradeOffPoint]) -> None:
             label=family,
             zorder=3,
         )
+    axes.margins(x=0.05, y=0.12)
+    axes.autoscale_view()
 
 
 def _draw_front(axes: Any, front: Sequence[TradeOffPoint]) -> None:
@@ -89,7 +128,7 @@ def _draw_front(axes: Any, front: Sequence[TradeOffPoint]) -> None:
     ordered = sorted(front, key=lambda point: point.megabytes)
     axes.step(
         [point.megabytes for point in ordered],
-        [point.increase_pct for point in ordered],
+        [point.kl_nats for point in ordered],
         where="post",
         color=_GREY,
         linewidth=1.2,
@@ -99,7 +138,7 @@ def _draw_front(axes: Any, front: Sequence[TradeOffPoint]) -> None:
     for point in _without_overlap(axes, ordered):
         axes.annotate(
             textwrap.fill(point.label, _LABEL_WIDTH),
-            (point.megabytes, point.increase_pct),
+            (point.megabytes, point.kl_nats),
             xytext=(-8, -3),  # no point lies below and to the left of the front
             textcoords="offset points",
             horizontalalignment="right",
@@ -115,7 +154,7 @@ def _without_overlap(axes: Any, points: Sequence[TradeOffPoint]) -> list[TradeOf
     labelled: list[TradeOffPoint] = []
     occupied: list[tuple[float, float, float]] = []
     for point in points:
-        x, y = axes.transData.transform((point.megabytes, point.increase_pct))
+        x, y = axes.transData.transform((point.megabytes, point.kl_nats))
         lines = textwrap.wrap(point.label, _LABEL_WIDTH)
         left, low = x - 6.5 * max(map(len, lines)) - 8, y - 16 * len(lines)
         if all(left > right or y < bottom or low > top for right, bottom, top in occupied):
@@ -124,27 +163,13 @@ def _without_overlap(axes: Any, points: Sequence[TradeOffPoint]) -> list[TradeOf
     return labelled
 
 
-def _style_axes(axes: Any, title: str) -> None:
-    from matplotlib.ticker import (
-        FuncFormatter,
-        LogLocator,
-        NullFormatter,
-        SymmetricalLogLocator,
-    )
+def _style_sizes(axes: Any) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axes.set_title(title, loc="left", fontsize=11)
     axes.set_xlabel("size of the pack, MB (log scale)")
-    axes.set_ylabel("perplexity increase, %")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.axhline(0, color=_GREY, linewidth=0.8, zorder=1)
-    axes.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=LINEAR_PCT, subs=(1, 3)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.grid(color="#e6e6e6", linewidth=0.7, zorder=0)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.legend(frameon=False, fontsize=8.5)
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -25,8 +25,8 @@ from tolpack.report.sweep_page import (
     facts,
     lead,
     recommendation_section,
-    settings_section,
-    trade_off_section,
+    settings_sections,
+    trade_off_sections,
 )
 from tolpack.report.task_tables import task_section
 
@@ -47,7 +47,7 @@ def study_page(subject: ReportSubject, study: Study, recommended: Sequence[Recom
     """Return the report of ``tolpack study``; parts that were not run have no section."""
     sections: list[PageSection] = []
     if study.packs:
-        sections.append(trade_off_section((), study.packs, study.skipped, subject.command))
+        sections += trade_off_sections((), study.packs, study.skipped, subject.command)
     if recommended:
         sections.append(recommendation_section(recommended, subject))
     for part, make in _SECTIONS.items():
@@ -58,7 +58,7 @@ def study_page(subject: ReportSubject, study: Study, recommended: Sequence[Recom
     if study.tasks:
         sections.append(replace(task_section(study.tasks), command=subject.command))
     if study.packs:
-        sections.append(settings_section((), study.packs, subject.command))
+        sections += settings_sections((), study.packs, subject.command)
     return Page(
         title=f"{subject.checkpoint.name}: what its memory is worth",
         lead=lead(recommended),
@@ -86,14 +86,17 @@ def _precision(study: Study) -> PageSection | None:
             float(result.options.bits),
             result.score.ppl_increase_pct,
             result.score.ppl_increase_se_pct,
+            result.score.kl_mean_nats,
+            result.score.top1_agreement_pct,
             result.score.bytes / 1e6,
             result.score.ratio_fp16,
             100 * (_PAPER_BITS[int(result.options.bits)] / reference - 1),
         )
         for result in plain
     )
-    header = ("bits", "increase, %", "± , %", "MB", "× FP16", "the paper's 1B model, %")
-    table = DataTable(header, rows, (".0f", "+.3f", ".3f", ".2f", ".2f", "+.2f"))
+    header = ("bits", "increase, %", "± , %", "KL, nats", "top 1, %", "MB", "× FP16",
+              "increase of the paper's 1B model, %")  # fmt: skip
+    table = DataTable(header, rows, (".0f", "+.3f", ".3f", ".3g", ".2f", ".2f", ".2f", "+.2f"))
     text = (
         "Values rounded in groups of 64, without a basis: the paper's Table 7 on this checkpoint. "
         "Scales are counted in the size."
@@ -129,17 +132,20 @@ def _ranks(study: Study) -> PageSection | None:
             pair.uniform.score.bytes / 1e6,
             pair.uniform.score.ppl_increase_pct,
             pair.uniform.score.ppl_increase_se_pct,
+            pair.uniform.score.kl_mean_nats,
             pair.by_loss.score.bytes / 1e6,
             pair.by_loss.score.ppl_increase_pct,
             pair.by_loss.score.ppl_increase_se_pct,
+            pair.by_loss.score.kl_mean_nats,
             pair.gain_pct,
             pair.gain_se_pct,
         )
         for pair in study.ranks
     )
-    header = ("uniform rank", "MB", "increase, %", "± , %", "by loss: MB", "increase, %", "± , %",
-              "lower by, %", "± , %")  # fmt: skip
-    table = DataTable(header, rows, ("", ".3f", "+.3f", ".3f", ".3f", "+.3f", ".3f", ".3f", ".3f"))
+    header = ("uniform rank", "MB", "increase, %", "± , %", "KL, nats", "by loss: MB",
+              "increase, %", "± , %", "KL, nats", "perplexity lower by, %", "± , %")  # fmt: skip
+    formats = ("", ".3f", "+.3f", ".3f", ".3g", ".3f", "+.3f", ".3f", ".3g", ".3f", ".3f")
+    table = DataTable(header, rows, formats)
     text = (
         "The paper truncates all layers to the same rank (Table 8) and leaves open whether ranks "
         "that differ do better. Here the second kind takes no more bytes than the first, both at "

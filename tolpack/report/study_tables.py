@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tolpack.report.tables import format_bytes, format_table, pack_increase, sweep_table
+from tolpack.report.evaluation_tables import (
+    pack_divergence,
+    pack_increase,
+    sweep_table,
+    text_table,
+)
+from tolpack.report.tables import format_bytes, format_table
 from tolpack.report.task_tables import task_table
 
 if TYPE_CHECKING:  # it loads torch
@@ -23,7 +29,11 @@ def study_text(study: Study, recommended: Sequence[Recommendation]) -> str:
         f"{base.ppl:.3f} ± {base.ppl_se:.2f}; increases are paired window by window"
     ]
     if study.packs:
-        parts.append(f"Packs: perplexity against size\n\n{sweep_table(study.packs, study.skipped)}")
+        table = sweep_table(study.packs, study.skipped)
+        parts.append(f"Packs: what they change, against their size\n\n{table}")
+    if study.packs and base.by_text:
+        named = [(one.options.label, one.score) for one in study.packs]
+        parts.append(f"Packs, text by text\n\n{text_table(base, named)}")
     if recommended:
         parts.append(f"Which setting to ship\n\n{recommendation_table(recommended)}")
     if study.ranks:
@@ -44,8 +54,9 @@ def study_text(study: Study, recommended: Sequence[Recommendation]) -> str:
 def recommendation_table(recommended: Sequence[Recommendation]) -> str:
     """Write the smallest pack for each limit, and the arguments that build it."""
     header = [
-        "increase + 2 errors",
+        "KL + 2 errors, nats",
         "measured",
+        "increase",
         "bytes",
         "× FP16",
         "tolpack build …",
@@ -53,7 +64,8 @@ def recommendation_table(recommended: Sequence[Recommendation]) -> str:
     ]
     rows = [
         [
-            f"at most {one.limit_pct:g} %",
+            f"at most {one.limit_nats:g}",
+            pack_divergence(one.smallest.score),
             pack_increase(one.smallest.score),
             format_bytes(one.smallest.score.bytes),
             f"{one.smallest.score.ratio_fp16:.2f}",
@@ -73,14 +85,17 @@ def ablation_increase(result: AblationResult) -> str:
 
 
 def _ranks(study: Study) -> str:
-    header = ["uniform rank", "bytes", "increase", "by loss: bytes", "increase", "lower by"]
+    header = ["uniform rank", "bytes", "increase", "KL, nats", "by loss: bytes", "increase",
+              "KL, nats", "lower by"]  # fmt: skip
     rows = [
         [
             pair.uniform.options.rank,
             format_bytes(pair.uniform.score.bytes),
             pack_increase(pair.uniform.score),
+            pack_divergence(pair.uniform.score),
             format_bytes(pair.by_loss.score.bytes),
             pack_increase(pair.by_loss.score),
+            pack_divergence(pair.by_loss.score),
             f"{pair.gain_pct:.3f} ± {pair.gain_se_pct:.3f} %",
         ]
         for pair in study.ranks

@@ -15,9 +15,10 @@ if TYPE_CHECKING:  # they load torch
     from tolpack.evaluation.evaluator import PackScore
     from tolpack.evaluation.experiment_runner import SweepResult
 
-_COLUMNS = ("rank", "bits", "drop", "size", "max_ppl_increase", "path", "bytes", "ratio_fp16",
-            "bits_per_weight", "ppl", "ppl_se", "nll_nats", "tokens", "ppl_increase_pct",
-            "ppl_increase_se_pct", "kl_mean_nats", "kl_mean_se_nats", "kl_median_nats",
+_COLUMNS = ("rank", "bits", "drop", "size", "max_ppl_increase", "max_kld", "path", "text", "bytes",
+            "ratio_fp16", "bits_per_weight", "ppl", "ppl_se", "nll_nats", "tokens",
+            "ppl_increase_pct", "ppl_increase_se_pct", "kl_mean_nats", "kl_mean_se_nats",
+            "kl_median_nats",
             "kl_p99_nats", "kl_max_nats", "top1_agreement_pct", "top1_agreement_se_pct",
             "read_bytes_per_token", "resident_bytes", "macs_per_token",
             "build_seconds", "eval_seconds", "on_front")  # fmt: skip
@@ -26,17 +27,23 @@ _COLUMNS = ("rank", "bits", "drop", "size", "max_ppl_increase", "path", "bytes",
 def write_csv(packs: Sequence[PackScore], results: Sequence[SweepResult], path: Path) -> None:
     """Write a header, and a line per pack and result; a value that does not apply is empty.
 
+    With several texts, a line over the windows of all is followed by one for each, which names it.
+
     Raises
     ------
     FileAccessError
         The file cannot be written.
     """
-    from dataclasses import asdict
-
-    lines = [asdict(pack) for pack in packs]
+    lines = []
+    for pack in packs:
+        lines += [{**one.to_json(), "text": one.text} for one in (pack, *pack.by_text)]
     for result in results:
         values = result.to_json()
-        lines.append({**values, **values["setting"]})
+        values |= values["setting"]
+        lines += [
+            {**values, **one.to_json(), "path": None, "text": one.text}
+            for one in (result.score, *result.score.by_text)
+        ]
     text = io.StringIO()
     writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore")
     writer.writeheader()
@@ -49,22 +56,19 @@ def plot_sweep(
     packs: Sequence[PackScore], results: Sequence[SweepResult], path: Path, title: str
 ) -> None:
     """Draw packs and results; see `tolpack.report.plots.plot_trade_off`."""
-    drawn = [
-        TradeOffPoint(
-            pack.bytes / 1e6, pack.ppl_increase_pct, pack.ppl_increase_se_pct, "packs",
-            Path(pack.path).name, on_front=False,
-        )
-        for pack in packs
-    ]  # fmt: skip
+    drawn = [_point(pack, "packs", Path(pack.path).name, on_front=False) for pack in packs]
     drawn += [
-        TradeOffPoint(
-            result.score.bytes / 1e6, result.score.ppl_increase_pct,
-            result.score.ppl_increase_se_pct, family(result), result.options.short_label,
-            result.on_front,
-        )
-        for result in results
-    ]  # fmt: skip
+        _point(one.score, family(one), one.options.short_label, on_front=one.on_front)
+        for one in results
+    ]
     plot_trade_off(drawn, path, title)
+
+
+def _point(score: PackScore, family: str, label: str, *, on_front: bool) -> TradeOffPoint:
+    return TradeOffPoint(
+        score.bytes / 1e6, score.ppl_increase_pct, score.ppl_increase_se_pct, score.kl_mean_nats,
+        score.kl_mean_se_nats, family, label, on_front,
+    )  # fmt: skip
 
 
 def family(result: SweepResult) -> str:

@@ -6,6 +6,7 @@ at memory speed, that takes a third of the time.
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from typing import Any
@@ -38,7 +39,7 @@ class Buffers:
         Its memory comes back when this object is gone. Views of it do not keep it: hold on to the
         array itself, as a tensor made from it does.
         """
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        size = math.prod(shape) * np.dtype(dtype).itemsize
         if size < _LEAST_BYTES:
             return np.empty(shape, dtype)
         memory = self._take(size)

@@ -69,7 +69,7 @@ class TableSource(Protocol):
     """A table of ``rows`` rows, one for each token id, whose values are in several ``fields``.
 
     Capabilities that only some sources have are attributes too, with a neutral value in the others:
-    ``checkpoint``, ``transformers_model``, ``errors_add``, ``compute`` and `computed_in`,
+    ``checkpoint``, ``transformers_model``, ``fields_compensate``, ``compute`` and `computed_in`,
     ``ffn_bytes``, ``inner_size``, ``weight_bytes`` and ``ngrams``. So no user has to ask what kind
     of source it has.
     """
@@ -105,8 +105,10 @@ class TableSource(Protocol):
         ...
 
     @property
-    def errors_add(self) -> bool:
-        """Whether fields are added to one stream, so that one can make up for another's error."""
+    def fields_compensate(self) -> bool:
+        """Whether fields can make up for one another's errors, because what becomes of them is
+        added to one stream.
+        """
         ...
 
     @property

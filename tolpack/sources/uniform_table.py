@@ -47,7 +47,7 @@ class UniformTable:
 
     checkpoint: Checkpoint | None = None
     transformers_model: TransformersFolder | None = None
-    errors_add = False
+    fields_compensate = False
     compute = torch.float32
     ffn_bytes: int | None = None
     inner_size = 0
@@ -125,7 +125,7 @@ class DerivedTable(UniformTable):
         self.fields = source.fields
         self.checkpoint = source.checkpoint
         self.transformers_model = source.transformers_model
-        self.errors_add = source.errors_add
+        self.fields_compensate = source.fields_compensate
         self.compute = source.compute
         self.ffn_bytes = source.ffn_bytes
         self.inner_size = source.inner_size

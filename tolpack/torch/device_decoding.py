@@ -43,6 +43,8 @@ def expand(records: torch.Tensor, layout: RecordLayout) -> torch.Tensor:
     out = torch.empty(len(records), starts[-1], dtype=torch.float32, device=records.device)
     for run in layout.runs:
         values = _values(records, run)
+        if layout.stored_values == (run.part.values,) * run.count:  # all there is
+            return values.flatten(1)
         for n in range(run.count):
             start = starts[run.first + n] + run.value_offset
             out[:, start : start + run.part.values] = values[:, n]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tolpack.pack import Pack
 from tolpack.reading.lookup import LayerSelection, check_ids
-from tolpack.reading.row_decoder import RowDecoder, StoredValueDecoder
+from tolpack.reading.row_decoder import RowDecoder, StoredValueDecoder, TableDecoder
 from tolpack.runtime.array_types import Bytes, Floats, Ints
 from tolpack.runtime.buffers import Buffers
 from tolpack.torch.device_decoding import check_scales, expand
@@ -26,6 +26,8 @@ Layer = Callable[[int], torch.Tensor]
 Stored = Callable[[Ints, torch.dtype], tuple[torch.Tensor, torch.cuda.Event | None]]
 # Memory of rows that nobody uses any more, kept for the next ones.
 _KEPT_BYTES = 64 << 20
+# Codecs without a scale or a step.
+_FLOATS = {"f32", "f16", "bf16"}
 _NUMPY = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.uint16}
 
 
@@ -42,6 +44,48 @@ def row_source(
     return HotRows(pack, hot_rows, source) if hot_rows else source
 
 
+class StackedRows:
+    """Rows of all layers in one tensor; a `Layer`.
+
+    Parameters
+    ----------
+    rows : torch.Tensor
+        (ids, layers, width).
+    """
+
+    __slots__ = ("_rows",)
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        self._rows = rows
+
+    def __call__(self, layer: int) -> torch.Tensor:
+        """Return one layer's rows, a view."""
+        return self._rows.select(1, layer)
+
+    def clone(self) -> StackedRows:
+        """Return a copy."""
+        return StackedRows(self._rows.clone())
+
+    def row(self, number: int) -> StackedRows:
+        """Return one id's rows alone, a view."""
+        return StackedRows(self._rows[number : number + 1])
+
+    def cut(
+        self, shape: torch.Size, inverse: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """Return all layers' rows as views, ``(*shape, width)`` each.
+
+        Parameters
+        ----------
+        shape : torch.Size
+            Of the ids.
+        inverse : torch.Tensor, optional
+            The row of each of them, (ids,); default: they are in order.
+        """
+        rows = self._rows if inverse is None else self._rows.index_select(0, inverse)
+        return rows.view(*shape, *rows.shape[1:]).unbind(-2)
+
+
 class HotRows:
     """Rows of the most frequent tokens, which stay on the device; others come from `source`."""
 
@@ -50,7 +94,10 @@ class HotRows:
         # Ascending, to be searched: a place for every id of the vocabulary might be gigabytes.
         self._tokens = np.sort(pack.most_frequent(count))
         layer = source(self._tokens)
-        self._rows = [layer(n).clone() for n in range(pack.num_layers)]
+        self._stacked = layer.clone() if isinstance(layer, StackedRows) else None
+        held = self._stacked or layer
+        rows = [held(n) for n in range(pack.num_layers)]
+        self._rows = rows if self._stacked else [one.clone() for one in rows]
 
     def __call__(self, ids: Ints) -> Layer:
         """Return the rows of distinct `ids`."""
@@ -58,6 +105,8 @@ class HotRows:
         is_cold = self._tokens.take(places, mode="clip") != ids
         if len(ids) == 1 and not is_cold[0]:  # a view
             one = int(places[0])
+            if self._stacked:
+                return self._stacked.row(one)
             return lambda layer: self._rows[layer][one : one + 1]
         cold = np.flatnonzero(is_cold)
         if len(cold) == len(ids):
@@ -77,6 +126,38 @@ class HotRows:
         return rows
 
 
+class FloatDecoder:
+    """Decodes records of floating-point numbers, of which no layer is dropped, to rows.
+
+    A `tolpack.reading.record_reader.RecordSink`. There are no compiled loops for them, and torch
+    converts them ten times faster than numpy.
+
+    Parameters
+    ----------
+    decoder : TableDecoder
+        Of a table that `fits`.
+    out : torch.Tensor
+        (any, layers, width) of float32, float16 or bfloat16, contiguous.
+    """
+
+    def __init__(self, decoder: TableDecoder, out: torch.Tensor) -> None:
+        self._decoder, self._out = decoder, out.flatten(1)
+
+    @staticmethod
+    def fits(decoder: TableDecoder) -> bool:
+        """Whether all records are such numbers, and rows are these as they are."""
+        runs = [run for layout in decoder.layouts.values() for run in layout.runs]
+        return decoder.plain and all(run.part.codec in _FLOATS for run in runs)
+
+    def __call__(self, encoding: int, records: Bytes, places: Ints) -> None:
+        """Decode `records` to ``out[places]``."""
+        values = expand(torch.from_numpy(records.copy()), self._decoder.layouts[encoding])
+        if len(places) == 1:
+            self._out[int(places[0])].copy_(values[0])
+        else:
+            self._out.index_copy_(0, torch.from_numpy(places), values.to(self._out.dtype))
+
+
 class HostRows:
     """Rows that need no product, decoded on the host into the dtype that is wanted."""
 
@@ -85,18 +166,21 @@ class HostRows:
         self._buffers = Buffers(_KEPT_BYTES)
         layers = range(pack.num_layers)
         self._layers = LayerSelection.of(layers, pack.container.table.fields)
+        self._of_floats = not self._layers.zeros and FloatDecoder.fits(pack.decoder)
 
     def __call__(self, ids: Ints) -> Layer:
         """Return the rows of distinct `ids`: views of one array."""
-        pack, numpy_dtype = self._pack, _NUMPY[self._dtype]
-        shape = (len(ids), pack.num_layers, pack.hidden_size)
-        out = self._buffers.array(shape, numpy_dtype)
-        pack.gather(ids, RowDecoder(pack.decoder, out, self._layers))
-        self._layers.fill_undecoded(out)
+        pack, layers = self._pack, self._layers
+        shape = (len(ids), layers.count, layers.width)
+        out = self._buffers.array(shape, _NUMPY[self._dtype])
         rows = torch.from_numpy(out)
         rows = rows.view(torch.bfloat16) if self._dtype == torch.bfloat16 else rows
-        rows = rows.to(self._device)
-        return lambda layer: rows[:, layer]
+        if self._of_floats:
+            pack.gather(ids, FloatDecoder(pack.decoder, rows))
+        else:
+            pack.gather(ids, RowDecoder(pack.decoder, out, layers))
+            layers.fill_undecoded(out)
+        return StackedRows(rows if self._device.type == "cpu" else rows.to(self._device))
 
 
 class HostCoefficients:

@@ -9,8 +9,8 @@ remains costs ``½ e_l S_l e_lᵀ``, with the Schur complement ``S_l = G_{l,l} -
 to a quarter of ``G_{l,l}`` (docs/compression.md). This is the block form of the
 elimination that GPTQ (arXiv 2210.17323) does column by column inside a weight matrix.
 
-Where errors of layers do not add (`TableSource.errors_add`), nothing was measured of two layers
-together, and all this leaves each layer alone with its own metric.
+Where fields cannot make up for one another's errors (`TableSource.fields_compensate`), nothing was
+measured of two layers together, and each is left alone with its own metric.
 
 ``W`` is the next `COMPENSATION_REACH` kept layers: gradients form nearly a Markov chain along the
 layers, so two see nearly as much as all.

@@ -83,7 +83,7 @@ def _cheapest(
 ) -> tuple[int, ...]:
     """Choose layers one by one, as long as each costs less loss than its bytes save."""
     kept, candidate, validation = whole.inputs.kept, whole.chosen(), whole.measured_on
-    sizes = whole.layer_bytes(candidate)
+    measure, sizes = validation.measure, whole.layer_bytes(candidate)
     predicted = {layer: _predicted_loss(whole, layer) for layer in kept}
     slope = LOSS_POWER * _loss(whole) / whole.predicted_bytes(candidate)
     dropped: tuple[int, ...] = ()
@@ -95,9 +95,9 @@ def _cheapest(
         left = (layer for layer in kept if layer not in dropped)
         likely = sorted(left, key=lambda layer: predicted[layer] - slope * sizes[layer])
         for layer in likely[:_TRIED]:
-            increase, error = _dropping_cost(inputs_without((*dropped, layer)), validation)
-            reporter.say(f"auto: without layer {layer}: {increase:+.3f} ± {error:.3f} % perplexity")
-            loss = math.log1p(increase / 100)
+            cost_and_error = _dropping_cost(inputs_without((*dropped, layer)), validation)
+            reporter.say(f"auto: without layer {layer}: {measure.words(*cost_and_error)}")
+            loss = measure.nats(cost_and_error[0])
             found.append((slope * sizes[layer] - (loss - cost), loss, layer))
         gain, loss, layer = max(found)
         if gain <= 0 and drop.most is None:
@@ -107,7 +107,7 @@ def _cheapest(
 
 
 def _dropping_cost(inputs: PlanInputs, validation: HeldOutValidation) -> tuple[float, float]:
-    """Perplexity increase in percent, and its standard error, of the dropped layers alone."""
+    """Loss of the dropped layers alone, and its standard error, in the unit of its measure."""
     source, ids = inputs.source, validation.token_ids
     terms = dropped_terms(
         inputs.stats.model, inputs.kept, len(source.fields), damping(inputs),
@@ -117,7 +117,7 @@ def _dropping_cost(inputs: PlanInputs, validation: HeldOutValidation) -> tuple[f
     rows = np.zeros((len(ids), len(source.fields), inputs.width), np.float32)
     for layer in inputs.kept:
         rows[:, layer] = table.field_rows(layer)(ids)
-    return validation.increase_pct(rows)
+    return validation.loss(rows)
 
 
 def _predicted_loss(planner: EntropyCodedPlanner, layer: int) -> float:
@@ -134,9 +134,10 @@ def _predicted_loss(planner: EntropyCodedPlanner, layer: int) -> float:
 
 
 def _loss(planner: EntropyCodedPlanner) -> float:
-    """Nats per token that the chosen pack costs, at least a hundredth of a percent."""
-    increase, _ = planner.measured_increase(planner.chosen())
-    return max(math.log1p(increase / 100), 1e-4)
+    """Nats per token that the chosen pack costs, and no less than can be told."""
+    loss, _ = planner.measured_loss(planner.chosen())
+    measure = planner.measured_on.measure
+    return max(measure.nats(loss), measure.least_nats)
 
 
 def _is_better(one: EntropyCodedPlanner, other: EntropyCodedPlanner, reporter: Reporter) -> bool:

@@ -24,13 +24,13 @@ from tolpack.compress.entropy.encoder import EntropyCodedEncoder
 from tolpack.compress.entropy.frame_sample import FrameSample, FrequencySteps, sample_frames
 from tolpack.compress.entropy.held_out_validation import HeldOutValidation
 from tolpack.compress.entropy.layer_basis import MAX_CODE, MAX_WIDE_CODE, basis_part
+from tolpack.compress.entropy.loss_measure import loss_limit, measure_for
 from tolpack.compress.entropy.quantizers import layer_step, layer_steps
 from tolpack.compress.entropy.rank_choice import Component, choose_components
 from tolpack.compress.entropy.step_search import search_error, search_loss, search_size
 from tolpack.compress.entropy.table_quantizer import Candidate, TableQuantizer
 from tolpack.compress.header_size import PlannedHeader, file_bytes, planned_basis
 from tolpack.compress.plan import Plan, PlanInputs, PlannedArray, PlannedChunk, planned_array
-from tolpack.compress.settings import DEFAULT_INCREASE
 from tolpack.container.crc import CHECKSUM_BYTES
 from tolpack.container.header import Field
 from tolpack.container.index import index_bytes
@@ -73,9 +73,10 @@ class EntropyCodedPlanner:
     @classmethod
     def of(cls, inputs: PlanInputs) -> EntropyCodedPlanner:
         """Measure the table: one pass over it, if rows are stored as coefficients."""
-        if inputs.settings.max_ppl_increase is not None and inputs.stats.model is None:
+        given, measure = inputs.settings, measure_for(inputs.settings)
+        if inputs.stats.model is None and (given.max_kld or given.max_ppl_increase) is not None:
             raise ConfigError(
-                "--max-ppl-increase is measured, but the model cannot be run: use --size or "
+                f"{measure.option} is measured, but the model cannot be run: use --size or "
                 "--max-relative-error"
             )
         source, order, kept = inputs.source, inputs.stats.order, len(inputs.kept)
@@ -90,7 +91,7 @@ class EntropyCodedPlanner:
         steps = FrequencySteps(order, spans)
         sample = sample_frames(order, spans, rows_per_block, len(source.fields) * inputs.width)
         model, reporter = inputs.stats.model, inputs.workspace.reporter
-        validation = None if model is None else HeldOutValidation(model, reporter)
+        validation = None if model is None else HeldOutValidation(model, measure, reporter)
         quantizer = TableQuantizer.of(inputs, steps)
         return cls(inputs, rows_per_block, spans, steps, sample, quantizer, validation)
 
@@ -136,9 +137,8 @@ class EntropyCodedPlanner:
             return search_error(self.candidate, self.relative_error_pct, limit, start, reporter)
         if self.validation is None:
             return self.candidate(start)
-        return search_loss(
-            self.candidate, self.measured_increase, self._loss_limit, start, reporter
-        )
+        limit, measure = loss_limit(inputs.settings), self.validation.measure
+        return search_loss(self.candidate, self.measured_loss, limit, start, reporter, measure)
 
     def candidate(self, step: float) -> Candidate:
         """Decide ranks and large codes for a step, on a sample.
@@ -181,12 +181,6 @@ class EntropyCodedPlanner:
             step *= 8.0 if clipped else 1.01 * largest / most
 
     @property
-    def _loss_limit(self) -> float:
-        """Percent of perplexity that may be lost."""
-        given = self.inputs.settings.max_ppl_increase
-        return DEFAULT_INCREASE if given is None else given
-
-    @property
     def _first_step(self) -> float:
         """Without a model, as coarse as 4 bits: 0.43 of the rows' root mean square; with one, where
         errors are predicted to add half of the limit.
@@ -196,7 +190,8 @@ class EntropyCodedPlanner:
             return _STEP_OF_4_BITS * math.sqrt(square / self.steps.mean_square)
         values = len(self.inputs.kept) * self.inputs.width
         per_square = 0.5 * values / 12 * self.steps.mean_square
-        return math.sqrt(0.5 * math.log1p(self._loss_limit / 100) / per_square)
+        limit_nats = self.validation.measure.nats(loss_limit(self.inputs.settings))
+        return math.sqrt(0.5 * limit_nats / per_square)
 
     @property
     def _mean_square(self) -> float:
@@ -243,10 +238,10 @@ class EntropyCodedPlanner:
                 found[layer] += candidate.components[layer].rank * row_bytes
         return found
 
-    def measured_increase(self, candidate: Candidate) -> tuple[float, float]:
-        """Perplexity increase in percent, and its standard error, on the held-out part."""
+    def measured_loss(self, candidate: Candidate) -> tuple[float, float]:
+        """Loss on the held-out part, and its standard error, in the unit of its measure."""
         validation = self.measured_on
-        return validation.increase_pct(self.quantizer.decoded(candidate, validation.token_ids))
+        return validation.loss(self.quantizer.decoded(candidate, validation.token_ids))
 
     def relative_error_pct(self, candidate: Candidate) -> float:
         """Return ``√(Σ‖row - packed row‖² / Σ‖row‖²)`` in percent, on the sample, each row weighted

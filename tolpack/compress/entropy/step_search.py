@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from tolpack.compress.entropy.loss_measure import PERPLEXITY, LossMeasure
 from tolpack.container.preamble import SECTION_ALIGNMENT
 from tolpack.errors import ConfigError
 from tolpack.runtime.progress import Reporter
@@ -18,8 +19,6 @@ from tolpack.runtime.progress import Reporter
 # A size may end this much below its limit, and one page of the file, and is aimed at the middle;
 # for files of few pages this much in all.
 _SIZE_ROOM, _MOST_SIZE_ROOM = 0.003, 0.012
-# A measured loss may end this much below its limit: half of it in bytes, about.
-_LOSS_ROOM = 0.08
 # A relative error, which is measured without noise, may end this much below its limit.
 _ERROR_ROOM = 0.01
 _MAX_TRIALS = 12
@@ -100,25 +99,28 @@ def search_error(
 
 def search_loss(
     make: Callable[[float], _Made],
-    measure: Callable[[_Made], tuple[float, float]],
-    limit_pct: float,
+    losses: Callable[[_Made], tuple[float, float]],
+    limit: float,
     start: float,
     reporter: Reporter,
+    measure: LossMeasure = PERPLEXITY,
 ) -> _Made:
-    """Return what `make` gives at the largest step whose measured increase stays under a limit.
+    """Return what `make` gives at the largest step whose measured loss stays under a limit.
 
     Parameters
     ----------
     make : callable
         Gives a candidate for a step.
-    measure : callable
-        Gives its perplexity increase in percent, and the standard error.
-    limit_pct : float
-        Percent; the result's increase is 0.92 to 1.00 of it, unless no step comes so near.
+    losses : callable
+        Gives its loss and the standard error, in the measure's unit.
+    limit : float
+        In the same unit; the result comes nearer than the measure's room, unless no step does.
     start : float
         First step to try.
     reporter : Reporter
         Is told every trial.
+    measure : LossMeasure
+        What the loss is measured in.
 
     Raises
     ------
@@ -126,16 +128,16 @@ def search_loss(
         Even the finest step costs more.
     """
 
-    def increase(step: float, made: _Made) -> float:
-        found, error = measure(made)
-        reporter.say(f"auto: step {step:.3g} costs {found:+.3f} ± {error:.3f} % perplexity")
+    def loss(step: float, made: _Made) -> float:
+        found, error = losses(made)
+        reporter.say(f"auto: step {step:.3g} costs {measure.words(found, error)}")
         return found
 
-    best, found = _search_below(make, increase, limit_pct, _LOSS_ROOM, start, rising=-1.6)
+    best, found = _search_below(make, loss, limit, measure.room, start, rising=-1.6)
     if best is None:
         raise ConfigError(
-            f"--max-ppl-increase {limit_pct:g}% is not met by any step: the finest one tried costs "
-            f"{found:.3f} %; allow more, or use --bits 8 or 16"
+            f"{measure.option} {limit:g}{measure.unit} is not met by any step: the finest one "
+            f"tried costs {measure.word(found)}; allow more, or use --bits 8 or 16"
         )
     return best
 
@@ -143,18 +145,18 @@ def search_loss(
 def _search_below(
     make: Callable[[float], _Made],
     measure: Callable[[float, Any], float],
-    limit_pct: float,
+    limit: float,
     room: float,
     start: float,
     rising: float,
 ) -> tuple[_Made | None, float]:
-    """As `_search`, for a measured percentage that stays under a limit; returns the percentage."""
+    """As `_search`, for a measured value that stays under a limit; returns the value."""
 
     def found(step: float) -> tuple[_Made, float]:
         made = make(step)
-        return made, -math.log(max(measure(step, made), 1e-3 * limit_pct))
+        return made, -math.log(max(measure(step, made), 1e-3 * limit))
 
-    best, value = _search(found, -math.log(limit_pct), room, start, rising)
+    best, value = _search(found, -math.log(limit), room, start, rising)
     return best, math.exp(-value)
 
 

@@ -49,7 +49,13 @@ def _open_tables(files: CheckpointFiles) -> tuple[TableSource, ...] | None:
         for n in range(layers)
     ]
     model = files.transformers_model(names)
-    return (TensorTable(NAME, GEMMA.name, files.store.states, fields, model=model),)
+    # Each vector is gated before it is added to the stream, and still the next layers' can make up
+    # for its errors: docs/lab-notes.md.
+    return (
+        TensorTable(
+            NAME, GEMMA.name, files.store.states, fields, model=model, fields_compensate=True
+        ),
+    )
 
 
 def _has_table(files: CheckpointFiles) -> bool:

@@ -90,6 +90,8 @@ class TensorTable(UniformTable):
         How token ids become row numbers.
     model : TransformersFolder, optional
         The folder from which transformers can run the model.
+    fields_compensate : bool
+        See `TableSource.fields_compensate`.
 
     Raises
     ------
@@ -106,9 +108,12 @@ class TensorTable(UniformTable):
         fields: Sequence[TensorField],
         ngrams: NGramHash | None = None,
         model: TransformersFolder | None = None,
+        *,
+        fields_compensate: bool = False,
     ) -> None:
         super().__init__(fields[0].codes.rows.rows, [one.field for one in fields], name)
-        self.family, self.ngrams, self.transformers_model = family, ngrams, model
+        self.family, self.ngrams = family, ngrams
+        self.transformers_model, self.fields_compensate = model, fields_compensate
         self.tensor_fields = tuple(fields)
         paths = dict.fromkeys(part.path for part in self.parts)
         self._files, self._hashes = files, RecordedHashes(files, paths)

@@ -1,0 +1,144 @@
+"""Text tables of what packs change and cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tolpack.errors import printable
+from tolpack.report.tables import format_bytes, format_table
+
+if TYPE_CHECKING:  # these load torch
+    from tolpack.evaluation.evaluator import Baseline, Evaluation, PackScore
+    from tolpack.evaluation.experiment_runner import SweepResult
+
+_CHANGES = ("perplexity", "increase", "KL mean, nats", "median", "99 %", "largest", "top 1")
+
+
+def format_nats(nats: float, error: float | None = None) -> str:
+    """Write a divergence with three significant digits, and its standard error with as many."""
+    if not math.isfinite(nats) or nats == 0:
+        shown = f"{nats:g}"
+        return shown if not error else f"{shown} ± {error:.1g}"
+    decimals = max(0, 2 - math.floor(math.log10(abs(nats))))
+    shown = f"{nats:.2e}" if decimals > 8 else f"{nats:.{decimals}f}"
+    if error is None:
+        return shown
+    return f"{shown} ± " + (f"{error:.0e}" if decimals > 8 else f"{error:.{decimals}f}")
+
+
+def evaluation_table(evaluation: Evaluation) -> str:
+    """Write what packs change and what they cost, a line each for the checkpoint and its packs."""
+    base, packs = evaluation.baseline, evaluation.packs
+    note = (
+        f"{base.tokens} tokens in windows of {evaluation.context}; the increase is paired window "
+        "by window; the checkpoint's bytes are its memory FFNs"
+    )
+    first = ["checkpoint", f"{base.ppl:.3f} ± {base.ppl_se:.2f}"]
+    if not packs:
+        ffn = "-" if base.ffn_bytes is None else format_bytes(base.ffn_bytes)
+        return f"{format_table(['', 'perplexity', 'bytes'], [[*first, ffn]])}\n\n{note}"
+    changes = [[*first, *[""] * (len(_CHANGES) - 1)]]
+    changes += [[name, *_changes(pack)] for name, pack in named_packs(packs)]
+    note += (
+        "; KL is the divergence of a pack's predictions from the checkpoint's, top 1 how often "
+        "both hold the same next token most likely"
+    )
+    return f"{format_table(['', *_CHANGES], changes)}\n\n{_pack_costs(evaluation)}\n\n{note}"
+
+
+def named_packs(packs: Sequence[PackScore]) -> list[tuple[str, PackScore]]:
+    """Return packs with the names of their files, or with their paths if two have one name."""
+    names = [Path(pack.path).name for pack in packs]
+    if len(set(names)) < len(names):
+        names = [pack.path for pack in packs]
+    return list(zip(names, packs))
+
+
+def text_table(baseline: Baseline, packs: Sequence[tuple[str, PackScore]]) -> str:
+    """Write what packs change on each of several texts; asterisks mark a pack's worst text, by
+    KL divergence.
+    """
+    parts = []
+    for number, base in enumerate(baseline.by_text):
+        rows = [["checkpoint", "", f"{base.ppl:.3f} ± {base.ppl_se:.2f}", *[""] * 6]]
+        for name, pack in packs:
+            own = pack.by_text[number]
+            worst = "*" if own == pack.worst_kl else ""
+            rows.append([name, worst, *_changes(own)])
+        table = format_table(["", "", *_CHANGES], rows)
+        parts.append(f"{printable(base.text)}: {base.tokens} tokens\n\n{table}")
+    return "\n\n".join([*parts, "* the text of a pack's largest KL divergence"])
+
+
+def _changes(pack: PackScore) -> list[str]:
+    return [
+        f"{pack.ppl:.3f} ± {pack.ppl_se:.2f}",
+        pack_increase(pack),
+        pack_divergence(pack),
+        *map(format_nats, (pack.kl_median_nats, pack.kl_p99_nats, pack.kl_max_nats)),
+        pack_agreement(pack),
+    ]
+
+
+def _pack_costs(evaluation: Evaluation) -> str:
+    header = ["", "bytes", "× FP16", "bits/value", "read/token", "resident", "MACs/token"]
+    ffn = evaluation.baseline.ffn_bytes
+    rows = [["checkpoint", "-" if ffn is None else format_bytes(ffn), *[""] * 5]]
+    for name, pack in named_packs(evaluation.packs):
+        rows.append(
+            [
+                name,
+                format_bytes(pack.bytes),
+                f"{pack.ratio_fp16:.2f}",
+                f"{pack.bits_per_weight:.2f}",
+                format_bytes(pack.read_bytes_per_token),
+                format_bytes(pack.resident_bytes),
+                str(pack.macs_per_token),
+            ]
+        )
+    return format_table(header, rows)
+
+
+def pack_increase(pack: PackScore) -> str:
+    """Write a pack's increase of perplexity with its standard error."""
+    return f"{pack.ppl_increase_pct:+.3f} ± {pack.ppl_increase_se_pct:.3f} %"
+
+
+def pack_divergence(pack: PackScore) -> str:
+    """Write a pack's mean divergence with its standard error."""
+    return format_nats(pack.kl_mean_nats, pack.kl_mean_se_nats)
+
+
+def pack_agreement(pack: PackScore) -> str:
+    """Write how often a pack and its checkpoint hold the same token most likely."""
+    return f"{pack.top1_agreement_pct:.2f} ± {pack.top1_agreement_se_pct:.2f} %"
+
+
+def sweep_table(results: Sequence[SweepResult], skipped: Sequence[str] = ()) -> str:
+    """Write a line per pack, smallest first; an asterisk marks those on the Pareto front."""
+    header = ["", "", "KL, nats", "top 1", "perplexity increase", "bytes", "× FP16", "bits/value",
+              "read/token", "MACs/token", "build"]  # fmt: skip
+    rows = [
+        [
+            result.options.label,
+            "*" if result.on_front else "",
+            pack_divergence(result.score),
+            pack_agreement(result.score),
+            pack_increase(result.score),
+            format_bytes(result.score.bytes),
+            f"{result.score.ratio_fp16:.2f}",
+            f"{result.score.bits_per_weight:.2f}",
+            format_bytes(result.score.read_bytes_per_token),
+            str(result.score.macs_per_token),
+            f"{result.build_seconds:.0f} s",
+        ]
+        for result in sorted(results, key=lambda result: result.score.bytes)
+    ]
+    notes = [
+        "* no other setting is both smaller and nearer to the checkpoint by KL divergence",
+        *(f"not built: {s}" for s in skipped),
+    ]
+    return f"{format_table(header, rows)}\n\n" + "\n".join(notes)
