@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = (
     "build",
     "eval",
+    "lm-eval",
     "study",
     "inspect",
     "verify",

@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -231,7 +232,8 @@ def test_a_lossless_pack_of_a_gemma_scores_as_the_stock_model(text, tmp_path):
     from transformers import Gemma3nForCausalLM, Gemma3nTextConfig, PreTrainedTokenizerFast
 
     from tolpack.lm_eval.model import TolpackLM
-    from tolpack.lm_eval.task_scores import TaskOptions, TaskRunner, difference
+    from tolpack.lm_eval.task_runner import TaskOptions, TaskRunner
+    from tolpack.lm_eval.task_scores import difference
 
     save_tokenizer(tmp_path)
     torch.manual_seed(0)
@@ -267,7 +269,7 @@ def test_packs_are_compared_document_by_document(scores):
 
 def test_paired_errors_are_those_of_the_jackknife():
     """For a mean and for a perplexity, with one document left out at a time."""
-    from tolpack.lm_eval.task_scores import TaskScore, _shares, difference
+    from tolpack.lm_eval.task_scores import TaskScore, difference, shares_of
 
     source = np.random.default_rng(3)
     first = source.normal(-2, 0.4, 200)
@@ -277,7 +279,7 @@ def test_paired_errors_are_those_of_the_jackknife():
         for values in (first, second):
             samples = [{"doc_id": n, "metric": value} for n, value in enumerate(values)]
             value = float(aggregate(values))
-            shares = _shares(samples, "metric", value)
+            shares = shares_of(samples, "metric", value)
             assert shares is not None and shares.mean() == pytest.approx(value)
             made.append(TaskScore("task", "metric", value, None, 200, shares))
         change, se = difference(made[1], made[0])
@@ -371,3 +373,57 @@ def test_models_that_do_not_fit_are_named(model, packs, tmp_path):
     dense = models.save_model(tmp_path / "dense", model_type="llama", **SETTINGS)
     with pytest.raises(ConfigError, match="dense model"):
         load_model(dense, None, model.parent / "tokenizer.json")
+
+
+@pytest.fixture(scope="module")
+def studied(model, text, tmp_path_factory):
+    """A study with tasks: its JSON, and its report."""
+    report = tmp_path_factory.mktemp("study") / "report.html"
+    done = run("study", model, "--text", text, "--context", "128", "--only", "precision,alpha",
+               "--tasks", "tolpack_endings,tolpack_word_repeated", "--task-limit", "12",
+               "--report", report, "--json")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout), report.read_text(encoding="utf-8")
+
+
+def test_a_study_scores_every_setting(studied):
+    """The checkpoint first, then each pack and each α, on the same documents."""
+    results, report = studied
+    names = [one["name"] for one in results["tasks"]]
+    packs = [one["setting"] for one in results["packs"]]
+    alphas = [f"α = {one['alpha']}" for one in results["alpha"]]
+    assert names[0] == "checkpoint" and names[1 + len(packs) :] == alphas
+    for one in results["tasks"]:
+        assert {entry["documents"] for entry in one["results"]} == {12}
+    assert "Tasks" in report and "tolpack_word_repeated" in report
+
+
+def test_a_studys_scores_are_those_of_lm_eval(studied, model, text):
+    """The reference decoder's accuracy is that of the model in transformers; so is α = 0's."""
+    from tolpack.lm_eval.model import TolpackLM
+    from tolpack.lm_eval.task_runner import TaskOptions, TaskRunner
+
+    results, _ = studied
+    lm = TolpackLM(model, dtype="float32")
+    with tempfile.TemporaryDirectory() as folder:
+        write_tasks(text, Path(folder), TEXT_TASKS)
+        names = ("tolpack_endings", "tolpack_word_repeated")
+        runner = TaskRunner(TaskOptions(names, (Path(folder),), limit=12))
+        plain = runner.run(lm)
+        lm.model.set_memory(NoMemory(24))
+        without = runner.run(lm)
+    for expected, found in ((plain, results["tasks"][0]), (without, results["tasks"][-1])):
+        values = [one["value"] for one in found["results"]]
+        assert values == pytest.approx([one.value for one in expected], rel=1e-4)
+
+
+class NoMemory(torch.nn.Module):
+    """A memory of zeros."""
+
+    def __init__(self, hidden_size):
+        super().__init__()
+        self.hidden_size = hidden_size
+
+    def forward(self, layer, token_ids):
+        """Return the rows of a layer."""
+        return torch.zeros(*token_ids.shape, self.hidden_size)

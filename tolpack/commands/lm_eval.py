@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from tolpack.commands.options import (
     json_option,
     print_json,
     take_checkpoint_options,
+    task_names,
 )
 from tolpack.commands.terminal import echo
 from tolpack.errors import ConfigError, FileAccessError
@@ -24,7 +24,8 @@ from tolpack.lm_eval import TEXT_TASKS
 from tolpack.report.task_tables import task_table
 
 if TYPE_CHECKING:  # it takes seconds to import
-    from tolpack.lm_eval.task_scores import ModelScores, TaskOptions
+    from tolpack.lm_eval.task_runner import TaskOptions
+    from tolpack.lm_eval.task_scores import ModelScores
 
 
 @click.command(name="lm-eval")
@@ -90,7 +91,8 @@ def _run(
 ) -> list[ModelScores]:
     """Run the tasks on the checkpoint, then on each pack; one model is in memory at a time."""
     from tolpack.lm_eval.model import TolpackLM
-    from tolpack.lm_eval.task_scores import ModelScores, TaskRunner
+    from tolpack.lm_eval.task_runner import TaskRunner
+    from tolpack.lm_eval.task_scores import ModelScores
 
     loading = {name: settings[name] for name in ("tokenizer", "dtype", "device", "batch_size")}
     loading["checkpoint_options"] = take_checkpoint_options(settings)
@@ -106,12 +108,11 @@ def _run(
 def _task_options(settings: dict[str, Any]) -> Iterator[TaskOptions]:
     """Yield the tasks to run; those made from a text are in a folder as long."""
     try:
-        from tolpack.lm_eval.task_scores import TaskOptions
+        from tolpack.lm_eval.task_runner import TaskOptions
     except ModuleNotFoundError as error:
         raise ConfigError(f"lm-eval needs {error.name}: pip install 'tolpack[lm-eval]'") from error
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    names = tuple(name.strip() for name in settings["tasks"].split(",") if name.strip())
+    names = task_names(settings["tasks"])
     with _text_tasks(names, settings) as folders:
         paths = (*settings["include_path"], *folders)
         yield TaskOptions(names, paths, settings["limit"], settings["num_fewshot"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,12 @@ def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def task_names(value: str) -> tuple[str, ...]:
+    """Split names of tasks at commas, and keep lm-eval from logging what it always does."""
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return tuple(name.strip() for name in value.split(",") if name.strip())
 
 
 def print_json(value: object) -> None:

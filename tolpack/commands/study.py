@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,10 +14,19 @@ from tolpack.commands.evaluation_setup import (
     report_subject,
     split_parts,
 )
-from tolpack.commands.options import PATH, evaluation_options, json_option, print_json
+from tolpack.commands.options import (
+    PATH,
+    evaluation_options,
+    json_option,
+    print_json,
+    task_names,
+)
 from tolpack.commands.terminal import echo
 from tolpack.evaluation import STUDY_PARTS
 from tolpack.report import study_page, study_tables
+
+if TYPE_CHECKING:  # it loads torch
+    from tolpack.evaluation.task_accuracy import TaskSettings
 
 
 @click.command()
@@ -26,6 +36,13 @@ from tolpack.report import study_page, study_tables
 @click.option(
     "--only", "parts", default=",".join(STUDY_PARTS), callback=split_parts(STUDY_PARTS),
     help=f"Parts to run, of {', '.join(STUDY_PARTS)} [default: all].",
+)  # fmt: skip
+@click.option(
+    "--tasks", help="Tasks of lm-eval to run too, with commas; tolpack_* are made of the first --text.",
+)  # fmt: skip
+@click.option(
+    "--task-limit", type=click.IntRange(2), default=250, show_default=True,
+    help="With --tasks: use only the first N documents of a task.",
 )  # fmt: skip
 @json_option
 def study(
@@ -46,9 +63,10 @@ def study(
     from tolpack.evaluation.study import run_study
 
     subject = report_subject(checkpoint, settings)
+    tasks = _take_tasks(settings)
     outputs = OutputFiles.take(settings, checkpoint)
     evaluator, options = open_evaluator(checkpoint, settings, tokens)
-    results = run_study(evaluator, options, parts)
+    results = run_study(evaluator, replace(options, tasks=tasks), parts)
     recommended = recommend(results.packs, evaluator.windows)
     outputs.write(
         subject.title(results.baseline), (), results.packs,
@@ -59,3 +77,13 @@ def study(
         print_json({**results.to_json(), **more})
     else:
         echo(f"{subject.command}\n\n{study_tables.study_text(results, recommended)}")
+
+
+def _take_tasks(settings: dict[str, Any]) -> TaskSettings | None:
+    """Take the tasks out of `settings`, if there are any."""
+    from tolpack.evaluation.task_accuracy import TaskSettings
+
+    tasks, limit = settings.pop("tasks"), settings.pop("task_limit")
+    if tasks is None:
+        return None
+    return TaskSettings(task_names(tasks), settings["texts"][0], settings["tokenizer"], limit)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from tolpack.errors import CheckpointError, FileAccessError
 from tolpack.evaluation.evaluator import Evaluator, PackScore
 from tolpack.evaluation.result_cache import ResultCache
 from tolpack.evaluation.sweep_grid import PackOptions
-from tolpack.model.language_model import Memory
+from tolpack.evaluation.task_accuracy import TaskAccuracy, TaskSettings
+from tolpack.model.language_model import LanguageModel, Memory
 from tolpack.model.perplexity import Score, increase_pct
+from tolpack.pack import Pack
 from tolpack.workspace.resources import Resources
 
 
@@ -32,13 +35,14 @@ class ExperimentOptions:
     """Inputs and resources of all builds.
 
     ``scratch``: parent of the folder for packs; default: the system's. ``fresh``: do not use the
-    results that earlier runs cached.
+    results that earlier runs cached. ``tasks``: tasks of lm-eval, run on the packs too.
     """
 
     calibration: CalibrationInputs = field(default_factory=CalibrationInputs)
     resources: Resources = field(default_factory=Resources)
     scratch: Path | None = None
     fresh: bool = False
+    tasks: TaskSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,9 @@ class ExperimentRunner:
             evaluator.reporter,
         )  # fmt: skip
         self._path = folder / "pack.tolpack"
+        self.tasks: TaskAccuracy | None = None
+        if options.tasks is not None:
+            self.tasks = TaskAccuracy(evaluator, options.tasks, folder)
 
     def evaluate(self, options: PackOptions) -> SweepResult:
         """Return the score of the pack that `options` build."""
@@ -145,9 +152,33 @@ class ExperimentRunner:
         keys = [one.name for one in fields(AblationResult)]
         return AblationResult(**self.results.get((name, tokens), keys, measure))
 
+    def pack_tasks(self, options: PackOptions) -> list[dict[str, Any]]:
+        """Return the tasks' scores of the same pack; there must be ``tasks``."""
+        return list(self._result(options)["tasks"])
+
+    def memory_tasks(self, memory: Memory | None, name: str) -> list[dict[str, Any]]:
+        """Return the tasks' scores with a changed memory, or with the model's own for ``None``."""
+
+        def measure() -> dict[str, Any]:
+            model = self.evaluator.model
+            return self._run_tasks(model if memory is None else model.with_memory(memory), name)
+
+        identity = self.tasks and self.tasks.identity
+        return list(self.results.get((name, identity), ("tasks",), measure)["tasks"])
+
+    def _run_pack_tasks(self, label: str) -> dict[str, Any]:
+        with Pack(self._path) as pack:
+            return self._run_tasks(self.evaluator.subject.with_pack(pack, label), label)
+
+    def _run_tasks(self, model: LanguageModel, name: str) -> dict[str, Any]:
+        return {"tasks": self.tasks.run(model, name)} if self.tasks else {}
+
     def _result(self, options: PackOptions) -> dict[str, Any]:
-        keys = ("score", "window_nll_nats", "build_seconds", "eval_seconds")
-        return self.results.get(options, keys, lambda: self._measure(options))
+        keys = ["score", "window_nll_nats", "build_seconds", "eval_seconds"]
+        measure = partial(self._measure, options)
+        if self.tasks is None:
+            return self.results.get(options, keys, measure)
+        return self.results.get((options, self.tasks.identity), [*keys, "tasks"], measure)
 
     def _measure(self, options: PackOptions) -> dict[str, Any]:
         try:
@@ -156,11 +187,12 @@ class ExperimentRunner:
             built = time.perf_counter()
             score, windows = self.evaluator.pack_windows(self._path)
             evaluated = time.perf_counter()
+            tasks = {} if self.tasks is None else self._run_pack_tasks(options.label)
         finally:
             self._path.unlink(missing_ok=True)
         times = {"build_seconds": built - begin, "eval_seconds": evaluated - built}
         named = asdict(replace(score, path=options.label))
-        return {"score": named, "window_nll_nats": windows.nll_nats.tolist(), **times}
+        return {"score": named, "window_nll_nats": windows.nll_nats.tolist(), **times, **tasks}
 
     def _build(self, options: PackOptions) -> None:
         try:

@@ -36,6 +36,7 @@ from tolpack.evaluation.spectra import LayerSpectrum, layer_spectra
 from tolpack.evaluation.step_progress import StepProgress
 from tolpack.evaluation.sweep import mark_front
 from tolpack.evaluation.sweep_grid import PackOptions
+from tolpack.lm_eval.task_scores import ModelScores, compared
 from tolpack.model.language_model import Memory
 from tolpack.model.perplexity import increase_pct
 
@@ -82,7 +83,8 @@ class RankComparison:
 class Study:
     """All results; a part that was not asked for is empty.
 
-    ``skipped``: a line for each pack that this checkpoint does not allow.
+    ``skipped``: a line for each pack that this checkpoint does not allow. ``tasks``: scores of the
+    checkpoint, of each pack and of each α; empty unless tasks were asked for.
     """
 
     context: int
@@ -94,6 +96,7 @@ class Study:
     alphas: tuple[AlphaAblation, ...]
     spectra: tuple[LayerSpectrum, ...]
     costs: ModelCosts | None
+    tasks: tuple[ModelScores, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -121,6 +124,7 @@ class Study:
             "alpha": [{"alpha": one.alpha, **asdict(one.result)} for one in self.alphas],
             "spectra": [asdict(one) for one in self.spectra],
             "size": None if self.costs is None else asdict(self.costs),
+            "tasks": [one.to_json() for one in self.tasks],
             **({"texts": texts} if texts else {}),
         }
 
@@ -170,8 +174,20 @@ class _StudyRun:
         packs = mark_front(tuple(self._packs.values()))
         return Study(
             evaluator.context, evaluator.baseline, packs, tuple(self._skipped), ranks, layers,
-            alphas, spectra, costs,
+            alphas, spectra, costs, self._tasks(),
         )  # fmt: skip
+
+    def _tasks(self) -> tuple[ModelScores, ...]:
+        """Return the tasks' scores, if there are tasks: the checkpoint's, of packs, and of α."""
+        runner = self._runner
+        if runner.tasks is None:
+            return ()
+        named = [("checkpoint", runner.memory_tasks(None, "checkpoint"))]
+        named += [(one.label, runner.pack_tasks(one)) for one in self._packs]
+        for alpha in ALPHAS if "alpha" in self._parts else ():
+            memory = ScaledMemory(self._memory, alpha)
+            named.append((alpha_name(alpha), runner.memory_tasks(memory, alpha_name(alpha))))
+        return compared(named)
 
     def _independent_packs(self) -> list[PackOptions]:
         """Return the options that do not depend on the result of other ones."""
@@ -229,7 +245,7 @@ class _StudyRun:
         ablations = []
         for alpha in ALPHAS:
             memory = ScaledMemory(self._memory, alpha)
-            ablations.append(AlphaAblation(alpha, self._ablate(memory, f"α = {alpha}", None)))
+            ablations.append(AlphaAblation(alpha, self._ablate(memory, alpha_name(alpha), None)))
         return tuple(ablations)
 
     def _ablate(self, memory: Memory, name: str, tokens: int | None) -> AblationResult:
@@ -237,6 +253,11 @@ class _StudyRun:
         result = self._runner.ablate(memory, name, tokens)
         self._progress.end(result.summary)
         return result
+
+
+def alpha_name(alpha: float) -> str:
+    """Name the memory's outputs times `alpha`."""
+    return f"α = {alpha}"
 
 
 def layer_ranges(count: int) -> list[tuple[int, int]]:

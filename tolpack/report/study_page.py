@@ -28,6 +28,7 @@ from tolpack.report.sweep_page import (
     settings_sections,
     trade_off_sections,
 )
+from tolpack.report.task_tables import task_section
 
 if TYPE_CHECKING:  # they load torch
     from tolpack.evaluation.experiment_runner import AblationResult
@@ -54,6 +55,8 @@ def study_page(subject: ReportSubject, study: Study, recommended: Sequence[Recom
         if section is not None:
             command = f"{_without_only(subject.command)} --only {part}"
             sections.append(replace(section, command=command))
+    if study.tasks:
+        sections.append(replace(task_section(study.tasks), command=subject.command))
     if study.packs:
         sections += settings_sections((), study.packs, subject.command)
     return Page(

@@ -12,6 +12,7 @@ from tolpack.report.evaluation_tables import (
     text_table,
 )
 from tolpack.report.tables import format_bytes, format_table
+from tolpack.report.task_tables import task_table
 
 if TYPE_CHECKING:  # it loads torch
     from tolpack.evaluation.experiment_runner import AblationResult, SweepResult
@@ -41,6 +42,8 @@ def study_text(study: Study, recommended: Sequence[Recommendation]) -> str:
         parts.append(f"Layers without memory\n\n{_layers(study)}")
     if study.alphas:
         parts.append(f"The memory times α\n\n{_alphas(study)}")
+    if study.tasks:
+        parts.append(f"Tasks of lm-eval\n\n{task_table(study.tasks)}")
     if study.spectra:
         parts.append(f"Spectra: components that hold the energy\n\n{_spectra(study)}")
     if study.costs is not None:
