@@ -81,6 +81,7 @@ def measure(folder: Path, gigabytes: float) -> dict[str, Any]:
         **described("torch", "transformers"), "rows": rows, "table_bytes": table_bytes,
         "pack_bytes": Path(built.path).stat().st_size,
         "build_s": round(time.perf_counter() - start, 1), "threads": torch.get_num_threads(),
+        "load_average": round(os.getloadavg()[0], 1),
     }  # fmt: skip
     found["memory"] = {dtype: memory(folder, dtype, table_bytes) for dtype in DTYPES}
     print(json.dumps(found["memory"]), flush=True)
@@ -200,10 +201,13 @@ def decoding(folder: Path, rows: int) -> dict[str, Any]:
         cold = in_turns(decoders, batch, lambda: drop_pages(pack))
         steps = {"table": hot["step"]["table"], "pack": hot["step"]["pack"]}
         ratio = float(np.median(np.array(steps["pack"]) / np.array(steps["table"])))
+        more = np.median(hot["lookup"]["pack"]) - np.median(hot["lookup"]["table"])
         found[f"batch {batch}"] = {
             "table_ms": milliseconds(steps["table"]),
             "pack_ms": milliseconds(steps["pack"]),
             "slower_pct": round(100 * (ratio - 1), 2),
+            # What the lookups alone account for: other work on the machine blurs whole steps.
+            "slower_by_lookups_pct": round(100 * float(more / np.median(steps["table"])), 3),
             "pack_cold_ms": milliseconds(cold["step"]["pack"]),
             "lookup_table_ms": milliseconds(hot["lookup"]["table"]),
             "lookup_pack_ms": milliseconds(hot["lookup"]["pack"]),
