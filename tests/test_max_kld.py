@@ -44,7 +44,7 @@ def settings(**limits):
 def validation(checkpoint, ids, measure):
     """Return a validation on `ids`."""
     model = Decoder(open_checkpoint(checkpoint))
-    calibrated = CalibratedModel(model, ids, ids, CONTEXT, np.bincount(ids, minlength=97), (), ())
+    calibrated = CalibratedModel(model, ids, ids, CONTEXT, (), ())
     return model, HeldOutValidation(calibrated, measure, Reporter())
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 
 import models
 import numpy as np
@@ -18,6 +19,7 @@ from tolpack.evaluation.evaluator import Evaluator, evaluate
 from tolpack.evaluation.experiment_runner import ExperimentOptions
 from tolpack.evaluation.sweep import mark_front, run_sweep
 from tolpack.evaluation.sweep_grid import PackOptions, parse_grids
+from tolpack.report.plots import TradeOffPoint, plot_trade_off
 
 GRID = "rank=none,9,auto bits=4,8"
 
@@ -306,6 +308,10 @@ def test_results_as_table_json_and_csv(memoryllm, token_ids, tmp_path):
     lines = list(csv.DictReader((tmp_path / "r.csv").read_text().splitlines()))
     assert [line["bits"] for line in lines] == ["", "4", "8"]
     assert [int(line["bytes"]) for line in lines] == [one["bytes"] for one in found["packs"]]
+    for name in ("kl_mean_nats", "kl_mean_se_nats", "kl_median_nats", "kl_p99_nats", "kl_max_nats",
+                 "top1_agreement_pct", "top1_agreement_se_pct"):  # fmt: skip
+        assert [float(line[name]) for line in lines] == [one[name] for one in found["packs"]]
+    assert [line["text"] for line in lines] == ["", "", ""]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
@@ -322,6 +328,20 @@ def test_plots_are_pictures(suffix, memoryllm, token_ids, tmp_path):
     else:
         assert b">4 bits<" in data
         assert b"Pareto front" in data
+
+
+@pytest.mark.parametrize("divergence", [0.0, math.inf])
+def test_points_without_a_logarithm_are_counted(divergence, tmp_path):
+    """A lossless pack has no divergence to draw: the chart says so, also if there is no other."""
+    pytest.importorskip("matplotlib")
+    lossless = TradeOffPoint(2.0, 0.0, 0.0, divergence, 0.0, "packs", "a", on_front=True)
+    other = TradeOffPoint(1.0, 0.1, 0.01, 0.003, 1e-4, "packs", "b", on_front=True)
+    for points in ([lossless, other], [lossless]):
+        plot_trade_off(points, tmp_path / "p.svg", "title")
+        text = (tmp_path / "p.svg").read_text("utf-8")
+        assert "1 without a place on this axis" in text
+        assert "mean KL divergence, nats" in text and "perplexity increase" in text
+        assert ("Pareto front" in text) == (len(points) > 1)
 
 
 @pytest.mark.parametrize(

@@ -43,8 +43,8 @@ def evaluation_table(evaluation: Evaluation) -> str:
     changes = [[*first, *[""] * (len(_CHANGES) - 1)]]
     changes += [[name, *_changes(pack)] for name, pack in named_packs(packs)]
     note += (
-        "; KL is the divergence of a pack's predictions from the checkpoint's, top 1 how often "
-        "both hold the same next token most likely"
+        "\nKL: divergence of a pack's predictions from the checkpoint's; top 1: how often both "
+        "hold the same next token most likely"
     )
     return f"{format_table(['', *_CHANGES], changes)}\n\n{_pack_costs(evaluation)}\n\n{note}"
 

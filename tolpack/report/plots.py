@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +37,11 @@ class TradeOffPoint:
     label: str
     on_front: bool
 
+    @property
+    def has_logarithm(self) -> bool:
+        """Whether the divergence has a place on a logarithmic axis."""
+        return 0 < self.kl_nats < math.inf
+
 
 def check_plot() -> None:
     """Raise `ConfigError` if matplotlib is not installed."""
@@ -61,7 +67,7 @@ def plot_trade_off(points: Sequence[TradeOffPoint], path: Path, title: str) -> N
         _draw_increases(above, points, families)
         _draw_divergences(below, points, families)
         below.set_xlim(left=_ROOM_LEFT * min(point.megabytes for point in points))
-        front = [point for point in points if point.on_front and point.kl_nats > 0]
+        front = [point for point in points if point.on_front and point.has_logarithm]
         if front:
             _draw_front(below, front)
         _style_sizes(below)
@@ -92,11 +98,13 @@ def _draw_divergences(axes: Any, points: Sequence[TradeOffPoint], families: Sequ
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_yscale("log")
-    shown = [(point, point.kl_nats, point.kl_se_nats) for point in points if point.kl_nats > 0]
+    shown = [(point, point.kl_nats, point.kl_se_nats) for point in points if point.has_logarithm]
     _draw_points(axes, shown, families)
     left_out = len(points) - len(shown)
-    note = f"; {left_out} of exactly 0 not shown" if left_out else ""
-    axes.set_ylabel(f"mean KL divergence, nats (log scale{note})")
+    axes.set_ylabel("mean KL divergence, nats (log scale)")
+    if left_out:
+        note = f"{left_out} without a place on this axis: 0 or infinite"
+        axes.annotate(note, (0.01, 0.01), xycoords="axes fraction", fontsize=8.5, color=_INK)
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())

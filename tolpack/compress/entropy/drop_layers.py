@@ -96,7 +96,7 @@ def _cheapest(
         likely = sorted(left, key=lambda layer: predicted[layer] - slope * sizes[layer])
         for layer in likely[:_TRIED]:
             cost_and_error = _dropping_cost(inputs_without((*dropped, layer)), validation)
-            reporter.say(f"auto: without layer {layer}: {measure.words(*cost_and_error)}")
+            reporter.say(f"auto: without layer {layer}: {measure.with_error(*cost_and_error)}")
             loss = measure.nats(cost_and_error[0])
             found.append((slope * sizes[layer] - (loss - cost), loss, layer))
         gain, loss, layer = max(found)

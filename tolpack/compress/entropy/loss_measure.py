@@ -1,6 +1,6 @@
 """What a limit of a pack's loss is in: KL divergence in nats, or increase of perplexity in percent.
 
-KL divergence is the one where no limit of perplexity is given. It has no noise of the text, and
+KL divergence is the one where no limit of perplexity is given. It has little noise, and
 cannot be below zero: on text unlike a small model's own, perplexity falls as rows get worse, and a
 search for a limit of it ends at rows that are far too coarse, or nowhere.
 """
@@ -30,11 +30,11 @@ class LossMeasure:
         """Return what `value` is in nats per token."""
         return math.log1p(value / 100) if self.unit == "%" else value
 
-    def word(self, value: float) -> str:
+    def with_unit(self, value: float) -> str:
         """Write a value with its unit."""
         return f"{value:.3f} %" if self.unit == "%" else f"{value:.3g} nats"
 
-    def words(self, value: float, error: float) -> str:
+    def with_error(self, value: float, error: float) -> str:
         """Write a value with its standard error."""
         if self.unit == "%":
             return f"{value:+.3f} ± {error:.3f} % perplexity"

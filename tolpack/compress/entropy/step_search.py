@@ -130,14 +130,14 @@ def search_loss(
 
     def loss(step: float, made: _Made) -> float:
         found, error = losses(made)
-        reporter.say(f"auto: step {step:.3g} costs {measure.words(found, error)}")
+        reporter.say(f"auto: step {step:.3g} costs {measure.with_error(found, error)}")
         return found
 
     best, found = _search_below(make, loss, limit, measure.room, start, rising=-1.6)
     if best is None:
         raise ConfigError(
             f"{measure.option} {limit:g}{measure.unit} is not met by any step: the finest one "
-            f"tried costs {measure.word(found)}; allow more, or use --bits 8 or 16"
+            f"tried costs {measure.with_unit(found)}; allow more, or use --bits 8 or 16"
         )
     return best
 
