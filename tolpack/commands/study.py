@@ -38,7 +38,8 @@ if TYPE_CHECKING:  # it loads torch
     help=f"Parts to run, of {', '.join(STUDY_PARTS)} [default: all].",
 )  # fmt: skip
 @click.option(
-    "--tasks", help="Tasks of lm-eval to run too, with commas; tolpack_* are made of the first --text.",
+    "--tasks",
+    help="Tasks of lm-eval to run too, with commas; tolpack_* are made of the first --text.",
 )  # fmt: skip
 @click.option(
     "--task-limit", type=click.IntRange(2), default=250, show_default=True,
