@@ -1,4 +1,4 @@
-"""Check that a wheel installs one top-level name, and carries key maps, demo model and report."""
+"""Check that a wheel installs one top-level name, and carries key maps, demo model, report and tasks."""
 
 import sys
 import zipfile
@@ -10,9 +10,10 @@ model = [entry for entry in names if entry.filename.startswith("tolpack/demo/mod
 size = sum(entry.file_size for entry in model)
 maps = [entry for entry in names if entry.filename.startswith("tolpack/sources/checkpoint/maps/")]
 report = [entry for entry in names if entry.filename.startswith("tolpack/report/page.")]
-if unexpected or not model or size > 6_000_000 or len(maps) < 5 or len(report) != 8:
+tasks = [entry for entry in names if entry.filename.startswith("tolpack/lm_eval/tasks/")]
+if unexpected or not model or size > 6_000_000 or len(maps) < 5 or len(report) != 8 or len(tasks) != 4:
     sys.exit(
         f"wheel: unexpected {sorted(unexpected)}, demo model {len(model)} files {size} bytes, "
-        f"{len(maps)} key maps, {len(report)} parts of the report's page"
+        f"{len(maps)} key maps, {len(report)} parts of the report's page, {len(tasks)} tasks"
     )
 print(f"wheel: one name, {len(maps)} key maps, demo model {size} bytes")
