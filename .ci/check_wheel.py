@@ -1,4 +1,4 @@
-"""Check that a wheel installs one top-level name, and carries key maps, demo model, report and tasks."""
+"""Check that a wheel installs one top-level name, and carries the package's data."""
 
 import sys
 import zipfile
@@ -11,7 +11,14 @@ size = sum(entry.file_size for entry in model)
 maps = [entry for entry in names if entry.filename.startswith("tolpack/sources/checkpoint/maps/")]
 report = [entry for entry in names if entry.filename.startswith("tolpack/report/page.")]
 tasks = [entry for entry in names if entry.filename.startswith("tolpack/lm_eval/tasks/")]
-if unexpected or not model or size > 6_000_000 or len(maps) < 5 or len(report) != 8 or len(tasks) != 4:
+if (
+    unexpected
+    or not model
+    or size > 6_000_000
+    or len(maps) < 5
+    or len(report) != 8
+    or len(tasks) != 4
+):
     sys.exit(
         f"wheel: unexpected {sorted(unexpected)}, demo model {len(model)} files {size} bytes, "
         f"{len(maps)} key maps, {len(report)} parts of the report's page, {len(tasks)} tasks"

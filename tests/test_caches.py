@@ -20,7 +20,7 @@ def cache(tmp_path, monkeypatch):
     layers = [[scratch.spill(np.full((4, 4), 10.0 * n + k)) for k in range(count)]
               for n, count in enumerate((2, 2, 1))]  # fmt: skip
     metrics, crossed = (row[0] for row in layers), (tuple(row[1:]) for row in layers)
-    assert metrics_cache.keep(KEY, LossMetrics(tuple(metrics), tuple(crossed)))
+    assert metrics_cache.keep(KEY, LossMetrics(tuple(metrics), tuple(crossed), -0.125))
     return tmp_path
 
 

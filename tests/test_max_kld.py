@@ -44,7 +44,7 @@ def settings(**limits):
 def validation(checkpoint, ids, measure):
     """Return a validation on `ids`."""
     model = Decoder(open_checkpoint(checkpoint))
-    calibrated = CalibratedModel(model, ids, ids, CONTEXT, (), ())
+    calibrated = CalibratedModel(model, ids, ids, CONTEXT, (), (), 0.0)
     return model, HeldOutValidation(calibrated, measure, Reporter())
 
 

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tolpack.calibration.count_slope import CountSlope
 from tolpack.model.decoder import sample
 from tolpack.model.language_model import LanguageModel
 from tolpack.runtime.scratch import Scratch, SpilledArray
@@ -49,11 +50,13 @@ class LossMetrics:
     """Loss metrics.
 
     ``metrics``: one per layer, float64 (hidden, hidden), nats per squared unit of table value;
-    ``crossed[l][k - 1]``: float64 (hidden, hidden), ``G_{l,l+k}``.
+    ``crossed[l][k - 1]``: float64 (hidden, hidden), ``G_{l,l+k}``; ``count_slope``: see
+    `tolpack.calibration.count_slope`.
     """
 
     metrics: tuple[SpilledArray, ...]
     crossed: tuple[tuple[SpilledArray, ...], ...]
+    count_slope: float
 
 
 def measure_loss_metrics(
@@ -90,20 +93,25 @@ def measure_loss_metrics(
         for layer in range(layers)
     ]
     windows = _windows(token_ids, context, metric_tokens(model, len(token_ids), context))
+    slope = CountSlope()
     for batch in _batches(model, windows):
         above: deque[torch.Tensor] = deque(maxlen=reach + 1)  # gradients of the layers above
+        row_ids = model.row_ids(batch[:, :-1]).flatten().numpy()
+        squares = np.zeros(len(row_ids))
         for layer, gradient, _ in model.row_gradients(batch):
             flat = gradient.reshape(-1, hidden)
+            squares += flat.square().sum(1).numpy()
             above.appendleft(flat)
             for kept, other in zip(sums[layer], above):
                 kept.replace(kept.load() + (flat.T @ other).double().numpy())
+        slope.add(row_ids, squares)
         if progress is not None:
             progress(batch[:, 1:].numel())
     for kept in (kept for row in sums for kept in row):
         mean = (kept.load() / windows[:, 1:].numel()).astype(np.float32)  # as a cache keeps it
         kept.replace(mean.astype(np.float64))
     metrics, crossed = (row[0] for row in sums), (tuple(row[1:]) for row in sums)
-    return LossMetrics(tuple(metrics), tuple(crossed))
+    return LossMetrics(tuple(metrics), tuple(crossed), slope.slope())
 
 
 @dataclass(frozen=True, slots=True)

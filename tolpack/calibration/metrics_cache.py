@@ -5,7 +5,8 @@ of it. A file that is damaged (`tolpack.runtime.disk_cache` tells), or cannot be
 as none.
 
 A file begins with ``hidden`` and the number of layers, followed by the number of metrics of each
-layer, all as int64. Then come the metrics, layer by layer, as float32.
+layer, all as int64, and the slope over counts as float64. Then come the metrics, layer by layer, as
+float32.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tolpack.calibration.loss_metrics import LossMetrics
 from tolpack.runtime.disk_cache import cached_file, keep_file, kept_file
 from tolpack.runtime.scratch import Scratch, SpilledArray
 
-_INTEGER, _VALUE = np.dtype("<i8"), np.dtype("<f4")
+_INTEGER, _SLOPE, _VALUE = np.dtype("<i8"), np.dtype("<f8"), np.dtype("<f4")
 
 
 def load(key: bytes, scratch: Scratch) -> LossMetrics | None:
@@ -29,12 +30,9 @@ def load(key: bytes, scratch: Scratch) -> LossMetrics | None:
         return None
     try:
         with kept_file(path) as kept:
-            layers = None if kept is None else _read(*kept, scratch)
+            return None if kept is None else _read(*kept, scratch)
     except (OSError, MemoryError):  # it was cut off just now, or there is no room for it
         return None
-    if layers is None:
-        return None
-    return LossMetrics(tuple(row[0] for row in layers), tuple(tuple(row[1:]) for row in layers))
 
 
 def keep(key: bytes, calibration: LossMetrics) -> Path | None:
@@ -48,6 +46,7 @@ def keep(key: bytes, calibration: LossMetrics) -> Path | None:
         hidden = calibration.metrics[0].shape[0]
         head = [hidden, len(layers), *map(len, layers)]
         file.write(np.array(head, _INTEGER).tobytes())
+        file.write(np.array(calibration.count_slope, _SLOPE).tobytes())
         for metric in (metric for row in layers for metric in row):
             file.write(metric.load().astype(_VALUE).tobytes())
 
@@ -58,16 +57,20 @@ def _path(key: bytes) -> Path | None:
     return cached_file(f"calibration-{key.hex()[:32]}.metrics")
 
 
-def _read(file: IO[bytes], size: int, scratch: Scratch) -> list[list[SpilledArray]] | None:
-    """Read the metrics of each layer; ``None`` unless the file holds just what it says."""
+def _read(file: IO[bytes], size: int, scratch: Scratch) -> LossMetrics | None:
+    """Read a file; ``None`` unless it holds just what it says."""
     hidden, layers = _integers(file, 2)
-    if layers <= 0 or hidden <= 0 or (2 + layers) * _INTEGER.itemsize > size:
+    head_bytes = (2 + layers) * _INTEGER.itemsize + _SLOPE.itemsize
+    if layers <= 0 or hidden <= 0 or head_bytes > size:
         return None
     counts = _integers(file, layers)
     values = sum(counts) * hidden * hidden
-    if min(counts) < 1 or size != (2 + layers) * _INTEGER.itemsize + values * _VALUE.itemsize:
+    if min(counts) < 1 or size != head_bytes + values * _VALUE.itemsize:
         return None
-    return [[_metric(file, hidden, scratch) for _ in range(count)] for count in counts]
+    slope = float(np.frombuffer(file.read(_SLOPE.itemsize), _SLOPE)[0])
+    found = [[_metric(file, hidden, scratch) for _ in range(count)] for count in counts]
+    metrics, crossed = (row[0] for row in found), (tuple(row[1:]) for row in found)
+    return LossMetrics(tuple(metrics), tuple(crossed), slope)
 
 
 def _integers(file: IO[bytes], count: int) -> list[int]:

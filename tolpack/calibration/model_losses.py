@@ -35,14 +35,14 @@ _MAX_CONTEXT, _MIN_CONTEXT = 512, 32
 # One part of so many is held out of a calibration text.
 _HELD_OUT = 5
 # Raised whenever the same inputs would be measured otherwise: kept metrics are then stale.
-_CALIBRATION = 1
+_CALIBRATION = 2
 
 
 @dataclass(frozen=True, slots=True)
 class CalibratedModel:
     """A model that can be run, the text it was measured on, and what was measured.
 
-    ``metrics``, ``crossed``: see `tolpack.calibration.loss_metrics.LossMetrics`.
+    ``metrics``, ``crossed``, ``count_slope``: see `tolpack.calibration.loss_metrics.LossMetrics`.
     ``validation_ids``: the text to try packs on; another one than ``token_ids`` where a part is
     held out.
     """
@@ -53,6 +53,7 @@ class CalibratedModel:
     context: int
     metrics: tuple[SpilledArray, ...]
     crossed: tuple[tuple[SpilledArray, ...], ...]
+    count_slope: float
 
 
 def measure_losses(
@@ -108,7 +109,9 @@ def measure_losses(
     held_out = ids[len(measured) :] if reach else ids
     together = reach if source.fields_compensate else 0
     found = _cached_metrics(model, measured, context, together, workspace)
-    return CalibratedModel(model, measured, held_out, context, found.metrics, found.crossed)
+    return CalibratedModel(
+        model, measured, held_out, context, found.metrics, found.crossed, found.count_slope
+    )
 
 
 def _open_model(source: TableSource, workspace: Workspace) -> LanguageModel:

@@ -9,12 +9,18 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.calibration.model_losses import CalibratedModel
 from tolpack.calibration.token_order import TokenOrder
 
 # Tokens that make up this share of the text stay raw: no decompression for most tokens.
 HOT_SHARE = 0.9
-# A token's own step goes with the count to the power of minus half of this (docs/lab-notes.md).
+# A token's own step goes with the count to the power of minus half of this (docs/lab-notes.md),
+# where the model is not run. MemoryLLM's `count_slope` of about -0.08 gives the same.
 STEP_EXPONENT = 0.65
+# A row's errors weigh by its count times the squared gradient. Counts of one text overstate how
+# much, so this share of the exponent is used.
+_EXPONENT_SHARE = 0.7
+_EXPONENT_RANGE = 0.1, 0.8
 # What a step that is not a token's own costs, in shares of its bytes, for each unit of the square
 # of the distance between their logarithms.
 _STEP_COST = 0.3
@@ -62,8 +68,19 @@ def _longest_chunk(rows: int) -> int:
     return _CHUNK_ROWS * max(1, -(-rows // (_CHUNK_ROWS * _MAX_CHUNKS)))
 
 
+def step_exponent(model: CalibratedModel | None) -> float:
+    """Return what stands for `STEP_EXPONENT` in a table whose model was run."""
+    if model is None:
+        return STEP_EXPONENT
+    return float(np.clip(_EXPONENT_SHARE * (1 + model.count_slope), *_EXPONENT_RANGE))
+
+
 def chunks_by_step(
-    order: TokenOrder, min_rows: int, row_bytes: float, chunk_bytes: float
+    order: TokenOrder,
+    min_rows: int,
+    row_bytes: float,
+    chunk_bytes: float,
+    exponent: float = STEP_EXPONENT,
 ) -> list[ChunkSpan]:
     """Cut slots into chunks whose tokens share one step, where that costs least.
 
@@ -81,11 +98,13 @@ def chunks_by_step(
         What a row will take, about.
     chunk_bytes : float
         What a chunk takes beside its rows.
+    exponent : float
+        See `step_exponent`.
     """
     if order.counts is None:
         return _cut([0, order.rows], _longest_chunk(order.rows))
     edges = _octaves(order.counts, min_rows)
-    own = -STEP_EXPONENT / 2 * np.log(order.counts + 1.0)
+    own = -exponent / 2 * np.log(order.counts + 1.0)
     sums = np.add.reduceat(own, edges[:-1]).cumsum()
     squares = np.add.reduceat(own**2, edges[:-1]).cumsum()
     rows, sums, squares = edges, np.append(0, sums), np.append(0, squares)

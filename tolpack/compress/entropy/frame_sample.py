@@ -1,6 +1,6 @@
 """Steps of tokens, and a sample of frames from which ``--bits auto`` predicts sizes and ranks.
 
-A token's step falls with its count ``n`` as ``(n + 1)^(-STEP_EXPONENT / 2)``, evened out over its
+A token's step falls with its count ``n`` as ``(n + 1)^(-exponent / 2)``, evened out over its
 chunk. The sample is whole frames spread over every chunk, so what they compress to is what the file
 will; a small table is sampled whole.
 """
@@ -26,13 +26,15 @@ _SAMPLE_BYTES = 128 << 20
 class FrequencySteps:
     """Every chunk's step relative to that of a token of mean count."""
 
-    def __init__(self, order: TokenOrder, chunks: Sequence[ChunkSpan]) -> None:
+    def __init__(
+        self, order: TokenOrder, chunks: Sequence[ChunkSpan], exponent: float = STEP_EXPONENT
+    ) -> None:
         self._starts = [plan.first_slot for plan in chunks]
         factors = np.ones(len(chunks))
         if order.counts is not None:
             counts = order.counts + 1.0
             own = [counts[p.first_slot : p.first_slot + p.rows].mean() for p in chunks]
-            factors = (np.array(own) / counts.mean()) ** (-STEP_EXPONENT / 2)
+            factors = (np.array(own) / counts.mean()) ** (-exponent / 2)
         self._factors = factors
         self._order = order
 

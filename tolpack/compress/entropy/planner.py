@@ -19,7 +19,7 @@ from tolpack.codecs.code_entropy import code_bytes
 from tolpack.codecs.encodings import Encoding, FieldEncoding, Part
 from tolpack.codecs.frames import compress_runs
 from tolpack.codecs.record import record_layout
-from tolpack.compress.chunks import ChunkSpan, chunks_by_step
+from tolpack.compress.chunks import ChunkSpan, chunks_by_step, step_exponent
 from tolpack.compress.entropy.encoder import EntropyCodedEncoder
 from tolpack.compress.entropy.frame_sample import FrameSample, FrequencySteps, sample_frames
 from tolpack.compress.entropy.held_out_validation import HeldOutValidation
@@ -87,8 +87,9 @@ class EntropyCodedPlanner:
         row_bytes = values / 8 if inputs.size_limit is None else inputs.size_limit / rows
         parts = kept * (_PARTS if inputs.has_basis else 1)
         chunk_bytes = _CHUNK_BYTES + _PART_BYTES * parts
-        spans = tuple(chunks_by_step(order, rows_per_block, row_bytes, chunk_bytes))
-        steps = FrequencySteps(order, spans)
+        exponent = step_exponent(inputs.stats.model)
+        spans = tuple(chunks_by_step(order, rows_per_block, row_bytes, chunk_bytes, exponent))
+        steps = FrequencySteps(order, spans, exponent)
         sample = sample_frames(order, spans, rows_per_block, len(source.fields) * inputs.width)
         model, reporter = inputs.stats.model, inputs.workspace.reporter
         validation = None if model is None else HeldOutValidation(model, measure, reporter)

@@ -1,0 +1,53 @@
+"""How sensitive the loss is to rare rows against frequent ones.
+
+An error in a row costs its squared gradient each time the row is read. If that were the same for
+all rows, a row's weight would be its count. It is nearly so for MemoryLLM. Per-layer embeddings are
+normalized behind their gate, and rows that training read often are larger: their gradients are
+smaller. So the mean squared gradient is fitted by a power of the count, and steps follow from it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tolpack.runtime.array_types import Doubles
+
+# Counts are taken together where their natural logarithms have one integral part. A mean of fewer
+# rows is noise, and one of such means is no line.
+_LEAST_ROWS, _LEAST_MEANS = 8, 3
+
+
+class CountSlope:
+    """Squared gradients of rows, summed while a text is differentiated."""
+
+    def __init__(self) -> None:
+        self._ids: list[NDArray[np.int64]] = []
+        self._squares: list[Doubles] = []
+
+    def add(self, row_ids: NDArray[np.int64], squares: Doubles) -> None:
+        """Add the squared gradients (n,) at the rows `row_ids` (n,)."""
+        ids, places = np.unique(row_ids, return_inverse=True)
+        sums = np.bincount(places, squares, minlength=len(ids))
+        counts = np.bincount(places, minlength=len(ids))
+        self._ids.append(ids)
+        self._squares.append(np.stack([sums, counts.astype(np.float64)]))
+
+    def slope(self) -> float:
+        """Return ``s`` where the mean squared gradient of a row goes as ``count ** s``.
+
+        A line through logarithms of means over rows of similar counts, weighted by their rows; 0
+        where there are too few.
+        """
+        if not self._ids:
+            return 0.0
+        _, places = np.unique(np.concatenate(self._ids), return_inverse=True)
+        sums, counts = (np.bincount(places, of) for of in np.concatenate(self._squares, axis=1))
+        groups = np.floor(np.log(counts)).astype(np.int64)
+        rows = np.bincount(groups)
+        kept = np.flatnonzero((rows >= _LEAST_ROWS) & (np.bincount(groups, sums) > 0))
+        if len(kept) < _LEAST_MEANS:
+            return 0.0
+        logs = np.bincount(groups, np.log(counts))[kept] / rows[kept]
+        means = np.bincount(groups, sums)[kept] / np.bincount(groups, counts)[kept]
+        return float(np.polyfit(logs, np.log(means), 1, w=np.sqrt(rows[kept]))[0])
