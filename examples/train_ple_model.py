@@ -10,13 +10,12 @@ weights that are kept are those with the lowest loss there.
 Proportions: Gemma 3n E2B has hidden size 2048, 30 layers, PLE width 256 and 262,144 tokens.
 
 ========================================  ==========  ==========
-\\                                         E2B         here
+figure                                    E2B         here
 ========================================  ==========  ==========
-values of the PLE table / all the others  0.8         0.9
+values of the PLE table / all the others  0.83        0.95
 values of the PLE table / embedding       3.75        2.7
 vocabulary / hidden size                  128         43
 PLE width / hidden size                   1/8         1/3
-values that share a 16-bit scale          32 or 64    32 or 64
 layers that reuse keys and values         1/3         1/2
 AltUp streams                             4           2
 ========================================  ==========  ==========
@@ -50,6 +49,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -57,8 +57,13 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import Gemma3nForCausalLM, Gemma3nTextConfig
 
+Model = Any  # a Gemma3nForCausalLM; some of its methods have no types
 HELD_OUT_SHARE = 0.05
-ADDED_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm", "post_per_layer_input_norm")
+ADDED_NORMS = (
+    "post_attention_layernorm",
+    "post_feedforward_layernorm",
+    "post_per_layer_input_norm",
+)
 
 
 def main() -> None:
@@ -68,14 +73,17 @@ def main() -> None:
     torch.manual_seed(args.seed)
     tokenizer = Tokenizer.from_file(str(args.tokenizer))
     train_ids, held_out = split(token_ids(args.text, tokenizer))
-    model = Gemma3nForCausalLM(configuration(tokenizer.get_vocab_size(), args))
+    model: Model = Gemma3nForCausalLM(configuration(tokenizer.get_vocab_size(), args))
     table = model.get_per_layer_input_embeddings().weight
     total = sum(parameter.numel() for parameter in model.parameters())
     say(f"{total} values, {table.numel()} of them in the table; {len(train_ids)} training tokens")
     add_dropout(model, args.dropout)
     best = train(model, train_ids, held_out, args)
-    model = Gemma3nForCausalLM.from_pretrained(args.out, dtype=torch.float32).eval()
-    found = {"held_out_ppl": math.exp(best), "held_out_ppl_saved": perplexity(model, held_out, args)}
+    model = Gemma3nForCausalLM.from_pretrained(args.out, dtype=torch.float32)
+    found = {
+        "held_out_ppl": math.exp(best),
+        "held_out_ppl_saved": perplexity(model, held_out, args),
+    }
     with torch.no_grad():
         model.get_per_layer_input_embeddings().weight.zero_()
     found["held_out_ppl_without_table"] = perplexity(model, held_out, args)
@@ -85,7 +93,9 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description="Train a small Gemma 3n with per-layer embeddings.")
+    parser = argparse.ArgumentParser(
+        description="Train a small Gemma 3n with per-layer embeddings."
+    )
     add: Callable[..., object] = parser.add_argument
     add("--text", type=Path, required=True, help="text to train on, UTF-8")
     add("--tokenizer", type=Path, required=True, help="tokenizer.json; its first token is padding")
@@ -101,7 +111,9 @@ def parse_arguments() -> argparse.Namespace:
     add("--batch", type=int, default=4, help="windows of a step")
     add("--learning-rate", type=float, default=3e-3, help="peak learning rate")
     add("--dropout", type=float, default=0.15, help="on the table's rows and on what layers add")
-    add("--report-seconds", type=float, default=120.0, help="seconds between looks at held-out loss")
+    add(
+        "--report-seconds", type=float, default=120.0, help="seconds between looks at held-out loss"
+    )
     add("--threads", type=int, default=1, help="CPU threads")
     return parser.parse_args()
 
@@ -118,7 +130,12 @@ def configuration(vocab_size: int, args: argparse.Namespace) -> Gemma3nTextConfi
         num_attention_heads=4,
         num_key_value_heads=1,
         head_dim=args.hidden // 4,
-        layer_types=["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]
+        layer_types=[
+            "sliding_attention",
+            "sliding_attention",
+            "sliding_attention",
+            "full_attention",
+        ]
         * (args.layers // 4),
         num_kv_shared_layers=args.layers // 2 // 4 * 4,
         sliding_window=args.context // 2,
@@ -156,7 +173,7 @@ def unigram_perplexity(train_ids: torch.Tensor, ids: torch.Tensor, tokenizer: To
 # ---- training --------------------------------------------------------------------------------
 
 
-def add_dropout(model: Gemma3nForCausalLM, share: float) -> None:
+def add_dropout(model: Model, share: float) -> None:
     """Drop values of the table's rows and of what each layer adds, while training."""
 
     def dropped(module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
@@ -169,7 +186,7 @@ def add_dropout(model: Gemma3nForCausalLM, share: float) -> None:
 
 
 def train(
-    model: Gemma3nForCausalLM, ids: torch.Tensor, held_out: torch.Tensor, args: argparse.Namespace
+    model: Model, ids: torch.Tensor, held_out: torch.Tensor, args: argparse.Namespace
 ) -> float:
     """Run AdamW on random windows; save the weights whenever the held-out loss (nats) is lowest."""
     optimizer = make_optimizer(model)
@@ -201,7 +218,7 @@ def train(
     return best
 
 
-def make_optimizer(model: Gemma3nForCausalLM) -> torch.optim.AdamW:
+def make_optimizer(model: Model) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices only."""
     parameters = list(model.parameters())
     groups = [
@@ -226,14 +243,14 @@ def draw_batch(
     return ids[starts + torch.arange(args.context + 1)]
 
 
-def next_token_loss(model: Gemma3nForCausalLM, windows: torch.Tensor) -> torch.Tensor:
+def next_token_loss(model: Model, windows: torch.Tensor) -> torch.Tensor:
     """Mean negative log-likelihood in nats of each token after the first."""
     logits = model(windows[:, :-1], use_cache=False).logits
     return F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
 
 
 @torch.no_grad()
-def perplexity(model: Gemma3nForCausalLM, ids: torch.Tensor, args: argparse.Namespace) -> float:
+def perplexity(model: Model, ids: torch.Tensor, args: argparse.Namespace) -> float:
     """Perplexity over non-overlapping windows, defined as in ``tolpack/model``."""
     was_training, total = model.training, 0.0
     model.eval()
@@ -244,17 +261,17 @@ def perplexity(model: Gemma3nForCausalLM, ids: torch.Tensor, args: argparse.Name
     return math.exp(total / (len(ids) - 1))
 
 
-def table_rms(model: Gemma3nForCausalLM) -> float:
+def table_rms(model: Model) -> float:
     """Root mean square of what lookups return; the other summand has 1."""
     embeddings = model.get_per_layer_input_embeddings()
-    scale: float = embeddings.scalar_embed_scale
-    return scale * embeddings.weight.square().mean().sqrt().item()
+    rms: float = embeddings.scalar_embed_scale * embeddings.weight.square().mean().sqrt().item()
+    return rms
 
 
 # ---- files -----------------------------------------------------------------------------------
 
 
-def save(model: Gemma3nForCausalLM, args: argparse.Namespace) -> None:
+def save(model: Model, args: argparse.Namespace) -> None:
     """Write the folder that transformers and tolpack open, with weights in bfloat16."""
     rounded = {name: tensor.bfloat16() for name, tensor in model.state_dict().items()}
     del rounded["lm_head.weight"]  # the embedding
