@@ -50,12 +50,8 @@ def main() -> None:
 
 def bounds(experiment: Experiment) -> dict[str, Any]:
     """Return everything that is measured."""
-    text = experiment.calibration
-    train_ids = experiment.ids(text.read_text(encoding="utf-8"))
-    counts = np.bincount(train_ids, minlength=len(experiment.table))
-    four_bits = experiment.pack("pack", "4 bits", bits=4, calibrate=text)
-    size = int(four_bits.bits_per_value * experiment.table.size / 16)
-    half = experiment.pack("auto", "half", bits="auto", calibrate=text, size=size)
+    counts = np.load(experiment.counts)
+    four_bits, half = experiment.fixed_bits(4), experiment.auto("auto", 0.5)
     layers = experiment.model.config.num_hidden_layers
     return {
         "divergence": {

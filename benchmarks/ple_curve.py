@@ -20,8 +20,9 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ import tolpack
 from tolpack.model.perplexity import Score, increase_pct
 from tolpack.runtime.array_types import Floats
 
+TENSOR = "model.embed_tokens_per_layer.weight"
 HELD_OUT_SHARE = 0.05
 WINDOWS_PER_BATCH = 8
 # Sizes of `--bits auto` as shares of the 4-bit pack.
@@ -70,7 +72,8 @@ class Experiment:
         train_text = arguments.train_text.read_text(encoding="utf-8")
         encoded = self.tokenizer.encode(train_text, add_special_tokens=False)
         first = len(encoded.ids) - round(HELD_OUT_SHARE * len(encoded.ids))
-        self.calibration = folder / "calibration.txt"
+        self.calibration, self.counts = folder / "calibration.txt", folder / "counts.npy"
+        np.save(self.counts, np.bincount(encoded.ids[:first], minlength=len(self.table)))
         self.calibration.write_text(train_text[: encoded.offsets[first][0]], encoding="utf-8")
         self.texts = {
             "held out": self.ids(text),
@@ -81,50 +84,73 @@ class Experiment:
         """Return the token ids of a text."""
         return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def build(self, **settings: Any) -> Path:
-        """Build a pack with `settings`."""
-        path = self.folder / "bench.tolpack"
-        return tolpack.build(self.checkpoint, path, force=True, **settings).path
-
     def pack(self, family: str, name: str, **settings: Any) -> Setting:
-        """Build a pack and read its rows; they come with the multiplier, the weight is without."""
-        path = self.build(**settings)
+        """Build a pack and read its rows; the weight is without the multiplier of lookups."""
+        path = self.folder / "bench.tolpack"
+        tolpack.build(self.checkpoint, path, force=True, **settings)
         with tolpack.open(path) as pack:
             rows = pack.rows(np.arange(len(self.table))).reshape(self.table.shape)
             bits = 8 * pack.nbytes / self.table.size
-        weight = (rows / self.module.scalar_embed_scale).astype(np.float32)
+            weight = (rows / pack.container.table.multiplier).astype(np.float32)
         return Setting(family, name, bits, weight)
 
+    def lossless(self) -> Setting:
+        """Return the lossless pack, whose rows are those of the model."""
+        pack = self.pack("pack", "lossless", bits="lossless", calibrate=self.calibration)
+        if not np.array_equal(pack.table, self.table):
+            raise SystemExit("the rows of the lossless pack are not those of the model")
+        return pack
 
-def settings(experiment: Experiment) -> Iterator[Setting]:
-    """Make every table that is measured, one after the other."""
-    table, text = experiment.table, experiment.calibration
-    lossless = experiment.pack("pack", "lossless", bits="lossless", calibrate=text)
-    if not np.array_equal(lossless.table, table):
-        raise SystemExit("the rows of the lossless pack are not those of the model")
-    yield lossless
-    yield experiment.pack("pack", "8 bits", bits=8, calibrate=text)
-    four_bits = experiment.pack("pack", "4 bits", bits=4, calibrate=text)
-    yield four_bits
-    yield from auto_packs(experiment, four_bits.bits_per_value * table.size / 8)
+    def fixed_bits(self, bits: int) -> Setting:
+        """Return a pack of 8 or 4 bits."""
+        return self.pack("pack", f"{bits} bits", bits=bits, calibrate=self.calibration)
+
+    def auto(self, family: str, share: float | None) -> Setting:
+        """Return a pack of ``--bits auto``: of a share of the 4-bit pack's size, or by default.
+
+        The family ``auto`` takes the table as a plain tensor with the same counts, so no model is
+        run and the squared error of rows is all that counts.
+        """
+        given: dict[str, Any] = {"calibrate": self.calibration}
+        if family == "auto":
+            layers = self.model.config.num_hidden_layers
+            given = {"frequencies": self.counts, "tensor": TENSOR, "layers": layers}
+        if share is None:
+            return self.pack(family, "default", bits="auto", **given)
+        size = int(share * self.fixed_bits(4).bits_per_value * self.table.size / 8)
+        return self.pack(family, f"size × {share:g}", bits="auto", size=size, **given)
+
+    def ggml(self, name: str) -> Setting:
+        """Return the table in a GGML type."""
+        values, bits = ggml(self.table, name)
+        return Setting("GGUF", name, bits, values)
+
+    def hadamard(self, name: str, quantize: Callable[[Floats], tuple[Floats, float]]) -> Setting:
+        """Return the table in two bits after a rotation."""
+        values, bits = quantize(self.table)
+        return Setting("others", name, bits, values)
+
+
+# Family, name, and what makes the table.
+Plan = tuple[str, str, Callable[[], Setting]]
+
+
+def settings(experiment: Experiment) -> Iterator[Plan]:
+    """Yield all settings, in the order in which they are measured."""
+    yield "pack", "lossless", experiment.lossless
+    for bits in (8, 4):
+        yield "pack", f"{bits} bits", partial(experiment.fixed_bits, bits)
+    for family in ("auto", "auto, metrics"):
+        yield family, "default", partial(experiment.auto, family, None)
+        for share in SHARES:
+            yield family, f"size × {share:g}", partial(experiment.auto, family, share)
     for name in ("Q8_0", "Q4_0", "Q4_K"):
-        values, bits = ggml(table, name)
-        yield Setting("GGUF", name, bits, values)
-    yield Setting("others", "NF4", 4.25, nf4(table))
-    for name, quantize in (("Hadamard, one scale", hadamard_2bit),
-                           ("Hadamard, codebooks", hadamard_codebooks)):  # fmt: skip
-        values, bits = quantize(table)
-        yield Setting("others", name, bits, values)
-    yield Setting("others", "no table", 0.0, np.zeros_like(table))
-
-
-def auto_packs(experiment: Experiment, four_bits_bytes: float) -> Iterator[Setting]:
-    """Make packs of ``--bits auto``: by default, and for shares of the 4-bit pack's size."""
-    family, text = "auto", experiment.calibration
-    yield experiment.pack(family, "default", bits="auto", calibrate=text)
-    for share in SHARES:
-        size = int(share * four_bits_bytes)
-        yield experiment.pack(family, f"size × {share:g}", bits="auto", calibrate=text, size=size)
+        yield "GGUF", name, partial(experiment.ggml, name)
+    table = experiment.table
+    yield "others", "NF4", lambda: Setting("others", "NF4", 4.25, nf4(table))
+    for name, quantize in (("Hadamard", hadamard_2bit), ("Hadamard, levels", hadamard_codebooks)):
+        yield "others", name, partial(experiment.hadamard, name, quantize)
+    yield "others", "no table", lambda: Setting("others", "no table", 0.0, np.zeros_like(table))
 
 
 # ---- measures --------------------------------------------------------------------------------
@@ -278,6 +304,7 @@ def main() -> None:
     parser.add_argument("--characters", type=int, default=200_000, help="of --text that are used")
     parser.add_argument("--context", type=int, default=256, help="tokens of a window")
     parser.add_argument("--reuse", type=Path, help="an earlier result")
+    parser.add_argument("--only", help="families to measure, with semicolons between them")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
@@ -292,11 +319,16 @@ def main() -> None:
 def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measure what is not in the earlier result, and return both in order of size."""
     experiment = Experiment(arguments, folder)
-    known = []
+    known: list[dict[str, Any]] = []
     if arguments.reuse:
         known = json.loads(arguments.reuse.read_text(encoding="utf-8"))["points"]
     names = {(one["family"], one["name"]) for one in known}
-    made = [one for one in settings(experiment) if (one.family, one.name) not in names]
+    only = arguments.only.split(";") if arguments.only else None
+    made = [
+        make()
+        for family, name, make in settings(experiment)
+        if (family, name) not in names and (only is None or family in only)
+    ]
     found = measured(experiment, made)
     found["points"] = sorted(found["points"] + known, key=lambda one: -one["bits_per_value"])
     for point in found["points"]:
