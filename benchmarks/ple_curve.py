@@ -47,7 +47,7 @@ SECOND_TOKENS = 8192
 # Small, so that the logits stay in the processor's caches.
 WINDOWS_PER_BATCH = 2
 # The loss metrics are measured on so many pieces of the training text, of so many tokens each.
-PIECES, PIECE_TOKENS = 20, 1024
+PIECES, PIECE_TOKENS = 12, 1024
 # Sizes of `--bits auto` as shares of the 4-bit pack.
 SHARES = (1.0, 0.75, 0.5, 0.25)
 
