@@ -2,8 +2,8 @@
 
 Measured on a model of ``examples/train_ple_model.py``, with the texts of `ple_curve.py`:
 
-* the KL divergence that 4 bits and `--bits auto` at half their size cause in rows of each count in
-  the training text, and in each layer;
+* the KL divergence that 4 bits, and `--bits auto` at half their size, cause after tokens of each
+  count in the training text;
 * the spectrum of each layer's rows: components that hold 50, 90 and 99 % of the energy;
 * the rate of ideal coders at the squared error that 4 bits have, by reverse water-filling over
   Gaussian values: with and without counts as weights, in single values and in principal components.
@@ -17,17 +17,18 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from machine import described
 from numpy.typing import NDArray
-from ple_curve import Experiment, judge
+from ple_curve import Experiment, Setting, judge
 
 from tolpack.runtime.array_types import Floats
 
-BANDS = (0, 1, 8, 64, 512, 4096)
+BANDS = (0, 1, 8, 64, 512, 4096, 1 << 62)
 
 
 def main() -> None:
@@ -51,35 +52,41 @@ def main() -> None:
 def bounds(experiment: Experiment) -> dict[str, Any]:
     """Return everything that is measured."""
     counts = np.load(experiment.counts)
-    four_bits, half = experiment.fixed_bits(4), experiment.auto("auto", 0.5)
+    four_bits = experiment.fixed_bits(4)
+    made = [four_bits, experiment.auto("auto", 0.5), experiment.auto("auto, no counts", 0.5)]
     layers = experiment.model.config.num_hidden_layers
     return {
+        "bands": [band(experiment.table, counts, *limits) for limits in pairwise(BANDS)],
         "divergence": {
-            one.name: divergence_by_part(experiment, one.table, counts) for one in (four_bits, half)
+            text: divergence_by_count(experiment, ids, made, counts)
+            for text, ids in experiment.texts.items()
         },
         "spectra": spectra(experiment.table, counts, layers),
         "bits_at_the_error_of_4_bits": rates(experiment.table, four_bits.table, counts, layers),
     }
 
 
-def divergence_by_part(
-    experiment: Experiment, table: Floats, counts: NDArray[np.int64]
+def band(table: Floats, counts: NDArray[np.int64], low: int, high: int) -> dict[str, float]:
+    """Return the number of rows with counts from `low` to below `high`, and their values' rms."""
+    rows = (counts >= low) & (counts < high)
+    return {"count": low, "rows": int(rows.sum()), "rms": float(np.sqrt((table[rows] ** 2).mean()))}
+
+
+def divergence_by_count(
+    experiment: Experiment,
+    ids: NDArray[np.int64],
+    made: list[Setting],
+    counts: NDArray[np.int64],
 ) -> dict[str, Any]:
-    """Return the mean KL divergence, in nats, of errors in a part of the table alone."""
-    own = experiment.table
-    layers = experiment.model.config.num_hidden_layers
-    tables, names = [table], ["all"]
-    for low, high in zip(BANDS, (*BANDS[1:], np.inf)):
-        rows = (counts >= low) & (counts < high)
-        tables.append(np.where(rows[:, None], table, own))
-        names.append(f"rows with counts from {low}: {rows.sum()}")
-    for layer in range(layers):
-        columns = np.arange(own.shape[1]) // (own.shape[1] // layers) == layer
-        tables.append(np.where(columns, table, own))
-        names.append(f"layer {layer}")
-    ids = next(iter(experiment.texts.values()))
-    _, judged = judge(experiment, ids, tables)
-    return {name: float(one.kl.mean()) for name, one in zip(names, judged)}
+    """Return the mean KL divergence in nats after tokens of each band, and how many these are."""
+    read = counts[ids[:-1]]
+    inside = [(read >= low) & (read < high) for low, high in pairwise(BANDS)]
+    _, judged = judge(experiment, ids, [one.table for one in made])
+    found: dict[str, Any] = {"tokens": [int(part.sum()) for part in inside]}
+    for setting, one in zip(made, judged):
+        name = f"{setting.family}, {setting.name}"
+        found[name] = [float(one.kl[part].mean()) for part in inside if part.any()]
+    return found
 
 
 def spectra(table: Floats, counts: NDArray[np.int64], layers: int) -> dict[str, Any]:

@@ -44,6 +44,9 @@ TENSOR = "model.embed_tokens_per_layer.weight"
 HELD_OUT_SHARE = 0.05
 # Tokens of the end of the training text that judge.
 SECOND_TOKENS = 8192
+# Families of packs of `--bits auto`: with the counts of the training text or all rows alike, and
+# with or without loss metrics of the model.
+AUTO = ("auto", "auto, no counts", "auto, metrics", "auto, metrics, no counts")
 # Small, so that the logits stay in the processor's caches.
 WINDOWS_PER_BATCH = 2
 # The loss metrics are measured on so many pieces of the training text, of so many tokens each.
@@ -87,6 +90,8 @@ class Experiment:
         self.calibration.write_text(text[: starts[first]], encoding="utf-8")
         self.counts = self.folder / "counts.npy"
         np.save(self.counts, np.bincount(ids[:first], minlength=len(self.table)))
+        self.flat = self.folder / "flat.npy"  # a text for the metrics would count as well
+        np.save(self.flat, np.ones(len(self.table), np.int64))
         self.pieces = self.folder / "pieces.txt"
         ends = np.linspace(PIECE_TOKENS, first - 1, PIECES, dtype=int)
         pieces = [text[starts[max(end - PIECE_TOKENS, 0)] : starts[end]] for end in ends]
@@ -120,13 +125,16 @@ class Experiment:
     def auto(self, family: str, share: float | None) -> Setting:
         """Return a pack of ``--bits auto``: of a share of the 4-bit pack's size, or by default.
 
-        The family ``auto`` takes the table as a plain tensor with the same counts, so no model is
-        run and the squared error of rows is all that counts.
+        Families with metrics run the model. The others take the table as a plain tensor, so the
+        squared error of rows is all that counts.
         """
-        given: dict[str, Any] = {"calibrate": self.pieces, "frequencies": self.counts}
-        if family == "auto":
-            layers = self.model.config.num_hidden_layers
-            given = {"frequencies": self.counts, "tensor": TENSOR, "layers": layers}
+        given: dict[str, Any] = {} if "no counts" in family else {"frequencies": self.counts}
+        if "metrics" in family:
+            given["calibrate"] = self.pieces
+        else:
+            given |= {"tensor": TENSOR, "layers": self.model.config.num_hidden_layers}
+        if family == "auto, metrics, no counts":
+            given["frequencies"] = self.flat
         if share is None:
             return self.pack(family, "default", bits="auto", **given)
         size = int(share * self.fixed_bits(4).bits_per_value * self.table.size / 8)
@@ -152,7 +160,7 @@ def settings(experiment: Experiment) -> Iterator[Plan]:
     yield "pack", "lossless", experiment.lossless
     for bits in (8, 4):
         yield "pack", f"{bits} bits", partial(experiment.fixed_bits, bits)
-    for family in ("auto", "auto, metrics"):
+    for family in AUTO:
         yield family, "default", partial(experiment.auto, family, None)
         for share in SHARES:
             yield family, f"size × {share:g}", partial(experiment.auto, family, share)

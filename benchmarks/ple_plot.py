@@ -5,12 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-COLORS = {"pack": "tab:gray", "auto": "tab:blue", "auto, metrics": "tab:red", "GGUF": "tab:green",
-          "others": "tab:purple"}  # fmt: skip
+COLORS = {
+    "pack": "tab:gray", "auto": "tab:blue", "auto, no counts": "tab:cyan",
+    "auto, metrics": "tab:red", "auto, metrics, no counts": "tab:orange",
+    "GGUF": "tab:green", "others": "tab:purple",
+}  # fmt: skip
 LABELS = {
     "pack": "pack: 8 and 4 bits",
-    "auto": "pack: --bits auto, without the model",
-    "auto, metrics": "pack: --bits auto, with the model's loss metrics",
+    "auto": "pack: --bits auto with counts",
+    "auto, no counts": "pack: --bits auto, rows alike",
+    "auto, metrics": "pack: --bits auto with counts and loss metrics",
+    "auto, metrics, no counts": "pack: --bits auto, rows alike, with loss metrics",
     "GGUF": "GGUF types",
     "others": "NF4, 2-bit Hadamard",
 }
@@ -55,6 +60,8 @@ def draw(axes: Any, points: list[dict[str, Any]], measure: str) -> None:
     for family, label in LABELS.items():
         own = [one for one in points if one["family"] == family]
         own = [one for one in own if one["name"] not in ("lossless", "no table")]
+        if not own:
+            continue
         style = "o-" if family.startswith("auto") else "s"
         axes.errorbar(
             [one["bits_per_value"] for one in own], [one[value] for one in own],
