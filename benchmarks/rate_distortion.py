@@ -29,7 +29,8 @@ from machine import described
 from table_quantizers import nf4
 
 import tolpack
-from tolpack.model.decoder import Decoder, Memory
+from tolpack.model.decoder import Decoder
+from tolpack.model.language_model import Memory
 from tolpack.model.perplexity import increase_pct, score
 from tolpack.model.text import read_token_ids
 from tolpack.reading.code_rates import code_rates

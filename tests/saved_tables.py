@@ -24,8 +24,12 @@ PLE = "embed_tokens_per_layer.weight"
 NGRAMS = "model.layers.1.ple.ple_embedding"
 
 
-def save_models(root, gemma=GEMMA, qwen=QWEN):
-    """Save a tiny random model of each family; returns name → the model and its folder."""
+def save_models(root, gemma=GEMMA, qwen=QWEN, noise=0.0):
+    """Save a tiny random model of each family; returns name → the model and its folder.
+
+    With `noise` all weights get so much, as some begin as constants, and the models returned are
+    those saved in bfloat16, loaded in float32.
+    """
     from transformers import Gemma3nTextConfig, Gemma4TextConfig
     from transformers.models.gemma3n.modeling_gemma3n import Gemma3nForCausalLM
     from transformers.models.gemma4.modeling_gemma4 import Gemma4ForCausalLM
@@ -49,7 +53,12 @@ def save_models(root, gemma=GEMMA, qwen=QWEN):
     found = {}
     for name, model in models.items():
         folder = root / name
+        with torch.no_grad():
+            for weight in model.parameters() if noise else ():
+                weight.add_(noise * torch.randn_like(weight))
         model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="6KB")
+        if noise:
+            model = type(model).from_pretrained(folder, dtype=torch.float32).requires_grad_(False)
         found[name] = model, folder
     return found
 

@@ -9,7 +9,6 @@ from tolpack.evaluation.result_cache import _read
 from tolpack.runtime.disk_cache import keep_file, kept_file
 from tolpack.runtime.scratch import Scratch
 
-COUNTS = np.arange(5)
 KEY, OTHER = bytes(16), bytes(15) + b"\1"
 
 
@@ -21,13 +20,13 @@ def cache(tmp_path, monkeypatch):
     layers = [[scratch.spill(np.full((4, 4), 10.0 * n + k)) for k in range(count)]
               for n, count in enumerate((2, 2, 1))]  # fmt: skip
     metrics, crossed = (row[0] for row in layers), (tuple(row[1:]) for row in layers)
-    assert metrics_cache.keep(KEY, LossMetrics(COUNTS, tuple(metrics), tuple(crossed)))
+    assert metrics_cache.keep(KEY, LossMetrics(tuple(metrics), tuple(crossed)))
     return tmp_path
 
 
 def load(folder, key=KEY):
     """Return the numbers in what is kept, or ``None``."""
-    found = metrics_cache.load(key, COUNTS, Scratch(folder, 1 << 20))
+    found = metrics_cache.load(key, Scratch(folder, 1 << 20))
     if found is None:
         return None
     layers = zip(found.metrics, found.crossed)

@@ -66,7 +66,6 @@ def test_metrics_are_the_fisher_matrix_of_each_layer(tmp_path, model_type):
     metrics = np.stack([metric.load() for metric in found.metrics])
     assert metrics.dtype == np.float64
     np.testing.assert_allclose(metrics, expected, atol=1e-4 * abs(expected).max())
-    assert found.counts.tolist() == np.bincount(ids, minlength=19).tolist()
 
 
 def test_metrics_are_symmetric_and_positive(memoryllm):
@@ -149,9 +148,8 @@ def test_long_text_is_thinned_evenly(tmp_path):
         return torch.zeros(*ids.shape, 8)
 
     done = []
-    found = measure_loss_metrics(decoder.with_memory(memory), ids, context, done.append)
+    measure_loss_metrics(decoder.with_memory(memory), ids, context, done.append)
     assert sum(done) == MAX_GRADIENT_TOKENS
-    assert found.counts.sum() == len(ids)
     starts = [window * 3 // 2 * context for window in range(chosen)]
     assert fed == [ids[start : start + context].tolist() for start in starts]
 

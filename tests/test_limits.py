@@ -19,7 +19,7 @@ from tolpack.calibration.loss_metrics import (
     window_losses,
 )
 from tolpack.errors import ConfigError, FileAccessError
-from tolpack.model.decoder import Decoder
+from tolpack.model.decoder import Decoder, macs_per_token
 from tolpack.model.head import VocabularyMatrix, nll, nll_gradient
 from tolpack.runtime.progress import Reporter
 from tolpack.runtime.scratch import Scratch
@@ -268,14 +268,15 @@ def test_loss_over_blocks_equals_cross_entropy(memoryllm, monkeypatch, block):
 
 def test_large_models_are_measured_on_fewer_tokens(memoryllm):
     """The cost of a measurement is bounded; small models are not cut short."""
-    small = parse_config(CONFIG)
+    small = macs_per_token(parse_config(CONFIG))
     assert affordable_tokens(small, 1 << 17) == 1 << 17
-    paper = models.make_config(
+    config = models.make_config(
         vocab_size=128_256, hidden_size=2048, num_hidden_layers=24, memory_intermediate_size=5464,
         intermediate_size=None,
     )  # fmt: skip
-    assert 1000 < affordable_tokens(parse_config(paper), 1 << 17) < 8000
-    assert 16_000 < affordable_tokens(parse_config(paper), 1 << 17, METRIC_OPERATIONS) < 20_000
+    paper = macs_per_token(parse_config(config))
+    assert 1000 < affordable_tokens(paper, 1 << 17) < 8000
+    assert 16_000 < affordable_tokens(paper, 1 << 17, METRIC_OPERATIONS) < 20_000
     assert sampled_length(Decoder(open_checkpoint(memoryllm)), 16) == 16
 
 

@@ -116,7 +116,7 @@ def test_alpha_scales_the_down_projections(study, model):
 def test_spectra_are_singular_values(study):
     """Of each layer's rows around their mean."""
     evaluator, found = study
-    table = FFNTable(evaluator.checkpoint)
+    table = FFNTable(evaluator.subject.checkpoint)
     for one in found.spectra:
         rows = table.field_rows(one.layer)(np.arange(table.vocab_size)).astype(np.float64)
         values = np.linalg.svd(rows - rows.mean(0), compute_uv=False)
@@ -152,7 +152,7 @@ def test_packs_are_all_that_were_built(study):
 def test_costs_count_the_weights(study):
     """All weights, each once; a table takes no operations."""
     evaluator, found = study
-    costs = model_costs(evaluator.checkpoint)
+    costs = model_costs(evaluator.subject.checkpoint)
     assert costs == found.costs
     state = models.make_state(CONFIG)
     sizes = [costs.embedding_weights, costs.head_weights, costs.other_weights, costs.memory_weights]

@@ -137,7 +137,7 @@ def test_work_is_shared(evaluator, token_ids, monkeypatch):
     grids, _ = parse_grids([GRID])
     sweep(evaluator, grids, CalibrationInputs(token_ids))
     assert counted["calibrate"] == 1
-    assert counted["layer"] == evaluator.checkpoint.config.num_hidden_layers
+    assert counted["layer"] == evaluator.subject.checkpoint.config.num_hidden_layers
     assert counted["score"] == 1 + len(grids)
 
 

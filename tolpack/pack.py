@@ -109,7 +109,7 @@ class Pack(ForkSafe):
         self._container = open_table(path, io, table, checksums=checksums)
         self._table = self._container.table
         self._path = os.path.abspath(path)
-        self._settings = {
+        self._settings: dict[str, Any] = {
             "io": io, "cache": cache, "threads": threads, "checksums": checksums, "table": table,
         }  # fmt: skip
         self._ngrams = NGramRows(self._container)
@@ -130,6 +130,11 @@ class Pack(ForkSafe):
         return self._container
 
     @property
+    def path(self) -> str:
+        """The file's absolute path when it was opened."""
+        return self._path
+
+    @property
     def tables(self) -> tuple[str, ...]:
         """Names of all tables of the pack, in its order."""
         return tuple(table.name for table in self._container.header.tables)
@@ -138,6 +143,26 @@ class Pack(ForkSafe):
     def table(self) -> str:
         """Name of the table that is read."""
         return self._table.name
+
+    def open_table(self, name: str) -> Pack:
+        """Open another table of the same file, with the same settings.
+
+        Parameters
+        ----------
+        name : str
+            One of `tables`.
+
+        Returns
+        -------
+        Pack
+            Independent of this one, and closed on its own.
+
+        Raises
+        ------
+        ConfigError, FileAccessError, FormatError
+            As of `Pack`.
+        """
+        return type(self)(self._path, **{**self._settings, "table": name})
 
     @property
     def fields(self) -> tuple[Field, ...]:

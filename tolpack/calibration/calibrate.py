@@ -84,7 +84,7 @@ def calibrate(
     Parameters
     ----------
     source : TableSource
-        The table; a checkpoint can also be run for metrics.
+        The table; its model may also be run for metrics.
     inputs : CalibrationInputs
         Files.
     reach : int or None
@@ -104,25 +104,33 @@ def calibrate(
     ids = None
     if inputs.text is not None:
         found = inputs.tokenizer
-        if source.checkpoint is not None:
-            found = find_tokenizer(source.checkpoint.path, found)
+        model = source.checkpoint or source.transformers_model
+        if model is not None:
+            found = find_tokenizer(model.path, found)
         ids = read_token_ids(inputs.text, _vocabulary(source), found)
         if counts is None:
             counts = _rows_read(source, measured_part(ids, reach or 0))
     if counts is None:
         workspace.reporter.say("token order: by token id (no --frequencies or --calibrate given)")
-    model = None
+    calibrated = None
     if reach is not None:
-        model = measure_losses(source, ids, reach, workspace)
+        calibrated = measure_losses(source, ids, reach, workspace)
     order = order_tokens(counts, source.rows)
-    if counts is None and model is not None:
-        counts = model.counts
+    if counts is None and calibrated is not None and samples_counts(source):
+        counts = _rows_read(source, calibrated.token_ids)
     digest = hashlib.sha256(b"counts" if counts is None else counts.astype("<i8").tobytes())
     digest.update(b"no text" if ids is None else ids.astype("<i8").tobytes())
-    if model is not None and source.checkpoint is not None:  # all of it shapes the losses
-        digest.update(source.checkpoint.fingerprint())
-        digest.update(repr((source.checkpoint.config, model.context)).encode())
-    return CalibrationStats(order, counts, model, digest.digest())
+    if calibrated is not None:  # all of it shapes the losses
+        digest.update(calibrated.model.fingerprint() + repr(calibrated.context).encode())
+    return CalibrationStats(order, counts, calibrated, digest.digest())
+
+
+def samples_counts(source: TableSource) -> bool:
+    """Whether a text sampled from the model tells how often rows are read: not for rows of n-grams,
+    of which it reads too few.
+    """
+    runs = source.checkpoint is not None or source.transformers_model is not None
+    return runs and source.ngrams is None
 
 
 def _vocabulary(source: TableSource) -> int:
@@ -132,8 +140,8 @@ def _vocabulary(source: TableSource) -> int:
 
 def _rows_read(source: TableSource, ids: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return how often a text reads each row, int64 (rows,)."""
-    if source.ngrams is None:
-        return np.bincount(ids, minlength=source.rows)
+    if source.ngrams is None:  # Gemma 3n has token ids without a row
+        return np.bincount(ids[ids < source.rows], minlength=source.rows)
     counts, stream = np.zeros(source.rows, np.int64), source.ngrams.stream()
     for start in range(0, len(ids), _COUNTED_TOKENS):  # every token has many rows
         rows, found = np.unique(

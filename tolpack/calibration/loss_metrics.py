@@ -7,9 +7,7 @@ matrix in place of the Hessian). ``G_l`` is accumulated in float64 over windows 
 weights get no gradient. Errors of neighbouring layers at one position meet in the residual stream:
 ``G_{l,l+k} = E[g_l g_{l+k}ᵀ]`` says how far one can compensate for the other.
 
-Since the memory's output is added to the residual stream, its gradient is the gradient of the
-stream behind the layer: one backward pass through the layers, from the last to the first, gives
-all of them, and only the inputs of the layers are held. What a large model costs is bounded by
+The model gives the gradients (`LanguageModel.row_gradients`). What a large one costs is bounded by
 `affordable_tokens`.
 
 Without a text, one is sampled from the model itself with a fixed seed.
@@ -18,7 +16,7 @@ Without a text, one is sampled from the model itself with a fixed seed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,10 +24,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tolpack.model.decoder import Decoder, sample
-from tolpack.model.head import nll, nll_gradient
+from tolpack.model.decoder import sample
+from tolpack.model.language_model import LanguageModel
 from tolpack.runtime.scratch import Scratch, SpilledArray
-from tolpack.sources.checkpoint.config import ModelConfig
 
 # 131,072 tokens leave about 1 % noise in G_l's trace at hidden 256 (docs/lab-notes.md).
 MAX_GRADIENT_TOKENS = 1 << 17
@@ -49,31 +46,30 @@ Progress = Callable[[int], object] | None
 
 @dataclass(frozen=True, slots=True)
 class LossMetrics:
-    """Token counts and loss metrics.
+    """Loss metrics.
 
-    ``counts`` int64 (vocab_size,); ``metrics``: one per layer, float64 (hidden, hidden), nats per
-    squared unit of table value; ``crossed[l][k - 1]``: float64 (hidden, hidden), ``G_{l,l+k}``.
+    ``metrics``: one per layer, float64 (hidden, hidden), nats per squared unit of table value;
+    ``crossed[l][k - 1]``: float64 (hidden, hidden), ``G_{l,l+k}``.
     """
 
-    counts: NDArray[np.int64]
     metrics: tuple[SpilledArray, ...]
     crossed: tuple[tuple[SpilledArray, ...], ...]
 
 
 def measure_loss_metrics(
-    decoder: Decoder,
+    model: LanguageModel,
     token_ids: NDArray[np.int64],
     context: int,
     progress: Progress = None,
     scratch: Scratch | None = None,
     reach: int = 0,
 ) -> LossMetrics:
-    """Measure counts over all of `token_ids`, and metrics over `metric_tokens` of them.
+    """Measure metrics over `metric_tokens` of `token_ids`.
 
     Parameters
     ----------
-    decoder : Decoder
-        A MemoryLLM or Flex model with its own memory.
+    model : LanguageModel
+        The model with its own memory.
     token_ids : ndarray
         int64 (tokens,).
     context : int
@@ -85,17 +81,18 @@ def measure_loss_metrics(
     reach : int
         How many layers above each one to measure it together with.
     """
-    config, hidden = decoder.config, decoder.config.hidden_size
+    if model.memory is None:
+        raise ValueError("a dense model has no memory to calibrate")
     scratch = scratch or Scratch(Path(), 2**63)
-    layers = config.num_hidden_layers
+    layers, hidden = len(model.widths), model.widths[0]
     sums = [
         [scratch.spill(np.zeros((hidden, hidden))) for _ in range(min(reach + 1, layers - layer))]
         for layer in range(layers)
     ]
-    windows = _windows(token_ids, context, metric_tokens(decoder, len(token_ids), context))
-    for batch in _batches(decoder, windows):
+    windows = _windows(token_ids, context, metric_tokens(model, len(token_ids), context))
+    for batch in _batches(model, windows):
         above: deque[torch.Tensor] = deque(maxlen=reach + 1)  # gradients of the layers above
-        for layer, gradient, _ in _gradients(decoder, batch):
+        for layer, gradient, _ in model.row_gradients(batch):
             flat = gradient.reshape(-1, hidden)
             above.appendleft(flat)
             for kept, other in zip(sums[layer], above):
@@ -105,9 +102,8 @@ def measure_loss_metrics(
     for kept in (kept for row in sums for kept in row):
         mean = (kept.load() / windows[:, 1:].numel()).astype(np.float32)  # as a cache keeps it
         kept.replace(mean.astype(np.float64))
-    counts = np.bincount(token_ids, minlength=config.vocab_size)
     metrics, crossed = (row[0] for row in sums), (tuple(row[1:]) for row in sums)
-    return LossMetrics(counts, tuple(metrics), tuple(crossed))
+    return LossMetrics(tuple(metrics), tuple(crossed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +118,14 @@ class TruncatedLayer:
     vectors: Callable[[], NDArray[np.float32]]
     rank: int
 
+    def cut(self, output: torch.Tensor) -> torch.Tensor:
+        """Leave out the components of `output` behind the rank."""
+        directions = torch.from_numpy(self.vectors()[:, self.rank :])
+        return output - ((output - torch.from_numpy(self.mean)) @ directions) @ directions.T
+
 
 def truncation_slopes(
-    decoder: Decoder,
+    model: LanguageModel,
     token_ids: NDArray[np.int64],
     context: int,
     layers: Sequence[TruncatedLayer | None],
@@ -145,16 +146,17 @@ def truncation_slopes(
         were quadratic, half the sum over the components cut would be the layer's share of the
         increase.
     """
-    windows = _windows(token_ids, context, gradient_tokens(decoder, len(token_ids), context))
-    slopes = torch.zeros(len(layers), decoder.config.hidden_size, dtype=torch.float64)
-    for batch in _batches(decoder, windows):
-        for number, gradient, output in _gradients(decoder, batch, layers):
+    windows = _windows(token_ids, context, gradient_tokens(model, len(token_ids), context))
+    slopes = torch.zeros(len(layers), model.widths[0], dtype=torch.float64)
+    changes = [None if layer is None else layer.cut for layer in layers]
+    for batch in _batches(model, windows):
+        for number, gradient, output in model.row_gradients(batch, changes):
             layer = layers[number]
             if layer is not None and output is not None:
                 vectors = torch.from_numpy(layer.vectors())
                 whole = output - torch.from_numpy(layer.mean)
                 products = (gradient @ vectors) * (whole @ vectors)
-                slopes[number] -= products.flatten(0, 1).double().sum(0)
+                slopes[number] -= products.flatten(0, -2).double().sum(0)
         if progress is not None:
             progress(batch[:, 1:].numel())
     return np.asarray((slopes / windows[:, 1:].numel()).numpy())
@@ -162,7 +164,7 @@ def truncation_slopes(
 
 @torch.inference_mode()
 def window_losses(
-    decoder: Decoder, token_ids: NDArray[np.int64], context: int, progress: Progress = None
+    model: LanguageModel, token_ids: NDArray[np.int64], context: int, progress: Progress = None
 ) -> NDArray[np.float64]:
     """Nats per token of windows spread over `loss_tokens` of the text.
 
@@ -173,25 +175,23 @@ def window_losses(
     ndarray
         float64 (windows,).
     """
-    windows = loss_windows(decoder, token_ids, context)
+    windows = loss_windows(model, token_ids, context)
     losses = []
-    for batch in _batches(decoder, windows):
-        states, targets = decoder.norm(decoder.states(batch[:, :-1])), batch[:, 1:]
-        loss = nll(decoder.head, states.flatten(0, 1), targets.flatten())
-        losses.append(loss.view(targets.shape).double().mean(1))
+    for batch in _batches(model, windows):
+        losses.append(model.nll(batch).double().mean(1))
         if progress is not None:
-            progress(targets.numel())
+            progress(batch[:, 1:].numel())
     return np.asarray(torch.cat(losses).numpy())
 
 
-def loss_windows(decoder: Decoder, token_ids: NDArray[np.int64], context: int) -> torch.Tensor:
+def loss_windows(model: LanguageModel, token_ids: NDArray[np.int64], context: int) -> torch.Tensor:
     """Return the windows of `window_losses`, int64 (windows, context + 1)."""
-    return _windows(token_ids, context, loss_tokens(decoder, len(token_ids), context))
+    return _windows(token_ids, context, loss_tokens(model, len(token_ids), context))
 
 
 @torch.inference_mode()
 def sample_text(
-    decoder: Decoder, length: int, seed: int = 0, progress: Progress = None
+    model: LanguageModel, length: int, seed: int = 0, progress: Progress = None
 ) -> NDArray[np.int64]:
     """Sample 64 sequences of `length` tokens from the model: int64 (64 · length,).
 
@@ -199,47 +199,44 @@ def sample_text(
     """
     source = torch.Generator().manual_seed(seed)
     shape = (SAMPLED_SEQUENCES, 1)
-    ids = torch.randint(decoder.config.vocab_size, shape, generator=source)
-    cache, sequence = decoder.new_cache(), [ids]
+    ids = torch.randint(model.vocab_size, shape, generator=source)
+    cache, sequence = model.new_cache(), [ids]
     for _ in range(length - 1):
-        ids = sample(decoder(ids, cache)[:, -1], 1.0, source)
+        ids = sample(model(ids, cache)[:, -1], 1.0, source)
         sequence.append(ids)
         if progress is not None:
             progress(SAMPLED_SEQUENCES)
     return torch.cat(sequence, 1).flatten().numpy()
 
 
-def sampled_length(decoder: Decoder, context: int) -> int:
+def sampled_length(model: LanguageModel, context: int) -> int:
     """Return how long sampled sequences should be: a window, or less for a large model."""
-    most = affordable_tokens(decoder.config, MAX_GRADIENT_TOKENS) // SAMPLED_SEQUENCES
+    most = affordable_tokens(model.macs_per_token, MAX_GRADIENT_TOKENS) // SAMPLED_SEQUENCES
     return min(context, max(most, _MIN_SAMPLED_LENGTH))
 
 
-def metric_tokens(decoder: Decoder, tokens: int, context: int) -> int:
+def metric_tokens(model: LanguageModel, tokens: int, context: int) -> int:
     """Return how many of `tokens` tokens metrics are measured on, in windows of `context`."""
-    most = affordable_tokens(decoder.config, MAX_GRADIENT_TOKENS, METRIC_OPERATIONS)
+    most = affordable_tokens(model.macs_per_token, MAX_GRADIENT_TOKENS, METRIC_OPERATIONS)
     return _measured(tokens, context, most)
 
 
-def gradient_tokens(decoder: Decoder, tokens: int, context: int) -> int:
+def gradient_tokens(model: LanguageModel, tokens: int, context: int) -> int:
     """Return how many of `tokens` tokens slopes are measured on, in windows of `context`."""
-    return _measured(tokens, context, affordable_tokens(decoder.config, MAX_GRADIENT_TOKENS))
+    return _measured(tokens, context, affordable_tokens(model.macs_per_token, MAX_GRADIENT_TOKENS))
 
 
-def loss_tokens(decoder: Decoder, tokens: int, context: int) -> int:
+def loss_tokens(model: LanguageModel, tokens: int, context: int) -> int:
     """Return how many of `tokens` tokens losses are measured on, in windows of `context`."""
-    return _measured(tokens, context, affordable_tokens(decoder.config, MAX_LOSS_TOKENS))
+    return _measured(tokens, context, affordable_tokens(model.macs_per_token, MAX_LOSS_TOKENS))
 
 
-def affordable_tokens(config: ModelConfig, most: int, operations: float = _MAX_OPERATIONS) -> int:
+def affordable_tokens(macs_per_token: int, most: int, operations: float = _MAX_OPERATIONS) -> int:
     """Return `most`, or as many tokens as `operations` allow on a large model.
 
     A token costs about six operations per weight: two forward, four backward.
     """
-    hidden = config.hidden_size
-    inner = (config.memory_intermediate_size or 0) + (config.intermediate_size or 0)
-    weights = config.num_hidden_layers * hidden * (4 * hidden + 3 * inner)
-    return int(min(most, operations / (6 * (weights + config.vocab_size * hidden))))
+    return int(min(most, operations / (6 * macs_per_token)))
 
 
 def _measured(tokens: int, context: int, most: int) -> int:
@@ -258,60 +255,7 @@ def _windows(token_ids: NDArray[np.int64], context: int, tokens: int) -> torch.T
     return torch.from_numpy(np.stack(rows))
 
 
-def _batches(decoder: Decoder, windows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _batches(model: LanguageModel, windows: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Cut windows into batches whose layers' inputs and outputs fit in memory."""
-    token_bytes = 8 * decoder.config.num_hidden_layers * decoder.config.hidden_size
-    tokens = min(_TOKENS_PER_BATCH, _ACTIVATION_BYTES // token_bytes)
+    tokens = min(_TOKENS_PER_BATCH, _ACTIVATION_BYTES // model.activation_bytes)
     return torch.split(windows, max(1, tokens // windows.shape[1]))
-
-
-def _gradients(
-    decoder: Decoder,
-    windows: torch.Tensor,
-    cuts: Sequence[TruncatedLayer | None] | None = None,
-) -> Iterator[tuple[int, torch.Tensor, torch.Tensor | None]]:
-    """Yield (layer, gradient of the summed loss at the memory's output, that output), last first.
-
-    Both are (batch, length, hidden). With `cuts` the gradient is taken with all layers truncated,
-    and the output yielded is the one without; else no output is held.
-    """
-    if decoder.memory is None:
-        raise ValueError("a dense decoder has no memory to calibrate")
-    fed, targets = windows[:, :-1], windows[:, 1:]
-    rotary = decoder.rotary(0, fed.shape[1])
-    inputs: list[torch.Tensor] = []
-    outputs: list[torch.Tensor | None] = []
-    with torch.no_grad():
-        x = decoder.embedding.rows(fed)
-        for layer in range(len(decoder.layers)):
-            inputs.append(x)
-            output = decoder.memory(layer, fed)
-            cut = None if cuts is None else cuts[layer]
-            outputs.append(None if cuts is None else output)
-            x = decoder.block(layer, x, rotary)[0] + (output if cut is None else _cut(output, cut))
-    gradient = _loss_gradient(decoder, x, targets)
-    for layer in reversed(range(len(decoder.layers))):
-        yield layer, gradient, outputs.pop()
-        if layer == 0:
-            return  # nothing lies below the first layer that a gradient is asked of
-        with torch.enable_grad():
-            x = inputs.pop().requires_grad_()
-            y = decoder.block(layer, x, rotary)[0]
-            (gradient,) = torch.autograd.grad(y, x, gradient)
-
-
-def _loss_gradient(decoder: Decoder, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Gradient of the summed loss at the residual stream `x` behind the last layer."""
-    with torch.enable_grad():
-        x = x.requires_grad_()
-        states = decoder.norm(x)
-    flat = states.detach().flatten(0, 1)
-    outer = nll_gradient(decoder.head, flat, targets.flatten()).view(states.shape)
-    (gradient,) = torch.autograd.grad(states, x, outer)
-    return gradient
-
-
-def _cut(output: torch.Tensor, layer: TruncatedLayer) -> torch.Tensor:
-    """Leave out the components of `output` behind the layer's rank."""
-    directions = torch.from_numpy(layer.vectors()[:, layer.rank :])
-    return output - ((output - torch.from_numpy(layer.mean)) @ directions) @ directions.T

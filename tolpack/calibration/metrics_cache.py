@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tolpack.calibration.loss_metrics import LossMetrics
 from tolpack.runtime.disk_cache import cached_file, keep_file, kept_file
@@ -23,8 +22,8 @@ from tolpack.runtime.scratch import Scratch, SpilledArray
 _INTEGER, _VALUE = np.dtype("<i8"), np.dtype("<f4")
 
 
-def load(key: bytes, counts: NDArray[np.int64], scratch: Scratch) -> LossMetrics | None:
-    """Return the calibration kept under `key`, with `counts` of its text, or ``None``."""
+def load(key: bytes, scratch: Scratch) -> LossMetrics | None:
+    """Return the calibration kept under `key`, or ``None``."""
     path = _path(key)
     if path is None:
         return None
@@ -35,9 +34,7 @@ def load(key: bytes, counts: NDArray[np.int64], scratch: Scratch) -> LossMetrics
         return None
     if layers is None:
         return None
-    return LossMetrics(
-        counts, tuple(row[0] for row in layers), tuple(tuple(row[1:]) for row in layers)
-    )
+    return LossMetrics(tuple(row[0] for row in layers), tuple(tuple(row[1:]) for row in layers))
 
 
 def keep(key: bytes, calibration: LossMetrics) -> Path | None:

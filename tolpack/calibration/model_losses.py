@@ -6,6 +6,8 @@ The text is the calibration text, or one that is sampled from the model itself.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,15 +22,16 @@ from tolpack.calibration.loss_metrics import (
     sample_text,
     sampled_length,
 )
-from tolpack.errors import CheckpointError
+from tolpack.errors import CheckpointError, ConfigError
 from tolpack.model.decoder import Decoder
+from tolpack.model.language_model import LanguageModel
 from tolpack.runtime.scratch import SpilledArray
-from tolpack.sources.checkpoint.checkpoint import Checkpoint
 from tolpack.sources.checkpoint.readiness import check_decoder
 from tolpack.sources.protocol import TableSource
+from tolpack.workspace.limits import model_bytes
 from tolpack.workspace.workspace import Workspace
 
-_MAX_CONTEXT = 512
+_MAX_CONTEXT, _MIN_CONTEXT = 512, 32
 # One part of so many is held out of a calibration text.
 _HELD_OUT = 5
 # Raised whenever the same inputs would be measured otherwise: kept metrics are then stale.
@@ -44,11 +47,10 @@ class CalibratedModel:
     held out.
     """
 
-    decoder: Decoder
+    model: LanguageModel
     token_ids: NDArray[np.int64]
     validation_ids: NDArray[np.int64]
     context: int
-    counts: NDArray[np.int64]
     metrics: tuple[SpilledArray, ...]
     crossed: tuple[tuple[SpilledArray, ...], ...]
 
@@ -68,44 +70,77 @@ def measure_losses(
     ids : ndarray or None
         The calibration text, int64 (tokens,); ``None``: a text is sampled from the model.
     reach : int
-        How many layers above each one are measured together with it; if any, a fifth of the text
-        is held out.
+        How many layers above each one are measured together with it, where they can make up for
+        its errors; if any, a fifth of the text is held out.
     workspace : Workspace
         Memory, scratch space and progress.
 
     Raises
     ------
     CheckpointError
-        There is a text, but the model cannot be run.
+        There is a text, but the reference decoder cannot run the model.
+    ConfigError
+        There is a text, and only a library is missing.
     """
-    checkpoint, reporter = source.checkpoint, workspace.reporter
-    if checkpoint is None:
-        reporter.say("auto: the model of this table cannot be run, so every direction counts alike")
-        return None
+    reporter = workspace.reporter
     try:
-        check_decoder(checkpoint)
-        fits = checkpoint.decoder_bytes() <= workspace.limits.decoder_bytes
-        decoder = Decoder(checkpoint, resident=fits, compute=source.compute)
-    except CheckpointError as error:
-        if ids is not None:
+        model = _open_model(source, workspace)
+    except (CheckpointError, ConfigError) as error:
+        # A text also counts the rows of tables that are read, which needs no model.
+        needed = source.checkpoint is not None or isinstance(error, ConfigError)
+        if ids is not None and needed:
             raise
         reporter.say(f"auto: the model cannot be run ({error}), so every direction counts alike")
         return None
-    context = min(decoder.config.max_position_embeddings or _MAX_CONTEXT, _MAX_CONTEXT)
+    context = min(model.max_position_embeddings or _MAX_CONTEXT, _MAX_CONTEXT)
+    if source.checkpoint is None:
+        most = workspace.limits.activation_bytes // model.activation_bytes
+        context = min(context, max(most, _MIN_CONTEXT))
     if ids is None:
         reporter.say(
             "auto: no --calibrate text, so losses are measured on a text sampled from the model "
             "itself (seed 0)"
         )
-        context = sampled_length(decoder, context)
+        context = sampled_length(model, context)
         with reporter.phase("sampling", SAMPLED_SEQUENCES * (context - 1), "tok") as done:
-            ids = sample_text(decoder, context, progress=done)
+            ids = sample_text(model, context, progress=done)
     measured = measured_part(ids, reach)
     held_out = ids[len(measured) :] if reach else ids
-    found = _cached_metrics(checkpoint, decoder, measured, context, reach, workspace)
-    return CalibratedModel(
-        decoder, measured, held_out, context, found.counts, found.metrics, found.crossed
-    )
+    together = reach if source.fields_compensate else 0
+    found = _cached_metrics(model, measured, context, together, workspace)
+    return CalibratedModel(model, measured, held_out, context, found.metrics, found.crossed)
+
+
+def _open_model(source: TableSource, workspace: Workspace) -> LanguageModel:
+    """Open the model that reads the table.
+
+    Raises
+    ------
+    CheckpointError
+        It cannot be run.
+    ConfigError
+        It could be run if a library were installed.
+    """
+    checkpoint = source.checkpoint
+    if checkpoint is not None:
+        check_decoder(checkpoint)
+        fits = checkpoint.decoder_bytes() <= workspace.limits.decoder_bytes
+        return Decoder(checkpoint, resident=fits, compute=source.compute)
+    if source.transformers_model is None:
+        raise CheckpointError("no weights of one are beside the table")
+    if importlib.util.find_spec("transformers") is None:
+        raise ConfigError("it needs transformers: pip install 'tolpack[hf]'")
+    if not workspace.limits.model_bytes:
+        needed = math.ceil(model_bytes(source) / 1e8) / 10
+        raise CheckpointError(
+            f"in float32 it takes {needed}GB more than the build: give more --max-memory"
+        )
+    from tolpack.hf.language_model import open_model
+
+    try:
+        return open_model(source.transformers_model.path, source)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def measured_part(ids: NDArray[np.int64], reach: int) -> NDArray[np.int64]:
@@ -114,8 +149,7 @@ def measured_part(ids: NDArray[np.int64], reach: int) -> NDArray[np.int64]:
 
 
 def _cached_metrics(
-    checkpoint: Checkpoint,
-    decoder: Decoder,
+    model: LanguageModel,
     ids: NDArray[np.int64],
     context: int,
     reach: int,
@@ -123,18 +157,17 @@ def _cached_metrics(
 ) -> LossMetrics:
     """Measure, or load the metrics that were measured before on this text and model."""
     scratch, reporter = workspace.scratch, workspace.reporter
-    digest = hashlib.sha256(repr((_CALIBRATION, context, reach, decoder.compute)).encode())
-    digest.update(repr(decoder.config).encode() + checkpoint.fingerprint())
+    digest = hashlib.sha256(repr((_CALIBRATION, context, reach)).encode())
+    digest.update(model.fingerprint())
     digest.update(ids.astype("<i8").tobytes())
-    counts = np.bincount(ids, minlength=decoder.config.vocab_size)
-    known = metrics_cache.load(digest.digest(), counts, scratch)
+    known = metrics_cache.load(digest.digest(), scratch)
     if known is not None:
         reporter.say("calibration: taken from an earlier build with this model and text")
         return known
-    total = metric_tokens(decoder, len(ids), context)
+    total = metric_tokens(model, len(ids), context)
     with reporter.phase("calibration", total, "tok") as done:
-        found = measure_loss_metrics(decoder, ids, context, done, scratch, reach)
-    checkpoint.check_unchanged()  # what is kept belongs to the weights in its key
+        found = measure_loss_metrics(model, ids, context, done, scratch, reach)
+    model.check_unchanged()  # what is kept belongs to the weights in its key
     kept = metrics_cache.keep(digest.digest(), found)
     if kept is not None:
         reporter.say(f"calibration: kept in {kept}")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tolpack.calibration.calibrate import CalibrationInputs
+from tolpack.calibration.calibrate import CalibrationInputs, samples_counts
 from tolpack.calibration.calibrate import calibrate as run_calibration
 from tolpack.compress.encode import encode
 from tolpack.compress.make_plan import TableInputs, make_planner, plan_key
@@ -209,10 +209,11 @@ def calibrated_tables(
     ConfigError, CheckpointError
         As of `build`.
     """
-    counted = inputs.gives_counts or any(source.checkpoint is not None for source in sources)
+    counted = inputs.gives_counts or any(map(samples_counts, sources))
     with open_workspace(
         sources, folder, resources, reporter,
         token_arrays=counted, matrices=settings.has_matrices,
+        models=settings.loss_reach is not None,
     ) as workspace:  # fmt: skip
         check_sources(sources, reporter)
         dtype = choose_compute(resources.compute, sources[0], settings.bits, reporter)

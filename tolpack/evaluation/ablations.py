@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tolpack.model.decoder import Memory
+from tolpack.model.language_model import Memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class ScaledMemory:
     factor: float
 
     def __call__(self, layer: int, token_ids: torch.Tensor) -> torch.Tensor:
-        """See `tolpack.model.decoder`."""
+        """See `tolpack.model.language_model`."""
         return self.memory(layer, token_ids) * self.factor
 
 
@@ -28,10 +28,10 @@ class MemoryWithoutLayers:
     memory: Memory
     first: int
     last: int
-    hidden_size: int
+    widths: tuple[int, ...]
 
     def __call__(self, layer: int, token_ids: torch.Tensor) -> torch.Tensor:
-        """See `tolpack.model.decoder`."""
+        """See `tolpack.model.language_model`."""
         if self.first <= layer <= self.last:
-            return torch.zeros(*token_ids.shape, self.hidden_size)
+            return torch.zeros(*token_ids.shape, self.widths[layer])
         return self.memory(layer, token_ids)

@@ -15,17 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.errors import CheckpointError, ConfigError
-from tolpack.model.decoder import Decoder, Memory
+from tolpack.errors import ConfigError
+from tolpack.evaluation.subject import open_subject
+from tolpack.model.language_model import LanguageModel, Memory
 from tolpack.model.perplexity import Score, increase_pct, score
 from tolpack.model.text import find_tokenizer, read_token_ids
-from tolpack.pack import Pack
+from tolpack.pack import open_first_table
 from tolpack.reading.summary import bits_per_weight, ratio_fp16
 from tolpack.runtime.progress import Reporter
-from tolpack.sources.checkpoint.checkpoint import open_checkpoint
 from tolpack.sources.checkpoint.options import CheckpointOptions
-from tolpack.sources.ffn_table import FFNTable
-from tolpack.torch import ToLMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,29 +120,31 @@ class Evaluator:
         reporter: Reporter | None = None,
     ) -> None:
         self.reporter = reporter or Reporter()
-        self.checkpoint = open_checkpoint(checkpoint, checkpoint_options)
-        config = self.checkpoint.config
-        self.ffn_bytes = FFNTable(self.checkpoint).ffn_bytes if config.has_memory else None
-        self.decoder = Decoder(self.checkpoint)
-        chosen = context or config.max_position_embeddings
+        self.subject = open_subject(checkpoint, checkpoint_options)
+        self.model = self.subject.model
+        chosen = context or self.model.max_position_embeddings
         if chosen is None:
             raise ConfigError("the config has no max_position_embeddings: give --context N")
         self.context = chosen
-        found = find_tokenizer(self.checkpoint.path, tokenizer)
-        ids = read_token_ids(text, config.vocab_size, found)
+        found = find_tokenizer(self.subject.path, tokenizer)
+        ids = read_token_ids(text, self.model.vocab_size, found)
         self.token_ids = ids if tokens is None else ids[: tokens + 1]
 
     @cached_property
     def base_score(self) -> Score:
         """The checkpoint's own score."""
-        return self._score(self.decoder, "baseline", self.token_ids.size)
+        return self._score(self.model, "baseline", self.token_ids.size)
 
     @property
     def baseline(self) -> Baseline:
         """The same, as it is reported."""
         score = self.base_score
         return Baseline(
-            score.ppl, score.ppl_se, score.mean_nll_nats, score.total_tokens, self.ffn_bytes
+            score.ppl,
+            score.ppl_se,
+            score.mean_nll_nats,
+            score.total_tokens,
+            self.subject.ffn_bytes,
         )
 
     @property
@@ -162,7 +162,7 @@ class Evaluator:
     def score(self, memory: Memory, name: str, tokens: int | None = None) -> Score:
         """Score the model with another memory, on the first `tokens` tokens (default: all)."""
         size = self.token_ids.size if tokens is None else min(tokens + 1, self.token_ids.size)
-        return self._score(self.decoder.with_memory(memory), name, size)
+        return self._score(self.model.with_memory(memory), name, size)
 
     def pack(self, path: str | Path) -> PackScore:
         """Score a pack in place of the memory; errors as of `pack_windows`."""
@@ -176,10 +176,10 @@ class Evaluator:
         CheckpointError, ConfigError, FormatError, FileAccessError
             It cannot be read, or does not fit the checkpoint.
         """
-        with Pack(path) as pack:
-            self._check_fits(pack, path)
+        with open_first_table(path) as pack:
+            model = self.subject.with_pack(pack, path)
             base_score = self.base_score
-            windows = self.score(ToLMemory(pack), Path(path).name)
+            windows = self._score(model, Path(path).name, self.token_ids.size)
             increase, increase_se = increase_pct(windows, base_score)
             total = PackScore(
                 path=str(path),
@@ -187,34 +187,21 @@ class Evaluator:
                 ppl_se=windows.ppl_se,
                 nll_nats=windows.mean_nll_nats,
                 tokens=windows.total_tokens,
-                ffn_bytes=self.ffn_bytes,
+                ffn_bytes=self.subject.ffn_bytes,
                 bytes=pack.nbytes,
                 ratio_fp16=ratio_fp16(pack.container),
                 bits_per_weight=bits_per_weight(pack.container),
                 ppl_increase_pct=increase,
                 ppl_increase_se_pct=increase_se,
-                read_bytes_per_token=float(pack.extents(self.token_ids[:-1])[:, 1].mean()),
+                read_bytes_per_token=self.subject.read_bytes_per_token(pack, self.token_ids[:-1]),
                 resident_bytes=pack.resident_bytes,
                 macs_per_token=pack.macs_per_token,
             )
             return total, windows
 
-    def _score(self, decoder: Decoder, name: str, size: int) -> Score:
+    def _score(self, model: LanguageModel, name: str, size: int) -> Score:
         with self.reporter.phase(name, size - 1, "tok") as done:
-            return score(decoder, self.token_ids[:size], self.context, done)
-
-    def _check_fits(self, pack: Pack, path: str | Path) -> None:
-        config = self.decoder.config
-        if not config.has_memory:
-            raise CheckpointError(f"a dense model has no memory that {path} could replace")
-        expected = (config.vocab_size, config.num_hidden_layers, config.hidden_size)
-        found = (pack.vocab_size, pack.num_layers, pack.hidden_size)
-        if found != expected:
-            raise ConfigError(
-                f"{path} holds {found[0]} tokens × {found[1]} layers × {found[2]}, but the "
-                f"checkpoint has {expected[0]} × {expected[1]} × {expected[2]}: they do not belong "
-                "together"
-            )
+            return score(model, self.token_ids[:size], self.context, done)
 
 
 def evaluate(

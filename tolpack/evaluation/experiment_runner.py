@@ -18,13 +18,12 @@ import numpy as np
 
 from tolpack.calibration.calibrate import CalibrationInputs
 from tolpack.compress.build_session import BuildSession
-from tolpack.errors import FileAccessError
+from tolpack.errors import CheckpointError, FileAccessError
 from tolpack.evaluation.evaluator import Evaluator, PackScore
 from tolpack.evaluation.result_cache import ResultCache
 from tolpack.evaluation.sweep_grid import PackOptions
-from tolpack.model.decoder import Memory
+from tolpack.model.language_model import Memory
 from tolpack.model.perplexity import Score, increase_pct
-from tolpack.sources.ffn_table import FFNTable
 from tolpack.workspace.resources import Resources
 
 
@@ -100,8 +99,10 @@ class ExperimentRunner:
             fresh=options.fresh,
             reporter=evaluator.reporter,
         )
+        if evaluator.subject.table is None:
+            raise CheckpointError("a dense model has no memory, so it has no packs")
         self.session = BuildSession(
-            FFNTable(evaluator.checkpoint), folder, options.calibration, options.resources,
+            evaluator.subject.table, folder, options.calibration, options.resources,
             evaluator.reporter,
         )  # fmt: skip
         self._path = folder / "pack.tolpack"
@@ -123,7 +124,7 @@ class ExperimentRunner:
         Parameters
         ----------
         memory : callable
-            See `tolpack.model.decoder`.
+            See `tolpack.model.language_model`.
         name : str
             Names the memory in the cache and for the reporter.
         tokens : int, optional

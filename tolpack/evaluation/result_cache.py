@@ -55,16 +55,14 @@ class ResultCache:
     ) -> None:
         names = tuple(field.name for field in fields(PackScore))
         words = (__version__, _RESULT_VERSION, torch.__version__, names, evaluator.context)
-        digest = hashlib.sha256(
-            repr((*words, resources.compute, evaluator.checkpoint.config)).encode()
-        )
-        digest.update(evaluator.checkpoint.fingerprint())
+        digest = hashlib.sha256(repr((*words, resources.compute)).encode())
+        digest.update(evaluator.model.fingerprint())
         digest.update(evaluator.token_ids.astype("<i8").tobytes())
-        found = find_tokenizer(evaluator.checkpoint.path, calibration.tokenizer)
+        found = find_tokenizer(evaluator.subject.path, calibration.tokenizer)
         for path in (calibration.text, calibration.frequencies, found):
             digest.update(b"none" if path is None else file_digest(Path(path)))
         self._identity = digest.digest()
-        self._check_unchanged = evaluator.checkpoint.check_unchanged
+        self._check_unchanged = evaluator.model.check_unchanged
         self._fresh = fresh
         self._reporter = reporter
         self._measured: dict[str, dict[str, Any]] = {}

@@ -35,7 +35,7 @@ from tolpack.evaluation.spectra import LayerSpectrum, layer_spectra
 from tolpack.evaluation.step_progress import StepProgress
 from tolpack.evaluation.sweep import mark_front
 from tolpack.evaluation.sweep_grid import PackOptions
-from tolpack.model.decoder import Memory
+from tolpack.model.language_model import Memory
 from tolpack.model.perplexity import increase_pct
 
 ALPHAS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.0)
@@ -131,17 +131,18 @@ def run_study(
     unknown = [part for part in parts if part not in STUDY_PARTS]
     if unknown or not parts:
         raise ConfigError(f"no part {unknown}: choose from {', '.join(STUDY_PARTS)}")
-    if evaluator.decoder.memory is None:
+    memory = evaluator.model.memory
+    if memory is None:
         raise CheckpointError("a dense model has no memory to study")
     with open_runner(evaluator, options) as runner:
-        return _StudyRun(runner, evaluator.decoder.memory, parts).study()
+        return _StudyRun(runner, memory, parts).study()
 
 
 class _StudyRun:
     def __init__(self, runner: ExperimentRunner, memory: Memory, parts: Sequence[str]) -> None:
         self._runner, self._evaluator, self._memory = runner, runner.evaluator, memory
         self._parts = parts
-        self._ranges = layer_ranges(len(self._evaluator.decoder.layers))
+        self._ranges = layer_ranges(len(self._evaluator.model.widths))
         self._packs: dict[PackOptions, SweepResult] = {}
         self._skipped: list[str] = []
         self._progress = StepProgress(self._duration_classes(), self._evaluator.reporter)
@@ -157,7 +158,8 @@ class _StudyRun:
         spectra: tuple[LayerSpectrum, ...] = ()
         if "spectra" in parts:
             spectra = layer_spectra(self._runner.session.table, evaluator.reporter)
-        costs = model_costs(evaluator.checkpoint) if "size" in parts else None
+        checkpoint = evaluator.subject.checkpoint
+        costs = model_costs(checkpoint) if "size" in parts and checkpoint is not None else None
         packs = mark_front(tuple(self._packs.values()))
         return Study(
             evaluator.context, evaluator.baseline, packs, tuple(self._skipped), ranks, layers,
@@ -207,11 +209,11 @@ class _StudyRun:
         return tuple(comparisons)
 
     def _layers(self) -> tuple[LayerAblation, ...]:
-        context, hidden = self._evaluator.context, self._evaluator.checkpoint.config.hidden_size
+        context, widths = self._evaluator.context, self._evaluator.model.widths
         tokens = max(1, LAYER_TOKENS // context) * context
         ablations = []
         for first, last in self._ranges:
-            memory = MemoryWithoutLayers(self._memory, first, last, hidden)
+            memory = MemoryWithoutLayers(self._memory, first, last, widths)
             name = f"without layer {first}" + (f" … {last}" if last > first else "")
             ablations.append(LayerAblation(first, last, self._ablate(memory, name, tokens)))
         return tuple(ablations)

@@ -15,7 +15,8 @@ With ``X̃ = X + Attn(Norm_in(X))`` and ``M_l`` the layer's memory (arXiv 2602.0
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
@@ -24,13 +25,13 @@ import torch
 from torch.nn import functional as F
 
 from tolpack.errors import CheckpointError, ConfigError
-from tolpack.model.head import VocabularyMatrix
+from tolpack.model.head import VocabularyMatrix, nll, nll_gradient
+from tolpack.model.language_model import Memory, RowChange
 from tolpack.sources.checkpoint.checkpoint import Checkpoint
 from tolpack.sources.checkpoint.config import ModelConfig
 from tolpack.sources.checkpoint.readiness import check_decoder
 from tolpack.sources.ffn import GatedFFN, Norm, linear, load_ffn, load_memory_ffn, load_norm
 
-Memory = Callable[[int, torch.Tensor], torch.Tensor]
 Rotary = Callable[[torch.Tensor], torch.Tensor]
 KVPair = tuple[torch.Tensor, torch.Tensor]
 KVCache = list[KVPair | None]
@@ -117,7 +118,7 @@ class _Layer:
 
 
 class Decoder:
-    """A decoder that computes in float32.
+    """A decoder that computes in float32; see `tolpack.model.language_model.LanguageModel`.
 
     Parameters
     ----------
@@ -147,6 +148,7 @@ class Decoder:
             _check_tied(checkpoint)
         self.norm = load_norm(checkpoint, "norm")
         self.compute = compute
+        self._checkpoint = checkpoint
         load = partial(_load_layer, checkpoint, compute)
         self.layers = _Layers(config.num_hidden_layers, load, resident=resident)
         self.memory: Memory | None = None
@@ -220,6 +222,93 @@ class Decoder:
         """Return an empty key–value cache for `__call__`."""
         return [None] * len(self.layers)
 
+    def row_ids(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """See `LanguageModel.row_ids`: the token ids."""
+        return token_ids
+
+    @torch.no_grad()
+    def nll(self, windows: torch.Tensor) -> torch.Tensor:
+        """See `LanguageModel.nll`."""
+        states, targets = self.norm(self.states(windows[:, :-1])), windows[:, 1:]
+        return nll(self.head, states.flatten(0, 1), targets.flatten()).view(targets.shape)
+
+    def row_gradients(
+        self, windows: torch.Tensor, changes: Sequence[RowChange | None] | None = None
+    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor | None]]:
+        """See `LanguageModel.row_gradients`.
+
+        Since the memory's output is added to the residual stream, its gradient is the gradient of
+        the stream behind the layer: one backward pass through the layers, from the last to the
+        first, gives all of them, and only the inputs of the layers are held.
+        """
+        if self.memory is None:
+            raise ValueError("a dense decoder has no memory to differentiate at")
+        fed, targets = windows[:, :-1], windows[:, 1:]
+        rotary = self.rotary(0, fed.shape[1])
+        inputs: list[torch.Tensor] = []
+        outputs: list[torch.Tensor | None] = []
+        with torch.no_grad():
+            x = self.embedding.rows(fed)
+            for layer in range(len(self.layers)):
+                inputs.append(x)
+                output = self.memory(layer, fed)
+                change = None if changes is None else changes[layer]
+                outputs.append(None if changes is None else output)
+                x = self.block(layer, x, rotary)[0] + (output if change is None else change(output))
+        gradient = self._loss_gradient(x, targets)
+        for layer in reversed(range(len(self.layers))):
+            yield layer, gradient, outputs.pop()
+            if layer == 0:
+                return  # nothing lies below the first layer that a gradient is asked of
+            with torch.enable_grad():
+                x = inputs.pop().requires_grad_()
+                y = self.block(layer, x, rotary)[0]
+                (gradient,) = torch.autograd.grad(y, x, gradient)
+
+    def _loss_gradient(self, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Gradient of the summed loss at the residual stream `x` behind the last layer."""
+        with torch.enable_grad():
+            x = x.requires_grad_()
+            states = self.norm(x)
+        flat = states.detach().flatten(0, 1)
+        outer = nll_gradient(self.head, flat, targets.flatten()).view(states.shape)
+        (gradient,) = torch.autograd.grad(states, x, outer)
+        return gradient
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return self.config.vocab_size
+
+    @property
+    def max_position_embeddings(self) -> int | None:
+        """Longest window, in tokens, if the config has it."""
+        return self.config.max_position_embeddings
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """See `LanguageModel.widths`."""
+        return (self.config.hidden_size,) * (len(self.layers) if self.memory is not None else 0)
+
+    @property
+    def macs_per_token(self) -> int:
+        """See `LanguageModel.macs_per_token`."""
+        return macs_per_token(self.config)
+
+    @property
+    def activation_bytes(self) -> int:
+        """See `LanguageModel.activation_bytes`: inputs and outputs of all layers."""
+        return 8 * self.config.num_hidden_layers * self.config.hidden_size
+
+    def fingerprint(self) -> bytes:
+        """See `LanguageModel.fingerprint`: configuration, and every bit of the weights."""
+        settings = repr((self.config, self.compute)).encode()
+        return hashlib.sha256(settings).digest() + self._checkpoint.fingerprint()
+
+    def check_unchanged(self) -> None:
+        """See `LanguageModel.check_unchanged`."""
+        self._checkpoint.check_unchanged()
+
     @torch.inference_mode()
     def generate(
         self,
@@ -243,6 +332,14 @@ class Decoder:
             logits = self(ids, cache)[:, -1]
             ids = sample(logits, temperature, generator)
             yield int(ids[0, 0])
+
+
+def macs_per_token(config: ModelConfig) -> int:
+    """Return the multiply-adds of weights in a forward pass of a token, about."""
+    hidden = config.hidden_size
+    inner = (config.memory_intermediate_size or 0) + (config.intermediate_size or 0)
+    weights = config.num_hidden_layers * hidden * (4 * hidden + 3 * inner)
+    return weights + config.vocab_size * hidden
 
 
 def sample(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> torch.Tensor:

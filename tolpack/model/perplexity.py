@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from tolpack.errors import ConfigError
-from tolpack.model.decoder import Decoder
+from tolpack.model.language_model import LanguageModel
 
 # 4,096 tokens a step: large enough for full matrix speed, small enough for the logits' memory.
 _TOKENS_PER_BATCH = 4096
@@ -70,7 +70,7 @@ def increase_pct(score: Score, baseline: Score) -> tuple[float, float]:
 
 @torch.inference_mode()
 def score(
-    decoder: Decoder,
+    model: LanguageModel,
     token_ids: NDArray[np.int64],
     context: int,
     progress: Callable[[int], object] | None = None,
@@ -79,7 +79,7 @@ def score(
 
     Parameters
     ----------
-    decoder : Decoder
+    model : LanguageModel
         The model.
     token_ids : ndarray
         int64 (tokens,), at least two.
@@ -106,7 +106,7 @@ def score(
         batches.append((ids[full * context : -1][None], ids[full * context + 1 :][None]))
     nll, tokens = [], []
     for batch, target in batches:
-        loss = F.cross_entropy(decoder(batch).flatten(0, 1), target.flatten(), reduction="none")
+        loss = F.cross_entropy(model(batch).flatten(0, 1), target.flatten(), reduction="none")
         nll.append(loss.view(target.shape).double().sum(1))
         tokens.append(torch.full((len(target),), target.shape[1]))
         if progress is not None:

@@ -50,6 +50,11 @@ class TableDecoder(ForkSafe):
         return any(field.basis is not None for field in self._kept)
 
     @property
+    def has_mean(self) -> bool:
+        """Whether a mean is added to some field."""
+        return any(field.mean is not None for field in self._kept)
+
+    @property
     def multiplier(self) -> float:
         """The factor of all rows."""
         return self._table.multiplier
@@ -75,13 +80,16 @@ class TableDecoder(ForkSafe):
 
     def rows(self, kept: int, stored: Floats) -> Floats:
         """Return rows of kept field `kept`, float32 (n, width), from its stored values."""
-        basis, mean = self.basis(kept), self.mean(kept)
-        values = stored if basis is None else stored @ basis
-        if mean is not None:
-            values = values + mean
+        values = self.unscaled_rows(kept, stored)
         if self._table.multiplier != 1.0:
             values = values * np.float32(self._table.multiplier)
         return values
+
+    def unscaled_rows(self, kept: int, stored: Floats) -> Floats:
+        """Return the same before they are multiplied by `multiplier`."""
+        basis, mean = self.basis(kept), self.mean(kept)
+        values = stored if basis is None else stored @ basis
+        return values if mean is None else values + mean
 
     def array(self, number: int) -> Floats:
         """Return array section `number`, a basis or a mean, float32."""

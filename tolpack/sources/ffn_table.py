@@ -32,6 +32,7 @@ class FFNTable(UniformTable):
     """
 
     checkpoint: Checkpoint
+    fields_compensate = True
 
     def __init__(self, checkpoint: Checkpoint, compute: torch.dtype = torch.float32) -> None:
         self._tensors = check_memory_ffns(checkpoint)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -53,12 +54,24 @@ class SourceField:
         return self.codes or Part(FLOAT_CODECS[self.dtype], self.width)
 
 
+@dataclass(frozen=True, slots=True)
+class TransformersFolder:
+    """A folder with a whole model that transformers can run, beside its tables.
+
+    ``other_values``: values of its tensors that belong to no table.
+    """
+
+    path: Path
+    other_values: int
+
+
 class TableSource(Protocol):
     """A table of ``rows`` rows, one for each token id, whose values are in several ``fields``.
 
     Capabilities that only some sources have are attributes too, with a neutral value in the others:
-    ``checkpoint``, ``compute`` and `computed_in`, ``ffn_bytes``, ``inner_size``, ``weight_bytes``
-    and ``ngrams``. So no user has to ask what kind of source it has.
+    ``checkpoint``, ``transformers_model``, ``fields_compensate``, ``compute`` and `computed_in`,
+    ``ffn_bytes``, ``inner_size``, ``weight_bytes`` and ``ngrams``. So no user has to ask what kind
+    of source it has.
     """
 
     @property
@@ -83,7 +96,19 @@ class TableSource(Protocol):
 
     @property
     def checkpoint(self) -> Checkpoint | None:
-        """The model that can be run to measure losses; ``None`` for a plain table."""
+        """The model that the reference decoder can run to measure losses; ``None`` for others."""
+        ...
+
+    @property
+    def transformers_model(self) -> TransformersFolder | None:
+        """The folder from which transformers can run the model; ``None`` where it cannot."""
+        ...
+
+    @property
+    def fields_compensate(self) -> bool:
+        """Whether fields can make up for one another's errors, because what becomes of them is
+        added to one stream.
+        """
         ...
 
     @property

@@ -16,7 +16,14 @@ import torch
 
 from tolpack.ngrams import NGramHash
 from tolpack.sources.checkpoint.checkpoint import Checkpoint
-from tolpack.sources.protocol import FieldRows, SourceField, StoredRows, TableSource, encoded_rows
+from tolpack.sources.protocol import (
+    FieldRows,
+    SourceField,
+    StoredRows,
+    TableSource,
+    TransformersFolder,
+    encoded_rows,
+)
 from tolpack.sources.table_limits import check_limits
 
 
@@ -39,6 +46,8 @@ class UniformTable:
     """
 
     checkpoint: Checkpoint | None = None
+    transformers_model: TransformersFolder | None = None
+    fields_compensate = False
     compute = torch.float32
     ffn_bytes: int | None = None
     inner_size = 0
@@ -115,6 +124,8 @@ class DerivedTable(UniformTable):
         self.rows = source.rows
         self.fields = source.fields
         self.checkpoint = source.checkpoint
+        self.transformers_model = source.transformers_model
+        self.fields_compensate = source.fields_compensate
         self.compute = source.compute
         self.ffn_bytes = source.ffn_bytes
         self.inner_size = source.inner_size

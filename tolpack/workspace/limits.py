@@ -36,6 +36,8 @@ _LARGE_PASS = 1e13
 _MIN_BLOCK, _MAX_BLOCK, _MAX_SUPERBLOCK = 512, 2048, 1 << 15
 # Values of all fields that a worker reads together.
 _READ_BLOCK_VALUES = 1 << 22
+# What is kept of a window of text for its backward pass, at least.
+_ACTIVATION_BYTES = 1 << 28
 # Records of 16 bits at most.
 _RECORD_VALUE_BYTES = 2
 
@@ -46,7 +48,9 @@ class Limits:
 
     ``block_tokens``: tokens that a worker computes together. ``scratch_bytes``: arrays that may be
     kept in memory. ``record_bytes``: records that may wait. ``decoder_bytes``: what a decoder may
-    take for good before it has to be streamed.
+    take for good before it has to be streamed. ``model_bytes``: what a model of transformers may
+    take, all in all, 0 where it does not fit; ``activation_bytes``: what is kept of a window of
+    text for its backward pass.
     """
 
     threads: int
@@ -54,6 +58,8 @@ class Limits:
     scratch_bytes: int
     record_bytes: int
     decoder_bytes: int
+    model_bytes: int = 0
+    activation_bytes: int = _ACTIVATION_BYTES
 
     def superblock_tokens(self, record_bytes: int) -> int:
         """Tokens whose records are held while the layers are computed: a power of two."""
@@ -126,6 +132,7 @@ def plan_limits(
     *,
     token_arrays: bool = True,
     matrices: bool = True,
+    models: bool = True,
 ) -> Limits:
     """Divide `max_memory` for a build of `sources`, one after the other, on `threads` cores.
 
@@ -141,6 +148,8 @@ def plan_limits(
         Whether there are counts, weights or an order of the rows.
     matrices : bool
         Whether matrices of a field's width are worked out: bases, metrics.
+    models : bool
+        Whether models of transformers are run, where there is room for them.
 
     Raises
     ------
@@ -164,7 +173,24 @@ def plan_limits(
             f"{source.rows} tokens on {workers} threads: give at least {needed:.1f}GB"
         )
     block = min(row_block(source) for source in sources)
-    return Limits(workers, block, free // 2, record_floor + free // 4, free // 4)
+    model = max(map(model_bytes, sources)) if models else 0
+    model = model if model <= free else 0
+    free -= model
+    return Limits(
+        workers, block, free // 2, record_floor + free // 4, free // 4,
+        model, max(_ACTIVATION_BYTES, model // 5),
+    )  # fmt: skip
+
+
+def model_bytes(source: TableSource) -> int:
+    """Return what transformers takes to run the model of `source` in float32; 0 if it cannot.
+
+    A quarter as much as for the weights, and `_ACTIVATION_BYTES` at least, is for backward passes.
+    """
+    model = source.transformers_model
+    if model is None:
+        return 0
+    return 4 * model.other_values + max(_ACTIVATION_BYTES, model.other_values)
 
 
 def _needs(

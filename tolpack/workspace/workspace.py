@@ -65,6 +65,7 @@ def open_workspace(
     *,
     token_arrays: bool = True,
     matrices: bool = True,
+    models: bool = True,
 ) -> Iterator[Workspace]:
     """Yield a workspace for builds of `sources`, one after the other, with its temporary file in
     `folder`; see `plan_limits` for the rest.
@@ -76,7 +77,7 @@ def open_workspace(
     """
     limits = plan_limits(
         sources, resources.max_memory, resources.threads,
-        token_arrays=token_arrays, matrices=matrices,
+        token_arrays=token_arrays, matrices=matrices, models=models,
     )  # fmt: skip
     with Scratch(folder, limits.scratch_bytes) as scratch:
         yield Workspace(limits, scratch, reporter)

@@ -40,7 +40,8 @@ def dropped_terms(
     damping: float,
     scratch: Scratch,
 ) -> tuple[DroppedTerm, ...]:
-    """Return how kept layers compensate for dropped ones; nothing where no losses are known.
+    """Return how kept layers compensate for dropped ones; nothing where no losses of layers
+    together are known.
 
     Parameters
     ----------
@@ -56,9 +57,11 @@ def dropped_terms(
         Keeps the matrices.
     """
     found: list[DroppedTerm] = []
-    for dropped in sorted(set(range(num_layers)) - set(kept)) if model is not None else ():
+    if model is None or not any(model.crossed):
+        return ()
+    for dropped in sorted(set(range(num_layers)) - set(kept)):
         others = neighbours(dropped, kept)
-        if model is None or not others:
+        if not others:
             continue
         matrix = compensation_matrix(model, dropped, others, damping).astype(np.float32)
         for layer, part in zip(others, np.split(matrix, len(others), axis=1)):

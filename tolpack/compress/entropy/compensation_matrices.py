@@ -9,6 +9,9 @@ remains costs ``½ e_l S_l e_lᵀ``, with the Schur complement ``S_l = G_{l,l} -
 to a quarter of ``G_{l,l}`` (docs/compression.md). This is the block form of the
 elimination that GPTQ (arXiv 2210.17323) does column by column inside a weight matrix.
 
+Where fields cannot make up for one another's errors (`TableSource.fields_compensate`), nothing was
+measured of two layers together, and each is left alone with its own metric.
+
 ``W`` is the next `COMPENSATION_REACH` kept layers: gradients form nearly a Markov chain along the
 layers, so two see nearly as much as all.
 
@@ -73,7 +76,12 @@ def neighbours(layer: int, kept: Sequence[int]) -> list[int]:
 def compensation_matrix(
     model: CalibratedModel, layer: int, others: Sequence[int], damping: float
 ) -> Doubles:
-    """Return ``A``, float64 (hidden, len(others) · hidden): how `others` compensate for `layer`."""
+    """Return ``A``, float64 (hidden, len(others) · hidden): how `others` compensate for `layer`;
+    zeros where nothing was measured of two layers together.
+    """
+    if not any(model.crossed):
+        hidden = model.metrics[layer].shape[0]
+        return np.zeros((hidden, len(others) * hidden))
     to_others = np.hstack([_block(model, layer, n, damping) for n in others])
     among = np.block([[_block(model, n, m, damping) for m in others] for n in others])
     return np.asarray(scipy.linalg.solve(among, to_others.T, assume_a="pos").T)
@@ -83,8 +91,10 @@ def remaining_metric(
     model: CalibratedModel, layer: int, others: Sequence[int], damping: float, matrix: Doubles
 ) -> Doubles:
     """Return the metric of an error of `layer` that `others` compensate for by `matrix`."""
-    to_others = np.hstack([_block(model, layer, n, damping) for n in others])
-    metric = _damped(model, layer, damping) - matrix @ to_others.T
+    metric = _damped(model, layer, damping)
+    if any(model.crossed):
+        to_others = np.hstack([_block(model, layer, n, damping) for n in others])
+        metric -= matrix @ to_others.T
     return np.asarray((metric + metric.T) / 2)
 
 
@@ -92,7 +102,7 @@ def _compensate_layer(
     model: CalibratedModel, layer: int, kept: Sequence[int], damping: float, scratch: Scratch
 ) -> ErrorCompensation:
     above = tuple(n for n in kept if layer < n <= layer + COMPENSATION_REACH)
-    if not above:
+    if not above or not any(model.crossed):
         return ErrorCompensation(scratch.spill(_damped(model, layer, damping)), (), None)
     matrix = compensation_matrix(model, layer, above, damping)
     metric = remaining_metric(model, layer, above, damping, matrix)

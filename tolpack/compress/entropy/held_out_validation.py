@@ -35,9 +35,10 @@ class HeldOutValidation:
     def __init__(self, model: CalibratedModel, reporter: Reporter) -> None:
         self._model = model
         self._reporter = reporter
-        windows = loss_windows(model.decoder, model.validation_ids, model.context)
+        windows = loss_windows(model.model, model.validation_ids, model.context)
         self._tokens = windows[:, 1:].numel()
-        found, counts = np.unique(windows[:, :-1].numpy(), return_counts=True)
+        row_ids = model.model.row_ids(windows[:, :-1]).numpy()
+        found, counts = np.unique(row_ids, return_counts=True)
         self.token_ids: NDArray[np.int64] = found
         self.weights: Doubles = counts / counts.sum()
 
@@ -63,7 +64,7 @@ class HeldOutValidation:
         return self._losses(None)
 
     def _losses(self, memory: Callable[[int, torch.Tensor], torch.Tensor] | None) -> Doubles:
-        model = self._model
-        decoder = model.decoder if memory is None else model.decoder.with_memory(memory)
+        found = self._model
+        model = found.model if memory is None else found.model.with_memory(memory)
         with self._reporter.phase("trying", self._tokens, "tok") as done:
-            return window_losses(decoder, model.validation_ids, model.context, done)
+            return window_losses(model, found.validation_ids, found.context, done)

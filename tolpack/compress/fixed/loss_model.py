@@ -131,10 +131,12 @@ class LossModel:
         for layer, components in self.components.items():
             mean = components.mean.astype(np.float32)
             cuts[layer] = TruncatedLayer(mean, components.spilled_vectors.load, ranks[layer])
-        model = self._stats.model
-        tokens = gradient_tokens(model.decoder, len(model.token_ids), model.context)
+        model, ids, context = (
+            self._stats.model.model, self._stats.model.token_ids, self._stats.model.context
+        )  # fmt: skip
+        tokens = gradient_tokens(model, len(ids), context)
         with self._reporter.phase("measuring truncation", tokens, "tok") as done:
-            slopes = truncation_slopes(model.decoder, model.token_ids, model.context, cuts, done)
+            slopes = truncation_slopes(model, ids, context, cuts, done)
         for layer, rank in ranks.items():
             self._set_factors(layer, rank, slopes[layer])
 

@@ -20,7 +20,7 @@ from tolpack.compress.fixed.encoding_choice import field_encoding
 from tolpack.compress.fixed.loss_model import RANK_STEP, LossModel, rounding_error
 from tolpack.compress.fixed.principal_components import PrincipalComponents
 from tolpack.compress.fixed.rank_allocation import Allocation, RankOption
-from tolpack.model.decoder import Memory
+from tolpack.model.language_model import Memory
 from tolpack.runtime.array_types import Doubles
 from tolpack.runtime.progress import Reporter
 
@@ -125,10 +125,10 @@ def _losses(
     """Nats per token of each window of the calibration text, memory stored as `allocation`."""
     points = dict(zip(model.layers, allocation))
     memory = _stored(calibrated, points, model.components, model.bits)
-    tokens = loss_tokens(calibrated.decoder, len(calibrated.token_ids), calibrated.context)
+    ids, context = calibrated.token_ids, calibrated.context
+    tokens = loss_tokens(calibrated.model, len(ids), context)
     with reporter.phase("trying ranks", tokens, "tok") as done:
-        decoder = calibrated.decoder.with_memory(memory)
-        return window_losses(decoder, calibrated.token_ids, calibrated.context, done)
+        return window_losses(calibrated.model.with_memory(memory), ids, context, done)
 
 
 def _stored(
@@ -138,7 +138,7 @@ def _stored(
     bits: int,
 ) -> Memory:
     """Return the model's own memory, rounded and truncated as `points` would store it."""
-    exact = calibrated.decoder.memory
+    exact = calibrated.model.memory
 
     def memory(layer: int, token_ids: torch.Tensor) -> torch.Tensor:
         distinct, inverse = torch.unique(token_ids, return_inverse=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tolpack.errors import CheckpointError
 from tolpack.runtime.fork_safety import ForkSafe
 from tolpack.sources.checkpoint.config import shown_value
 from tolpack.sources.checkpoint.tensors import DTYPE_BYTES, TensorStore
+from tolpack.sources.protocol import TransformersFolder
 from tolpack.sources.tensors.tensor_fields import FLOAT8, StoredCodes
 from tolpack.sources.tensors.tensor_rows import (
     FileRows,
@@ -93,6 +94,17 @@ class CheckpointFiles(ForkSafe):
         """What to do about a setting that is missing or wrong."""
         lacks = "" if self.config else f"{self.path} has no config.json; "
         return f"{lacks}copy the model's own config.json"
+
+    def transformers_model(self, table: Iterable[str]) -> TransformersFolder | None:
+        """Return the folder from which transformers can run the model: it has a configuration, and
+        an embedding beside the tensors `table`. ``None`` if it has no such thing.
+        """
+        others = set(self.store.infos) - set(table)
+        embedded = any(re.search(r"(^|\.)embed_tokens\.weight$", name) for name in others)
+        if not self.path.is_dir() or not self.model_type or not embedded:
+            return None
+        values = sum(math.prod(info.shape) for name in others for info in self.store.infos[name])
+        return TransformersFolder(self.path, values)
 
     def matching(self, pattern: str) -> dict[str, re.Match[str]]:
         """Return the tensors whose whole name matches a regular expression, by name."""

@@ -48,7 +48,14 @@ def _open_tables(files: CheckpointFiles) -> tuple[TableSource, ...] | None:
         codes.field(f"layer.{n}", n, n * width, width, multiplier=math.sqrt(width))
         for n in range(layers)
     ]
-    return (TensorTable(NAME, GEMMA.name, files.store.states, fields),)
+    model = files.transformers_model(names)
+    # Each vector is gated before it is added to the stream, and still the next layers' can make up
+    # for its errors: docs/lab-notes.md.
+    return (
+        TensorTable(
+            NAME, GEMMA.name, files.store.states, fields, model=model, fields_compensate=True
+        ),
+    )
 
 
 def _has_table(files: CheckpointFiles) -> bool:

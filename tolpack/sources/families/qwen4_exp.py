@@ -15,7 +15,7 @@ from tolpack.ngrams import NGramHash, qwen4_exp_hash
 from tolpack.sources.checkpoint.config import shown_value
 from tolpack.sources.families.checkpoint_files import CheckpointFiles
 from tolpack.sources.families.family import Family
-from tolpack.sources.protocol import TableSource
+from tolpack.sources.protocol import TableSource, TransformersFolder
 from tolpack.sources.tensors.tensor_fields import StoredCodes
 from tolpack.sources.tensors.tensor_table import TensorTable
 
@@ -45,15 +45,17 @@ def _open_tables(files: CheckpointFiles) -> tuple[TableSource, ...] | None:
             f"another model; {files.config_remedy}"
         )
     alone = len(found) == 1
+    model = files.transformers_model([name for shards in found.values() for name in shards])
     return tuple(
-        _open_table(files, NAME if alone else f"layer.{layer}", layer, index, module, shards)
+        _open_table(files, NAME if alone else f"layer.{layer}", layer, index, module, shards, model)
         for index, ((layer, module), shards) in enumerate(sorted(found.items()))
     )
 
 
 def _open_table(
-    files: CheckpointFiles, name: str, layer: int, index: int, module: str, shards: dict[str, int]
-) -> TensorTable:
+    files: CheckpointFiles, name: str, layer: int, index: int, module: str,
+    shards: dict[str, int], model: TransformersFolder | None,
+) -> TensorTable:  # fmt: skip
     """Open the table of one layer, the `index`-th that has one."""
     names = sorted(shards, key=lambda one: shards[one])
     numbers = [shards[one] for one in names]
@@ -67,7 +69,7 @@ def _open_table(
     codes = files.codes(*names)
     _check_shape(files, codes, ngrams)
     fields = [codes.field(f"layer.{layer}", layer)]
-    return TensorTable(name, QWEN4_EXP.name, files.store.states, fields, ngrams)
+    return TensorTable(name, QWEN4_EXP.name, files.store.states, fields, ngrams, model)
 
 
 def _check_shape(files: CheckpointFiles, codes: StoredCodes, ngrams: NGramHash) -> None:

@@ -27,6 +27,7 @@ from tolpack.sources.protocol import (
     FieldRows,
     SourceField,
     StoredRows,
+    TransformersFolder,
     check_finite,
 )
 from tolpack.sources.tensors.finite_bytes import bad_rows
@@ -87,6 +88,10 @@ class TensorTable(UniformTable):
         One at least, all with the same number of rows.
     ngrams : NGramHash, optional
         How token ids become row numbers.
+    model : TransformersFolder, optional
+        The folder from which transformers can run the model.
+    fields_compensate : bool
+        See `TableSource.fields_compensate`.
 
     Raises
     ------
@@ -102,9 +107,13 @@ class TensorTable(UniformTable):
         files: FileStates,
         fields: Sequence[TensorField],
         ngrams: NGramHash | None = None,
+        model: TransformersFolder | None = None,
+        *,
+        fields_compensate: bool = False,
     ) -> None:
         super().__init__(fields[0].codes.rows.rows, [one.field for one in fields], name)
         self.family, self.ngrams = family, ngrams
+        self.transformers_model, self.fields_compensate = model, fields_compensate
         self.tensor_fields = tuple(fields)
         paths = dict.fromkeys(part.path for part in self.parts)
         self._files, self._hashes = files, RecordedHashes(files, paths)
