@@ -20,7 +20,10 @@ LABELS = {
     "others": "NF4, 2-bit Hadamard",
 }
 # Where a point's name stands, in points; those at nearly equal bits would cover each other.
-PLACES = {"4 bits": (-8, 6), "Q4_K": (7, -10), "NF4": (-26, -3), "8 bits": (-8, 7), "Q8_0": (7, -4)}
+PLACES = {
+    "4 bits": (-8, 6), "Q4_K": (7, -10), "NF4": (-26, -3), "8 bits": (-8, 7), "Q8_0": (7, -4),
+    "Hadamard": (-20, -13),
+}  # fmt: skip
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
@@ -37,13 +40,14 @@ def plot(found: dict[str, Any], path: Path) -> None:
         draw(axes, points, measure)
     left, right = panels
     left.set_yscale("symlog", linthresh=0.1, linscale=0.5)
-    ticks = [-0.1, 0, 0.1, 0.3, 1, 3, 10, 30]
+    ticks = [-0.3, -0.1, 0, 0.1, 0.3, 1, 3, 10, 30]
     left.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    left.set_ylim(-0.6, 60)
     left.set_ylabel("perplexity increase, %")
     left.axhline(0, color="black", lw=0.6)
     right.set_yscale("log")
     right.set_ylabel("mean KL divergence, nats per token")
-    left.legend(fontsize=8)
+    right.legend(fontsize=8)
     figure.suptitle(
         f"A Gemma 3n with {found['table_values'] / 1e6:.1f}M values of PLE, perplexity "
         f"{base['ppl']:.0f} on {base['tokens']:,} held-out tokens",
