@@ -22,7 +22,7 @@ LABELS = {
 # Where a point's name stands, in points; those at nearly equal bits would cover each other.
 PLACES = {
     "4 bits": (-8, 6), "Q4_K": (7, -10), "NF4": (-26, -3), "8 bits": (-8, 7), "Q8_0": (7, -4),
-    "Hadamard": (-20, -13),
+    "Hadamard": (-36, 8), "ppl_increase Hadamard": (-20, -13),
 }  # fmt: skip
 
 
@@ -47,7 +47,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
     left.axhline(0, color="black", lw=0.6)
     right.set_yscale("log")
     right.set_ylabel("mean KL divergence, nats per token")
-    right.legend(fontsize=8)
+    left.legend(fontsize=8, loc="upper right", bbox_to_anchor=(1, 0.93))
     figure.suptitle(
         f"A Gemma 3n with {found['table_values'] / 1e6:.1f}M values of PLE, perplexity "
         f"{base['ppl']:.0f} on {base['tokens']:,} held-out tokens",
@@ -73,7 +73,7 @@ def draw(axes: Any, points: list[dict[str, Any]], measure: str) -> None:
             fmt=style, color=COLORS[family], label=label, capsize=2, ms=5, lw=1.5,
         )  # fmt: skip
         for one in own if not family.startswith("auto") else ():
-            place = PLACES.get(one["name"], (7, 2))
+            place = PLACES.get(f"{measure} {one['name']}", PLACES.get(one["name"], (7, 2)))
             axes.annotate(
                 one["name"], (one["bits_per_value"], one[value]), place,
                 textcoords="offset points", fontsize=8, color=COLORS[family],
