@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 import torch
 from machine import described
+from table_quantizers import nf4
 
 import tolpack
-from tolpack.codecs.bfloat16 import from_bfloat16, to_bfloat16
 from tolpack.model.decoder import Decoder
 from tolpack.model.language_model import Memory
 from tolpack.model.perplexity import increase_pct, score
@@ -38,13 +38,6 @@ from tolpack.sources.checkpoint.checkpoint import open_checkpoint
 from tolpack.torch import ToLMemory
 
 LIMITS = ("0.15%", "0.35%", "0.75%", "1.5%", "3%", "6%", "12%")
-# QLoRA (arXiv 2305.14314), appendix E: quantiles of a normal distribution, blocks of 64.
-NF4 = np.array([
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
-    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
-    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
-    0.7229568362236023, 1.0,
-], np.float32)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -154,16 +147,6 @@ def points(experiment: Experiment) -> Iterator[Point]:
         yield experiment.rounded("NF4", "blocks of 64", nf4(experiment.table), size)
     if only in "GGUF":
         yield from gguf_points(experiment)
-
-
-def nf4(table: np.ndarray) -> np.ndarray:
-    """Round to NF4 in blocks of 64 values with a bfloat16 scale each."""
-    blocks = table.reshape(-1, 64)
-    scale = from_bfloat16(to_bfloat16(np.abs(blocks).max(axis=1, keepdims=True)))
-    scale = np.where(scale > 0, scale, 1)
-    middles = (NF4[1:] + NF4[:-1]) / 2
-    codes = np.searchsorted(middles, blocks / scale)
-    return (NF4[codes] * scale).reshape(table.shape)
 
 
 def gguf_points(experiment: Experiment) -> Iterator[Point]:
