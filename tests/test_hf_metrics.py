@@ -393,3 +393,28 @@ def test_too_little_memory_for_the_model(saved, tmp_path):
         threads=1,
     )  # fmt: skip
     assert any("give more --max-memory" in line for line in log.said)
+
+
+def test_windows_begin_with_the_leading_token(saved, windows, tmp_path):
+    """As the stock model reads them behind it; its own row counts as asked for."""
+    from tolpack.hf.language_model import open_model
+
+    stock, folder = saved["gemma3n"]
+    tensors, config = saved_tables.read(folder)
+    begun = saved_tables.write(tmp_path / "begun", tensors, {**config, "bos_token_id": 3})
+    (begun / "tokenizer_config.json").write_text('{"add_bos_token": true}', encoding="utf-8")
+    model, leading = open_model(begun), torch.full((2, 1), 3)
+    fed = torch.cat([leading, windows], 1)
+    with torch.no_grad():
+        logits = stock(input_ids=fed[:, :-1]).logits[:, 1:]
+        losses = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten(), reduction="none")
+        assert torch.allclose(model.nll(windows).flatten(), losses, atol=1e-5)
+        assert torch.allclose(model(windows[:, :-1]), logits, atol=1e-5)
+        cache = model.new_cache()
+        steps = [model(one, cache) for one in windows[:, :-1].split(3, 1)]
+        assert torch.allclose(torch.cat(steps, 1), logits, atol=1e-5)
+    assert torch.equal(model.row_ids(windows), fed)
+    plain = open_model(folder)
+    assert model.fingerprint() != plain.fingerprint()
+    for _, gradient, _ in model.row_gradients(windows):
+        assert gradient.shape[:2] == (2, 10)

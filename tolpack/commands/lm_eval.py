@@ -97,11 +97,23 @@ def _run(
     loading = {name: settings[name] for name in ("tokenizer", "dtype", "device", "batch_size")}
     loading["checkpoint_options"] = take_checkpoint_options(settings)
     runner = TaskRunner(options)
-    models = [ModelScores("checkpoint", runner.run(TolpackLM(checkpoint, **loading)))]
+    models = [ModelScores(_name(checkpoint), runner.run(TolpackLM(checkpoint, **loading)))]
     for pack in packs:
         scores = runner.run(TolpackLM(checkpoint, pack, **loading))
         models.append(ModelScores.compared(str(pack), scores, models[0]))
     return models
+
+
+def _name(checkpoint: Path) -> str:
+    """Return what the first model is called: a folder that was stripped has a pack already."""
+    from tolpack.sources.checkpoint.options import CheckpointOptions
+    from tolpack.sources.open_source import open_files
+
+    if not checkpoint.is_dir():
+        return "checkpoint"
+    settings = open_files(checkpoint, CheckpointOptions()).config.get("quantization_config")
+    pack = settings.get("pack") if isinstance(settings, dict) else None
+    return "checkpoint" if pack is None else f"checkpoint, with its pack {pack}"
 
 
 @contextmanager

@@ -47,7 +47,8 @@ compression_option = click.option(
 )  # fmt: skip
 context_option = click.option(
     "--context", type=click.IntRange(1),
-    help="Window length in tokens [default: the model's max_position_embeddings].",
+    help="Window length in tokens [default: the model's max_position_embeddings, but at most 2048, "
+    "and less for a large vocabulary].",
 )  # fmt: skip
 drop_option = click.option(
     "--drop", default="none", show_default=True, callback=checked(parse_drop),

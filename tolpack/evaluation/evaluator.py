@@ -17,15 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.errors import ConfigError
-from tolpack.evaluation.subject import open_subject
+from tolpack.evaluation.subject import every_table, open_subject, read_bytes_per_token
 from tolpack.model.divergence import Divergence, compare
-from tolpack.model.language_model import Memory
-from tolpack.model.perplexity import Score, increase_pct, score
+from tolpack.model.language_model import LanguageModel, Memory
+from tolpack.model.perplexity import LOGITS_PER_BATCH, Score, increase_pct, score
 from tolpack.model.text import find_tokenizer, read_token_ids
 from tolpack.pack import Pack, open_first_table
 from tolpack.reading.summary import bits_per_weight, ratio_fp16
 from tolpack.runtime.progress import Reporter
 from tolpack.sources.checkpoint.options import CheckpointOptions
+
+# Windows by default: models that were trained on very long ones would have few of them.
+_MAX_CONTEXT, _LEAST_LIMIT = 2048, 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +163,8 @@ class Evaluator:
     checkpoint_options : CheckpointOptions, optional
         Settings for a checkpoint that does not describe itself.
     context : int, optional
-        Window length in tokens; default: the model's ``max_position_embeddings``.
+        Window length in tokens; default: the model's ``max_position_embeddings``, at most 2,048,
+        and less for a large vocabulary.
     tokens : int, optional
         Score no more than so many tokens, the first ones of each text.
     reporter : Reporter, optional
@@ -186,10 +190,7 @@ class Evaluator:
         self.reporter = reporter or Reporter()
         self.subject = open_subject(checkpoint, checkpoint_options)
         self.model = self.subject.model
-        chosen = context or self.model.max_position_embeddings
-        if chosen is None:
-            raise ConfigError("the config has no max_position_embeddings: give --context N")
-        self.context = chosen
+        self.context = context or _default_context(self.model)
         found = find_tokenizer(self.subject.path, tokenizer)
         self.texts = _names([text] if isinstance(text, (str, Path)) else text)
         ids = [read_token_ids(one, self.model.vocab_size, found) for one in self.texts]
@@ -319,7 +320,10 @@ class Evaluator:
     ) -> PackScore:
         increase, increase_se = increase_pct(windows, base)
         sizes = [ids.size - 1 for ids in text_ids]
-        read = [self.subject.read_bytes_per_token(pack, ids[:-1]) for ids in text_ids]
+        with every_table(pack) as tables:
+            read = [read_bytes_per_token(tables, ids[:-1]) for ids in text_ids]
+            resident_bytes = sum(table.resident_bytes for table in tables)
+            macs = sum(table.macs_per_token for table in tables)
         return PackScore(
             path=str(path),
             ppl=windows.ppl,
@@ -340,9 +344,17 @@ class Evaluator:
             top1_agreement_pct=divergence.top1_agreement_pct,
             top1_agreement_se_pct=divergence.top1_agreement_se_pct,
             read_bytes_per_token=float(np.average(read, weights=sizes)),
-            resident_bytes=pack.resident_bytes,
-            macs_per_token=pack.macs_per_token,
+            resident_bytes=resident_bytes,
+            macs_per_token=macs,
         )
+
+
+def _default_context(model: LanguageModel) -> int:
+    """Return the length of windows: short enough for their logits, and for several windows."""
+    longest = model.max_position_embeddings
+    if longest is None:
+        raise ConfigError("the config has no max_position_embeddings: give --context N")
+    return min(longest, _MAX_CONTEXT, max(_LEAST_LIMIT, LOGITS_PER_BATCH // model.vocab_size))
 
 
 def _names(texts: Sequence[str | Path]) -> tuple[str, ...]:
@@ -386,7 +398,8 @@ def evaluate(
     checkpoint_options : CheckpointOptions, optional
         Settings for a checkpoint that does not describe itself.
     context : int, optional
-        Window length in tokens; default: the model's ``max_position_embeddings``.
+        Window length in tokens; default: the model's ``max_position_embeddings``, at most 2,048,
+        and less for a large vocabulary.
     reporter : Reporter, optional
         Receives progress.
 

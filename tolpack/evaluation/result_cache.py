@@ -57,7 +57,8 @@ class ResultCache:
         words = (__version__, _RESULT_VERSION, torch.__version__, names, evaluator.context)
         digest = hashlib.sha256(repr((*words, resources.compute)).encode())
         digest.update(evaluator.model.fingerprint())
-        digest.update(repr([ids.size for ids in evaluator.text_ids]).encode())
+        texts = evaluator.texts if len(evaluator.texts) > 1 else ()  # results of several name them
+        digest.update(repr((texts, [ids.size for ids in evaluator.text_ids])).encode())
         digest.update(evaluator.token_ids.astype("<i8").tobytes())
         found = find_tokenizer(evaluator.subject.path, calibration.tokenizer)
         for path in (calibration.text, calibration.frequencies, found):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,12 +68,22 @@ class Subject:
             )
         return self.model.with_memory(ToLMemory(pack))
 
-    def read_bytes_per_token(self, pack: Pack, token_ids: NDArray[np.int64]) -> float:
-        """Return the mean bytes that lookups of a text's tokens read of a pack's table."""
-        if pack.ngrams is None:
-            return float(pack.extents(token_ids)[:, 1].mean())
-        rows = pack.row_ids(token_ids)
-        return float(pack.extents(rows.ravel())[:, 1].sum() / len(rows))
+
+@contextmanager
+def every_table(pack: Pack) -> Iterator[list[Pack]]:
+    """Yield `pack`, and its other tables opened for the meantime."""
+    with ExitStack() as stack:
+        others = [name for name in pack.tables if name != pack.table]
+        yield [pack, *(stack.enter_context(pack.open_table(name)) for name in others)]
+
+
+def read_bytes_per_token(tables: Sequence[Pack], token_ids: NDArray[np.int64]) -> float:
+    """Return the mean bytes that lookups of a text's tokens read of a pack's `tables`."""
+    total = 0
+    for table in tables:
+        rows = token_ids if table.ngrams is None else table.row_ids(token_ids).ravel()
+        total += int(table.extents(rows)[:, 1].sum())
+    return total / len(token_ids)
 
 
 def open_subject(path: str | Path, options: CheckpointOptions | None = None) -> Subject:

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from tolpack.errors import CheckpointError, ConfigError
+from tolpack.hf.leading_token import leading_token
 from tolpack.hf.table_modules import TableModule
 from tolpack.hf.without_tables import load_without_tables
 from tolpack.model.language_model import Memory, RowChange
@@ -124,10 +125,19 @@ class TransformersModel:
         All of its tables.
     path : str
         The module of the table in question.
+    leading_token : int, optional
+        Goes before every window; nothing is scored on it.
     """
 
-    def __init__(self, model: Any, tables: Mapping[TableModule, TableSource], path: str) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tables: Mapping[TableModule, TableSource],
+        path: str,
+        leading_token: int | None = None,
+    ) -> None:
         self._model, self._tables, self._path = model, dict(tables), path
+        self._leading = [] if leading_token is None else [leading_token]
         self._config = model.config.get_text_config()
         self._modules: dict[str, nn.Module] = {
             table.path: MemoryEmbedding(SourceMemory(source), table)
@@ -169,9 +179,11 @@ class TransformersModel:
     def __call__(self, token_ids: torch.Tensor, cache: Any = None) -> torch.Tensor:
         """See `LanguageModel.__call__`."""
         self._install(self._modules)
-        out = self._model(input_ids=token_ids, cache=cache, use_cache=cache is not None)
+        begins = cache is None or cache.get_seq_length() == 0
+        ids = self._begun(token_ids) if begins else token_ids
+        out = self._model(input_ids=ids, cache=cache, use_cache=cache is not None)
         logits: torch.Tensor = out.logits
-        return logits
+        return logits[:, -token_ids.shape[1] :]
 
     def new_cache(self) -> Any:
         """See `LanguageModel.new_cache`."""
@@ -205,7 +217,9 @@ class TransformersModel:
         return self._with(modules)
 
     def row_ids(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """See `LanguageModel.row_ids`: what the model asks the table's module for."""
+        """See `LanguageModel.row_ids`: what the model asks the table's module for, of the leading
+        token too.
+        """
         batches = torch.split(token_ids, max(1, _ASKED_TOKENS // token_ids.shape[1]))
         return torch.cat([self._asked(batch) for batch in batches])
 
@@ -257,7 +271,7 @@ class TransformersModel:
     def _asked(self, token_ids: torch.Tensor) -> torch.Tensor:
         self._install({**self._modules, self._path: _AskedTable()})
         try:
-            self._model.model(input_ids=token_ids, use_cache=False)
+            self._model.model(input_ids=self._begun(token_ids), use_cache=False)
         except _AskedIds as asked:
             ids: torch.Tensor = asked.args[0]
             return ids
@@ -267,9 +281,14 @@ class TransformersModel:
         """Return what the head makes logits of, float32 (batch, length, hidden)."""
         self._install(self._modules)
         states: torch.Tensor = self._model.model(
-            input_ids=token_ids, use_cache=False
+            input_ids=self._begun(token_ids), use_cache=False
         ).last_hidden_state
-        return states
+        return states[:, len(self._leading) :]
+
+    def _begun(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Put the leading token before each window."""
+        leading = torch.tensor(self._leading, dtype=token_ids.dtype)
+        return torch.cat([leading.expand(len(token_ids), -1), token_ids], 1)
 
     def _logits(self, states: torch.Tensor) -> torch.Tensor:
         """Return logits as the model's ``forward`` makes them of `states`."""
@@ -311,7 +330,8 @@ class TransformersModel:
     @cached_property
     def _weights_digest(self) -> bytes:
         model = self._model
-        settings = f"{transformers.__version__} {self._path} {model.config.to_json_string()}"
+        config = model.config.to_json_string()
+        settings = f"{transformers.__version__} {self._path} {self._leading} {config}"
         digest = hashlib.sha256(settings.encode())
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -369,7 +389,8 @@ def open_model(folder: str | Path, table: TableSource | None = None) -> Transfor
     model = load_without_tables(folder, embedding)
     named = next(iter(found.values())).name if table is None else table.name
     path = next(one.path for one, source in found.items() if source.name == named)
-    return TransformersModel(model, found, path)
+    bos_token_id = model.config.get_text_config().bos_token_id
+    return TransformersModel(model, found, path, leading_token(Path(folder), bos_token_id))
 
 
 def _source_of(table: TableModule, sources: Mapping[str, TableSource]) -> TableSource:

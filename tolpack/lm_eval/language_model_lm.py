@@ -13,11 +13,10 @@ from lm_eval.api.model import TemplateLM
 
 from tolpack.errors import ConfigError
 from tolpack.model.language_model import LanguageModel
+from tolpack.model.perplexity import tokens_per_batch
 from tolpack.model.text import TextTokenizer
 from tolpack.runtime.progress import Reporter
 
-# As of `tolpack.model.perplexity`.
-_TOKENS_PER_BATCH = 4096
 # What was asked, ids of the context, ids of the continuation.
 _Request = tuple[tuple[str, str], list[int], list[int]]
 
@@ -67,11 +66,12 @@ class LanguageModelLM(TemplateLM):  # type: ignore[misc]
         self, requests: Sequence[_Request], **options: Any
     ) -> list[tuple[float, bool]]:
         windows = [self._window(context, asked) for _, context, asked in requests]
+        most = tokens_per_batch(self._model.vocab_size)
         order = sorted(range(len(windows)), key=lambda n: -len(windows[n][0]))
         answers: dict[int, tuple[float, bool]] = {}
         with self._reporter.phase(self._name, len(windows), "requests") as done:
             while order:
-                size = max(1, _TOKENS_PER_BATCH // len(windows[order[0]][0]))
+                size = max(1, most // len(windows[order[0]][0]))
                 batch, order = order[:size], order[size:]
                 for logits, n in zip(self._logits([windows[n][0] for n in batch]), batch):
                     answers[n] = _answer(logits, *windows[n])

@@ -78,7 +78,8 @@ class LanguageModel(Protocol):
     def row_ids(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Return the ids at which a memory is asked for windows of ids (batch, length).
 
-        int64 (batch, length), or (batch, length, n) where a token reads n rows.
+        int64 (batch, length), or (batch, length, n) where a token reads n rows. A model that puts a
+        token of its own before a window has the rows of that token too: length + 1.
         """
         ...
 

@@ -23,7 +23,7 @@ from tolpack.model.language_model import LanguageModel
 
 # 4,096 tokens a step: large enough for full matrix speed. A large vocabulary takes fewer, so that
 # the logits of a step are 512 MB at most, unless one window has more.
-_TOKENS_PER_BATCH, _LOGITS_PER_BATCH = 4096, 1 << 27
+_TOKENS_PER_BATCH, LOGITS_PER_BATCH = 4096, 1 << 27
 # Logits that are worked on at once: 4 MB stay in a processor's cache.
 _LOGITS_PER_BLOCK = 1 << 20
 
@@ -140,11 +140,16 @@ def window_batches(
     ids = torch.from_numpy(np.ascontiguousarray(token_ids))
     inputs = ids[: full * context].view(full, context)
     targets = ids[1 : full * context + 1].view(full, context)
-    step = max(1, min(_TOKENS_PER_BATCH, _LOGITS_PER_BATCH // vocab_size) // context)
+    step = max(1, tokens_per_batch(vocab_size) // context)
     for start in range(0, full, step):
         yield inputs[start : start + step], targets[start : start + step]
     if rest:
         yield ids[full * context : -1][None], ids[full * context + 1 :][None]
+
+
+def tokens_per_batch(vocab_size: int) -> int:
+    """Return how many tokens are run together, so that their logits fit in memory."""
+    return min(_TOKENS_PER_BATCH, LOGITS_PER_BATCH // vocab_size)
 
 
 def row_blocks(logits: torch.Tensor) -> Iterator[slice]:
