@@ -296,6 +296,7 @@ def index_seeds(folder: Path) -> list[bytes]:
 
 
 CALIBRATION = [[np.arange(16.0).reshape(4, 4) + n for n in range(count)] for count in (2, 2, 1)]
+SLOPE = -0.125
 
 
 def calibration_seeds(folder: Path) -> list[bytes]:
@@ -304,8 +305,7 @@ def calibration_seeds(folder: Path) -> list[bytes]:
     scratch = Scratch(folder, 1 << 30)
     layers = [[scratch.spill(metric) for metric in row] for row in CALIBRATION]
     metrics, crossed = (row[0] for row in layers), (tuple(row[1:]) for row in layers)
-    path = metrics_cache.keep(bytes(16), LossMetrics(np.zeros(1, int), tuple(metrics),
-                                                         tuple(crossed)))  # fmt: skip
+    path = metrics_cache.keep(bytes(16), LossMetrics(tuple(metrics), tuple(crossed), SLOPE))
     if path is None:
         raise Broken("a calibration could not be kept")
     return [path.read_bytes()]
@@ -315,12 +315,13 @@ def check_calibration(path: Path) -> str:
     """What is given back is what was kept, or nothing."""
     kept = path.parent / f"calibration-{bytes(16).hex()}.metrics"
     os.replace(path, kept)
-    found = metrics_cache.load(bytes(16), np.zeros(1, int), Scratch(path.parent, 1 << 30))
+    found = metrics_cache.load(bytes(16), Scratch(path.parent, 1 << 30))
     if found is None:
         return "refused"
     layers = [[own, *above] for own, above in zip(found.metrics, found.crossed)]
     loaded = [[metric.load().tolist() for metric in row] for row in layers]
-    if loaded != [[metric.tolist() for metric in row] for row in CALIBRATION]:
+    expected = [[metric.tolist() for metric in row] for row in CALIBRATION]
+    if (loaded, found.count_slope) != (expected, SLOPE):
         raise Broken("another calibration")
     return "good"
 

@@ -103,7 +103,7 @@ def test_blocks_of_positions_change_nothing(monkeypatch):
 
 def test_a_large_vocabulary_takes_fewer_windows_at_once(monkeypatch):
     """No more logits are asked for than the limit, but for a whole window."""
-    monkeypatch.setattr("tolpack.model.perplexity._LOGITS_PER_BATCH", 7 * 10)
+    monkeypatch.setattr("tolpack.model.perplexity.LOGITS_PER_BATCH", 7 * 10)
     sizes = []
 
     class Watched(Bigram):

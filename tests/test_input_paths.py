@@ -138,7 +138,7 @@ def test_a_cache_that_is_no_file_is_none(tmp_path, monkeypatch, kind):
     """What lies in place of a kept file is as good as none."""
     monkeypatch.setenv("TOLPACK_CACHE", str(tmp_path))
     put(tmp_path / f"calibration-{bytes(16).hex()}.metrics", kind)
-    assert metrics_cache.load(bytes(16), np.zeros(1, int), Scratch(tmp_path, 1 << 20)) is None
+    assert metrics_cache.load(bytes(16), Scratch(tmp_path, 1 << 20)) is None
     assert _read(put(tmp_path / "measured.json", kind)) is None
 
 
