@@ -237,6 +237,17 @@ def test_a_pack_of_another_model_of_the_same_shape_is_refused(saved, tmp_path):
     assert torch.equal(logits(model, IDS), expected)
 
 
+@pytest.mark.parametrize("family", ["gemma3n", "gemma4"])
+def test_resizing_the_vocabulary_is_refused(saved, family):
+    """Rows of new tokens would be missing; the model stays as it was."""
+    folder, pack = saved[family]
+    model = tolpack.hf.load(folder, pack)[0]
+    with pytest.raises(ConfigError, match="has rows of 48 tokens, not of 60: resize the model"):
+        model.resize_token_embeddings(60)
+    assert model.resize_token_embeddings() is model.get_input_embeddings()
+    assert torch.equal(logits(model, IDS), logits(stock(folder), IDS))
+
+
 def test_tables_of_two_files_are_refused(saved, tmp_path, monkeypatch):
     """A pack that is replaced while its tables are opened, or before the second one is."""
     folder, path = saved["qwen4_exp_two"]

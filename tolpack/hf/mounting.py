@@ -76,7 +76,21 @@ def replace_tables(
     for one, opened in zip(found, packs):
         one.replace(model, opened)
     save_with_pack(model)
+    if all(one.ngram_sizes is None for one in found):
+        model.resize_token_embeddings = partial(_resize_token_embeddings, model, found[0].rows)
     return found
+
+
+def _resize_token_embeddings(
+    model: Any, rows: int, new_num_tokens: int | None = None, *arguments: Any, **named: Any
+) -> Any:
+    """Refuse other sizes than the pack has; transformers would change a part of the model first."""
+    if new_num_tokens not in (None, rows):
+        raise ConfigError(
+            f"the mounted pack has rows of {rows:,} tokens, not of {new_num_tokens:,}: resize the "
+            "model before a pack is built from it and mounted"
+        )
+    return type(model).resize_token_embeddings(model, new_num_tokens, *arguments, **named)
 
 
 def open_packs(
