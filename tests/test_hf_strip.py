@@ -366,6 +366,11 @@ def test_force_loses_no_file_of_another(saved, tmp_path):
     with pytest.raises(FileAccessError, match=r"out.old is in the way: rename it"):
         tolpack.hf.strip(folder, out, pack, force=True)
     assert (tmp_path / "out.old").is_dir()
+    tolpack.hf.strip(folder, tmp_path / "new", pack)
+    (tmp_path / "new.old").mkdir()
+    shutil.rmtree(tmp_path / "new")
+    tolpack.hf.strip(folder, tmp_path / "new", pack)
+    assert (tmp_path / "new.old").is_dir()
     (tmp_path / "out.old").rmdir()
     tolpack.hf.strip(folder, out, pack, force=True)
     assert not (out / "other.tolpack").exists()

@@ -303,13 +303,14 @@ def _replacing_folder(output: Path) -> Iterator[Path]:
         ) from error
     try:
         yield partial
-        if os.path.lexists(output):
+        replaced = os.path.lexists(output)
+        if replaced:
             _check_replaced(output, partial, old)
             os.rename(output, old)
         try:
             os.rename(partial, output)
         except BaseException:
-            if os.path.lexists(old):
+            if replaced:
                 os.rename(old, output)
             raise
         sync_folder(output.parent)
@@ -318,7 +319,8 @@ def _replacing_folder(output: Path) -> Iterator[Path]:
         if isinstance(error, OSError) and not isinstance(error, FileAccessError):
             raise FileAccessError(f"cannot write {output}: {error.strerror or error}") from error
         raise
-    _remove(old, output)
+    if replaced:
+        _remove(old, output)
 
 
 def _check_replaced(output: Path, partial: Path, old: Path) -> None:
@@ -340,11 +342,10 @@ def _files(folder: Path) -> set[str]:
 
 def _remove(old: Path, output: Path) -> None:
     """Remove the folder that was replaced."""
-    if os.path.lexists(old):
-        try:
-            shutil.rmtree(old)
-        except OSError as error:
-            raise FileAccessError(
-                f"{output} is written, but {old}, which it replaces, cannot be removed: "
-                f"{error.strerror}: remove it"
-            ) from error
+    try:
+        shutil.rmtree(old)
+    except OSError as error:
+        raise FileAccessError(
+            f"{output} is written, but {old}, which it replaces, cannot be removed: "
+            f"{error.strerror}: remove it"
+        ) from error
