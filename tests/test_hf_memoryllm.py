@@ -230,6 +230,47 @@ def test_generates_from_embeddings(model):
     assert torch.equal(model.generate(inputs_embeds=embeds, **settings)[0], expected)
 
 
+def test_generates_from_embeddings_beside_ids_with_a_pack(model, memory):
+    """A mounted memory looks up the ids of the prompt, and of what is decoded."""
+    settings = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    model.set_memory(memory)
+    embeds = model.get_input_embeddings()(IDS)
+    expected = model.generate(IDS, **settings)
+    assert torch.equal(model.generate(IDS, inputs_embeds=embeds, **settings), expected)
+    with pytest.raises(ConfigError, match="looked up by token id: give input_ids too"):
+        model.generate(inputs_embeds=embeds, **settings)
+
+
+def test_the_vocabulary_of_a_mounted_model_stays(model, memory):
+    """Rows of new tokens would be missing."""
+    model.set_memory(memory)
+    for resized in (model, model.model):
+        assert resized.resize_token_embeddings() is model.get_input_embeddings()
+        with pytest.raises(ConfigError, match="has rows of 97 tokens, not of 110: resize the"):
+            resized.resize_token_embeddings(110)
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens", "model.norm", "lm_head"])
+def test_missing_weights_outside_the_layers_are_refused(tmp_path, name):
+    """The model is not loaded with random ones."""
+    config = models.make_config("memoryllm", tie_word_embeddings=False)
+    state = models.prefixed(models.make_state(config))
+    del state[f"{name}.weight"]
+    folder = models.save_folder(tmp_path / "m", state, config)
+    with pytest.raises(CheckpointError, match=f"lacks {name}.weight: copy all files"):
+        load(folder)
+
+
+def test_a_pack_of_another_memory_is_refused(folder, packed, tmp_path):
+    """`mount` compares rows that the FFNs compute."""
+    model = load(folder)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.memory_mlp.down_proj.weight.copy_(-layer.memory_mlp.down_proj.weight.flip(0))
+    with pytest.raises(ConfigError, match="of the model have a correlation of"):
+        tolpack.hf.mount(model, packed)
+
+
 def test_loss_and_gradients(model, decoder):
     """Labels give the mean loss of the next tokens, and every weight gets a gradient."""
     out = model(IDS, labels=IDS)

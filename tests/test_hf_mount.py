@@ -3,6 +3,7 @@
 import copy
 import gc
 import pickle
+import shutil
 import weakref
 
 import pytest
@@ -21,6 +22,7 @@ from saved_tables import save_models
 import tolpack
 import tolpack.hf
 from tolpack.errors import ConfigError, FileAccessError, TokenIdError
+from tolpack.hf import mounting
 from tolpack.torch.embedding import PackEmbedding
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -176,6 +178,10 @@ def test_dtypes_follow_the_model(saved):
     reference = stock(folder, dtype=torch.float32).to(torch.bfloat16)
     model = tolpack.hf.load(folder, pack, dtype=torch.float32)[0].to(torch.bfloat16)
     assert torch.equal(logits(model, IDS), logits(reference, IDS))
+    for dtype in (torch.bfloat16, torch.float16):  # in which the factor was rounded
+        reference = stock(folder, dtype=dtype).to(torch.float32)
+        model = tolpack.hf.load(folder, pack, dtype=dtype)[0].to(torch.float32)
+        assert torch.equal(logits(model, IDS), logits(reference, IDS))
 
 
 def test_copies_of_a_mounted_model(gemma):
@@ -220,6 +226,50 @@ def test_packs_of_other_models_are_refused(saved, family, other, message):
     assert torch.equal(logits(model, IDS), expected)
     with pytest.raises(ConfigError, match=message):
         tolpack.hf.load(folder, pack)
+
+
+def test_a_pack_of_another_model_of_the_same_shape_is_refused(saved, tmp_path):
+    """`mount` compares rows while the model has them, and leaves the model as it was."""
+    model = stock(saved["gemma3n"][0])
+    expected = logits(model, IDS)
+    with pytest.raises(ConfigError, match="embed_tokens_per_layer of the model have a correlation"):
+        tolpack.hf.mount(model, saved["gemma4"][1])
+    assert torch.equal(logits(model, IDS), expected)
+
+
+@pytest.mark.parametrize("family", ["gemma3n", "gemma4"])
+def test_resizing_the_vocabulary_is_refused(saved, family):
+    """Rows of new tokens would be missing; the model stays as it was."""
+    folder, pack = saved[family]
+    model = tolpack.hf.load(folder, pack)[0]
+    with pytest.raises(ConfigError, match="has rows of 48 tokens, not of 60: resize the model"):
+        model.resize_token_embeddings(60)
+    assert model.resize_token_embeddings() is model.get_input_embeddings()
+    assert torch.equal(logits(model, IDS), logits(stock(folder), IDS))
+
+
+def test_tables_of_two_files_are_refused(saved, tmp_path, monkeypatch):
+    """A pack that is replaced while its tables are opened, or before the second one is."""
+    folder, path = saved["qwen4_exp_two"]
+    own, other = tmp_path / "p.tolpack", tmp_path / "other.tolpack"
+    shutil.copyfile(path, own)
+    tolpack.build(folder, other, bits=8)
+    model = stock(folder)
+    with tolpack.open(own, table="layer.0") as pack:
+        other.replace(own)
+        with pytest.raises(FileAccessError, match="is no longer the pack that was opened"):
+            tolpack.hf.mount(model, pack)
+    opened = mounting._open
+
+    def replaced(place, io, table):
+        found = opened(place, io, table)
+        shutil.copyfile(path, tmp_path / "new")
+        (tmp_path / "new").replace(own)
+        return found
+
+    monkeypatch.setattr(mounting, "_open", replaced)
+    with pytest.raises(FileAccessError, match="has become another pack while"):
+        tolpack.hf.mount(model, own)
 
 
 def test_a_pack_of_other_layers_is_refused(saved, tmp_path):
@@ -303,7 +353,6 @@ def test_loading_needs_a_pack(saved, tmp_path):
 def test_folders_of_other_quantizers_are_refused(saved, tmp_path):
     """A configuration names one method only."""
     import json
-    import shutil
 
     folder, pack = saved["gemma3n"]
     shutil.copytree(folder, tmp_path / "m")

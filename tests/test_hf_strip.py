@@ -19,6 +19,7 @@ import tolpack.hf
 from tolpack.cli import main
 from tolpack.errors import CheckpointError, ConfigError, FileAccessError
 from tolpack.hf import stripping
+from tolpack.pack import open_first_table
 from tolpack.torch.embedding import PackEmbedding
 
 IDS = torch.tensor([[3, 7, 7, 39, 2, 30, 11]])
@@ -84,7 +85,12 @@ def test_all_else_is_kept_bit_for_bit(saved, tmp_path, family):
         assert tensor.dtype == tensors[name].dtype
         assert torch.equal(tensor, tensors[name])
     assert {name: mended[name] for name in config} == config
-    assert mended["quantization_config"] == {"quant_method": "tolpack", "pack": pack.name}
+    with open_first_table(pack) as opened:
+        pack_id = f"{opened.container.preamble.pack_id:016x}"
+    assert mended["quantization_config"] == {
+        "quant_method": "tolpack", "pack": pack.name, "pack_id": pack_id,
+        "written_by": "tolpack strip",
+    }  # fmt: skip
     before, index = (
         json.loads((where / "model.safetensors.index.json").read_text())
         for where in (folder, tmp_path / "out")
@@ -178,6 +184,82 @@ def test_a_mounted_model_saves_such_a_folder(saved, tmp_path, family):
         again.save_pretrained(tmp_path / "hub", push_to_hub=True)
 
 
+def refused(folder):
+    """Whether plain transformers refuses a folder, in a process that does not know tolpack."""
+    script = (
+        "import sys, transformers\n"
+        "for loading in ('AutoModelForCausalLM', 'AutoModel'):\n"
+        "    try:\n"
+        "        getattr(transformers, loading).from_pretrained(sys.argv[1])\n"
+        "    except (ValueError, OSError):\n"
+        "        continue\n"
+        "    sys.exit('it is loaded')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(folder)], check=False)
+    return done.returncode == 0
+
+
+def test_saving_that_fails_leaves_no_folder_that_loads(saved, tmp_path, monkeypatch):
+    """Without the pack's file nothing is written; weights that cannot be written leave a
+    configuration that is refused already.
+    """
+    folder, pack = saved["gemma3n"]
+    own = tmp_path / "own.tolpack"
+    shutil.copyfile(pack, own)
+    model = tolpack.hf.load(folder, own)[0]
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.modeling_utils.safe_save_file", full)
+        with pytest.raises(OSError, match="No space left"):
+            model.save_pretrained(tmp_path / "full")
+    _, config = read(tmp_path / "full")
+    assert "import tolpack.hf" in config["transformers_weights"]
+    assert "to_json_file" not in vars(model.config)
+    model.save_pretrained(tmp_path / "again")  # what failed has changed nothing
+    assert is_mounted(stock(tmp_path / "again"))
+    tolpack.build(folder, own, bits=8, force=True)
+    with pytest.raises(FileAccessError, match="is no longer the pack that is mounted: save while"):
+        model.save_pretrained(tmp_path / "other")
+    own.unlink()
+    with pytest.raises(FileAccessError, match="the mounted pack cannot be copied"):
+        model.save_pretrained(tmp_path / "gone")
+    for name in ("other", "gone"):
+        assert list((tmp_path / name).iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("family", "part"), [("gemma3n", "model"), ("gemma4_multimodal", "model.language_model")]
+)
+def test_parts_of_a_mounted_model_are_saved_with_the_pack(saved, tmp_path, family, part):
+    """What plain loading refuses, and what gives the same values with tolpack."""
+    from transformers import AutoModel
+
+    model = tolpack.hf.load(*saved[family])[0].get_submodule(part)
+    model.save_pretrained(tmp_path / "part")
+    assert refused(tmp_path / "part")
+    again = AutoModel.from_pretrained(tmp_path / "part")
+    assert is_mounted(again)
+    with torch.no_grad():
+        assert torch.equal(again(IDS).last_hidden_state, model(IDS).last_hidden_state)
+
+
+def test_a_pack_is_not_written_in_place(saved, tmp_path):
+    """A model that reads the folder's pack keeps its rows when another is saved there."""
+    folder, pack = saved["gemma3n"]
+    tolpack.hf.load(folder, pack)[0].save_pretrained(tmp_path / "m")
+    reader = stock(tmp_path / "m")
+    other = tmp_path / "packs" / pack.name
+    other.parent.mkdir()
+    tolpack.build(folder, other, bits=4)
+    tolpack.hf.load(folder, other)[0].save_pretrained(tmp_path / "m")
+    assert torch.equal(logits(reader, IDS), logits(stock(folder), IDS))
+    assert (tmp_path / "m" / pack.name).read_bytes() == other.read_bytes()
+    assert not torch.equal(logits(stock(tmp_path / "m"), IDS), logits(reader, IDS))
+
+
 def test_folders_and_other_formats(saved, tmp_path):
     """Subfolders come along; weights in other formats, and hidden files, are left out."""
     tensors, config = read(saved["gemma4"][0])
@@ -256,10 +338,119 @@ def test_nothing_is_overwritten(saved, tmp_path):
         tolpack.hf.strip(folder, out, pack, force=True)
     assert (out / "precious").exists()
     tolpack.hf.strip(folder, tmp_path / "new", pack)
-    (tmp_path / "new" / "more").write_text("x")
     tolpack.hf.strip(folder, tmp_path / "new", pack, force=True)
-    assert not (tmp_path / "new" / "more").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "out"]
+    model = stock(tmp_path / "new")
+    model.save_pretrained(tmp_path / "tuned")
+    with pytest.raises(FileAccessError, match="is no folder that strip wrote"):
+        tolpack.hf.strip(folder, tmp_path / "tuned", pack, force=True)
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    with pytest.raises(FileAccessError, match="is a link: give the folder .*new itself"):
+        tolpack.hf.strip(folder, tmp_path / "link", pack, force=True)
+
+
+def test_force_loses_no_file_of_another(saved, tmp_path):
+    """A file that was added, and a folder that has the name to which the old one would move."""
+    folder, pack = saved["gemma3n"]
+    out = tmp_path / "out"
+    renamed = tmp_path / "other.tolpack"
+    shutil.copyfile(pack, renamed)
+    tolpack.hf.strip(folder, out, renamed)
+    (out / "notes").mkdir()
+    (out / "notes" / "mine.txt").write_text("x")
+    with pytest.raises(FileAccessError, match=r"out holds notes/mine.txt, which strip does not"):
+        tolpack.hf.strip(folder, out, pack, force=True)
+    assert (out / "notes" / "mine.txt").read_text() == "x"
+    shutil.rmtree(out / "notes")
+    (tmp_path / "out.old").mkdir()
+    with pytest.raises(FileAccessError, match=r"out.old is in the way: rename it"):
+        tolpack.hf.strip(folder, out, pack, force=True)
+    assert (tmp_path / "out.old").is_dir()
+    tolpack.hf.strip(folder, tmp_path / "new", pack)
+    (tmp_path / "new.old").mkdir()
+    shutil.rmtree(tmp_path / "new")
+    tolpack.hf.strip(folder, tmp_path / "new", pack)
+    assert (tmp_path / "new.old").is_dir()
+    (tmp_path / "out.old").rmdir()
+    tolpack.hf.strip(folder, out, pack, force=True)
+    assert not (out / "other.tolpack").exists()
+
+
+def test_a_replacement_that_fails_is_undone(saved, tmp_path, monkeypatch):
+    """The old folder has its name again; one that cannot be removed is named."""
+    folder, pack = saved["gemma3n"]
+    out = tmp_path / "out"
+    tolpack.hf.strip(folder, out, pack)
+    before, rename, rmtree = contents(out), os.rename, shutil.rmtree
+
+    def second_fails(source, target):
+        if str(source).endswith(".partial"):
+            raise PermissionError(13, "Permission denied")
+        rename(source, target)
+
+    def no_old(path, **options):
+        if str(path).endswith(".old"):
+            raise PermissionError(13, "Permission denied")
+        rmtree(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stripping.os, "rename", second_fails)
+        with pytest.raises(FileAccessError, match="cannot write .*out: Permission denied"):
+            tolpack.hf.strip(folder, out, pack, force=True)
+    assert contents(out) == before
+    assert os.listdir(tmp_path) == ["out"]
+    monkeypatch.setattr(stripping.shutil, "rmtree", no_old)
+    with pytest.raises(FileAccessError, match=r"is written, but .*out.old, which it replaces"):
+        tolpack.hf.strip(folder, out, pack, force=True)
+    assert (tmp_path / "out.old").is_dir()
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "chat.jinja"])
+def test_packs_named_as_other_files_are_refused(saved, tmp_path, name):
+    """By `strip` and by ``save_pretrained``, before they are written over or loaded as weights."""
+    folder, pack = saved["gemma4"]
+    source = shutil.copytree(folder, tmp_path / "m")
+    (source / "chat.jinja").write_text("x")
+    renamed = tmp_path / "packs" / name
+    renamed.parent.mkdir()
+    shutil.copyfile(pack, renamed)
+    with pytest.raises(ConfigError, match="rename"):
+        tolpack.hf.strip(source, tmp_path / "out", renamed)
+    assert not (tmp_path / "out").exists()
+    if name != "chat.jinja":
+        with pytest.raises(ConfigError, match="rename it"):
+            tolpack.hf.load(folder, renamed)[0].save_pretrained(tmp_path / "saved")
+        assert not (tmp_path / "saved").exists()
+
+
+def test_the_pack_of_a_folder_has_its_id(saved, stripped, tmp_path):
+    """Another pack of the same shape in its place is refused; one that is given is taken."""
+    folder = shutil.copytree(stripped, tmp_path / "m")
+    other = tolpack.build(saved["gemma3n"][0], tmp_path / "other.tolpack", bits=8).path
+    shutil.copyfile(other, folder / "gemma3n.tolpack")
+    for loading in (stock, tolpack.hf.load):
+        with pytest.raises(ConfigError, match="it is another pack than the folder was written"):
+            loading(folder)
+    assert is_mounted(tolpack.hf.load(folder, other)[0])
+
+
+def test_a_quantization_config_beside_that_of_the_folder_is_refused(saved, stripped):
+    """Transformers would take the folder's pack; the error says what takes another."""
+    given = tolpack.hf.TolpackConfig(saved["gemma3n"][1])
+    with pytest.raises(ValueError, match=r"another pack: tolpack.hf.load\(folder, pack\)"):
+        stock(stripped, quantization_config=given)
+
+
+@pytest.mark.parametrize("family", ["gemma3n", "gemma4", "qwen4_exp"])
+def test_missing_weights_are_refused(saved, tmp_path, family):
+    """`load` names them, where transformers fills them with random values."""
+    tensors, config = read(saved[family][0])
+    name = next(one for one in tensors if one.endswith("norm.weight"))
+    del tensors[name]
+    folder = write(tmp_path / "m", tensors, config)
+    with pytest.raises(CheckpointError, match=rf"lacks {name} of "):
+        tolpack.hf.load(folder, saved[family][1])
 
 
 def test_a_folder_appears_only_when_it_is_complete(saved, tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from tolpack.codecs import kernels
 from tolpack.container.header import Field
 from tolpack.container.verified_reader import Container
-from tolpack.errors import ConfigError, memory_errors
+from tolpack.errors import ConfigError, FileAccessError, memory_errors
 from tolpack.ngrams.hashing import NGramHash
 from tolpack.reading.lookup import LayerSelection, UniqueSlots, check_ids, check_out
 from tolpack.reading.ngram_rows import NGramRows
@@ -160,9 +160,15 @@ class Pack(ForkSafe):
         Raises
         ------
         ConfigError, FileAccessError, FormatError
-            As of `Pack`.
+            As of `Pack`; FileAccessError also if the file is another pack by now.
         """
-        return type(self)(self._path, **{**self._settings, "table": name})
+        other = type(self)(self._path, **{**self._settings, "table": name})
+        if other.container.preamble != self._container.preamble:
+            other.close()
+            raise FileAccessError(
+                f"{self._path} is no longer the pack that was opened: open it again, all its tables"
+            )
+        return other
 
     @property
     def fields(self) -> tuple[Field, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from tolpack.errors import ConfigError
+from tolpack.errors import CheckpointError, ConfigError
 from tolpack.hf.saving import QUANT_METHOD
 
 # Options of from_pretrained that also say where the configuration and the tokenizer are.
@@ -58,15 +58,25 @@ def load(
     ConfigError
         No pack is named, the model has no table, the pack is of another model, or the folder is
         quantized by something else.
+    CheckpointError
+        Weights are missing, which `transformers` would fill with random values.
     FileAccessError, FormatError
         The pack cannot be read.
     """
     place = {name: options[name] for name in _PLACE if name in options}
     config = AutoConfig.from_pretrained(folder, **place)
     config.quantization_config = _settings(config, pack, io, folder)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, config=config, dtype=dtype, device_map=device_map, **options
-    )
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder, config=config, dtype=dtype, device_map=device_map, output_loading_info=True,
+        **options,
+    )  # fmt: skip
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        more = f" and {len(missing) - 3} more" * (len(missing) > 3)
+        raise CheckpointError(
+            f"{folder} lacks {', '.join(missing[:3])}{more} of {type(model).__name__}: copy all "
+            "files of the model"
+        )
     return model, _tokenizer(folder, place)
 
 
@@ -78,9 +88,11 @@ def _settings(config: Any, pack: str | Path | None, io: str, folder: str | Path)
             f"{folder} is quantized by {named.get('quant_method')!r}: load it as it is, and mount "
             "the pack by tolpack.hf.mount"
         )
-    if pack is None and "pack" not in named:
+    if pack is not None:
+        return {"quant_method": QUANT_METHOD, "io": io, "pack": Path(pack).absolute()}
+    if "pack" not in named:
         raise ConfigError(f"config.json of {folder} names no pack: give pack='model.tolpack'")
-    return named | {"io": io} | ({} if pack is None else {"pack": Path(pack).absolute()})
+    return named | {"io": io}
 
 
 def _tokenizer(folder: str | Path, place: dict[str, Any]) -> Any:

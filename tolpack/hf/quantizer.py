@@ -16,13 +16,16 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from tolpack.errors import ConfigError
 from tolpack.hf.mounting import replace_tables
-from tolpack.hf.saving import QUANT_METHOD, REMEDY
+from tolpack.hf.saving import QUANT_METHOD, REMEDY, id_of, mounted_pack
 from tolpack.hf.table_modules import architecture
+from tolpack.pack import Pack
 
 
-@register_quantization_config(QUANT_METHOD)
 class TolpackConfig(QuantizationConfigMixin):
     """``quantization_config`` of a model whose table is in a pack.
+
+    For a folder that names a pack already, `transformers` would ignore it and refuses it here:
+    `tolpack.hf.load` takes another pack.
 
     Parameters
     ----------
@@ -31,6 +34,8 @@ class TolpackConfig(QuantizationConfigMixin):
         lie anywhere.
     io : str
         As of `tolpack.open`.
+    pack_id : str, optional
+        The pack's id, 16 hexadecimal digits; no other one is taken.
     **_
         What later versions may write.
 
@@ -40,7 +45,9 @@ class TolpackConfig(QuantizationConfigMixin):
         `pack` is no name.
     """
 
-    def __init__(self, pack: str | Path | None = None, io: str = "auto", **_: Any) -> None:
+    def __init__(
+        self, pack: str | Path | None = None, io: str = "auto", pack_id: str | None = None, **_: Any
+    ) -> None:
         is_name = isinstance(pack, str) and pack != "" and Path(pack).name == pack
         if pack is None or not (is_name or isinstance(pack, Path)):
             raise ConfigError(
@@ -48,11 +55,41 @@ class TolpackConfig(QuantizationConfigMixin):
                 "model's folder (or, in Python, a pathlib.Path)"
             )
         self.quant_method: Any = QUANT_METHOD
-        self.pack, self.io = pack, io
+        self.pack, self.io, self.pack_id = pack, io, pack_id
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``config.json`` says."""
-        return {"quant_method": self.quant_method, "pack": Path(self.pack).name}
+        own = {"quant_method": self.quant_method, "pack": Path(self.pack).name}
+        return own if self.pack_id is None else own | {"pack_id": self.pack_id}
+
+    def check(self, pack: Pack) -> None:
+        """Refuse a pack of another id.
+
+        Raises
+        ------
+        ConfigError
+            It has another one.
+        """
+        if self.pack_id not in (None, id_of(pack)):
+            raise ConfigError(
+                f"{pack.path} has pack_id {id_of(pack)}, but config.json says {self.pack_id!r}: "
+                "it is another pack than the folder was written with; copy that one anew, or "
+                "choose this one by tolpack.hf.load(folder, pack)"
+            )
+
+
+@register_quantization_config(QUANT_METHOD)
+class FolderConfig(TolpackConfig):
+    """The ``quantization_config`` that a ``config.json`` has.
+
+    Given another one, `transformers` would take this one and only warn, unless the names of their
+    classes differ: then it raises an error that quotes them.
+    """
+
+
+FolderConfig.__name__ = (
+    "TolpackConfig of config.json (to load it with another pack: tolpack.hf.load(folder, pack))"
+)
 
 
 @register_quantizer(QUANT_METHOD)
@@ -83,6 +120,7 @@ class TolpackQuantizer(HfQuantizer):
         if not isinstance(pack, Path):
             pack = _beside(model.name_or_path, checkpoint_files, pack)
         replace_tables(model, pack, self.quantization_config.io)
+        self.quantization_config.check(mounted_pack(model))
         tensors = architecture(model.config.get_text_config().model_type).tensors
         ignored = set(model._keys_to_ignore_on_load_unexpected or ())
         model._keys_to_ignore_on_load_unexpected = ignored | {tensors}

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 
 from tolpack.container.atomic_write import same_file, sync_folder
 from tolpack.errors import CheckpointError, ConfigError, FileAccessError
-from tolpack.hf.mounting import open_packs
-from tolpack.hf.saving import QUANT_METHOD, mended_config
+from tolpack.hf.mounting import compare_rows, compared_ids, open_packs
+from tolpack.hf.saving import QUANT_METHOD, id_of, mended_config
 from tolpack.hf.shards import INDEX, index_without, write_without
 from tolpack.hf.table_modules import TableModule, architecture
 from tolpack.pack import Pack, open_first_table
@@ -29,7 +28,6 @@ from tolpack.sources.families.checkpoint_files import CheckpointFiles
 from tolpack.sources.json_file import read_json
 from tolpack.sources.open_source import open_files, open_tables
 from tolpack.sources.protocol import TableSource
-from tolpack.torch.embedding import PackEmbedding
 
 # Files that may hold the table once more, in another format; the index is written anew.
 _WEIGHTS = (
@@ -37,11 +35,9 @@ _WEIGHTS = (
     ".index.json",
 )  # fmt: skip
 _MAX_CONFIG_BYTES = 16 << 20
+# In the configurations of this module's folders; no other way of saving a model keeps it.
+_MARK = {"written_by": "tolpack strip"}
 _COPY_BYTES = 8 << 20
-# Rows that are compared, and their least correlation. Two models have one of nearly 0. Rows of
-# MemoryLLM at auto bits make up for one another: 0.72 at 8 % of FP16, 0.43 at 3.5 %.
-_COMPARED_ROWS = 64
-_LEAST_CORRELATION = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +86,7 @@ def strip(
     verify : bool
         Whether all checksums of the pack are compared first.
     force : bool
-        Whether a folder that `strip` wrote is replaced.
+        Whether a folder that `strip` wrote is replaced. No file in it may have another origin.
     reporter : Reporter, optional
         Receives progress.
 
@@ -112,7 +108,8 @@ def strip(
     folder, output, pack = Path(folder), Path(os.path.abspath(output)), Path(pack)
     _check_output(output, (folder, pack), force=force)
     files = open_files(folder, CheckpointOptions())
-    config = mended_config(_read_config(folder), pack.name)
+    with open_first_table(pack) as first:
+        config = mended_config(_read_config(folder), pack.name, id_of(first), **_MARK)
     reporter = Reporter() if reporter is None else reporter
     dropped = _dropped(files)
     _check_pack(pack, open_tables(folder), reporter, verify=verify)
@@ -121,6 +118,8 @@ def strip(
         writer.write_weights(partial)
         left_out = writer.copy_others(partial)
         left_out = tuple(name for name in left_out if not same_file(folder / name, pack))
+        if os.path.lexists(partial / pack.name):
+            raise ConfigError(f"{folder} has a {pack.name} that is not the pack: rename the pack")
         writer.copy(pack, partial / pack.name)
         writer.write_json(partial / "config.json", config)
         nbytes = sum(one.stat().st_size for one in partial.rglob("*") if one.is_file())
@@ -140,12 +139,20 @@ def _check_output(output: Path, inputs: Sequence[Path], *, force: bool) -> None:
         return
     if not force:
         raise FileAccessError(f"{output} is there: use --force to replace it, or another name")
-    try:
-        written = _read_config(output).get("quantization_config", {}).get("quant_method")
-    except CheckpointError:
-        written = None
-    if written != QUANT_METHOD:
+    if output.is_symlink():
+        raise FileAccessError(f"{output} is a link: give the folder {target} itself")
+    written = _quantization(output)
+    if not written.items() >= {"quant_method": QUANT_METHOD, **_MARK}.items():
         raise FileAccessError(f"{output} is no folder that strip wrote: give another name")
+
+
+def _quantization(folder: Path) -> dict[str, Any]:
+    """Return what a folder's configuration says of its pack, if it can be read."""
+    try:
+        found = _read_config(folder).get("quantization_config")
+    except CheckpointError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -209,19 +216,9 @@ def _compare(table: TableSource, pack: Pack) -> None:
     """Refuse a pack whose rows have nothing to do with the table's."""
     if pack.ngrams != table.ngrams:
         raise ConfigError(f"the pack hashes n-grams otherwise than table {table.name!r}")
-    ids = np.unique(np.linspace(0, table.rows - 1, _COMPARED_ROWS).astype(np.int64))
+    ids = compared_ids(table.rows)
     fields = [table.field_rows(n)(ids) for n in range(len(table.fields))]
-    expected = np.concatenate(fields, axis=1)
-    found = PackEmbedding(pack, scale=1.0)(torch.from_numpy(ids)).numpy()
-    found, expected = found - found.mean(0), expected - expected.mean(0)
-    norms = float(np.linalg.norm(found) * np.linalg.norm(expected))
-    # Rows that are all the same say nothing, such as those of a pack that dropped all fields.
-    correlation = float((found * expected).sum()) / norms if norms else 1.0
-    if correlation < _LEAST_CORRELATION:
-        raise ConfigError(
-            f"rows of the pack and of table {table.name!r} have a correlation of "
-            f"{correlation:.2f}: the pack is of another model of the same shape"
-        )
+    compare_rows(pack, np.concatenate(fields, axis=1), f"table {table.name!r}")
 
 
 class _FolderWriter:
@@ -306,13 +303,49 @@ def _replacing_folder(output: Path) -> Iterator[Path]:
         ) from error
     try:
         yield partial
-        if output.exists():
+        replaced = os.path.lexists(output)
+        if replaced:
+            _check_replaced(output, partial, old)
             os.rename(output, old)
-        os.rename(partial, output)
+        try:
+            os.rename(partial, output)
+        except BaseException:
+            if replaced:
+                os.rename(old, output)
+            raise
         sync_folder(output.parent)
-        shutil.rmtree(old, ignore_errors=True)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError) and not isinstance(error, FileAccessError):
             raise FileAccessError(f"cannot write {output}: {error.strerror or error}") from error
         raise
+    if replaced:
+        _remove(old, output)
+
+
+def _check_replaced(output: Path, partial: Path, old: Path) -> None:
+    """Refuse to replace a folder if a file would be lost that strip has not written."""
+    if os.path.lexists(old):
+        raise FileAccessError(f"{old} is in the way: rename it, or remove it")
+    kept, written = _files(partial), {"config.json", str(_quantization(output).get("pack"))}
+    lost = sorted(_files(output) - kept - written)
+    if lost:
+        raise FileAccessError(
+            f"{output} holds {', '.join(lost[:3])}{' and more' * (len(lost) > 3)}, which strip "
+            "does not write for this model: move it elsewhere, or give another name"
+        )
+
+
+def _files(folder: Path) -> set[str]:
+    return {one.relative_to(folder).as_posix() for one in folder.rglob("*") if not one.is_dir()}
+
+
+def _remove(old: Path, output: Path) -> None:
+    """Remove the folder that was replaced."""
+    try:
+        shutil.rmtree(old)
+    except OSError as error:
+        raise FileAccessError(
+            f"{output} is written, but {old}, which it replaces, cannot be removed: "
+            f"{error.strerror}: remove it"
+        ) from error

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from tolpack.errors import ConfigError
 from tolpack.pack import Pack
 from tolpack.torch import ToLMemory
@@ -35,8 +37,20 @@ class TableModule:
     def replace(self, model: Any, pack: Pack) -> None:
         """Put `pack` in the module's place, with its dtype."""
         weight = model.get_submodule(self.path).weight
-        embedding = PackEmbedding(pack, weight.dtype, weight.device, scale=self.scale)
+        # The module that is replaced has its factor in its first dtype, whatever it is cast to.
+        scale = torch.tensor(self.scale, dtype=weight.dtype, device="cpu").item()
+        embedding = PackEmbedding(pack, weight.dtype, weight.device, scale=scale)
         model.set_submodule(self.path, embedding)
+
+    def rows_of(self, model: Any, ids: torch.Tensor) -> torch.Tensor | None:
+        """Return rows float32 (ids, width) of the module, without its factor.
+
+        None: its weights are not in memory, or a pack has its place.
+        """
+        weight = model.get_submodule(self.path).weight
+        if not isinstance(weight, torch.Tensor) or weight.is_meta:
+            return None
+        return weight.detach()[ids.to(weight.device)].float().cpu()
 
     def check(self, pack: Pack) -> None:
         """Refuse a pack of another table.
@@ -78,6 +92,16 @@ class MemoryFFNs(TableModule):
         weight = model.get_input_embeddings().weight
         device = "cpu" if weight.device.type == "meta" else weight.device
         model.set_memory(ToLMemory(pack, weight.dtype, device))
+
+    def rows_of(self, model: Any, ids: torch.Tensor) -> torch.Tensor | None:
+        """Return the rows that the FFNs compute."""
+        weights = [*model.get_input_embeddings().parameters(), *model.parameters()]
+        if model.memory is not None or any(weight.is_meta for weight in weights):
+            return None
+        with torch.no_grad():
+            ids = ids.to(weights[0].device)
+            rows = [model.memory_rows(n, ids).float().cpu() for n in range(len(self.widths))]
+        return torch.cat(rows, 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,8 @@ from tolpack.errors import CheckpointError, ConfigError
 from tolpack.hf.memoryllm.configuration import FlexMemoryLLMConfig, MemoryLLMConfig
 from tolpack.model.language_model import Memory
 
+# Ends of names outside of the layers; of a tied head, transformers misses no weight.
+_NEEDED = ("embed_tokens.weight", "norm.weight", "lm_head.weight")
 # Modules of Llama name Llama's configuration, and read no more of it than ours has.
 _Config = Any
 
@@ -139,8 +141,26 @@ class MemoryLLMPreTrainedModel(PreTrainedModel):
     # LayerNorms may lack a bias, which is then zero.
     _keys_to_ignore_on_load_missing = [r"norm\.bias$"]
 
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, *arguments: Any, **named: Any
+    ) -> Any:
+        """Resize the vocabulary, as in transformers.
+
+        Raises
+        ------
+        ConfigError
+            Rows of the memory come from elsewhere, for the tokens that there are.
+        """
+        now = self.config.vocab_size
+        if getattr(self, "memory", None) is not None and new_num_tokens not in (None, now):
+            raise ConfigError(
+                f"the mounted memory has rows of {now:,} tokens, not of {new_num_tokens:,}: resize "
+                "the model before a pack is built from it and mounted"
+            )
+        return super().resize_token_embeddings(new_num_tokens, *arguments, **named)
+
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
-        """Refuse a checkpoint whose layers are others than the model's.
+        """Refuse a checkpoint that lacks weights, or whose layers are others than the model's.
 
         transformers would fill what is missing with random values and only warn.
         """
@@ -154,6 +174,11 @@ class MemoryLLMPreTrainedModel(PreTrainedModel):
                 f"layers of the checkpoint are not those of a {self.config.model_type}: "
                 f"{_some(missing)} missing, {_some(unknown)} without a place. Correct model_type; "
                 "if the memory is in a pack, load it by tolpack.hf.load(folder, pack)"
+            )
+        lost = sorted(name for name in loading_info.missing_keys if name.endswith(_NEEDED))
+        if lost:
+            raise CheckpointError(
+                f"the checkpoint lacks {', '.join(lost)}: copy all files of the model"
             )
 
 
@@ -315,6 +340,31 @@ class MemoryLLMForCausalLM(MemoryLLMPreTrainedModel, GenerationMixin):
     def set_memory(self, memory: nn.Module) -> None:
         """See `MemoryLLMModel.set_memory`."""
         self.model.set_memory(memory)
+
+    def memory_rows(self, layer: int, token_ids: torch.Tensor) -> torch.Tensor:
+        """See `MemoryLLMModel.memory_rows`."""
+        rows: torch.Tensor = self.model.memory_rows(layer, token_ids)
+        return rows
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        *args: Any,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Return arguments of `forward`: token ids also beside embeddings of the same tokens.
+
+        transformers gives one or the other. It looks for the names ``inputs_embeds`` and
+        ``kwargs`` in this signature.
+        """
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
+            input_ids, *args, inputs_embeds=inputs_embeds, **kwargs
+        )
+        embeds = inputs.get("inputs_embeds")
+        if embeds is not None and 0 < embeds.shape[1] <= input_ids.shape[1]:
+            inputs["input_ids"] = input_ids[:, -embeds.shape[1] :]
+        return inputs
 
 
 class FlexMemoryLLMForCausalLM(MemoryLLMForCausalLM):
