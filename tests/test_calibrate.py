@@ -11,6 +11,7 @@ from ngram_tables import save_folder, save_mtplx
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
+import tolpack
 from tolpack.calibration.calibrate import CalibrationInputs, calibrate
 from tolpack.calibration.loss_metrics import (
     MAX_GRADIENT_TOKENS,
@@ -290,3 +291,13 @@ def test_texts_of_hashed_tables_hold_any_id_that_is_hashed(tmp_path):
             calibrate(source, CalibrationInputs(text), None, workspace)
     rows = source.ngrams.rows([2**31 - 1, 0, 2**31 - 1])
     assert counts.tolist() == np.bincount(rows.ravel(), minlength=source.rows).tolist()
+
+
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_a_text_too_short_to_measure_on_is_refused(memoryllm, tmp_path, count):
+    """With what it has and what is needed; a fifth of it is for trying packs."""
+    np.save(tmp_path / "ids.npy", models.zipf_ids(count, 19))
+    with pytest.raises(ConfigError, match="token"):
+        tolpack.build(
+            memoryllm, tmp_path / "p.tolpack", bits="auto", calibrate=tmp_path / "ids.npy"
+        )

@@ -34,6 +34,8 @@ from tolpack.workspace.workspace import Workspace
 _MAX_CONTEXT, _MIN_CONTEXT = 512, 32
 # One part of so many is held out of a calibration text.
 _HELD_OUT = 5
+# A window feeds one token at least and scores the next.
+_LEAST_TOKENS = 2
 # Raised whenever the same inputs would be measured otherwise: kept metrics are then stale.
 _CALIBRATION = 2
 
@@ -107,6 +109,11 @@ def measure_losses(
             ids = sample_text(model, context, progress=done)
     measured = measured_part(ids, reach)
     held_out = ids[len(measured) :] if reach else ids
+    if min(len(measured), len(held_out)) < _LEAST_TOKENS:
+        raise ConfigError(
+            f"the calibration text has {len(ids)} tokens, of which {len(held_out)} are for trying "
+            f"packs, expected {_LEAST_TOKENS} at least: give a longer text"
+        )
     together = reach if source.fields_compensate else 0
     found = _cached_metrics(model, measured, context, together, workspace)
     return CalibratedModel(

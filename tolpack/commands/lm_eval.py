@@ -90,16 +90,27 @@ def _run(
     checkpoint: Path, packs: tuple[Path, ...], options: TaskOptions, settings: dict[str, Any]
 ) -> list[ModelScores]:
     """Run the tasks on the checkpoint, then on each pack; one model is in memory at a time."""
+    import torch
+
     from tolpack.lm_eval.model import TolpackLM
     from tolpack.lm_eval.task_runner import TaskRunner
     from tolpack.lm_eval.task_scores import ModelScores
+    from tolpack.pack import open_first_table
 
+    if str(settings["device"]).startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"--device {settings['device']}: this torch finds no CUDA; leave it out")
     loading = {name: settings[name] for name in ("tokenizer", "dtype", "device", "batch_size")}
     loading["checkpoint_options"] = take_checkpoint_options(settings)
+    for pack in packs:  # before hours of tasks
+        open_first_table(pack).close()
     runner = TaskRunner(options)
     models = [ModelScores(_name(checkpoint), runner.run(TolpackLM(checkpoint, **loading)))]
     for pack in packs:
-        scores = runner.run(TolpackLM(checkpoint, pack, **loading))
+        try:
+            model = TolpackLM(checkpoint, pack, **loading)
+        except ConfigError as error:
+            raise ConfigError(f"{pack}: {error}") from error
+        scores = runner.run(model)
         models.append(ModelScores.compared(str(pack), scores, models[0]))
     return models
 

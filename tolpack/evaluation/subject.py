@@ -100,6 +100,10 @@ def open_subject(path: str | Path, options: CheckpointOptions | None = None) -> 
         tables = open_family(open_files(path, options), options)
         if tables is not None:
             return _open_transformers(path, tables[0])
+    if path.suffix in (".npy", ".h5", ".hdf5", ".gguf"):
+        raise ConfigError(
+            f"{path} is a table without a model that could be run: give the model's folder or .pt"
+        )
     checkpoint = open_checkpoint(path, options)
     table = FFNTable(checkpoint) if checkpoint.config.has_memory else None
     return Subject(checkpoint.path, Decoder(checkpoint), table, checkpoint)

@@ -34,8 +34,12 @@ def evaluation_table(evaluation: Evaluation) -> str:
     base, packs = evaluation.baseline, evaluation.packs
     note = (
         f"{base.tokens} tokens in windows of {evaluation.context}; the increase is paired window "
-        "by window; the checkpoint's bytes are its memory FFNs"
+        "by window"
     )
+    if base.ffn_bytes is not None:
+        note += "; the checkpoint's bytes are its memory FFNs"
+    if base.tokens <= evaluation.context:
+        note += "; one window tells no standard errors: give a longer text, or --context"
     first = ["checkpoint", f"{base.ppl:.3f} ± {base.ppl_se:.2f}"]
     if not packs:
         ffn = "-" if base.ffn_bytes is None else format_bytes(base.ffn_bytes)
