@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +21,11 @@ from tolpack.pack import Pack
 from tolpack.reading.row_decoder import StoredValueDecoder
 from tolpack.runtime.array_types import Floats, Ints
 from tolpack.runtime.buffers import Buffers
+from tolpack.torch.pack_module import PackModule, register_operator
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Memory of rows that nobody uses any more, kept for the next ones.
 _KEPT_BYTES = 64 << 20
-# Attributes that a copy, or another process, makes anew.
-_OWN = {"_buffers_of_rows", "_name"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +38,7 @@ class WeightDescription:
     requires_grad: bool = False
 
 
-class PackEmbedding(torch.nn.Module):
+class PackEmbedding(PackModule):
     """Rows looked up in a pack, in place of an ``nn.Embedding``.
 
     It has no parameters, and nothing in a state dict. ``to``, ``half`` and the like change `dtype`
@@ -66,6 +64,8 @@ class PackEmbedding(torch.nn.Module):
     """
 
     _like: torch.Tensor
+
+    _OWN = frozenset({"_buffers_of_rows", "_name"})
 
     def __init__(
         self,
@@ -134,23 +134,6 @@ class PackEmbedding(torch.nn.Module):
             Its size, and the pack.
         """
         return f"{self.num_embeddings}, {self.embedding_dim}, {self.pack!r}"
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> PackEmbedding:
-        """Return a module of its own on the same open pack."""
-        memo[id(self.pack)] = self.pack
-        memo[id(self)] = copied = type(self).__new__(type(self))
-        copied.__setstate__(deepcopy(self.__getstate__(), memo))
-        return copied
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the pack and the settings."""
-        state = super().__getstate__()  # type: ignore[no-untyped-call]
-        return {name: value for name, value in state.items() if name not in _OWN}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Begin anew with the pack and the settings of `state`."""
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._begin()
 
     def _rows(self, token_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         with torch.inference_mode(False):  # rows may be used where gradients are recorded
@@ -228,16 +211,8 @@ def _like_embedding_rows(
     return token_ids.new_empty((*token_ids.shape, width), dtype=dtype)
 
 
-def _register() -> None:
-    """Define ``tolpack::embedding_rows``."""
-    # Reading a file cannot be part of a CUDA graph; torch before 2.8 cannot be told.
-    unsafe = getattr(torch.Tag, "cudagraph_unsafe", None)
-    more = {} if unsafe is None else {"tags": (unsafe,)}
-    operator = torch.library.custom_op(
-        "tolpack::embedding_rows", _embedding_rows, mutates_args=(),
-        schema="(Tensor token_ids, str embedding, int width, ScalarType dtype) -> Tensor", **more,
-    )  # fmt: skip
-    operator.register_fake(_like_embedding_rows)
-
-
-_register()
+register_operator(
+    "embedding_rows",
+    "(Tensor token_ids, str embedding, int width, ScalarType dtype) -> Tensor",
+    _embedding_rows, _like_embedding_rows,
+)  # fmt: skip

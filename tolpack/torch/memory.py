@@ -16,8 +16,6 @@ from __future__ import annotations
 import itertools
 import weakref
 from concurrent.futures import Future
-from copy import deepcopy
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,12 +25,11 @@ from tolpack.pack import Pack
 from tolpack.runtime.array_types import Ints
 from tolpack.runtime.fork_safety import register_fork_reset
 from tolpack.runtime.pool import Pool
+from tolpack.torch.pack_module import PackModule, register_operator
 from tolpack.torch.rows import row_source
 from tolpack.torch.step import FetchedRows, Step, StepIds
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Attributes that a copy, or another process, makes anew.
-_OWN = {"_source", "_ahead", "_coming", "_last", "_name"}
 
 
 class _LastStep:
@@ -47,7 +44,7 @@ class _LastStep:
         self.step: Step | None = None
 
 
-class ToLMemory(torch.nn.Module):
+class ToLMemory(PackModule):
     """Memory outputs looked up in a pack.
 
     Within `torch.compile` it is an operator that breaks no graph. A deep copy reads the same open
@@ -73,6 +70,8 @@ class ToLMemory(torch.nn.Module):
     ConfigError
         A setting is none of those above.
     """
+
+    _OWN = frozenset({"_source", "_ahead", "_coming", "_last", "_name"})
 
     def __init__(
         self,
@@ -198,23 +197,6 @@ class ToLMemory(torch.nn.Module):
         """See `tolpack.runtime.fork_safety.ForkReset`: the thread that fetches ahead is gone."""
         self._coming = None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> ToLMemory:
-        """Return a module of its own on the same open pack."""
-        memo[id(self.pack)] = self.pack
-        memo[id(self)] = copied = type(self).__new__(type(self))
-        copied.__setstate__(deepcopy(self.__getstate__(), memo))
-        return copied
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the pack and the settings."""
-        state = super().__getstate__()  # type: ignore[no-untyped-call]
-        return {name: value for name, value in state.items() if name not in _OWN}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Begin anew with the pack and the settings of `state`."""
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._begin()
-
     def _rows(self, layer: int, token_ids: torch.Tensor) -> torch.Tensor:
         if type(layer) is not int or not 0 <= layer < self._num_layers:
             raise ConfigError(f"layer {layer} is out of range 0 … {self._num_layers - 1}")
@@ -290,19 +272,9 @@ def _like_memory_rows(
     return token_ids.new_empty((*token_ids.shape, hidden_size), dtype=dtype, device=device)
 
 
-def _register() -> None:
-    """Define ``tolpack::memory_rows``."""
-    # Reading a file cannot be part of a CUDA graph; torch before 2.8 cannot be told.
-    unsafe = getattr(torch.Tag, "cudagraph_unsafe", None)
-    more = {} if unsafe is None else {"tags": (unsafe,)}
-    schema = (
-        "(Tensor token_ids, str memory, SymInt layer, int hidden_size, ScalarType dtype, "
-        "Device device) -> Tensor"
-    )
-    operator = torch.library.custom_op(
-        "tolpack::memory_rows", _memory_rows, mutates_args=(), schema=schema, **more
-    )
-    operator.register_fake(_like_memory_rows)
-
-
-_register()
+register_operator(
+    "memory_rows",
+    "(Tensor token_ids, str memory, SymInt layer, int hidden_size, ScalarType dtype, "
+    "Device device) -> Tensor",
+    _memory_rows, _like_memory_rows,
+)  # fmt: skip

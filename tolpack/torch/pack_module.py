@@ -1,0 +1,74 @@
+"""What modules that read a pack share: copies, other processes, operators of compiled graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any, ClassVar, Self
+
+import torch
+
+from tolpack.pack import Pack
+
+
+class PackModule(torch.nn.Module):
+    """A module on an open pack.
+
+    A deep copy reads the same open pack; an unpickled module, as in a spawned process, opens the
+    pack again.
+    """
+
+    pack: Pack
+    # Attributes that a copy, or another process, makes anew: see `_begin`.
+    _OWN: ClassVar[frozenset[str]] = frozenset()
+
+    def _begin(self) -> None:
+        """Make what belongs to this module in this process alone."""
+        raise NotImplementedError
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return a module of its own on the same open pack."""
+        memo[id(self.pack)] = self.pack
+        memo[id(self)] = copied = type(self).__new__(type(self))
+        copied.__setstate__(deepcopy(self.__getstate__(), memo))
+        return copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the pack and the settings."""
+        state = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {name: value for name, value in state.items() if name not in self._OWN}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin anew with the pack and the settings of `state`."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._begin()
+
+
+def register_operator(
+    name: str,
+    schema: str,
+    rows: Callable[..., torch.Tensor],
+    like_rows: Callable[..., torch.Tensor],
+) -> None:
+    """Define the operator ``tolpack::name`` that compiled graphs call.
+
+    Parameters
+    ----------
+    name : str
+        Without the namespace.
+    schema : str
+        Its arguments and result, as torch writes them.
+    rows : callable
+        Returns the rows, in memory that is the caller's alone.
+    like_rows : callable
+        Returns a tensor of the same shape, dtype and device, of any content. They must follow from
+        the arguments alone, not from a module, because these are all that caches of compiled graphs
+        see.
+    """
+    # Reading a file cannot be part of a CUDA graph; torch before 2.8 cannot be told.
+    unsafe = getattr(torch.Tag, "cudagraph_unsafe", None)
+    more = {} if unsafe is None else {"tags": (unsafe,)}
+    operator = torch.library.custom_op(
+        f"tolpack::{name}", rows, mutates_args=(), schema=schema, **more
+    )
+    operator.register_fake(like_rows)
