@@ -32,6 +32,8 @@ from tolpack.workspace.limits import model_bytes
 from tolpack.workspace.workspace import Workspace
 
 _MAX_CONTEXT, _MIN_CONTEXT = 512, 32
+# Sampled sequences of models that transformers runs: a step of them takes tens of milliseconds.
+_SAMPLED_CONTEXT = 128
 # One part of so many is held out of a calibration text.
 _HELD_OUT = 5
 # A window feeds one token at least and scores the next.
@@ -64,7 +66,8 @@ def measure_losses(
     reach: int,
     workspace: Workspace,
 ) -> CalibratedModel | None:
-    """Run the model of `source` on a text; ``None`` where there is none, or it cannot be run.
+    """Run the model of `source` on a text; ``None`` where there is none, or it cannot be run, or it
+    ignores the table.
 
     Parameters
     ----------
@@ -104,9 +107,14 @@ def measure_losses(
             "auto: no --calibrate text, so losses are measured on a text sampled from the model "
             "itself (seed 0)"
         )
-        context = sampled_length(model, context)
-        with reporter.phase("sampling", SAMPLED_SEQUENCES * (context - 1), "tok") as done:
-            ids = sample_text(model, context, progress=done)
+        longest = context if source.checkpoint is not None else _SAMPLED_CONTEXT
+        context = sampled_length(model, min(context, longest))
+        try:
+            with reporter.phase("sampling", SAMPLED_SEQUENCES * (context - 1), "tok") as done:
+                ids = sample_text(model, context, progress=done)
+        except CheckpointError as error:
+            reporter.say(f"auto: no text can be sampled ({error}), so every direction counts alike")
+            return None
     measured = measured_part(ids, reach)
     held_out = ids[len(measured) :] if reach else ids
     if min(len(measured), len(held_out)) < _LEAST_TOKENS:
@@ -116,6 +124,13 @@ def measure_losses(
         )
     together = reach if source.fields_compensate else 0
     found = _cached_metrics(model, measured, context, together, workspace)
+    unread = [n for n, metric in enumerate(found.metrics) if not np.trace(metric.load()) > 0]
+    if unread:
+        reporter.say(
+            f"auto: the model's losses do not depend on field {unread[0]} of the table, so every "
+            "direction counts alike"
+        )
+        return None
     return CalibratedModel(
         model, measured, held_out, context, found.metrics, found.crossed, found.count_slope
     )

@@ -179,9 +179,17 @@ class TransformersModel:
     def __call__(self, token_ids: torch.Tensor, cache: Any = None) -> torch.Tensor:
         """See `LanguageModel.__call__`."""
         self._install(self._modules)
-        begins = cache is None or cache.get_seq_length() == 0
+        # Not every kind of cache knows its length.
+        begins = cache is None or not getattr(cache, "has_leading_token", False)
         ids = self._begun(token_ids) if begins else token_ids
-        out = self._model(input_ids=ids, cache=cache, use_cache=cache is not None)
+        try:
+            out = self._model(input_ids=ids, cache=cache, use_cache=cache is not None)
+        except ValueError as error:  # some mixtures of layers have no cache that works
+            raise CheckpointError(
+                f"transformers cannot run the model step by step: {error}"
+            ) from error
+        if cache is not None:
+            cache.has_leading_token = True
         logits: torch.Tensor = out.logits
         return logits[:, -token_ids.shape[1] :]
 
