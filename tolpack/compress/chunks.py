@@ -21,6 +21,8 @@ STEP_EXPONENT = 0.65
 # much, so this share of the exponent is used.
 _EXPONENT_SHARE = 0.7
 _EXPONENT_RANGE = 0.1, 0.8
+# A slope nearer to zero may be noise of a short text: the exponent stays as it was chosen.
+_NO_SLOPE = 0.25
 # What a step that is not a token's own costs, in shares of its bytes, for each unit of the square
 # of the distance between their logarithms.
 _STEP_COST = 0.3
@@ -70,7 +72,7 @@ def _longest_chunk(rows: int) -> int:
 
 def step_exponent(model: CalibratedModel | None) -> float:
     """Return what stands for `STEP_EXPONENT` in a table whose model was run."""
-    if model is None:
+    if model is None or abs(model.count_slope) < _NO_SLOPE:
         return STEP_EXPONENT
     return float(np.clip(_EXPONENT_SHARE * (1 + model.count_slope), *_EXPONENT_RANGE))
 
