@@ -99,11 +99,12 @@ def measure_loss_metrics(
         row_ids = model.row_ids(batch[:, :-1]).flatten().numpy()
         squares = np.zeros(len(row_ids))
         for layer, gradient, _ in model.row_gradients(batch):
-            flat = gradient.reshape(-1, hidden)
+            # In float64, so that no number of threads shows in what is kept as float32.
+            flat = gradient.reshape(-1, hidden).double()
             squares += flat.square().sum(1).numpy()
             above.appendleft(flat)
             for kept, other in zip(sums[layer], above):
-                kept.replace(kept.load() + (flat.T @ other).double().numpy())
+                kept.replace(kept.load() + (flat.T @ other).numpy())
         slope.add(row_ids, squares)
         if progress is not None:
             progress(batch[:, 1:].numel())
