@@ -192,6 +192,8 @@ def _search(
             near = good if abs(good[1] - limit) < abs(bad[1] - limit) else bad
             at = near[0] + (limit + room / 2 - near[1]) / slope
             low, high = sorted((good[0], bad[0]))
+            if (high - low) * abs(rising) < room / 4:  # what is left between them is noise
+                break
             margin = 0.1 * (high - low)
             at = min(max(at, low + margin), high - margin)
         else:
