@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tolpack.sources.identity import FileStates, rows_digest
+from tolpack.sources.identity import rows_digest
 from tolpack.sources.protocol import SourceField
-from tolpack.sources.tensors.recorded_hashes import RecordedHashes
-from tolpack.sources.tensors.tensor_rows import JoinedRows, TensorRows
+from tolpack.sources.tensors.joined_table import JoinedTable
+from tolpack.sources.tensors.tensor_rows import JoinedRows
 from tolpack.sources.tensors.tensor_table import tensor_names
-from tolpack.sources.uniform_table import UniformTable
 
 
-class QuantizedTable(UniformTable):
+class QuantizedTable(JoinedTable):
     """A table made of the rows of one or more tensors; a subclass says what they stand for.
 
     Parameters
@@ -33,23 +32,9 @@ class QuantizedTable(UniformTable):
         self, name: str, family: str, fields: Sequence[SourceField],
         stored: Sequence[JoinedRows], settings: str,
     ) -> None:  # fmt: skip
-        super().__init__(stored[0].rows, fields, name)
-        self.family, self.stored = family, tuple(stored)
+        super().__init__(name, family, fields, stored)
         self._settings = settings
-        paths = {part.path for part in self.parts}
-        self._files = FileStates(paths)
-        self._hashes = RecordedHashes(self._files, sorted(paths))
         self._digests: list[bytes] = []
-
-    @property
-    def parts(self) -> tuple[TensorRows, ...]:
-        """The tensors that hold the rows."""
-        return tuple(part for rows in self.stored for part in rows.parts)
-
-    @property
-    def stored_bytes(self) -> int:
-        """See `TableSource.stored_bytes`."""
-        return sum(rows.nbytes for rows in self.stored) + self._hashes.nbytes
 
     def check(self, done: Callable[[int], object]) -> None:
         """See `TableSource.check`; raises `CheckpointError` also if a file is not the one whose
@@ -58,10 +43,6 @@ class QuantizedTable(UniformTable):
         self._hashes.check(done)
         for rows in self.stored[len(self._digests) :]:
             self._digests.append(rows_digest(rows.rows, rows.row_bytes, rows.block, done))
-
-    def check_unchanged(self) -> None:
-        """See `TableSource.check_unchanged`."""
-        self._files.check()
 
     def fingerprint(self) -> bytes:
         """See `TableSource.fingerprint`: name, fields, settings, hash and every bit of the rows."""

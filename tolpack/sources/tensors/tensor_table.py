@@ -31,10 +31,9 @@ from tolpack.sources.protocol import (
     check_finite,
 )
 from tolpack.sources.tensors.finite_bytes import bad_rows
+from tolpack.sources.tensors.joined_table import JoinedTable
 from tolpack.sources.tensors.last_rows import LastRows
-from tolpack.sources.tensors.recorded_hashes import RecordedHashes
-from tolpack.sources.tensors.tensor_rows import JoinedRows, TensorRows
-from tolpack.sources.uniform_table import UniformTable
+from tolpack.sources.tensors.tensor_rows import JoinedRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,7 @@ class TensorField:
         return part.code_bytes, count * DTYPE_BYTES.get(scales.rows.dtype, 1)
 
 
-class TensorTable(UniformTable):
+class TensorTable(JoinedTable):
     """A table whose rows are stored in a checkpoint.
 
     Parameters
@@ -111,31 +110,15 @@ class TensorTable(UniformTable):
         *,
         fields_compensate: bool = False,
     ) -> None:
-        super().__init__(fields[0].codes.rows.rows, [one.field for one in fields], name)
-        self.family, self.ngrams = family, ngrams
+        columns = [columns for one in fields for columns in one.columns]
+        stored = dict.fromkeys(one.rows for one in columns)
+        super().__init__(name, family, [one.field for one in fields], tuple(stored), files)
+        self.ngrams = ngrams
         self.transformers_model, self.fields_compensate = model, fields_compensate
         self.tensor_fields = tuple(fields)
-        paths = dict.fromkeys(part.path for part in self.parts)
-        self._files, self._hashes = files, RecordedHashes(files, paths)
         self._last = {rows: LastRows(rows) for rows in self.stored}
         self._digests: dict[JoinedRows, bytes] = {}
         self._check_fields()
-
-    @property
-    def stored(self) -> tuple[JoinedRows, ...]:
-        """The rows that fields are columns of, each once."""
-        columns = [columns for one in self.tensor_fields for columns in one.columns]
-        return tuple(dict.fromkeys(one.rows for one in columns))
-
-    @property
-    def parts(self) -> tuple[TensorRows, ...]:
-        """The tensors that it is made of."""
-        return tuple(part for rows in self.stored for part in rows.parts)
-
-    @property
-    def stored_bytes(self) -> int:
-        """See `TableSource.stored_bytes`."""
-        return sum(rows.nbytes for rows in self.stored) + self._hashes.nbytes
 
     def field_rows(self, field: int) -> FieldRows:
         """See `TableSource.field_rows`."""
@@ -174,10 +157,6 @@ class TensorTable(UniformTable):
                     return _finite_block(rows, start, stop)
 
                 self._digests[rows] = rows_digest(rows.rows, rows.row_bytes, block, done)
-
-    def check_unchanged(self) -> None:
-        """See `TableSource.check_unchanged`."""
-        self._files.check()
 
     def fingerprint(self) -> bytes:
         """See `TableSource.fingerprint`: name, fields, n-gram hash, and every bit of the rows."""
