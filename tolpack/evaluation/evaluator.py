@@ -297,56 +297,63 @@ class Evaluator:
         """Return the pack's score, and its windows; `found` on each text."""
         scores, divergences = zip(*found)
         windows = Score.joined(scores)
-        total = self._pack_score(
-            pack, path, windows, Divergence.joined(divergences), self.base_score, self.text_ids
-        )
+        read, constant = self._lookup_costs(pack, path)
+        sizes = [ids.size - 1 for ids in self.text_ids]
+        total = _pack_score(
+            windows, Divergence.joined(divergences), self.base_score,
+            float(np.average(read, weights=sizes)), constant,
+        )  # fmt: skip
         if len(self.texts) == 1:
             return total, windows
-        by_text = []
-        for number, (ids, text) in enumerate(zip(self.text_ids, self.texts)):
-            base = self.base_scores[number]
-            alone = self._pack_score(pack, path, scores[number], divergences[number], base, [ids])
-            by_text.append(replace(alone, text=text))
+        each = zip(scores, divergences, self.base_scores, read)
+        alone = [_pack_score(*one, constant) for one in each]
+        by_text = [replace(one, text=text) for one, text in zip(alone, self.texts)]
         return replace(total, by_text=tuple(by_text)), windows
 
-    def _pack_score(
-        self,
-        pack: Pack,
-        path: str | Path,
-        windows: Score,
-        divergence: Divergence,
-        base: Score,
-        text_ids: Sequence[NDArray[np.int64]],
-    ) -> PackScore:
-        increase, increase_se = increase_pct(windows, base)
-        sizes = [ids.size - 1 for ids in text_ids]
+    def _lookup_costs(self, pack: Pack, path: str | Path) -> tuple[list[float], dict[str, Any]]:
+        """Return the bytes that a lookup reads on each text, and the fields of a `PackScore` that
+        no text changes.
+        """
         with every_table(pack) as tables:
-            read = [read_bytes_per_token(tables, ids[:-1]) for ids in text_ids]
+            read = [read_bytes_per_token(tables, ids[:-1]) for ids in self.text_ids]
             resident_bytes = sum(table.resident_bytes for table in tables)
             macs = sum(table.macs_per_token for table in tables)
-        return PackScore(
-            path=str(path),
-            ppl=windows.ppl,
-            ppl_se=windows.ppl_se,
-            nll_nats=windows.mean_nll_nats,
-            tokens=windows.total_tokens,
-            ffn_bytes=self.subject.ffn_bytes,
-            bytes=pack.nbytes,
-            ratio_fp16=ratio_fp16(pack.container),
-            bits_per_weight=bits_per_weight(pack.container),
-            ppl_increase_pct=increase,
-            ppl_increase_se_pct=increase_se,
-            kl_mean_nats=divergence.kl_mean_nats,
-            kl_mean_se_nats=divergence.kl_mean_se_nats,
-            kl_median_nats=divergence.kl_median_nats,
-            kl_p99_nats=divergence.kl_p99_nats,
-            kl_max_nats=divergence.kl_max_nats,
-            top1_agreement_pct=divergence.top1_agreement_pct,
-            top1_agreement_se_pct=divergence.top1_agreement_se_pct,
-            read_bytes_per_token=float(np.average(read, weights=sizes)),
-            resident_bytes=resident_bytes,
-            macs_per_token=macs,
-        )
+        return read, {
+            "path": str(path),
+            "ffn_bytes": self.subject.ffn_bytes,
+            "bytes": pack.nbytes,
+            "ratio_fp16": ratio_fp16(pack.container),
+            "bits_per_weight": bits_per_weight(pack.container),
+            "resident_bytes": resident_bytes,
+            "macs_per_token": macs,
+        }
+
+
+def _pack_score(
+    windows: Score,
+    divergence: Divergence,
+    base: Score,
+    read_bytes_per_token: float,
+    constant: dict[str, Any],
+) -> PackScore:
+    increase, increase_se = increase_pct(windows, base)
+    return PackScore(
+        **constant,
+        ppl=windows.ppl,
+        ppl_se=windows.ppl_se,
+        nll_nats=windows.mean_nll_nats,
+        tokens=windows.total_tokens,
+        ppl_increase_pct=increase,
+        ppl_increase_se_pct=increase_se,
+        kl_mean_nats=divergence.kl_mean_nats,
+        kl_mean_se_nats=divergence.kl_mean_se_nats,
+        kl_median_nats=divergence.kl_median_nats,
+        kl_p99_nats=divergence.kl_p99_nats,
+        kl_max_nats=divergence.kl_max_nats,
+        top1_agreement_pct=divergence.top1_agreement_pct,
+        top1_agreement_se_pct=divergence.top1_agreement_se_pct,
+        read_bytes_per_token=read_bytes_per_token,
+    )
 
 
 def _default_context(model: LanguageModel) -> int:
