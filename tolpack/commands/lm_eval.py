@@ -122,8 +122,7 @@ def _name(checkpoint: Path) -> str:
 
     if not checkpoint.is_dir():
         return "checkpoint"
-    settings = open_files(checkpoint, CheckpointOptions()).config.get("quantization_config")
-    pack = settings.get("pack") if isinstance(settings, dict) else None
+    pack = open_files(checkpoint, CheckpointOptions()).pack_name
     return "checkpoint" if pack is None else f"checkpoint, with its pack {pack}"
 
 

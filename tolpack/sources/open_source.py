@@ -108,21 +108,16 @@ def open_family(
     CheckpointError
         They are of a family, and damaged or incomplete; or `tolpack strip` took the table away.
     """
-    _check_not_stripped(files)
+    if files.pack_name is not None:
+        raise CheckpointError(
+            f"{files.path} was stripped: its table is in the pack {files.pack_name!r} beside it. "
+            "Give the folder that it was made from, with this pack as PACK where one is asked for; "
+            "tolpack lm-eval and tolpack.hf.load take it as it is"
+        )
     if options.names_memoryllm:
         return None
     opened = (family.open_tables(files) for family in FAMILIES)
     return next((tables for tables in opened if tables is not None), None)
-
-
-def _check_not_stripped(files: CheckpointFiles) -> None:
-    settings = files.config.get("quantization_config")
-    if isinstance(settings, dict) and settings.get("quant_method") == "tolpack":
-        raise CheckpointError(
-            f"{files.path} was stripped: its table is in the pack {settings.get('pack')!r} beside "
-            "it. Give the folder that it was made from, with this pack as PACK where one is asked "
-            "for; tolpack lm-eval and tolpack.hf.load take it as it is"
-        )
 
 
 def check_memoryllm(files: CheckpointFiles, options: CheckpointOptions) -> None:

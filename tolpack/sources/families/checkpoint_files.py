@@ -62,6 +62,14 @@ class CheckpointFiles(ForkSafe):
         return found if isinstance(found, str) else ""
 
     @property
+    def pack_name(self) -> str | None:
+        """The pack that holds the table of a folder that `tolpack strip` wrote, and of no other."""
+        settings = self.config.get("quantization_config")
+        if not isinstance(settings, dict) or settings.get("quant_method") != "tolpack":
+            return None
+        return str(settings.get("pack"))
+
+    @property
     def text_config(self) -> dict[str, Any]:
         """The language model's settings: ``text_config`` in multimodal folders, else all."""
         inner = self.config.get("text_config")
