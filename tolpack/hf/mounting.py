@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tolpack.errors import ConfigError, FileAccessError
 from tolpack.hf.saving import save_with_pack
-from tolpack.hf.table_modules import TableModule, table_modules
+from tolpack.hf.table_modules import TableModule, check_vocabulary, table_modules
 from tolpack.pack import Pack, open_first_table
 from tolpack.torch.embedding import PackEmbedding
 
@@ -85,11 +85,7 @@ def _resize_token_embeddings(
     model: Any, rows: int, new_num_tokens: int | None = None, *arguments: Any, **named: Any
 ) -> Any:
     """Refuse other sizes than the pack has; transformers would change a part of the model first."""
-    if new_num_tokens not in (None, rows):
-        raise ConfigError(
-            f"the mounted pack has rows of {rows:,} tokens, not of {new_num_tokens:,}: resize the "
-            "model before a pack is built from it and mounted"
-        )
+    check_vocabulary(rows, new_num_tokens)
     return type(model).resize_token_embeddings(model, new_num_tokens, *arguments, **named)
 
 

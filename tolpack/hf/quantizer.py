@@ -17,7 +17,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from tolpack.errors import ConfigError
 from tolpack.hf.mounting import replace_tables
 from tolpack.hf.saving import QUANT_METHOD, REMEDY, id_of, mounted_pack
-from tolpack.hf.table_modules import architecture
+from tolpack.hf.table_modules import skip_tensors
 from tolpack.pack import Pack
 
 
@@ -121,9 +121,7 @@ class TolpackQuantizer(HfQuantizer):
             pack = _beside(model.name_or_path, checkpoint_files, pack)
         replace_tables(model, pack, self.quantization_config.io)
         self.quantization_config.check(mounted_pack(model))
-        tensors = architecture(model.config.get_text_config().model_type).tensors
-        ignored = set(model._keys_to_ignore_on_load_unexpected or ())
-        model._keys_to_ignore_on_load_unexpected = ignored | {tensors}
+        skip_tensors(model)
 
 
 def _beside(name_or_path: str, checkpoint_files: list[str] | None, name: str) -> Path:

@@ -131,6 +131,28 @@ def architecture(model_type: str) -> Architecture:
     return found
 
 
+def check_vocabulary(rows: int, new_num_tokens: int | None) -> None:
+    """Refuse to resize the vocabulary of a model with a pack, whose `rows` stay.
+
+    Raises
+    ------
+    ConfigError
+        `new_num_tokens` is another number.
+    """
+    if new_num_tokens not in (None, rows):
+        raise ConfigError(
+            f"the mounted pack has rows of {rows:,} tokens, not of {new_num_tokens:,}: resize the "
+            "model before a pack is built from it and mounted"
+        )
+
+
+def skip_tensors(model: Any) -> None:
+    """Have `from_pretrained` leave out the tensors of a model's tables, if files hold them."""
+    ignored = set(model._keys_to_ignore_on_load_unexpected or ())
+    tensors = architecture(model.config.get_text_config().model_type).tensors
+    model._keys_to_ignore_on_load_unexpected = ignored | {tensors}
+
+
 def table_modules(model: Any) -> list[TableModule]:
     """Return the modules of a `transformers` model that a pack can replace.
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from tolpack.errors import CheckpointError, TolpackError
-from tolpack.hf.table_modules import TableModule, architecture, table_modules
+from tolpack.hf.table_modules import TableModule, skip_tensors, table_modules
 
 
 def load_without_tables(folder: str | Path, module: Callable[[TableModule], nn.Module]) -> Any:
@@ -66,8 +66,6 @@ def _with_modules(kind: Any, module: Callable[[TableModule], nn.Module]) -> Any:
         kind.__init__(self, config)
         for one in table_modules(self):
             self.set_submodule(one.path, module(one))
-        ignored = set(self._keys_to_ignore_on_load_unexpected or ())
-        tensors = architecture(config.get_text_config().model_type).tensors
-        self._keys_to_ignore_on_load_unexpected = ignored | {tensors}
+        skip_tensors(self)
 
     return type(kind.__name__, (kind,), {"__init__": init, "__module__": kind.__module__})

@@ -36,6 +36,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.hf.memoryllm.configuration import FlexMemoryLLMConfig, MemoryLLMConfig
+from tolpack.hf.table_modules import check_vocabulary
 from tolpack.model.language_model import Memory
 
 # Ends of names outside of the layers; of a tied head, transformers misses no weight.
@@ -151,12 +152,8 @@ class MemoryLLMPreTrainedModel(PreTrainedModel):
         ConfigError
             Rows of the memory come from elsewhere, for the tokens that there are.
         """
-        now = self.config.vocab_size
-        if getattr(self, "memory", None) is not None and new_num_tokens not in (None, now):
-            raise ConfigError(
-                f"the mounted memory has rows of {now:,} tokens, not of {new_num_tokens:,}: resize "
-                "the model before a pack is built from it and mounted"
-            )
+        if getattr(self, "memory", None) is not None:
+            check_vocabulary(self.config.vocab_size, new_num_tokens)
         return super().resize_token_embeddings(new_num_tokens, *arguments, **named)
 
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
