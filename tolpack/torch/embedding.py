@@ -7,8 +7,6 @@ device of the ids. Within `torch.compile` a call is one operator of the graph,
 
 from __future__ import annotations
 
-import itertools
-import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tolpack.errors import ConfigError, TokenIdError
+from tolpack.errors import ConfigError
 from tolpack.pack import Pack
 from tolpack.reading.row_decoder import StoredValueDecoder
 from tolpack.runtime.array_types import Floats, Ints
 from tolpack.runtime.buffers import Buffers
-from tolpack.torch.pack_module import PackModule, register_operator
+from tolpack.torch.pack_module import PackModule, check_integers, register_operator
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Memory of rows that nobody uses any more, kept for the next ones.
@@ -90,8 +88,7 @@ class PackEmbedding(PackModule):
         """Make what belongs to this module in this process alone."""
         self._buffers_of_rows = Buffers(_KEPT_BYTES)
         self._has_dropped = any(field.dropped for field in self.pack.fields)
-        self._name = f"{self.pack.container.preamble.pack_id:016x}-{next(_numbers)}"
-        _embeddings[self._name] = self
+        self._name = self._new_name()
 
     @property
     def weight(self) -> WeightDescription:
@@ -173,10 +170,6 @@ class PackEmbedding(PackModule):
         return rows
 
 
-_numbers = itertools.count()
-_embeddings: weakref.WeakValueDictionary[str, PackEmbedding] = weakref.WeakValueDictionary()
-
-
 def flat_ids(token_ids: torch.Tensor) -> Ints:
     """Return ids as int64 (n,) on the host.
 
@@ -185,9 +178,7 @@ def flat_ids(token_ids: torch.Tensor) -> Ints:
     TokenIdError
         They are no integers.
     """
-    kind = token_ids.dtype
-    if kind.is_floating_point or kind.is_complex or kind == torch.bool:
-        raise TokenIdError(f"token ids are {token_ids.dtype}, expected integers")
+    check_integers(token_ids)
     return token_ids.reshape(-1).cpu().numpy().astype(np.int64)
 
 
@@ -195,13 +186,7 @@ def _embedding_rows(
     token_ids: torch.Tensor, embedding: str, width: int, dtype: torch.dtype
 ) -> torch.Tensor:
     """Return what the `PackEmbedding` of that name does."""
-    found = _embeddings.get(embedding)
-    if found is None:
-        raise ConfigError(
-            f"the PackEmbedding {embedding!r} of this compiled code is not in this process: "
-            "compile again"
-        )
-    return found._rows(token_ids, dtype)
+    return PackEmbedding.named(embedding)._rows(token_ids, dtype)
 
 
 def _like_embedding_rows(

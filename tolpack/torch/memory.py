@@ -13,8 +13,6 @@ given the module's name.
 
 from __future__ import annotations
 
-import itertools
-import weakref
 from concurrent.futures import Future
 
 import numpy as np
@@ -109,11 +107,7 @@ class ToLMemory(PackModule):
         self._ahead = Pool(1, "memory")
         self._coming: tuple[Ints, Future[FetchedRows]] | None = None
         self._last = _LastStep()
-        # Pack and table are part of it: a graph that was saved must not find the rows of others.
-        container = self.pack.container
-        table = f"{container.preamble.pack_id:016x}-{container.number}"
-        self._name = f"{table}-{next(_numbers)}"
-        _memories[self._name] = self
+        self._name = self._new_name()
         register_fork_reset(self)
 
     def forward(self, layer: int, token_ids: torch.Tensor) -> torch.Tensor:
@@ -235,10 +229,6 @@ class ToLMemory(PackModule):
             return FetchedRows(self._source(distinct), places)
 
 
-_numbers = itertools.count()
-_memories: weakref.WeakValueDictionary[str, ToLMemory] = weakref.WeakValueDictionary()
-
-
 def _memory_rows(
     token_ids: torch.Tensor,
     memory: str,
@@ -248,12 +238,8 @@ def _memory_rows(
     device: torch.device,
 ) -> torch.Tensor:
     """Return what the `ToLMemory` of that name does, in memory that is the caller's alone."""
-    found = _memories.get(memory)
-    if found is None:
-        raise ConfigError(
-            f"the ToLMemory {memory!r} of this compiled code is not in this process: compile again"
-        )
-    return found._rows(layer, token_ids).clone(memory_format=torch.contiguous_format)
+    rows = ToLMemory.named(memory)._rows(layer, token_ids)
+    return rows.clone(memory_format=torch.contiguous_format)
 
 
 def _like_memory_rows(

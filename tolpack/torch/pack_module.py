@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import weakref
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, ClassVar, Self
 
 import torch
 
+from tolpack.errors import ConfigError, TokenIdError
 from tolpack.pack import Pack
 
 
@@ -26,6 +29,33 @@ class PackModule(torch.nn.Module):
         """Make what belongs to this module in this process alone."""
         raise NotImplementedError
 
+    def _new_name(self) -> str:
+        """Return a name by which compiled graphs find this module: they hold no modules.
+
+        Pack and table are part of it: a graph that was saved must not find the rows of others.
+        """
+        container = self.pack.container
+        name = f"{container.preamble.pack_id:016x}-{container.number}-{next(_numbers)}"
+        _modules[name] = self
+        return name
+
+    @classmethod
+    def named(cls, name: str) -> Self:
+        """Return the module of that name.
+
+        Raises
+        ------
+        ConfigError
+            It is not in this process.
+        """
+        found = _modules.get(name)
+        if not isinstance(found, cls):
+            raise ConfigError(
+                f"the {cls.__name__} {name!r} of this compiled code is not in this process: "
+                "compile again"
+            )
+        return found
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return a module of its own on the same open pack."""
         memo[id(self.pack)] = self.pack
@@ -42,6 +72,17 @@ class PackModule(torch.nn.Module):
         """Begin anew with the pack and the settings of `state`."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._begin()
+
+
+_numbers = itertools.count()
+_modules: weakref.WeakValueDictionary[str, PackModule] = weakref.WeakValueDictionary()
+
+
+def check_integers(token_ids: torch.Tensor) -> None:
+    """Raise `TokenIdError` unless ids are integers."""
+    dtype = token_ids.dtype
+    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+        raise TokenIdError(f"token ids are {dtype}, expected integers")
 
 
 def register_operator(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tolpack.errors import TokenIdError
+from tolpack.torch.pack_module import check_integers
 from tolpack.torch.rows import Layer, StackedRows
 
 # Steps of more bytes are cut again at each call, because a prompt's products may be gigabytes.
@@ -39,10 +39,8 @@ class StepIds:
     __slots__ = ("_bytes", "_dtype", "_pointer", "_tensor", "_view", "flat", "shape")
 
     def __init__(self, token_ids: torch.Tensor) -> None:
-        dtype = token_ids.dtype
-        if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
-            raise TokenIdError(f"token ids are {dtype}, expected integers")
-        self._tensor, self._dtype, self.shape = token_ids, dtype, token_ids.shape
+        check_integers(token_ids)
+        self._tensor, self._dtype, self.shape = token_ids, token_ids.dtype, token_ids.shape
         # Another tensor on the same memory, which is kept when `token_ids` is given other memory.
         self._view = token_ids.detach().cpu().numpy()
         is_shared = token_ids.device.type == "cpu" and token_ids.is_contiguous()
