@@ -18,6 +18,7 @@ from tolpack.pack import Pack
 from tolpack.sources.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.ffn_table import FFNTable
+from tolpack.sources.input_kind import check_input
 from tolpack.sources.open_source import open_family, open_files
 from tolpack.sources.protocol import TableSource
 from tolpack.torch import ToLMemory
@@ -100,7 +101,8 @@ def open_subject(path: str | Path, options: CheckpointOptions | None = None) -> 
         tables = open_family(open_files(path, options), options)
         if tables is not None:
             return _open_transformers(path, tables[0])
-    if path.suffix in (".npy", ".h5", ".hdf5", ".gguf"):
+    check_input(path)
+    if path.suffix in (".npy", ".h5", ".hdf5"):
         raise ConfigError(
             f"{path} is a table without a model that could be run: give the model's folder or .pt"
         )
