@@ -8,7 +8,7 @@ import tolpack
 ROOT = Path(tolpack.__file__).parent
 # From the ground up; ``""`` is the package's own ``__init__``.
 LAYERS = (
-    "errors version", "runtime", "ngrams", "codecs", "container", "reading", "pack",
+    "errors version", "runtime", "storage ngrams", "codecs", "container", "reading", "pack",
     "torch sources", "export", "model workspace", "hf", "lm_eval calibration", "compress",
     "evaluation", "report demo", "", "commands", "cli",
 )  # fmt: skip

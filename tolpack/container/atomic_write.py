@@ -19,6 +19,7 @@ from shutil import disk_usage
 from typing import BinaryIO
 
 from tolpack.errors import ConfigError, FileAccessError
+from tolpack.runtime.files import sync, sync_folder
 
 # No room on the disk, in the quota, or in a file of this file system or process.
 DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
@@ -205,12 +206,6 @@ def publish(file: BinaryIO, partial: Path, path: Path, *, replace: bool = True) 
     sync_folder(path.parent)
 
 
-def sync(file: BinaryIO) -> None:
-    """Have everything written reach the disk."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
 def begin_writeback(file: BinaryIO, offset: int, length: int) -> None:
     """Let the system write these bytes to the disk now, so that a later `sync` has less to wait
     for; a hint.
@@ -228,17 +223,6 @@ def remove(file: BinaryIO, partial: Path) -> None:
     with contextlib.suppress(OSError):
         partial.unlink(missing_ok=True)
     close(file)
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names of files in a folder reach the disk."""
-    if os.name == "nt":  # a folder cannot be opened there; the rename is durable on its own
-        return
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _lock(file: BinaryIO, path: Path) -> None:

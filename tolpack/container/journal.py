@@ -11,9 +11,10 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from tolpack.container.atomic_write import is_leftover, remove, sync, take_over
+from tolpack.container.atomic_write import is_leftover, remove, take_over
 from tolpack.container.header import Section
 from tolpack.errors import ConfigError
+from tolpack.runtime.files import sync
 
 _MARKER = b'{"key": "'
 

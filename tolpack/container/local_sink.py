@@ -26,8 +26,6 @@ from tolpack.container.atomic_write import (
     publish,
     remove,
     same_file,
-    sync,
-    sync_folder,
     take_over,
 )
 from tolpack.container.byte_sink import ByteSink
@@ -35,6 +33,7 @@ from tolpack.container.header import Section
 from tolpack.container.journal import Journal, has_journal, journal_path
 from tolpack.errors import ConfigError, FileAccessError
 from tolpack.runtime.array_types import Buffer
+from tolpack.runtime.files import sync, sync_folder
 
 # The first bytes of an unfinished pack, where a finished one has its magic.
 _MARKER = b"\x89TOLPART"

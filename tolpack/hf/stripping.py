@@ -14,14 +14,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from tolpack.container.atomic_write import same_file, sync_folder
+from tolpack.container.atomic_write import same_file
 from tolpack.errors import CheckpointError, ConfigError, FileAccessError
 from tolpack.hf.mounting import compare_rows, compared_ids, open_packs
 from tolpack.hf.saving import QUANT_METHOD, id_of, mended_config
 from tolpack.hf.shards import INDEX, index_without, write_without
 from tolpack.hf.table_modules import TableModule, architecture
 from tolpack.pack import Pack, open_first_table
-from tolpack.runtime.files import open_stream
+from tolpack.runtime.files import open_stream, sync_folder
 from tolpack.runtime.progress import Reporter
 from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.families.checkpoint_files import CheckpointFiles

@@ -1,4 +1,4 @@
-"""Regular files, opened without waiting.
+"""Regular files, opened without waiting, and what was written to them brought to the disk.
 
 A path from an untrusted source may name a FIFO, on which opening waits for ever, or a device that
 never ends. Only regular files are opened here, whatever they are for.
@@ -10,6 +10,7 @@ import os
 import stat
 from io import BufferedReader
 from pathlib import Path
+from typing import BinaryIO
 
 from tolpack.errors import FileAccessError
 
@@ -73,6 +74,23 @@ def read_whole(path: str | Path, most_bytes: int) -> bytes:
             return file.read(size)
         except OSError as error:
             raise _refusal(path, error.strerror or str(error)) from error
+
+
+def sync(file: BinaryIO) -> None:
+    """Have everything written reach the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names of files in a folder reach the disk."""
+    if os.name == "nt":  # a folder cannot be opened there; the rename is durable on its own
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _refusal(path: str | Path, reason: str) -> FileAccessError:

@@ -1,0 +1,131 @@
+"""A folder of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from tolpack.errors import FileAccessError
+from tolpack.runtime.files import open_regular, sync, sync_folder
+from tolpack.storage.folder import AlreadyExistsError, Folder, check_name
+
+
+class LocalFolder(Folder):
+    """See `Folder`. It is made when the first file is written; hidden files are unfinished ones.
+
+    Parameters
+    ----------
+    path : Path
+        The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.location = str(path)
+
+    def names(self) -> list[str]:
+        """See `Folder`."""
+        with self._errors("list"):
+            if not self.path.exists():
+                return []
+            return sorted(
+                one.name for one in self.path.iterdir() if one.is_file() and one.name[0] != "."
+            )
+
+    def size(self, name: str) -> int | None:
+        """See `Folder`."""
+        try:
+            found = os.stat(self.path / check_name(name))
+        except OSError:
+            return None
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+    def read_many(self, name: str, extents: Sequence[tuple[int, int]]) -> list[memoryview]:
+        """See `Folder`."""
+        fd = open_regular(self.path / check_name(name))
+        try:
+            with self._errors(f"read {name} in"):
+                return [_pread(fd, offset, length, self.path / name) for offset, length in extents]
+        finally:
+            os.close(fd)
+
+    def put(self, name: str, file: Path) -> None:
+        """See `Folder`."""
+        with self._errors(f"write {name} to"), self._unfinished() as (target, temporary):
+            with open(file, "rb") as source:
+                shutil.copyfileobj(source, target, 1 << 20)
+            sync(target)
+            os.replace(temporary, self.path / check_name(name))
+            sync_folder(self.path)
+
+    def create(self, name: str, data: bytes) -> None:
+        """See `Folder`."""
+        path = self.path / check_name(name)
+        with self._errors(f"write {name} to"), self._unfinished() as (target, temporary):
+            target.write(data)
+            sync(target)
+            try:
+                os.link(temporary, path)  # fails where the name is taken, unlike a rename
+            except FileExistsError as error:
+                raise AlreadyExistsError(f"{path} exists") from error
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP):
+                    raise
+                _create_exclusively(path, data)  # a file system without links
+            sync_folder(self.path)
+
+    def delete(self, name: str) -> None:
+        """See `Folder`."""
+        with self._errors(f"remove {name} from"):
+            (self.path / check_name(name)).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _unfinished(self) -> Iterator[tuple[BinaryIO, Path]]:
+        """Yield a new file and its path; whatever has this path afterwards is removed."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        temporary = self.path / f".unfinished-{uuid.uuid4().hex}"
+        try:
+            with open(temporary, "xb") as target:
+                yield target, temporary
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+    @contextlib.contextmanager
+    def _errors(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except FileAccessError:
+            raise
+        except OSError as error:
+            reason = error.strerror or error
+            raise FileAccessError(f"cannot {doing} folder {self.path}: {reason}") from error
+
+
+def _pread(fd: int, offset: int, length: int, path: Path) -> memoryview:
+    data = bytearray()
+    while len(data) < length:
+        more = os.pread(fd, length - len(data), offset + len(data))
+        if not more:
+            raise FileAccessError(
+                f"{path} ends at byte {offset + len(data)}, expected {offset + length} bytes"
+            )
+        data += more
+    return memoryview(data).toreadonly()
+
+
+def _create_exclusively(path: Path, data: bytes) -> None:
+    """Write a file under its final name; a reader may see it unfinished, a creator never twice."""
+    try:
+        with open(path, "xb") as file:
+            file.write(data)
+            sync(file)
+    except FileExistsError as error:
+        raise AlreadyExistsError(f"{path} exists") from error
