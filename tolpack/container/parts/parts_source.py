@@ -115,10 +115,41 @@ class PartsSource(ByteSource):
         read = [[next(found[file]) for file, _, _ in pieces] for pieces in wanted]
         return [data[0] if len(data) == 1 else b"".join(data) for data in read]
 
+    def file(self, number: int) -> ByteSource:
+        """Return part file `number`, opened; this source closes it.
+
+        Raises
+        ------
+        FormatError
+            Codes ``truncated`` and ``trailing-bytes``: its length is not the manifest's.
+        FileAccessError
+            It is missing or cannot be read.
+        """
+        found = self._files.get(number)
+        if found is not None:
+            return found
+        described = self.manifest.files[number]
+        opened = self._open_file(described)
+        try:
+            _check_length(described, opened.size)
+            opened.load()
+            if "sequential" in self._hints:
+                opened.expect_order(sequential=bool(self._hints["sequential"]))
+            if "mapped" in self._hints:
+                opened.limit_mapped(self._hints["mapped"])
+        except BaseException:
+            opened.close()
+            raise
+        with self._lock:
+            first = self._files.setdefault(number, opened)
+        if first is not opened:
+            opened.close()
+        return first
+
     def current_size(self) -> int:
         """See `ByteSource`; another size than at opening if a part file has another one."""
         for number, file in enumerate(self.manifest.files):
-            found = self._file(number).current_size()
+            found = self.file(number).current_size()
             if found != file.length_bytes:
                 return self.size + found - file.length_bytes
         return self.size
@@ -127,7 +158,7 @@ class PartsSource(ByteSource):
         """See `ByteSource`."""
         if self.is_resident:
             for number in range(len(self.manifest.files)):
-                self._file(number)
+                self.file(number)
 
     def advise(self, extents: Sequence[Extent]) -> None:
         """See `ByteSource`."""
@@ -137,7 +168,7 @@ class PartsSource(ByteSource):
                 by_file[file].append((offset, length))
         for file, some in by_file.items():
             if file >= 0:
-                self._file(file).advise(some)
+                self.file(file).advise(some)
 
     def expect_order(self, *, sequential: bool) -> None:
         """See `ByteSource`."""
@@ -179,7 +210,7 @@ class PartsSource(ByteSource):
             return number, [self._start[offset : offset + length] for offset, length in extents]
         if number == _ZEROS:
             return number, [bytes(length) for _, length in extents]
-        file = self._file(number)
+        file = self.file(number)
         try:
             found = file.read_many(extents)
         except FormatError as error:
@@ -187,29 +218,6 @@ class PartsSource(ByteSource):
             raise FormatError(error.code, place, error.found, error.expected) from error
         self.is_cold = file.is_cold
         return number, found
-
-    def _file(self, number: int) -> ByteSource:
-        """Return part file `number`, opened."""
-        found = self._files.get(number)
-        if found is not None:
-            return found
-        described = self.manifest.files[number]
-        opened = self._open_file(described)
-        try:
-            _check_length(described, opened.size)
-            opened.load()
-            if "sequential" in self._hints:
-                opened.expect_order(sequential=bool(self._hints["sequential"]))
-            if "mapped" in self._hints:
-                opened.limit_mapped(self._hints["mapped"])
-        except BaseException:
-            opened.close()
-            raise
-        with self._lock:
-            first = self._files.setdefault(number, opened)
-        if first is not opened:
-            opened.close()
-        return first
 
     def _split(self, offset: int, length: int) -> list[tuple[int, int, int]]:
         """Return where an extent of the pack lies: file, offset and length of each of its parts."""
