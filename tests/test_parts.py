@@ -288,9 +288,8 @@ def test_a_checkpoint_in_parts_evaluates_like_one_file(tmp_path):
     tolpack.build(tmp_path / "model.pt", tmp_path / "m.tolpack")
     tolpack.split(tmp_path / "m.tolpack", tmp_path / "parts")
     np.save(tmp_path / "ids.npy", models.zipf_ids(300, 97))
-    arguments = ["eval", str(tmp_path / "model.pt"), str(tmp_path / "m.tolpack"),
-                 str(tmp_path / "parts"), "--text", str(tmp_path / "ids.npy"), "--json"]  # fmt: skip
-    result = CliRunner().invoke(main, arguments)
+    paths = [str(tmp_path / name) for name in ("model.pt", "m.tolpack", "parts", "ids.npy")]
+    result = CliRunner().invoke(main, ["eval", *paths[:3], "--text", paths[3], "--json"])
     assert result.exit_code == 0, result.output
     one, other = json.loads(result.stdout)["packs"]
     assert one["kl_mean_nats"] == other["kl_mean_nats"] and one["bytes"] == other["bytes"]
