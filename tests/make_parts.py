@@ -13,11 +13,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from edits import many, remove, set_value
+from edits import many, set_value
 from make_malformed import FRAMED, TWO_CHUNKS
-from packs import Recipe, Run, forge, int8, split, write
-from packs import Layer as Field
-from part_sets import MANIFEST, PartFile, cut, lay_out, save, written
+from packs import forge, split, write
+from part_sets import MANIFEST, PartFile, cut, lay_out, save, with_length, written
 
 FORMAT = Path(__file__).parents[1] / "formats" / "v1"
 GOLDEN, MALFORMED = FORMAT / "golden" / "parts", FORMAT / "malformed" / "parts"
@@ -46,11 +45,13 @@ CUTS = {
 # follows from it is anything.
 INSEPARABLE = {
     "manifest+empty-part": "piece",
+    "manifest+header": "padding",
     "manifest+path": "part-missing",
     "manifest+surrogate": None,
     "manifest+upper-case": "part-missing",
     "part-missing": "truncated",
     "piece+absent": "block-checksum",
+    "piece+no-lengths": "part-mismatch",
     "piece+overlap": "block-checksum",
     "piece+section": None,
     "piece+two-chunks": "block-checksum",
@@ -75,8 +76,9 @@ def golden(name: str) -> Set:
     lay_out(files)
     for piece in files[0].pieces[:2]:
         piece.said |= dict.fromkeys(("table", "first_row", "rows", "lengths_offset_bytes"))
-    free = many(set_value("x-note", "é\ud800"), set_value("unknown", [{"files": 1e400}]))
-    return written(data, files, free, indent=1)
+    free = many(set_value("x-note", "é\ud800"), set_value("unknown", [{"files": "1e400"}]))
+    found = written(data, files, free, indent=1)
+    return found | {MANIFEST: found[MANIFEST].replace(b'"1e400"', b"1e400")}
 
 
 def cases(folder: Path) -> dict[str, tuple[str, Set]]:
@@ -98,7 +100,7 @@ _FRAMED = [[(0, 2)], [(0, None), (1, None)]]
 def edited(
     data: bytes, change: Callable[[list[PartFile]], object], cuts: list = _TWO, moved: bool = False
 ) -> Set:
-    """Change planned part files before they are written, and before they are laid out if `moved`."""
+    """Write part files that were changed, and laid out anew after the change if `moved`."""
     files = cut(data, cuts)
     change(files)
     return written(data, lay_out(files) if moved else files)
@@ -158,8 +160,8 @@ def pieces(data: bytes) -> dict[str, Set]:
         first.said["rows"] = 4
         files[1].pieces = [first]
 
-    def tail(files: list[PartFile]) -> None:
-        files[1].tail = bytes(64)
+    def longer(files: list[PartFile]) -> None:
+        files[1].edit = lambda data: with_length(data + bytes(64))
 
     return {
         "piece+absent": edited(data, lambda files: files[1].pieces.pop(0), moved=True),
@@ -172,7 +174,7 @@ def pieces(data: bytes) -> dict[str, Set]:
         "piece+two-chunks": edited(data, over_two_chunks, moved=True),
         "piece+hole": edited(data, lambda files: shifted(files, 4096)),
         "piece+unaligned": edited(data, lambda files: shifted(files, 64 - 4096)),
-        "piece+end": edited(data, tail),
+        "piece+end": edited(data, longer),
     }
 
 
@@ -217,11 +219,13 @@ def replaced(data: bytes, other: bytes) -> dict[str, Set]:
 def part_files(data: bytes) -> dict[str, Set]:
     """Part files whose preamble, header or zeros are wrong, which no lookup comes by."""
 
-    def keys(number: int, **values: object) -> Callable[[list[PartFile]], object]:
-        return lambda files: files[number].keys.update(values)
+    def first(**values: object) -> Set:
+        """Change attributes of the first part file."""
+        return edited(data, lambda files: [setattr(files[0], *item) for item in values.items()])
 
-    def mask(value: int) -> Callable[[list[PartFile]], object]:
-        return lambda files: setattr(files[0], "mask", value)
+    def keys(**values: object) -> Set:
+        """Change keys of its header."""
+        return edited(data, lambda files: files[0].keys.update(values))
 
     def exchanged(files: list[PartFile]) -> None:
         files[0].keys["file"], files[1].keys["file"] = files[1].keys["file"], files[0].keys["file"]
@@ -230,20 +234,57 @@ def part_files(data: bytes) -> dict[str, Set]:
         piece = files[0].pieces[0]
         piece.start = piece.said["offset_bytes"] = 8192
 
-    whole = written(data, cut(data, _TWO))
-    name, renamed = sorted(whole)[0], edited(data, keys(0, producer="testt"))
-    files = cut(data, _TWO)
-    pieces = [piece.said | {"first_row": 2} for piece in files[0].pieces]
+    whole, other = written(data, cut(data, _TWO)), keys(producer="testt")
+    pieces = [piece.said | {"first_row": 2} for piece in cut(data, _TWO)[0].pieces]
     return {
-        "part-digest": _other_file(data),
-        "part-mismatch+pack-id": edited(data, lambda files: setattr(files[0], "pack_id", 1)),
+        "part-digest": {MANIFEST: whole[MANIFEST]} | dict(zip(parts(whole), parts(other).values())),
+        "part-mismatch+pack-id": first(pack_id=1),
         "part-mismatch+index": edited(data, exchanged),
-        "part-mismatch+count": edited(data, keys(0, file={"index": 0, "count": 3})),
-        "part-mismatch+pieces": edited(data, keys(0, pieces=pieces)),
-        "feature-mismatch": edited(data, mask(0)),
-        "unsupported-feature+part": edited(data, mask(1 << 24 | 1 << 5)),
-        "header-field": edited(data, keys(0, producer=None)),
-        "header-checksum+part": name and renamed,
-        "padding": name and renamed,
+        "part-mismatch+count": keys(file={"index": 0, "count": 3}),
+        "part-mismatch+pieces": keys(pieces=pieces),
+        "feature-mismatch": first(mask=0),
+        "unsupported-feature+part": first(mask=1 << 24 | 1 << 5),
+        "header-field": keys(producer=None),
+        "header-checksum+part": first(edit=lambda old: old.replace(b'"tests"', b'"testt"')),
+        "padding": first(edit=lambda old: old[:4095] + b"\1" + old[4096:]),
         "piece+late-start": edited(data, late),
     }
+
+
+def lengths(data: bytes) -> dict[str, Set]:
+    """Lengths of blocks that are not those of the index, and a byte in front of them."""
+
+    def exchanged(files: list[PartFile]) -> None:
+        files[1].pieces[0].lengths.reverse()
+
+    def before(files: list[PartFile]) -> None:
+        files[0].edit = lambda old: old[:8191] + b"\1" + old[8192:]
+
+    return {
+        "part-mismatch+lengths": edited(data, exchanged, _FRAMED),
+        "padding+lengths": edited(data, before, _FRAMED),
+    }
+
+
+def parts(files: Set) -> Set:
+    """Return the part files of a set, without its manifest."""
+    return {name: content for name, content in files.items() if name != MANIFEST}
+
+
+def main() -> None:
+    """Write what is missing of the golden sets, and all malformed ones with their codes."""
+    for name in CUTS:
+        if not (GOLDEN / name).exists():
+            save(GOLDEN / name, golden(name))
+    with tempfile.TemporaryDirectory() as folder:
+        found = cases(Path(folder))
+    shutil.rmtree(MALFORMED, ignore_errors=True)
+    for name, (_, files) in found.items():
+        save(MALFORMED / name, files)
+    table = {name: when for name, (when, _) in sorted(found.items())}
+    CODES.write_text(json.dumps(table, indent=1) + "\n")
+    print(f"{len(CUTS)} golden and {len(table)} malformed sets")
+
+
+if __name__ == "__main__":
+    main()

@@ -33,14 +33,17 @@ class Piece:
 
 @dataclass
 class PartFile:
-    """A part file that is yet to be written; `keys`: further ones of its header."""
+    """A part file that is yet to be written; `keys`: further ones of its header.
+
+    `mask`: its required features; `room`: least length of its header; `edit` changes its bytes.
+    """
 
     pieces: list[Piece]
     pack_id: int
     keys: dict[str, Any] = field(default_factory=dict)
     mask: int = 1 << 24
     room: int = 0
-    tail: bytes = b""
+    edit: Callable[[bytes], bytes] = bytes
 
 
 def cut(data: bytes, cuts: list[list[tuple[int, int | None]]]) -> list[PartFile]:
@@ -121,7 +124,7 @@ def _aligned(number: int) -> int:
     return -(-number // 4096) * 4096
 
 
-def part_bytes(one: PartFile, **preamble: int) -> bytes:
+def part_bytes(one: PartFile) -> bytes:
     """Return a part file's bytes."""
     keys = one.keys | {"pieces": one.keys.get("pieces", [piece.said for piece in one.pieces])}
     text = json.dumps(keys, separators=(",", ":")).encode().ljust(one.room)
@@ -131,14 +134,17 @@ def part_bytes(one: PartFile, **preamble: int) -> bytes:
         if piece.lengths is not None:
             body = struct.pack(f"<{len(piece.lengths)}I", *piece.lengths)
             whole = whole.ljust(piece.lengths_start, b"\0") + body
-    whole += one.tail
-    fields = {
-        "magic": b"\x89TOLPACK", "major": 1, "minor": 3, "header_length": len(text),
-        "file_length": len(whole), "required": one.mask, "optional": 0, "pack_id": one.pack_id,
-        "reserved": 0, "header_crc": zlib.crc32(text),
-    } | preamble  # fmt: skip
-    head = PREAMBLE.pack(*fields.values(), 0)[:60]
-    return head + struct.pack("<I", zlib.crc32(head)) + whole[64:]
+    magic, crc = b"\x89TOLPACK", zlib.crc32(text)
+    head = PREAMBLE.pack(
+        magic, 1, 3, len(text), len(whole), one.mask, 0, one.pack_id, 0, crc, 0
+    )[:60]  # fmt: skip
+    return one.edit(head + struct.pack("<I", zlib.crc32(head)) + whole[64:])
+
+
+def with_length(data: bytes) -> bytes:
+    """Put the length of a changed part file into its preamble, and the checksum after it."""
+    head = data[:16] + struct.pack("<Q", len(data)) + data[24:60]
+    return head + struct.pack("<I", zlib.crc32(head)) + data[64:]
 
 
 def written(
