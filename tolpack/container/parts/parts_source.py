@@ -109,6 +109,7 @@ class PartsSource(ByteSource):
         self._starts = np.array(self._begins)
         self._ends = np.array([segment.end for segment in self._segments])
         self._files: dict[int, ByteSource] = {}
+        self._retired: list[ByteSource] = []
         self._past = FetchCounts()
         self._hints: dict[str, int] = {}
         self._pool = Pool(_FILES_AT_ONCE, "parts")
@@ -152,15 +153,22 @@ class PartsSource(ByteSource):
         Raises
         ------
         FormatError
-            Codes ``truncated`` and ``trailing-bytes``: its length is not the manifest's.
+            Code ``part-missing``; ``truncated`` and ``trailing-bytes``: its length is not the
+            manifest's.
         FileAccessError
-            It is missing or cannot be read.
+            It cannot be read.
         """
         found = self._files.get(number)
         if found is not None:
             return found
         described = self.manifest.files[number]
-        opened = self._open_file(described)
+        try:
+            opened = self._open_file(described)
+        except FileAccessError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            expected = "the part file that the manifest names"
+            raise FormatError("part-missing", described.name, "no file", expected) from error
         try:
             _check_length(described, opened.size)
             opened.load()
@@ -173,9 +181,13 @@ class PartsSource(ByteSource):
             unused = [] if kept is opened else [opened]
             while len(self._files) > _OPEN_FILES and not self.is_resident:
                 unused.append(self._files.pop(next(iter(self._files))))
-            self._past = _total([self._past, *(file.fetches for file in unused)])
         for file in unused:
             file.close()
+        with self._lock:  # one that is being read counts on until its last lease ends
+            self._retired += unused
+            ended = [file for file in self._retired if file.is_closed]
+            self._retired = [file for file in self._retired if file not in ended]
+            self._past = _total([self._past, *(file.fetches for file in ended)])
         return kept
 
     @contextmanager
@@ -246,12 +258,14 @@ class PartsSource(ByteSource):
     @property
     def fetches(self) -> FetchCounts:
         """What was read so far, of all part files."""
-        return _total([self._past, *(file.fetches for file in list(self._files.values()))])
+        with self._lock:
+            files = [*self._retired, *self._files.values()]
+            return _total([self._past, *(file.fetches for file in files)])
 
     @fetches.setter
     def fetches(self, counts: FetchCounts) -> None:
         self._past = counts
-        for file in list(self._files.values()):
+        for file in [*self._retired, *self._files.values()]:
             file.fetches = FetchCounts()
 
     def _map(self, read: Callable[[tuple[K, V]], T], wanted: dict[K, V]) -> list[tuple[K, T]]:
