@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import models
@@ -104,6 +105,23 @@ def test_opening_reads_the_manifest_alone(parts, copied):
         assert np.array_equal(pack.rows(first), one.rows(first))
         with pytest.raises(tolpack.FileAccessError, match=part_names(parts / "parts")[-2]):
             pack.rows(np.flatnonzero(order > 5990))
+
+
+@pytest.mark.parametrize("io", ["auto", "mmap"])
+def test_few_part_files_are_open_at_once(parts, monkeypatch, io):
+    """A pack of more part files than a process may open gives the same rows, also in threads."""
+    monkeypatch.setattr("tolpack.container.parts.parts_source._OPEN_FILES", 1)
+    ids = np.random.default_rng(2).integers(0, 6000, (20, 50))
+    with tolpack.open(parts / "one.tolpack") as one:
+        expected = [one.rows(some) for some in ids]
+    before = len(os.listdir("/proc/self/fd"))
+    with tolpack.open(parts / "parts", io=io) as pack, ThreadPoolExecutor(4) as pool:
+        for found, rows in zip(pool.map(pack.rows, ids), expected):
+            assert np.array_equal(found, rows)
+        assert len(os.listdir("/proc/self/fd")) <= before + 2  # a map has one of its own
+        assert pack.stats()["block_reads"] > 0
+        if io == "auto":
+            assert pack.stats()["file_bytes"] >= pack.stats()["block_bytes"]
 
 
 def test_pickled_parts_are_opened_again(parts):

@@ -28,7 +28,8 @@ def part_errors(container: Container) -> list[tuple[PartFile, FormatError | File
     def check(number: int) -> FormatError | FileAccessError | None:
         try:
             place = number, len(files)
-            check_part_file(source.file(number), files[number], place, container.preamble.pack_id)
+            with source.reading(number) as file:
+                check_part_file(file, files[number], place, container.preamble.pack_id)
             _check_lengths(container, source, number)
         except (FormatError, FileAccessError) as error:
             return error.with_traceback(None)  # it holds on to the bytes
@@ -52,7 +53,8 @@ def _check_lengths(container: Container, source: PartsSource, number: int) -> No
         view = container.of_table(run.table)
         first = (int(piece.first_row or 0) - run.first_slot) // run.rows_per_block
         blocks = run.blocks(int(piece.rows or 0))
-        stated = read_lengths(source.file(number), piece, blocks)
+        with source.reading(number) as file:
+            stated = read_lengths(file, piece, blocks)
         indexed = [view.block_extent(run.number, first + block)[1] for block in range(blocks)]
         if not np.array_equal(stated, indexed):
             name = source.manifest.files[number].name
