@@ -134,17 +134,21 @@ def part_bytes(one: PartFile) -> bytes:
         if piece.lengths is not None:
             body = struct.pack(f"<{len(piece.lengths)}I", *piece.lengths)
             whole = whole.ljust(piece.lengths_start, b"\0") + body
-    magic, crc = b"\x89TOLPACK", zlib.crc32(text)
-    head = PREAMBLE.pack(
-        magic, 1, 3, len(text), len(whole), one.mask, 0, one.pack_id, 0, crc, 0
-    )[:60]  # fmt: skip
-    return one.edit(head + struct.pack("<I", zlib.crc32(head)) + whole[64:])
+    magic, size = b"\x89TOLPACK", len(whole)
+    head = PREAMBLE.pack(magic, 1, 3, len(text), size, one.mask, 0, one.pack_id, 0, 0, 0)
+    return one.edit(sealed(head + whole[64:]))
+
+
+def sealed(data: bytes) -> bytes:
+    """Make the checksums of a changed part file's header and preamble anew."""
+    text = data[64 : 64 + int.from_bytes(data[12:16], "little")]
+    head = data[:56] + struct.pack("<I", zlib.crc32(text))
+    return head + struct.pack("<I", zlib.crc32(head)) + data[64:]
 
 
 def with_length(data: bytes) -> bytes:
-    """Put the length of a changed part file into its preamble, and the checksum after it."""
-    head = data[:16] + struct.pack("<Q", len(data)) + data[24:60]
-    return head + struct.pack("<I", zlib.crc32(head)) + data[64:]
+    """Put the length of a changed part file into its preamble."""
+    return sealed(data[:16] + struct.pack("<Q", len(data)) + data[24:])
 
 
 def written(
