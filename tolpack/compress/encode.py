@@ -6,7 +6,7 @@ anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 from tolpack.codecs.record import record_layout
 from tolpack.compress.plan import PackPlan, Plan
@@ -51,7 +51,7 @@ def encode_chunk(
     done: Callable[[int], object] = lambda _: None,
     first_row: int = 0,
     rows: int | None = None,
-) -> Iterator[Buffer]:
+) -> Generator[Buffer]:
     """Yield the blocks of chunk `number` of `plan`, or of some of its rows, in order and as they
     are stored.
 
