@@ -114,7 +114,7 @@ def join(
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> int:
-    """Write a pack that is in parts as one file, and return its bytes.
+    """Write a pack that is in parts as one file.
 
     Parameters
     ----------
@@ -126,6 +126,11 @@ def join(
         Replace an existing file.
     reporter : Reporter, optional
         Receives progress.
+
+    Returns
+    -------
+    int
+        Bytes of the file.
 
     Raises
     ------

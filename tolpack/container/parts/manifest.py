@@ -63,6 +63,11 @@ class PartFile:
         """Name of the file, beside the manifest."""
         return self.sha256 + PART_SUFFIX
 
+    @property
+    def rows(self) -> int:
+        """Rows that it holds, of all tables."""
+        return sum(piece.rows or 0 for piece in self.pieces)
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         pieces = [piece.to_json() for piece in self.pieces]
