@@ -32,6 +32,7 @@ from tolpack.runtime.progress import Reporter
 from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.open_source import open_tables
 from tolpack.sources.protocol import TableSource
+from tolpack.storage.inputs import InputPath, input_path, local_output
 from tolpack.workspace.limits import choose_compute
 from tolpack.workspace.resources import DEFAULT_MAX_MEMORY, Resources
 from tolpack.workspace.workers import torch_settings, torch_threads
@@ -114,7 +115,8 @@ def build(
     checkpoint : str or Path
         See `tolpack.sources.open_source.open_tables`.
     output : str or Path, optional
-        The pack; default: ``NAME.tolpack`` beside the checkpoint.
+        The pack; default: ``NAME.tolpack`` beside the checkpoint, or in the current folder if that
+        is elsewhere.
     rank : str or int
         ``"none"`` (no basis), ``"full"``, ``"auto"``, a number, ``"50%"``, or ``"r0,r1,…"``.
     bits : int or str
@@ -182,7 +184,7 @@ def build(
     settings = BuildSettings.parse(
         rank, bits, drop, size, max_ppl_increase, compression, max_relative_error, max_kld
     )
-    inputs = CalibrationInputs(calibrate, frequencies, tokenizer).beside(Path(checkpoint))
+    inputs = CalibrationInputs(calibrate, frequencies, tokenizer).beside(checkpoint)
     files = (calibrate, frequencies, tokenizer, config, key_map)
     resources = Resources(compute, max_memory, threads)
     options = CheckpointOptions(config, arch, map_name, key_map)
@@ -297,10 +299,11 @@ def output_path(
         The output is no possible file, or one of the inputs, or exists and `force` is false; or an
         input has the name of an unfinished output.
     """
-    source = Path(checkpoint)
-    path = Path(output) if output is not None else _default_output(source)
-    given = [source, *(one for one in inputs if one is not None)]
-    if source.is_dir():
+    source = input_path(checkpoint)
+    path = _default_output(source) if output is None else local_output(output)
+    paths = [input_path(one) for one in (checkpoint, *inputs) if one is not None]
+    given = [one for one in paths if isinstance(one, Path)]
+    if isinstance(source, Path) and source.is_dir():
         given += [file for file in source.iterdir() if file.suffix != ".tolpack"]
     if path.is_dir():
         raise ConfigError(f"output {path} is a folder: give a file name with -o")
@@ -315,11 +318,14 @@ def output_path(
     return path
 
 
-def _default_output(source: Path) -> Path:
-    """``NAME.tolpack`` beside the checkpoint; a dot in a folder's name is no suffix."""
-    source = source if source.name else source.resolve()
+def _default_output(source: InputPath) -> Path:
+    """``NAME.tolpack`` beside the checkpoint, or in the current folder for one that is elsewhere; a
+    dot in a folder's name is no suffix.
+    """
+    if isinstance(source, Path) and not source.name:
+        source = source.resolve()
     name = source.name if source.is_dir() else source.stem
-    return source.with_name(f"{name}.tolpack")
+    return Path(source.parent if isinstance(source, Path) else "", f"{name}.tolpack")
 
 
 def _result(file: PackFile, sources: Sequence[TableSource], reporter: Reporter) -> BuildResult:

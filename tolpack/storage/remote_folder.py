@@ -53,13 +53,19 @@ class RemoteFolder(Folder):
 
     def size(self, name: str) -> int | None:
         """See `Folder`."""
+        found = self.state(name)
+        return None if found is None else int(found[0])
+
+    def state(self, name: str) -> tuple[Any, ...] | None:
+        """See `Folder`: size, ETag, version and time."""
         import obstore
 
         with self._errors(f"look at {name} in"):
             try:
-                return int(obstore.head(self._store, check_name(name))["size"])
+                found = obstore.head(self._store, check_name(name))
             except FileNotFoundError:
                 return None
+        return found["size"], found["e_tag"], found["version"], found["last_modified"]
 
     def read_many(self, name: str, extents: Sequence[tuple[int, int]]) -> list[memoryview]:
         """See `Folder`."""
