@@ -83,8 +83,9 @@ def lm_eval(
     tolpack lm-eval model/ model.tolpack --tasks lambada_openai,hellaswag --limit 500
     tolpack lm-eval model.pt a.tolpack b.tolpack --tasks 'tolpack_*' --text held-out.txt
     """
+    folder = local_input(checkpoint, "a model of lm-eval")
     with _task_options(settings) as options:
-        models = _run(checkpoint, packs, options, settings)
+        models = _run(folder, packs, options, settings)
     if as_json:
         print_json({"models": [one.to_json() for one in models]})
     else:
@@ -92,7 +93,7 @@ def lm_eval(
 
 
 def _run(
-    checkpoint: Location,
+    folder: Path,
     packs: tuple[Location, ...],
     options: TaskOptions,
     settings: dict[str, Any],
@@ -109,7 +110,6 @@ def _run(
         raise ConfigError(f"--device {settings['device']}: this torch finds no CUDA; leave it out")
     loading = {name: settings[name] for name in ("tokenizer", "dtype", "device", "batch_size")}
     loading["checkpoint_options"] = take_checkpoint_options(settings)
-    folder = local_input(checkpoint, "a model of lm-eval")
     for pack in packs:  # before hours of tasks
         open_first_table(pack).close()
     runner = TaskRunner(options)

@@ -129,7 +129,8 @@ def _open_store(url: str) -> Any:
 
     if url.lower().startswith("memory://"):
         return _memory.setdefault(url, MemoryStore())
+    plain = url.lower().startswith("http://")
     try:
-        return from_url(url)
+        return from_url(url, client_options={"allow_http": True} if plain else None)
     except (BaseError, ValueError) as error:
         raise ConfigError(f"cannot open {url}: {error}") from error

@@ -10,6 +10,10 @@ from tolpack.errors import ConfigError
 from tolpack.storage.folder import Folder
 from tolpack.storage.locations import open_folder, without_credentials
 
+# Those that obstore opens.
+_SCHEMES = (
+    "s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss", "memory", "http", "https",
+)  # fmt: skip
 # Servers of HTTP list nothing, so a folder there is what has one of these.
 HTTP_NAMES = (
     "model.safetensors.index.json", "model.safetensors", "config.json", "tokenizer.json",
@@ -30,7 +34,7 @@ class RemotePath:
     Raises
     ------
     ConfigError
-        It holds a user, a password, a query or a fragment.
+        It is of another kind, or holds a user, a password, a query or a fragment.
     """
 
     def __init__(self, url: str) -> None:
@@ -41,6 +45,8 @@ class RemotePath:
                 "password, query and fragment; credentials come from the environment"
             )
         scheme, _, rest = url.partition("://")
+        if scheme.lower() not in _SCHEMES:
+            raise ConfigError(f"{url} is of an unknown kind, expected {'://, '.join(_SCHEMES)}://")
         self._url = f"{scheme.lower()}://{rest.rstrip('/')}"
 
     def __str__(self) -> str:

@@ -227,8 +227,7 @@ class JoinedRows:
                 )
         self.parts = tuple(parts)
         self.dtype, self.row_bytes = first.dtype, first.row_bytes
-        remote = any(isinstance(part.path, RemotePath) for part in parts)
-        self._gap_bytes = _REMOTE_GAP_BYTES if remote else _GAP_BYTES
+        self._remote = any(isinstance(part.path, RemotePath) for part in parts)
         self._starts = np.cumsum([0, *(part.rows for part in parts)])
         self.rows = int(self._starts[-1])
 
@@ -293,7 +292,8 @@ class JoinedRows:
 
     def _cuts(self, ordered: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return where ascending rows are cut into reads, int64, from 0 to their number."""
-        gaps = (np.diff(ordered) - 1) * self.row_bytes > self._gap_bytes
+        most = _REMOTE_GAP_BYTES if self._remote else _GAP_BYTES
+        gaps = (np.diff(ordered) - 1) * self.row_bytes > most
         spans = np.diff(ordered // max(1, _SPAN_BYTES // max(self.row_bytes, 1))) != 0
         inner = np.flatnonzero(gaps | spans) + 1
         return np.concatenate([[0], inner, [len(ordered)]]) if len(ordered) else np.zeros(1, int)
