@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from tolpack.errors import FileAccessError
 from tolpack.runtime.files import open_regular, sync, sync_folder
-from tolpack.storage.folder import AlreadyExistsError, Folder, check_name
+from tolpack.storage.folder import AlreadyExistsError, Folder, NoSuchFileError, check_name
 
 
 class LocalFolder(Folder):
@@ -49,7 +49,10 @@ class LocalFolder(Folder):
 
     def read_many(self, name: str, extents: Sequence[tuple[int, int]]) -> list[memoryview]:
         """See `Folder`."""
-        fd = open_regular(self.path / check_name(name))
+        path = self.path / check_name(name)
+        if not os.path.lexists(path):
+            raise NoSuchFileError(f"{path} does not exist")
+        fd = open_regular(path)
         try:
             with self._errors(f"read {name} in"):
                 return [_pread(fd, offset, length, self.path / name) for offset, length in extents]

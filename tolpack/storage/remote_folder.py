@@ -1,20 +1,48 @@
-"""A folder of object storage, by way of obstore."""
+"""A folder of object storage, by way of obstore.
+
+Credentials are obstore's business: it finds them in variables of the environment, in files, or at
+the machine's own service. They are never asked for, kept or shown here.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tolpack.errors import ConfigError, FileAccessError
-from tolpack.storage.folder import AlreadyExistsError, Folder, check_name
+from tolpack.errors import ConfigError, FileAccessError, FormatError
+from tolpack.storage.folder import AlreadyExistsError, Folder, NoSuchFileError, check_name
+from tolpack.storage.ranges import joined, pieces
+from tolpack.storage.remote_errors import NoSuchRangeError, reason, status
+from tolpack.storage.remote_object import RemoteObject
 
-# What is lost by asking for bytes between two extents, against another request.
-_COALESCE_BYTES = 64 << 10
+if TYPE_CHECKING:
+    from obstore import GetOptions
+
+# Time limits: for a connection; for each step of an answer, whatever its length; for the whole.
+_CLIENT = {"connect_timeout": "5s", "read_timeout": "20s", "timeout": "300s"}
+# What users set for obstore's client by variables, which its own options would replace.
+_CLIENT_VARIABLES = (
+    "allow_http", "allow_invalid_certificates", "connect_timeout", "proxy_ca_certificate",
+    "proxy_excludes", "proxy_url", "read_timeout", "timeout",
+)  # fmt: skip
+_PREFIXES = {"s3": "AWS", "s3a": "AWS", "gs": "GOOGLE", "az": "AZURE", "adl": "AZURE",
+             "azure": "AZURE", "abfs": "AZURE", "abfss": "AZURE",
+             "http": "", "https": ""}  # fmt: skip
+# Requests that get 5xx, a reset or no answer are repeated, at most for a minute.
+_RETRIES: dict[str, Any] = {
+    "max_retries": 6,
+    "retry_timeout": timedelta(seconds=60),
+    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5)},
+}
 # Objects of memory:// live as long as the process.
 _memory: dict[str, Any] = {}
+# The process in which obstore has begun to run, by its number.
+_process: int | None = None
 
 
 class RemoteFolder(Folder):
@@ -24,7 +52,6 @@ class RemoteFolder(Folder):
     ----------
     url : str
         ``s3://``, ``gs://``, ``az://``, ``memory://``, or, for reading, ``http(s)://``.
-        Credentials are those that obstore finds, such as variables of the environment.
 
     Raises
     ------
@@ -37,7 +64,8 @@ class RemoteFolder(Folder):
     def __init__(self, url: str) -> None:
         if importlib.util.find_spec("obstore") is None:
             raise ConfigError(f"{url} needs obstore: pip install 'tolpack[remote]'")
-        self.location = url.rstrip("/")
+        scheme, _, path = url.partition("://")
+        self.location = f"{scheme}://{path.rstrip('/')}"
         self._store = _open_store(self.location)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -53,77 +81,131 @@ class RemoteFolder(Folder):
 
     def size(self, name: str) -> int | None:
         """See `Folder`."""
-        import obstore
-
-        with self._errors(f"look at {name} in"):
-            try:
-                return int(obstore.head(self._store, check_name(name))["size"])
-            except FileNotFoundError:
-                return None
+        try:
+            return RemoteObject(self, check_name(name)).look().size
+        except NoSuchFileError:
+            return None
 
     def read_many(self, name: str, extents: Sequence[tuple[int, int]]) -> list[memoryview]:
-        """See `Folder`."""
-        import obstore
-
-        starts, lengths = [one[0] for one in extents], [one[1] for one in extents]
-        with self._errors(f"read {name} in"):
-            found = obstore.get_ranges(
-                self._store, check_name(name), starts=starts, lengths=lengths,
-                coalesce=_COALESCE_BYTES,
-            )  # fmt: skip
-        views = [memoryview(one) for one in found]
-        for (offset, length), view in zip(extents, views):
-            if len(view) != length:
-                raise FileAccessError(
-                    f"{self.file_location(name)} gave {len(view)} bytes at {offset}, expected "
-                    f"{length}"
-                )
-        return views
+        """See `Folder`: extents that lie close together by one request, all at the same time."""
+        one = RemoteObject(self, check_name(name))
+        cut = [list(pieces(*extent)) for extent in extents]
+        flat = [piece for some in cut for piece in some]
+        found: list[memoryview] = [memoryview(b"")] * len(flat)
+        begun = [(part, one.begin(part.start, part.stop)) for part in joined(flat)]
+        try:
+            for part, future in begun:
+                data = future.result()
+                for n in part.numbers:
+                    start = flat[n][0] - part.start
+                    found[n] = data[start : start + flat[n][1]]
+        finally:
+            for _, future in begun:
+                future.cancel()
+        rest = iter(found)
+        return [_put_together([next(rest) for _ in some]) for some in cut]
 
     def put(self, name: str, file: Path) -> None:
         """See `Folder`."""
         import obstore
 
-        with self._errors(f"write {name} to"):
-            obstore.put(self._store, check_name(name), file)
+        with self._errors("write", check_name(name)):
+            obstore.put(self._store, name, file)
 
     def create(self, name: str, data: bytes) -> None:
         """See `Folder`."""
         import obstore
         from obstore.exceptions import AlreadyExistsError as Exists
 
-        with self._errors(f"write {name} to"):
+        with self._errors("write", check_name(name)):
             try:
-                obstore.put(self._store, check_name(name), data, mode="create")
-            except Exists as error:
-                raise AlreadyExistsError(f"{self.file_location(name)} exists") from error
+                obstore.put(self._store, name, data, mode="create")
+            except Exists:
+                raise AlreadyExistsError(f"{self.file_location(name)} exists") from None
 
     def delete(self, name: str) -> None:
         """See `Folder`."""
         import obstore
 
-        with self._errors(f"remove {name} from"), contextlib.suppress(FileNotFoundError):
-            obstore.delete(self._store, check_name(name))
+        with contextlib.suppress(NoSuchFileError), self._errors("remove", check_name(name)):
+            obstore.delete(self._store, name)
+
+    def request(self, doing: str, key: str, options: GetOptions) -> Any:
+        """Send a GET, and return obstore's result, whose body was not read yet.
+
+        Raises
+        ------
+        FormatError
+            Code ``changed``: the object is not the one that the options demand.
+        FileAccessError
+            The storage gives none; the message says what was being done.
+        """
+        import obstore
+
+        with self._errors(doing, key):
+            return obstore.get(self._store, key, options=options)
 
     @contextlib.contextmanager
-    def _errors(self, doing: str) -> Iterator[None]:
-        from obstore.exceptions import BaseError
+    def _errors(self, doing: str, name: str | None = None) -> Iterator[None]:
+        from obstore.exceptions import BaseError, PreconditionError
 
+        check_process()
+        place = self.location if name is None else self.file_location(name)
         try:
             yield
-        except FileAccessError:
+        except (FileAccessError, FormatError):
             raise
+        except FileNotFoundError:
+            raise NoSuchFileError(f"{place} does not exist") from None
+        except PreconditionError:
+            raise FormatError(
+                "changed", place, "another object", "the one that was opened"
+            ) from None
         except (BaseError, OSError, ValueError) as error:
-            raise FileAccessError(f"cannot {doing} {self.location}: {error}") from error
+            kind = NoSuchRangeError if status(error) == 416 else FileAccessError
+            raise kind(f"cannot {doing} {place}: {reason(error)}") from None
+
+
+def check_process() -> None:
+    """Refuse object storage in a child of a fork whose parent has used it.
+
+    The threads of obstore are gone there, and every request would wait for ever.
+
+    Raises
+    ------
+    FileAccessError
+        This is such a child.
+    """
+    global _process
+    if _process is None:
+        _process = os.getpid()
+    if _process != os.getpid():
+        raise FileAccessError(
+            "object storage was used before this process was forked, and cannot be in both: start "
+            "processes by multiprocessing's 'spawn' or 'forkserver'"
+        )
+
+
+def _put_together(some: Sequence[memoryview]) -> memoryview:
+    return some[0] if len(some) == 1 else memoryview(b"".join(some))
 
 
 def _open_store(url: str) -> Any:
     from obstore.exceptions import BaseError
     from obstore.store import MemoryStore, from_url
 
-    if url.lower().startswith("memory://"):
+    scheme = url.partition("://")[0].lower()
+    if scheme == "memory":
         return _memory.setdefault(url, MemoryStore())
+    if scheme not in _PREFIXES:
+        known = ", ".join(f"{one}://" for one in ("s3", "gs", "az", "http", "https", "memory"))
+        raise ConfigError(f"{url} is of no known kind: expected {known} or file://")
+    options: dict[str, Any] = {**_CLIENT, "allow_http": scheme == "http"}
+    for name in _CLIENT_VARIABLES:
+        if chosen := os.environ.get(f"{_PREFIXES[scheme]}_{name.upper()}"):
+            options[name] = chosen
+    open_store: Any = from_url  # its types tell the kinds of storage apart
     try:
-        return from_url(url)
+        return open_store(url, client_options=options, retry_config=_RETRIES)
     except (BaseError, ValueError) as error:
-        raise ConfigError(f"cannot open {url}: {error}") from error
+        raise ConfigError(f"cannot open {url}: {reason(error)}") from None
