@@ -1,8 +1,9 @@
 """An object store on the loopback interface, slow and faulty on demand.
 
 It holds objects itself, and answers GET and HEAD as S3 does: ranges, ETags, If-Match. Or it stands
-before another server, and passes on whatever comes. A fault spoils one answer to a GET; those that
-wait in ``faults`` are used up one by one, ``always`` spoils every one.
+before another server, and passes on whatever comes. A fault spoils one answer to a GET of a range,
+or to a request of ``spoiled_method``; those in ``faults`` are used up one by one, ``always`` spoils
+every one. ``instead`` is the answer to whatever is asked, which is not obeyed either.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import http.client
+import logging
 import re
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -121,7 +124,9 @@ class ObjectServer:
     objects: dict[str, bytes | memoryview] = field(default_factory=dict)
     faults: deque[Fault] = field(default_factory=deque)
     always: Fault | None = None
+    instead: Answer | None = None
     requests: list[Request] = field(default_factory=list)
+    spoiled_method: str = "GET"
     etags: bool = True
     most_at_once: int = 0
     connections: set[_Connection] = field(default_factory=set)
@@ -179,13 +184,17 @@ class ObjectServer:
         try:
             if self.delay:
                 await asyncio.sleep(self.delay)
+            if self.instead is not None:
+                return self.instead
             if self.upstream is None:
                 answer = self._own(request)
             else:
                 answer = await self._loop.run_in_executor(None, _forward, self.upstream, request)
         finally:
             self._at_once -= 1
-        if request.method != "GET" or request.range is None:
+        if request.method != self.spoiled_method:
+            return answer
+        if request.method == "GET" and request.range is None:
             return answer
         fault = self.always or (self.faults.popleft() if self.faults else None)
         return answer if fault is None else fault(answer)
@@ -213,6 +222,34 @@ class ObjectServer:
         if known is None or known[0] is not found:
             known = self._known[target] = found, f'"{hashlib.md5(found).hexdigest()}"'
         return known[1]
+
+
+@contextmanager
+def moto_server(bucket: str = "bucket") -> Iterator[ObjectServer]:
+    """Run moto's S3 server with an empty bucket, and yield a server that stands before it."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    moto.start()
+    try:
+        address = "{}:{}".format(*moto.get_host_and_port())
+        assert _forward(address, Request("PUT", f"/{bucket}", {})).status == 200
+        with ObjectServer(address) as server:
+            yield server
+    finally:
+        moto.stop()
+
+
+def s3_environment(server: ObjectServer) -> dict[str, str]:
+    """Return the variables with which obstore finds a server under ``s3://``."""
+    return {
+        "AWS_ENDPOINT": server.url,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+    }
 
 
 class _Connection(asyncio.Protocol):

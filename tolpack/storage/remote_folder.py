@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -39,10 +40,16 @@ _RETRIES: dict[str, Any] = {
     "retry_timeout": timedelta(seconds=60),
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5)},
 }
+# Attempts to create an object, and seconds after the first, doubled after each further one.
+_CREATE_ATTEMPTS, _CREATE_WAIT = 5, 0.2
 # Objects of memory:// live as long as the process.
 _memory: dict[str, Any] = {}
 # The process in which obstore has begun to run, by its number.
 _process: int | None = None
+
+
+class _UnansweredError(FileAccessError):
+    """Nobody knows whether a request to write was obeyed."""
 
 
 class RemoteFolder(Folder):
@@ -114,14 +121,41 @@ class RemoteFolder(Folder):
 
     def create(self, name: str, data: bytes) -> None:
         """See `Folder`."""
+        error: FileAccessError | None = None
+        for attempt in range(_CREATE_ATTEMPTS):
+            try:
+                self._create_once(check_name(name), data)
+            except AlreadyExistsError:
+                if error is not None and self._holds(name, data):
+                    return  # an attempt that got no answer has made it
+                raise
+            except _UnansweredError as unanswered:
+                error = unanswered
+                time.sleep(_CREATE_WAIT * 2**attempt)
+            else:
+                return
+        if error is not None and not self._holds(name, data):
+            raise error
+
+    def _create_once(self, name: str, data: bytes) -> None:
+        """Send one request: the answer to a second one could not tell who has made the object."""
         import obstore
         from obstore.exceptions import AlreadyExistsError as Exists
+        from obstore.exceptions import GenericError
 
-        with self._errors("write", check_name(name)):
+        with self._errors("write", name):
             try:
-                obstore.put(self._store, name, data, mode="create")
+                obstore.put(_open_store(self.location, retries=0), name, data, mode="create")
             except Exists:
                 raise AlreadyExistsError(f"{self.file_location(name)} exists") from None
+            except GenericError as error:
+                if (status(error) or 500) < 500:
+                    raise
+                said = f"cannot write {self.file_location(name)}: {reason(error)}"
+                raise _UnansweredError(said) from None
+
+    def _holds(self, name: str, data: bytes) -> bool:
+        return self.size(name) == len(data) and bytes(self.read(name, 0, len(data))) == data
 
     def delete(self, name: str) -> None:
         """See `Folder`."""
@@ -190,7 +224,7 @@ def _put_together(some: Sequence[memoryview]) -> memoryview:
     return some[0] if len(some) == 1 else memoryview(b"".join(some))
 
 
-def _open_store(url: str) -> Any:
+def _open_store(url: str, retries: int | None = None) -> Any:
     from obstore.exceptions import BaseError
     from obstore.store import MemoryStore, from_url
 
@@ -204,8 +238,9 @@ def _open_store(url: str) -> Any:
     for name in _CLIENT_VARIABLES:
         if chosen := os.environ.get(f"{_PREFIXES[scheme]}_{name.upper()}"):
             options[name] = chosen
+    retry_config = _RETRIES if retries is None else {**_RETRIES, "max_retries": retries}
     open_store: Any = from_url  # its types tell the kinds of storage apart
     try:
-        return open_store(url, client_options=options, retry_config=_RETRIES)
+        return open_store(url, client_options=options, retry_config=retry_config)
     except (BaseError, ValueError) as error:
         raise ConfigError(f"cannot open {url}: {reason(error)}") from None
