@@ -220,8 +220,8 @@ class RemoteFile(ByteSource):
         """Send requests for extents of at most `RANGE_BYTES` each."""
         found: dict[int, _Coming] = {}
         ranges = joined(extents)
-        for one in ranges:
-            answer = self._object.begin(one.start, one.stop)
+        answers = self._object.begin([(one.start, one.stop) for one in ranges])
+        for one, answer in zip(ranges, answers):
             for n in one.numbers:
                 offset, length = extents[n]
                 found[n] = _Coming(answer, offset - one.start, length)
@@ -250,7 +250,7 @@ class RemoteFile(ByteSource):
         if found is None or (found.done() and found.exception() is not None):
             start = number * RANGE_BYTES
             stop = min(start + RANGE_BYTES, self.size)
-            found = self._object.begin(start, stop)
+            found = self._object.begin([(start, stop)])[0]
             self.fetches.requests += 1
             self.fetches.file_bytes += stop - start
         self._segments[number] = found

@@ -74,6 +74,10 @@ class RemoteFolder(Folder):
         scheme, _, path = url.partition("://")
         self.location = f"{scheme}://{path.rstrip('/')}"
         self._store = _open_store(self.location)
+        import obstore
+        from obstore.exceptions import BaseError
+
+        self._get, self.error_type = obstore.get, BaseError
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteFolder, (self.location,)
@@ -99,16 +103,17 @@ class RemoteFolder(Folder):
         cut = [list(pieces(*extent)) for extent in extents]
         flat = [piece for some in cut for piece in some]
         found: list[memoryview] = [memoryview(b"")] * len(flat)
-        begun = [(part, one.begin(part.start, part.stop)) for part in joined(flat)]
+        ranges = joined(flat)
+        answers = one.begin([(part.start, part.stop) for part in ranges])
         try:
-            for part, future in begun:
-                data = future.result()
+            for part, answer in zip(ranges, answers):
+                data = answer.result()
                 for n in part.numbers:
                     start = flat[n][0] - part.start
                     found[n] = data[start : start + flat[n][1]]
         finally:
-            for _, future in begun:
-                future.cancel()
+            for answer in answers:
+                answer.cancel()
         rest = iter(found)
         return [_put_together([next(rest) for _ in some]) for some in cut]
 
@@ -174,30 +179,32 @@ class RemoteFolder(Folder):
         FileAccessError
             The storage gives none; the message says what was being done.
         """
-        import obstore
-
-        with self._errors(doing, key):
-            return obstore.get(self._store, key, options=options)
+        check_process()
+        try:
+            return self._get(self._store, key, options=options)
+        except (OSError, ValueError, self.error_type) as error:
+            raise self._translated(error, doing, key) from None
 
     @contextlib.contextmanager
     def _errors(self, doing: str, name: str | None = None) -> Iterator[None]:
-        from obstore.exceptions import BaseError, PreconditionError
-
         check_process()
-        place = self.location if name is None else self.file_location(name)
         try:
             yield
         except (FileAccessError, FormatError):
             raise
-        except FileNotFoundError:
-            raise NoSuchFileError(f"{place} does not exist") from None
-        except PreconditionError:
-            raise FormatError(
-                "changed", place, "another object", "the one that was opened"
-            ) from None
-        except (BaseError, OSError, ValueError) as error:
-            kind = NoSuchRangeError if status(error) == 416 else FileAccessError
-            raise kind(f"cannot {doing} {place}: {reason(error)}") from None
+        except (OSError, ValueError, self.error_type) as error:
+            raise self._translated(error, doing, name) from None
+
+    def _translated(self, error: Exception, doing: str, name: str | None) -> Exception:
+        from obstore.exceptions import PreconditionError
+
+        place = self.location if name is None else self.file_location(name)
+        if isinstance(error, FileNotFoundError):
+            return NoSuchFileError(f"{place} does not exist")
+        if isinstance(error, PreconditionError):
+            return FormatError("changed", place, "another object", "the one that was opened")
+        kind = NoSuchRangeError if status(error) == 416 else FileAccessError
+        return kind(f"cannot {doing} {place}: {reason(error)}")
 
 
 def check_process() -> None:

@@ -12,6 +12,7 @@ is done here, as servers and what stands before them may cut answers short.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
@@ -49,6 +50,10 @@ class Version:
     def demand(self) -> str | None:
         """The value of ``If-Match``; a weak ETag never matches, says RFC 9110, 13.1.1."""
         return None if self.etag is None or self.etag.startswith("W/") else self.etag
+
+    def is_told_by(self, meta: Any) -> bool:
+        """Whether obstore's description of an answer has this ETag and size."""
+        return bool(self.etag == meta["e_tag"] and self.size == meta["size"])
 
     def __str__(self) -> str:
         return f"{self.size} bytes, ETag {self.etag}, of {self.modified}"
@@ -119,9 +124,22 @@ class RemoteObject(ForkSafe):
             raise self._wrong_range(start, stop, f"{len(data)} bytes")
         return data
 
-    def begin(self, start: int, stop: int) -> Future[memoryview]:
-        """Begin to `read`; at most 256 requests of the process wait at the same time."""
-        return _requests.submit(lambda extent: self.read(*extent), (start, stop))
+    def begin(self, ranges: Sequence[tuple[int, int]]) -> list[Future[memoryview]]:
+        """Begin to `read` ranges; at most 256 requests of the process wait at the same time."""
+        answers: list[Future[memoryview]] = [Future() for _ in ranges]
+        work = list(zip(ranges, answers))
+        shares = min(len(work), _AT_ONCE)  # a dispatch costs as much as a request
+        for n in range(shares):
+            _requests.submit(self._read_share, work[n::shares])
+        return answers
+
+    def _read_share(self, share: Sequence[tuple[tuple[int, int], Future[memoryview]]]) -> None:
+        for (start, stop), answer in share:
+            if answer.set_running_or_notify_cancel():
+                try:
+                    answer.set_result(self.read(start, stop))
+                except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+                    answer.set_exception(error)
 
     def _read(self, start: int, stop: int) -> memoryview:
         """As `read`, but an object may end before `stop`."""
@@ -136,8 +154,6 @@ class RemoteObject(ForkSafe):
 
     def _request(self, start: int, stop: int) -> tuple[memoryview, int]:
         """Return what one request brings, and how many bytes it should be."""
-        from obstore.exceptions import BaseError
-
         options: GetOptions = {"range": (start, stop)}
         if self.version is not None and self.version.demand is not None:
             options["if_match"] = self.version.demand
@@ -147,11 +163,14 @@ class RemoteObject(ForkSafe):
             raise self._wrong_range(start, stop, "bytes {} … {}".format(*found.range))
         try:
             return memoryview(found.bytes()), stop_there - start
-        except (BaseError, OSError, ValueError) as error:
+        except (OSError, ValueError, self._folder.error_type) as error:
             raise self._wrong_range(start, stop, reason(error)) from None
 
     def _check_version(self, meta: Any) -> Version:
         """Keep the version of the first answer, and compare that of any other."""
+        known = self.version
+        if known is not None and known.etag and known.is_told_by(meta):
+            return known
         found = Version(int(meta["size"]), meta.get("e_tag"), meta.get("last_modified"))
         if found.etag is not None:  # it tells more than the time
             found = Version(found.size, found.etag, None)
