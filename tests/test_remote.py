@@ -15,6 +15,7 @@ import tolpack
 from tolpack.container.remote_file import RemoteFile
 from tolpack.storage import remote_folder, remote_object
 from tolpack.storage.locations import open_folder, split_location
+from tolpack.storage.remote_errors import reason
 
 # Three chunks of rows of 8 KB: many lie too far apart for one request.
 WIDE = Recipe(
@@ -311,6 +312,23 @@ def test_secrets_are_never_shown(s3, wide, caplog):
         shown = [caught.value, caught.value.__cause__, caplog.text]
         assert not any(SECRET in str(one) or "Signature=" in str(one) for one in shown)
         assert URLS["s3"] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("GET http://169.254.169.254/latest/api/token - status code: 403", "AWS_ACCESS_KEY_ID"),
+        ("GET http://169.254.169.254/computeMetadata/v1/x - status: 403", "GOOGLE_APPLICATION"),
+        ("Generic MicrosoftAzure error: x source: MissingAccount", "AZURE_STORAGE_ACCOUNT_NAME"),
+        (f"Server returned non-2xx status code: 418 {SECRET}", "status 418"),
+        (f"something else: {SECRET}", "ValueError"),
+    ],
+)
+def test_reasons_are_words_of_our_own(text, said):
+    """A reason is recognised in the library's words, of which nothing is repeated."""
+    found = reason(ValueError(text))
+    assert said in found
+    assert SECRET not in found
 
 
 @pytest.mark.parametrize(

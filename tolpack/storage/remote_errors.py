@@ -11,12 +11,14 @@ import re
 from tolpack.errors import FileAccessError
 
 _STATUS = re.compile(r"status[ :]+(?:code[ :]+)?([1-5]\d\d)\b|HTTP status [a-z ]+\(([1-5]\d\d)")
+_NO_CREDENTIALS = "no credentials were found"
 # By what the library's messages contain; the first that is found.
 _REASONS = {
-    "169.254.169.254": "no credentials were found: set the variables of the storage, such as "
-    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for public objects",
-    "metadata.google.internal": "no credentials were found: set GOOGLE_APPLICATION_CREDENTIALS, or "
+    "computeMetadata": f"{_NO_CREDENTIALS}: set GOOGLE_APPLICATION_CREDENTIALS, or "
     "GOOGLE_SKIP_SIGNATURE=true for public objects",
+    "169.254.169.254": f"{_NO_CREDENTIALS}: set the variables of the storage, such as "
+    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for public objects",
+    "MissingAccount": "the account is not named: set AZURE_STORAGE_ACCOUNT_NAME",
     "range requested": "the server does not answer with the range that was asked for",
     "Content-Range": "the server does not answer with the range that was asked for",
     "TimedOut": "no answer within the time limit",
@@ -56,6 +58,8 @@ def reason(error: BaseException) -> str:
     """Return why a request failed, in words that hold nothing secret."""
     text, kind, code = str(error), type(error).__name__, status(error)
     shown = "" if code is None else f"status {code}"
-    known = next((words for part, words in _REASONS.items() if part in text), "")
+    known: str = next((words for part, words in _REASONS.items() if part in text), "")
+    if known.startswith(_NO_CREDENTIALS):
+        return known  # the status is that of the machine's own service
     said = [one for one in (_KINDS.get(kind, known), shown) if one]
     return ", ".join(said) or kind
