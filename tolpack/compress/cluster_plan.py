@@ -1,0 +1,100 @@
+"""``tolpack plan --machines``: the size of a pack, and the phases of its build on a cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tolpack.compress.cluster_model import BuildWork, Cluster, ClusterPlan, plan_cluster
+from tolpack.compress.cluster_rates import index_bytes, measure_plan, measure_rates, measure_table
+from tolpack.compress.measured_plan import PlanRequest, decided_plan
+from tolpack.compress.size_prediction import SizePrediction, predict_tables
+from tolpack.errors import memory_errors
+from tolpack.runtime.progress import Reporter
+from tolpack.sources.open_source import open_tables
+from tolpack.storage.locations import is_url
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterBuild:
+    """A cluster and the size of the parts that are built on it: ``None`` for a pack in one file."""
+
+    cluster: Cluster
+    part_bytes: int | None
+
+    def reads_remotely(self, request: PlanRequest) -> bool:
+        """Whether input and parts lie in object storage."""
+        return self.cluster.machines > 1 or is_url(request.checkpoint)
+
+
+@memory_errors("give less --max-memory or fewer --threads")
+def predict_build(
+    request: PlanRequest, rank: str, build: ClusterBuild, reporter: Reporter
+) -> tuple[SizePrediction, ClusterPlan]:
+    """Predict a build for whose plan the table is not measured. A sample of its rows is encoded.
+
+    Parameters
+    ----------
+    request : PlanRequest
+        What is to be built; its inputs are not used.
+    rank : str
+        ``--rank`` as it was given.
+    build : ClusterBuild
+        Where, and in which parts.
+    reporter : Reporter
+        Receives progress.
+
+    Returns
+    -------
+    tuple of SizePrediction and ClusterPlan
+        The pack's size, and the phases.
+
+    Raises
+    ------
+    ConfigError, CheckpointError
+        As of `tolpack.build`.
+    """
+    settings = request.settings
+    sources = open_tables(request.checkpoint, request.options, request.layers, request.tensor)
+    raw = settings.compression == "none"
+    size = predict_tables(sources, rank, settings.bits, settings.drop.layers, raw=raw)
+    found = [measure_table(one, settings, request.resources, reporter) for one in sources]
+    work = BuildWork(
+        tuple(table for table, _ in found), size.bytes, sum(index for _, index in found),
+        build.part_bytes, remote=build.reads_remotely(request),
+    )  # fmt: skip
+    return size, plan_cluster(build.cluster, work, measure_rates())
+
+
+@memory_errors("give less --max-memory or fewer --threads")
+def preview_build(
+    request: PlanRequest, build: ClusterBuild, reporter: Reporter
+) -> tuple[list[dict[str, Any]], ClusterPlan]:
+    """Measure and decide as a build does, encode a sample of rows, and predict the build.
+
+    Parameters
+    ----------
+    request, build, reporter
+        As of `predict_build`.
+
+    Returns
+    -------
+    tuple of list and ClusterPlan
+        What `tolpack.compress.measured_plan.preview_plan` returns, and the phases.
+
+    Raises
+    ------
+    ConfigError, CheckpointError
+        As of `tolpack.build`.
+    """
+    with decided_plan(request, reporter) as decided:
+        plans = decided.plan.tables
+        tables = tuple(
+            measure_plan(plan, table.source, decided.workspace)
+            for plan, table in zip(plans, decided.tables)
+        )
+        work = BuildWork(
+            tables, decided.plan.predicted_bytes, sum(map(index_bytes, plans)), build.part_bytes,
+            decided.calibration_seconds, decided.plan_seconds, build.reads_remotely(request),
+        )  # fmt: skip
+    return [one.to_json() for one in plans], plan_cluster(build.cluster, work, measure_rates())
