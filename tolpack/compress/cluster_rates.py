@@ -92,7 +92,7 @@ def measure_rates() -> Rates:
     return Rates(
         _DIGEST_BYTES / _best_seconds(lambda: hashlib.sha256(data.data)),
         2 * _PRODUCT_SIZE**3 / product,
-        _start_seconds(),
+        start_seconds(),
     )
 
 
@@ -215,7 +215,7 @@ def _best_seconds(work: Callable[[], object]) -> float:
     return min(times)
 
 
-def _start_seconds() -> float:
+def start_seconds() -> float:
     """Return how long a new process takes to load what encodes."""
     command: Sequence[str] = (sys.executable, "-c", "import tolpack.compress.encode")
     begin = time.perf_counter()
