@@ -21,6 +21,7 @@ from tolpack.errors import (
     UnsupportedVersionError,
 )
 from tolpack.export.convert import convert
+from tolpack.export.parts import join, split
 from tolpack.pack import Pack
 from tolpack.version import __version__
 
@@ -38,7 +39,9 @@ __all__ = [
     "__version__",
     "build",
     "convert",
+    "join",
     "open",
+    "split",
 ]
 
 

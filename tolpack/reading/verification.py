@@ -23,6 +23,7 @@ from tolpack.errors import FileAccessError, FormatError
 from tolpack.reading.basis_arrays import float_pieces
 from tolpack.reading.block_decompression import decompress_block
 from tolpack.reading.ngram_rows import read_id_map
+from tolpack.reading.part_checks import part_errors
 from tolpack.reading.token_map import StoredOrder, inverse_permutation, read_token_map
 
 # Findings that are told one by one; runs of token ids that are told of each.
@@ -38,12 +39,13 @@ class Damage:
 
     ``first_slot`` and ``rows`` say which rows it hits, in the order in which they are stored;
     ``token_ranges`` are the token ids of these, as (first, last) of runs, or ``None`` where the
-    token map is damaged itself; of many runs the first hundred, and ``more_ranges`` says how many
-    there are besides. ``code`` is the `FormatError` code, or ``"unreadable"``; ``message`` is the
-    first error's. ``places`` is 1, but of the last entry of a long list, which stands for all
-    places that are not told one by one: its code is ``"more"``, and its rows reach from the first
-    of them to the last. ``table`` is the table's name in a pack of several, and ``None`` for what
-    hits all of them: their rows are then counted together.
+    token map is damaged itself, and of a part file, whose damaged blocks have entries of their own;
+    of many runs the first hundred, and ``more_ranges`` says how many there are besides. ``code`` is
+    the `FormatError` code, or ``"unreadable"``; ``message`` is the first error's. ``places`` is 1,
+    but of the last entry of a long list, which stands for all places that are not told one by one:
+    its code is ``"more"``, and its rows reach from the first of them to the last. ``table`` is the
+    table's name in a pack of several, and ``None`` for what hits all of them: their rows are then
+    counted together.
     """
 
     place: str
@@ -97,6 +99,10 @@ def _envelope_damages(container: Container, progress: Callable[[int], object]) -
         except (FormatError, FileAccessError) as error:
             found.append(Damage(place, 0, rows, tokens, _code(error), str(error)))
         progress(size)
+    for file, reason in part_errors(container):
+        slot = next((one.first_row for one in file.pieces if one.first_row is not None), 0)
+        place = f"part file {file.name}"
+        found.append(Damage(place, slot, file.rows, None, _code(reason), str(reason)))
     return found
 
 

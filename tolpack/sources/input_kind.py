@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from tolpack.container.parts.manifest import MANIFEST_NAME
 from tolpack.container.preamble import MAGIC
 from tolpack.errors import CheckpointError
 from tolpack.runtime.files import open_stream
@@ -56,8 +57,15 @@ def check_input(path: Path) -> None:
 
 
 def is_pack(path: str | Path) -> bool:
-    """Whether a file is called ``.tolpack``, or begins as packs do."""
-    return Path(path).suffix == ".tolpack" or _first_bytes(path) == MAGIC
+    """Whether a file is called ``.tolpack``, or begins as packs do; or is the manifest of a pack in
+    parts, or a folder that holds one.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return (path / MANIFEST_NAME).is_file()
+    if path.suffix == ".json":
+        return _first_bytes(path, 64).find(b'"tolpack"') >= 0
+    return path.suffix == ".tolpack" or _first_bytes(path) == MAGIC
 
 
 def is_gguf(path: str | Path) -> bool:
@@ -65,11 +73,11 @@ def is_gguf(path: str | Path) -> bool:
     return _first_bytes(path).startswith(_GGUF)
 
 
-def _first_bytes(path: str | Path) -> bytes:
+def _first_bytes(path: str | Path, count: int = len(MAGIC)) -> bytes:
     """Return as many bytes as a pack's magic has, or none if the file cannot be read."""
     try:
         with open_stream(path) as file:
-            return file.read(len(MAGIC))
+            return file.read(count)
     except OSError:
         return b""
 

@@ -1,0 +1,59 @@
+"""Checking the part files of a pack against its manifest, several at once."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tolpack.container.parts.check_pieces import chunk_runs
+from tolpack.container.parts.manifest import PartFile
+from tolpack.container.parts.part_file import check_part_file, read_lengths
+from tolpack.container.parts.parts_source import PartsSource
+from tolpack.container.verified_reader import Container
+from tolpack.errors import FileAccessError, FormatError
+from tolpack.runtime.pool import Pool, processor_count
+
+# Part files that are read at once where a read waits for a network.
+_REMOTE_FILES = 8
+
+
+def part_errors(container: Container) -> list[tuple[PartFile, FormatError | FileAccessError]]:
+    """Read all part files of a pack, and return those that are not what its manifest says; none for
+    a pack of one file.
+    """
+    source = container.source
+    if not isinstance(source, PartsSource):
+        return []
+    files = source.manifest.files
+
+    def check(number: int) -> FormatError | FileAccessError | None:
+        try:
+            place = number, len(files)
+            check_part_file(source.file(number), files[number], place, container.preamble.pack_id)
+            _check_lengths(container, source, number)
+        except (FormatError, FileAccessError) as error:
+            return error.with_traceback(None)  # it holds on to the bytes
+        return None
+
+    pool = Pool(_REMOTE_FILES if source.is_remote else processor_count(), "verify")
+    try:
+        found = pool.map(check, range(len(files)))
+    finally:
+        pool.close()
+    return [(file, error) for file, error in zip(files, found) if error is not None]
+
+
+def _check_lengths(container: Container, source: PartsSource, number: int) -> None:
+    """Hold the lengths of blocks that a part file gives against the index."""
+    runs = {run.chunk.blocks: run for run in chunk_runs(container.header)}
+    for piece in source.manifest.files[number].pieces:
+        if piece.lengths_offset_bytes is None:
+            continue
+        run = runs[piece.section]
+        view = container.of_table(run.table)
+        first = (int(piece.first_row or 0) - run.first_slot) // run.rows_per_block
+        blocks = run.blocks(int(piece.rows or 0))
+        stated = read_lengths(source.file(number), piece, blocks)
+        indexed = [view.block_extent(run.number, first + block)[1] for block in range(blocks)]
+        if not np.array_equal(stated, indexed):
+            name = source.manifest.files[number].name
+            raise FormatError("part-mismatch", name, "other lengths of blocks", "the index's")
