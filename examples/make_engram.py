@@ -1,0 +1,58 @@
+"""A stand-in for DeepSeek-V4.1-Flash: its n-gram tables by name, shape and dtype, without values.
+
+    python examples/make_engram.py FOLDER
+
+The 202.8 GB (188.8 GiB) of the tables are a hole in a sparse file, which takes a few KB of the disk.
+So ``tolpack plan`` can be tried on a table of this size (docs/scale.md). All values are zeros, and
+the tokenizer has a few words.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, models
+
+# Rows of the table of each layer that has one; a row has 256 values and 8 scales of 1 byte each.
+LAYERS = {1: 384_006_168, 14: 384_016_682}
+WIDTH, GROUP = 256, 32
+CONFIG = {
+    "model_type": "deepseek_v41",
+    "text_config": {
+        "engram_layer_ids": list(LAYERS), "engram_vocab_size": 16_000_000,
+        "engram_max_ngram_size": 4, "engram_n_heads": 8, "engram_head_dim": WIDTH,
+        "engram_pad_token_id": 2,
+    },
+}  # fmt: skip
+
+
+def make_engram(folder: Path) -> None:
+    """Write the folder."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG), "utf-8")
+    words = {f"w{number}": number for number in range(100)}
+    Tokenizer(models.WordLevel(words, "w0")).save(str(folder / "tokenizer.json"))
+    tensors: dict[str, Any] = {}
+    end = 0
+    for layer, rows in LAYERS.items():
+        for name, dtype, width in (
+            ("weight", "F8_E4M3", WIDTH), ("scale", "F8_E8M0", WIDTH // GROUP)
+        ):  # fmt: skip
+            offsets = [end, end + rows * width]
+            tensors[f"layers.{layer}.engram.embed.{name}"] = {
+                "dtype": dtype, "shape": [rows, width], "data_offsets": offsets,
+            }  # fmt: skip
+            end = offsets[1]
+    header = json.dumps(tensors).encode()
+    with open(folder / "model.safetensors", "xb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + end)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python examples/make_engram.py FOLDER")
+    make_engram(Path(sys.argv[1]))
