@@ -3,6 +3,7 @@
 import heapq
 import json
 import math
+from dataclasses import replace
 
 import models
 import numpy as np
@@ -97,20 +98,32 @@ def test_more_workers_than_cores_change_nothing_but_the_start():
 
 
 @pytest.mark.parametrize(
-    ("changes", "bound"),
-    [({}, "cores"), ({"network": 1e7}, "network"), ({"disk": 1e6}, "disk"),
-     ({"cores": 100, "network": 1e10}, "parts")],
+    ("changes", "remote", "bound"),
+    [({}, True, "cores"), ({"network": 1e7}, True, "network"), ({"disk": 1e7}, False, "disk"),
+     ({"cores": 100, "network": 1e10}, True, "parts")],
 )  # fmt: skip
-def test_a_phase_says_what_it_waits_for(changes, bound):
-    """Encoding is bound by cores, a slow network, a slow disk, or too few parts."""
+def test_a_phase_says_what_it_waits_for(changes, remote, bound):
+    """Encoding is bound by cores, by a slow network or disk with the input, or by too few parts."""
     cluster = Cluster(**{"machines": 2, "cores": 4, "disk": 1e9, "network": 1e9, **changes})
-    found = phases(cluster)["encode parts"]
+    found = phases(cluster, replace(WORK, remote=remote))["encode parts"]
     assert found.bound == bound
     waits = {
         "cores": math.ceil(63 / 8) * (1e-5 * 10**8 / 63 + 16e9 / 63 / 1e9),
-        "network": 50e9 / 2 / 1e7, "disk": 16e9 / 2 / 1e6, "parts": 1e3 / 63 + 16 / 63,
+        "network": 50e9 / 2 / 1e7, "disk": 50e9 / 2 / 1e7, "parts": 1e3 / 63 + 16 / 63,
     }  # fmt: skip
     assert found.seconds == pytest.approx(waits[bound])
+
+
+@pytest.mark.parametrize(
+    ("rates", "bound"), [((1e7, 1e9), "disk"), ((1e9, 1e7), "network"), ((1e9, 1e8), "network")]
+)
+def test_writing_waits_for_the_slower_of_disk_and_network(rates, bound):
+    """What takes longest is named; the rest is hidden behind the encoding of other workers."""
+    found = phases(Cluster(2, 4, *rates))
+    assert found["write parts"].bound == bound
+    each = [8e9 / rate for rate in rates]
+    hidden = max(each) - found["encode parts"].seconds
+    assert found["write parts"].seconds == pytest.approx(max(sum(each) / 4, hidden))
 
 
 def test_a_single_machine_reads_its_disk():
@@ -232,14 +245,14 @@ def test_a_sample_has_the_rows_of_its_source(table):
     assert np.array_equal(stored[1], source.stored_rows(0)(ids[[1]])[1])
 
 
-def test_phase_times_add_up():
-    """Phases of one name are added, and progress is passed on."""
+def test_phase_times_are_kept():
+    """In their order, also of one name, and progress is passed on."""
     times = PhaseTimes()
-    for _ in range(2):
-        with times.phase("encoding", 1, "rows") as done:
+    for name in ("encoding", "encoding", "checking"):
+        with times.phase(name, 1, "rows") as done:
             done(1)
-    assert list(times.seconds) == ["encoding"]
-    assert times.seconds["encoding"] > 0
+    assert [name for name, _ in times.seconds] == ["encoding", "encoding", "checking"]
+    assert all(seconds >= 0 for _, seconds in times.seconds)
 
 
 # -- the command ---------------------------------------------------------------------------------

@@ -19,13 +19,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tolpack.container.parts.layout import DEFAULT_PART_SIZE
 from tolpack.errors import ConfigError
+from tolpack.runtime.sizes import parse_bytes
 
-DEFAULT_PART_BYTES = 256_000_000
-# From a request to an object store to its first byte. The caller asks for the header of one part
-# after another.
-REQUEST_SECONDS = 0.03
+DEFAULT_PART_BYTES = parse_bytes(DEFAULT_PART_SIZE, "--part-size")
 MAX_MACHINES = 100_000
+# Parts of a pack in one file, which are removed at the end, and their bytes at least and at most.
+_PARTS_OF_FILE, _LEAST_PART_BYTES, _MOST_PART_BYTES = 64, 1 << 20, 256 << 20
+# Rows of a part at least.
+_PART_ROWS = 2048
+# From a request to an object store to its first byte, and requests that the caller has at once.
+_REQUEST_SECONDS, _REQUESTS_AT_ONCE = 0.03, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +115,12 @@ class BuildWork:
     @property
     def parts(self) -> int:
         """Number of part files, without that of arrays and indexes."""
-        return max(1, math.ceil(self.pack_bytes / (self.part_bytes or DEFAULT_PART_BYTES)))
+        size = self.part_bytes
+        if size is None:
+            size = self.pack_bytes // _PARTS_OF_FILE
+            size = min(max(size, _LEAST_PART_BYTES), _MOST_PART_BYTES)
+        most = sum(math.ceil(table.rows / _PART_ROWS) for table in self.tables)
+        return max(1, min(math.ceil(self.pack_bytes / size), most))
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,9 +273,8 @@ def _plan(cluster: Cluster, work: BuildWork, rates: Rates) -> Phase:
 
 
 def _encode(cluster: Cluster, work: BuildWork, rates: Rates) -> Phase:
-    """``max(⌈parts / busy cores⌉ · core seconds of a part, input of a machine / input rate,
-    temporary files of a machine / disk)``, where a core takes for a part
-    ``Σ rows · row_seconds / parts + load_seconds + bytes of the part / digest``.
+    """``max(⌈parts / busy cores⌉ · core seconds of a part, input of a machine / input rate)``; a
+    core takes for a part ``Σ rows · row_seconds / parts + load_seconds + its bytes / digest``.
 
     Parts are of one size, and a core that has finished one takes the next. Rows that are stored are
     read by one machine each; weights from which rows are computed, by all.
@@ -275,45 +284,42 @@ def _encode(cluster: Cluster, work: BuildWork, rates: Rates) -> Phase:
     load = max(table.load_seconds for table in work.tables)
     each = row_seconds / parts + load + work.pack_bytes / parts / rates.digest
     size = sum(table.stored_bytes * (machines if table.computed else 1) for table in work.tables)
-    place, _ = _input_rate(cluster, work)
-    moved = {"network": 0.0, "disk": work.pack_bytes / machines}
-    moved[place] += size / machines
-    waits = {name: moved[name] / getattr(cluster, name) for name in moved}
-    cores = "cores" if parts >= slots else "parts"
-    seconds, bound = _slowest({cores: math.ceil(parts / slots) * each, **waits})
+    place, rate = _input_rate(cluster, work)
+    waits = {
+        "cores" if parts >= slots else "parts": math.ceil(parts / slots) * each,
+        place: size / machines / rate,
+    }
+    seconds, bound = _slowest(waits)
     return Phase("encode parts", seconds, machines, size, size if work.remote else 0, bound)
 
 
 def _write(cluster: Cluster, work: BuildWork, encode_seconds: float) -> Phase:
-    """``max(moved / workers, moved - encode)``, where ``moved`` is how long the bytes of all parts
-    take at the full rate of all machines.
+    """``max((on disk + sent) / workers, max(on disk, sent) - encode)``, where ``on disk`` and
+    ``sent`` are how long the bytes of all parts take at the full rates of all machines.
 
-    A worker writes a part when it has encoded it, while others of its machine still encode. Those
-    are the asymptotic bounds of a closed queueing network (Denning and Buzen, 1978): a single
-    worker does one after the other, and many hide the shorter of both. To object storage a part
-    passes the network once; on a single machine it is read and written once more.
+    A worker writes a part to its disk when it has encoded it, and sends it to object storage, while
+    others of its machine still encode. Those are the asymptotic bounds of a closed queueing network
+    (Denning and Buzen, 1978): a single worker does one after the other, and of many the longest
+    hides the rest.
     """
-    size = work.pack_bytes
+    size, machines = work.pack_bytes, cluster.machines
+    moved = {"disk": size / machines / cluster.disk}
     if work.remote:
-        place, moved = "network", size / (cluster.machines * cluster.network)
-    else:
-        place, moved = "disk", 2 * size / (cluster.machines * cluster.disk)
+        moved["network"] = size / machines / cluster.network
+    longest, bound = _slowest(moved)
     workers = min(cluster.processes, cluster.cores)
-    seconds = max(moved / workers, moved - encode_seconds)
-    network = size if work.remote else 0
-    return Phase(
-        "write parts", seconds, cluster.machines, 0 if work.remote else size, network, place
-    )
+    seconds = max(sum(moved.values()) / workers, longest - encode_seconds)
+    return Phase("write parts", seconds, machines, 0, size if work.remote else 0, bound)
 
 
 def _index(cluster: Cluster, work: BuildWork) -> Phase:
-    """``parts · REQUEST_SECONDS + 2 · index / rate``: the caller reads how long the blocks of each
-    part are, and writes indexes, arrays and the manifest.
+    """``⌈parts / 16⌉ · 0.03 s + 2 · index / rate``: the caller reads how long the blocks of each
+    part are, 16 requests at once, and writes indexes, arrays and the manifest.
     """
-    requests = work.parts * REQUEST_SECONDS if work.remote else 0.0
-    size = work.index_bytes
-    seconds = requests + 2 * size / _input_rate(cluster, work)[1]
-    return Phase("index and manifest", seconds, 1, size, 2 * size if work.remote else 0)
+    requests = math.ceil(work.parts / _REQUESTS_AT_ONCE) if work.remote else 0
+    seconds = requests * _REQUEST_SECONDS + 2 * work.index_bytes / _input_rate(cluster, work)[1]
+    sent = 2 * work.index_bytes if work.remote else 0
+    return Phase("index and manifest", seconds, 1, work.index_bytes, sent)
 
 
 def _join(cluster: Cluster, work: BuildWork) -> Phase:

@@ -73,7 +73,8 @@ def decided_plan(request: PlanRequest, reporter: Reporter) -> Iterator[DecidedPl
     )
     with measured as (tables, workspace):
         ready = time.perf_counter()
-        calibration = ready - begin - times.seconds.get("checking the input", 0.0)
+        checked = sum(seconds for name, seconds in times.seconds if name == "checking the input")
+        calibration = ready - begin - checked
         plan = make_plan(tables, request.settings, workspace)
         yield DecidedPlan(plan, tables, workspace, calibration, time.perf_counter() - ready)
 

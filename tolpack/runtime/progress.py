@@ -29,12 +29,12 @@ class PhaseTimes(Reporter):
 
     Attributes
     ----------
-    seconds : dict of str to float
-        By the name of a phase; phases of one name add up.
+    seconds : list of tuple of str and float
+        The name of each phase that has ended, and how long it took.
     """
 
     def __init__(self, reporter: Reporter | None = None) -> None:
-        self.seconds: dict[str, float] = {}
+        self.seconds: list[tuple[str, float]] = []
         self._reporter = reporter or Reporter()
 
     def say(self, text: str) -> None:
@@ -47,4 +47,4 @@ class PhaseTimes(Reporter):
         begin = time.perf_counter()
         with self._reporter.phase(name, total, unit) as done:
             yield done
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+        self.seconds.append((name, time.perf_counter() - begin))
