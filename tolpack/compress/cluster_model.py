@@ -37,15 +37,17 @@ _REQUEST_SECONDS, _REQUESTS_AT_ONCE = 0.03, 16
 class Cluster:
     """Equal machines.
 
-    ``machines``; ``cores`` of each; ``disk`` and ``network``: bytes a second of each, read and
-    written together; ``workers``: processes on each, ``None`` for one a core; ``price`` of a
-    machine for an hour, and ``traffic_price`` of 10⁹ bytes over the network, in any currency.
+    ``machines``; ``cores`` of each; ``disk`` and ``network``: bytes a second of each;
+    ``disk_write``: those that the disk writes, ``None`` for as many as it reads; ``workers``:
+    processes on each, ``None`` for one a core; ``price`` of a machine for an hour, and
+    ``traffic_price`` of 10⁹ bytes over the network, in any currency.
     """
 
     machines: int
     cores: int
     disk: float
     network: float
+    disk_write: float | None = None
     workers: int | None = None
     price: float | None = None
     traffic_price: float | None = None
@@ -59,6 +61,11 @@ class Cluster:
         for name in ("disk", "network"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"--{name} is {getattr(self, name)}, expected bytes a second > 0")
+
+    @property
+    def written(self) -> float:
+        """Bytes that a disk writes a second."""
+        return self.disk_write or self.disk
 
     @property
     def processes(self) -> int:
@@ -126,7 +133,7 @@ class BuildWork:
 @dataclass(frozen=True, slots=True)
 class Rates:
     """What one core does: ``digest`` bytes of SHA-256 a second, ``flops`` operations of matrix
-    products a second; ``start_seconds`` until a new process has loaded tolpack.
+    products a second; ``start_seconds`` until a new process has loaded tolpack, and ends.
     """
 
     digest: float
@@ -242,7 +249,9 @@ def _input_rate(cluster: Cluster, work: BuildWork) -> tuple[str, float]:
 
 
 def _start(cluster: Cluster, rates: Rates) -> Phase:
-    """``start_seconds · max(1, workers / cores)``: all workers start at once, each on a core."""
+    """``start_seconds · max(1, workers / cores)``: all workers start at once, each on a core; the
+    time also counts their end.
+    """
     seconds = rates.start_seconds * max(1.0, cluster.processes / cluster.cores)
     return Phase("start workers", seconds, cluster.machines, bound="cores")
 
@@ -303,7 +312,7 @@ def _write(cluster: Cluster, work: BuildWork, encode_seconds: float) -> Phase:
     hides the rest.
     """
     size, machines = work.pack_bytes, cluster.machines
-    moved = {"disk": size / machines / cluster.disk}
+    moved = {"disk": size / machines / cluster.written}
     if work.remote:
         moved["network"] = size / machines / cluster.network
     longest, bound = _slowest(moved)
@@ -323,8 +332,8 @@ def _index(cluster: Cluster, work: BuildWork) -> Phase:
 
 
 def _join(cluster: Cluster, work: BuildWork) -> Phase:
-    """``2 · pack / disk``: for a pack in one file, the caller reads the parts and writes them
-    again.
+    """``pack / disk + pack / disk_write``: for a pack in one file, the caller reads the parts and
+    writes them again.
     """
     size = work.pack_bytes if work.part_bytes is None else 0
-    return Phase("join", 2 * size / cluster.disk, 1, size, 0, "disk")
+    return Phase("join", size / cluster.disk + size / cluster.written, 1, size, 0, "disk")
