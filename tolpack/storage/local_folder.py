@@ -15,6 +15,9 @@ from tolpack.errors import FileAccessError
 from tolpack.runtime.files import open_regular, sync, sync_folder
 from tolpack.storage.folder import AlreadyExistsError, Folder, check_name
 
+# Names of files that are being written begin so; what a killed process left is nothing to anyone.
+UNFINISHED = ".unfinished-"
+
 
 class LocalFolder(Folder):
     """See `Folder`. It is made when the first file is written; hidden files are unfinished ones.
@@ -58,7 +61,7 @@ class LocalFolder(Folder):
     @contextlib.contextmanager
     def temporary(self) -> Iterator[Path]:
         """See `Folder`: a hidden file of this folder."""
-        path = self.path / f".unfinished-{uuid.uuid4().hex}"
+        path = self.path / f"{UNFINISHED}{uuid.uuid4().hex}"
         with self._errors("write to"):
             self.path.mkdir(parents=True, exist_ok=True)
             path.touch(exist_ok=False)
