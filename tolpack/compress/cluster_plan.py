@@ -90,7 +90,7 @@ def preview_build(
     with decided_plan(request, reporter) as decided:
         plans = decided.plan.tables
         tables = tuple(
-            measure_plan(plan, table.source, decided.workspace)
+            measure_plan(plan, table.source, decided.workspace.limits)
             for plan, table in zip(plans, decided.tables)
         )
         work = BuildWork(

@@ -8,12 +8,10 @@ basis the sample has one field, which stands for all.
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,15 +24,16 @@ from tolpack.compress.cluster_model import Rates, TableWork
 from tolpack.compress.encode import encode_chunk
 from tolpack.compress.make_plan import TableInputs, make_plan
 from tolpack.compress.plan import Plan
+from tolpack.compress.run_tasks import open_workers
 from tolpack.compress.settings import BuildSettings, Drop, parse_rank
 from tolpack.runtime.array_types import Ints
 from tolpack.runtime.progress import Reporter
 from tolpack.sources.protocol import FieldRows, StoredRows, TableSource
 from tolpack.sources.uniform_table import DerivedTable
-from tolpack.workspace.limits import choose_compute
+from tolpack.workspace.limits import Limits, choose_compute
 from tolpack.workspace.resources import Resources
 from tolpack.workspace.workers import torch_settings
-from tolpack.workspace.workspace import Workspace, open_workspace
+from tolpack.workspace.workspace import open_workspace
 
 # A sample: rows, values of all fields, and operations to compute them, at most; from several places
 # of the table.
@@ -133,7 +132,7 @@ def measure_table(
         stats = CalibrationStats(order_tokens(None, table.rows), None, None, b"")
         own = _of_one_field(settings, source) if based else settings
         (plan,) = make_plan([TableInputs(table, stats)], own, workspace).tables
-        work = measure_plan(plan, table, workspace)
+        work = measure_plan(plan, table, workspace.limits)
     scale = sum(field.width for field in source.fields) / sum(f.width for f in sample.fields)
     if settings.drop.layers and based:
         scale *= 1 - len(settings.drop.layers) / len(source.fields)
@@ -149,18 +148,17 @@ def measure_table(
     return whole, round(index_bytes(plan) * source.rows / plan.rows)
 
 
-def measure_plan(plan: Plan, source: TableSource, workspace: Workspace) -> TableWork:
+def measure_plan(plan: Plan, source: TableSource, limits: Limits) -> TableWork:
     """Measure what encoding the rows of `plan` costs one core, on those of its middle chunk."""
-    workspace = replace(workspace, limits=replace(workspace.limits, threads=1))
+    limits = replace(limits, threads=1)
     longest = max(chunk.rows for chunk in plan.chunks)
-    chunks = [chunk for chunk in plan.chunks if chunk.rows == longest]
-    chunk = chunks[len(chunks) // 2]
+    numbers = [number for number, chunk in enumerate(plan.chunks) if chunk.rows == longest]
+    number = numbers[len(numbers) // 2]
 
     def seconds(rows: int) -> float:
-        few = replace(plan, chunks=(replace(chunk, rows=rows),))
-        return _best_seconds(lambda: list(encode_chunk(few, source, workspace, 0)))
+        return _best_seconds(lambda: list(encode_chunk(plan, source, limits, number, rows=rows)))
 
-    rows = min(chunk.rows, _sample_rows(source))
+    rows = min(longest, _sample_rows(source))
     whole, load, computed = seconds(rows), 0.0, bool(source.weight_bytes)
     if computed and rows > 1:  # loading weights takes as long for half of the rows
         load = max(0.0, 2 * seconds(rows // 2) - whole)
@@ -219,9 +217,8 @@ def _best_seconds(work: Callable[[], object]) -> float:
 def start_seconds() -> float:
     """Return how long a new process takes to load what encodes, and to end."""
     begin = time.perf_counter()
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context) as pool:
-        pool.submit(loaded_modules).result()
+    with open_workers(None, 1) as workers:
+        workers.submit(loaded_modules, ()).result()
     return time.perf_counter() - begin
 
 
