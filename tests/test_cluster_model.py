@@ -126,6 +126,14 @@ def test_writing_waits_for_the_slower_of_disk_and_network(rates, bound):
     assert found["write parts"].seconds == pytest.approx(max(sum(each) / 4, hidden))
 
 
+def test_a_disk_does_not_read_and_write_at_once():
+    """On one machine whose disk is the bound, input and parts take what both take together."""
+    found = phases(Cluster(1, 64, 1e9, 1e9), replace(WORK, remote=False))
+    assert found["encode parts"].bound == "disk"
+    both = found["encode parts"].seconds + found["write parts"].seconds
+    assert both == pytest.approx((50e9 + 16e9) / 1e9)
+
+
 def test_a_single_machine_reads_its_disk():
     """Without a second machine nothing passes the network, and a pack in one file is joined."""
     plan = plan_cluster(

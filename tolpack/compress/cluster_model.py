@@ -230,7 +230,7 @@ def plan_cluster(cluster: Cluster, work: BuildWork, rates: Rates) -> ClusterPlan
         Phase("calibrate", work.calibration_seconds, 1, bound="cores"),
         _plan(cluster, work, rates),
         encoding,
-        _write(cluster, work, encoding.seconds),
+        _write(cluster, work, encoding),
         _index(cluster, work),
         _join(cluster, work),
     )
@@ -302,22 +302,27 @@ def _encode(cluster: Cluster, work: BuildWork, rates: Rates) -> Phase:
     return Phase("encode parts", seconds, machines, size, size if work.remote else 0, bound)
 
 
-def _write(cluster: Cluster, work: BuildWork, encode_seconds: float) -> Phase:
-    """``max((on disk + sent) / workers, max(on disk, sent) - encode)``, where ``on disk`` and
-    ``sent`` are how long the bytes of all parts take at the full rates of all machines.
+def _write(cluster: Cluster, work: BuildWork, encoding: Phase) -> Phase:
+    """``max((on disk + sent) / workers, sent - encode, on disk + read from disk - encode)``, where
+    ``on disk``, ``sent`` and ``read from disk`` are how long the bytes of all parts, and those of
+    the input, take at the full rates of all machines, and ``encode`` the phase before.
 
     A worker writes a part to its disk when it has encoded it, and sends it to object storage, while
     others of its machine still encode. Those are the asymptotic bounds of a closed queueing network
     (Denning and Buzen, 1978): a single worker does one after the other, and of many the longest
-    hides the rest.
+    hides the rest. A network carries as much in both directions at once, and a disk does not.
     """
     size, machines = work.pack_bytes, cluster.machines
     moved = {"disk": size / machines / cluster.written}
+    read = 0.0 if work.remote else encoding.read_bytes / machines / cluster.disk
     if work.remote:
         moved["network"] = size / machines / cluster.network
-    longest, bound = _slowest(moved)
     workers = min(cluster.processes, cluster.cores)
-    seconds = max(sum(moved.values()) / workers, longest - encode_seconds)
+    seconds = max(
+        sum(moved.values()) / workers, moved["disk"] + read - encoding.seconds,
+        moved.get("network", 0.0) - encoding.seconds,
+    )  # fmt: skip
+    bound = _slowest(moved)[1]
     return Phase("write parts", seconds, machines, 0, size if work.remote else 0, bound)
 
 
