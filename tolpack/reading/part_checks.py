@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from tolpack.container.parts.check_pieces import chunk_runs
+from tolpack.container.byte_source import ByteSource
+from tolpack.container.parts.check_pieces import ChunkRun, chunk_runs
 from tolpack.container.parts.manifest import PartFile
 from tolpack.container.parts.part_file import check_part_file, read_lengths
 from tolpack.container.parts.parts_source import PartsSource
@@ -24,12 +27,14 @@ def part_errors(container: Container) -> list[tuple[PartFile, FormatError | File
     if not isinstance(source, PartsSource):
         return []
     files = source.manifest.files
+    runs = {run.chunk.blocks: run for run in chunk_runs(container.header)}
 
     def check(number: int) -> FormatError | FileAccessError | None:
         try:
             place = number, len(files)
-            check_part_file(source.file(number), files[number], place, container.preamble.pack_id)
-            _check_lengths(container, source, number)
+            with source.reading(number) as file:
+                check_part_file(file, files[number], place, container.preamble.pack_id, runs)
+                _check_lengths(container, file, files[number], runs)
         except (FormatError, FileAccessError) as error:
             return error.with_traceback(None)  # it holds on to the bytes
         return None
@@ -42,18 +47,17 @@ def part_errors(container: Container) -> list[tuple[PartFile, FormatError | File
     return [(file, error) for file, error in zip(files, found) if error is not None]
 
 
-def _check_lengths(container: Container, source: PartsSource, number: int) -> None:
+def _check_lengths(
+    container: Container, opened: ByteSource, file: PartFile, runs: Mapping[int, ChunkRun]
+) -> None:
     """Hold the lengths of blocks that a part file gives against the index."""
-    runs = {run.chunk.blocks: run for run in chunk_runs(container.header)}
-    for piece in source.manifest.files[number].pieces:
+    for piece in file.pieces:
         if piece.lengths_offset_bytes is None:
             continue
         run = runs[piece.section]
         view = container.of_table(run.table)
         first = (int(piece.first_row or 0) - run.first_slot) // run.rows_per_block
         blocks = run.blocks(int(piece.rows or 0))
-        stated = read_lengths(source.file(number), piece, blocks)
         indexed = [view.block_extent(run.number, first + block)[1] for block in range(blocks)]
-        if not np.array_equal(stated, indexed):
-            name = source.manifest.files[number].name
-            raise FormatError("part-mismatch", name, "other lengths of blocks", "the index's")
+        if not np.array_equal(read_lengths(opened, piece, blocks), indexed):
+            raise FormatError("part-mismatch", file.name, "other lengths of blocks", "the index's")

@@ -5,6 +5,7 @@ After `check_pieces` every byte of every section has one place, in a part file o
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -102,14 +103,22 @@ def _check_file(file: PartFile, runs: dict[int, ChunkRun], place: str) -> None:
     if not first or first % SECTION_ALIGNMENT:
         raise FormatError("piece", place, f"a piece at {first}", f"at {SECTION_ALIGNMENT} · n")
     end = first
+    for offset, length in file_extents(file, runs):
+        _expect(f"{place}: offset of a piece", offset, align(end, SECTION_ALIGNMENT))
+        end = offset + length
+    _expect(f"{place}: length_bytes", file.length_bytes, end)
+
+
+def file_extents(file: PartFile, runs: Mapping[int, ChunkRun]) -> Iterator[tuple[int, int]]:
+    """Yield offset and length of what lies in a part file: pieces, and the lengths of their blocks.
+
+    `runs` are the chunks by the number of their sections of blocks.
+    """
     for piece in file.pieces:
-        expected = align(end, SECTION_ALIGNMENT)
-        _expect(f"{place}: offset of a piece", piece.offset_bytes, expected)
-        end = piece.offset_bytes + piece.length_bytes
+        yield piece.offset_bytes, piece.length_bytes
         if piece.lengths_offset_bytes is not None:
             blocks = runs[piece.section].blocks(int(piece.rows or 0))
-            end = piece.lengths_offset_bytes + LENGTH_BYTES * blocks
-    _expect(f"{place}: length_bytes", file.length_bytes, end)
+            yield piece.lengths_offset_bytes, LENGTH_BYTES * blocks
 
 
 def _expect(place: str, found: object, expected: object) -> None:

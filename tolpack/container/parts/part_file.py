@@ -9,16 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.container.byte_source import ByteSource
 from tolpack.container.crc import compare, crc32
-from tolpack.container.parts.check_pieces import LENGTH_BYTES
+from tolpack.container.parts.check_pieces import LENGTH_BYTES, ChunkRun, file_extents
 from tolpack.container.parts.manifest import MAX_PIECES, PartFile, Piece, parse_piece
 from tolpack.container.preamble import (
     MAX_FILES,
@@ -50,6 +50,7 @@ class PartHeader:
     """What a part file says of itself: it is file ``index`` of ``count`` of pack ``pack_id``.
 
     ``plan`` tells part files of one pack id apart that were made by different plans; any number.
+    ``end_bytes``: where the header ends.
     """
 
     pack_id: int
@@ -57,6 +58,7 @@ class PartHeader:
     count: int
     pieces: tuple[Piece, ...]
     plan: int | None = None
+    end_bytes: int = 0
 
 
 class PartWriter:
@@ -179,7 +181,7 @@ def read_part_header(source: ByteSource) -> PartHeader:
     first = bytes(source.read(0, min(source.size, SECTION_ALIGNMENT)))
     preamble = parse_preamble(first, source.size, PART_FILE_FEATURES)
     if not preamble.required_features:
-        raise FormatError("part-mismatch", "preamble", "no part file", "a part file of a pack")
+        raise FormatError("feature-mismatch", "preamble", "no part file", "a part file of a pack")
     end = PREAMBLE_BYTES + preamble.header_length
     if end > source.size:
         raise FormatError("truncated", "header", f"{source.size} bytes", f"{end} bytes")
@@ -192,12 +194,14 @@ def read_part_header(source: ByteSource) -> PartHeader:
 
 def _parse_header(data: bytes, pack_id: int) -> PartHeader:
     root = Node(parse(data), "header")
+    root.text("producer")
     file, plan = root.node("file"), root.value.get("x-plan")
     count = file.integer("count", 1, MAX_FILES)
     pieces = tuple(parse_piece(node) for node in root.items("pieces", 1, MAX_PIECES))
     known = isinstance(plan, str) and _PLAN.fullmatch(plan)
     number = int(str(plan), 16) if known else None
-    return PartHeader(pack_id, file.integer("index", 0, count - 1), count, pieces, number)
+    end = PREAMBLE_BYTES + len(data)
+    return PartHeader(pack_id, file.integer("index", 0, count - 1), count, pieces, number, end)
 
 
 def read_lengths(source: ByteSource, piece: Piece, blocks: int) -> NDArray[np.uint32]:
@@ -207,7 +211,11 @@ def read_lengths(source: ByteSource, piece: Piece, blocks: int) -> NDArray[np.ui
 
 
 def check_part_file(
-    source: ByteSource, file: PartFile, place: tuple[int, int], pack_id: int
+    source: ByteSource,
+    file: PartFile,
+    place: tuple[int, int],
+    pack_id: int,
+    runs: Mapping[int, ChunkRun],
 ) -> None:
     """Read all of a part file, and raise unless it is what the manifest says.
 
@@ -221,11 +229,13 @@ def check_part_file(
         Its number and the number of all files.
     pack_id : int
         The pack's.
+    runs : mapping
+        Its chunks, by the number of their sections of blocks.
 
     Raises
     ------
     FormatError
-        ``part-digest``, ``part-mismatch``, or as `read_part_header`.
+        ``part-digest``, ``part-mismatch``, ``piece``, ``padding``, or as `read_part_header`.
     FileAccessError
         It cannot be read.
     """
@@ -234,9 +244,17 @@ def check_part_file(
         digest.update(source.read(start, min(_COPY_BYTES, source.size - start)))
     if digest.hexdigest() != file.sha256:
         raise ChecksumError("part-digest", file.name, f"SHA-256 {digest.hexdigest()}", file.sha256)
-    found = replace(read_part_header(source), plan=None)
-    if found != PartHeader(pack_id, *place, file.pieces):
+    found = read_part_header(source)
+    if (found.pack_id, found.index, found.count, found.pieces) != (pack_id, *place, file.pieces):
         raise FormatError("part-mismatch", file.name, "another description", "the manifest's")
+    first = align(found.end_bytes, SECTION_ALIGNMENT)
+    if file.pieces[0].offset_bytes != first:
+        raise FormatError("piece", f"{file.name}, first piece", file.pieces[0].offset_bytes, first)
+    end = found.end_bytes
+    for start, length in file_extents(file, runs):
+        if any(source.read(end, start - end)):
+            raise FormatError("padding", f"{file.name}, bytes before {start}", "data", "zeros")
+        end = start + length
 
 
 def _measured(blocks: Iterable[Buffer], lengths: list[int]) -> Iterator[Buffer]:
