@@ -9,6 +9,7 @@ the predicted time is above the measured one. The comparison of a few rows at th
 not in the model; it counts in the measured total.
 
     python benchmarks/scale_model.py --json benchmarks/results/scale_model.json
+    python benchmarks/scale_model.py --show benchmarks/results/scale_model.json   # as Markdown
 """
 
 from __future__ import annotations
@@ -59,7 +60,11 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="for temporary files [default: TMPDIR]")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--show", type=Path, help="print the table of docs/scale.md, and end")
     arguments = parser.parse_args()
+    if arguments.show:
+        print(markdown(json.loads(arguments.show.read_text())["runs"]))
+        return
     rows = arguments.megabytes * 10**6 // (2 * LAYERS * WIDTH)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
@@ -71,9 +76,7 @@ def main() -> None:
             for setting in SETTINGS
             for run in compare(folder, setting, disk, arguments.repetitions)
         ]
-    worst = max(runs, key=lambda run: abs(run["error_pct"]["all"]))
-    print(f"furthest off: {worst['setting']}, {worst['workers']} workers, "
-          f"{worst['error_pct']['all']:+.0f} %")  # fmt: skip
+    print(markdown(runs))
     if arguments.json:
         facts = {
             "shape": [rows, LAYERS, WIDTH], "inner_size": INNER, "part_bytes": PART_BYTES,
@@ -116,6 +119,22 @@ def make_model(folder: Path, rows: int) -> None:
         "rms_norm_eps": 1e-5, "hidden_act": "silu",
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def markdown(runs: list[dict[str, Any]]) -> str:
+    """Return a table of Markdown: predicted and measured seconds, and how far they are apart."""
+    lines = [
+        "| build | workers | input checked | parts made | all | error | encoding bound by |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for run in runs:
+        cells = [run["setting"], str(run["workers"])]
+        for name in ("check the input", "parts", "all"):
+            both = (run[f"{kind}_seconds"][name] for kind in ("predicted", "measured"))
+            cells.append("{:.1f} s, measured {:.1f} s".format(*both))
+        cells += [f"{run['error_pct']['all']:+.0f} %", run["bounds"]["encode parts"]]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def evict(path: Path) -> None:

@@ -126,11 +126,14 @@ def measure_table(
     sample = RowSample(source, _spread_ids(source, based), 1 if based else len(source.fields))
     dtype = choose_compute(resources.compute, source, settings.bits, reporter)
     one_thread = replace(resources, threads=1)
-    opened = open_workspace([sample], Path(tempfile.gettempdir()), one_thread, Reporter())
+    opened = open_workspace(
+        [sample], Path(tempfile.gettempdir()), one_thread, Reporter(),
+        token_arrays=False, matrices=based, models=False,
+    )  # fmt: skip
     with opened as workspace, torch_settings(1, dtype):
         table = sample.computed_in(dtype)
         stats = CalibrationStats(order_tokens(None, table.rows), None, None, b"")
-        own = _of_one_field(settings, source) if based else settings
+        own = _of_one_field(settings, source, sample.rows) if based else settings
         (plan,) = make_plan([TableInputs(table, stats)], own, workspace).tables
         work = measure_plan(plan, table, workspace.limits)
     scale = sum(field.width for field in source.fields) / sum(f.width for f in sample.fields)
@@ -177,13 +180,13 @@ def index_bytes(plan: Plan) -> int:
     return size
 
 
-def _of_one_field(settings: BuildSettings, source: TableSource) -> BuildSettings:
-    """Return settings for the first field alone, with the mean of all ranks."""
+def _of_one_field(settings: BuildSettings, source: TableSource, most: int) -> BuildSettings:
+    """Return settings for the first field alone, with the mean of all ranks, `most` at most."""
     widths = [field.width for field in source.fields]
     ranks = settings.ranks.for_layers(len(widths), min(*widths, source.rows))
     known = [rank for rank in ranks or () if rank is not None]
     mean = max(1, round(sum(known) / len(known))) if known else widths[0]
-    return replace(settings, ranks=parse_rank(min(mean, _ROWS)), drop=Drop())
+    return replace(settings, ranks=parse_rank(min(mean, most)), drop=Drop())
 
 
 def _sample_rows(source: TableSource) -> int:
