@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from tolpack.compress.cluster_model import BuildWork, Cluster, ClusterPlan, plan_cluster
-from tolpack.compress.cluster_rates import index_bytes, measure_plan, measure_rates, measure_table
+from tolpack.compress.cluster_rates import (
+    array_bytes,
+    index_bytes,
+    measure_plan,
+    measure_rates,
+    measure_table,
+)
 from tolpack.compress.measured_plan import PlanRequest, decided_plan
 from tolpack.compress.size_prediction import SizePrediction, predict_tables
 from tolpack.errors import memory_errors
@@ -94,7 +100,7 @@ def preview_build(
             for plan, table in zip(plans, decided.tables)
         )
         work = BuildWork(
-            tables, decided.plan.predicted_bytes, sum(map(index_bytes, plans)), build.part_bytes,
+            tables, decided.plan.predicted_bytes, sum(array_bytes(one) + index_bytes(one) for one in plans), build.part_bytes,
             decided.calibration_seconds, decided.plan_seconds, build.reads_remotely(request),
         )  # fmt: skip
     return [one.to_json() for one in plans], plan_cluster(build.cluster, work, measure_rates())

@@ -26,6 +26,7 @@ from tolpack.compress.make_plan import TableInputs, make_plan
 from tolpack.compress.plan import Plan
 from tolpack.compress.run_tasks import open_workers
 from tolpack.compress.settings import BuildSettings, Drop, parse_rank
+from tolpack.container.parts.check_pieces import LENGTH_BYTES
 from tolpack.runtime.array_types import Ints
 from tolpack.runtime.progress import Reporter
 from tolpack.sources.protocol import FieldRows, StoredRows, TableSource
@@ -115,7 +116,7 @@ def measure_table(
     Returns
     -------
     tuple of TableWork and int
-        Its work, and the bytes of its indexes, about.
+        Its work, and the bytes of its arrays and indexes, about.
 
     Raises
     ------
@@ -148,7 +149,8 @@ def measure_table(
         row_seconds=scale * work.row_seconds, load_seconds=scale * work.load_seconds,
         basis_flops=flops,
     )  # fmt: skip
-    return whole, round(index_bytes(plan) * source.rows / plan.rows)
+    lengths = index_bytes(plan) * source.rows / plan.rows
+    return whole, round(scale * array_bytes(plan) + lengths)
 
 
 def measure_plan(plan: Plan, source: TableSource, limits: Limits) -> TableWork:
@@ -170,14 +172,19 @@ def measure_plan(plan: Plan, source: TableSource, limits: Limits) -> TableWork:
     )  # fmt: skip
 
 
+def array_bytes(plan: Plan) -> int:
+    """Return the bytes of a plan's arrays."""
+    return sum(array.values.nbytes for array in plan.arrays)
+
+
 def index_bytes(plan: Plan) -> int:
-    """Return the bytes of a plan's arrays, and of the lengths of its frames' blocks."""
-    size = sum(array.values.nbytes for array in plan.arrays)
-    for chunk in plan.chunks:
-        encoding = plan.encodings[chunk.encoding]
-        if encoding.is_compressed:
-            size += 4 * -(-chunk.rows // encoding.rows_per_block)
-    return size
+    """Return the bytes of the indexes of a plan's frames."""
+    encodings = [(chunk.rows, plan.encodings[chunk.encoding]) for chunk in plan.chunks]
+    return sum(
+        LENGTH_BYTES * -(-rows // encoding.rows_per_block)
+        for rows, encoding in encodings
+        if encoding.is_compressed
+    )
 
 
 def _of_one_field(settings: BuildSettings, source: TableSource, most: int) -> BuildSettings:
