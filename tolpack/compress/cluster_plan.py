@@ -99,8 +99,9 @@ def preview_build(
             measure_plan(plan, table.source, decided.workspace.limits)
             for plan, table in zip(plans, decided.tables)
         )
+        written = sum(array_bytes(plan) + index_bytes(plan) for plan in plans)
         work = BuildWork(
-            tables, decided.plan.predicted_bytes, sum(array_bytes(one) + index_bytes(one) for one in plans), build.part_bytes,
+            tables, decided.plan.predicted_bytes, written, build.part_bytes,
             decided.calibration_seconds, decided.plan_seconds, build.reads_remotely(request),
         )  # fmt: skip
     return [one.to_json() for one in plans], plan_cluster(build.cluster, work, measure_rates())
