@@ -39,6 +39,8 @@ from tolpack.workspace.workspace import open_workspace
 # A sample: rows, values of all fields, and operations to compute them, at most; from several places
 # of the table.
 _ROWS, _VALUES, _FLOPS, _PLACES, _LEAST_ROWS = 4096, 1 << 23, 5e10, 8, 64
+# Rows are compared with this part of them; they take this share of the time at least.
+_FEW, _LEAST_SHARE = 8, 0.1
 # Times are the best of as many repetitions as fit.
 _REPETITIONS, _SECONDS = 5, 0.6
 _DIGEST_BYTES = 8 << 20
@@ -165,11 +167,11 @@ def measure_plan(plan: Plan, source: TableSource, limits: Limits) -> TableWork:
 
     rows = min(longest, _sample_rows(source))
     whole, load, computed = seconds(rows), 0.0, bool(source.weight_bytes)
-    if computed and rows > 1:  # loading weights takes as long for half of the rows
-        load = max(0.0, 2 * seconds(rows // 2) - whole)
-    return TableWork(
-        source.rows, source.stored_bytes, max(whole - load, 0.01 * whole) / rows, load, computed
-    )  # fmt: skip
+    if computed and (few := rows // _FEW):  # loading weights takes as long for few rows
+        part = seconds(few)
+        load = max(0.0, (rows * part - few * whole) / (rows - few))
+    row_seconds = max(whole - load, _LEAST_SHARE * whole) / rows
+    return TableWork(source.rows, source.stored_bytes, row_seconds, load, computed)
 
 
 def array_bytes(plan: Plan) -> int:
