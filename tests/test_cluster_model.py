@@ -291,7 +291,7 @@ def test_plan_prints_phases(table):
     for name in ("start workers", "check the input", "encode parts", "write parts", "all"):
         assert f"\n{name} " in run.stdout
     assert "32 worker(s) on 32 core(s)" in run.stdout
-    assert "measured here, on one core of " in run.stdout
+    assert "measured here, on this machine (" in run.stdout
     assert "cost" not in run.stdout
     priced = CliRunner().invoke(main, ["plan", str(table), *MACHINES, "--price", "1.20"])
     assert "cost" in priced.stdout

@@ -64,8 +64,9 @@ def _parts_line(plan: ClusterPlan) -> str:
 def _measured_line(plan: ClusterPlan) -> str:
     rows = sum(table.rows for table in plan.work.tables)
     encoding = sum(table.rows * table.row_seconds for table in plan.work.tables)
+    rates = plan.rates
     return (
-        f"measured here, on one core of {machine()}: {rows / encoding:,.0f} rows encoded a second, "
-        f"SHA-256 of {format_bytes(plan.rates.digest)} a second, {plan.rates.start_seconds:.1f} s "
-        "to start a worker; other machines differ"
+        f"measured here, on this machine ({machine()}):\na core encodes {rows / encoding:,.0f} rows "
+        f"and hashes {format_bytes(rates.digest)} (SHA-256) a second; a worker starts in "
+        f"{rates.start_seconds:.1f} s"
     )
