@@ -66,7 +66,7 @@ def _measured_line(plan: ClusterPlan) -> str:
     encoding = sum(table.rows * table.row_seconds for table in plan.work.tables)
     rates = plan.rates
     return (
-        f"measured here, on this machine ({machine()}):\na core encodes {rows / encoding:,.0f} rows "
-        f"and hashes {format_bytes(rates.digest)} (SHA-256) a second; a worker starts in "
-        f"{rates.start_seconds:.1f} s"
+        f"measured here, on this machine ({machine()}):\n"
+        f"a core encodes {rows / encoding:,.0f} rows and hashes {format_bytes(rates.digest)} (SHA-256) a second; "
+        f"a worker starts in {rates.start_seconds:.1f} s"
     )
