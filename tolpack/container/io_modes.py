@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from tolpack.container.byte_source import ByteSource
@@ -39,7 +40,7 @@ def open_byte_source(path: str | Path, io: str) -> ByteSource:
 def _manifest_path(path: str | Path) -> Path | None:
     """Return the path of the manifest that `path` names, ``None`` if it names a file of a pack."""
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, it raises for no path
         if not (path / MANIFEST_NAME).is_file():
             raise FileAccessError(
                 f"folder {path} holds no {MANIFEST_NAME}: it is no pack in parts, or one that is "

@@ -6,6 +6,7 @@ file that people do give gets an error that names it and says what to give inste
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def is_pack(path: str | Path) -> bool:
     parts, or a folder that holds one.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, it raises for no path
         return (path / MANIFEST_NAME).is_file()
     if path.suffix == ".json":
         return _first_bytes(path, 64).find(b'"tolpack"') >= 0
