@@ -34,7 +34,7 @@ def cluster_table(plan: ClusterPlan) -> str:
     ]  # fmt: skip
     columns = len(header) if costs else len(header) - 1
     table = format_table(header[:columns], [row[:columns] for row in [*rows, total]])
-    return f"{table}\n\n{_parts_line(plan)}\n{_measured_line(plan)}"
+    return f"{table}\n\n{_parts_line(plan)}\n{_measured_lines(plan)}"
 
 
 def format_time(seconds: float) -> str:
@@ -61,12 +61,12 @@ def _parts_line(plan: ClusterPlan) -> str:
     )
 
 
-def _measured_line(plan: ClusterPlan) -> str:
+def _measured_lines(plan: ClusterPlan) -> str:
     rows = sum(table.rows for table in plan.work.tables)
     encoding = sum(table.rows * table.row_seconds for table in plan.work.tables)
-    rates = plan.rates
+    digest, start = format_bytes(plan.rates.digest), plan.rates.start_seconds
     return (
         f"measured here, on this machine ({machine()}):\n"
-        f"a core encodes {rows / encoding:,.0f} rows and hashes {format_bytes(rates.digest)} (SHA-256) a second; "
-        f"a worker starts in {rates.start_seconds:.1f} s"
+        f"a core encodes {rows / encoding:,.0f} rows and hashes {digest} (SHA-256) a second; "
+        f"a worker starts in {start:.1f} s"
     )
