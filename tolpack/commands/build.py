@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 import tolpack
 from tolpack.commands.options import (
-    PATH,
+    LOCATION,
     checkpoint_options,
     compression_option,
     json_option,
@@ -31,11 +30,12 @@ from tolpack.compress.settings import (
 )
 from tolpack.errors import ConfigError
 from tolpack.report import tables
+from tolpack.storage.locations import Location
 
 
 @click.command()
-@click.argument("checkpoint", type=PATH)
-@click.option("-o", "--output", type=PATH, help="The pack [default: NAME.tolpack beside it].")
+@click.argument("checkpoint", type=LOCATION)
+@click.option("-o", "--output", type=LOCATION, help="The pack [default: NAME.tolpack beside it].")
 @click.option(
     "--rank", default="none", show_default=True, callback=checked(parse_rank),
     help="Rank of the basis: none (no basis), auto, full, a number, 50%, or r0,r1,… by layer.",
@@ -58,7 +58,7 @@ from tolpack.report import tables
 @click.option("--resume", is_flag=True, help="Continue an interrupted build.")
 @click.option("--force", is_flag=True, help="Replace an existing pack.")
 @json_option
-def build(checkpoint: Path, bits: str, as_json: bool, **settings: Any) -> None:
+def build(checkpoint: Location, bits: str, as_json: bool, **settings: Any) -> None:
     """Build a pack from CHECKPOINT.
 
     CHECKPOINT is a .pt or .pth, a .safetensors, a .gguf, a folder with config.json and

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tolpack.commands.cluster_options import cluster_options, take_cluster_options
 from tolpack.commands.options import (
-    PATH,
+    LOCATION,
     checkpoint_options,
     compression_option,
     json_option,
@@ -32,6 +31,7 @@ from tolpack.compress.settings import (
 from tolpack.errors import ConfigError
 from tolpack.report import tables
 from tolpack.report.cluster_table import cluster_table
+from tolpack.storage.locations import Location
 
 if TYPE_CHECKING:  # these load torch, which help does not need
     from tolpack.compress.cluster_plan import ClusterBuild
@@ -44,7 +44,7 @@ _MEASURED = (
 
 
 @click.command()
-@click.argument("checkpoint", type=PATH)
+@click.argument("checkpoint", type=LOCATION)
 @click.option("--rank", callback=checked(parse_rank), help="Rank of the basis, as for build.")
 @click.option("--bits", type=click.Choice(BITS), help="Bits, as for build.")
 @click.option(
@@ -60,7 +60,7 @@ _MEASURED = (
 @resource_options
 @cluster_options
 @json_option
-def plan(checkpoint: Path, as_json: bool, **settings: Any) -> None:
+def plan(checkpoint: Location, as_json: bool, **settings: Any) -> None:
     """Predict sizes and costs of packs of CHECKPOINT without building one.
 
     Without a setting, usual ones are predicted from the table's shape. With auto, --size,
@@ -87,7 +87,7 @@ def plan(checkpoint: Path, as_json: bool, **settings: Any) -> None:
         _show_predicted(checkpoint, as_json, settings)
 
 
-def _show_predicted(checkpoint: Path, as_json: bool, settings: dict[str, Any]) -> None:
+def _show_predicted(checkpoint: Location, as_json: bool, settings: dict[str, Any]) -> None:
     from tolpack.compress.size_prediction import predict_checkpoint
 
     names = ("rank", "bits", "drop", "layers", "tensor", "compression")
@@ -102,7 +102,7 @@ def _show_predicted(checkpoint: Path, as_json: bool, settings: dict[str, Any]) -
 
 
 def _show_cluster(
-    checkpoint: Path, as_json: bool, settings: dict[str, Any], build: ClusterBuild
+    checkpoint: Location, as_json: bool, settings: dict[str, Any], build: ClusterBuild
 ) -> None:
     from tolpack.compress.cluster_plan import predict_build
 
@@ -115,7 +115,7 @@ def _show_cluster(
 
 
 def _show_measured(
-    checkpoint: Path, as_json: bool, settings: dict[str, Any], build: ClusterBuild | None
+    checkpoint: Location, as_json: bool, settings: dict[str, Any], build: ClusterBuild | None
 ) -> None:
     from tolpack.compress.cluster_plan import preview_build
     from tolpack.compress.measured_plan import preview_plan
@@ -134,7 +134,7 @@ def _show_measured(
         echo("\n\n".join([*texts, *([] if phases is None else [cluster_table(phases)])]))
 
 
-def _request(checkpoint: Path, settings: dict[str, Any]) -> PlanRequest:
+def _request(checkpoint: Location, settings: dict[str, Any]) -> PlanRequest:
     from tolpack.calibration.calibrate import CalibrationInputs
     from tolpack.compress.measured_plan import PlanRequest
     from tolpack.workspace.resources import Resources

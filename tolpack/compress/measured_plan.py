@@ -19,6 +19,7 @@ from tolpack.errors import memory_errors
 from tolpack.runtime.progress import PhaseTimes, Reporter
 from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.open_source import open_tables
+from tolpack.storage.locations import Location
 from tolpack.workspace.resources import Resources
 from tolpack.workspace.workspace import Workspace
 
@@ -32,7 +33,7 @@ class PlanRequest:
     what is known of tokens; ``resources``: what planning may use.
     """
 
-    checkpoint: str | Path
+    checkpoint: Location
     settings: BuildSettings
     inputs: CalibrationInputs
     options: CheckpointOptions
@@ -66,7 +67,7 @@ def decided_plan(request: PlanRequest, reporter: Reporter) -> Iterator[DecidedPl
     """
     times, begin = PhaseTimes(reporter), time.perf_counter()
     sources = open_tables(request.checkpoint, request.options, request.layers, request.tensor)
-    inputs = request.inputs.beside(Path(request.checkpoint))
+    inputs = request.inputs.beside(request.checkpoint)
     folder = Path(tempfile.gettempdir())
     measured = calibrated_tables(
         sources, request.settings, inputs, folder, request.resources, times

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from tolpack.errors import ConfigError, FileAccessError
 
@@ -82,6 +83,13 @@ class Folder(ABC):
     @abstractmethod
     def delete(self, name: str) -> None:
         """Remove a file; it may be gone already."""
+
+    def state(self, name: str) -> tuple[Any, ...] | None:
+        """Return what differs if a file was changed or replaced, its size first; ``None`` if there
+        is none.
+        """
+        size = self.size(name)
+        return None if size is None else (size,)
 
     def read(self, name: str, offset: int, length: int) -> memoryview:
         """Return `length` bytes of a file at `offset`; errors as of `read_many`."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tolpack.errors import FileAccessError
-from tolpack.runtime.files import open_regular, sync, sync_folder
+from tolpack.runtime.files import file_state, open_regular, sync, sync_folder
 from tolpack.storage.folder import AlreadyExistsError, Folder, check_name
 
 # Names of files that are being written begin so; what a killed process left is nothing to anyone.
@@ -48,6 +48,10 @@ class LocalFolder(Folder):
         except OSError:
             return None
         return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+    def state(self, name: str) -> tuple[int, ...] | None:
+        """See `Folder`: size, device, inode and time."""
+        return file_state(self.path / check_name(name))
 
     def read_many(self, name: str, extents: Sequence[tuple[int, int]]) -> list[memoryview]:
         """See `Folder`."""

@@ -36,8 +36,19 @@ def local_path(location: Location) -> Path | None:
     if parts.scheme.lower() != "file":
         return None
     if parts.netloc not in ("", "localhost"):
-        raise ConfigError(f"{location} names a file of another machine: write file:///PATH")
+        raise ConfigError(
+            f"{without_credentials(location)} names a file of another machine: write file:///PATH"
+        )
     return Path(unquote(parts.path))
+
+
+def without_credentials(location: Location) -> str:
+    """Return a location for messages: a URL without user, password, query and fragment."""
+    if not is_url(location):
+        return str(location)
+    scheme, _, rest = str(location).partition("://")
+    host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def open_folder(location: Location) -> Folder:

@@ -55,13 +55,19 @@ class RemoteFolder(Folder):
 
     def size(self, name: str) -> int | None:
         """See `Folder`."""
+        found = self.state(name)
+        return None if found is None else int(found[0])
+
+    def state(self, name: str) -> tuple[Any, ...] | None:
+        """See `Folder`: size, ETag, version and time."""
         import obstore
 
         with self._errors(f"look at {name} in"):
             try:
-                return int(obstore.head(self._store, check_name(name))["size"])
+                found = obstore.head(self._store, check_name(name))
             except FileNotFoundError:
                 return None
+        return found["size"], found["e_tag"], found["version"], found["last_modified"]
 
     def read_many(self, name: str, extents: Sequence[tuple[int, int]]) -> list[memoryview]:
         """See `Folder`."""
@@ -136,7 +142,8 @@ def _open_store(url: str) -> Any:
 
     if url.lower().startswith("memory://"):
         return _memory.setdefault(url, MemoryStore())
+    plain = url.lower().startswith("http://")
     try:
-        return from_url(url)
+        return from_url(url, client_options={"allow_http": True} if plain else None)
     except (BaseError, ValueError) as error:
         raise ConfigError(f"cannot open {url}: {error}") from error
