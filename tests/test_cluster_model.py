@@ -25,6 +25,7 @@ from tolpack.report.cluster_table import format_time
 from tolpack.runtime.progress import PhaseTimes, Reporter
 from tolpack.runtime.sizes import parse_rate
 from tolpack.sources.open_source import open_source
+from tolpack.storage.locations import open_folder
 from tolpack.workspace.resources import Resources
 
 RATES = Rates(digest=1e9, flops=1e11, start_seconds=2.0)
@@ -310,6 +311,15 @@ def test_plan_json_has_the_model(table):
         Cluster(**cluster["cluster"]), BuildWork(**work), Rates(**cluster["rates"])
     )  # fmt: skip
     assert again.seconds == pytest.approx(cluster["seconds"])
+
+
+def test_an_input_by_url_passes_the_network(table):
+    """A single machine reads it from object storage, and writes the pack there."""
+    pytest.importorskip("obstore")
+    open_folder("memory://planned").create("t.npy", table.read_bytes())
+    found = plan_json("memory://planned/t.npy", *MACHINES, "--machines", "1")["cluster"]
+    assert found["network_bytes"] >= 2 * 6000 * 512 + found["work"]["pack_bytes"]
+    assert "join" not in [phase["name"] for phase in found["phases"]]
 
 
 def test_a_measured_plan_has_phases_too(table, tmp_path):

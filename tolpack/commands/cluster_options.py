@@ -73,10 +73,10 @@ def take_cluster_options(settings: dict[str, Any]) -> ClusterBuild | None:
     for name in ("disk", "network"):
         if given[name] is None:
             raise click.UsageError(f"--machines needs --{name}, like --{name} 1GB/s")
-    from tolpack.compress.cluster_model import DEFAULT_PART_BYTES, Cluster
+    from tolpack.compress.cluster_model import Cluster
     from tolpack.compress.cluster_plan import ClusterBuild
 
-    part_bytes = None if machines == 1 else DEFAULT_PART_BYTES
+    part_bytes = None
     if given["part_size"] is not None:
         part_bytes = parse_bytes(given["part_size"], "--part-size")
     cluster = Cluster(

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tolpack.compress.cluster_model import BuildWork, Cluster, ClusterPlan, plan_cluster
+from tolpack.compress.cluster_model import (
+    DEFAULT_PART_BYTES,
+    BuildWork,
+    Cluster,
+    ClusterPlan,
+    TableWork,
+    plan_cluster,
+)
 from tolpack.compress.cluster_rates import (
     array_bytes,
-    index_bytes,
+    frame_index_bytes,
     measure_plan,
     measure_rates,
     measure_table,
@@ -23,14 +31,24 @@ from tolpack.storage.locations import is_url
 
 @dataclass(frozen=True, slots=True)
 class ClusterBuild:
-    """A cluster and the size of the parts that are built on it: ``None`` for a pack in one file."""
+    """A cluster, and the size of the parts that are built on it, ``None`` for the default: on
+    one machine, from a file of it, a pack in one file.
+    """
 
     cluster: Cluster
-    part_bytes: int | None
+    part_bytes: int | None = None
 
-    def reads_remotely(self, request: PlanRequest) -> bool:
-        """Whether input and parts lie in object storage."""
-        return self.cluster.machines > 1 or is_url(request.checkpoint)
+    def work(
+        self, request: PlanRequest, tables: Sequence[TableWork], pack_bytes: int, index_bytes: int,
+        calibration_seconds: float = 0.0, plan_seconds: float = 0.0,
+    ) -> BuildWork:  # fmt: skip
+        """Return what is to be done, given what was measured."""
+        remote = self.cluster.machines > 1 or is_url(request.checkpoint)
+        part_bytes = self.part_bytes or (DEFAULT_PART_BYTES if remote else None)
+        return BuildWork(
+            tuple(tables), pack_bytes, index_bytes, part_bytes, calibration_seconds, plan_seconds,
+            remote,
+        )  # fmt: skip
 
 
 @memory_errors("give less --max-memory or fewer --threads")
@@ -65,10 +83,8 @@ def predict_build(
     raw = settings.compression == "none"
     size = predict_tables(sources, rank, settings.bits, settings.drop.layers, raw=raw)
     found = [measure_table(one, settings, request.resources, reporter) for one in sources]
-    work = BuildWork(
-        tuple(table for table, _ in found), size.bytes, sum(index for _, index in found),
-        build.part_bytes, remote=build.reads_remotely(request),
-    )  # fmt: skip
+    tables, written = [table for table, _ in found], sum(index for _, index in found)
+    work = build.work(request, tables, size.bytes, written)
     return size, plan_cluster(build.cluster, work, measure_rates())
 
 
@@ -95,13 +111,13 @@ def preview_build(
     """
     with decided_plan(request, reporter) as decided:
         plans = decided.plan.tables
-        tables = tuple(
+        tables = [
             measure_plan(plan, table.source, decided.workspace.limits)
             for plan, table in zip(plans, decided.tables)
-        )
-        written = sum(array_bytes(plan) + index_bytes(plan) for plan in plans)
-        work = BuildWork(
-            tables, decided.plan.predicted_bytes, written, build.part_bytes,
-            decided.calibration_seconds, decided.plan_seconds, build.reads_remotely(request),
+        ]
+        written = sum(array_bytes(plan) + frame_index_bytes(plan) for plan in plans)
+        work = build.work(
+            request, tables, decided.plan.predicted_bytes, written,
+            decided.calibration_seconds, decided.plan_seconds,
         )  # fmt: skip
     return [one.to_json() for one in plans], plan_cluster(build.cluster, work, measure_rates())

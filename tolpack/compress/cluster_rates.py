@@ -151,7 +151,7 @@ def measure_table(
         row_seconds=scale * work.row_seconds, load_seconds=scale * work.load_seconds,
         basis_flops=flops,
     )  # fmt: skip
-    lengths = index_bytes(plan) * source.rows / plan.rows
+    lengths = frame_index_bytes(plan) * source.rows / plan.rows
     return whole, round(scale * array_bytes(plan) + lengths)
 
 
@@ -179,7 +179,7 @@ def array_bytes(plan: Plan) -> int:
     return sum(array.values.nbytes for array in plan.arrays)
 
 
-def index_bytes(plan: Plan) -> int:
+def frame_index_bytes(plan: Plan) -> int:
     """Return the bytes of the indexes of a plan's frames."""
     encodings = [(chunk.rows, plan.encodings[chunk.encoding]) for chunk in plan.chunks]
     return sum(
