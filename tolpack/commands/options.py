@@ -23,9 +23,20 @@ from tolpack.runtime.sizes import parse_bytes
 from tolpack.sources.checkpoint.config import MODEL_TYPES
 from tolpack.sources.checkpoint.key_map import BUILT_IN as BUILT_IN_MAPS
 from tolpack.sources.checkpoint.options import CheckpointOptions
+from tolpack.storage.locations import is_url
 from tolpack.workspace.resources import COMPUTE, DEFAULT_MAX_MEMORY
 
+
+class _LocationType(click.Path):
+    """A path, or a URL as text: a `Path` would join its slashes."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """See `click.ParamType`."""
+        return value if is_url(value) else super().convert(value, param, ctx)
+
+
 PATH = click.Path(path_type=Path)
+LOCATION = _LocationType(path_type=Path)
 _CHECKPOINT_OPTIONS = ("config", "arch", "map_name", "key_map")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

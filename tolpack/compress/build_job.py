@@ -60,12 +60,12 @@ class InputLocation:
         cls, path: Location, options: CheckpointOptions, layers: int | None, tensor: str | None
     ) -> InputLocation:
         """Make the paths absolute: workers have working folders of their own."""
-        absolute = replace(
+        found = replace(
             options,
-            config=None if options.config is None else _absolute(options.config),
-            key_map=None if options.key_map is None else _absolute(options.key_map),
+            config=None if options.config is None else absolute(options.config),
+            key_map=None if options.key_map is None else absolute(options.key_map),
         )
-        return cls(_absolute(path), absolute, layers, tensor)
+        return cls(absolute(path), found, layers, tensor)
 
     def open(self) -> tuple[TableSource, ...]:
         """Open all tables; errors as of `open_tables`."""
@@ -216,5 +216,6 @@ def _unchanged(job: OpenJob) -> bool:
     return True
 
 
-def _absolute(location: Location) -> str:
+def absolute(location: Location) -> str:
+    """Return a location that means the same in another working folder."""
     return str(location) if is_url(location) else str(Path(location).absolute())

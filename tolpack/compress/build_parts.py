@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from tolpack.compress.build_job import JOB_SUFFIX, BuildJob, store_job
+from tolpack.compress.build_job import JOB_SUFFIX, BuildJob, absolute, store_job
 from tolpack.compress.part_tasks import (
     check_part,
     checked_part,
@@ -81,7 +81,7 @@ def make_parts(
                 done(job.work(missing[number]))
 
             digest, attempt = store_job(job, folder), uuid.uuid4().hex
-            calls = [(folder.location, digest, number, attempt) for number in missing]
+            calls = [(absolute(folder.location), digest, number, attempt) for number in missing]
             run_tasks(workers, encode_part, calls, take, reporter)
             folder.delete(digest + JOB_SUFFIX)
     return [made[number] for number in range(len(job.parts))]
@@ -99,14 +99,11 @@ def _valid_parts(
             found[candidates[number][0]] = file
 
     if workers is None:
-        for place, (number, name) in enumerate(candidates):
-            take(place, checked_part(folder, name, number, job.count, job.pack_id))
+        for place, (_, name) in enumerate(candidates):
+            take(place, checked_part(folder, name))
     else:
         attempt = uuid.uuid4().hex
-        calls = [
-            (folder.location, name, number, job.count, job.pack_id, attempt)
-            for number, name in candidates
-        ]
+        calls = [(absolute(folder.location), name, attempt) for _, name in candidates]
         run_tasks(workers, check_part, calls, take, reporter)
     return found
 
