@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +21,9 @@ from tolpack.model.text import find_tokenizer, read_token_ids
 from tolpack.runtime.array_types import Doubles
 from tolpack.sources.arrays.npy import read_counts
 from tolpack.sources.protocol import TableSource
+from tolpack.storage.inputs import input_path
+from tolpack.storage.locations import Location
+from tolpack.storage.remote_path import RemotePath
 from tolpack.workspace.workspace import Workspace
 
 COUNT_EXPONENT = 0.7
@@ -37,15 +39,15 @@ class CalibrationInputs:
     (vocab_size,), or a folder with one for each table; ``tokenizer``: for the text.
     """
 
-    text: str | Path | None = None
-    frequencies: str | Path | None = None
-    tokenizer: str | Path | None = None
+    text: Location | None = None
+    frequencies: Location | None = None
+    tokenizer: Location | RemotePath | None = None
 
-    def beside(self, checkpoint: Path) -> CalibrationInputs:
+    def beside(self, checkpoint: Location) -> CalibrationInputs:
         """Return them with the tokenizer beside `checkpoint`, if a text needs one."""
         if self.text is None:
             return self
-        return replace(self, tokenizer=find_tokenizer(checkpoint, self.tokenizer))
+        return replace(self, tokenizer=find_tokenizer(input_path(checkpoint), self.tokenizer))
 
     @property
     def gives_counts(self) -> bool:

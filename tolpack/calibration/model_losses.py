@@ -28,12 +28,14 @@ from tolpack.model.language_model import LanguageModel
 from tolpack.runtime.scratch import SpilledArray
 from tolpack.sources.checkpoint.readiness import check_decoder
 from tolpack.sources.protocol import TableSource
+from tolpack.storage.inputs import local_input
 from tolpack.workspace.limits import model_bytes
 from tolpack.workspace.workspace import Workspace
 
 _MAX_CONTEXT, _MIN_CONTEXT = 512, 32
 # Sampled sequences of models that transformers runs: a step of them takes tens of milliseconds.
 _SAMPLED_CONTEXT = 128
+_TRANSFORMERS = "a model of transformers"
 # One part of so many is held out of a calibration text.
 _HELD_OUT = 5
 # A window feeds one token at least and scores the next.
@@ -89,6 +91,8 @@ def measure_losses(
         There is a text, and only a library is missing.
     """
     reporter = workspace.reporter
+    if source.checkpoint is None and source.transformers_model is not None:
+        local_input(source.transformers_model.path, _TRANSFORMERS)  # no other pack than of a copy
     try:
         model = _open_model(source, workspace)
     except (CheckpointError, ConfigError) as error:
@@ -163,7 +167,7 @@ def _open_model(source: TableSource, workspace: Workspace) -> LanguageModel:
     from tolpack.hf.language_model import open_model
 
     try:
-        return open_model(source.transformers_model.path, source)
+        return open_model(local_input(source.transformers_model.path, _TRANSFORMERS), source)
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
 

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from tolpack.commands.options import PATH, json_option, print_json, table_option
+from tolpack.commands.options import LOCATION, json_option, print_json, table_option
 from tolpack.commands.terminal import Terminal, echo
 from tolpack.report import tables
+from tolpack.storage.locations import Location
 
 
 @click.command()
-@click.argument("pack", type=PATH)
+@click.argument("pack", type=LOCATION)
 @click.option("--rows", default=512, show_default=True, help="Number of rows of the large lookup.")
 @click.option(
     "--seconds", default=1.0, show_default=True, help="Approximate seconds for each measurement."
 )
 @table_option
 @json_option
-def bench(pack: Path, rows: int, seconds: float, table: str | None, as_json: bool) -> None:
+def bench(pack: Location, rows: int, seconds: float, table: str | None, as_json: bool) -> None:
     """Time lookups of PACK on this machine, warm and cold, in every I/O mode.
 
     bench reads all of PACK first, and drops it from the page cache before each cold lookup. It

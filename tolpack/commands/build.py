@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import click
@@ -11,7 +10,6 @@ import click
 import tolpack
 from tolpack.commands.options import (
     LOCATION,
-    PATH,
     checkpoint_options,
     compression_option,
     json_option,
@@ -35,10 +33,11 @@ from tolpack.compress.settings import (
 from tolpack.errors import ConfigError
 from tolpack.report import tables
 from tolpack.runtime.sizes import parse_bytes
+from tolpack.storage.locations import Location
 
 
 @click.command()
-@click.argument("checkpoint", type=PATH)
+@click.argument("checkpoint", type=LOCATION)
 @click.option(
     "-o", "--output", type=LOCATION, help="The pack [default: NAME.tolpack beside it]; a URL, and "
     "with --part-size a folder, gets parts.",
@@ -78,7 +77,7 @@ from tolpack.runtime.sizes import parse_bytes
 @click.option("--resume", is_flag=True, help="Continue an interrupted build.")
 @click.option("--force", is_flag=True, help="Replace an existing pack.")
 @json_option
-def build(checkpoint: Path, bits: str, as_json: bool, **settings: Any) -> None:
+def build(checkpoint: Location, bits: str, as_json: bool, **settings: Any) -> None:
     """Build a pack from CHECKPOINT.
 
     CHECKPOINT is a .pt or .pth, a .safetensors, a .gguf, a folder with config.json and

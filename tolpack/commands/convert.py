@@ -7,15 +7,16 @@ from pathlib import Path
 import click
 
 import tolpack
-from tolpack.commands.options import PATH, json_option, print_json
+from tolpack.commands.options import LOCATION, PATH, json_option, print_json
 from tolpack.commands.terminal import Terminal, echo
 from tolpack.errors import ConfigError
 from tolpack.export.file_kinds import DTYPES, check_dtype
 from tolpack.report import tables
+from tolpack.storage.locations import Location
 
 
 @click.command()
-@click.argument("source", metavar="PACK", type=PATH)
+@click.argument("source", metavar="PACK", type=LOCATION)
 @click.argument("destination", metavar="TABLE", type=PATH)
 @click.option(
     "--dtype", type=click.Choice(DTYPES), default="float32", show_default=True,
@@ -28,7 +29,7 @@ from tolpack.report import tables
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @json_option
 def convert(
-    source: Path, destination: Path, dtype: str, table: str | None, force: bool, as_json: bool
+    source: Location, destination: Path, dtype: str, table: str | None, force: bool, as_json: bool
 ) -> None:
     """Write the rows of PACK as a plain TABLE: .npy, .safetensors, .h5, .hdf5 or .gguf.
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from tolpack.commands.options import (
-    PATH,
+    LOCATION,
     checkpoint_options,
     json_option,
     layers_option,
@@ -21,16 +20,17 @@ from tolpack.commands.options import (
 from tolpack.commands.terminal import Terminal, echo
 from tolpack.report import row_tables
 from tolpack.sources.input_kind import is_pack
+from tolpack.storage.locations import Location
 
 
 @click.command()
-@click.argument("pack", metavar="PACK_A", type=PATH)
-@click.argument("reference", metavar="PACK_B|CHECKPOINT", type=PATH)
+@click.argument("pack", metavar="PACK_A", type=LOCATION)
+@click.argument("reference", metavar="PACK_B|CHECKPOINT", type=LOCATION)
 @click.option(
-    "--tokenizer", type=PATH,
+    "--tokenizer", type=LOCATION,
     help="tokenizer.json, for the names of tokens [default: the one beside either argument].",
 )  # fmt: skip
-@click.option("--frequencies", type=PATH, help=".npy of token counts, which weight the errors.")
+@click.option("--frequencies", type=LOCATION, help=".npy of token counts, which weight the errors.")
 @click.option(
     "--worst", type=click.IntRange(0), default=10, show_default=True,
     help="Number of tokens to list, those with the largest errors.",
@@ -40,7 +40,7 @@ from tolpack.sources.input_kind import is_pack
 @layers_option
 @tensor_option
 @json_option
-def diff(pack: Path, reference: Path, as_json: bool, **settings: Any) -> None:
+def diff(pack: Location, reference: Location, as_json: bool, **settings: Any) -> None:
     """Show where PACK_A differs from PACK_B, or from the CHECKPOINT or table it was made from.
 
     diff prints relative errors by layer, by chunk (tokens of similar frequency), and of the worst

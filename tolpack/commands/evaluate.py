@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from tolpack.commands.evaluation_setup import OutputFiles, open_evaluator, report_subject
-from tolpack.commands.options import PATH, evaluation_options, json_option, print_json
+from tolpack.commands.options import LOCATION, evaluation_options, json_option, print_json
 from tolpack.commands.terminal import echo
 from tolpack.errors import ConfigError
 from tolpack.report import evaluation_tables, sweep_page
+from tolpack.storage.locations import Location
 
 _SWEEP = "Settings to build and evaluate, like 'rank=none,50% bits=4,auto'; repeatable."
 
 
 @click.command(name="eval")
-@click.argument("checkpoint", type=PATH)
-@click.argument("packs", nargs=-1, type=PATH)
+@click.argument("checkpoint", type=LOCATION)
+@click.argument("packs", nargs=-1, type=LOCATION)
 @click.option("--sweep", multiple=True, metavar="SPEC", help=_SWEEP)
 @evaluation_options
 @json_option
 def evaluate(
-    checkpoint: Path,
-    packs: tuple[Path, ...],
+    checkpoint: Location,
+    packs: tuple[Location, ...],
     sweep: tuple[str, ...],
     as_json: bool,
     **settings: Any,

@@ -17,6 +17,8 @@ from tolpack.report.output_files import check_output_file
 from tolpack.report.page import write_page
 from tolpack.report.page_content import Page
 from tolpack.report.sweep_page import ReportSubject
+from tolpack.storage.inputs import input_path
+from tolpack.storage.locations import Location
 
 if TYPE_CHECKING:  # these load torch
     from tolpack.evaluation.evaluator import Evaluator, PackScore
@@ -38,7 +40,7 @@ class OutputFiles:
     report: Path | None
 
     @classmethod
-    def take(cls, settings: dict[str, Any], *inputs: Path) -> OutputFiles:
+    def take(cls, settings: dict[str, Any], *inputs: Location) -> OutputFiles:
         """Take the output files out of `settings`.
 
         Raises
@@ -79,17 +81,18 @@ class OutputFiles:
             write_page(page(), self.report)
 
 
-def report_subject(checkpoint: Path, settings: dict[str, Any]) -> ReportSubject:
+def report_subject(checkpoint: Location, settings: dict[str, Any]) -> ReportSubject:
     """Return the subject of a report, from the settings that name it."""
     words: list[object] = ["tolpack", "build", checkpoint]
     for name, option in _SHARED.items():
         if settings[name] is not None:
             words += [option, settings[name]]
-    return ReportSubject(checkpoint, settings["texts"], command_line(), shlex.join(map(str, words)))
+    paths = [input_path(one) for one in (checkpoint, *settings["texts"])]
+    return ReportSubject(paths[0], tuple(paths[1:]), command_line(), shlex.join(map(str, words)))
 
 
 def open_evaluator(
-    checkpoint: Path, settings: dict[str, Any], tokens: int | None = None
+    checkpoint: Location, settings: dict[str, Any], tokens: int | None = None
 ) -> tuple[Evaluator, ExperimentOptions]:
     """Open the checkpoint and the text; takes the remaining options out of `settings`."""
     from tolpack.calibration.calibrate import CalibrationInputs

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from tolpack.commands.options import (
-    PATH,
+    LOCATION,
     checkpoint_options,
     json_option,
     print_json,
@@ -20,16 +20,18 @@ from tolpack.errors import ConfigError
 from tolpack.report.tables import checkpoint_table, family_table, pack_table
 from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.input_kind import CHECKPOINT_SUFFIXES, check_input, is_gguf, is_pack
+from tolpack.storage.inputs import InputPath, input_path, local_input
+from tolpack.storage.locations import Location
 
 _TABLE_SUFFIXES = (".npy", ".h5", ".hdf5", ".json", ".toml")
 
 
 @click.command()
-@click.argument("path", metavar="PACK|CHECKPOINT", type=PATH)
+@click.argument("path", metavar="PACK|CHECKPOINT", type=LOCATION)
 @checkpoint_options
 @tensor_option
 @json_option
-def inspect(path: Path, tensor: str | None, as_json: bool, **settings: Any) -> None:
+def inspect(path: Location, tensor: str | None, as_json: bool, **settings: Any) -> None:
     """Show the tables, layers and chunks of a pack, or the tables of a checkpoint.
 
     For a MemoryLLM, inspect shows the key map that fits its tensor names, the shapes and dtypes
@@ -42,14 +44,14 @@ def inspect(path: Path, tensor: str | None, as_json: bool, **settings: Any) -> N
     tolpack inspect model/ --key-map map.toml --json
     tolpack inspect model/ --tensor model.embed_tokens.weight
     """
-    pack = is_pack(path)
-    if not pack and path.suffix in _TABLE_SUFFIXES:
+    pack, found = is_pack(path), input_path(path)
+    if not pack and found.suffix in _TABLE_SUFFIXES:
         raise ConfigError(f"{path} is no pack and no checkpoint: expected .tolpack, "
                           f"{', '.join(CHECKPOINT_SUFFIXES)} or a folder")  # fmt: skip
     if not pack and is_gguf(path):
-        info, text = _describe_gguf(path, tensor)
-    elif not pack and (path.is_dir() or path.suffix in CHECKPOINT_SUFFIXES):
-        info, text = _describe_checkpoint(path, take_checkpoint_options(settings), tensor)
+        info, text = _describe_gguf(local_input(found, "a GGUF file"), tensor)
+    elif not pack and (found.is_dir() or found.suffix in CHECKPOINT_SUFFIXES):
+        info, text = _describe_checkpoint(found, take_checkpoint_options(settings), tensor)
     else:
         if tensor is not None:
             raise click.UsageError(f"--tensor is for checkpoints, and {path} is none")
@@ -61,7 +63,7 @@ def inspect(path: Path, tensor: str | None, as_json: bool, **settings: Any) -> N
 
 
 def _describe_checkpoint(
-    path: Path, options: CheckpointOptions, tensor: str | None
+    path: InputPath, options: CheckpointOptions, tensor: str | None
 ) -> tuple[dict[str, Any], str]:
     """Return what --json prints, and the text."""
     from tolpack.sources.checkpoint.checkpoint import name_tensors
@@ -92,13 +94,13 @@ def _describe_gguf(path: Path, tensor: str | None) -> tuple[dict[str, Any], str]
     return tables.to_json(), family_table(tables)
 
 
-def _describe_pack(path: Path, *, pack: bool) -> tuple[dict[str, Any], str]:
+def _describe_pack(path: Location, *, pack: bool) -> tuple[dict[str, Any], str]:
     """Return what --json prints, and the text."""
     from tolpack.evaluation.pack_description import describe_pack
     from tolpack.pack import open_first_table
 
     if not pack:
-        check_input(path)
+        check_input(input_path(path))
     with open_first_table(path) as opened:
         info = describe_pack(opened)
     return info, pack_table(info, str(path))

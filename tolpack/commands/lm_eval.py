@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tolpack.commands.options import (
+    LOCATION,
     PATH,
     checkpoint_options,
     json_option,
@@ -22,6 +23,8 @@ from tolpack.commands.terminal import echo
 from tolpack.errors import ConfigError, FileAccessError
 from tolpack.lm_eval import TEXT_TASKS
 from tolpack.report.task_tables import task_table
+from tolpack.storage.inputs import input_path, local_input
+from tolpack.storage.locations import Location
 
 if TYPE_CHECKING:  # it takes seconds to import
     from tolpack.lm_eval.task_runner import TaskOptions
@@ -29,13 +32,13 @@ if TYPE_CHECKING:  # it takes seconds to import
 
 
 @click.command(name="lm-eval")
-@click.argument("checkpoint", type=PATH)
-@click.argument("packs", nargs=-1, type=PATH)
+@click.argument("checkpoint", type=LOCATION)
+@click.argument("packs", nargs=-1, type=LOCATION)
 @click.option(
     "--tasks", required=True, help="Names of tasks, with commas; * stands for any letters."
 )
 @click.option(
-    "--text", type=PATH, help=f"UTF-8 text to make tasks of: {', '.join(TEXT_TASKS)}.",
+    "--text", type=LOCATION, help=f"UTF-8 text to make tasks of: {', '.join(TEXT_TASKS)}.",
 )  # fmt: skip
 @click.option(
     "--seed", type=int, default=0, show_default=True,
@@ -60,12 +63,14 @@ if TYPE_CHECKING:  # it takes seconds to import
 )  # fmt: skip
 @click.option("--device", help="Where the model runs, like cuda [default: the CPU].")
 @click.option(
-    "--tokenizer", type=PATH,
+    "--tokenizer", type=LOCATION,
     help="tokenizer.json, or a folder of transformers [default: the checkpoint's].",
 )  # fmt: skip
 @checkpoint_options
 @json_option
-def lm_eval(checkpoint: Path, packs: tuple[Path, ...], as_json: bool, **settings: Any) -> None:
+def lm_eval(
+    checkpoint: Location, packs: tuple[Location, ...], as_json: bool, **settings: Any
+) -> None:
     """Run tasks of lm-eval on CHECKPOINT and on its PACKS.
 
     lm-eval mounts each pack in place of the checkpoint's table. The checkpoint is a folder of
@@ -78,8 +83,9 @@ def lm_eval(checkpoint: Path, packs: tuple[Path, ...], as_json: bool, **settings
     tolpack lm-eval model/ model.tolpack --tasks lambada_openai,hellaswag --limit 500
     tolpack lm-eval model.pt a.tolpack b.tolpack --tasks 'tolpack_*' --text held-out.txt
     """
+    folder = local_input(checkpoint, "a model of lm-eval")
     with _task_options(settings) as options:
-        models = _run(checkpoint, packs, options, settings)
+        models = _run(folder, packs, options, settings)
     if as_json:
         print_json({"models": [one.to_json() for one in models]})
     else:
@@ -87,7 +93,10 @@ def lm_eval(checkpoint: Path, packs: tuple[Path, ...], as_json: bool, **settings
 
 
 def _run(
-    checkpoint: Path, packs: tuple[Path, ...], options: TaskOptions, settings: dict[str, Any]
+    folder: Path,
+    packs: tuple[Location, ...],
+    options: TaskOptions,
+    settings: dict[str, Any],
 ) -> list[ModelScores]:
     """Run the tasks on the checkpoint, then on each pack; one model is in memory at a time."""
     import torch
@@ -104,10 +113,10 @@ def _run(
     for pack in packs:  # before hours of tasks
         open_first_table(pack).close()
     runner = TaskRunner(options)
-    models = [ModelScores(_name(checkpoint), runner.run(TolpackLM(checkpoint, **loading)))]
+    models = [ModelScores(_name(folder), runner.run(TolpackLM(folder, **loading)))]
     for pack in packs:
         try:
-            model = TolpackLM(checkpoint, pack, **loading)
+            model = TolpackLM(folder, pack, **loading)
         except ConfigError as error:
             raise ConfigError(f"{pack}: {error}") from error
         scores = runner.run(model)
@@ -146,6 +155,7 @@ def _text_tasks(names: tuple[str, ...], settings: dict[str, Any]) -> Iterator[tu
     from tolpack.lm_eval.task_data import write_tasks
 
     text, folder = settings["text"], settings["task_folder"]
+    text = None if text is None else input_path(text)
     if text is None:
         if folder is not None:
             raise click.UsageError("--task-folder is for the tasks of --text")

@@ -19,29 +19,43 @@ from tolpack.compress.settings import (
     parse_relative_error,
     parse_size,
 )
+from tolpack.errors import ConfigError
 from tolpack.runtime.sizes import parse_bytes
 from tolpack.sources.checkpoint.config import MODEL_TYPES
 from tolpack.sources.checkpoint.key_map import BUILT_IN as BUILT_IN_MAPS
 from tolpack.sources.checkpoint.options import CheckpointOptions
-from tolpack.storage.locations import is_url
+from tolpack.storage.locations import Location, local_path, without_credentials
 from tolpack.workspace.resources import COMPUTE, DEFAULT_MAX_MEMORY
 
 
 class _LocationType(click.Path):
-    """A path, or a URL as text: a `Path` would join its slashes."""
+    """A path, or a URL as text: a `Path` would join its slashes. A ``file://`` URL is a path."""
+
+    def __init__(self, *, remote: bool) -> None:
+        self._remote = remote
+        super().__init__(path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """See `click.ParamType`."""
-        return value if is_url(value) else super().convert(value, param, ctx)
+        try:
+            path = local_path(value)
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+        if path is not None:
+            return super().convert(path, param, ctx)
+        if not self._remote:
+            self.fail(f"{without_credentials(value)} is no path on this machine", param, ctx)
+        return value
 
 
-PATH = click.Path(path_type=Path)
-LOCATION = _LocationType(path_type=Path)
+PATH = _LocationType(remote=False)
+LOCATION = _LocationType(remote=True)
 _CHECKPOINT_OPTIONS = ("config", "arch", "map_name", "key_map")
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 tokenizer_option = click.option(
-    "--tokenizer", type=PATH, help="tokenizer.json [default: the one beside the checkpoint]."
+    "--tokenizer", type=LOCATION, help="tokenizer.json [default: the one beside the checkpoint]."
 )
 table_option = click.option(
     "--table", metavar="NAME", help="Table of PACK [default: the only one]."
@@ -70,7 +84,7 @@ drop_option = click.option(
 def checkpoint_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options for checkpoints that do not describe themselves."""
     options = (
-        click.option("--config", type=PATH, help="config.json, if the checkpoint has none."),
+        click.option("--config", type=LOCATION, help="config.json, if the checkpoint has none."),
         click.option(
             "--arch", type=click.Choice(MODEL_TYPES), help="Model type, instead of the config's."
         ),
@@ -78,7 +92,7 @@ def checkpoint_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--map", "map_name", type=click.Choice(BUILT_IN_MAPS),
             help="Built-in key map [default: the one that fits the tensor names].",
         ),
-        click.option("--key-map", type=PATH, help="Your own key map, a .toml."),
+        click.option("--key-map", type=LOCATION, help="Your own key map, a .toml."),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -97,7 +111,7 @@ def take_checkpoint_options(settings: dict[str, Any]) -> CheckpointOptions:
     return CheckpointOptions(*(settings.pop(name) for name in _CHECKPOINT_OPTIONS))
 
 
-def refuse_checkpoint_options(settings: dict[str, Any], pack: Path) -> None:
+def refuse_checkpoint_options(settings: dict[str, Any], pack: Location) -> None:
     """Take the settings of `checkpoint_options` out of `settings`, and raise if one was given."""
     given = [name for name in _CHECKPOINT_OPTIONS if settings.pop(name) is not None]
     if given:
@@ -127,9 +141,9 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="With --bits auto: limit of the rows' relative error, for tables whose model "
             "cannot be run.",
         ),
-        click.option("--calibrate", type=PATH, help="Calibration text, or .npy of token ids."),
+        click.option("--calibrate", type=LOCATION, help="Calibration text, or .npy of token ids."),
         click.option(
-            "--frequencies", type=PATH,
+            "--frequencies", type=LOCATION,
             help=".npy of token counts, by which tokens are ordered; or a folder of TABLE.npy.",
         ),
     )  # fmt: skip
@@ -161,14 +175,14 @@ def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that `eval` and `study` share: text, inputs of builds, and output files."""
     options = (
         click.option(
-            "--text", "texts", type=PATH, required=True, multiple=True,
+            "--text", "texts", type=LOCATION, required=True, multiple=True,
             help="Evaluation text, or .npy of token ids; repeatable.",
         ),
         tokenizer_option,
         checkpoint_options,
         context_option,
-        click.option("--calibrate", type=PATH, help="Calibration text, or .npy of token ids."),
-        click.option("--frequencies", type=PATH, help=".npy of token counts for the builds."),
+        click.option("--calibrate", type=LOCATION, help="Calibration text, or .npy of token ids."),
+        click.option("--frequencies", type=LOCATION, help=".npy of token counts for the builds."),
         resource_options,
         click.option("--scratch", type=PATH, help="Folder for temporary packs [default: TMPDIR]."),
         click.option("--fresh", is_flag=True, help="Measure again; use no cached results."),

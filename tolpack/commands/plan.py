@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from tolpack.commands.options import (
-    PATH,
+    LOCATION,
     checkpoint_options,
     compression_option,
     json_option,
@@ -30,6 +29,7 @@ from tolpack.compress.settings import (
 )
 from tolpack.errors import ConfigError
 from tolpack.report import tables
+from tolpack.storage.locations import Location
 
 # Options by which the table itself decides: a plan then has to measure it.
 _MEASURED = (
@@ -38,7 +38,7 @@ _MEASURED = (
 
 
 @click.command()
-@click.argument("checkpoint", type=PATH)
+@click.argument("checkpoint", type=LOCATION)
 @click.option("--rank", callback=checked(parse_rank), help="Rank of the basis, as for build.")
 @click.option("--bits", type=click.Choice(BITS), help="Bits, as for build.")
 @click.option(
@@ -53,7 +53,7 @@ _MEASURED = (
 @tensor_option
 @resource_options
 @json_option
-def plan(checkpoint: Path, as_json: bool, **settings: Any) -> None:
+def plan(checkpoint: Location, as_json: bool, **settings: Any) -> None:
     """Predict sizes and costs of packs of CHECKPOINT without building one.
 
     Without a setting, usual ones are predicted from the table's shape. With auto, --size,
@@ -72,7 +72,7 @@ def plan(checkpoint: Path, as_json: bool, **settings: Any) -> None:
         _show_predicted(checkpoint, as_json, settings)
 
 
-def _show_predicted(checkpoint: Path, as_json: bool, settings: dict[str, Any]) -> None:
+def _show_predicted(checkpoint: Location, as_json: bool, settings: dict[str, Any]) -> None:
     from tolpack.compress.size_prediction import predict_checkpoint
 
     names = ("rank", "bits", "drop", "layers", "tensor", "compression")
@@ -86,7 +86,7 @@ def _show_predicted(checkpoint: Path, as_json: bool, settings: dict[str, Any]) -
         echo(tables.plan_table(plans))
 
 
-def _show_measured(checkpoint: Path, as_json: bool, settings: dict[str, Any]) -> None:
+def _show_measured(checkpoint: Location, as_json: bool, settings: dict[str, Any]) -> None:
     from tolpack.calibration.calibrate import CalibrationInputs
     from tolpack.compress.measured_plan import preview_plan
     from tolpack.workspace.resources import Resources

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 import numpy as np
 from numpy.typing import NDArray
 
 import tolpack
-from tolpack.commands.options import PATH, json_option, print_json, table_option
+from tolpack.commands.options import LOCATION, json_option, print_json, table_option
 from tolpack.commands.terminal import echo
 from tolpack.container.ngram_header import MAX_ID
 from tolpack.errors import ConfigError
 from tolpack.evaluation.pack_description import locate
 from tolpack.model.text import TextTokenizer, find_tokenizer
 from tolpack.report import row_tables
+from tolpack.storage.inputs import input_path
+from tolpack.storage.locations import Location
 
 
 @click.command()
-@click.argument("pack", type=PATH)
+@click.argument("pack", type=LOCATION)
 @click.argument("token_ids", metavar="[TOKEN_ID...]", nargs=-1, type=int)
 @click.option("--text", help="Show the tokens of this text instead of TOKEN_IDs.")
 @click.option(
-    "--tokenizer", type=PATH, help="tokenizer.json [default: with --text, the one beside PACK]."
+    "--tokenizer", type=LOCATION, help="tokenizer.json [default: with --text, the one beside PACK]."
 )
 @table_option
 @json_option
 def rows(
-    pack: Path,
+    pack: Location,
     token_ids: tuple[int, ...],
     text: str | None,
-    tokenizer: Path | None,
+    tokenizer: Location | None,
     table: str | None,
     as_json: bool,
 ) -> None:
@@ -104,8 +104,10 @@ def _show_row_ids(pack: tolpack.Pack, encoder: TextTokenizer, text: str, *, as_j
     echo(f"\n{numbers.size} rows of {len(ids)} tokens: a lookup of all reads {size}")
 
 
-def _open_tokenizer(pack: Path, text: str | None, given: Path | None) -> TextTokenizer | None:
-    path = given if text is None else find_tokenizer(pack, given)
+def _open_tokenizer(
+    pack: Location, text: str | None, given: Location | None
+) -> TextTokenizer | None:
+    path = given if text is None else find_tokenizer(input_path(pack), given)
     if path is None and text is not None:
         raise ConfigError(
             f"--text needs the model's tokenizer, and there is none beside {pack}: give "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +14,7 @@ from tolpack.commands.evaluation_setup import (
     split_parts,
 )
 from tolpack.commands.options import (
-    PATH,
+    LOCATION,
     evaluation_options,
     json_option,
     print_json,
@@ -24,13 +23,15 @@ from tolpack.commands.options import (
 from tolpack.commands.terminal import echo
 from tolpack.evaluation import STUDY_PARTS
 from tolpack.report import study_page, study_tables
+from tolpack.storage.inputs import input_path
+from tolpack.storage.locations import Location
 
 if TYPE_CHECKING:  # it loads torch
     from tolpack.evaluation.task_accuracy import TaskSettings
 
 
 @click.command()
-@click.argument("checkpoint", type=PATH)
+@click.argument("checkpoint", type=LOCATION)
 @evaluation_options
 @click.option("--tokens", type=click.IntRange(2), help="Use only the first N tokens of the text.")
 @click.option(
@@ -47,7 +48,7 @@ if TYPE_CHECKING:  # it loads torch
 )  # fmt: skip
 @json_option
 def study(
-    checkpoint: Path, tokens: int | None, parts: tuple[str, ...], as_json: bool, **settings: Any
+    checkpoint: Location, tokens: int | None, parts: tuple[str, ...], as_json: bool, **settings: Any
 ) -> None:
     """Run the MemoryLLM paper's experiments on CHECKPOINT and recommend settings for packs.
 
@@ -87,4 +88,6 @@ def _take_tasks(settings: dict[str, Any]) -> TaskSettings | None:
     tasks, limit = settings.pop("tasks"), settings.pop("task_limit")
     if tasks is None:
         return None
-    return TaskSettings(task_names(tasks), settings["texts"][0], settings["tokenizer"], limit)
+    return TaskSettings(
+        task_names(tasks), input_path(settings["texts"][0]), settings["tokenizer"], limit
+    )

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 
 import click
 
-from tolpack.commands.options import PATH, json_option, print_json
+from tolpack.commands.options import LOCATION, json_option, print_json
 from tolpack.commands.terminal import Terminal, echo
 from tolpack.errors import printable
 from tolpack.pack import open_first_table
 from tolpack.report import tables
+from tolpack.storage.locations import Location
 
 # Damaged places that are listed one by one.
 _MOST_LINES = 50
 
 
 @click.command()
-@click.argument("pack", type=PATH)
+@click.argument("pack", type=LOCATION)
 @json_option
 @click.pass_context
-def verify(ctx: click.Context, pack: Path, as_json: bool) -> None:
+def verify(ctx: click.Context, pack: Location, as_json: bool) -> None:
     """Read all of PACK and check every checksum; exit 1 if anything is damaged.
 
     verify names each damaged place and the tokens that it affects. Other tokens can still be read.

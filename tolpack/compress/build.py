@@ -117,8 +117,9 @@ def build(
     checkpoint : str or Path
         See `tolpack.sources.open_source.open_tables`.
     output : str or Path, optional
-        The pack; default: ``NAME.tolpack`` beside the checkpoint. A URL, or with `part_size` a
-        path, is a folder that gets part files and ``manifest.json``.
+        The pack; default: ``NAME.tolpack`` beside the checkpoint, or in the current folder if that
+        is elsewhere. A URL, or with `part_size` a path, is a folder that gets part files and
+        ``manifest.json``.
     rank : str or int
         ``"none"`` (no basis), ``"full"``, ``"auto"``, a number, ``"50%"``, or ``"r0,r1,…"``.
     bits : int or str
@@ -198,7 +199,7 @@ def build(
     settings = BuildSettings.parse(
         rank, bits, drop, size, max_ppl_increase, compression, max_relative_error, max_kld
     )
-    inputs = CalibrationInputs(calibrate, frequencies, tokenizer).beside(Path(checkpoint))
+    inputs = CalibrationInputs(calibrate, frequencies, tokenizer).beside(checkpoint)
     files = (calibrate, frequencies, tokenizer, config, key_map)
     resources = Resources(compute, max_memory, threads)
     options = CheckpointOptions(config, arch, map_name, key_map)

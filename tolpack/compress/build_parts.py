@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from tolpack.compress.build_job import JOB_SUFFIX, BuildJob, absolute, store_job
+from tolpack.compress.build_job import JOB_SUFFIX, BuildJob, store_job
 from tolpack.compress.part_tasks import (
     check_part,
     checked_part,
@@ -31,6 +31,7 @@ from tolpack.runtime.array_types import Buffer, Ints
 from tolpack.runtime.progress import Reporter
 from tolpack.sources.protocol import TableSource
 from tolpack.storage.folder import Folder
+from tolpack.storage.locations import absolute
 
 # Small reads of a folder that are made at once.
 _READS_AT_ONCE = 16

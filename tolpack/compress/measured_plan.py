@@ -14,12 +14,13 @@ from tolpack.errors import memory_errors
 from tolpack.runtime.progress import Reporter
 from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.open_source import open_tables
+from tolpack.storage.locations import Location
 from tolpack.workspace.resources import Resources
 
 
 @memory_errors("give less --max-memory or fewer --threads")
 def preview_plan(
-    checkpoint: str | Path,
+    checkpoint: Location,
     settings: BuildSettings,
     inputs: CalibrationInputs,
     options: CheckpointOptions,
@@ -48,7 +49,7 @@ def preview_plan(
         As of `tolpack.build`.
     """
     sources = open_tables(checkpoint, options, layers, tensor)
-    folder, inputs = Path(tempfile.gettempdir()), inputs.beside(Path(checkpoint))
+    folder, inputs = Path(tempfile.gettempdir()), inputs.beside(checkpoint)
     measured = calibrated_tables(sources, settings, inputs, folder, resources, reporter)
     with measured as (tables, workspace):
         return [one.to_json() for one in make_plan(tables, settings, workspace).tables]

@@ -32,8 +32,9 @@ from tolpack.export.parts import refuse_manifest
 from tolpack.runtime.sizes import parse_bytes
 from tolpack.sources.protocol import TableSource
 from tolpack.storage.folder import Folder
+from tolpack.storage.inputs import InputPath, input_path, local_output
 from tolpack.storage.local_folder import UNFINISHED, LocalFolder
-from tolpack.storage.locations import Location, is_url, open_folder
+from tolpack.storage.locations import Location, local_path, open_folder
 from tolpack.workspace.limits import Limits
 from tolpack.workspace.workspace import Workspace
 
@@ -188,15 +189,15 @@ def choose_output(
     resume: bool,
     inputs: Sequence[str | Path | None],
 ) -> PackOutput:
-    """Return where the pack goes: a folder of parts for a URL, or with a part size; else a file.
+    """Return where the pack goes: a folder of parts with a part size, or elsewhere; else a file.
 
     Raises
     ------
     ConfigError, FileAccessError
         Something would be lost by writing it, or it is no possible output.
     """
-    if part_size is None and not (output is not None and is_url(output)):
-        path = output_path(Path(checkpoint), output, force, inputs)
+    if part_size is None and (output is None or local_path(output) is not None):
+        path = output_path(checkpoint, output, force, inputs)
         return FileOutput(PackFile(path, check_inputs, overwrite=force, resume=resume))
     size = parse_bytes(DEFAULT_PART_SIZE if part_size is None else part_size, "--part-size")
     folder = parts_output(checkpoint, output, force)
@@ -215,13 +216,14 @@ def parts_output(checkpoint: Location, output: Location | None, force: bool) -> 
         There is no folder to make it in.
     """
     if output is None:
-        output = _default_output(Path(checkpoint)).with_suffix(".parts")
+        output = _default_output(input_path(checkpoint)).with_suffix(".parts")
     folder = open_folder(output)
     if isinstance(folder, LocalFolder):
         path = folder.path
         if path.exists() and not path.is_dir():
             raise ConfigError(f"output {path} is a file, and parts go to a folder: give another -o")
-        if path.exists() and not is_url(checkpoint) and path.samefile(checkpoint):
+        source = local_path(checkpoint)
+        if path.exists() and source is not None and path.samefile(source):
             raise ConfigError(f"output {path} holds the checkpoint: give a folder of its own")
         if not path.parent.is_dir():
             raise FileAccessError(
@@ -233,10 +235,10 @@ def parts_output(checkpoint: Location, output: Location | None, force: bool) -> 
 
 
 def output_path(
-    checkpoint: str | Path,
+    checkpoint: Location,
     output: Location | None,
     force: bool,
-    inputs: Sequence[str | Path | None] = (),
+    inputs: Sequence[Location | None] = (),
 ) -> Path:
     """Return where the pack goes, after checking that nothing is lost by writing it.
 
@@ -246,10 +248,11 @@ def output_path(
         The output is no possible file, or one of the inputs, or exists and `force` is false; or an
         input has the name of an unfinished output.
     """
-    source = Path(checkpoint)
-    path = Path(output) if output is not None else _default_output(source)
-    given = [source, *(one for one in inputs if one is not None)]
-    if source.is_dir():
+    source = input_path(checkpoint)
+    path = _default_output(source) if output is None else local_output(output)
+    paths = [input_path(one) for one in (checkpoint, *inputs) if one is not None]
+    given = [one for one in paths if isinstance(one, Path)]
+    if isinstance(source, Path) and source.is_dir():
         given += [file for file in source.iterdir() if file.suffix != ".tolpack"]
     if path.is_dir():
         raise ConfigError(f"output {path} is a folder: give a file name with -o")
@@ -264,11 +267,14 @@ def output_path(
     return path
 
 
-def _default_output(source: Path) -> Path:
-    """``NAME.tolpack`` beside the checkpoint; a dot in a folder's name is no suffix."""
-    source = source if source.name else source.resolve()
+def _default_output(source: InputPath) -> Path:
+    """``NAME.tolpack`` beside the checkpoint, or in the current folder for one that is elsewhere; a
+    dot in a folder's name is no suffix.
+    """
+    if isinstance(source, Path) and not source.name:
+        source = source.resolve()
     name = source.name if source.is_dir() else source.stem
-    return source.with_name(f"{name}.tolpack")
+    return Path(source.parent if isinstance(source, Path) else "", f"{name}.tolpack")
 
 
 def parts_folder(path: Path) -> Path:

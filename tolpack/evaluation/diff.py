@@ -24,6 +24,9 @@ from tolpack.runtime.progress import Reporter
 from tolpack.sources.arrays.npy import read_counts
 from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.input_kind import is_pack
+from tolpack.storage.inputs import InputPath, input_path
+from tolpack.storage.locations import Location
+from tolpack.storage.remote_path import RemotePath
 
 # Limits of a block of rows, on each side. A checkpoint's layers are loaded anew for each block, so
 # blocks are large.
@@ -32,11 +35,11 @@ _LEAST_BYTES, _BLOCK_ROWS = 8 << 20, 1 << 16
 
 
 def diff_tables(
-    a: str | Path,
-    b: str | Path,
+    a: Location | RemotePath,
+    b: Location | RemotePath,
     *,
-    tokenizer: str | Path | None = None,
-    frequencies: str | Path | None = None,
+    tokenizer: Location | None = None,
+    frequencies: Location | None = None,
     checkpoint_options: CheckpointOptions | None = None,
     layers: int | None = None,
     table: str | None = None,
@@ -83,7 +86,7 @@ def diff_tables(
     FormatError, FileAccessError, CheckpointError
         One of them is damaged or cannot be read; a `FormatError` names the file.
     """
-    a, b, reporter = Path(a), Path(b), reporter or Reporter()
+    a, b, reporter = input_path(a), input_path(b), reporter or Reporter()
     if worst < 0:
         raise ConfigError(f"worst is {worst}, expected 0 or more")
     if a.exists() and not is_pack(a):
@@ -117,7 +120,7 @@ class _Reference:
 
 @contextmanager
 def _open_reference(
-    path: Path,
+    path: InputPath,
     checkpoint_options: CheckpointOptions | None,
     layers: int | None,
     table: str | None = None,
@@ -151,7 +154,7 @@ def _open_reference(
 
 
 def _paired_rows(
-    path: Path, pack: Pack, reference: _Reference
+    path: InputPath, pack: Pack, reference: _Reference
 ) -> Iterator[tuple[int, Ints, Floats, Floats]]:
     """Yield a chunk's number, ids int64 (n,), and their rows in both tables.
 
@@ -183,7 +186,7 @@ def _shape(pack: Pack) -> tuple[int, int, int]:
 
 
 def _check_shapes(
-    a: Path, ours: tuple[int, int, int], b: Path, theirs: tuple[int, int, int]
+    a: InputPath, ours: tuple[int, int, int], b: InputPath, theirs: tuple[int, int, int]
 ) -> None:
     if ours != theirs:
         words = "{} holds {} tokens × {} layers × {}".format
@@ -192,7 +195,7 @@ def _check_shapes(
         )
 
 
-def _check_finite(squares: Doubles, ids: Ints, a: Path, b: Path) -> None:
+def _check_finite(squares: Doubles, ids: Ints, a: InputPath, b: InputPath) -> None:
     for path, side in ((b, squares[1]), (a, squares[0])):
         wrong = np.argwhere(~np.isfinite(side))
         if len(wrong):
@@ -202,7 +205,7 @@ def _check_finite(squares: Doubles, ids: Ints, a: Path, b: Path) -> None:
             )
 
 
-def _counts(path: str | Path, vocab_size: int) -> Ints:
+def _counts(path: Location, vocab_size: int) -> Ints:
     counts = read_counts(path, vocab_size)
     if not counts.any():
         raise ConfigError(f"--frequencies {path} holds zeros only: no token would have weight")
@@ -210,7 +213,7 @@ def _counts(path: str | Path, vocab_size: int) -> Ints:
 
 
 def _open_tokenizer(
-    given: str | Path | None, a: Path, b: Path, reporter: Reporter
+    given: Location | None, a: InputPath, b: InputPath, reporter: Reporter
 ) -> TextTokenizer | None:
     if given is not None:
         return TextTokenizer(given)
@@ -232,13 +235,13 @@ def _report_larger_vocabulary(
         )
 
 
-def _open(path: Path, table: str | None) -> Pack:
+def _open(path: InputPath, table: str | None) -> Pack:
     with _path_in_errors(path):
-        return Pack(path, table=table)
+        return Pack(path if isinstance(path, Path) else str(path), table=table)
 
 
 @contextmanager
-def _path_in_errors(path: Path) -> Iterator[None]:
+def _path_in_errors(path: InputPath) -> Iterator[None]:
     """Name the file in the message of a `FormatError`: there are two files."""
     try:
         yield

@@ -18,6 +18,8 @@ from tolpack.container.io_modes import IO_MODES
 from tolpack.errors import ConfigError, FileAccessError
 from tolpack.pack import Pack
 from tolpack.runtime.progress import Reporter
+from tolpack.storage.inputs import local_input
+from tolpack.storage.locations import Location
 
 _LEAST, _MOST = 5, 2000
 # Lookups that warm up; also those that may fail to be cold before the mode has none.
@@ -68,7 +70,7 @@ class _Subject:
 
 
 def benchmark_lookups(
-    path: Path, rows: int, seconds: float, reporter: Reporter, table: str | None = None
+    path: Location, rows: int, seconds: float, reporter: Reporter, table: str | None = None
 ) -> LookupBenchmark:
     """Time lookups of one row and of `rows`, each mode for about `seconds` warm and cold.
 
@@ -85,7 +87,7 @@ def benchmark_lookups(
     if not 0.01 <= seconds <= 600:
         raise ConfigError(f"--seconds is {seconds:g}, expected 0.01 … 600")
     timings: list[LookupTiming] = []
-    subject = _Subject(path, table)
+    subject = _Subject(local_input(path, "a pack that is timed"), table)
     with subject.open() as pack:
         vocab_size, nbytes = pack.vocab_size, pack.nbytes
         row_bytes = 4 * sum(pack.widths)

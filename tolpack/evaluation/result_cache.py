@@ -22,6 +22,7 @@ from tolpack.model.text import find_tokenizer
 from tolpack.runtime.disk_cache import cached_file, keep_file, kept_file
 from tolpack.runtime.progress import Reporter
 from tolpack.sources.identity import file_digest
+from tolpack.storage.inputs import input_path
 from tolpack.version import __version__
 from tolpack.workspace.resources import Resources
 
@@ -62,7 +63,7 @@ class ResultCache:
         digest.update(evaluator.token_ids.astype("<i8").tobytes())
         found = find_tokenizer(evaluator.subject.path, calibration.tokenizer)
         for path in (calibration.text, calibration.frequencies, found):
-            digest.update(b"none" if path is None else file_digest(Path(path)))
+            digest.update(b"none" if path is None else file_digest(input_path(path)))
         self._identity = digest.digest()
         self._check_unchanged = evaluator.model.check_unchanged
         self._fresh = fresh

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tolpack.pack import Pack
 from tolpack.runtime.array_types import Doubles, Floats, Ints
+from tolpack.storage.inputs import InputPath
 
 Texts = Callable[[Sequence[int]], Sequence[str | None]]
 
@@ -172,7 +172,7 @@ class ErrorSums:
         self._worst.sort(key=lambda one: -one.relative_error)
         del self._worst[self._worst_count :]
 
-    def result(self, a: Path, b: Path, texts: Texts | None) -> TableDiff:
+    def result(self, a: InputPath, b: InputPath, texts: Texts | None) -> TableDiff:
         """Return the errors of all that was added; `texts` gives the texts of token ids."""
         pack, weighted = self._pack, None
         listed = [one.token_id for one in self._worst]

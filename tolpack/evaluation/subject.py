@@ -21,6 +21,8 @@ from tolpack.sources.ffn_table import FFNTable
 from tolpack.sources.input_kind import check_input
 from tolpack.sources.open_source import open_family, open_files
 from tolpack.sources.protocol import TableSource
+from tolpack.storage.inputs import InputPath, input_path, local_input
+from tolpack.storage.locations import Location
 from tolpack.torch import ToLMemory
 
 
@@ -32,7 +34,7 @@ class Subject:
     ``checkpoint`` is ``None`` for a model that transformers runs, which ``mount`` puts a pack in.
     """
 
-    path: Path
+    path: InputPath
     model: LanguageModel
     table: TableSource | None
     checkpoint: Checkpoint | None
@@ -87,7 +89,7 @@ def read_bytes_per_token(tables: Sequence[Pack], token_ids: NDArray[np.int64]) -
     return total / len(token_ids)
 
 
-def open_subject(path: str | Path, options: CheckpointOptions | None = None) -> Subject:
+def open_subject(path: Location, options: CheckpointOptions | None = None) -> Subject:
     """Open a model to run it: a MemoryLLM, a Flex-MemoryLLM, a dense checkpoint, or a folder of
     Gemma 3n, Gemma 4 or Qwen4Exp, which transformers runs.
 
@@ -96,13 +98,13 @@ def open_subject(path: str | Path, options: CheckpointOptions | None = None) -> 
     CheckpointError, ConfigError
         It cannot be used.
     """
-    path, options = Path(path), options or CheckpointOptions()
-    if path.is_dir():
-        tables = open_family(open_files(path, options), options)
+    options, found = options or CheckpointOptions(), input_path(path)
+    if found.is_dir():
+        tables = open_family(open_files(found, options), options)
         if tables is not None:
-            return _open_transformers(path, tables[0])
-    check_input(path)
-    if path.suffix in (".npy", ".h5", ".hdf5"):
+            return _open_transformers(local_input(found, "a model of transformers"), tables[0])
+    check_input(found)
+    if found.suffix in (".npy", ".h5", ".hdf5"):
         raise ConfigError(
             f"{path} is a table without a model that could be run: give the model's folder or .pt"
         )

@@ -12,6 +12,7 @@ from tolpack.lm_eval import TEXT_TASKS
 from tolpack.model.language_model import LanguageModel
 from tolpack.model.text import TextTokenizer, find_tokenizer
 from tolpack.sources.identity import file_digest
+from tolpack.storage.inputs import InputPath
 
 if TYPE_CHECKING:
     from tolpack.evaluation.evaluator import Evaluator
@@ -25,7 +26,7 @@ class TaskSettings:
     """
 
     names: tuple[str, ...]
-    text: Path
+    text: InputPath
     tokenizer: Path | None = None
     limit: int | None = None
 

@@ -31,6 +31,8 @@ from tolpack.pack import Pack, open_first_table
 from tolpack.reading.summary import bits_per_weight, ratio_fp16
 from tolpack.reading.table_choice import table_number
 from tolpack.runtime.progress import Reporter
+from tolpack.storage.inputs import local_output
+from tolpack.storage.locations import Location
 
 # Name of the one tensor or dataset, of values in a dtype that was asked for.
 _TABLE_NAME = "table"
@@ -152,9 +154,9 @@ def convert(
         Reading or writing failed.
     """
     reporter = reporter or Reporter()
-    path = Path(destination)
+    path = local_output(destination)
     check_dtype(path, dtype)
-    _check_destination(path, Path(source), force)
+    _check_destination(path, source, force)
     with open_first_table(source) as pack:
         container = pack.container
     found = _table_values(container.header, dtype, table)
@@ -207,7 +209,7 @@ def _check_unchanged(pack: Pack, container: Container) -> None:
         raise FormatError("changed", "file", "another pack", "the one at opening")
 
 
-def _check_destination(path: Path, source: Path, force: bool) -> None:
+def _check_destination(path: Path, source: Location, force: bool) -> None:
     """Raise if writing `path` would lose something, or cannot succeed."""
     check_output(path)
     if same_file(path, source):

@@ -9,6 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.hf.saving import QUANT_METHOD
+from tolpack.storage.inputs import local_input
+from tolpack.storage.locations import is_url
 
 # Options of from_pretrained that also say where the configuration and the tokenizer are.
 _PLACE = (
@@ -63,6 +65,8 @@ def load(
     FileAccessError, FormatError
         The pack cannot be read.
     """
+    if is_url(folder):
+        folder = local_input(folder, "a model of transformers")
     place = {name: options[name] for name in _PLACE if name in options}
     config = AutoConfig.from_pretrained(folder, **place)
     config.quantization_config = _settings(config, pack, io, folder)
@@ -89,7 +93,8 @@ def _settings(config: Any, pack: str | Path | None, io: str, folder: str | Path)
             "the pack by tolpack.hf.mount"
         )
     if pack is not None:
-        return {"quant_method": QUANT_METHOD, "io": io, "pack": Path(pack).absolute()}
+        path = local_input(pack, "the pack of a model of transformers")
+        return {"quant_method": QUANT_METHOD, "io": io, "pack": path.absolute()}
     if "pack" not in named:
         raise ConfigError(f"config.json of {folder} names no pack: give pack='model.tolpack'")
     return named | {"io": io}

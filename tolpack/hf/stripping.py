@@ -28,6 +28,7 @@ from tolpack.sources.families.checkpoint_files import CheckpointFiles
 from tolpack.sources.json_file import read_json
 from tolpack.sources.open_source import open_files, open_tables
 from tolpack.sources.protocol import TableSource
+from tolpack.storage.inputs import local_input, local_output
 
 # Files that may hold the table once more, in another format; the index is written anew.
 _WEIGHTS = (
@@ -105,7 +106,8 @@ def strip(
     FileAccessError, FormatError
         A file cannot be read or written, or `output` is there.
     """
-    folder, output, pack = Path(folder), Path(os.path.abspath(output)), Path(pack)
+    folder, pack = (local_input(one, "what strip takes") for one in (folder, pack))
+    output = Path(os.path.abspath(local_output(output)))
     _check_output(output, (folder, pack), force=force)
     files = open_files(folder, CheckpointOptions())
     with open_first_table(pack) as first:

@@ -33,18 +33,22 @@ from tolpack.sources.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.checkpoint.readiness import check_decoder
 from tolpack.sources.input_kind import check_input
+from tolpack.storage.inputs import local_input
+from tolpack.storage.locations import Location
+from tolpack.storage.remote_path import RemotePath
 
 _MEMORYLLM = {
     "memoryllm": (MemoryLLMConfig, MemoryLLMForCausalLM),
     "flex_memoryllm": (FlexMemoryLLMConfig, FlexMemoryLLMForCausalLM),
 }
+_USER = "a tokenizer of transformers"
 _NOT_IN_CONFIG = ("model_type", "unsupported")
 
 
 def load_model(
     checkpoint: Path,
     pack: str | Path | None = None,
-    tokenizer: str | Path | None = None,
+    tokenizer: Location | RemotePath | None = None,
     *,
     dtype: str = "auto",
     device: str | None = None,
@@ -72,7 +76,7 @@ def load_model(
     return model, load_tokenizer(checkpoint, tokenizer)
 
 
-def load_tokenizer(checkpoint: Path, given: str | Path | None = None) -> Any:
+def load_tokenizer(checkpoint: Path, given: Location | RemotePath | None = None) -> Any:
     """Load a tokenizer of transformers.
 
     Parameters
@@ -88,7 +92,7 @@ def load_tokenizer(checkpoint: Path, given: str | Path | None = None) -> Any:
     ConfigError
         There is none, or it cannot be read.
     """
-    place = checkpoint if given is None else Path(given)
+    place = checkpoint if given is None else local_input(given, _USER)
     if (place / "tokenizer_config.json").exists():
         return AutoTokenizer.from_pretrained(place)
     found = place / "tokenizer.json" if place.is_dir() else find_tokenizer(checkpoint, given)

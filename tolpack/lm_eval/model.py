@@ -12,6 +12,9 @@ from lm_eval.models.huggingface import HFLM
 from tolpack.errors import ConfigError
 from tolpack.lm_eval.loading import load_model
 from tolpack.sources.checkpoint.options import CheckpointOptions
+from tolpack.storage.inputs import local_input
+from tolpack.storage.locations import Location
+from tolpack.storage.remote_path import RemotePath
 
 
 @register_model("tolpack")
@@ -54,7 +57,7 @@ class TolpackLM(HFLM):  # type: ignore[misc]
         self,
         pretrained: str | Path,
         pack: str | Path | None = None,
-        tokenizer: str | Path | None = None,
+        tokenizer: Location | RemotePath | None = None,
         *,
         dtype: str = "auto",
         device: str | None = None,
@@ -66,8 +69,9 @@ class TolpackLM(HFLM):  # type: ignore[misc]
         # lm-eval's command line says cuda by default, also where there is none.
         if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
             device = None
+        path = local_input(pretrained, "a model of lm-eval")
         model, found = load_model(
-            Path(pretrained), pack, tokenizer, dtype=dtype, device=device, io=io,
+            path, pack, tokenizer, dtype=dtype, device=device, io=io,
             checkpoint_options=checkpoint_options,
         )  # fmt: skip
         super().__init__(

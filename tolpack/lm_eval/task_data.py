@@ -26,14 +26,14 @@ from tolpack.lm_eval.passages import (
     late_word,
     passages,
 )
-from tolpack.runtime.files import read_whole
+from tolpack.storage.inputs import InputPath, read_whole
 
 # Standard errors of accuracies are below 1.6 percent then.
 MAX_QUESTIONS = 1000
 _MAX_TEXT_BYTES = 1 << 30
 
 
-def write_tasks(text: Path, folder: Path, tasks: Iterable[str], seed: int = 0) -> None:
+def write_tasks(text: InputPath, folder: Path, tasks: Iterable[str], seed: int = 0) -> None:
     """Write the tasks made from a text into a folder, for lm-eval's ``include_path``.
 
     Parameters
@@ -86,7 +86,7 @@ def make_questions(text: str, seed: int = 0) -> dict[str, list[dict[str, Any]]]:
     return {task: list(map(asdict, found[task][:MAX_QUESTIONS])) for task in TEXT_TASKS}
 
 
-def _check_enough(task: str, questions: Sequence[object], text: Path) -> None:
+def _check_enough(task: str, questions: Sequence[object], text: InputPath) -> None:
     if len(questions) < CHOICES:
         raise ConfigError(
             f"text {text} gives {len(questions)} questions for task {task}, and {CHOICES} are "
@@ -102,7 +102,7 @@ def _definition(task: str, data: Path) -> str:
     return f"{text}dataset_kwargs: {json.dumps(places)}\n"
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: InputPath) -> str:
     try:
         return read_whole(path, _MAX_TEXT_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:

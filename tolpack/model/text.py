@@ -11,15 +11,16 @@ import codecs
 import importlib.util
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.errors import CheckpointError, ConfigError
-from tolpack.runtime.files import read_whole
 from tolpack.runtime.worker_process import Answer, Request, WorkerError, WorkerProcess
 from tolpack.sources.arrays.npy import read_npy
+from tolpack.storage.inputs import InputPath, input_path, read_whole
+from tolpack.storage.locations import Location
+from tolpack.storage.remote_path import RemotePath
 
 _WORKER = "tolpack.model.tokenizer_worker"
 # Files of the largest vocabularies have some 35 MB.
@@ -51,12 +52,12 @@ class TextTokenizer:
         methods raise it too.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: Location | RemotePath) -> None:
         if importlib.util.find_spec("tokenizers") is None:
             raise ConfigError(
                 "text of tokens needs the tokenizers library: pip install 'tolpack[build]'"
             )
-        self.path = Path(path)
+        self.path = input_path(path)
         try:
             data = read_whole(path, _MAX_TOKENIZER_BYTES)
         except OSError as error:
@@ -130,7 +131,7 @@ def _request(name: str, body: bytes, more_seconds: float, more_bytes: int) -> Re
 
 
 def read_token_ids(
-    path: str | Path, vocab_size: int, tokenizer: str | Path | None = None
+    path: Location | RemotePath, vocab_size: int, tokenizer: Location | RemotePath | None = None
 ) -> NDArray[np.int64]:
     """Read token ids: from a ``.npy`` of integers, or by encoding a UTF-8 text file.
 
@@ -157,7 +158,7 @@ def read_token_ids(
     CheckpointError
         An id is outside the vocabulary: tokenizer and checkpoint do not belong together.
     """
-    path = Path(path)
+    path = input_path(path)
     ids = _read_ids(path) if path.suffix == ".npy" else _encode(path, tokenizer)
     if ids.size < 2:
         raise ConfigError(f"{path} gives {ids.size} tokens: at least 2 are needed")
@@ -170,23 +171,23 @@ def read_token_ids(
     return ids
 
 
-def find_tokenizer(checkpoint: Path, given: str | Path | None) -> Path | None:
+def find_tokenizer(checkpoint: InputPath, given: Location | RemotePath | None) -> InputPath | None:
     """Return the tokenizer to use: `given`, or ``tokenizer.json`` inside or beside `checkpoint`."""
     if given is not None:
-        return Path(given)
+        return input_path(given)
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     beside = folder / "tokenizer.json"
     return beside if beside.exists() else None
 
 
-def _read_ids(path: Path) -> NDArray[np.int64]:
+def _read_ids(path: InputPath) -> NDArray[np.int64]:
     ids = read_npy(path, "token ids")
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise ConfigError(f"{path} must hold a one-dimensional array of integers")
     return ids.astype(np.int64)
 
 
-def _encode(path: Path, tokenizer: str | Path | None) -> NDArray[np.int64]:
+def _encode(path: InputPath, tokenizer: Location | RemotePath | None) -> NDArray[np.int64]:
     if tokenizer is None:
         raise ConfigError(f"{path} is text: give its --tokenizer tokenizer.json, or ids as .npy")
     encoder = TextTokenizer(tokenizer)

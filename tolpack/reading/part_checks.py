@@ -13,15 +13,14 @@ from tolpack.container.parts.part_file import check_part_file, read_lengths
 from tolpack.container.parts.parts_source import PartsSource
 from tolpack.container.verified_reader import Container
 from tolpack.errors import FileAccessError, FormatError
-from tolpack.runtime.pool import Pool, processor_count
-
-# Part files that are read at once where a read waits for a network.
-_REMOTE_FILES = 8
+from tolpack.runtime.pool import Pool
 
 
-def part_errors(container: Container) -> list[tuple[PartFile, FormatError | FileAccessError]]:
+def part_errors(
+    container: Container, pool: Pool
+) -> list[tuple[PartFile, FormatError | FileAccessError]]:
     """Read all part files of a pack, and return those that are not what its manifest says; none for
-    a pack of one file.
+    a pack of one file. `pool` shares the work.
     """
     source = container.source
     if not isinstance(source, PartsSource):
@@ -39,11 +38,7 @@ def part_errors(container: Container) -> list[tuple[PartFile, FormatError | File
             return error.with_traceback(None)  # it holds on to the bytes
         return None
 
-    pool = Pool(_REMOTE_FILES if source.is_remote else processor_count(), "verify")
-    try:
-        found = pool.map(check, range(len(files)))
-    finally:
-        pool.close()
+    found = pool.map(check, range(len(files)))
     return [(file, error) for file, error in zip(files, found) if error is not None]
 
 

@@ -10,7 +10,9 @@ from tolpack.container.atomic_write import check_output
 from tolpack.errors import ConfigError, FileAccessError
 
 
-def check_output_file(path: Path | None, suffixes: Sequence[str], inputs: Sequence[Path]) -> None:
+def check_output_file(
+    path: Path | None, suffixes: Sequence[str], inputs: Sequence[str | Path]
+) -> None:
     """Refuse a file that could not be written, or that is one of the inputs.
 
     Raises

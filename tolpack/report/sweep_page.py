@@ -21,6 +21,7 @@ from tolpack.report.page_content import (
 from tolpack.report.tables import format_bytes
 from tolpack.report.trade_off import family
 from tolpack.runtime.machine import machine, versions
+from tolpack.storage.inputs import InputPath
 
 if TYPE_CHECKING:  # they load torch
     from tolpack.evaluation.evaluator import Baseline, Evaluation, PackScore
@@ -42,8 +43,8 @@ class ReportSubject:
     options that differ between them.
     """
 
-    checkpoint: Path
-    texts: tuple[Path, ...]
+    checkpoint: InputPath
+    texts: tuple[InputPath, ...]
     command: str
     build: str
 

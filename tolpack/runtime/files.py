@@ -76,6 +76,18 @@ def read_whole(path: str | Path, most_bytes: int) -> bytes:
             raise _refusal(path, error.strerror or str(error)) from error
 
 
+def file_state(path: str | Path) -> tuple[int, ...] | None:
+    """Return what differs if a file was changed or replaced: its size, device, inode and time.
+
+    ``None`` if there is none.
+    """
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_size, found.st_dev, found.st_ino, found.st_mtime_ns
+
+
 def sync(file: BinaryIO) -> None:
     """Have everything written reach the disk."""
     file.flush()

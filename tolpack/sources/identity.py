@@ -10,7 +10,6 @@ a tensor is stored.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,13 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.errors import CheckpointError, FileAccessError
-from tolpack.runtime.files import open_stream
 from tolpack.runtime.pool import processor_count
+from tolpack.storage.inputs import InputPath, file_state, open_stream
+from tolpack.storage.remote_path import RemotePath
 
 _BLOCK_BYTES = 8 << 20
 _READ_BYTES = 1 << 20
 # What `FileStates.sampled_digest` reads of a file.
 _SAMPLE_BYTES, _SAMPLES = 1 << 15, 64
+# Read elsewhere: as many requests at the same time as there are.
+_REMOTE_READ_BYTES = 32 << 20
 
 
 def rows_digest(
@@ -58,7 +60,7 @@ def rows_digest(
     return whole.digest()
 
 
-def file_digest(path: Path, done: Callable[[int], object] = lambda size: None) -> bytes:
+def file_digest(path: InputPath, done: Callable[[int], object] = lambda size: None) -> bytes:
     """Return 32 bytes that depend on every byte of a file (SHA-256).
 
     `done` is called with the number of bytes read since the last call.
@@ -68,10 +70,11 @@ def file_digest(path: Path, done: Callable[[int], object] = lambda size: None) -
     FileAccessError
         It cannot be read, or is no regular file.
     """
-    digest, buffer = hashlib.sha256(), bytearray(_READ_BYTES)
+    read_bytes = _REMOTE_READ_BYTES if isinstance(path, RemotePath) else _READ_BYTES
+    digest, buffer = hashlib.sha256(), bytearray(read_bytes)
     try:
         with open_stream(path) as file:
-            while count := file.readinto(buffer):
+            while count := file.readinto(buffer):  # type: ignore[attr-defined]
                 digest.update(memoryview(buffer)[:count])
                 done(count)
             return digest.digest()
@@ -80,37 +83,41 @@ def file_digest(path: Path, done: Callable[[int], object] = lambda size: None) -
 
 
 class FileStates:
-    """Device, inode, size and time of some files, to tell later whether they are still the same."""
+    """What `file_state` says of some files, to tell later whether they are still the same."""
 
-    def __init__(self, paths: Iterable[Path]) -> None:
-        self._states = {path: _state(path) for path in paths}
-        self._digests: dict[Path, bytes] = {}
+    def __init__(self, paths: Iterable[InputPath]) -> None:
+        self._states = {path: file_state(path) for path in paths}
+        self._digests: dict[InputPath, bytes] = {}
 
-    def digest(self, path: Path, done: Callable[[int], object]) -> bytes:
+    def digest(self, path: InputPath, done: Callable[[int], object]) -> bytes:
         """Return `file_digest` of a file; a second call reads nothing."""
         if path not in self._digests:
             self._digests[path] = file_digest(path, done)
         return self._digests[path]
 
-    def size(self, path: Path) -> int:
+    def size(self, path: InputPath) -> int:
         """Return the bytes that a file had."""
         state = self._states[path]
-        return 0 if state is None else state[2]
+        return 0 if state is None else int(state[0])
 
     def sampled_digest(self) -> bytes:
         """Return 32 bytes that depend on the files' names, their sizes, and some of their bytes:
-        the first and the last ones, where formats have their headers, and a few between them.
+        the first and the last ones, where formats have their headers, and a few between them. Of
+        files that lie elsewhere they depend on ETag and time, as every machine sees the same.
         """
         whole = hashlib.sha256()
-        for path in sorted(self._states):
+        for path in sorted(self._states, key=str):
             whole.update(f"{path.name!r} {self.size(path)}".encode())
-            whole.update(_sampled_digest(path, self.size(path)))
+            if isinstance(path, RemotePath):
+                whole.update(repr(self._states[path]).encode())
+            else:
+                whole.update(_sampled_digest(path, self.size(path)))
         return whole.digest()
 
     def check(self) -> None:
         """Raise `CheckpointError` if a file was changed, replaced or removed since."""
         for path, state in self._states.items():
-            if _state(path) != state:
+            if file_state(path) != state:
                 raise CheckpointError(
                     f"{path} was changed while it was read: build again, from files that stay as "
                     "they are"
@@ -127,11 +134,3 @@ def _sampled_digest(path: Path, size: int) -> bytes:
     except OSError as error:
         raise FileAccessError(f"cannot read {path}: {error.strerror or error}") from error
     return digest.digest()
-
-
-def _state(path: Path) -> tuple[int, ...] | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

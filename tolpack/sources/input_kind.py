@@ -6,13 +6,16 @@ file that people do give gets an error that names it and says what to give inste
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 from tolpack.container.parts.manifest import MANIFEST_NAME
 from tolpack.container.preamble import MAGIC
 from tolpack.errors import CheckpointError
-from tolpack.runtime.files import open_stream
+from tolpack.storage.inputs import InputPath, input_path, open_stream
+from tolpack.storage.locations import Location
+from tolpack.storage.remote_path import HTTP_NAMES, RemotePath
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 CHECKPOINT_SUFFIXES = (*TORCH_SUFFIXES, ".safetensors")
@@ -24,7 +27,7 @@ _PICKLE = re.compile(rb"\x80[\x02-\x05]")
 _MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def check_input(path: Path) -> None:
+def check_input(path: InputPath) -> None:
     """Refuse a file that is no checkpoint and no table, and say what to give instead.
 
     Folders and unreadable files pass: opening them gives an error of its own.
@@ -36,7 +39,8 @@ def check_input(path: Path) -> None:
         a pickle under another suffix than those of ``torch.save``.
     """
     if not path.exists():
-        raise CheckpointError(f"checkpoint {path} does not exist{_model_id_hint(path)}")
+        hint = _model_id_hint(path) if isinstance(path, Path) else _remote_hint(path)
+        raise CheckpointError(f"checkpoint {path} does not exist{hint}")
     start = _first_bytes(path)
     if start == MAGIC:
         raise CheckpointError(
@@ -56,30 +60,39 @@ def check_input(path: Path) -> None:
         )
 
 
-def is_pack(path: str | Path) -> bool:
+def is_pack(path: Location | RemotePath) -> bool:
     """Whether a file is called ``.tolpack``, or begins as packs do; or is the manifest of a pack in
     parts, or a folder that holds one.
     """
-    path = Path(path)
-    if path.is_dir():
-        return (path / MANIFEST_NAME).is_file()
+    path = input_path(path)
     if path.suffix == ".json":
         return _first_bytes(path, 64).find(b'"tolpack"') >= 0
-    return path.suffix == ".tolpack" or _first_bytes(path) == MAGIC
+    if path.suffix == ".tolpack" or _first_bytes(path) == MAGIC:
+        return True
+    if isinstance(path, Path) and not os.path.isdir(path):  # unlike its own is_dir, it never raises
+        return False
+    return (path / MANIFEST_NAME).is_file()
 
 
-def is_gguf(path: str | Path) -> bool:
+def is_gguf(path: Location | RemotePath) -> bool:
     """Whether a file begins as GGUF files do."""
     return _first_bytes(path).startswith(_GGUF)
 
 
-def _first_bytes(path: str | Path, count: int = len(MAGIC)) -> bytes:
+def _first_bytes(path: Location | RemotePath, count: int = len(MAGIC)) -> bytes:
     """Return as many bytes as a pack's magic has, or none if the file cannot be read."""
     try:
         with open_stream(path) as file:
             return file.read(count)
     except OSError:
         return b""
+
+
+def _remote_hint(path: RemotePath) -> str:
+    """Say what makes a folder where folders cannot be listed."""
+    if not path.is_http:
+        return ", and holds no files"
+    return f": as a folder it would have one of {', '.join(HTTP_NAMES)}, as HTTP cannot list it"
 
 
 def _model_id_hint(path: Path) -> str:

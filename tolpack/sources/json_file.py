@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from tolpack.container.strict_json import nests_deeper
-from tolpack.runtime.files import read_whole
+from tolpack.storage.inputs import InputPath, read_whole
 
 MAX_DEPTH = 64
 # Bytes of a value as a Python object; bytes of all values, beside a multiple of the file's size.
@@ -15,13 +14,13 @@ _VALUE_BYTES = 100
 _ALLOWED_BYTES = 48 << 20
 
 
-def read_json(path: Path, most_bytes: int) -> Any:
+def read_json(path: InputPath, most_bytes: int) -> Any:
     """Decode a JSON file of at most `most_bytes`.
 
     Raises
     ------
     OSError
-        It cannot be read, or is longer (`tolpack.runtime.files.read_whole`).
+        It cannot be read, or is longer (`tolpack.storage.inputs.read_whole`).
     ValueError
         It is no JSON, or is nested deeper than 64 levels, or holds a great many tiny values.
     """

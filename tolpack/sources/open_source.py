@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from tolpack.errors import CheckpointError, ConfigError, printable
 from tolpack.sources.arrays.array_table import ArrayTable, open_array
 from tolpack.sources.checkpoint.checkpoint import name_tensors
@@ -18,12 +16,15 @@ from tolpack.sources.gguf.open_gguf import open_gguf
 from tolpack.sources.input_kind import check_input, is_gguf
 from tolpack.sources.protocol import TableSource
 from tolpack.sources.tensors.named_tensor import near_names, open_named_tensor
+from tolpack.storage.inputs import InputPath, input_path, local_input
+from tolpack.storage.locations import Location
+from tolpack.storage.remote_path import RemotePath
 
 _MEMORYLLM = "MemoryLLM (layers.N.memory_mlp.up_proj.weight)"
 
 
 def open_tables(
-    path: str | Path,
+    path: Location | RemotePath,
     options: CheckpointOptions | None = None,
     layers: int | None = None,
     tensor: str | None = None,
@@ -34,7 +35,8 @@ def open_tables(
     ----------
     path : str or Path
         ``.pt``, ``.pth``, a folder, or ``.safetensors`` for checkpoints; ``.gguf``; ``.npy``,
-        ``.h5`` or a ``.safetensors`` with one tensor for tables.
+        ``.h5`` or a ``.safetensors`` with one tensor for tables. By URL a folder of safetensors,
+        a ``.safetensors``, or a ``.npy``.
     options : CheckpointOptions, optional
         Settings that a checkpoint lacks, or that replace its own.
     layers : int, optional
@@ -47,9 +49,9 @@ def open_tables(
     CheckpointError, ConfigError
         It cannot be used; the message says what to do.
     """
-    path, options = Path(path), options or CheckpointOptions()
+    path, options = input_path(path), options or CheckpointOptions()
     if is_gguf(path):
-        return open_gguf(path, tensor, layers)
+        return open_gguf(local_input(path, "a GGUF file"), tensor, layers)
     check_input(path)
     if tensor is not None:
         return (open_named_tensor(open_files(path, options), tensor, layers),)
@@ -69,7 +71,7 @@ def open_tables(
 
 
 def open_source(
-    path: str | Path,
+    path: Location | RemotePath,
     options: CheckpointOptions | None = None,
     layers: int | None = None,
     tensor: str | None = None,
@@ -90,7 +92,7 @@ def open_source(
     return tables[0]
 
 
-def open_files(path: Path, options: CheckpointOptions) -> CheckpointFiles:
+def open_files(path: InputPath, options: CheckpointOptions) -> CheckpointFiles:
     """Open the files of a checkpoint, of whatever family; errors as of `open_tables`."""
     store = open_store(path)
     config = find_raw_config(path, options.config, store.config)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +20,7 @@ from tolpack.errors import CheckpointError
 from tolpack.ngrams import NGramHash
 from tolpack.runtime.array_types import Bytes
 from tolpack.sources.checkpoint.checkpoint import Checkpoint
+from tolpack.storage.inputs import InputPath
 
 FieldRows = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 # Scales uint8 (n, scale bytes) and codes uint8 (n, code bytes) of rows int64 (n,).
@@ -61,7 +61,7 @@ class TransformersFolder:
     ``other_values``: values of its tensors that belong to no table.
     """
 
-    path: Path
+    path: InputPath
     other_values: int
 
 

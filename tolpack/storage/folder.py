@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from tolpack.errors import ConfigError, FileAccessError
 
@@ -21,6 +22,10 @@ _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}")
 
 class AlreadyExistsError(FileAccessError):
     """A file was to be created, and there is one of its name."""
+
+
+class NoSuchFileError(FileAccessError):
+    """A file was to be read, and there is none of its name."""
 
 
 class Folder(ABC):
@@ -54,7 +59,7 @@ class Folder(ABC):
         Raises
         ------
         FileAccessError
-            Also if the file is shorter.
+            Also if the file is shorter; `NoSuchFileError` if there is none.
         """
 
     @abstractmethod
@@ -83,6 +88,13 @@ class Folder(ABC):
     def delete(self, name: str) -> None:
         """Remove a file; it may be gone already."""
 
+    def state(self, name: str) -> tuple[Any, ...] | None:
+        """Return what differs if a file was changed or replaced, its size first; ``None`` if there
+        is none.
+        """
+        size = self.size(name)
+        return None if size is None else (size,)
+
     def read(self, name: str, offset: int, length: int) -> memoryview:
         """Return `length` bytes of a file at `offset`; errors as of `read_many`."""
         return self.read_many(name, [(offset, length)])[0]
@@ -93,11 +105,11 @@ class Folder(ABC):
         Raises
         ------
         FileAccessError
-            There is none, or it is longer than `most_bytes`.
+            It is longer than `most_bytes`; `NoSuchFileError`: there is none.
         """
         size = self.size(name)
         if size is None:
-            raise FileAccessError(f"{self.file_location(name)} does not exist")
+            raise NoSuchFileError(f"{self.file_location(name)} does not exist")
         if size > most_bytes:
             raise FileAccessError(
                 f"{self.file_location(name)} holds {size:,} bytes, expected at most {most_bytes:,}"

@@ -215,7 +215,7 @@ def check_part_file(
     file: PartFile,
     place: tuple[int, int],
     pack_id: int,
-    runs: Mapping[int, ChunkRun],
+    runs: Mapping[int, ChunkRun] | None = None,
 ) -> None:
     """Read all of a part file, and raise unless it is what the manifest says.
 
@@ -229,8 +229,9 @@ def check_part_file(
         Its number and the number of all files.
     pack_id : int
         The pack's.
-    runs : mapping
-        Its chunks, by the number of their sections of blocks.
+    runs : mapping, optional
+        Its chunks, by the number of their sections of blocks. Without, bytes that belong to nothing
+        are not looked at.
 
     Raises
     ------
@@ -251,7 +252,7 @@ def check_part_file(
     if file.pieces[0].offset_bytes != first:
         raise FormatError("piece", f"{file.name}, first piece", file.pieces[0].offset_bytes, first)
     end = found.end_bytes
-    for start, length in file_extents(file, runs):
+    for start, length in file_extents(file, runs) if runs is not None else ():
         if any(source.read(end, start - end)):
             raise FormatError("padding", f"{file.name}, bytes before {start}", "data", "zeros")
         end = start + length

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.sources.arrays.hdf5 import open_hdf5
 from tolpack.sources.arrays.npy import read_npy
+from tolpack.sources.arrays.remote_array import open_remote_npy, open_remote_tensor
 from tolpack.sources.arrays.stored_array import StoredArray
 from tolpack.sources.checkpoint.safetensors_file import SafetensorsFile
 from tolpack.sources.checkpoint.tensors import DTYPE_BYTES
@@ -26,6 +27,7 @@ from tolpack.sources.mapped_memory import MappedMemory
 from tolpack.sources.protocol import FieldRows, check_finite
 from tolpack.sources.table_limits import equal_fields
 from tolpack.sources.uniform_table import UniformTable
+from tolpack.storage.inputs import InputPath
 
 
 class ArrayTable(UniformTable):
@@ -94,7 +96,7 @@ class ArrayTable(UniformTable):
         return [f"table [{self.rows}, {self.num_layers}, {self.hidden_size}] {self.dtype}"]
 
 
-def open_array(path: Path) -> StoredArray | None:
+def open_array(path: InputPath) -> StoredArray | None:
     """Open a plain table by its suffix; return ``None`` if the file is none, such as a checkpoint.
 
     Raises
@@ -102,9 +104,17 @@ def open_array(path: Path) -> StoredArray | None:
     CheckpointError, ConfigError
         It cannot be read.
     """
-    if not path.is_file() or path.suffix not in _OPENERS:
+    if path.suffix not in _OPENERS or not path.is_file():
         return None
-    return _OPENERS[path.suffix](path)
+    if isinstance(path, Path):
+        return _OPENERS[path.suffix](path)
+    if path.suffix == ".npy":
+        return open_remote_npy(path)
+    if path.suffix == ".safetensors":
+        return open_remote_tensor(path)
+    raise ConfigError(
+        f"{path} is HDF5, which is read on this machine only: download it first, or save it as .npy"
+    )
 
 
 def _open_npy(path: Path) -> StoredArray:

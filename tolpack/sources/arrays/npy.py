@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.errors import ConfigError, printable
-from tolpack.runtime.files import open_stream
+from tolpack.storage.inputs import input_path, open_stream, stream_size
+from tolpack.storage.locations import Location
+from tolpack.storage.remote_path import RemotePath
 
 _MAGIC = b"\x93NUMPY"
 # numpy writes 118 bytes and refuses more than 10,000 itself.
@@ -37,7 +37,7 @@ _SHAPE = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class _Layout:
+class NpyLayout:
     """Dtype, order and shape that a header declares, and the offset of the values in bytes."""
 
     dtype: np.dtype[Any]
@@ -46,7 +46,7 @@ class _Layout:
     offset: int
 
 
-def read_npy(path: str | Path, purpose: str, *, mapped: bool = False) -> NDArray[Any]:
+def read_npy(path: Location | RemotePath, purpose: str, *, mapped: bool = False) -> NDArray[Any]:
     """Read or map an array without ever unpickling.
 
     Parameters
@@ -56,7 +56,7 @@ def read_npy(path: str | Path, purpose: str, *, mapped: bool = False) -> NDArray
     purpose : str
         Name of the array in error messages, such as ``"table"``.
     mapped : bool
-        Map it read-only instead of reading it.
+        Map it read-only instead of reading it: on this machine only.
 
     Raises
     ------
@@ -65,7 +65,7 @@ def read_npy(path: str | Path, purpose: str, *, mapped: bool = False) -> NDArray
     """
     try:
         with open_stream(path) as file:
-            layout = _read_layout(file)
+            layout = read_layout(file)
             values = _map(file, layout) if mapped else _read(file, layout)
     except (OSError, ValueError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or str(error) or "it needs too much memory"
@@ -73,7 +73,7 @@ def read_npy(path: str | Path, purpose: str, *, mapped: bool = False) -> NDArray
     return values.reshape(layout.shape, order="F" if layout.fortran else "C")
 
 
-def read_counts(path: str | Path, vocab_size: int, table: str = "") -> NDArray[np.int64]:
+def read_counts(path: Location | RemotePath, vocab_size: int, table: str = "") -> NDArray[np.int64]:
     """Read token counts, ``--frequencies``: int64 (vocab_size,) from a ``.npy`` of integers.
 
     A folder has one for each `table`, ``TABLE.npy``.
@@ -83,8 +83,9 @@ def read_counts(path: str | Path, vocab_size: int, table: str = "") -> NDArray[n
     ConfigError
         It cannot be read, or has another shape, or holds negative counts or fractions.
     """
-    if Path(path).is_dir():
-        path = Path(path) / f"{table}.npy"
+    path = input_path(path)
+    if path.is_dir():
+        path = path / f"{table}.npy"
     counts = read_npy(path, "--frequencies")
     if counts.dtype.kind not in "iu":
         raise ConfigError(f"--frequencies {path} must hold integer counts")
@@ -99,14 +100,14 @@ def read_counts(path: str | Path, vocab_size: int, table: str = "") -> NDArray[n
     return counts.astype(np.int64)
 
 
-def _read(file: BinaryIO, layout: _Layout) -> NDArray[Any]:
+def _read(file: BinaryIO, layout: NpyLayout) -> NDArray[Any]:
     values = np.empty(math.prod(layout.shape), layout.dtype)
     if values.size and file.readinto(values.data.cast("B")) != values.nbytes:  # type: ignore[attr-defined]
         raise ValueError("the file was cut off while it was read")
     return values
 
 
-def _map(file: BinaryIO, layout: _Layout) -> NDArray[Any]:
+def _map(file: BinaryIO, layout: NpyLayout) -> NDArray[Any]:
     count = math.prod(layout.shape)
     if count == 0:
         return np.empty(0, layout.dtype)
@@ -114,10 +115,11 @@ def _map(file: BinaryIO, layout: _Layout) -> NDArray[Any]:
     return np.frombuffer(view, layout.dtype, count, layout.offset)
 
 
-def _read_layout(file: BinaryIO) -> _Layout:
+def read_layout(file: BinaryIO) -> NpyLayout:
     """Read the header and leave the file at the values, or raise `ValueError`."""
+    size = stream_size(file)
     start = file.read(12)
-    size, two = os.fstat(file.fileno()).st_size, start[6:7] == b"\1"
+    two = start[6:7] == b"\1"
     if start[:6] != _MAGIC or start[6:8] not in (b"\1\0", b"\2\0", b"\3\0") or len(start) < 12:
         raise ValueError("it is no .npy file: the magic string or the version is another")
     begin = 10 if two else 12
@@ -135,7 +137,7 @@ def _read_layout(file: BinaryIO) -> _Layout:
             f"shape {list(shape)} of {dtype} takes {declared:,} bytes, but the file holds "
             f"{there:,}: it is cut off or damaged"
         )
-    return _Layout(dtype, fortran, shape, begin + length)
+    return NpyLayout(dtype, fortran, shape, begin + length)
 
 
 def _parse_header(header: bytes) -> tuple[np.dtype[Any], bool, tuple[int, ...]]:

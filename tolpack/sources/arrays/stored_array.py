@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tolpack.storage.inputs import InputPath
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class StoredArray:
     shape, contiguous; may be called from several threads. ``dtype``: name of the stored one.
     """
 
-    path: Path
+    path: InputPath
     take: Callable[[NDArray[np.int64], int, int], NDArray[np.float32]]
     stored: Callable[[int, int], NDArray[np.uint8]]
     shape: tuple[int, ...]

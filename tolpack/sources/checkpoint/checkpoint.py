@@ -12,7 +12,6 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from tolpack.errors import CheckpointError
+from tolpack.runtime.array_types import Bytes
 from tolpack.sources.checkpoint.config import ModelConfig, find_config
 from tolpack.sources.checkpoint.key_map import (
     Matches,
@@ -34,6 +34,11 @@ from tolpack.sources.checkpoint.tensor_slices import read_rows, read_slice
 from tolpack.sources.checkpoint.tensors import TensorStore
 from tolpack.sources.identity import rows_digest
 from tolpack.sources.input_kind import check_input
+from tolpack.sources.tensors.last_rows import LastRows
+from tolpack.sources.tensors.tensor_rows import FileRows, JoinedRows, open_input
+from tolpack.storage.inputs import InputPath, input_path
+from tolpack.storage.locations import Location
+from tolpack.storage.remote_path import RemotePath
 
 # Values, and rows, that are checked at once, so that a large tensor is not doubled in memory.
 _CHECKED_VALUES = 1 << 22
@@ -51,7 +56,7 @@ class Checkpoint:
 
     Parameters
     ----------
-    path : Path
+    path : Path or RemotePath
         For messages only; never written into a pack.
     store : TensorStore
         Tensors under the names of the files.
@@ -62,7 +67,7 @@ class Checkpoint:
     """
 
     def __init__(
-        self, path: Path, store: TensorStore, config: ModelConfig, matches: Matches
+        self, path: InputPath, store: TensorStore, config: ModelConfig, matches: Matches
     ) -> None:
         self.path = path
         self.config = config
@@ -72,6 +77,7 @@ class Checkpoint:
         self._store = store
         self._finite: set[str] = set()
         self._digests: dict[str, bytes] = {}
+        self._remote: dict[str, LastRows] = {}
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -103,6 +109,9 @@ class Checkpoint:
     def rows(self, name: str, ids: torch.Tensor) -> torch.Tensor:
         """Return rows `ids`, int64 (n,), of tensor `name` as stored: a copy; reads no others."""
         tensor = self.check(name)
+        remote = self._remote_rows(tensor)
+        if remote is not None:
+            return _as_tensor(remote.take(ids.numpy()).copy(), tensor)
         by_rows = not tensor.slice.fused and not tensor.slice.transpose
         pieces = []
         for piece in self._store.mapped.pieces(ids.numpy(), tensor.nbytes // tensor.shape[0]):
@@ -117,6 +126,9 @@ class Checkpoint:
     def row_block(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Return rows ``start … stop-1`` of tensor `name` as stored, if possible as a view."""
         tensor = self.check(name)
+        remote = self._remote_rows(tensor)
+        if remote is not None:
+            return _as_tensor(remote.rows.block(start, stop), tensor)
         pieces = self._store.load(tensor.stored)
         if len(pieces) > 1 or tensor.slice.fused or tensor.slice.transpose:
             return self.rows(name, torch.arange(start, stop))
@@ -221,6 +233,22 @@ class Checkpoint:
             raise CheckpointError(found.problem)
         return found
 
+    def _remote_rows(self, tensor: SchemaTensor) -> LastRows | None:
+        """Return the rows of a tensor whose file is elsewhere; ``None`` for others, and for rows
+        that do not lie in the file as they are.
+        """
+        info, extent = self._store.infos[tensor.stored][0], self._store.extents(tensor.stored)[0]
+        if not isinstance(info.path, RemotePath) or extent is None:
+            return None
+        if tensor.slice.fused or tensor.slice.transpose:
+            return None
+        if tensor.stored not in self._remote:
+            count, size = info.shape[0], tensor.nbytes // tensor.shape[0]
+            file = open_input(info.path)
+            rows = FileRows(file, tensor.stored, info.dtype, extent[0], count, size)
+            self._remote[tensor.stored] = LastRows(JoinedRows([rows]))
+        return self._remote[tensor.stored]
+
     def _missing(self, name: str) -> str:
         """Say where the key map looks for a tensor, and which names are near."""
         pattern = pattern_of(name)
@@ -238,7 +266,7 @@ class Checkpoint:
         )
 
 
-def open_checkpoint(path: str | Path, options: CheckpointOptions | None = None) -> Checkpoint:
+def open_checkpoint(path: Location, options: CheckpointOptions | None = None) -> Checkpoint:
     """Open a ``.pt``/``.pth``, a ``.safetensors`` or a folder of shards with ``config.json``.
 
     Parameters
@@ -253,12 +281,12 @@ def open_checkpoint(path: str | Path, options: CheckpointOptions | None = None) 
     CheckpointError, ConfigError
         It cannot be used; the message says what to do.
     """
-    path = Path(path)
-    check_input(path)
-    return name_tensors(path, open_store(path), options or CheckpointOptions())
+    found = input_path(path)
+    check_input(found)
+    return name_tensors(found, open_store(found), options or CheckpointOptions())
 
 
-def name_tensors(path: Path, store: TensorStore, options: CheckpointOptions) -> Checkpoint:
+def name_tensors(path: InputPath, store: TensorStore, options: CheckpointOptions) -> Checkpoint:
     """Find the configuration and the names of the tensors in `store`, and return the checkpoint.
 
     Raises
@@ -274,6 +302,12 @@ def name_tensors(path: Path, store: TensorStore, options: CheckpointOptions) -> 
     if config.rope_interleaved is None and implied is not None:
         config = replace(config, rope_interleaved=implied)
     return Checkpoint(path, store, config, matches)
+
+
+def _as_tensor(rows: Bytes, tensor: SchemaTensor) -> torch.Tensor:
+    """Return rows as they are stored, uint8 (n, row bytes), as a tensor (n, …)."""
+    values = torch.from_numpy(rows).view(getattr(torch, tensor.dtype))
+    return values.reshape(len(rows), *tensor.shape[1:])
 
 
 def _check_finite(tensor: torch.Tensor, name: str, stored: str) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import reprlib
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from tolpack.errors import CheckpointError, printable
 from tolpack.sources.checkpoint.lfs import lfs_hint
 from tolpack.sources.json_file import read_json
+from tolpack.storage.inputs import InputPath, input_path
+from tolpack.storage.locations import Location
 
 # Configurations of large models have some kilobytes.
 _MAX_BYTES = 2 << 20
@@ -167,13 +168,13 @@ def parse_config(raw: object, arch: str | None = None) -> ModelConfig:
     return ModelConfig(**values, unsupported=tuple(unsupported))
 
 
-def read_config(path: Path, arch: str | None = None) -> ModelConfig:
+def read_config(path: InputPath, arch: str | None = None) -> ModelConfig:
     """Read a ``config.json``; see `parse_config`."""
     return parse_config(_read(path), arch)
 
 
 def find_config(
-    path: Path, given: str | Path | None, embedded: object, arch: str | None
+    path: InputPath, given: Location | None, embedded: object, arch: str | None
 ) -> ModelConfig:
     """Return the configuration of checkpoint `path`; parameters as of `find_raw_config`.
 
@@ -190,7 +191,7 @@ def find_config(
     return parse_config(raw, arch)
 
 
-def find_raw_config(path: Path, given: str | Path | None, embedded: object) -> object:
+def find_raw_config(path: InputPath, given: Location | None, embedded: object) -> object:
     """Return the decoded configuration of checkpoint `path`: the one that was `given` by the user,
     or the one `embedded` in its file, or the ``config.json`` beside it; ``None`` if there is none.
 
@@ -200,14 +201,14 @@ def find_raw_config(path: Path, given: str | Path | None, embedded: object) -> o
         It cannot be read.
     """
     if given is not None:
-        return _read(Path(given))
+        return _read(input_path(given))
     if embedded is not None:
         return embedded
     beside = (path if path.is_dir() else path.parent) / "config.json"
     return _read(beside) if beside.exists() else None
 
 
-def _read(path: Path) -> object:
+def _read(path: InputPath) -> object:
     try:
         return read_json(path, _MAX_BYTES)
     except OSError as error:

@@ -31,12 +31,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from tolpack.errors import CheckpointError, ConfigError
-from tolpack.runtime.files import read_whole
 from tolpack.sources.checkpoint.schema import PATTERNS, is_known
+from tolpack.storage.inputs import input_path, read_whole
+from tolpack.storage.locations import Location
 
 _MAX_BYTES = 256 << 10
 _MAX_RULES = 1000
@@ -139,7 +139,7 @@ def built_in(name: str) -> KeyMap:
     return _parse(name, tomllib.loads(text), f"map {name}", own=False)
 
 
-def read_key_map(path: str | Path) -> KeyMap:
+def read_key_map(path: Location) -> KeyMap:
     """Read a user's map.
 
     Raises
@@ -156,7 +156,7 @@ def read_key_map(path: str | Path) -> KeyMap:
         raise ConfigError(f"cannot read --key-map {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"--key-map {path} is not valid TOML: {error}") from error
-    return _parse(Path(path).name, raw, f"--key-map {path}", own=True)
+    return _parse(input_path(path).name, raw, f"--key-map {path}", own=True)
 
 
 def nearest(name: str, names: Iterable[str], count: int = 3) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from tolpack.runtime.files import open_stream
+from tolpack.storage.inputs import InputPath, open_stream
 
 _POINTER = b"version https://git-lfs"
 
 
-def lfs_hint(path: Path) -> str:
+def lfs_hint(path: InputPath) -> str:
     """Say so if `path` is only Git LFS's note of where the file is; else nothing."""
     try:
         with open_stream(path) as file:

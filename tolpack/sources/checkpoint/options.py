@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from tolpack.errors import ConfigError
 from tolpack.sources.checkpoint.config import MODEL_TYPES
 from tolpack.sources.checkpoint.key_map import KeyMap, built_in, read_key_map
+from tolpack.storage.locations import Location
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class CheckpointOptions:
     Parameters
     ----------
     config : str or Path, optional
-        A ``config.json`` that replaces the checkpoint's own.
+        Path or URL of a ``config.json`` that replaces the checkpoint's own.
     arch : str, optional
         Replaces the config's ``model_type``.
     map_name : str, optional
@@ -26,10 +26,10 @@ class CheckpointOptions:
         The user's own key map.
     """
 
-    config: str | Path | None = None
+    config: Location | None = None
     arch: str | None = None
     map_name: str | None = None
-    key_map: str | Path | None = None
+    key_map: Location | None = None
 
     @property
     def names_memoryllm(self) -> bool:

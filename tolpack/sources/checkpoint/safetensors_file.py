@@ -1,52 +1,38 @@
-"""Files of safetensors: their header is checked before the library sees them.
+"""Files of safetensors, mapped on this machine, or read by ranges elsewhere.
 
-Of two tensors of one name the library takes the last, and other readers the first. So a name that
-stands twice is refused here, and so is a header that does not follow the format. The library checks
-shapes and offsets itself. The header is matched tensor by tensor, because decoding its JSON takes
-some twenty times its length in memory.
+Their header is checked first (`tolpack.sources.checkpoint.safetensors_header`). The library, which
+maps a file, checks shapes and offsets too.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from tolpack.errors import CheckpointError, printable
-from tolpack.runtime.files import open_stream, regular_size
+from tolpack.errors import CheckpointError
+from tolpack.runtime.files import regular_size
 from tolpack.sources.checkpoint.lfs import lfs_hint
-from tolpack.sources.checkpoint.tensors import MAX_NAME, TensorInfo
+from tolpack.sources.checkpoint.safetensors_header import metadata, read_header, tensor_fields
+from tolpack.sources.checkpoint.tensors import TensorInfo
+from tolpack.storage.inputs import InputPath
+from tolpack.storage.remote_file import RemoteFile
+from tolpack.storage.remote_path import RemotePath
 
-# The library's own limit.
-_MAX_HEADER = 100_000_000
-_MAX_TENSORS = 1_000_000
-_MAX_METADATA = 10_000
-# All repetitions are possessive (+): a header that does not match fails in linear time.
-_SPACE = r"[ \t\r\n]*+"
-_STRING = r'"(?:[^"\\\x00-\x1f]|\\[^\x00-\x1f])*+"'
-_SIZES = rf"\[(?:{_SPACE}[0-9]{{1,20}}+{_SPACE},)*+(?:{_SPACE}[0-9]{{1,20}}+)?+{_SPACE}\]"
-_PAIR = rf"{_SPACE}{_STRING}{_SPACE}:{_SPACE}(?:{_STRING}|{_SIZES}){_SPACE}"
-_ENTRY = re.compile(
-    rf"{_SPACE}(?P<name>{_STRING}){_SPACE}:{_SPACE}"
-    rf"\{{(?P<fields>(?:{_PAIR},)*+(?:{_PAIR})?+{_SPACE})\}}{_SPACE}(?P<end>[,}}])".encode()
-)
-_KEY = re.compile(rf"{_SPACE}({_STRING}){_SPACE}:{_SPACE}({_STRING}|{_SIZES}){_SPACE},?".encode())
-_FIELDS = {"dtype", "shape", "data_offsets"}
 # Torch's names of dtypes by the format's; other dtypes keep the format's name.
 _DTYPES = {
     "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64",
     "F8_E4M3": "float8_e4m3fn", "F8_E8M0": "float8_e8m0fnu", "I64": "int64", "I32": "int32",
     "U8": "uint8", "I8": "int8",
 }  # fmt: skip
+# Bytes of a tensor that is kept.
+_KEPT_BYTES = 128 << 20
 
 
 class SafetensorsFile:
-    """A ``.safetensors``, or `CheckpointError` if it is none."""
+    """A ``.safetensors`` on this machine, or `CheckpointError` if it is none."""
 
     config: object = None
 
@@ -99,95 +85,74 @@ class SafetensorsFile:
         """
         try:
             if self._extents is None:
-                self._extents = _check_header(self.path)
+                self._extents = read_header(self.path)[1]
             regular_size(self.path)
             return safe_open(str(self.path), framework=framework)
         except (SafetensorError, OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise CheckpointError(
-                f"{self.path} is not a readable .safetensors file: {reason}{lfs_hint(self.path)}"
-            ) from error
+            raise _refusal(self.path, error) from error
 
 
-def _check_header(path: Path) -> dict[str, tuple[int, int]]:
-    """Read the header of a file, check it, and return the extent of each tensor.
+class RemoteSafetensors:
+    """A ``.safetensors`` that is read by ranges, or `CheckpointError` if it is none.
 
-    Raises
-    ------
-    OSError
-        The file cannot be read, or is no regular one.
-    ValueError
-        The header is damaged, or a name stands twice, or is over 512 bytes long; or the file is
-        shorter or longer than the header says.
+    The tensor that was loaded last is kept, as parts of it may be asked for one after the other.
     """
-    with open_stream(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(_MAX_HEADER, size - 8):
-            raise ValueError(
-                f"its header would have {length:,} bytes, expected at most {_MAX_HEADER:,} in a "
-                f"file of {size:,}: it is cut off, or no .safetensors file"
-            )
-        offsets = _check(file.read(length))
-    first = 8 + length
-    end = first + max((stop for _, stop in offsets.values()), default=size - first)
-    if end != size:
-        raise ValueError(
-            f"the file has {size:,} bytes, but its header asks for {end:,}: it is "
-            f"{abs(end - size):,} bytes too {'short' if size < end else 'long'}; copy it anew"
-        )
-    return {name: (first + start, stop - start) for name, (start, stop) in offsets.items()}
+
+    config: object = None
+
+    def __init__(self, path: RemotePath) -> None:
+        self.path = path
+        try:
+            header, self._extents = read_header(path)
+            self._file = RemoteFile(path)
+            self._infos = {
+                name: TensorInfo(shape, _DTYPES.get(dtype, dtype), path)
+                for name, dtype, shape in tensor_fields(header, self._extents)
+            }
+        except (OSError, ValueError) as error:
+            raise _refusal(path, error) from error
+        self._metadata = metadata(header)
+        self._last: tuple[str, torch.Tensor] | None = None
+
+    def infos(self) -> dict[str, TensorInfo]:
+        """See `TensorFile.infos`."""
+        return self._infos
+
+    def metadata(self) -> dict[str, str]:
+        """See `SafetensorsFile.metadata`."""
+        return self._metadata
+
+    def load(self, name: str) -> torch.Tensor:
+        """See `TensorFile.load`; reads all of the tensor."""
+        last = self._last
+        if last is not None and last[0] == name:
+            return last[1]
+        info, (offset, length) = self._infos[name], self._extents[name]
+        dtype = getattr(torch, info.dtype, None)
+        if not isinstance(dtype, torch.dtype):
+            raise CheckpointError(f"{self.path}: tensor {name!r} of {info.dtype} cannot be read")
+        values = torch.empty(info.shape, dtype=dtype)
+        if length:
+            self._file.read_into(offset, values.view(-1).view(torch.uint8).numpy())
+        self._last = (name, values) if length <= _KEPT_BYTES else None
+        return values
+
+    def extent(self, name: str) -> tuple[int, int] | None:
+        """See `TensorFile.extent`."""
+        return self._extents.get(name)
+
+    def release(self) -> None:
+        """See `TensorFile.release`; drops the tensor that was loaded last."""
+        self._last = None
 
 
-def _check(header: bytes) -> dict[str, tuple[int, int]]:
-    """Check a header, and return first and last offset of each tensor's data."""
-    if header[:1] != b"{":
-        raise ValueError("its header is no JSON object: it is no .safetensors file")
-    if not header.strip(b"{} \t\r\n"):
-        return {}  # no tensors: for whoever needs one
-    names: dict[str, tuple[int, int]] = {}
-    place, end = 1, b","
-    while end == b",":
-        found = _ENTRY.match(header, place)
-        if found is None:
-            raise ValueError(f"its header is damaged at byte {place}, behind {len(names)} tensors")
-        name = _string(found["name"])
-        if name in names:
-            raise ValueError(f"its header names tensor {printable(name)} twice: save it anew")
-        if len(found["name"]) - 2 > MAX_NAME or len(names) > _MAX_TENSORS:
-            raise ValueError(
-                f"tensor {printable(name[:40])} has a name of {len(name)} characters, or is one of "
-                f"over {_MAX_TENSORS:,}: expected at most {MAX_NAME} characters"
-            )
-        names[name] = _check_fields(name, found["fields"])
-        place, end = found.end(), found["end"]
-    if header[place:].strip(b" \t\r\n\0"):
-        raise ValueError(f"its header goes on behind its end, at byte {place}")
-    names.pop("__metadata__", None)
-    return names
+def open_safetensors(path: InputPath) -> SafetensorsFile | RemoteSafetensors:
+    """Open a ``.safetensors``; `CheckpointError` if it is none."""
+    return RemoteSafetensors(path) if isinstance(path, RemotePath) else SafetensorsFile(path)
 
 
-def _check_fields(name: str, fields: bytes) -> tuple[int, int]:
-    """Check the fields of a tensor, and return its offsets; (0, 0) for metadata."""
-    keys: dict[str, bytes] = {}
-    for pair in _KEY.finditer(fields):
-        key = _string(pair[1])
-        known = len(keys) < _MAX_METADATA if name == "__metadata__" else key in _FIELDS
-        if key in keys or not known:
-            raise ValueError(
-                f"field {printable(key[:40])} of {printable(name)} stands twice in its header, or "
-                "belongs not there"
-            )
-        keys[key] = pair[2]
-    if name == "__metadata__":
-        return 0, 0
-    if keys.keys() != _FIELDS:
-        raise ValueError(f"tensor {printable(name)} lacks one of dtype, shape and data_offsets")
-    offsets = [int(number) for number in re.findall(rb"[0-9]+", keys["data_offsets"])]
-    if len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise ValueError(f"tensor {printable(name)} has no first and last data_offsets")
-    return offsets[0], offsets[1]
-
-
-def _string(quoted: bytes) -> str:
-    return str(json.loads(quoted)) if b"\\" in quoted else quoted[1:-1].decode("utf-8")
+def _refusal(path: InputPath, error: Exception) -> CheckpointError:
+    if isinstance(error, CheckpointError):
+        return error
+    reason = getattr(error, "strerror", None) or error
+    return CheckpointError(f"{path} is not a readable .safetensors file: {reason}{lfs_hint(path)}")

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import PurePath
 
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.sources.checkpoint.lfs import lfs_hint
-from tolpack.sources.checkpoint.safetensors_file import SafetensorsFile
-from tolpack.sources.checkpoint.tensors import TensorStore
+from tolpack.sources.checkpoint.safetensors_file import open_safetensors
+from tolpack.sources.checkpoint.tensors import TensorFile, TensorStore
 from tolpack.sources.checkpoint.torch_file import TorchFile
 from tolpack.sources.json_file import read_json
+from tolpack.storage.inputs import InputPath, local_input
+from tolpack.storage.remote_path import HTTP_NAMES, RemotePath
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _PATTERNS = ("*.safetensors", "pytorch_model*.bin", "consolidated.*.pth", "*.pth", "*.pt")
@@ -35,7 +37,7 @@ _MAX_NAME = 255
 _NUMBERED = re.compile(r"-(\d+)-of-(\d+)\.")
 
 
-def open_store(path: Path) -> TensorStore:
+def open_store(path: InputPath) -> TensorStore:
     """Open a checkpoint's files.
 
     Raises
@@ -57,7 +59,7 @@ def open_store(path: Path) -> TensorStore:
     return TensorStore([file])
 
 
-def check_whole(path: Path) -> None:
+def check_whole(path: InputPath) -> None:
     """Raise `CheckpointError` if a file is one of several of a checkpoint, by its name."""
     numbered, piece = _NUMBERED.search(path.name), _PIECE.fullmatch(path.name)
     others = len(list(path.parent.glob("consolidated.*.pth"))) if piece else 1
@@ -65,7 +67,7 @@ def check_whole(path: Path) -> None:
         raise CheckpointError(f"{path} is one of several files of a checkpoint: give their folder")
 
 
-def _open_folder(folder: Path) -> TensorStore:
+def _open_folder(folder: InputPath) -> TensorStore:
     index = next((folder / name for name in _INDEXES if (folder / name).exists()), None)
     weight_map = {} if index is None else _weight_map(index)
     paths = _folder_files(folder) if index is None else _indexed_files(index, weight_map)
@@ -76,14 +78,16 @@ def _open_folder(folder: Path) -> TensorStore:
     return store
 
 
-def _open_file(path: Path) -> TorchFile | SafetensorsFile:
+def _open_file(path: InputPath) -> TensorFile:
     """Open one file by its suffix."""
-    return SafetensorsFile(path) if path.suffix == ".safetensors" else TorchFile(path)
+    if path.suffix == ".safetensors":
+        return open_safetensors(path)
+    return TorchFile(local_input(path, f"a {path.suffix}", "convert it to .safetensors"))
 
 
-def _folder_files(folder: Path) -> list[Path]:
+def _folder_files(folder: InputPath) -> list[InputPath]:
     for pattern in _PATTERNS:
-        paths = sorted(folder.glob(pattern))
+        paths: list[InputPath] = sorted(folder.glob(pattern), key=lambda path: path.name)
         if not paths:
             continue
         if pattern in ("*.pth", "*.pt") and len(paths) > 1:
@@ -96,8 +100,13 @@ def _folder_files(folder: Path) -> list[Path]:
     raise CheckpointError(_describe_other_files(folder))
 
 
-def _describe_other_files(folder: Path) -> str:
+def _describe_other_files(folder: InputPath) -> str:
     """Say which other files a folder without a checkpoint holds."""
+    if isinstance(folder, RemotePath) and folder.is_http:
+        return (
+            f"{folder} has neither {HTTP_NAMES[0]} nor {HTTP_NAMES[1]}, and HTTP cannot list other "
+            "files: give the URL of the .safetensors file itself"
+        )
     for suffix, remedy in _OTHERS.items():
         names = sorted(path.name for path in folder.glob(f"*{suffix}"))
         if names:
@@ -105,7 +114,7 @@ def _describe_other_files(folder: Path) -> str:
     return f"{folder} holds no .safetensors file, nor .bin, .pth or .pt: is it the right folder?"
 
 
-def _check_numbers(folder: Path, paths: Sequence[Path]) -> None:
+def _check_numbers(folder: InputPath, paths: Sequence[InputPath]) -> None:
     """Refuse a set of numbered shards that is not complete."""
     names = {path.name for path in paths}
     for path in paths:
@@ -126,10 +135,10 @@ def _expected_beside(name: str) -> Iterator[str]:
             yield f"consolidated.{number:0{len(piece[1])}}.pth"
 
 
-def _indexed_files(index: Path, weight_map: Mapping[str, str]) -> list[Path]:
+def _indexed_files(index: InputPath, weight_map: Mapping[str, str]) -> list[InputPath]:
     names = sorted(set(weight_map.values()))
     for name in names:
-        plain = len(name) <= _MAX_NAME and Path(name).name == name
+        plain = len(name) <= _MAX_NAME and PurePath(name).name == name
         if not plain or not (index.parent / name).is_file():
             lost = sorted(tensor for tensor, shard in weight_map.items() if shard == name)
             raise CheckpointError(
@@ -139,7 +148,7 @@ def _indexed_files(index: Path, weight_map: Mapping[str, str]) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _check_index(index: Path, weight_map: Mapping[str, str], store: TensorStore) -> None:
+def _check_index(index: InputPath, weight_map: Mapping[str, str], store: TensorStore) -> None:
     for tensor, shard in weight_map.items():
         held = [info.path.name for info in store.infos.get(tensor, ())]
         if shard not in held:
@@ -150,7 +159,7 @@ def _check_index(index: Path, weight_map: Mapping[str, str], store: TensorStore)
             )
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def _weight_map(index: InputPath) -> dict[str, str]:
     try:
         raw = read_json(index, _MAX_INDEX_BYTES)
     except (OSError, ValueError) as error:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -17,6 +16,7 @@ import torch
 from tolpack.errors import CheckpointError
 from tolpack.sources.identity import FileStates
 from tolpack.sources.mapped_memory import MappedMemory
+from tolpack.storage.inputs import InputPath
 
 # Stored dtypes that are computed with, by the bytes of a value.
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -30,14 +30,18 @@ class TensorInfo:
 
     shape: tuple[int, ...]
     dtype: str
-    path: Path
+    path: InputPath
 
 
 class TensorFile(Protocol):
     """One file of named tensors; ``config`` is the model's configuration in it, or ``None``."""
 
-    path: Path
     config: object
+
+    @property
+    def path(self) -> InputPath:
+        """Where it is."""
+        ...
 
     def infos(self) -> dict[str, TensorInfo]:
         """Return every tensor's shape and dtype."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,11 +17,13 @@ from tolpack.sources.protocol import TransformersFolder
 from tolpack.sources.tensors.tensor_fields import FLOAT8, StoredCodes
 from tolpack.sources.tensors.tensor_rows import (
     FileRows,
+    InputFile,
     JoinedRows,
     LoadedRows,
-    RowsFile,
     TensorRows,
+    open_input,
 )
+from tolpack.storage.inputs import InputPath
 
 # Bytes of a value, by torch's name of the dtype, for tensors whose rows are read.
 _VALUE_BYTES = {**DTYPE_BYTES, FLOAT8: 1, "float8_e8m0fnu": 1}
@@ -37,7 +38,7 @@ class CheckpointFiles(ForkSafe):
 
     Parameters
     ----------
-    path : Path
+    path : Path or RemotePath
         For messages only.
     store : TensorStore
         The tensors.
@@ -47,12 +48,12 @@ class CheckpointFiles(ForkSafe):
     ``used`` are the names of the tensors that were asked for with `values` and `rows`.
     """
 
-    def __init__(self, path: Path, store: TensorStore, config: dict[str, Any]) -> None:
+    def __init__(self, path: InputPath, store: TensorStore, config: dict[str, Any]) -> None:
         self.path = path
         self.store = store
         self.config = config
         self.used: set[str] = set()
-        self._opened: dict[Path, RowsFile] = {}
+        self._opened: dict[InputPath, InputFile] = {}
         super().__init__()
 
     @property
@@ -262,10 +263,10 @@ class CheckpointFiles(ForkSafe):
         row_bytes = math.prod(shape[1:]) * _VALUE_BYTES[dtype]
         return FileRows(self._file(infos[0].path), name, dtype, extent[0], shape[0], row_bytes)
 
-    def _file(self, path: Path) -> RowsFile:
+    def _file(self, path: InputPath) -> InputFile:
         with self._lock:
             if path not in self._opened:
-                self._opened[path] = RowsFile(path)
+                self._opened[path] = open_input(path)
             return self._opened[path]
 
 

@@ -7,14 +7,13 @@ its own, as `tolpack.runtime.worker_process` says.
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.errors import CheckpointError
-from tolpack.runtime.files import read_whole
 from tolpack.runtime.worker_process import Request, WorkerError, WorkerProcess
+from tolpack.storage.inputs import InputPath, read_whole
 
 _WORKER = "tolpack.sources.families.compressed_ids_worker"
 _MAX_BYTES = 256 << 20
@@ -24,7 +23,7 @@ _SECONDS, _BYTE_SECONDS = 1.0, 5e-6
 _MEMORY_BYTES, _BYTE_MEMORY = 64 << 20, 160
 
 
-def compressed_token_ids(tokenizer: Path) -> NDArray[np.uint32]:
+def compressed_token_ids(tokenizer: InputPath) -> NDArray[np.uint32]:
     """Return the id that Engram hashes for each token id, uint32 (tokens,).
 
     Ids count from 0 in the order in which texts are first seen. Texts are compared after NFKC, NFD,
@@ -33,7 +32,7 @@ def compressed_token_ids(tokenizer: Path) -> NDArray[np.uint32]:
 
     Parameters
     ----------
-    tokenizer : Path
+    tokenizer : Path or RemotePath
         The model's ``tokenizer.json``.
 
     Raises

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from tolpack.errors import CheckpointError
 from tolpack.runtime.array_types import Floats
-from tolpack.sources.checkpoint.safetensors_file import SafetensorsFile
+from tolpack.sources.checkpoint.safetensors_file import open_safetensors
 from tolpack.sources.families.checkpoint_files import CheckpointFiles
 from tolpack.sources.families.family import Family
 from tolpack.sources.families.ngram_file import beside, hash_of, layer_of, packed_rows
@@ -138,7 +138,7 @@ def _open_tables(files: CheckpointFiles) -> tuple[TableSource, ...] | None:
 
 def _check_metadata(files: CheckpointFiles, name: str) -> None:
     path = files.store.infos[name][0].path
-    found = SafetensorsFile(path).metadata() if path.suffix == ".safetensors" else {}
+    found = open_safetensors(path).metadata() if path.suffix == ".safetensors" else {}
     for key, value in _METADATA.items():
         if found.get(key) != value:
             raise CheckpointError(

@@ -17,7 +17,7 @@ from tolpack.codecs.encodings import Part
 from tolpack.codecs.part_values import decode_values
 from tolpack.errors import CheckpointError
 from tolpack.runtime.array_types import Bytes, Floats
-from tolpack.sources.checkpoint.safetensors_file import SafetensorsFile
+from tolpack.sources.checkpoint.safetensors_file import open_safetensors
 from tolpack.sources.families.checkpoint_files import CheckpointFiles
 from tolpack.sources.families.family import Family
 from tolpack.sources.families.ngram_file import beside, hash_of, layer_of, packed_rows
@@ -112,7 +112,7 @@ def _open_tables(files: CheckpointFiles) -> tuple[TableSource, ...] | None:
 def _metadata(files: CheckpointFiles) -> tuple[int, int]:
     """Return the bits and the group size, or raise `CheckpointError`."""
     path = files.store.infos[_WEIGHT][0].path
-    found = SafetensorsFile(path).metadata() if path.suffix == ".safetensors" else {}
+    found = open_safetensors(path).metadata() if path.suffix == ".safetensors" else {}
     values = []
     for key, choices in (("ngram_bits", _BITS), ("ngram_group_size", _GROUP_SIZES)):
         value = found.get(key, "")

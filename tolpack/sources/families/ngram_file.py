@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from tolpack.errors import CheckpointError
 from tolpack.ngrams import NGramHash
 from tolpack.sources.checkpoint.shards import open_store
 from tolpack.sources.families.checkpoint_files import CheckpointFiles
 from tolpack.sources.families.qwen4_exp import is_qwen4_exp, ngram_hash
-from tolpack.sources.tensors.tensor_rows import FileRows, JoinedRows, RowsFile
+from tolpack.sources.tensors.tensor_rows import FileRows, InputFile, JoinedRows, open_input
+from tolpack.storage.inputs import InputPath
 
 
 def packed_rows(
@@ -34,7 +34,7 @@ def packed_rows(
     CheckpointError
         A tensor has another dtype or no rows, or is not in a ``.safetensors``.
     """
-    opened: dict[Path, RowsFile] = {}
+    opened: dict[InputPath, InputFile] = {}
     parts = []
     for name in names:
         info, shape = files.store.infos[name][0], files.shape(name)
@@ -45,7 +45,7 @@ def packed_rows(
                 f"{dtype} [rows, columns] in a .safetensors"
             )
         if info.path not in opened:
-            opened[info.path] = RowsFile(info.path)
+            opened[info.path] = open_input(info.path)
         file = opened[info.path]
         parts.append(FileRows(file, name, dtype, extent[0], shape[0], shape[1] * value_bytes))
     return JoinedRows(parts)

@@ -34,7 +34,7 @@ class LastRows(ForkSafe):
     """
 
     def __init__(self, rows: JoinedRows, limit: int = _KEPT_BYTES) -> None:
-        self._rows = rows
+        self.rows = rows
         self._limit = limit
         super().__init__()
 
@@ -50,7 +50,7 @@ class LastRows(ForkSafe):
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        rows = self._rows.take(ids)
+        rows = self.rows.take(ids)
         with self._lock:
             self._kept[key] = rows
             while sum(kept.nbytes for kept in self._kept.values()) > self._limit:
@@ -59,10 +59,10 @@ class LastRows(ForkSafe):
 
     def columns(self, ids: NDArray[np.int64], first: int, size: int) -> Bytes:
         """Return bytes ``first … first + size - 1`` of rows `ids`: uint8 (n, size), a new array."""
-        if size == self._rows.row_bytes:
-            return self._rows.take(ids)
+        if size == self.rows.row_bytes:
+            return self.rows.take(ids)
         out = np.empty((len(ids), size), np.uint8)
-        count = max(1, _PIECE_BYTES // self._rows.row_bytes)
+        count = max(1, _PIECE_BYTES // self.rows.row_bytes)
         for start in range(0, len(ids), count):
             rows = self.take(ids[start : start + count])
             out[start : start + count] = rows[:, first : first + size]

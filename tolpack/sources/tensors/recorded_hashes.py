@@ -4,7 +4,7 @@ Three places are looked at. ``hf download --local-dir`` writes the hash that the
 ``.cache/huggingface/download/NAME.metadata``, as its second line. In the cache of ``hf download``
 the name of a file is a link to a blob that is called by its hash. And a folder may have a
 ``SHA256SUMS`` of ``sha256sum``. Files that are not stored by LFS have a shorter hash, of another
-kind, which is left out.
+kind, which is left out. Beside files elsewhere only ``SHA256SUMS`` is looked for.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 
 from tolpack.errors import CheckpointError, FileAccessError
-from tolpack.runtime.files import read_whole
 from tolpack.runtime.pool import processor_count
 from tolpack.sources.identity import FileStates
+from tolpack.storage.inputs import InputPath, read_whole
+from tolpack.storage.remote_path import RemotePath
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 # As sha256sum writes them, plainly and with --tag.
@@ -42,15 +43,15 @@ class RecordedHashes:
     ----------
     states : FileStates
         The files as they were when opened, shared by all tables of a checkpoint.
-    paths : iterable of Path
+    paths : iterable of Path or RemotePath
         Those that a table is read from.
     """
 
-    def __init__(self, states: FileStates, paths: Iterable[Path]) -> None:
+    def __init__(self, states: FileStates, paths: Iterable[InputPath]) -> None:
         paths = list(paths)
         sums = {folder: _read_sums(folder / _SUMS) for folder in {path.parent for path in paths}}
         self._states = states
-        self._expected: dict[Path, dict[str, str]] = {}
+        self._expected: dict[InputPath, dict[str, str]] = {}
         for path in paths:
             found = _recorded(path, sums[path.parent])
             if found:
@@ -59,7 +60,7 @@ class RecordedHashes:
         self._unlisted = [path for path in listed if _SUMS not in self._expected.get(path, {})]
 
     @property
-    def files(self) -> tuple[Path, ...]:
+    def files(self) -> tuple[InputPath, ...]:
         """The files that have a hash."""
         return tuple(self._expected)
 
@@ -107,17 +108,19 @@ class RecordedHashes:
         return lines
 
 
-def _listed(paths: Collection[Path]) -> str:
+def _listed(paths: Collection[InputPath]) -> str:
     more = len(paths) - _SHOWN
     names = ", ".join(path.name for path in list(paths)[:_SHOWN])
     return f"{names}{f' and {more} more' if more > 0 else ''}"
 
 
-def _recorded(path: Path, sums: dict[str, str] | None) -> dict[str, str]:
+def _recorded(path: InputPath, sums: dict[str, str] | None) -> dict[str, str]:
     """Return the hashes recorded for a file, by the place where each stands."""
     found = {}
     if sums is not None and path.name in sums:
         found[_SUMS] = sums[path.name]
+    if isinstance(path, RemotePath):
+        return found
     for folder in list(path.parents)[:_MAX_DEPTH]:
         name = f"{path.relative_to(folder).as_posix()}.metadata"
         lines = _read(folder / _METADATA / name, _MAX_METADATA)
@@ -129,7 +132,7 @@ def _recorded(path: Path, sums: dict[str, str] | None) -> dict[str, str]:
     return found
 
 
-def _read_sums(path: Path) -> dict[str, str] | None:
+def _read_sums(path: InputPath) -> dict[str, str] | None:
     """Return the hashes of a file by names without folders; ``None`` if there is no such file."""
     if not path.is_file():
         return None
@@ -138,7 +141,7 @@ def _read_sums(path: Path) -> dict[str, str] | None:
     return {PurePath(match["name"]).name: match["hash"].lower() for match in matches}
 
 
-def _read(path: Path, most: int) -> list[str]:
+def _read(path: InputPath, most: int) -> list[str]:
     """Return the lines of a small text file; none if it is not there."""
     if not path.is_file():
         return []

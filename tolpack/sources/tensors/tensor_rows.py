@@ -26,9 +26,13 @@ from tolpack.runtime.array_types import Bytes
 from tolpack.runtime.files import open_regular
 from tolpack.runtime.fork_safety import ForkSafe
 from tolpack.sources.checkpoint.tensors import TensorStore
+from tolpack.storage.inputs import InputPath
+from tolpack.storage.remote_file import RemoteFile
+from tolpack.storage.remote_path import RemotePath
 
 # Unwanted bytes that are read along rather than begin another read, which takes about as long.
 _GAP_BYTES = 8 << 10
+_REMOTE_GAP_BYTES = 256 << 10
 # Bytes of a read of rows with gaps.
 _SPAN_BYTES = 4 << 20
 # Bytes of one call: some systems refuse 2 GiB.
@@ -47,7 +51,7 @@ class TensorRows(Protocol):
     """
 
     name: str
-    path: Path
+    path: InputPath
     dtype: str
     rows: int
     row_bytes: int
@@ -137,6 +141,14 @@ class RowsFile(ForkSafe):
         return len(data)
 
 
+InputFile = RowsFile | RemoteFile
+
+
+def open_input(path: InputPath) -> InputFile:
+    """Open a file that rows are read from; errors as of `RowsFile` and `RemoteFile`."""
+    return RemoteFile(path) if isinstance(path, RemotePath) else RowsFile(path)
+
+
 class FileRows:
     """`TensorRows` that lie in a file one after the other, from ``offset`` on.
 
@@ -147,7 +159,7 @@ class FileRows:
     """
 
     def __init__(
-        self, file: RowsFile, name: str, dtype: str, offset: int, rows: int, row_bytes: int
+        self, file: InputFile, name: str, dtype: str, offset: int, rows: int, row_bytes: int
     ) -> None:
         if offset + rows * row_bytes > file.size:
             raise CheckpointError(
@@ -215,6 +227,7 @@ class JoinedRows:
                 )
         self.parts = tuple(parts)
         self.dtype, self.row_bytes = first.dtype, first.row_bytes
+        self._remote = any(isinstance(part.path, RemotePath) for part in parts)
         self._starts = np.cumsum([0, *(part.rows for part in parts)])
         self.rows = int(self._starts[-1])
 
@@ -279,7 +292,8 @@ class JoinedRows:
 
     def _cuts(self, ordered: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return where ascending rows are cut into reads, int64, from 0 to their number."""
-        gaps = (np.diff(ordered) - 1) * self.row_bytes > _GAP_BYTES
+        most = _REMOTE_GAP_BYTES if self._remote else _GAP_BYTES
+        gaps = (np.diff(ordered) - 1) * self.row_bytes > most
         spans = np.diff(ordered // max(1, _SPAN_BYTES // max(self.row_bytes, 1))) != 0
         inner = np.flatnonzero(gaps | spans) + 1
         return np.concatenate([[0], inner, [len(ordered)]]) if len(ordered) else np.zeros(1, int)
