@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,12 +102,16 @@ class FileStates:
 
     def sampled_digest(self) -> bytes:
         """Return 32 bytes that depend on the files' names, their sizes, and some of their bytes:
-        the first and the last ones, where formats have their headers, and a few between them.
+        the first and the last ones, where formats have their headers, and a few between them. Of
+        files that lie elsewhere they depend on ETag and time, as every machine sees the same.
         """
         whole = hashlib.sha256()
         for path in sorted(self._states, key=str):
             whole.update(f"{path.name!r} {self.size(path)}".encode())
-            whole.update(_sampled_digest(path, self.size(path)))
+            if isinstance(path, RemotePath):
+                whole.update(repr(self._states[path]).encode())
+            else:
+                whole.update(_sampled_digest(path, self.size(path)))
         return whole.digest()
 
     def check(self) -> None:
@@ -119,7 +124,7 @@ class FileStates:
                 )
 
 
-def _sampled_digest(path: InputPath, size: int) -> bytes:
+def _sampled_digest(path: Path, size: int) -> bytes:
     digest, step = hashlib.sha256(), max(_SAMPLE_BYTES, size // _SAMPLES)
     try:
         with open_stream(path) as file:
