@@ -33,6 +33,7 @@ from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.open_source import open_tables
 from tolpack.sources.protocol import TableSource
 from tolpack.storage.inputs import InputPath, input_path, local_output
+from tolpack.storage.remote_path import RemotePath
 from tolpack.workspace.limits import choose_compute
 from tolpack.workspace.resources import DEFAULT_MAX_MEMORY, Resources
 from tolpack.workspace.workers import torch_settings, torch_threads
@@ -190,6 +191,8 @@ def build(
     options = CheckpointOptions(config, arch, map_name, key_map)
     sources = open_tables(checkpoint, options, layers, tensor)
     path = output_path(checkpoint, output, force, files)
+    if output is None and isinstance(input_path(checkpoint), RemotePath):
+        reporter.say(f"writing {path}")
     file = PackFile(path, lambda: check_unchanged(sources), overwrite=force, resume=resume)
     measured = calibrated_tables(sources, settings, inputs, path.parent, resources, reporter)
     with measured as (tables, workspace):

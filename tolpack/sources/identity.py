@@ -22,6 +22,8 @@ from tolpack.storage.inputs import InputPath, file_state, open_stream
 from tolpack.storage.remote_path import RemotePath
 
 _BLOCK_BYTES = 8 << 20
+# At least, so that reads over a network overlap.
+_LEAST_THREADS = 4
 _READ_BYTES = 1 << 20
 # Read elsewhere: as many requests at the same time as there are.
 _REMOTE_READ_BYTES = 32 << 20
@@ -50,7 +52,7 @@ def rows_digest(
         return hashlib.sha256(rows.data).digest(), rows.nbytes
 
     whole = hashlib.sha256()
-    with ThreadPoolExecutor(processor_count()) as pool:
+    with ThreadPoolExecutor(max(processor_count(), _LEAST_THREADS)) as pool:
         for part, size in pool.map(digest, range(0, count, step)):
             whole.update(part)
             done(size)

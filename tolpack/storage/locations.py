@@ -14,6 +14,8 @@ from tolpack.storage.local_folder import LocalFolder
 # A path, or a URL as text. A URL is never made a Path, which would join its slashes.
 Location = str | Path
 
+# What a `Path` makes of the beginning of a URL.
+_JOINED = re.compile(r"(?i:s3a?|gs|az|azure|adl|abfss?|memory|https?|file):")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
@@ -28,10 +30,13 @@ def local_path(location: Location) -> Path | None:
     Raises
     ------
     ConfigError
-        A ``file://`` URL names another machine.
+        A ``file://`` URL names another machine, or a URL was made a `Path`.
     """
     if not is_url(location):
-        return Path(location)
+        path = Path(location)
+        if path.parts[:1] and _JOINED.fullmatch(path.parts[0]):
+            raise ConfigError(f"{path} was a URL, and a Path joins its slashes: give it as text")
+        return path
     parts = urlsplit(os.fspath(location))
     if parts.scheme.lower() != "file":
         return None

@@ -14,13 +14,15 @@ from tolpack.runtime.fork_safety import ForkSafe
 from tolpack.runtime.pool import Pool
 from tolpack.storage.remote_path import RemotePath
 
-# Bytes of a request, and requests at the same time. One connection to object storage carries some
-# 80 MB/s, and an answer begins after some 20 ms, so eight of these carry 500 MB/s.
-_PIECE_BYTES = 4 << 20
+# Requests that a read is cut into, bytes of the least and the largest of them, and requests at the
+# same time. One connection to object storage carries some 80 MB/s, and an answer begins after some
+# 20 ms, so that eight requests of 4 MiB carry 450 MB/s.
 _REQUESTS = 8
+_LEAST_BYTES, _PIECE_BYTES = 256 << 10, 4 << 20
+_THREADS = 16
 # What a stream asks for at least, for headers and small files.
 _BUFFER_BYTES = 256 << 10
-_pool = Pool(_REQUESTS, "requests")
+_pool = Pool(_THREADS, "requests")
 
 
 class RemoteFile(ForkSafe):
@@ -68,11 +70,12 @@ class RemoteFile(ForkSafe):
             announced = self._announced.pop((offset, len(target)), None)
         if announced is not None:
             target[:] = np.frombuffer(announced.result(), np.uint8)
-        elif len(target) <= _PIECE_BYTES:
+        elif len(target) <= _LEAST_BYTES:
             self._fill(offset, target)
         else:
-            starts = range(0, len(target), _PIECE_BYTES)
-            _pool.map(lambda at: self._fill(offset + at, target[at : at + _PIECE_BYTES]), starts)
+            size = min(max(_LEAST_BYTES, -(-len(target) // _REQUESTS)), _PIECE_BYTES)
+            starts = range(0, len(target), size)
+            _pool.map(lambda at: self._fill(offset + at, target[at : at + size]), starts)
         return True
 
     def advise(self, offset: int, length: int) -> None:
