@@ -92,8 +92,8 @@ def measure(rows: Floats, layers: int, folder: Path) -> dict[str, Any]:
         error = f"{found[f'GGUF {name}']['relative_error_pct']}%"
         settings[f"auto, error of {name}"] = {"bits": "auto", "max_relative_error": error}
     for name, options in settings.items():
-        pack = tolpack.build(path, folder / "table.tolpack", force=True, **options).path
-        found[f"pack, {name}"] = packed(pack, rows)
+        pack = tolpack.build(path, folder / "table.tolpack", force=True, **options)
+        found[f"pack, {name}"] = packed(Path(pack.path), rows)
     return found
 
 

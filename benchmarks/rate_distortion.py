@@ -86,7 +86,7 @@ class Experiment:
             given.checkpoint, self.folder / "bench.tolpack", calibrate=given.calibrate,
             tokenizer=given.tokenizer, force=True, **settings,
         )  # fmt: skip
-        return result.path
+        return Path(result.path)
 
     def pack(self, family: str, name: str, **settings: str | int) -> Point:
         """Build and score a pack."""

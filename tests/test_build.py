@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 import tolpack
-from tolpack.compress.build import output_path
 from tolpack.compress.fixed.planner import FixedBitsPlanner
+from tolpack.compress.outputs import output_path
 from tolpack.compress.settings import parse_size
 from tolpack.errors import CheckpointError, ConfigError, FileAccessError, TolpackError
 from tolpack.evaluation.pack_description import describe_pack

@@ -26,6 +26,8 @@ COMMANDS = (
     "diff",
     "plan",
     "convert",
+    "split",
+    "join",
     "strip",
     "demo",
 )

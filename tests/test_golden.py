@@ -45,9 +45,10 @@ def test_every_kind_of_pack_has_a_golden_one():
 
 
 def test_the_readme_lists_every_golden_pack():
-    """The table of the folder's README names each pack, once."""
+    """The tables of the folder's README name each pack and each set, once."""
     rows = re.findall(r"^\| (`.*?) \|", (FOLDER / "README.md").read_text("utf-8"), flags=re.M)
-    assert sorted(re.findall(r"`(.*?)`", " ".join(rows))) == NAMES
+    sets = [f"parts/{path.name}" for path in (FOLDER / "parts").iterdir()]
+    assert sorted(re.findall(r"`(.*?)`", " ".join(rows))) == sorted(NAMES + sets)
 
 
 def test_bases_that_are_all_coded_set_two_bits():

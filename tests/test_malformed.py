@@ -14,6 +14,7 @@ from tolpack.pack import open_first_table
 
 FOLDER = Path(__file__).parents[1] / "formats" / "v1" / "malformed"
 CODES = json.loads((FOLDER / "codes.json").read_text("utf-8"))
+SETS = json.loads((FOLDER / "parts" / "codes.json").read_text("utf-8"))
 sys.path.insert(0, str(FOLDER.parent))
 
 from validate import BadPack, Check, validate  # noqa: E402 (found by the line above)
@@ -42,16 +43,18 @@ def name(request):
 def test_every_code_of_the_specification_has_a_pack():
     """The codes of SPEC.md, section 10, are those of the folder, but for what no file shows."""
     text = (FOLDER.parent / "SPEC.md").read_text("utf-8")
-    rows = re.findall(r"^\| (`.*) \|.*\|$", text[text.index("## 10.") :], flags=re.M)
-    found = {code_of(name) for name in CODES}
+    text = text[text.index("## 10.") : text.index("## 11.")]
+    rows = re.findall(r"^\| (`.*) \|.*\|$", text, flags=re.M)
+    found = {code_of(name) for name in CODES | SETS}
     assert set(re.findall(r"`([a-z0-9-]+)`", " ".join(rows))) == found | NOT_FILES
     assert {path.stem for path in FOLDER.glob("*.tolpack")} == set(CODES)
 
 
 def test_the_readme_says_what_is_wrong_in_each():
-    """The table of the folder's README has a line for each file, once."""
-    text = (FOLDER / "README.md").read_text("utf-8")
-    assert sorted(re.findall(r"^\| `([^`]*)` \| \S", text, flags=re.M)) == sorted(CODES)
+    """The tables of the folder's README have a line for each file and each set, once."""
+    text = (FOLDER / "README.md").read_text("utf-8").split("\n## ")
+    for part, codes in zip(text, (CODES, SETS), strict=True):
+        assert sorted(re.findall(r"^\| `([^`]*)` \| \S", part, flags=re.M)) == sorted(codes)
 
 
 def test_the_script_knows_the_files(tmp_path):

@@ -630,7 +630,7 @@ def test_neighbouring_blocks_are_one_finding(tmp_path):
 
 def test_verify_goes_on_behind_what_cannot_be_read(samples, monkeypatch):
     """A bad sector is named like other damage, and what lies behind it is still checked."""
-    plain, sample = os.pread, samples["int8"]
+    plain, plain_into, sample = os.pread, os.preadv, samples["int8"]
     section = sample.header.sections[sample.header.tables[0].chunks[0].blocks]
 
     def pread(fd, length, offset):
@@ -638,8 +638,13 @@ def test_verify_goes_on_behind_what_cannot_be_read(samples, monkeypatch):
             raise OSError(errno.EIO, "Input/output error")
         return plain(fd, length, offset)
 
+    def preadv(fd, buffers, offset, flags):
+        pread(fd, 0, offset)
+        return plain_into(fd, buffers, offset, flags)
+
     with tolpack.open(sample.path) as pack:
         monkeypatch.setattr(os, "pread", pread)
+        monkeypatch.setattr(os, "preadv", preadv)
         (damage,) = pack.verify()
     assert (damage.place, damage.code, damage.rows) == ("chunk 0, block 0", "unreadable", 3)
     assert "Input/output error" in damage.message

@@ -69,7 +69,7 @@ def planned(model, table, workspace, name):
 
 def blocks(plan, table, workspace, number):
     """Return all blocks of a chunk, joined."""
-    return b"".join(encode_chunk(plan.tables[0], table, workspace, number))
+    return b"".join(encode_chunk(plan.tables[0], table, workspace.limits, number))
 
 
 @pytest.mark.parametrize("name", SETTINGS)

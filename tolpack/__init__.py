@@ -13,6 +13,7 @@ from tolpack.errors import (
     CheckpointError,
     ChecksumError,
     ConfigError,
+    ExecutorError,
     FileAccessError,
     FormatError,
     OutOfMemoryError,
@@ -21,6 +22,7 @@ from tolpack.errors import (
     UnsupportedVersionError,
 )
 from tolpack.export.convert import convert
+from tolpack.export.parts import join, split
 from tolpack.pack import Pack
 from tolpack.version import __version__
 
@@ -28,6 +30,7 @@ __all__ = [
     "CheckpointError",
     "ChecksumError",
     "ConfigError",
+    "ExecutorError",
     "FileAccessError",
     "FormatError",
     "OutOfMemoryError",
@@ -38,7 +41,9 @@ __all__ = [
     "__version__",
     "build",
     "convert",
+    "join",
     "open",
+    "split",
 ]
 
 

@@ -12,9 +12,11 @@ from tolpack.commands.demo import demo
 from tolpack.commands.diff import diff
 from tolpack.commands.evaluate import evaluate
 from tolpack.commands.inspect import inspect
+from tolpack.commands.join import join
 from tolpack.commands.lm_eval import lm_eval
 from tolpack.commands.plan import plan
 from tolpack.commands.rows import rows
+from tolpack.commands.split import split
 from tolpack.commands.strip import strip
 from tolpack.commands.study import study
 from tolpack.commands.terminal import Group
@@ -35,7 +37,8 @@ def main() -> None:
 
 
 for _command in (
-    build, evaluate, lm_eval, study, plan, inspect, verify, rows, diff, bench, convert, strip, demo,
+    build, evaluate, lm_eval, study, plan, inspect, verify, rows, diff, bench, convert, split, join,
+    strip, demo,
 ):  # fmt: skip
     main.add_command(_command)
 

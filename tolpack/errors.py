@@ -60,6 +60,10 @@ class FileAccessError(TolpackError, OSError):
     """A file could not be opened, read or written (missing, permission, disk full, I/O error)."""
 
 
+class ExecutorError(TolpackError, RuntimeError):
+    """Workers of a build were lost, or cannot be reached; what they made is kept."""
+
+
 class OutOfMemoryError(TolpackError, MemoryError):
     """There is not enough memory for what was asked."""
 

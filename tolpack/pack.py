@@ -530,7 +530,7 @@ class Pack(ForkSafe):
         with self._container.source.lease():
             self._container.source.expect_order(sequential=True)
             try:
-                return find_damage(self._container, progress)
+                return find_damage(self._container, progress, self._settings["threads"])
             finally:
                 self._container.source.expect_order(sequential=False)
 

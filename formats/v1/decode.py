@@ -1,6 +1,6 @@
 """Read rows of a pack from SPEC.md alone: no import from tolpack, laid out like the document.
 
-    python decode.py PACK TOKEN_ID …
+    python decode.py PACK TOKEN_ID …               # PACK may be the manifest of a set of part files
     python decode.py PACK --table NUMBER TOKEN_ID …
 
 It trusts the file: whether it may is what `validate.py` beside it tells. Written to be read next to
@@ -13,6 +13,7 @@ import json
 import struct
 import sys
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -258,11 +259,29 @@ def bfloat16(data: Array) -> Array:
     return (data.view("<u2").astype(np.uint32) << 16).view(np.float32)
 
 
+def pack_bytes(path: Path) -> bytes:
+    """Return the bytes of a pack: of its one file, or of a set by the path of its manifest."""
+    data = path.read_bytes()
+    return joined_parts(json.loads(data), path.parent) if data[:1] == b"{" else data
+
+
+def joined_parts(manifest: dict[str, Any], folder: Path) -> bytes:  # §15
+    sections: list[bytes] = [b"" for _ in json.loads(manifest["header"])["sections"]]
+    for file in manifest["files"]:
+        part = (folder / f"{file['sha256']}.part").read_bytes()
+        for piece in file["pieces"]:
+            start = piece["offset_bytes"]
+            sections[piece["section"]] += part[start : start + piece["length_bytes"]]
+    whole: bytes = bytes.fromhex(manifest["preamble"]) + manifest["header"].encode()
+    for content in sections:
+        whole = whole.ljust(ceil(len(whole) / 4096) * 4096, b"\0") + content
+    return whole
+
+
 if __name__ == "__main__":
     arguments, number = sys.argv[2:], 0
     if arguments[:1] == ["--table"]:
         number, arguments = int(arguments[1]), arguments[2:]
-    with open(sys.argv[1], "rb") as file:
-        pack = Pack(file.read(), number)
+    pack = Pack(pack_bytes(Path(sys.argv[1])), number)
     for argument in arguments:
         print(argument, pack.row(int(argument)))

@@ -40,6 +40,8 @@ class HeaderRules:
     header_end: int  # §2: where the header ends, how long the file is, and its mask
     file_length: int
     required: int
+    syntax_code = "header-json"  # §10: what a breach of §4 is, and one of keys, types and ranges
+    field_code = "header-field"
 
     def __init__(self, without: Collection[str] = ()) -> None:
         self.without = without
@@ -65,30 +67,30 @@ class HeaderRules:
     # §4
 
     def syntax(self, text: bytes) -> Entry:
-        self.need(text[:1] == b"{", "header-json", "§4: begins with {")
+        self.need(text[:1] == b"{", self.syntax_code, "§4: begins with {")
         try:
             header = json.loads(
                 text.decode("utf-8"),
                 object_pairs_hook=self.unique,
-                parse_constant=lambda _: self.need(False, "header-json", "§4: no NaN, no Infinity"),
+                parse_constant=lambda text: self.need(False, self.syntax_code, f"§4: no {text}"),
                 parse_int=self.integer,
             )
         except (ValueError, RecursionError) as error:
-            raise BadPack("header-json", f"§4: JSON in UTF-8: {error}") from error
+            raise BadPack(self.syntax_code, f"§4: JSON in UTF-8: {error}") from error
         level = [header]
         for _ in range(16):
             inside = [i.values() if isinstance(i, dict) else i for i in level]
             level = [v for values in inside for v in values if isinstance(v, (dict, list))]
-        self.need(not level, "header-json", "§3: 16 levels of objects and lists")
+        self.need(not level, self.syntax_code, "§3: 16 levels of objects and lists")
         return dict(header)
 
     def unique(self, pairs: list[tuple[str, Any]]) -> Entry:
-        self.need(len(dict(pairs)) == len(pairs), "header-json", "§4: no two equal keys")
+        self.need(len(dict(pairs)) == len(pairs), self.syntax_code, "§4: no two equal keys")
         return dict(pairs)
 
     def integer(self, text: str) -> int:
         fits = text != "-0" and len(text) <= 20 and abs(int(text)) < 2**63
-        self.need(fits, "header-json", "§4: integers up to 2^63 - 1, no -0")
+        self.need(fits, self.syntax_code, "§4: integers up to 2^63 - 1, no -0")
         return int(text)
 
     # §5: what keys there are; limits of §3
@@ -99,8 +101,7 @@ class HeaderRules:
                    encodings=objects(65536), sections=objects(262144),
                    file=optional(is_object))  # fmt: skip
         if header.get("file") is not None:
-            self.entry("file", header["file"], count=integers(1, 65536))
-            self.entry("file", header["file"], index=integers(0, header["file"]["count"] - 1))
+            self.file_keys(header["file"])
         self.tables, self.sections = header["tables"], header["sections"]
         self.encodings = header["encodings"]
         for section in self.sections:
@@ -113,7 +114,11 @@ class HeaderRules:
     def entry(self, place: str, entry: Entry, **rules: Rule) -> None:
         """Hold an object's keys against the rules for each; others are ignored (§4)."""
         for key, fits in rules.items():
-            self.need(fits(entry.get(key)), "header-field", f"§5: {place}.{key}")
+            self.need(fits(entry.get(key)), self.field_code, f"§5: {place}.{key}")
+
+    def file_keys(self, file: Entry) -> None:
+        self.entry("file", file, count=integers(1, 65536))
+        self.entry("file", file, index=integers(0, file["count"] - 1))
 
     def section_keys(self, section: Entry) -> None:
         self.entry("section", section,

@@ -7,10 +7,10 @@ chunk), and `write` (the file).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,12 @@ import numpy as np
 
 from tolpack.calibration.calibrate import CalibrationInputs, samples_counts
 from tolpack.calibration.calibrate import calibrate as run_calibration
-from tolpack.compress.encode import encode
+from tolpack.compress.build_job import InputLocation
 from tolpack.compress.make_plan import TableInputs, make_planner, plan_key
+from tolpack.compress.outputs import EncodingWorkers, PackOutput, choose_output
+from tolpack.compress.run_tasks import open_workers
 from tolpack.compress.settings import BuildSettings
-from tolpack.compress.write import PackFile, write
-from tolpack.container.atomic_write import check_output
-from tolpack.container.local_sink import check_unfinished
-from tolpack.errors import ConfigError, FileAccessError, memory_errors
+from tolpack.errors import memory_errors
 from tolpack.pack import Pack
 from tolpack.reading.summary import bits_per_weight, layer_summaries, ratio_fp16
 from tolpack.runtime.pool import processor_count
@@ -32,9 +31,10 @@ from tolpack.runtime.progress import Reporter
 from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.open_source import open_tables
 from tolpack.sources.protocol import TableSource
-from tolpack.storage.inputs import InputPath, input_path, local_output
+from tolpack.storage.inputs import input_path
+from tolpack.storage.locations import Location
 from tolpack.storage.remote_path import RemotePath
-from tolpack.workspace.limits import choose_compute
+from tolpack.workspace.limits import choose_compute, plan_limits
 from tolpack.workspace.resources import DEFAULT_MAX_MEMORY, Resources
 from tolpack.workspace.workers import torch_settings, torch_threads
 from tolpack.workspace.workspace import Workspace, open_workspace
@@ -67,9 +67,9 @@ class LayerResult:
 
 @dataclass(frozen=True, slots=True)
 class BuildResult:
-    """A finished pack: its path, its size and its layers."""
+    """A finished pack: its path, or the URL of its folder, its size and its layers."""
 
-    path: Path
+    path: Location
     bytes: int
     ratio_fp16: float
     bits_per_weight: float
@@ -83,7 +83,7 @@ class BuildResult:
 @memory_errors("give less --max-memory or fewer --threads")
 def build(
     checkpoint: str | Path,
-    output: str | Path | None = None,
+    output: Location | None = None,
     *,
     rank: str | int = "none",
     bits: int | str = 4,
@@ -105,6 +105,9 @@ def build(
     compute: str = "auto",
     max_memory: str | int = DEFAULT_MAX_MEMORY,
     threads: int | None = None,
+    executor: Executor | None = None,
+    processes: int | None = None,
+    part_size: str | int | None = None,
     resume: bool = False,
     force: bool = False,
     reporter: Reporter | None = None,
@@ -117,7 +120,8 @@ def build(
         See `tolpack.sources.open_source.open_tables`.
     output : str or Path, optional
         The pack; default: ``NAME.tolpack`` beside the checkpoint, or in the current folder if that
-        is elsewhere.
+        is elsewhere. A URL, or with `part_size` a path, is a folder that gets part files and
+        ``manifest.json``.
     rank : str or int
         ``"none"`` (no basis), ``"full"``, ``"auto"``, a number, ``"50%"``, or ``"r0,r1,…"``.
     bits : int or str
@@ -162,8 +166,18 @@ def build(
         Largest resident memory of the process, ``"4GB"`` or a number of bytes.
     threads : int, optional
         Cores to use; default: all. Neither memory nor threads change a byte of the pack.
+    executor : concurrent.futures.Executor, optional
+        Encodes the rows on its workers, such as ``distributed.Client(…).get_executor()``. They must
+        see the same files, or URLs; `max_memory` and `threads` (default: 1) are those of each task.
+        No byte of the pack depends on the executor.
+    processes : int, optional
+        Encode the rows in so many processes of this machine, each with `max_memory`, and `threads`
+        (default: its share of the cores). A script must not build when it is only imported.
+    part_size : str or int, optional
+        Bytes of a part file, about: ``"256MB"`` (the default for a URL), or a number.
     resume : bool
-        Continue a build of the same inputs and settings that was interrupted.
+        Continue a build of the same inputs and settings that was interrupted. Part files that are
+        there are used again in any case.
     force : bool
         Replace an existing pack.
     reporter : Reporter, optional
@@ -180,6 +194,8 @@ def build(
         A setting or an input cannot be used, or the output exists.
     FileAccessError
         Reading or writing failed; what was written stays for `resume`.
+    ExecutorError
+        Workers were lost; what they made is kept for the next build of the same.
     """
     reporter = reporter or Reporter()
     settings = BuildSettings.parse(
@@ -190,15 +206,49 @@ def build(
     resources = Resources(compute, max_memory, threads)
     options = CheckpointOptions(config, arch, map_name, key_map)
     sources = open_tables(checkpoint, options, layers, tensor)
-    path = output_path(checkpoint, output, force, files)
+    target = choose_output(
+        checkpoint, output, part_size, lambda: check_unchanged(sources),
+        force=force, resume=resume, inputs=files,
+    )  # fmt: skip
     if output is None and isinstance(input_path(checkpoint), RemotePath):
-        reporter.say(f"writing {path}")
-    file = PackFile(path, lambda: check_unchanged(sources), overwrite=force, resume=resume)
-    measured = calibrated_tables(sources, settings, inputs, path.parent, resources, reporter)
-    with measured as (tables, workspace):
-        build_pack(tables, settings, file, workspace)
+        reporter.say(f"writing {target.location}")
+    location = InputLocation.of(checkpoint, options, layers, tensor)
+    with ExitStack() as stack:
+        if executor is not None or processes is not None:
+            workers = encoding_workers(executor, processes, location, sources, settings, resources)
+            target = target.encoded_by(stack.enter_context(workers))
+        measured = calibrated_tables(
+            sources, settings, inputs, target.spill_folder, resources, reporter
+        )
+        build_pack(*stack.enter_context(measured), settings, target)
     with torch_threads(threads or processor_count()):
-        return _result(file, sources, reporter)
+        return _result(target.location, sources, reporter)
+
+
+@contextmanager
+def encoding_workers(
+    executor: Executor | None,
+    processes: int | None,
+    location: InputLocation,
+    sources: Sequence[TableSource],
+    settings: BuildSettings,
+    resources: Resources,
+) -> Iterator[EncodingWorkers]:
+    """Yield the workers of `executor`, or of so many `processes`.
+
+    Raises
+    ------
+    ConfigError
+        Both are given, or the memory granted to each worker is not enough.
+    """
+    threads = resources.threads or 1
+    if processes is not None and resources.threads is None:
+        threads = max(1, processor_count() // max(1, processes))
+    limits = plan_limits(
+        sources, resources.max_memory, threads, matrices=settings.has_matrices, models=False
+    )
+    with open_workers(executor, processes) as workers:
+        yield EncodingWorkers(workers, location, limits)
 
 
 @contextmanager
@@ -258,9 +308,9 @@ def check_unchanged(sources: Sequence[TableSource]) -> None:
 
 def build_pack(
     tables: Sequence[TableInputs],
-    settings: BuildSettings,
-    file: PackFile,
     workspace: Workspace,
+    settings: BuildSettings,
+    output: PackOutput,
 ) -> None:
     """Plan, encode and write the pack of tables whose tokens and losses are known.
 
@@ -272,82 +322,40 @@ def build_pack(
         As of `build`.
     """
     with ExitStack() as stack:
-        sink = None
+        write_pack = None
         if not settings.drop.auto:  # which decides a part of the key
-            sink = stack.enter_context(file.open(plan_key(tables, settings, workspace)))
+            write_pack = stack.enter_context(output.open(plan_key(tables, settings, workspace)))
         planner, reserve = make_planner(tables, settings, workspace), 0
         plan = planner.plan()
         while True:
-            sink = sink or stack.enter_context(file.open(plan.key))
-            blocks = encode(plan, [table.source for table in tables], workspace)
-            excess = write(plan, blocks, sink, file.check_inputs, workspace.reporter)
+            write_pack = write_pack or stack.enter_context(output.open(plan.key))
+            excess = write_pack(plan, [table.source for table in tables], workspace)
             if not excess:
                 return
             reserve += excess
             plan = planner.plan(reserve)
-            file, sink = replace(file, resume=False), None  # nothing is left to resume
+            output, write_pack = output.afresh(), None  # nothing is left to resume
 
 
-def output_path(
-    checkpoint: str | Path,
-    output: str | Path | None,
-    force: bool,
-    inputs: Sequence[str | Path | None] = (),
-) -> Path:
-    """Return where the pack goes, after checking that nothing is lost by writing it.
-
-    Raises
-    ------
-    ConfigError
-        The output is no possible file, or one of the inputs, or exists and `force` is false; or an
-        input has the name of an unfinished output.
-    """
-    source = input_path(checkpoint)
-    path = _default_output(source) if output is None else local_output(output)
-    paths = [input_path(one) for one in (checkpoint, *inputs) if one is not None]
-    given = [one for one in paths if isinstance(one, Path)]
-    if isinstance(source, Path) and source.is_dir():
-        given += [file for file in source.iterdir() if file.suffix != ".tolpack"]
-    if path.is_dir():
-        raise ConfigError(f"output {path} is a folder: give a file name with -o")
-    if not path.parent.is_dir():
-        raise FileAccessError(
-            f"cannot write {path}: there is no folder {path.parent}; make it, or give another -o"
-        )
-    check_output(path, given)
-    check_unfinished(path, given)
-    if os.path.lexists(path) and not force:
-        raise ConfigError(f"output {path} exists: use --force to replace it, or another -o")
-    return path
-
-
-def _default_output(source: InputPath) -> Path:
-    """``NAME.tolpack`` beside the checkpoint, or in the current folder for one that is elsewhere; a
-    dot in a folder's name is no suffix.
-    """
-    if isinstance(source, Path) and not source.name:
-        source = source.resolve()
-    name = source.name if source.is_dir() else source.stem
-    return Path(source.parent if isinstance(source, Path) else "", f"{name}.tolpack")
-
-
-def _result(file: PackFile, sources: Sequence[TableSource], reporter: Reporter) -> BuildResult:
+def _result(location: Location, sources: Sequence[TableSource], reporter: Reporter) -> BuildResult:
     """Open the finished pack and compare a sample of it with the source."""
     layers: list[LayerResult] = []
     for source in sources:
-        layers += _layer_results(file, source, reporter)
-    with Pack(file.path, table=sources[0].name) as pack:
+        layers += _layer_results(location, source, reporter)
+    with Pack(location, table=sources[0].name) as pack:
         ratio, bits = ratio_fp16(pack.container), bits_per_weight(pack.container)
-        return BuildResult(file.path, pack.nbytes, ratio, bits, tuple(layers))
+        return BuildResult(location, pack.nbytes, ratio, bits, tuple(layers))
 
 
-def _layer_results(file: PackFile, source: TableSource, reporter: Reporter) -> list[LayerResult]:
+def _layer_results(
+    location: Location, source: TableSource, reporter: Reporter
+) -> list[LayerResult]:
     row_bytes = 4 * sum(field.width for field in source.fields)
     count = min(_SAMPLE_TOKENS, max(1, _SAMPLE_BYTES // (row_bytes * len(source.fields))))
     ids = np.arange(0, source.rows, max(1, source.rows // count))
     layers, total = [], len(source.fields) * len(ids)
     with (
-        Pack(file.path, table=source.name) as pack,
+        Pack(location, table=source.name) as pack,
         reporter.phase("checking", total, "rows") as done,
     ):
         for number, summary in enumerate(layer_summaries(pack.container)):

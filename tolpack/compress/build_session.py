@@ -15,6 +15,7 @@ import torch
 from tolpack.calibration.calibrate import CalibrationInputs, CalibrationStats, calibrate
 from tolpack.compress.build import build_pack, check_sources
 from tolpack.compress.make_plan import TableInputs
+from tolpack.compress.outputs import FileOutput
 from tolpack.compress.settings import BuildSettings
 from tolpack.compress.write import PackFile
 from tolpack.runtime.progress import Reporter
@@ -93,7 +94,7 @@ class BuildSession:
             # Of one pack alone, arrays are not kept for the next.
             with Scratch(shared.folder, shared.left) as scratch:
                 workspace = Workspace(limits, scratch, self._reporter, moments)
-                build_pack([TableInputs(table, stats)], settings, file, workspace)
+                build_pack([TableInputs(table, stats)], workspace, settings, FileOutput(file))
 
     @property
     def table(self) -> TableSource:

@@ -6,7 +6,7 @@ anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 from tolpack.codecs.record import record_layout
 from tolpack.compress.plan import PackPlan, Plan
@@ -14,6 +14,7 @@ from tolpack.container.blocks import encode_blocks
 from tolpack.errors import ConfigError
 from tolpack.runtime.array_types import Buffer
 from tolpack.sources.protocol import TableSource
+from tolpack.workspace.limits import Limits
 from tolpack.workspace.workers import product_precision, worker_threads
 from tolpack.workspace.workspace import Workspace
 
@@ -37,7 +38,7 @@ def encode(plan: PackPlan, sources: Sequence[TableSource], workspace: Workspace)
             )
 
     def blocks(table: int, number: int, done: Callable[[int], object]) -> Iterator[Buffer]:
-        return encode_chunk(plan.tables[table], sources[table], workspace, number, done)
+        return encode_chunk(plan.tables[table], sources[table], workspace.limits, number, done)
 
     return blocks
 
@@ -45,11 +46,18 @@ def encode(plan: PackPlan, sources: Sequence[TableSource], workspace: Workspace)
 def encode_chunk(
     plan: Plan,
     source: TableSource,
-    workspace: Workspace,
+    limits: Limits,
     number: int,
     done: Callable[[int], object] = lambda _: None,
-) -> Iterator[Buffer]:
-    """Yield the blocks of chunk `number` of `plan`, in order and as they are stored.
+    first_row: int = 0,
+    rows: int | None = None,
+) -> Generator[Buffer]:
+    """Yield the blocks of chunk `number` of `plan`, or of some of its rows, in order and as they
+    are stored.
+
+    Rows that begin at a multiple of 2048 and of the rows of a block, and end at one or with the
+    chunk, have the very blocks that they have in the whole chunk: matrix products, which round by
+    their shapes, are made of the same rows together.
 
     Torch's thread count and precision are set meanwhile, for the whole process: encode one chunk at
     a time in each.
@@ -60,19 +68,21 @@ def encode_chunk(
         What to encode, and how.
     source : TableSource
         The table that the plan was made for.
-    workspace : Workspace
-        Workers and memory; they change no byte.
+    limits : Limits
+        Threads and memory; they change no byte.
     number : int
         Which chunk.
     done : callable, optional
         Called with the number of rows × layers done since the last call.
+    first_row, rows : int, optional
+        Which rows of the chunk, counted from its first; default: all.
     """
-    chunk = plan.chunks[number]
+    chunk = plan.chunks[number].some_rows(first_row, rows)
     encoding = plan.encodings[chunk.encoding]
     layout = record_layout(encoding.fields)
-    with product_precision(source.compute), worker_threads(workspace.limits.threads) as pool:
+    with product_precision(source.compute), worker_threads(limits.threads) as pool:
         records = plan.encoder.records(
-            source, plan.token_ids(chunk), chunk, layout, workspace.limits, pool, done
+            source, plan.token_ids(chunk), chunk, layout, limits, pool, done
         )
         yield from encode_blocks(
             records, encoding, chunk.first_slot, plan.pack_id, table=plan.number, pool=pool

@@ -49,6 +49,13 @@ class PlannedChunk:
     encoding: int
     step: float | None = None
 
+    def some_rows(self, first_row: int, rows: int | None = None) -> PlannedChunk:
+        """Return `rows` of the chunk's rows from `first_row` on, by default all that follow."""
+        left = self.rows - first_row
+        return replace(
+            self, first_slot=self.first_slot + first_row, rows=left if rows is None else rows
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedArray:

@@ -43,6 +43,11 @@ def plan_pack(plans: Sequence[Plan]) -> PackPlan:
     return PackPlan(tuple(plans), room)
 
 
+def planned_header(plan: PackPlan) -> Header:
+    """Return the header of a plan's pack, but for where sections begin and what they take."""
+    return longest_header(partial(_header, plan.tables))[1]
+
+
 def _check(header: Header, start: int) -> None:
     end = header.sections[-1].end_bytes
     preamble = Preamble(start - PREAMBLE_BYTES, end, header.required_features(), 0, 0)

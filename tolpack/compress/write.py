@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,12 @@ from tolpack.container.header import Chunk, Header, Table
 from tolpack.container.local_sink import LocalSink
 from tolpack.container.writer import PackWriter
 from tolpack.runtime.progress import Reporter
+
+# Gives the bytes of all blocks of a chunk, and the length of each one if they are frames; takes the
+# numbers of its table and of the chunk in it.
+StoredChunks = Callable[[int, int], tuple[int, Sequence[int]]]
+# Adds a chunk of a plan by its number; takes a callback for progress, returns section numbers.
+_AddChunk = Callable[[Plan, int, Callable[[int], object]], tuple[int, int | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,7 @@ def write(
     sink: ByteSink,
     check_inputs: Callable[[], None],
     reporter: Reporter,
+    stored: StoredChunks | None = None,
 ) -> int:
     """Write the pack of `plan`.
 
@@ -62,6 +69,8 @@ def write(
         Raises if the inputs are no longer those of the plan.
     reporter : Reporter
         Receives progress.
+    stored : callable, optional
+        Tells of chunks whose blocks are stored already; `blocks` is not called then.
 
     Returns
     -------
@@ -79,7 +88,10 @@ def write(
     ) as writer:
         if sink.resumes:
             reporter.say(f"resuming after {writer.resumed_sections} finished sections")
-        written = _write_tables(plan, blocks, writer, reporter)
+        add_chunk: _AddChunk = partial(_add_encoded, writer, blocks)
+        if stored is not None:
+            add_chunk = partial(_add_stored, writer, stored)
+        written = _write_tables(plan, add_chunk, writer, reporter)
         excess = 0 if plan.size_limit is None else writer.end_bytes - plan.size_limit
         if excess > 0:
             reporter.say(f"{excess} bytes over --size: rows compress less than their sample")
@@ -91,7 +103,7 @@ def write(
 
 
 def _write_tables(
-    plan: PackPlan, blocks: ChunkBlocks, writer: PackWriter, reporter: Reporter
+    plan: PackPlan, add_chunk: _AddChunk, writer: PackWriter, reporter: Reporter
 ) -> list[Table]:
     tables, encodings = [], 0
     for one in plan.tables:
@@ -100,22 +112,38 @@ def _write_tables(
             writer.add_array(array.kind, array.values.load, array.part)
         left = sum(table.predicted_bytes for table in plan.tables[one.number :])
         writer.expect(max(0, left - (writer.end_bytes if not one.number else 0)))
-        chunks = _write_chunks(one, blocks, writer, reporter)
+        chunks = _write_chunks(one, add_chunk, reporter)
         tables.append(one.placed_table(first, encodings, chunks))
         encodings += len(one.encodings)
     return tables
 
 
-def _write_chunks(
-    plan: Plan, blocks: ChunkBlocks, writer: PackWriter, reporter: Reporter
-) -> list[Chunk]:
+def _write_chunks(plan: Plan, add_chunk: _AddChunk, reporter: Reporter) -> list[Chunk]:
     written = []
     kept = len(plan.table.kept_fields)
     with reporter.phase("encoding", plan.rows * kept, "rows") as done:
         for number, chunk in enumerate(plan.chunks):
-            encoding = plan.encodings[chunk.encoding]
-            section, index = writer.add_chunk(
-                encoding, chunk.first_slot, partial(blocks, plan.number, number, done), plan.number
-            )
+            section, index = add_chunk(plan, number, done)
             written.append(Chunk(chunk.rows, chunk.encoding, section, index))
     return written
+
+
+def _add_encoded(
+    writer: PackWriter, blocks: ChunkBlocks, plan: Plan, number: int,
+    done: Callable[[int], object],
+) -> tuple[int, int | None]:  # fmt: skip
+    chunk = plan.chunks[number]
+    made = partial(blocks, plan.number, number, done)
+    return writer.add_chunk(plan.encodings[chunk.encoding], chunk.first_slot, made, plan.number)
+
+
+def _add_stored(
+    writer: PackWriter, stored: StoredChunks, plan: Plan, number: int,
+    done: Callable[[int], object],
+) -> tuple[int, int | None]:  # fmt: skip
+    chunk = plan.chunks[number]
+    size, lengths = stored(plan.number, number)
+    done(chunk.rows * len(plan.table.kept_fields))
+    return writer.add_stored_chunk(
+        plan.encodings[chunk.encoding], chunk.first_slot, size, lengths, plan.number
+    )

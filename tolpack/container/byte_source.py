@@ -61,11 +61,14 @@ class ByteSource(ForkSafe, ABC):
     caches_advised : bool
         Whether the system caches extents that were advised, so that a later read finds them.
         Otherwise a reader ahead keeps them itself.
+    is_remote : bool
+        Whether a read waits for a network, so that several are better made at once.
     """
 
     mode: ClassVar[str]
-    is_resident: ClassVar[bool] = False
-    caches_advised: ClassVar[bool] = False
+    is_resident: bool = False
+    caches_advised: bool = False
+    is_remote: bool = False
     size: int
 
     def __init__(self) -> None:

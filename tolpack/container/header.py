@@ -199,7 +199,7 @@ class Header:
         names |= {"mean" for field in fields if field.mean is not None}
         names |= {"token_map" for table in self.tables if table.token_map is not None}
         names |= {"multiplier" for table in self.tables if table.multiplier != 1.0}
-        names |= {"multiple_files"} if self.file[1] != 1 else set()
+        names |= {"part_file"} if self.file[1] != 1 else set()
         names |= {"multiple_tables"} if len(self.tables) != 1 else set()
         widths = [{field.width for field in table.fields} for table in self.tables]
         names |= {"mixed_widths" for found in widths if len(found) > 1}

@@ -113,7 +113,7 @@ class PreadFile(LocalFile):
     """Reads through the page cache, without looking what it has."""
 
     mode: ClassVar[str] = "pread"
-    caches_advised: ClassVar[bool] = True
+    caches_advised = True
     _nowait = 0
 
     def _set_up(self) -> None:
@@ -191,7 +191,7 @@ class AutoFile(PreadFile):
 class _ViewedFile(LocalFile):
     """A file whose bytes are at hand as one view."""
 
-    caches_advised: ClassVar[bool] = True
+    caches_advised = True
     _way: ClassVar[str]
     _view: memoryview
 
@@ -276,7 +276,7 @@ class ResidentFile(_ViewedFile):
     """A file that `load` reads into memory as a whole."""
 
     mode: ClassVar[str] = "memory"
-    is_resident: ClassVar[bool] = True
+    is_resident = True
     _way: ClassVar[str] = "memory"
     _loaded = False
 

@@ -51,14 +51,14 @@ FEATURES = {
     "multiplier": 19,
     "coded_basis": 21,
     "id_map": 22,
-    "multiple_files": 24,
+    "part_file": 24,
     "multiple_tables": 25,
     "mixed_widths": 26,
     "other_layers": 27,
 }
-# Bits that the format keeps for what no reader knows yet.
-RESERVED = ("multiple_files",)
-SUPPORTED_FEATURES = sum(1 << bit for name, bit in FEATURES.items() if name not in RESERVED)
+# What a part file of a pack has, and no pack (SPEC §15).
+PART_FILE_FEATURES = 1 << FEATURES["part_file"]
+SUPPORTED_FEATURES = sum(1 << bit for bit in FEATURES.values()) & ~PART_FILE_FEATURES
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +92,9 @@ class Preamble:
         return head + struct.pack("<I", crc32(head))
 
 
-def parse_preamble(data: bytes, file_length: int) -> Preamble:
-    """Decode and check the first 64 bytes of a file of `file_length` bytes.
+def parse_preamble(data: bytes, file_length: int, features: int = SUPPORTED_FEATURES) -> Preamble:
+    """Decode and check the first 64 bytes of a file of `file_length` bytes, of a kind that may have
+    `features`.
 
     The order of checks matters: identity, then version, then integrity, then features, so that a
     newer file is called newer rather than damaged.
@@ -116,13 +117,8 @@ def parse_preamble(data: bytes, file_length: int) -> Preamble:
         )
     if crc32(data[: PREAMBLE_BYTES - 4]) != crc:
         raise ChecksumError("preamble-checksum", "preamble", "other bytes", f"CRC-32 {crc:08x}")
-    if required & ~SUPPORTED_FEATURES:
-        raise UnsupportedVersionError(
-            "unsupported-feature",
-            "preamble.required_features",
-            _feature_names(required & ~SUPPORTED_FEATURES),
-            "features this version of tolpack reads: upgrade tolpack",
-        )
+    if required & ~features:
+        raise _unsupported(required & ~features)
     if reserved:
         raise FormatError("reserved-not-zero", "preamble.reserved", reserved, 0)
     if not 2 <= header_length <= MAX_HEADER_BYTES:
@@ -139,6 +135,14 @@ def parse_preamble(data: bytes, file_length: int) -> Preamble:
 def align(offset: int, alignment: int) -> int:
     """Return the smallest multiple of `alignment` that is at least `offset`."""
     return -(-offset // alignment) * alignment
+
+
+def _unsupported(mask: int) -> UnsupportedVersionError:
+    found, remedy = _feature_names(mask), "features this version of tolpack reads: upgrade tolpack"
+    if mask == PART_FILE_FEATURES:
+        found, remedy = "a part file of a pack", "a pack: open the manifest.json beside it"
+    place = "preamble.required_features"
+    return UnsupportedVersionError("unsupported-feature", place, found, remedy)
 
 
 def _feature_names(mask: int) -> str:

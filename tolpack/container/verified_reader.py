@@ -270,6 +270,17 @@ class Container(ForkSafe):
             check=self.checksums,
         )
 
+    def check_blocks(self, number: int, first: int, blocks: Sequence[memoryview]) -> None:
+        """Compare the checksums of neighbouring blocks of chunk `number`, from block `first` on.
+
+        Raises
+        ------
+        ChecksumError
+            A block is damaged.
+        """
+        for block, data in enumerate(blocks, first):
+            self._check_block_checksum(number, block, self.block_extent(number, block)[0], data)
+
     def check_header(self) -> None:
         """Read preamble and header again; raise if they are damaged or have changed."""
         preamble, header, _ = _read_header(self.source)

@@ -9,7 +9,7 @@ the pack its name. A half-written pack never has it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
@@ -184,12 +184,43 @@ class PackWriter:
             self._sink.forget(number)
         with _closed_after(blocks()) as made:
             self._write_section(Section("blocks", 0, 0), _measured(made, lengths))
-        if not framed:
-            return number, None
-        first_place = first_slot + table * TABLE_PLACES
+        return number, self._add_index(encoding, first_slot, lengths, table) if framed else None
+
+    def add_stored_chunk(
+        self,
+        encoding: Encoding,
+        first_slot: int,
+        blocks_bytes: int,
+        lengths: Sequence[int],
+        table: int = 0,
+    ) -> tuple[int, int | None]:
+        """Add a chunk whose blocks are stored elsewhere already, `blocks_bytes` in all; returns the
+        section numbers.
+
+        Parameters
+        ----------
+        encoding, first_slot, table
+            As of `add_chunk`.
+        blocks_bytes : int
+            Bytes of all blocks.
+        lengths : sequence of int
+            Bytes of each block, its checksum included; of raw blocks they are not needed.
+        """
+        number, offset = len(self.sections), align(self.end_bytes, SECTION_ALIGNMENT)
+        section = Section("blocks", offset, blocks_bytes)
+        self.sections.append(section)
+        self._sink.note(section)
+        framed = encoding.is_compressed
+        return number, self._add_index(encoding, first_slot, lengths, table) if framed else None
+
+    def _add_index(
+        self, encoding: Encoding, first_slot: int, lengths: Sequence[int], table: int
+    ) -> int:
+        """Add the index of a chunk's frames; returns its section's number."""
+        number, first_place = len(self.sections), first_slot + table * TABLE_PLACES
         index = encode_index(lengths, self.pack_id, first_place, encoding.rows_per_block)
         self._write_section(Section("index", 0, 0), [index])
-        return number, number + 1
+        return number
 
     def commit(self, header: Header) -> int:
         """Write header and preamble, sync, and give the file its final name; returns its bytes."""

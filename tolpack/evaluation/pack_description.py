@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tolpack.container.parts.parts_source import PartsSource
 from tolpack.container.verified_reader import ChunkView, Container
 from tolpack.pack import Pack
 from tolpack.reading.summary import bits_per_weight, layer_summaries, ratio_fp16, table_bytes
@@ -42,18 +43,24 @@ def locate(pack: Pack, token_ids: Sequence[int]) -> list[Location]:
 def describe_pack(pack: Pack) -> dict[str, Any]:
     """Return the object that ``tolpack inspect --json`` prints.
 
+    A pack in parts has ``part_files``, each with its name, bytes and rows.
     What concerns a table stands beside what concerns the file, or, if there are several tables,
     under ``tables``, an object each.
     """
     container = pack.container
     major, minor = container.preamble.version
-    described = {
+    described: dict[str, Any] = {
         "format_version": f"{major}.{minor}",
         "producer": container.header.producer,
         "bytes": pack.nbytes,
         "ratio_fp16": ratio_fp16(container),
         "bits_per_weight": bits_per_weight(container),
     }
+    if isinstance(container.source, PartsSource):
+        files = container.source.manifest.files
+        described["part_files"] = [
+            {"name": one.name, "bytes": one.length_bytes, "rows": one.rows} for one in files
+        ]
     if len(pack.tables) == 1:
         return described | _describe_table(container)
     tables = []

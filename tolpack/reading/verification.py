@@ -16,15 +16,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.codecs.record import RecordLayout, record_layout
+from tolpack.codecs.record import record_layout
 from tolpack.container.index import FRAMES_PER_INDEX_BLOCK, index_block_extent
 from tolpack.container.verified_reader import ChunkView, Container
 from tolpack.errors import FileAccessError, FormatError
 from tolpack.reading.basis_arrays import float_pieces
-from tolpack.reading.block_decompression import decompress_block
+from tolpack.reading.block_checks import BlockChecker
 from tolpack.reading.ngram_rows import read_id_map
+from tolpack.reading.part_checks import part_errors
 from tolpack.reading.token_map import StoredOrder, inverse_permutation, read_token_map
+from tolpack.runtime.pool import Pool, thread_count
 
+# Reads at once where they wait for a network.
+_REMOTE_READS = 16
 # Findings that are told one by one; runs of token ids that are told of each.
 _MOST_FINDINGS = 1000
 _MOST_RANGES = 100
@@ -38,12 +42,13 @@ class Damage:
 
     ``first_slot`` and ``rows`` say which rows it hits, in the order in which they are stored;
     ``token_ranges`` are the token ids of these, as (first, last) of runs, or ``None`` where the
-    token map is damaged itself; of many runs the first hundred, and ``more_ranges`` says how many
-    there are besides. ``code`` is the `FormatError` code, or ``"unreadable"``; ``message`` is the
-    first error's. ``places`` is 1, but of the last entry of a long list, which stands for all
-    places that are not told one by one: its code is ``"more"``, and its rows reach from the first
-    of them to the last. ``table`` is the table's name in a pack of several, and ``None`` for what
-    hits all of them: their rows are then counted together.
+    token map is damaged itself, and of a part file, whose damaged blocks have entries of their own;
+    of many runs the first hundred, and ``more_ranges`` says how many there are besides. ``code`` is
+    the `FormatError` code, or ``"unreadable"``; ``message`` is the first error's. ``places`` is 1,
+    but of the last entry of a long list, which stands for all places that are not told one by one:
+    its code is ``"more"``, and its rows reach from the first of them to the last. ``table`` is the
+    table's name in a pack of several, and ``None`` for what hits all of them: their rows are then
+    counted together.
     """
 
     place: str
@@ -58,7 +63,9 @@ class Damage:
 
 
 def find_damage(
-    container: Container, progress: Callable[[int], object] | None = None
+    container: Container,
+    progress: Callable[[int], object] | None = None,
+    threads: int | None = None,
 ) -> list[Damage]:
     """Read all of a pack, every table of it, and return what is damaged.
 
@@ -68,13 +75,26 @@ def find_damage(
         The open pack, whichever its table is.
     progress : callable, optional
         Called with the number of bytes of the file checked since the last call.
+    threads : int, optional
+        Threads that share the work; default: one for each processor.
     """
     progress = progress or (lambda count: None)
-    found = _envelope_damages(container, progress)
+    workers = thread_count(threads)
+    pool = Pool(max(workers, _REMOTE_READS * container.source.is_remote), "verify")
+    try:
+        return _find_damage(container, progress, pool)
+    finally:
+        pool.close()
+
+
+def _find_damage(
+    container: Container, progress: Callable[[int], object], pool: Pool
+) -> list[Damage]:
+    found = _envelope_damages(container, progress, pool)
     arrays = _Arrays(container, progress)
     for number in range(len(container.header.tables)):
         view = container if number == container.number else container.of_table(number)
-        check = _Check(view, progress, max(0, _MOST_FINDINGS - len(found)))
+        check = _Check(view, progress, max(0, _MOST_FINDINGS - len(found)), pool)
         check.arrays(arrays)
         for chunk in range(len(view.chunks)):
             check.chunk(chunk)
@@ -82,7 +102,9 @@ def find_damage(
     return found
 
 
-def _envelope_damages(container: Container, progress: Callable[[int], object]) -> list[Damage]:
+def _envelope_damages(
+    container: Container, progress: Callable[[int], object], pool: Pool
+) -> list[Damage]:
     """Check what lies outside of sections, and what all tables need."""
     tables, found = container.header.tables, []
     sections = sum(section.length_bytes for section in container.header.sections)
@@ -97,6 +119,10 @@ def _envelope_damages(container: Container, progress: Callable[[int], object]) -
         except (FormatError, FileAccessError) as error:
             found.append(Damage(place, 0, rows, tokens, _code(error), str(error)))
         progress(size)
+    for file, reason in part_errors(container, pool):
+        slot = next((one.first_row for one in file.pieces if one.first_row is not None), 0)
+        place = f"part file {file.name}"
+        found.append(Damage(place, slot, file.rows, None, _code(reason), str(reason)))
     return found
 
 
@@ -142,15 +168,18 @@ class _Finding:
 class _Check:
     """One run over a table, with at most `most` findings in the order of the file's parts."""
 
-    def __init__(self, container: Container, progress: Callable[[int], object], most: int) -> None:
+    def __init__(
+        self, container: Container, progress: Callable[[int], object], most: int, pool: Pool
+    ) -> None:
         self._container = container
         self._progress = progress
         self._most = most
         self._table = container.table
-        self._layouts: dict[int, RecordLayout] = {
+        layouts = {
             number: record_layout(container.header.encodings[number].fields)
             for number in self._table.encodings
         }
+        self._checker = BlockChecker(container, layouts, pool, progress)
         self._findings: list[_Finding] = []
         self._last: _Finding | None = None
         self._more = 0
@@ -233,22 +262,10 @@ class _Check:
         return int(bounds[-1])
 
     def _blocks(self, number: int, view: ChunkView, start: int, stop: int) -> None:
-        for block in range(start, stop):
-            try:
-                self._progress(self._container.block_extent(number, block)[1])
-                self._block(number, view, block)
-            except (FormatError, FileAccessError) as error:
-                slot = view.first_slot + block * view.rows_per_block
-                place = f"{self._container.chunk_name(number)}, block {block}"
-                self._add(place, slot, view.block_rows(block), error, number, block)
-
-    def _block(self, number: int, view: ChunkView, block: int) -> None:
-        payload = self._container.block(number, block)
-        records = decompress_block(self._container, payload, number, block)
-        self._layouts[view.chunk.encoding].check_scales(records)
-        if not view.encoding.is_compressed and any(payload[records.size :]):
+        for block, error in self._checker.errors(number, start, stop):
+            slot = view.first_slot + block * view.rows_per_block
             place = f"{self._container.chunk_name(number)}, block {block}"
-            raise FormatError("padding", place, "data", "zeros")
+            self._add(place, slot, view.block_rows(block), error, number, block)
 
     def _add(
         self,

@@ -202,6 +202,8 @@ def pack_table(info: dict[str, Any], path: str) -> str:
         f"{format_bytes(info['bytes'])}, × {info['ratio_fp16']:.2f} smaller than FP16, "
         f"{info['bits_per_weight']:.2f} bits per value"
     )
+    if "part_files" in info:
+        size += f", in {len(info['part_files'])} part files"
     if "tables" not in info:
         return "\n".join([head, _shape_line(info), f"{size}; {_cost_line(info)}\n", _parts(info)])
     found = [f"{head}\n{len(info['tables'])} tables, {size}"]

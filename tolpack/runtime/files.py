@@ -24,7 +24,7 @@ def open_regular(path: str | Path) -> int:
         It is missing, unreadable or no regular file, or the path is none; ``strerror`` says why.
     """
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-    fd = -1
+    fd, cause = -1, None
     try:
         # O_NONBLOCK: opening a FIFO must not wait for a writer.
         fd = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
@@ -32,10 +32,10 @@ def open_regular(path: str | Path) -> int:
             return fd
         reason = "not a regular file"
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        reason, cause = getattr(error, "strerror", None) or str(error), error
     if fd >= 0:
         os.close(fd)
-    raise _refusal(path, reason)
+    raise _refusal(path, reason) from cause
 
 
 def open_stream(path: str | Path) -> BufferedReader:

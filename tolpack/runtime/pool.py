@@ -47,7 +47,11 @@ class Pool(ForkSafe):
         super().__init__()
 
     def map(self, work: Callable[[_In], _Out], parts: Iterable[_In]) -> list[_Out]:
-        """Do `work` on all parts; the first error is raised once all have ended."""
+        """Do `work` on all parts; the first error is raised once all have ended. A pool of one
+        thread leaves the work to the caller's.
+        """
+        if self.size == 1:
+            return [work(part) for part in parts]
         futures: list[Future[_Out]] = []
         try:
             for part in parts:

@@ -84,10 +84,16 @@ class FFNTable(UniformTable):
 
     def fingerprint(self) -> bytes:
         """See `TableSource.fingerprint`: configuration, and every bit of the weights."""
+        return self._settings_digest() + self.checkpoint.fingerprint(self._tensors)
+
+    def sampled_fingerprint(self) -> bytes:
+        """See `TableSource.sampled_fingerprint`."""
+        return self._settings_digest() + self.checkpoint.sampled_digest()
+
+    def _settings_digest(self) -> bytes:
         config = self.checkpoint.config
         settings = (config.norm, config.rms_norm_eps, config.hidden_act, self.compute)
-        digest = hashlib.sha256(repr(settings).encode())
-        return digest.digest() + self.checkpoint.fingerprint(self._tensors)
+        return hashlib.sha256(repr(settings).encode()).digest()
 
     def describe(self) -> list[str]:
         """See `TableSource.describe`."""

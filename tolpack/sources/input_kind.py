@@ -6,9 +6,11 @@ file that people do give gets an error that names it and says what to give inste
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
+from tolpack.container.parts.manifest import MANIFEST_NAME
 from tolpack.container.preamble import MAGIC
 from tolpack.errors import CheckpointError
 from tolpack.storage.inputs import InputPath, input_path, open_stream
@@ -59,8 +61,18 @@ def check_input(path: InputPath) -> None:
 
 
 def is_pack(path: Location | RemotePath) -> bool:
-    """Whether a file is called ``.tolpack``, or begins as packs do."""
-    return input_path(path).suffix == ".tolpack" or _first_bytes(path) == MAGIC
+    """Whether a file is called ``.tolpack``, or begins as packs do; or is the manifest of a pack in
+    parts, or a folder that holds one.
+    """
+    path = input_path(path)
+    if isinstance(path, RemotePath) and path.suffix == ".tolpack":
+        return True
+    # Unlike Path.is_dir, it raises for no path.
+    if os.path.isdir(path) if isinstance(path, Path) else path.is_dir():
+        return (path / MANIFEST_NAME).is_file()
+    if path.suffix == ".json":
+        return _first_bytes(path, 64).find(b'"tolpack"') >= 0
+    return path.suffix == ".tolpack" or _first_bytes(path) == MAGIC
 
 
 def is_gguf(path: Location | RemotePath) -> bool:
@@ -68,11 +80,11 @@ def is_gguf(path: Location | RemotePath) -> bool:
     return _first_bytes(path).startswith(_GGUF)
 
 
-def _first_bytes(path: Location | RemotePath) -> bytes:
+def _first_bytes(path: Location | RemotePath, count: int = len(MAGIC)) -> bytes:
     """Return as many bytes as a pack's magic has, or none if the file cannot be read."""
     try:
         with open_stream(path) as file:
-            return file.read(len(MAGIC))
+            return file.read(count)
     except OSError:
         return b""
 

@@ -200,6 +200,12 @@ class TableSource(Protocol):
         """
         ...
 
+    def sampled_fingerprint(self) -> bytes:
+        """Return bytes that differ if a setting, or the size or a sample of a file does: what tells
+        without reading everything, on another machine or later, that the input is another one.
+        """
+        ...
+
     def describe(self) -> list[str]:
         """Return lines that say what was matched, with shapes."""
         ...

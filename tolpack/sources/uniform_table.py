@@ -165,6 +165,10 @@ class DerivedTable(UniformTable):
         """See `TableSource.fingerprint`."""
         return self._source.fingerprint()
 
+    def sampled_fingerprint(self) -> bytes:
+        """See `TableSource.sampled_fingerprint`."""
+        return self._source.sampled_fingerprint()
+
     def describe(self) -> list[str]:
         """See `TableSource.describe`."""
         return self._source.describe()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,16 @@ class Folder(ABC):
         """
 
     @abstractmethod
+    def temporary(self) -> AbstractContextManager[Path]:
+        """Make an empty local file, from which `put` is cheap, and yield its path; it is removed at
+        the end.
+        """
+
+    @abstractmethod
     def put(self, name: str, file: Path) -> None:
-        """Store the content of a local file under `name`, in place of what is there."""
+        """Store the content of a local file under `name`, in place of what is there; the local file
+        may be gone afterwards.
+        """
 
     @abstractmethod
     def create(self, name: str, data: bytes) -> None:

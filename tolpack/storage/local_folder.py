@@ -10,11 +10,13 @@ import stat
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 from tolpack.errors import FileAccessError
 from tolpack.runtime.files import file_state, open_regular, sync, sync_folder
 from tolpack.storage.folder import AlreadyExistsError, Folder, check_name
+
+# Names of files that are being written begin so; what a killed process left is nothing to anyone.
+UNFINISHED = ".unfinished-"
 
 
 class LocalFolder(Folder):
@@ -60,21 +62,39 @@ class LocalFolder(Folder):
         finally:
             os.close(fd)
 
+    @contextlib.contextmanager
+    def temporary(self) -> Iterator[Path]:
+        """See `Folder`: a hidden file of this folder."""
+        path = self.path / f"{UNFINISHED}{uuid.uuid4().hex}"
+        with self._errors("write to"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            path.touch(exist_ok=False)
+        try:
+            yield path
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
     def put(self, name: str, file: Path) -> None:
-        """See `Folder`."""
-        with self._errors(f"write {name} to"), self._unfinished() as (target, temporary):
-            with open(file, "rb") as source:
-                shutil.copyfileobj(source, target, 1 << 20)
-            sync(target)
-            os.replace(temporary, self.path / check_name(name))
-            sync_folder(self.path)
+        """See `Folder`: a file of this folder is renamed."""
+        with self._errors(f"write {name} to"):
+            if file.parent == self.path:
+                os.replace(file, self.path / check_name(name))
+                sync_folder(self.path)
+                return
+            with self.temporary() as copy:
+                shutil.copyfile(file, copy)
+                with open(copy, "rb") as copied:
+                    os.fsync(copied.fileno())
+                self.put(name, copy)
 
     def create(self, name: str, data: bytes) -> None:
         """See `Folder`."""
         path = self.path / check_name(name)
-        with self._errors(f"write {name} to"), self._unfinished() as (target, temporary):
-            target.write(data)
-            sync(target)
+        with self.temporary() as temporary, self._errors(f"write {name} to"):
+            with open(temporary, "wb") as target:
+                target.write(data)
+                sync(target)
             try:
                 os.link(temporary, path)  # fails where the name is taken, unlike a rename
             except FileExistsError as error:
@@ -89,18 +109,6 @@ class LocalFolder(Folder):
         """See `Folder`."""
         with self._errors(f"remove {name} from"):
             (self.path / check_name(name)).unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def _unfinished(self) -> Iterator[tuple[BinaryIO, Path]]:
-        """Yield a new file and its path; whatever has this path afterwards is removed."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        temporary = self.path / f".unfinished-{uuid.uuid4().hex}"
-        try:
-            with open(temporary, "xb") as target:
-                yield target, temporary
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
 
     @contextlib.contextmanager
     def _errors(self, doing: str) -> Iterator[None]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,17 @@ class RemoteFolder(Folder):
                     f"{length}"
                 )
         return views
+
+    @contextlib.contextmanager
+    def temporary(self) -> Iterator[Path]:
+        """See `Folder`: a file of the system's folder for temporary files."""
+        fd, name = tempfile.mkstemp(prefix="tolpack-")
+        os.close(fd)
+        try:
+            yield Path(name)
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
 
     def put(self, name: str, file: Path) -> None:
         """See `Folder`."""

@@ -6,9 +6,10 @@ So the bytes of a pack depend neither on the number of threads nor on timing.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 
@@ -54,6 +55,38 @@ def product_precision(compute: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+class SharedTorchSettings:
+    """`torch_settings` of one thread, for tasks that several threads of a process work on at once.
+
+    Torch's settings are those of the process. Tasks of one dtype share them; those of another one
+    wait until none is left.
+    """
+
+    def __init__(self) -> None:
+        self._turn = threading.Condition()
+        self._users = 0
+        self._compute = torch.float32
+        self._settings = ExitStack()
+
+    @contextmanager
+    def using(self, compute: torch.dtype) -> Iterator[None]:
+        """Have products made in `compute` inside."""
+        with self._turn:
+            self._turn.wait_for(lambda: not self._users or self._compute is compute)
+            if not self._users:
+                self._compute = compute
+                self._settings.enter_context(torch_settings(1, compute))
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._users -= 1
+                if not self._users:
+                    self._settings.close()
+                    self._turn.notify_all()
 
 
 def split_ids(ids: Ints, size: int) -> list[Ints]:

@@ -81,9 +81,15 @@ class ArrayTable(UniformTable):
     def fingerprint(self) -> bytes:
         """See `TableSource.fingerprint`: shape, dtype and every bit of the rows."""
         self.check(lambda size: None)
+        return self._shape_digest() + (self._digest or b"")
+
+    def sampled_fingerprint(self) -> bytes:
+        """See `TableSource.sampled_fingerprint`."""
+        return self._shape_digest() + self._files.sampled_digest()
+
+    def _shape_digest(self) -> bytes:
         shape = (self.rows, self.num_layers, self.hidden_size)
-        named = hashlib.sha256(f"{shape} {self.dtype}".encode())
-        return named.digest() + (self._digest or b"")
+        return hashlib.sha256(f"{shape} {self.dtype}".encode()).digest()
 
     def describe(self) -> list[str]:
         """See `TableSource.describe`."""

@@ -204,6 +204,12 @@ class Checkpoint:
         """Raise `CheckpointError` if a file is another one than when the checkpoint was opened."""
         self._store.check_unchanged()
 
+    def sampled_digest(self) -> bytes:
+        """Return 32 bytes that depend on how tensors are called, and on samples of their files."""
+        names = {name: tensor.stored for name, tensor in self.schema_tensors.items()}
+        digest = hashlib.sha256(repr(sorted(names.items())).encode())
+        return hashlib.sha256(digest.digest() + self._store.states.sampled_digest()).digest()
+
     def decoder_bytes(self) -> int:
         """Bytes of all the weights of a decoder in float32."""
         return sum(4 * math.prod(self.check(name).shape) for name in self.schema_tensors)

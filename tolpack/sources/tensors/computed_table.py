@@ -160,6 +160,10 @@ class ComputedTable(UniformTable):
             named.update(f"{self._files.shape(name)} {dtype}".encode() + digest)
         return named.digest()
 
+    def sampled_fingerprint(self) -> bytes:
+        """See `TableSource.sampled_fingerprint`."""
+        return self.digest(self._settings) + self._files.store.states.sampled_digest()
+
     def describe(self) -> list[str]:
         """See `TableSource.describe`."""
         lines = [f"family: {self.family}"]

@@ -14,6 +14,8 @@ from tolpack.sources.uniform_table import UniformTable
 class JoinedTable(UniformTable):
     """A table whose rows stand in tensors.
 
+    ``_settings``: everything else that values depend on, for fingerprints.
+
     Parameters
     ----------
     name : str
@@ -27,6 +29,8 @@ class JoinedTable(UniformTable):
     files : FileStates, optional
         The files as they were when opened; default: as they are.
     """
+
+    _settings = ""
 
     def __init__(
         self, name: str, family: str, fields: Sequence[SourceField], stored: Sequence[JoinedRows],
@@ -51,3 +55,7 @@ class JoinedTable(UniformTable):
     def check_unchanged(self) -> None:
         """See `TableSource.check_unchanged`."""
         self._files.check()
+
+    def sampled_fingerprint(self) -> bytes:
+        """See `TableSource.sampled_fingerprint`."""
+        return self.digest(self._settings) + self._files.sampled_digest()

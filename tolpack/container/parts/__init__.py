@@ -1,0 +1,1 @@
+"""Packs whose bytes lie in several files, and the manifest that names these (SPEC §15)."""
