@@ -365,7 +365,7 @@ def test_models_of_transformers_are_run_here_only(tmp_path):
 
 
 @pytest.mark.parametrize("args", [
-    ["build", "x.npy", "-o", "s3://bucket/p.tolpack"], ["convert", "p.tolpack", "s3://bucket/t.npy"],
+    ["join", "parts", "s3://bucket/p.tolpack"], ["convert", "p.tolpack", "s3://bucket/t.npy"],
     ["strip", "s3://bucket/model", "-o", "x", "--pack", "p.tolpack"], ["demo", "-o", "s3://bucket/x"],
     ["eval", "m", "--text", "t", "--report", "s3://bucket/r.html"],
     ["lm-eval", "s3://bucket/m", "--tasks", "x"], ["bench", "s3://bucket/p.tolpack"],
