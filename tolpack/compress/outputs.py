@@ -237,7 +237,7 @@ def output_path(
     checkpoint: Location,
     output: Location | None,
     force: bool,
-    inputs: Sequence[str | Path | None] = (),
+    inputs: Sequence[Location | None] = (),
 ) -> Path:
     """Return where the pack goes, after checking that nothing is lost by writing it.
 

@@ -25,10 +25,10 @@ _BLOCK_BYTES = 8 << 20
 # At least, so that reads over a network overlap.
 _LEAST_THREADS = 4
 _READ_BYTES = 1 << 20
-# Read elsewhere: as many requests at the same time as there are.
-_REMOTE_READ_BYTES = 32 << 20
 # What `FileStates.sampled_digest` reads of a file.
 _SAMPLE_BYTES, _SAMPLES = 1 << 15, 64
+# Read elsewhere: as many requests at the same time as there are.
+_REMOTE_READ_BYTES = 32 << 20
 
 
 def rows_digest(
@@ -106,7 +106,7 @@ class FileStates:
         the first and the last ones, where formats have their headers, and a few between them.
         """
         whole = hashlib.sha256()
-        for path in sorted(self._states, key=lambda path: path.name):
+        for path in sorted(self._states, key=str):
             whole.update(f"{path.name!r} {self.size(path)}".encode())
             whole.update(_sampled_digest(path, self.size(path)))
         return whole.digest()

@@ -65,14 +65,13 @@ def is_pack(path: Location | RemotePath) -> bool:
     parts, or a folder that holds one.
     """
     path = input_path(path)
-    if isinstance(path, RemotePath) and path.suffix == ".tolpack":
-        return True
-    # Unlike Path.is_dir, it raises for no path.
-    if os.path.isdir(path) if isinstance(path, Path) else path.is_dir():
-        return (path / MANIFEST_NAME).is_file()
     if path.suffix == ".json":
         return _first_bytes(path, 64).find(b'"tolpack"') >= 0
-    return path.suffix == ".tolpack" or _first_bytes(path) == MAGIC
+    if path.suffix == ".tolpack" or _first_bytes(path) == MAGIC:
+        return True
+    if isinstance(path, Path) and not os.path.isdir(path):  # unlike its own is_dir, it never raises
+        return False
+    return (path / MANIFEST_NAME).is_file()
 
 
 def is_gguf(path: Location | RemotePath) -> bool:
