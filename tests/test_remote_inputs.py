@@ -30,10 +30,10 @@ from tolpack.sources.checkpoint.checkpoint import open_checkpoint
 from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.checkpoint.safetensors_file import RemoteSafetensors, SafetensorsFile
 from tolpack.sources.open_source import open_source, open_tables
-from tolpack.storage import remote_file
+from tolpack.storage import remote_input
 from tolpack.storage.inputs import input_path, open_stream, read_whole
 from tolpack.storage.locations import open_folder
-from tolpack.storage.remote_file import RemoteFile
+from tolpack.storage.remote_input import RemoteInput
 from tolpack.storage.remote_path import RemotePath
 
 GEMMA = {"model_type": "gemma3n", "vocab_size": 64, "vocab_size_per_layer_input": 60,
@@ -392,10 +392,10 @@ def test_paths_of_urls():
 
 def test_reads_are_cut_into_requests(tmp_path, monkeypatch):
     """Large reads are several requests at the same time, and give the bytes of the file."""
-    monkeypatch.setattr(remote_file, "_LEAST_BYTES", 1000)
+    monkeypatch.setattr(remote_input, "_LEAST_BYTES", 1000)
     data = np.random.default_rng(0).integers(0, 256, 9001).astype(np.uint8)
     (tmp_path / "x.bin").write_bytes(data.tobytes())
-    file = RemoteFile(input_path(upload(tmp_path / "x.bin")))
+    file = RemoteInput(input_path(upload(tmp_path / "x.bin")))
     for offset, length in ((0, 9001), (17, 8000), (9001, 0), (8000, 1001), (5, 999)):
         out = np.zeros(length, np.uint8)
         assert not file.read_into(offset, out, wait=False)

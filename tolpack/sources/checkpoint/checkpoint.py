@@ -38,7 +38,7 @@ from tolpack.sources.tensors.last_rows import LastRows
 from tolpack.sources.tensors.tensor_rows import FileRows, JoinedRows
 from tolpack.storage.inputs import InputPath, input_path
 from tolpack.storage.locations import Location
-from tolpack.storage.remote_file import RemoteFile
+from tolpack.storage.remote_input import RemoteInput
 from tolpack.storage.remote_path import RemotePath
 
 # Values, and rows, that are checked at once, so that a large tensor is not doubled in memory.
@@ -79,7 +79,7 @@ class Checkpoint:
         self._finite: set[str] = set()
         self._digests: dict[str, bytes] = {}
         self._remote: dict[str, LastRows] = {}
-        self._opened: dict[RemotePath, RemoteFile] = {}
+        self._opened: dict[RemotePath, RemoteInput] = {}
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -251,7 +251,7 @@ class Checkpoint:
             return None
         if tensor.stored not in self._remote:
             if path not in self._opened:
-                self._opened[path] = RemoteFile(path)
+                self._opened[path] = RemoteInput(path)
             file = self._opened[path]
             count, size = tensor.stored_shape[0], tensor.nbytes // tensor.shape[0]
             rows = FileRows(file, tensor.stored, tensor.dtype, extent[0], count, size)

@@ -18,7 +18,7 @@ from tolpack.sources.checkpoint.lfs import lfs_hint
 from tolpack.sources.checkpoint.safetensors_header import metadata, read_header, tensor_fields
 from tolpack.sources.checkpoint.tensors import TensorInfo
 from tolpack.storage.inputs import InputPath
-from tolpack.storage.remote_file import RemoteFile
+from tolpack.storage.remote_input import RemoteInput
 from tolpack.storage.remote_path import RemotePath
 
 # Torch's names of dtypes by the format's; other dtypes keep the format's name.
@@ -99,7 +99,7 @@ class RemoteSafetensors:
         self.path = path
         try:
             header, self._extents = read_header(path)
-            self._file = RemoteFile(path)
+            self._file = RemoteInput(path)
             self._infos = {
                 name: TensorInfo(shape, _DTYPES.get(dtype, dtype), path)
                 for name, dtype, shape in tensor_fields(header, self._extents)

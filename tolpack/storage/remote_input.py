@@ -25,7 +25,7 @@ _BUFFER_BYTES = 256 << 10
 _pool = Pool(_THREADS, "requests")
 
 
-class RemoteFile(ForkSafe):
+class RemoteInput(ForkSafe):
     """A file that `RemotePath` names, as it was when it was opened; for several threads.
 
     Parameters
@@ -94,7 +94,7 @@ class RemoteFile(ForkSafe):
 class _RawStream(io.RawIOBase):
     """The bytes of a file one after the other."""
 
-    def __init__(self, file: RemoteFile) -> None:
+    def __init__(self, file: RemoteInput) -> None:
         self._file, self._place = file, 0
         super().__init__()
 
@@ -120,5 +120,5 @@ class _RawStream(io.RawIOBase):
 
 
 def open_remote_stream(path: RemotePath) -> BinaryIO:
-    """Open a file as a stream of bytes; errors as of `RemoteFile`."""
-    return io.BufferedReader(_RawStream(RemoteFile(path)), _BUFFER_BYTES)
+    """Open a file as a stream of bytes; errors as of `RemoteInput`."""
+    return io.BufferedReader(_RawStream(RemoteInput(path)), _BUFFER_BYTES)
