@@ -6,7 +6,6 @@ imported when it is first used.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tolpack.errors import (
@@ -24,6 +23,7 @@ from tolpack.errors import (
 from tolpack.export.convert import convert
 from tolpack.export.parts import join, split
 from tolpack.pack import Pack
+from tolpack.storage.locations import Location
 from tolpack.version import __version__
 
 __all__ = [
@@ -48,21 +48,22 @@ __all__ = [
 
 
 def open(
-    path: str | Path,
+    path: Location,
     io: str = "auto",
     *,
     cache: str | int | None = None,
     threads: int | None = None,
     checksums: bool = True,
     table: str | None = None,
+    disk_cache: str | int | None = None,
 ) -> Pack:
     """Open a pack for reading rows.
 
     Parameters
     ----------
     path : str or Path
-        The file.
-    io, cache, threads, checksums, table
+        The file: a path, or a URL such as ``s3://bucket/model.tolpack``.
+    io, cache, threads, checksums, table, disk_cache
         As of `Pack`, which also says what is raised.
 
     Returns
@@ -70,7 +71,15 @@ def open(
     Pack
         Close it with `Pack.close` or a ``with`` block.
     """
-    return Pack(path, io, cache=cache, threads=threads, checksums=checksums, table=table)
+    return Pack(
+        path,
+        io,
+        cache=cache,
+        threads=threads,
+        checksums=checksums,
+        table=table,
+        disk_cache=disk_cache,
+    )
 
 
 def __dir__() -> list[str]:

@@ -9,12 +9,10 @@ records stay in a cache, if there is one.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,13 +36,14 @@ from tolpack.reading.verification import Damage, find_damage
 from tolpack.runtime.fork_safety import ForkSafe
 from tolpack.runtime.pool import thread_count
 from tolpack.runtime.sizes import parse_bytes
+from tolpack.storage.locations import Location, absolute
 
 # Rows from which on compiled loops are worth loading.
 _KERNEL_ROWS = 64
 _within_memory = memory_errors("ask for fewer rows at a time, or open it with a smaller cache")
 
 
-def open_first_table(path: str | Path) -> Pack:
+def open_first_table(path: Location) -> Pack:
     """Open the first table of a pack: for what concerns all of its tables, as `Pack.verify`.
 
     Raises
@@ -65,11 +64,12 @@ class Pack(ForkSafe):
     Parameters
     ----------
     path : str or Path
-        The file.
+        The file: a path, or a URL such as ``s3://bucket/model.tolpack``.
     io : str
         ``"auto"`` copies what the page cache has and reads the rest at queue depth; ``"pread"``
         does without asking the page cache; ``"direct"`` reads past it; ``"mmap"`` maps the file
         (see `tolpack.container.local_file` for its risk); ``"memory"`` reads the whole file now.
+        A URL is read in place, ``"remote"``: only the ranges that a lookup needs are requested.
         `stats` tells which way blocks came. docs/serving.md says what to choose.
     cache : str or int, optional
         Bytes, such as ``"256MB"``, for records of the most frequent tokens, which are kept once
@@ -82,35 +82,42 @@ class Pack(ForkSafe):
         checked.
     table : str, optional
         Name of the table to read; a pack of several tables needs it.
+    disk_cache : str or int, optional
+        Bytes, such as ``"10GB"``, that may be kept on this machine of what was read from URLs; all
+        processes of the user share them. Files of this machine need none.
 
     Raises
     ------
     ConfigError
-        There is no such table, or there are several, which the message lists, and none is named.
+        There is no such table, or there are several, which the message lists, and none is named;
+        or a setting does not fit.
     FileAccessError
         The file is missing or unreadable.
     FormatError
-        The file is not a valid pack (`ChecksumError`: damaged; `UnsupportedVersionError`: newer).
+        The file is not a valid pack (`ChecksumError`: damaged; `UnsupportedVersionError`: newer);
+        later, code ``changed``: what the URL names was replaced.
     """
 
     @_within_memory
     def __init__(
         self,
-        path: str | Path,
+        path: Location,
         io: str = "auto",
         *,
         cache: str | int | None = None,
         threads: int | None = None,
         checksums: bool = True,
         table: str | None = None,
+        disk_cache: str | int | None = None,
     ) -> None:
         budget = None if cache is None else parse_bytes(cache, "cache", "256MB or 1GB")
         workers = thread_count(threads)
-        self._container = open_table(path, io, table, checksums=checksums)
+        self._container = open_table(path, io, table, checksums=checksums, disk_cache=disk_cache)
         self._table = self._container.table
-        self._path = os.path.abspath(path)
+        self._path = absolute(path)
         self._settings: dict[str, Any] = {
             "io": io, "cache": cache, "threads": threads, "checksums": checksums, "table": table,
+            "disk_cache": disk_cache,
         }  # fmt: skip
         self._ngrams = NGramRows(self._container)
         self._tokens = TokenMap(self._container)
@@ -131,7 +138,7 @@ class Pack(ForkSafe):
 
     @property
     def path(self) -> str:
-        """The file's absolute path when it was opened."""
+        """The file's absolute path when it was opened, or its URL."""
         return self._path
 
     @property

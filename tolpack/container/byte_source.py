@@ -27,9 +27,10 @@ class FetchCounts:
     """How extents were fetched, and how many bytes of the file that took.
 
     ``single``: by one plain read; ``warm``: several, and in the page cache; ``queued``: several,
-    announced to the system and then read; ``direct``, ``mapped``, ``memory``: in those modes.
-    ``file_bytes`` counts whole blocks where direct reads have to take them, and nothing that a map
-    or memory gave.
+    announced to the system and then read; ``direct``, ``mapped``, ``memory``: in those modes;
+    ``remote``: from object storage, by ``requests``; ``disk_cache``: remote ones that were kept on
+    this machine. ``file_bytes`` counts whole blocks where direct reads have to take them, whole
+    ranges where requests ask for them, and nothing that a map, memory or the disk cache gave.
     """
 
     single: int = 0
@@ -38,6 +39,9 @@ class FetchCounts:
     direct: int = 0
     mapped: int = 0
     memory: int = 0
+    remote: int = 0
+    disk_cache: int = 0
+    requests: int = 0
     file_bytes: int = 0
 
 
@@ -56,13 +60,14 @@ class ByteSource(ForkSafe, ABC):
         Whether it was closed, and the last lease has ended.
     is_cold : bool
         Whether most of the extents that were read last had to be waited for.
+    is_remote : bool
+        Whether each read waits for a network, so that all extents of a lookup are advised before
+        the first is read. Those that were advised are on their way until they are read.
     is_resident : bool
         Whether all bytes are in memory, so that there is nothing to read ahead.
     caches_advised : bool
         Whether the system caches extents that were advised, so that a later read finds them.
         Otherwise a reader ahead keeps them itself.
-    is_remote : bool
-        Whether a read waits for a network, so that several are better made at once.
     """
 
     mode: ClassVar[str]

@@ -1,4 +1,6 @@
-"""The I/O modes of `tolpack.open` by name: kinds of local files."""
+"""Opening the bytes of a pack: a file or several, on this machine in one of the I/O modes of
+`tolpack.open`, or in object storage.
+"""
 
 from __future__ import annotations
 
@@ -12,44 +14,63 @@ from tolpack.container.parts.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, 
 from tolpack.container.parts.parts_source import PartsSource
 from tolpack.errors import ConfigError, FileAccessError
 from tolpack.runtime.files import read_whole
+from tolpack.storage.locations import Location, local_path
 
 IO_MODES: dict[str, type[LocalFile]] = {
     kind.mode: kind for kind in (AutoFile, PreadFile, MappedFile, DirectFile, ResidentFile)
 }
+_REMOTE = "remote"
 
 
-def open_byte_source(path: str | Path, io: str) -> ByteSource:
-    """Open a pack in a mode of `IO_MODES`: one file, or the manifest of several, or the folder that
-    holds a manifest.
+def open_byte_source(
+    location: Location, io: str, disk_cache: str | int | None = None
+) -> ByteSource:
+    """Open the pack at a path in a mode of `IO_MODES`, or the one that a URL names: one file, the
+    manifest of several, or the folder that holds a manifest.
+
+    Parameters
+    ----------
+    location : str or Path
+        Path or URL.
+    io : str
+        The mode; a URL takes ``"auto"`` or ``"remote"``, which are the same to it.
+    disk_cache : str or int, optional
+        Bytes of the disk cache for what a URL names; a file of this machine needs none.
 
     Raises
     ------
     ConfigError
-        There is no such mode.
-    FileAccessError
-        As `LocalFile`; or a folder holds no manifest.
-    FormatError
-        As `tolpack.container.parts.parts_source.PartsSource`.
+        There is no such mode, or it is not for this location.
+    FileAccessError, FormatError
+        As `LocalFile`, `tolpack.container.remote_file.RemoteFile`, or
+        `tolpack.container.parts.parts_source.PartsSource`; or a folder holds no manifest.
     """
-    if io not in tuple(IO_MODES):  # it may be anything
+    path = local_path(location)
+    if io not in (*IO_MODES, _REMOTE):  # it may be anything
         raise ConfigError(f"io is {io!r}, expected one of {', '.join(IO_MODES)}")
-    manifest = _manifest_path(path)
-    return IO_MODES[io](path) if manifest is None else _open_parts(manifest, IO_MODES[io])
+    if path is not None:
+        if io not in IO_MODES:
+            raise ConfigError(f"io is 'remote', and {path} is a file of this machine: leave io out")
+        return _open_local(path, IO_MODES[io])
+    if io not in ("auto", _REMOTE):
+        raise ConfigError(
+            f"io is {io!r}, and {location} is remote: leave io out, or copy it to this machine"
+        )
+    from tolpack.container.remote_file import open_remote
+
+    return open_remote(str(location), disk_cache)
 
 
-def _manifest_path(path: str | Path) -> Path | None:
-    """Return the path of the manifest that `path` names, ``None`` if it names a file of a pack."""
-    path = Path(path)
+def _open_local(path: Path, kind: type[LocalFile]) -> ByteSource:
+    manifest = path
     if os.path.isdir(path):  # unlike Path.is_dir, it raises for no path
-        if not (path / MANIFEST_NAME).is_file():
+        manifest = path / MANIFEST_NAME
+        if not manifest.is_file():
             raise FileAccessError(
                 f"folder {path} holds no {MANIFEST_NAME}: it is no pack in parts, or one that is "
                 "not finished"
             )
-        return path / MANIFEST_NAME
-    return path if path.suffix == ".json" else None
-
-
-def _open_parts(path: Path, kind: type[LocalFile]) -> ByteSource:
-    manifest = parse_manifest(read_whole(path, MAX_MANIFEST_BYTES))
-    return PartsSource(manifest, lambda file: kind(path.parent / file.name), kind)
+    elif path.suffix != ".json":
+        return kind(path)
+    found = parse_manifest(read_whole(manifest, MAX_MANIFEST_BYTES))
+    return PartsSource(found, lambda file: kind(manifest.parent / file.name), kind)

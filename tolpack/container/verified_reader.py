@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +27,12 @@ from tolpack.container.io_modes import open_byte_source
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, Preamble, parse_preamble
 from tolpack.errors import FormatError
 from tolpack.runtime.fork_safety import ForkSafe
+from tolpack.storage.locations import Location
 
 # Bytes of an array that are read together.
 _ARRAY_BYTES = 4 << 20
+# Such reads of a remote array that are on their way at the same time.
+_ARRAYS_AHEAD = 4
 
 
 @dataclass(slots=True)
@@ -114,15 +116,22 @@ class Container(ForkSafe):
         super().__init__()
 
     @classmethod
-    def open(cls, path: str | Path, io: str = "auto", *, checksums: bool = True) -> Container:
-        """Open the pack at `path`; see `tolpack.Pack` for `io` and `checksums`.
+    def open(
+        cls,
+        path: Location,
+        io: str = "auto",
+        *,
+        checksums: bool = True,
+        disk_cache: str | int | None = None,
+    ) -> Container:
+        """Open the pack at a path or URL; see `tolpack.Pack` for the settings.
 
         Raises
         ------
         FileAccessError, FormatError, ChecksumError, UnsupportedVersionError
         """
         try:
-            return cls.read_from(open_byte_source(path, io), checksums=checksums)
+            return cls.read_from(open_byte_source(path, io, disk_cache), checksums=checksums)
         except FormatError as error:
             if error.code != "bad-magic":
                 raise
@@ -170,8 +179,14 @@ class Container(ForkSafe):
         section = self.header.sections[number]
         # A copy also of a mapped file: what was checked must not change afterwards.
         whole, found = np.empty(section.length_bytes, np.uint8), 0
-        for start in range(0, len(whole), _ARRAY_BYTES):
+        starts = range(0, len(whole), _ARRAY_BYTES)
+        for n, start in enumerate(starts):
             part = whole[start : start + _ARRAY_BYTES]
+            if self.source.is_remote:
+                coming = starts[n : n + _ARRAYS_AHEAD]
+                self.source.advise(
+                    [(section.offset_bytes + s, min(_ARRAY_BYTES, len(whole) - s)) for s in coming]
+                )
             data = self.source.read(section.offset_bytes + start, len(part))
             part[:] = np.frombuffer(data, np.uint8)
             found = crc32(part.data, found)
@@ -192,6 +207,14 @@ class Container(ForkSafe):
         start, end = bounds[block % FRAMES_PER_INDEX_BLOCK :][:2]
         return view.offset_bytes + int(start), int(end - start)
 
+    def block_extents(self, wanted: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """`block_extent` of several blocks, each given by the numbers of its chunk and of itself
+        there; index blocks that are not known yet are announced together.
+        """
+        if self.source.is_remote:
+            self.source.advise(self._unknown_index_blocks(wanted))
+        return [self.block_extent(number, block) for number, block in wanted]
+
     def block(self, number: int, block: int) -> memoryview:
         """Read block `block` of chunk `number`: `read_blocks` of one."""
         return self.read_blocks([(number, block)])[0]
@@ -207,7 +230,7 @@ class Container(ForkSafe):
         ChecksumError, FormatError, FileAccessError
             The first block that is damaged or cannot be read.
         """
-        extents = [self.block_extent(number, block) for number, block in wanted]
+        extents = self.block_extents(wanted)
         found = [memoryview(data) for data in self.source.read_many(extents)]
         self._count("block", sum(length for _, length in extents), len(extents))
         if self.checksums:
@@ -256,10 +279,9 @@ class Container(ForkSafe):
             int64 (frames + 1,): where the frames begin and end in the chunk's section, in bytes.
         """
         view = self.chunks[number]
-        section = self.header.sections[int(view.chunk.index or 0)]
         slot = view.first_slot + block * FRAMES_PER_INDEX_BLOCK * view.rows_per_block
-        offset, length = index_block_extent(block, view.blocks)
-        data = self.source.read(section.offset_bytes + offset, length)
+        offset, length = self._index_extent(number, block)
+        data = self.source.read(offset, length)
         self._count("index", length)
         return decode_index_block(
             bytes(data),
@@ -302,6 +324,20 @@ class Container(ForkSafe):
     def close(self) -> None:
         """Close the file; running reads end first."""
         self.source.close()
+
+    def _unknown_index_blocks(self, wanted: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        blocks = {
+            (number, block // FRAMES_PER_INDEX_BLOCK)
+            for number, block in wanted
+            if self.chunks[number].encoding.is_compressed
+        }
+        return [self._index_extent(*one) for one in sorted(blocks - self._index_cache.keys())]
+
+    def _index_extent(self, number: int, block: int) -> tuple[int, int]:
+        view = self.chunks[number]
+        section = self.header.sections[int(view.chunk.index or 0)]
+        offset, length = index_block_extent(block, view.blocks)
+        return section.offset_bytes + offset, length
 
     def _index_block(self, number: int, block: int) -> NDArray[np.int64]:
         key = (number, block)

@@ -89,7 +89,8 @@ class Prefetcher:
                 for start in range(0, len(blocks), _BLOCKS):
                     some = blocks[start : start + _BLOCKS]
                     if source.caches_advised:
-                        source.advise([self._container.block_extent(number, b) for b in some])
+                        wanted_here = [(number, block) for block in some]
+                        source.advise(self._container.block_extents(wanted_here))
                     elif read < _KEPT_BYTES:  # more would push out what was read first
                         read += self._keep(number, some)
                     else:

@@ -30,6 +30,8 @@ _DECODE_BYTES = 1 << 20
 _WINDOW_BYTES = 2 << 20
 # Windows that the system is told of ahead, when they are cold.
 _WINDOWS_AHEAD = 32
+# Bytes of a lookup in object storage that are requested at once.
+_REMOTE_BYTES = 64 << 20
 # Extents that are Python's numbers at the same time.
 _EXTENTS = 1 << 12
 # Rows that a cache is filled with at a time.
@@ -79,6 +81,8 @@ class RecordReader(ForkSafe):
         if count == 1:
             self._read_one(int(slots[0]), places, sink)
             return
+        if self._container.source.is_remote:
+            self._advise_all(slots)
         shares = min(self._pool.size, count * self._row_bytes // _THREAD_BYTES)
         if shares <= 1:
             self._read_slots(slots, places, sink)
@@ -86,6 +90,17 @@ class RecordReader(ForkSafe):
         bounds = [count * n // shares for n in range(shares + 1)]
         parts = [slice(*pair) for pair in zip(bounds, bounds[1:])]
         self._pool.map(lambda part: self._read_slots(slots[part], places[part], sink), parts)
+
+    def _advise_all(self, slots: Ints) -> None:
+        """Have the blocks of a lookup requested before the first of them is waited for."""
+        wanted, size = [], 0
+        for number, blocks in self.missing_blocks(slots):
+            view = self._container.chunks[number]
+            mean = view.length_bytes // view.blocks + 1
+            some = blocks[: max(0, _REMOTE_BYTES - size) // mean]
+            wanted += [(number, block) for block in some]
+            size += len(some) * mean
+        self._container.source.advise(self._container.block_extents(wanted))
 
     def advise_one(self, slot: int) -> None:
         """Have the system begin to read a row's block, while the caller gets ready for it."""
@@ -238,7 +253,7 @@ class RecordReader(ForkSafe):
         # All at once after the first, then always the farthest one.
         first = start + (window if start == 0 else _WINDOWS_AHEAD * window)
         coming = blocks[first : start + (_WINDOWS_AHEAD + 1) * window].tolist()
-        source.advise([self._container.block_extent(number, block) for block in coming])
+        source.advise(self._container.block_extents([(number, block) for block in coming]))
 
     def _pass_raw_rows(
         self, number: int, rows: Ints, places: Ints, records: Bytes, sink: RecordSink

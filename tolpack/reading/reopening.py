@@ -1,4 +1,6 @@
-"""Packs that were pickled: opened again where they are unpickled, by path, if they are the same."""
+"""Packs that were pickled: opened again where they are unpickled, by path or URL, if they are the
+same.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ _Pack = TypeVar("_Pack", bound=_Opened)
 def reopen(
     open_pack: Callable[..., _Pack], path: str, settings: dict[str, Any], identity: bytes
 ) -> _Pack:
-    """Open the pack at `path` with `settings`, if its preamble is `identity`.
+    """Open the pack at a path or URL with `settings`, if its preamble is `identity`.
 
     Raises
     ------

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from tolpack.container.header import Table
 from tolpack.container.verified_reader import Container
 from tolpack.errors import ConfigError
+from tolpack.storage.locations import Location
 
 
-def open_table(path: str | Path, io: str, table: str | None, *, checksums: bool) -> Container:
-    """Open the pack at `path` and view the table named `table`, or the only one if it is ``None``.
+def open_table(
+    path: Location, io: str, table: str | None, *, checksums: bool, disk_cache: str | int | None
+) -> Container:
+    """Open the pack at a path or URL, and view the table named `table`, or the only one if that is
+    ``None``.
 
     Raises
     ------
@@ -20,7 +23,7 @@ def open_table(path: str | Path, io: str, table: str | None, *, checksums: bool)
     FileAccessError, FormatError, ChecksumError, UnsupportedVersionError
         As of `Container.open`.
     """
-    container = Container.open(path, io, checksums=checksums)
+    container = Container.open(path, io, checksums=checksums, disk_cache=disk_cache)
     try:
         number = table_number(container.header.tables, table)
     except ConfigError:

@@ -24,6 +24,10 @@ class AlreadyExistsError(FileAccessError):
     """A file was to be created, and there is one of its name."""
 
 
+class NoSuchFileError(FileAccessError):
+    """A file was to be read, and there is none of its name."""
+
+
 class Folder(ABC):
     """See the module. Safe to use from several threads.
 
@@ -55,7 +59,7 @@ class Folder(ABC):
         Raises
         ------
         FileAccessError
-            Also if the file is shorter.
+            Also if the file is shorter; `NoSuchFileError` if there is none.
         """
 
     @abstractmethod
@@ -101,11 +105,11 @@ class Folder(ABC):
         Raises
         ------
         FileAccessError
-            There is none, or it is longer than `most_bytes`.
+            It is longer than `most_bytes`; `NoSuchFileError`: there is none.
         """
         size = self.size(name)
         if size is None:
-            raise FileAccessError(f"{self.file_location(name)} does not exist")
+            raise NoSuchFileError(f"{self.file_location(name)} does not exist")
         if size > most_bytes:
             raise FileAccessError(
                 f"{self.file_location(name)} holds {size:,} bytes, expected at most {most_bytes:,}"

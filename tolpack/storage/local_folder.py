@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tolpack.errors import FileAccessError
 from tolpack.runtime.files import file_state, open_regular, sync, sync_folder
-from tolpack.storage.folder import AlreadyExistsError, Folder, check_name
+from tolpack.storage.folder import AlreadyExistsError, Folder, NoSuchFileError, check_name
 
 # Names of files that are being written begin so; what a killed process left is nothing to anyone.
 UNFINISHED = ".unfinished-"
@@ -55,7 +55,10 @@ class LocalFolder(Folder):
 
     def read_many(self, name: str, extents: Sequence[tuple[int, int]]) -> list[memoryview]:
         """See `Folder`."""
-        fd = open_regular(self.path / check_name(name))
+        path = self.path / check_name(name)
+        if not os.path.lexists(path):
+            raise NoSuchFileError(f"{path} does not exist")
+        fd = open_regular(path)
         try:
             with self._errors(f"read {name} in"):
                 return [_pread(fd, offset, length, self.path / name) for offset, length in extents]

@@ -56,26 +56,60 @@ def without_credentials(location: Location) -> str:
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
+def absolute(location: Location) -> str:
+    """Return a location that means the same in another working folder: path or URL."""
+    path = local_path(location)
+    return str(location) if path is None else os.path.abspath(path)
+
+
 def open_folder(location: Location) -> Folder:
     """Open the folder of a path or URL, which need not exist.
 
     Raises
     ------
     ConfigError
-        The kind of URL is unknown, or needs a library that is not installed.
+        The kind of URL is unknown, has a query or a password, or needs a library that is not
+        installed.
     """
     path = local_path(location)
     if path is not None:
         return LocalFolder(path)
     from tolpack.storage.remote_folder import RemoteFolder
 
-    return RemoteFolder(str(location))
+    return RemoteFolder(_plain(str(location)))
 
 
 def split_location(location: Location) -> tuple[Location, str]:
-    """Return the folder of a file's location, and the file's name in it."""
-    if not is_url(location):
-        path = Path(location)
+    """Return the folder of a file's location, and the file's name in it.
+
+    Raises
+    ------
+    ConfigError
+        A URL that names no file, or has a query or a password.
+    """
+    path = local_path(location)
+    if path is not None:
         return path.parent, path.name
-    folder, _, name = str(location).rpartition("/")
-    return folder, name
+    scheme, _, rest = _plain(str(location)).partition("://")
+    folder, slash, name = rest.rpartition("/")
+    if not slash or not (folder or scheme.lower() == "memory"):
+        raise ConfigError(f"{location} names no file: expected {scheme}://BUCKET/NAME")
+    if scheme.lower() in ("http", "https"):
+        name = unquote(name)
+    return f"{scheme}://{folder}", name
+
+
+def _plain(url: str) -> str:
+    """Return a URL that holds nothing secret, as it is going to be shown."""
+    parts = urlsplit(url)
+    container = parts.scheme.lower() in ("abfs", "abfss")  # container@account
+    if parts.password or (parts.username and not container):
+        shown = f"{parts.scheme}://…@{parts.netloc.rpartition('@')[2]}{parts.path}"
+        raise ConfigError(
+            f"{shown} holds credentials, which would be shown: set the variables of the storage, "
+            "such as AWS_ACCESS_KEY_ID, instead"
+        )
+    if parts.query or parts.fragment:
+        shown = f"{parts.scheme}://{parts.netloc}{parts.path}"
+        raise ConfigError(f"{shown}?… has a query, which is not supported: name the object alone")
+    return url

@@ -1,4 +1,8 @@
-"""A folder of object storage, by way of obstore."""
+"""A folder of object storage, by way of obstore.
+
+Credentials are obstore's business: it finds them in variables of the environment, in files, or at
+the machine's own service. They are never asked for, kept or shown here.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,47 @@ import contextlib
 import importlib.util
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tolpack.errors import ConfigError, FileAccessError
-from tolpack.storage.folder import AlreadyExistsError, Folder, check_name
+from tolpack.errors import ConfigError, FileAccessError, FormatError
+from tolpack.storage.folder import AlreadyExistsError, Folder, NoSuchFileError, check_name
+from tolpack.storage.ranges import joined, pieces
+from tolpack.storage.remote_errors import NoSuchRangeError, reason, status
+from tolpack.storage.remote_object import RemoteObject
 
-# What is lost by asking for bytes between two extents, against another request.
-_COALESCE_BYTES = 64 << 10
+if TYPE_CHECKING:
+    from obstore import GetOptions
+
+# Time limits: for a connection; for each step of an answer, whatever its length; for the whole.
+_CLIENT = {"connect_timeout": "5s", "read_timeout": "20s", "timeout": "300s"}
+# What users set for obstore's client by variables, which its own options would replace.
+_CLIENT_VARIABLES = (
+    "allow_http", "allow_invalid_certificates", "connect_timeout", "proxy_ca_certificate",
+    "proxy_excludes", "proxy_url", "read_timeout", "timeout",
+)  # fmt: skip
+_PREFIXES = {"s3": "AWS", "s3a": "AWS", "gs": "GOOGLE", "az": "AZURE", "adl": "AZURE",
+             "azure": "AZURE", "abfs": "AZURE", "abfss": "AZURE",
+             "http": "", "https": ""}  # fmt: skip
+# Requests that get 5xx, a reset or no answer are repeated, at most for a minute.
+_RETRIES: dict[str, Any] = {
+    "max_retries": 6,
+    "retry_timeout": timedelta(seconds=60),
+    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5)},
+}
+# Attempts to create an object, and seconds after the first, doubled after each further one.
+_CREATE_ATTEMPTS, _CREATE_WAIT = 5, 0.2
 # Objects of memory:// live as long as the process.
 _memory: dict[str, Any] = {}
+# The process in which obstore has begun to run, by its number.
+_process: int | None = None
+
+
+class _UnansweredError(FileAccessError):
+    """Nobody knows whether a request to write was obeyed."""
 
 
 class RemoteFolder(Folder):
@@ -26,7 +60,6 @@ class RemoteFolder(Folder):
     ----------
     url : str
         ``s3://``, ``gs://``, ``az://``, ``memory://``, or, for reading, ``http(s)://``.
-        Credentials are those that obstore finds, such as variables of the environment.
 
     Raises
     ------
@@ -39,8 +72,13 @@ class RemoteFolder(Folder):
     def __init__(self, url: str) -> None:
         if importlib.util.find_spec("obstore") is None:
             raise ConfigError(f"{url} needs obstore: pip install 'tolpack[remote]'")
-        self.location = url.rstrip("/")
+        scheme, _, path = url.partition("://")
+        self.location = f"{scheme}://{path.rstrip('/')}"
         self._store = _open_store(self.location)
+        import obstore
+        from obstore.exceptions import BaseError
+
+        self._get, self.error_type = obstore.get, BaseError
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteFolder, (self.location,)
@@ -59,34 +97,32 @@ class RemoteFolder(Folder):
         return None if found is None else int(found[0])
 
     def state(self, name: str) -> tuple[Any, ...] | None:
-        """See `Folder`: size, ETag, version and time."""
-        import obstore
-
-        with self._errors(f"look at {name} in"):
-            try:
-                found = obstore.head(self._store, check_name(name))
-            except FileNotFoundError:
-                return None
-        return found["size"], found["e_tag"], found["version"], found["last_modified"]
+        """See `Folder`: size, then ETag or time."""
+        try:
+            found = RemoteObject(self, check_name(name)).look()
+        except NoSuchFileError:
+            return None
+        return found.size, found.etag, found.modified
 
     def read_many(self, name: str, extents: Sequence[tuple[int, int]]) -> list[memoryview]:
-        """See `Folder`."""
-        import obstore
-
-        starts, lengths = [one[0] for one in extents], [one[1] for one in extents]
-        with self._errors(f"read {name} in"):
-            found = obstore.get_ranges(
-                self._store, check_name(name), starts=starts, lengths=lengths,
-                coalesce=_COALESCE_BYTES,
-            )  # fmt: skip
-        views = [memoryview(one) for one in found]
-        for (offset, length), view in zip(extents, views):
-            if len(view) != length:
-                raise FileAccessError(
-                    f"{self.file_location(name)} gave {len(view)} bytes at {offset}, expected "
-                    f"{length}"
-                )
-        return views
+        """See `Folder`: extents that lie close together by one request, all at the same time."""
+        one = RemoteObject(self, check_name(name))
+        cut = [list(pieces(*extent)) for extent in extents]
+        flat = [piece for some in cut for piece in some]
+        found: list[memoryview] = [memoryview(b"")] * len(flat)
+        ranges = joined(flat)
+        answers = one.begin([(part.start, part.stop) for part in ranges])
+        try:
+            for part, answer in zip(ranges, answers):
+                data = answer.result()
+                for n in part.numbers:
+                    start = flat[n][0] - part.start
+                    found[n] = data[start : start + flat[n][1]]
+        finally:
+            for answer in answers:
+                answer.cancel()
+        rest = iter(found)
+        return [_put_together([next(rest) for _ in some]) for some in cut]
 
     @contextlib.contextmanager
     def temporary(self) -> Iterator[Path]:
@@ -103,47 +139,133 @@ class RemoteFolder(Folder):
         """See `Folder`."""
         import obstore
 
-        with self._errors(f"write {name} to"):
-            obstore.put(self._store, check_name(name), file)
+        with self._errors("write", check_name(name)):
+            obstore.put(self._store, name, file)
 
     def create(self, name: str, data: bytes) -> None:
         """See `Folder`."""
+        error: FileAccessError | None = None
+        for attempt in range(_CREATE_ATTEMPTS):
+            try:
+                self._create_once(check_name(name), data)
+            except AlreadyExistsError:
+                if error is not None and self._holds(name, data):
+                    return  # an attempt that got no answer has made it
+                raise
+            except _UnansweredError as unanswered:
+                error = unanswered
+                time.sleep(_CREATE_WAIT * 2**attempt)
+            else:
+                return
+        if error is not None and not self._holds(name, data):
+            raise error
+
+    def _create_once(self, name: str, data: bytes) -> None:
+        """Send one request: the answer to a second one could not tell who has made the object."""
         import obstore
         from obstore.exceptions import AlreadyExistsError as Exists
+        from obstore.exceptions import GenericError
 
-        with self._errors(f"write {name} to"):
+        with self._errors("write", name):
             try:
-                obstore.put(self._store, check_name(name), data, mode="create")
-            except Exists as error:
-                raise AlreadyExistsError(f"{self.file_location(name)} exists") from error
+                obstore.put(_open_store(self.location, retries=0), name, data, mode="create")
+            except Exists:
+                raise AlreadyExistsError(f"{self.file_location(name)} exists") from None
+            except GenericError as error:
+                if (status(error) or 500) < 500:
+                    raise
+                said = f"cannot write {self.file_location(name)}: {reason(error)}"
+                raise _UnansweredError(said) from None
+
+    def _holds(self, name: str, data: bytes) -> bool:
+        return self.size(name) == len(data) and bytes(self.read(name, 0, len(data))) == data
 
     def delete(self, name: str) -> None:
         """See `Folder`."""
         import obstore
 
-        with self._errors(f"remove {name} from"), contextlib.suppress(FileNotFoundError):
-            obstore.delete(self._store, check_name(name))
+        with contextlib.suppress(NoSuchFileError), self._errors("remove", check_name(name)):
+            obstore.delete(self._store, name)
+
+    def request(self, doing: str, key: str, options: GetOptions) -> Any:
+        """Send a GET, and return obstore's result, whose body was not read yet.
+
+        Raises
+        ------
+        FormatError
+            Code ``changed``: the object is not the one that the options demand.
+        FileAccessError
+            The storage gives none; the message says what was being done.
+        """
+        check_process()
+        try:
+            return self._get(self._store, key, options=options)
+        except (OSError, ValueError, self.error_type) as error:
+            raise self._translated(error, doing, key) from None
 
     @contextlib.contextmanager
-    def _errors(self, doing: str) -> Iterator[None]:
-        from obstore.exceptions import BaseError
-
+    def _errors(self, doing: str, name: str | None = None) -> Iterator[None]:
+        check_process()
         try:
             yield
-        except FileAccessError:
+        except (FileAccessError, FormatError):
             raise
-        except (BaseError, OSError, ValueError) as error:
-            raise FileAccessError(f"cannot {doing} {self.location}: {error}") from error
+        except (OSError, ValueError, self.error_type) as error:
+            raise self._translated(error, doing, name) from None
+
+    def _translated(self, error: Exception, doing: str, name: str | None) -> Exception:
+        from obstore.exceptions import PreconditionError
+
+        place = self.location if name is None else self.file_location(name)
+        if isinstance(error, FileNotFoundError):
+            return NoSuchFileError(f"{place} does not exist")
+        if isinstance(error, PreconditionError):
+            return FormatError("changed", place, "another object", "the one that was opened")
+        kind = NoSuchRangeError if status(error) == 416 else FileAccessError
+        return kind(f"cannot {doing} {place}: {reason(error)}")
 
 
-def _open_store(url: str) -> Any:
+def check_process() -> None:
+    """Refuse object storage in a child of a fork whose parent has used it.
+
+    The threads of obstore are gone there, and every request would wait for ever.
+
+    Raises
+    ------
+    FileAccessError
+        This is such a child.
+    """
+    global _process
+    if _process is None:
+        _process = os.getpid()
+    if _process != os.getpid():
+        raise FileAccessError(
+            "object storage was used before this process was forked, and cannot be in both: start "
+            "processes by multiprocessing's 'spawn' or 'forkserver'"
+        )
+
+
+def _put_together(some: Sequence[memoryview]) -> memoryview:
+    return some[0] if len(some) == 1 else memoryview(b"".join(some))
+
+
+def _open_store(url: str, retries: int | None = None) -> Any:
     from obstore.exceptions import BaseError
     from obstore.store import MemoryStore, from_url
 
-    if url.lower().startswith("memory://"):
+    scheme = url.partition("://")[0].lower()
+    if scheme == "memory":
         return _memory.setdefault(url, MemoryStore())
-    plain = url.lower().startswith("http://")
+    if scheme not in _PREFIXES:
+        known = ", ".join(f"{one}://" for one in ("s3", "gs", "az", "http", "https", "memory"))
+        raise ConfigError(f"{url} is of no known kind: expected {known} or file://")
+    options: dict[str, Any] = {**_CLIENT, "allow_http": scheme == "http"}
+    for name in _CLIENT_VARIABLES:
+        if chosen := os.environ.get(f"{_PREFIXES[scheme]}_{name.upper()}"):
+            options[name] = chosen
+    retry_config = _RETRIES if retries is None else {**_RETRIES, "max_retries": retries}
+    open_store: Any = from_url  # its types tell the kinds of storage apart
     try:
-        return from_url(url, client_options={"allow_http": True} if plain else None)
+        return open_store(url, client_options=options, retry_config=retry_config)
     except (BaseError, ValueError) as error:
-        raise ConfigError(f"cannot open {url}: {error}") from error
+        raise ConfigError(f"cannot open {url}: {reason(error)}") from None
