@@ -76,7 +76,7 @@ def open_folder(location: Location) -> Folder:
         return LocalFolder(path)
     from tolpack.storage.remote_folder import RemoteFolder
 
-    return RemoteFolder(_plain(str(location)))
+    return RemoteFolder(plain_url(str(location)))
 
 
 def split_location(location: Location) -> tuple[Location, str]:
@@ -90,7 +90,7 @@ def split_location(location: Location) -> tuple[Location, str]:
     path = local_path(location)
     if path is not None:
         return path.parent, path.name
-    scheme, _, rest = _plain(str(location)).partition("://")
+    scheme, _, rest = plain_url(str(location)).partition("://")
     folder, slash, name = rest.rpartition("/")
     if not slash or not (folder or scheme.lower() == "memory"):
         raise ConfigError(f"{location} names no file: expected {scheme}://BUCKET/NAME")
@@ -99,8 +99,14 @@ def split_location(location: Location) -> tuple[Location, str]:
     return f"{scheme}://{folder}", name
 
 
-def _plain(url: str) -> str:
-    """Return a URL that holds nothing secret, as it is going to be shown."""
+def plain_url(url: str) -> str:
+    """Return a URL that holds nothing secret, as it is going to be shown.
+
+    Raises
+    ------
+    ConfigError
+        It has a password or a user, or a query.
+    """
     parts = urlsplit(url)
     container = parts.scheme.lower() in ("abfs", "abfss")  # container@account
     if parts.password or (parts.username and not container):
