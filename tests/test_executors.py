@@ -22,11 +22,13 @@ from test_build import Killed, Log
 
 import tolpack
 from tolpack.cli import main
-from tolpack.compress import build_job, build_parts, dask_cluster, outputs, run_tasks
+from tolpack.compress import build_job, build_parts, dask_cluster, outputs
 from tolpack.compress.build_job import open_job
 from tolpack.compress.part_tasks import encode_part
 from tolpack.errors import CheckpointError, ConfigError, ExecutorError, FileAccessError
 from tolpack.runtime.progress import Reporter
+from tolpack.storage.locations import open_folder
+from tolpack.workspace import jobs, run_tasks
 from tolpack.workspace.workers import SharedTorchSettings
 
 ROWS = 12000
@@ -507,7 +509,7 @@ def test_a_job_with_another_digest_is_not_unpickled(stored, tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "owned"),)
 
-    Path(folder, f"{digest}.job").write_bytes(build_job._PRODUCER_LINE + pickle.dumps(Evil()))
+    Path(folder, f"{digest}.job").write_bytes(jobs._VERSION_LINE + pickle.dumps(Evil()))
     with pytest.raises(FileAccessError, match="was changed"):
         encode_part(folder, digest, 0, "other")
     assert not (tmp_path / "owned").exists()
@@ -516,9 +518,9 @@ def test_a_job_with_another_digest_is_not_unpickled(stored, tmp_path):
 def test_a_worker_of_another_version_refuses(stored, monkeypatch):
     """A job of another version of tolpack is not taken for one of this."""
     _, folder, digest = stored
-    monkeypatch.setattr(build_job, "_PRODUCER_LINE", b"tolpack 0.0.1\n")
+    monkeypatch.setattr(jobs, "_VERSION_LINE", b"tolpack 0.0.1\n")
     with pytest.raises(ConfigError, match="install the same version"):
-        build_job._open(folder, digest)
+        jobs.load_job(open_folder(folder), digest)
 
 
 def test_what_goes_through_a_scheduler_is_small(stored):
@@ -532,10 +534,10 @@ def test_what_goes_through_a_scheduler_is_small(stored):
 def test_a_process_keeps_few_jobs(stored, monkeypatch):
     """A worker that serves many builds does not keep what is over."""
     _, folder, digest = stored
-    build_job._open_jobs.clear()
+    build_job._open_jobs._opened.clear()
     for copy in ("", "/.", "/./.", "/././."):
         open_job(folder + copy, digest)
-    assert len(build_job._open_jobs) == 2
+    assert len(build_job._open_jobs._opened) == 2
 
 
 # -- settings ------------------------------------------------------------------------------------

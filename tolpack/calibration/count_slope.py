@@ -33,6 +33,22 @@ class CountSlope:
         self._ids.append(ids)
         self._squares.append(np.stack([sums, counts.astype(np.float64)]))
 
+    def extend(self, other: CountSlope) -> None:
+        """Add what another one was given."""
+        self._ids += other._ids
+        self._squares += other._squares
+
+    def arrays(self) -> tuple[NDArray[np.int64], Doubles]:
+        """Return all that was added: rows (n,), and their sums and counts (2, n)."""
+        if not self._ids:
+            return np.zeros(0, np.int64), np.zeros((2, 0))
+        return np.concatenate(self._ids), np.concatenate(self._squares, axis=1)
+
+    def put(self, row_ids: NDArray[np.int64], squares: Doubles) -> None:
+        """Add what `arrays` has returned."""
+        self._ids.append(row_ids)
+        self._squares.append(squares)
+
     def slope(self) -> float:
         """Return ``s`` where the mean squared gradient of a row goes as ``count ** s``.
 

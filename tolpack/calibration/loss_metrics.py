@@ -15,7 +15,6 @@ Without a text, one is sampled from the model itself with a fixed seed.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tolpack.calibration.count_slope import CountSlope
+from tolpack.calibration.metric_sums import MetricSums, groups, sum_group
 from tolpack.model.decoder import sample
 from tolpack.model.language_model import LanguageModel
 from tolpack.runtime.scratch import Scratch, SpilledArray
@@ -87,32 +86,34 @@ def measure_loss_metrics(
     if model.memory is None:
         raise ValueError("a dense model has no memory to calibrate")
     scratch = scratch or Scratch(Path(), 2**63)
-    layers, hidden = len(model.widths), model.widths[0]
-    sums = [
-        [scratch.spill(np.zeros((hidden, hidden))) for _ in range(min(reach + 1, layers - layer))]
-        for layer in range(layers)
-    ]
+    total = new_sums(model, reach, scratch)
+    for group in groups(metric_batches(model, token_ids, context)):
+        sums = new_sums(model, reach, scratch)
+        sum_group(sums, model, group, progress)
+        total.add(sums)
+    return metrics_of(total, metric_tokens(model, len(token_ids), context))
+
+
+def new_sums(model: LanguageModel, reach: int, scratch: Scratch) -> MetricSums:
+    """Return sums for the rows of `model`, all 0."""
+    return MetricSums(len(model.widths), model.widths[0], reach, scratch)
+
+
+def metric_batches(
+    model: LanguageModel, token_ids: NDArray[np.int64], context: int
+) -> tuple[torch.Tensor, ...]:
+    """Return the windows that metrics are measured on, in batches: int64 (n, context + 1)."""
     windows = _windows(token_ids, context, metric_tokens(model, len(token_ids), context))
-    slope = CountSlope()
-    for batch in _batches(model, windows):
-        above: deque[torch.Tensor] = deque(maxlen=reach + 1)  # gradients of the layers above
-        row_ids = model.row_ids(batch[:, :-1]).flatten().numpy()
-        squares = np.zeros(len(row_ids))
-        for layer, gradient, _ in model.row_gradients(batch):
-            # In float64, so that no number of threads shows in what is kept as float32.
-            flat = gradient.reshape(-1, hidden).double()
-            squares += flat.square().sum(1).numpy()
-            above.appendleft(flat)
-            for kept, other in zip(sums[layer], above):
-                kept.replace(kept.load() + (flat.T @ other).numpy())
-        slope.add(row_ids, squares)
-        if progress is not None:
-            progress(batch[:, 1:].numel())
-    for kept in (kept for row in sums for kept in row):
-        mean = (kept.load() / windows[:, 1:].numel()).astype(np.float32)  # as a cache keeps it
+    return _batches(model, windows)
+
+
+def metrics_of(sums: MetricSums, tokens: int) -> LossMetrics:
+    """Return the metrics that sums over `tokens` tokens give; their arrays are taken over."""
+    for kept in (kept for row in sums.products for kept in row):
+        mean = (kept.load() / tokens).astype(np.float32)  # as a cache keeps it
         kept.replace(mean.astype(np.float64))
-    metrics, crossed = (row[0] for row in sums), (tuple(row[1:]) for row in sums)
-    return LossMetrics(tuple(metrics), tuple(crossed), slope.slope())
+    metrics, crossed = (row[0] for row in sums.products), (tuple(r[1:]) for r in sums.products)
+    return LossMetrics(tuple(metrics), tuple(crossed), sums.slope.slope())
 
 
 @dataclass(frozen=True, slots=True)

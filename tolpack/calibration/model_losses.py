@@ -6,8 +6,6 @@ The text is the calibration text, or one that is sampled from the model itself.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,26 +20,24 @@ from tolpack.calibration.loss_metrics import (
     sample_text,
     sampled_length,
 )
+from tolpack.calibration.open_model import TRANSFORMERS, open_model
+from tolpack.calibration.spread_metrics import spread_loss_metrics
 from tolpack.errors import CheckpointError, ConfigError
-from tolpack.model.decoder import Decoder
 from tolpack.model.language_model import LanguageModel
 from tolpack.runtime.scratch import SpilledArray
-from tolpack.sources.checkpoint.readiness import check_decoder
 from tolpack.sources.protocol import TableSource
 from tolpack.storage.inputs import local_input
-from tolpack.workspace.limits import model_bytes
 from tolpack.workspace.workspace import Workspace
 
 _MAX_CONTEXT, _MIN_CONTEXT = 512, 32
 # Sampled sequences of models that transformers runs: a step of them takes tens of milliseconds.
 _SAMPLED_CONTEXT = 128
-_TRANSFORMERS = "a model of transformers"
 # One part of so many is held out of a calibration text.
 _HELD_OUT = 5
 # A window feeds one token at least and scores the next.
 _LEAST_TOKENS = 2
 # Raised whenever the same inputs would be measured otherwise: kept metrics are then stale.
-_CALIBRATION = 2
+_CALIBRATION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +88,9 @@ def measure_losses(
     """
     reporter = workspace.reporter
     if source.checkpoint is None and source.transformers_model is not None:
-        local_input(source.transformers_model.path, _TRANSFORMERS)  # no other pack than of a copy
+        local_input(source.transformers_model.path, TRANSFORMERS)  # no other pack than of a copy
     try:
-        model = _open_model(source, workspace)
+        model = open_model(source, workspace.limits)
     except (CheckpointError, ConfigError) as error:
         # A text also counts the rows of tables that are read, which needs no model.
         needed = source.checkpoint is not None or isinstance(error, ConfigError)
@@ -127,7 +123,7 @@ def measure_losses(
             f"packs, expected {_LEAST_TOKENS} at least: give a longer text"
         )
     together = reach if source.fields_compensate else 0
-    found = _cached_metrics(model, measured, context, together, workspace)
+    found = _cached_metrics(source, model, measured, context, together, workspace)
     unread = [n for n, metric in enumerate(found.metrics) if not np.trace(metric.load()) > 0]
     if unread:
         reporter.say(
@@ -140,44 +136,13 @@ def measure_losses(
     )
 
 
-def _open_model(source: TableSource, workspace: Workspace) -> LanguageModel:
-    """Open the model that reads the table.
-
-    Raises
-    ------
-    CheckpointError
-        It cannot be run.
-    ConfigError
-        It could be run if a library were installed.
-    """
-    checkpoint = source.checkpoint
-    if checkpoint is not None:
-        check_decoder(checkpoint)
-        fits = checkpoint.decoder_bytes() <= workspace.limits.decoder_bytes
-        return Decoder(checkpoint, resident=fits, compute=source.compute)
-    if source.transformers_model is None:
-        raise CheckpointError("no weights of one are beside the table")
-    if importlib.util.find_spec("transformers") is None:
-        raise ConfigError("it needs transformers: pip install 'tolpack[hf]'")
-    if not workspace.limits.model_bytes:
-        needed = math.ceil(model_bytes(source) / 1e8) / 10
-        raise CheckpointError(
-            f"in float32 it takes {needed}GB more than the build: give more --max-memory"
-        )
-    from tolpack.hf.language_model import open_model
-
-    try:
-        return open_model(local_input(source.transformers_model.path, _TRANSFORMERS), source)
-    except ConfigError as error:
-        raise CheckpointError(str(error)) from error
-
-
 def measured_part(ids: NDArray[np.int64], reach: int) -> NDArray[np.int64]:
     """Return the part of a text that is measured: with `reach`, a fifth is held out at the end."""
     return ids[: len(ids) - len(ids) // _HELD_OUT] if reach else ids
 
 
 def _cached_metrics(
+    source: TableSource,
     model: LanguageModel,
     ids: NDArray[np.int64],
     context: int,
@@ -195,7 +160,10 @@ def _cached_metrics(
         return known
     total = metric_tokens(model, len(ids), context)
     with reporter.phase("calibration", total, "tok") as done:
-        found = measure_loss_metrics(model, ids, context, done, scratch, reach)
+        if workspace.workers is None:
+            found = measure_loss_metrics(model, ids, context, done, scratch, reach)
+        else:
+            found = spread_loss_metrics(source, model, ids, context, reach, workspace, done)
     model.check_unchanged()  # what is kept belongs to the weights in its key
     kept = metrics_cache.keep(digest.digest(), found)
     if kept is not None:

@@ -18,10 +18,8 @@ import numpy as np
 
 from tolpack.calibration.calibrate import CalibrationInputs, samples_counts
 from tolpack.calibration.calibrate import calibrate as run_calibration
-from tolpack.compress.build_job import InputLocation
 from tolpack.compress.make_plan import TableInputs, make_planner, plan_key
-from tolpack.compress.outputs import EncodingWorkers, PackOutput, choose_output
-from tolpack.compress.run_tasks import open_workers
+from tolpack.compress.outputs import PackOutput, choose_output
 from tolpack.compress.settings import BuildSettings
 from tolpack.errors import memory_errors
 from tolpack.pack import Pack
@@ -29,12 +27,14 @@ from tolpack.reading.summary import bits_per_weight, layer_summaries, ratio_fp16
 from tolpack.runtime.pool import processor_count
 from tolpack.runtime.progress import Reporter
 from tolpack.sources.checkpoint.options import CheckpointOptions
+from tolpack.sources.input_location import InputLocation
 from tolpack.sources.open_source import open_tables
 from tolpack.sources.protocol import TableSource
 from tolpack.storage.inputs import input_path
 from tolpack.storage.locations import Location
 from tolpack.storage.remote_path import RemotePath
-from tolpack.workspace.limits import choose_compute, plan_limits
+from tolpack.workspace.build_workers import BuildWorkers, open_build_workers
+from tolpack.workspace.limits import BuildNeeds, choose_compute
 from tolpack.workspace.resources import DEFAULT_MAX_MEMORY, Resources
 from tolpack.workspace.workers import torch_settings, torch_threads
 from tolpack.workspace.workspace import Workspace, open_workspace
@@ -213,41 +213,17 @@ def build(
     if output is None and isinstance(input_path(checkpoint), RemotePath):
         reporter.say(f"writing {target.location}")
     location = InputLocation.of(checkpoint, options, layers, tensor)
+    needs = build_needs(sources, settings, inputs)
     with ExitStack() as stack:
-        if executor is not None or processes is not None:
-            workers = encoding_workers(executor, processes, location, sources, settings, resources)
-            target = target.encoded_by(stack.enter_context(workers))
+        workers = stack.enter_context(open_build_workers(
+            executor, processes, location, sources, target.task_folder, resources, needs
+        ))  # fmt: skip
         measured = calibrated_tables(
-            sources, settings, inputs, target.spill_folder, resources, reporter
+            sources, settings, inputs, target.spill_folder, resources, reporter, workers
         )
         build_pack(*stack.enter_context(measured), settings, target)
     with torch_threads(threads or processor_count()):
         return _result(target.location, sources, reporter)
-
-
-@contextmanager
-def encoding_workers(
-    executor: Executor | None,
-    processes: int | None,
-    location: InputLocation,
-    sources: Sequence[TableSource],
-    settings: BuildSettings,
-    resources: Resources,
-) -> Iterator[EncodingWorkers]:
-    """Yield the workers of `executor`, or of so many `processes`.
-
-    Raises
-    ------
-    ConfigError
-        Both are given, or the memory granted to each worker is not enough.
-    """
-    with open_workers(executor, processes) as workers:
-        share = 1 if processes is None else max(1, processor_count() // processes)
-        limits = plan_limits(
-            sources, resources.max_memory, resources.threads or share,
-            matrices=settings.has_matrices, models=False,
-        )  # fmt: skip
-        yield EncodingWorkers(workers, location, limits)
 
 
 @contextmanager
@@ -258,21 +234,19 @@ def calibrated_tables(
     folder: Path,
     resources: Resources,
     reporter: Reporter,
+    workers: BuildWorkers | None = None,
 ) -> Iterator[tuple[list[TableInputs], Workspace]]:
     """Check `sources`, and yield their tables, as they are fast to compute, with what is known of
-    their tokens, and a workspace for them whose arrays are spilled to `folder`.
+    their tokens, and a workspace for them whose arrays are spilled to `folder`; `workers` share the
+    work.
 
     Raises
     ------
     ConfigError, CheckpointError
         As of `build`.
     """
-    counted = inputs.gives_counts or any(map(samples_counts, sources))
-    with open_workspace(
-        sources, folder, resources, reporter,
-        token_arrays=counted, matrices=settings.has_matrices,
-        models=settings.loss_reach is not None,
-    ) as workspace:  # fmt: skip
+    needs = build_needs(sources, settings, inputs)
+    with open_workspace(sources, folder, resources, reporter, needs, workers) as workspace:
         check_sources(sources, reporter)
         dtype = choose_compute(resources.compute, sources[0], settings.bits, reporter)
         with torch_settings(workspace.limits.threads, dtype):
@@ -282,6 +256,14 @@ def calibrated_tables(
                 stats = run_calibration(table, inputs, settings.loss_reach, workspace)
                 tables.append(TableInputs(table, stats))
             yield tables, workspace
+
+
+def build_needs(
+    sources: Sequence[TableSource], settings: BuildSettings, inputs: CalibrationInputs
+) -> BuildNeeds:
+    """Return what a build of `sources` works out besides encoding."""
+    counted = inputs.gives_counts or any(map(samples_counts, sources))
+    return BuildNeeds(counted, settings.has_matrices, settings.loss_reach is not None)
 
 
 def check_sources(sources: Sequence[TableSource], reporter: Reporter) -> None:

@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from tolpack.compress.build_job import JOB_SUFFIX, BuildJob, store_job
+from tolpack.compress.build_job import BuildJob
 from tolpack.compress.part_tasks import (
     check_part,
     checked_part,
@@ -22,7 +22,6 @@ from tolpack.compress.part_tasks import (
     make_part,
     read_candidate,
 )
-from tolpack.compress.run_tasks import Workers, run_tasks
 from tolpack.container.parts.check_pieces import LENGTH_BYTES
 from tolpack.container.parts.layout import RowRun
 from tolpack.container.parts.manifest import PART_SUFFIX, PartFile, Piece
@@ -32,6 +31,8 @@ from tolpack.runtime.progress import Reporter
 from tolpack.sources.protocol import TableSource
 from tolpack.storage.folder import Folder
 from tolpack.storage.locations import absolute
+from tolpack.workspace.jobs import JOB_SUFFIX, store_job
+from tolpack.workspace.run_tasks import Workers, run_tasks
 
 # Small reads of a folder that are made at once.
 _READS_AT_ONCE = 16

@@ -24,15 +24,15 @@ from tolpack.compress.cluster_model import Rates, TableWork
 from tolpack.compress.encode import encode_chunk
 from tolpack.compress.make_plan import TableInputs, make_plan
 from tolpack.compress.plan import Plan
-from tolpack.compress.run_tasks import open_workers
 from tolpack.compress.settings import BuildSettings, Drop, parse_rank
 from tolpack.container.parts.check_pieces import LENGTH_BYTES
 from tolpack.runtime.array_types import Ints
 from tolpack.runtime.progress import Reporter
 from tolpack.sources.protocol import FieldRows, StoredRows, TableSource
 from tolpack.sources.uniform_table import DerivedTable
-from tolpack.workspace.limits import Limits, choose_compute
+from tolpack.workspace.limits import BuildNeeds, Limits, choose_compute
 from tolpack.workspace.resources import Resources
+from tolpack.workspace.run_tasks import open_workers
 from tolpack.workspace.workers import torch_settings
 from tolpack.workspace.workspace import open_workspace
 
@@ -131,7 +131,7 @@ def measure_table(
     one_thread = replace(resources, threads=1)
     opened = open_workspace(
         [sample], Path(tempfile.gettempdir()), one_thread, Reporter(),
-        token_arrays=False, matrices=based, models=False,
+        BuildNeeds(token_arrays=False, matrices=based, models=False),
     )  # fmt: skip
     with opened as workspace, torch_settings(1, dtype):
         table = sample.computed_in(dtype)

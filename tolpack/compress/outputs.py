@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, Self
 
-from tolpack.compress.build_job import JOB_SUFFIX, BuildJob, InputLocation
+from tolpack.calibration.spread_metrics import SUMS_SUFFIX
+from tolpack.compress.build_job import BuildJob
 from tolpack.compress.build_parts import MadeParts, make_parts
 from tolpack.compress.encode import encode
 from tolpack.compress.plan import PRODUCER, PackPlan
-from tolpack.compress.run_tasks import Workers
 from tolpack.compress.write import PackFile, write
 from tolpack.container.atomic_write import check_output
 from tolpack.container.local_sink import check_unfinished
@@ -35,7 +35,7 @@ from tolpack.storage.folder import Folder
 from tolpack.storage.inputs import InputPath, input_path, local_output
 from tolpack.storage.local_folder import UNFINISHED, LocalFolder
 from tolpack.storage.locations import Location, local_path, open_folder
-from tolpack.workspace.limits import Limits
+from tolpack.workspace.jobs import JOB_SUFFIX
 from tolpack.workspace.workspace import Workspace
 
 # Writes the pack of a plan; takes the tables and a workspace, and returns what `write` returns.
@@ -58,8 +58,9 @@ class PackOutput(Protocol):
         """Where arrays that do not fit in memory may go."""
         ...
 
-    def encoded_by(self, workers: EncodingWorkers) -> Self:
-        """Return it with workers that encode the rows."""
+    @property
+    def task_folder(self) -> Folder:
+        """Where jobs and part files go that workers need and make."""
         ...
 
     def open(self, key: bytes) -> AbstractContextManager[WritePack]:
@@ -78,20 +79,10 @@ class PackOutput(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class EncodingWorkers:
-    """Workers that encode parts: how they open the input, and what each of them may use."""
-
-    workers: Workers
-    input: InputLocation
-    limits: Limits
-
-
-@dataclass(frozen=True, slots=True)
 class FileOutput:
-    """One file, encoded by the threads of this process; by ``workers`` to part files beside it."""
+    """One file, encoded by the threads of this process; by workers to part files beside it."""
 
     file: PackFile
-    workers: EncodingWorkers | None = None
 
     @property
     def location(self) -> Path:
@@ -103,9 +94,10 @@ class FileOutput:
         """See `PackOutput`."""
         return self.file.path.parent
 
-    def encoded_by(self, workers: EncodingWorkers) -> FileOutput:
+    @property
+    def task_folder(self) -> LocalFolder:
         """See `PackOutput`."""
-        return replace(self, workers=workers)
+        return LocalFolder(parts_folder(self.file.path))
 
     @contextmanager
     def open(self, key: bytes) -> Iterator[WritePack]:
@@ -116,13 +108,12 @@ class FileOutput:
                 plan: PackPlan, sources: Sequence[TableSource], workspace: Workspace
             ) -> int:
                 check, reporter = self.file.check_inputs, workspace.reporter
-                if self.workers is None:
+                if workspace.workers is None:
                     blocks = encode(plan, sources, workspace)
                     return write(plan, blocks, sink, check, reporter)
-                folder = LocalFolder(parts_folder(self.file.path))
-                made = _made(plan, sources, folder, self.workers, _part_bytes(plan), workspace)
+                made = _made(plan, sources, self.task_folder, _part_bytes(plan), workspace)
                 excess = write(plan, made.blocks, sink, check, reporter)
-                _remove_parts(folder)
+                _remove_parts(self.task_folder)
                 return excess
 
             yield write_pack
@@ -140,7 +131,6 @@ class FolderOutput:
     part_bytes: int
     check_inputs: Callable[[], None]
     overwrite: bool = False
-    workers: EncodingWorkers | None = None
 
     @property
     def location(self) -> Location:
@@ -154,9 +144,10 @@ class FolderOutput:
             return self.folder.path.parent
         return Path(tempfile.gettempdir())
 
-    def encoded_by(self, workers: EncodingWorkers) -> FolderOutput:
+    @property
+    def task_folder(self) -> Folder:
         """See `PackOutput`."""
-        return replace(self, workers=workers)
+        return self.folder
 
     @contextmanager
     def open(self, key: bytes) -> Iterator[WritePack]:
@@ -170,7 +161,7 @@ class FolderOutput:
     def _write_pack(
         self, plan: PackPlan, sources: Sequence[TableSource], workspace: Workspace
     ) -> int:
-        made = _made(plan, sources, self.folder, self.workers, self.part_bytes, workspace)
+        made = _made(plan, sources, self.folder, self.part_bytes, workspace)
         job, last = made.job, None
         if job.count > len(job.parts):
             header = job.part_header(len(job.parts))
@@ -283,13 +274,13 @@ def parts_folder(path: Path) -> Path:
 
 
 def _made(
-    plan: PackPlan, sources: Sequence[TableSource], folder: Folder,
-    encoding: EncodingWorkers | None, part_bytes: int, workspace: Workspace,
+    plan: PackPlan, sources: Sequence[TableSource], folder: Folder, part_bytes: int,
+    workspace: Workspace,
 ) -> MadeParts:  # fmt: skip
-    job = BuildJob.of(plan, workspace.limits, part_bytes)
-    if encoding is not None:
-        job = job.for_workers(encoding.input, sources, encoding.limits)
-    workers = None if encoding is None else encoding.workers
+    job, found = BuildJob.of(plan, workspace.limits, part_bytes), workspace.workers
+    if found is not None:
+        job = job.for_workers(found.input, sources, found.limits)
+    workers = None if found is None else found.workers
     return MadeParts(job, folder, make_parts(job, folder, sources, workers, workspace.reporter))
 
 
@@ -304,6 +295,8 @@ def _remove_parts(folder: LocalFolder) -> None:
     """
     with contextlib.suppress(OSError):
         for path in folder.path.iterdir():
-            if path.suffix in (PART_SUFFIX, JOB_SUFFIX) or path.name.startswith(UNFINISHED):
+            if path.suffix in (PART_SUFFIX, JOB_SUFFIX, SUMS_SUFFIX) or path.name.startswith(
+                UNFINISHED
+            ):
                 path.unlink(missing_ok=True)
         folder.path.rmdir()

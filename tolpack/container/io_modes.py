@@ -13,7 +13,7 @@ from tolpack.container.local_file import AutoFile, LocalFile, MappedFile, PreadF
 from tolpack.container.parts.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, parse_manifest
 from tolpack.container.parts.parts_source import PartsSource
 from tolpack.errors import ConfigError, FileAccessError
-from tolpack.runtime.files import read_whole
+from tolpack.runtime.files import is_json, read_whole
 from tolpack.storage.locations import Location, local_path
 
 IO_MODES: dict[str, type[LocalFile]] = {
@@ -70,7 +70,7 @@ def _open_local(path: Path, kind: type[LocalFile]) -> ByteSource:
                 f"folder {path} holds no {MANIFEST_NAME}: it is no pack in parts, or one that is "
                 "not finished"
             )
-    elif path.suffix != ".json":
+    elif path.suffix != ".json" or not is_json(path):
         return kind(path)
     found = parse_manifest(read_whole(manifest, MAX_MANIFEST_BYTES))
     return PartsSource(found, lambda file: kind(manifest.parent / file.name), kind)

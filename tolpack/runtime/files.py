@@ -58,6 +58,18 @@ def regular_size(path: str | Path) -> int:
         os.close(fd)
 
 
+def is_json(path: str | Path) -> bool:
+    """Whether a file begins as a JSON object without white space before it.
+
+    Raises
+    ------
+    FileAccessError
+        See `open_regular`.
+    """
+    with open_stream(path) as file:
+        return file.read(1) == b"{"
+
+
 def read_whole(path: str | Path, most_bytes: int) -> bytes:
     """Return the content of a regular file.
 

@@ -43,6 +43,20 @@ _RECORD_VALUE_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True)
+class BuildNeeds:
+    """What a build works out besides encoding.
+
+    ``token_arrays``: whether there are counts, weights or an order of the rows; ``matrices``:
+    whether there are matrices of a field's width, such as bases and metrics; ``models``: whether
+    models of transformers are run, where there is room for them.
+    """
+
+    token_arrays: bool = True
+    matrices: bool = True
+    models: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """Memory, in bytes, and cores of one build.
 
@@ -129,10 +143,7 @@ def plan_limits(
     sources: Sequence[TableSource],
     max_memory: str | int,
     threads: int | None,
-    *,
-    token_arrays: bool = True,
-    matrices: bool = True,
-    models: bool = True,
+    needs: BuildNeeds | None = None,
 ) -> Limits:
     """Divide `max_memory` for a build of `sources`, one after the other, on `threads` cores.
 
@@ -144,12 +155,8 @@ def plan_limits(
         Largest resident memory, ``"4GB"`` or bytes.
     threads : int or None
         Default: all cores.
-    token_arrays : bool
-        Whether there are counts, weights or an order of the rows.
-    matrices : bool
-        Whether matrices of a field's width are worked out: bases, metrics.
-    models : bool
-        Whether models of transformers are run, where there is room for them.
+    needs : BuildNeeds, optional
+        What the build works out; default: everything.
 
     Raises
     ------
@@ -160,9 +167,10 @@ def plan_limits(
         raise ConfigError(f"--threads is {threads}, expected at least 1")
     workers = threads or processor_count()
     total = int(parse_bytes(max_memory, "--max-memory") * (1 - _SLACK))
-    needs = [_needs(source, workers, token_arrays, matrices) for source in sources]
-    largest = max(range(len(needs)), key=lambda n: sum(needs[n]))
-    fixed, record_floor = needs[largest]
+    needs = needs or BuildNeeds()
+    needed_bytes = [_needed_bytes(source, workers, needs) for source in sources]
+    largest = max(range(len(needed_bytes)), key=lambda n: sum(needed_bytes[n]))
+    fixed, record_floor = needed_bytes[largest]
     free = total - fixed - record_floor
     if free < 0:
         source = sources[largest]
@@ -173,7 +181,7 @@ def plan_limits(
             f"{source.rows} tokens on {workers} threads: give at least {needed:.1f}GB"
         )
     block = min(row_block(source) for source in sources)
-    model = max(map(model_bytes, sources)) if models else 0
+    model = max(map(model_bytes, sources)) if needs.models else 0
     model = model if model <= free else 0
     free -= model
     return Limits(
@@ -193,15 +201,13 @@ def model_bytes(source: TableSource) -> int:
     return 4 * model.other_values + max(_ACTIVATION_BYTES, model.other_values)
 
 
-def _needs(
-    source: TableSource, workers: int, token_arrays: bool, matrices: bool
-) -> tuple[int, int]:
+def _needed_bytes(source: TableSource, workers: int, needs: BuildNeeds) -> tuple[int, int]:
     """Return the bytes that cannot be made fewer, and those of the fewest records."""
     hidden, inner = max(field.width for field in source.fields), source.inner_size
     block = row_block(source)
     blocks = workers * block * (3 * inner + 4 * hidden + MOMENT_BLOCKS * hidden) * 4
-    gram = (6 + 2 * workers) * 8 * hidden**2 if matrices or inner else 0
-    tokens = _TOKEN_ARRAYS * 8 * source.rows if token_arrays or inner else 0
+    gram = (6 + 2 * workers) * 8 * hidden**2 if needs.matrices or inner else 0
+    tokens = _TOKEN_ARRAYS * 8 * source.rows if needs.token_arrays or inner else 0
     values = sum(field.width for field in source.fields)
     # Of a table that is read, rows lie beside their records, all fields together.
     rows = 0 if source.weight_bytes else workers * block * values * 4

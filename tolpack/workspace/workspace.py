@@ -12,7 +12,8 @@ from tolpack.runtime.array_types import Doubles
 from tolpack.runtime.progress import Reporter
 from tolpack.runtime.scratch import Scratch, SpilledArray
 from tolpack.sources.protocol import TableSource
-from tolpack.workspace.limits import Limits, plan_limits
+from tolpack.workspace.build_workers import BuildWorkers
+from tolpack.workspace.limits import BuildNeeds, Limits, plan_limits
 from tolpack.workspace.resources import Resources
 
 
@@ -48,12 +49,14 @@ class Workspace:
     """Limits, scratch space for arrays, and the receiver of progress.
 
     ``moments``: second moments that several packs of one table share, if there are several.
+    ``workers``: other processes that share the work, if there are any.
     """
 
     limits: Limits
     scratch: Scratch
     reporter: Reporter
     moments: MomentsCache | None = None
+    workers: BuildWorkers | None = None
 
 
 @contextmanager
@@ -62,22 +65,17 @@ def open_workspace(
     folder: Path,
     resources: Resources,
     reporter: Reporter,
-    *,
-    token_arrays: bool = True,
-    matrices: bool = True,
-    models: bool = True,
+    needs: BuildNeeds | None = None,
+    workers: BuildWorkers | None = None,
 ) -> Iterator[Workspace]:
     """Yield a workspace for builds of `sources`, one after the other, with its temporary file in
-    `folder`; see `plan_limits` for the rest.
+    `folder`; see `plan_limits` for `needs`.
 
     Raises
     ------
     ConfigError
         The memory granted is not enough; see `plan_limits`.
     """
-    limits = plan_limits(
-        sources, resources.max_memory, resources.threads,
-        token_arrays=token_arrays, matrices=matrices, models=models,
-    )  # fmt: skip
+    limits = plan_limits(sources, resources.max_memory, resources.threads, needs)
     with Scratch(folder, limits.scratch_bytes) as scratch:
-        yield Workspace(limits, scratch, reporter)
+        yield Workspace(limits, scratch, reporter, workers=workers)
