@@ -177,7 +177,7 @@ def test_processes_of_its_own(model, small_parts, tmp_path):
     assert (tmp_path / "b.tolpack").read_bytes() == expected
     assert (tmp_path / "c.tolpack").read_bytes() == expected
     assert sorted(os.listdir(tmp_path)) == ["a.tolpack", "b.tolpack", "c.tolpack"]
-    assert set(multiprocessing.active_children()) == others
+    assert set(multiprocessing.active_children()) <= others
 
 
 @contextmanager

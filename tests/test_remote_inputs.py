@@ -1,12 +1,15 @@
 """Inputs by URL: what is built from object storage is what is built from a copy of it."""
 
+import hashlib
 import io
 import json
 import os
 import threading
 import urllib.request
 import uuid
+from pathlib import Path
 
+import families
 import models
 import ngram_tables
 import numpy as np
@@ -15,22 +18,28 @@ import torch
 from click.testing import CliRunner
 from safetensors import safe_open
 from safetensors.torch import save_file
+from test_key_maps import OWN, PLAIN, own_state
 
 import tolpack
 from tolpack.cli import main
 from tolpack.errors import CheckpointError, ConfigError, FileAccessError
 from tolpack.evaluation.evaluator import evaluate
+from tolpack.model.text import find_tokenizer, read_token_ids
 from tolpack.runtime.progress import Reporter
+from tolpack.sources.checkpoint.checkpoint import open_checkpoint
+from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.checkpoint.safetensors_file import RemoteSafetensors, SafetensorsFile
 from tolpack.sources.open_source import open_source, open_tables
-from tolpack.storage import remote_file
+from tolpack.storage import remote_input
 from tolpack.storage.inputs import input_path, open_stream, read_whole
 from tolpack.storage.locations import open_folder
-from tolpack.storage.remote_file import RemoteFile
+from tolpack.storage.remote_input import RemoteInput
+from tolpack.storage.remote_object import RemoteObject
 from tolpack.storage.remote_path import RemotePath
 
 GEMMA = {"model_type": "gemma3n", "vocab_size": 64, "vocab_size_per_layer_input": 60,
          "hidden_size_per_layer_input": 16, "num_hidden_layers": 3}  # fmt: skip
+DEMO = Path(tolpack.__file__).parent / "demo" / "model"
 PLE = "model.language_model.embed_tokens_per_layer.weight"
 
 
@@ -77,8 +86,6 @@ def memoryllm(folder):
 
 def fused(folder):
     """Save a file of a MemoryLLM whose config is beside it, with names of another trainer."""
-    import families
-
     folder.mkdir()
     config = models.make_config()
     state = families.openlm(models.make_state(config), config)
@@ -93,6 +100,11 @@ def exl3(folder):
         folder, lambda found: ngram_tables.save_exl3(found / "ngram_embedding.safetensors", 3)
     )
     return folder
+
+
+def engram(folder):
+    """Save a folder of n-gram tables, whose hash follows from the tokenizer beside them."""
+    return ngram_tables.save(folder, ngram_tables.demo(), ngram_tables.DEMO_CONFIG)
 
 
 def table(folder, suffix, dtype):
@@ -111,6 +123,7 @@ SAVED = {
     "memoryllm": memoryllm,
     "gemma": gemma,
     "exl3": exl3,
+    "engram": engram,
     "npy": lambda folder: table(folder, ".npy", "<f2"),
     "tensor": lambda folder: table(folder, ".safetensors", "<f4"),
 }
@@ -142,6 +155,35 @@ def test_fused_weights_and_a_file_with_its_config(tmp_path):
     assert result.path.read_bytes() == expected.path.read_bytes()
 
 
+@pytest.mark.parametrize("trainer", families.FAMILIES)
+def test_tensors_of_every_trainer(trainer, tmp_path):
+    """Whole tensors, blocks and rows are those of a copy, however they are fused or split."""
+    config = models.make_config("flex_memoryllm")
+    state = families.FAMILIES[trainer](models.make_state(config), config)
+    path = models.save_folder(tmp_path / "model", state, config, shards=2)
+    here, there = open_checkpoint(path), open_checkpoint(upload(path))
+    assert there.fingerprint() == here.fingerprint()
+    for name, tensor in here.schema_tensors.items():
+        assert torch.equal(there.tensor(name), here.tensor(name))
+        ids = torch.arange(tensor.shape[0]).flip(0)[::3]
+        assert torch.equal(there.rows(name, ids), here.rows(name, ids))
+        assert torch.equal(there.row_block(name, 1, 5), here.row_block(name, 1, 5))
+
+
+def test_hashes_beside_remote_files(tmp_path):
+    """A ``SHA256SUMS`` beside them is held against the files."""
+    path = gemma(tmp_path / "model")
+    shard = path / "model-00001-of-00002.safetensors"
+    for content, outcome in ((shard.read_bytes(), None), (b"", "but SHA256SUMS says")):
+        (path / "SHA256SUMS").write_text(f"{hashlib.sha256(content).hexdigest()}  {shard.name}\n")
+        url = upload(path)
+        if outcome is None:
+            tolpack.build(url, tmp_path / "p.tolpack", bits=8)
+            continue
+        with pytest.raises(CheckpointError, match=f"{url}/{shard.name} .* {outcome}"):
+            tolpack.build(url, tmp_path / "q.tolpack", bits=8)
+
+
 def test_a_folder_by_http(tmp_path, s3):
     """HTTP lists nothing: a folder is read by its index; one without says what is missing."""
     path = memoryllm(tmp_path / "model")
@@ -162,7 +204,7 @@ def test_a_folder_by_http(tmp_path, s3):
         open_tables(url)
 
 
-def test_counts_text_config_and_key_map_by_url(tmp_path, token_ids):
+def test_counts_text_and_config(tmp_path, token_ids):
     """All small inputs may be URLs too."""
     path = memoryllm(tmp_path / "model")
     counts = tmp_path / "counts.npy"
@@ -173,6 +215,31 @@ def test_counts_text_config_and_key_map_by_url(tmp_path, token_ids):
     expected = tolpack.build(path, tmp_path / "a.tolpack", **settings, **given)
     result = tolpack.build(upload(path), tmp_path / "b.tolpack", **settings, **urls)
     assert result.path.read_bytes() == expected.path.read_bytes()
+
+
+def test_texts_and_their_tokenizer(tmp_path):
+    """A text by URL is read with the tokenizer beside the checkpoint, or with one by URL."""
+    text = tmp_path / "text.txt"
+    text.write_text("Once there was a cat.\r\nIt sat by the river. ", encoding="utf-8")
+    expected = read_token_ids(text, 10_000, DEMO / "tokenizer.json")
+    url = upload(DEMO)
+    places = (url, None), (f"{url}/model.safetensors", None), ("x", f"{url}/tokenizer.json")
+    for checkpoint, given in places:
+        tokenizer = find_tokenizer(input_path(checkpoint), given)
+        assert np.array_equal(read_token_ids(upload(text), 10_000, tokenizer), expected)
+
+
+def test_key_maps(tmp_path):
+    """A key map by URL is read, and what it says is transposed is read so."""
+    state = own_state(models.make_state(PLAIN), PLAIN)
+    path = models.save_folder(tmp_path / "model", state, PLAIN)
+    key_map = tmp_path / "map.toml"
+    key_map.write_text(OWN, encoding="utf-8")
+    options = (CheckpointOptions(key_map=one) for one in (key_map, upload(key_map)))
+    here, there = map(open_checkpoint, (path, upload(path)), options)
+    assert there.fingerprint() == here.fingerprint()
+    name, ids = "layers.1.memory_mlp.gate_proj.weight", torch.tensor([3, 0, 3])
+    assert torch.equal(there.rows(name, ids), here.rows(name, ids))
 
 
 def run(*args):
@@ -225,6 +292,25 @@ def test_a_changed_object_is_noticed(tmp_path):
         open_tables(url)
 
 
+@pytest.mark.parametrize("root", ["memory://bucket", "s3://bucket"])
+def test_reads_are_of_one_version(root, tmp_path, s3):
+    """Bytes of an object that was replaced since it was opened are never given."""
+    path = tmp_path / "x.bin"
+    path.write_bytes(bytes(1000))
+    url = upload(path, root)
+    file, out = RemoteInput(input_path(url)), np.ones(10, np.uint8)
+    file.read_into(5, out)
+    assert not out.any()
+    path.write_bytes(b"1" * 1000)
+    open_folder(url.removesuffix("/x.bin")).put("x.bin", path)
+    for announced in (False, True):
+        if announced:
+            file.advise(5, 10)
+        with pytest.raises(CheckpointError, match=f"{url} was changed while it was read"):
+            file.read_into(5, out)
+    assert not out.any()
+
+
 def test_what_is_not_there(tmp_path, s3):
     """A folder, file or bucket that is missing is named in full."""
     for url in ("memory://bucket/none", "s3://bucket/none", "s3://bucket/none.npy"):
@@ -239,10 +325,12 @@ def test_what_is_not_there(tmp_path, s3):
 
 def test_urls_that_cannot_be_opened(monkeypatch):
     """Unknown schemes, other machines, and a missing library are said."""
-    with pytest.raises(ConfigError, match="foo://x/y"):
+    with pytest.raises(ConfigError, match="foo://x is of no known kind"):
         open_tables("foo://x/y")
     with pytest.raises(ConfigError, match="another machine"):
         open_tables("file://elsewhere/model")
+    with pytest.raises(ConfigError, match="a Path joins its slashes: give it as text"):
+        open_tables(Path("s3://bucket/model"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs obstore: pip install 'tolpack\[remote\]'"):
         open_tables("gs://bucket/model-without-obstore")
@@ -267,7 +355,7 @@ def test_credentials_are_not_shown(url):
         )
         assert result.exit_code != 0
         assert "secret" not in result.output
-    with pytest.raises(ConfigError, match="credentials come from the environment"):
+    with pytest.raises(ConfigError, match="holds credentials|has a query"):
         open_tables(url)
 
 
@@ -297,7 +385,7 @@ def test_models_of_transformers_are_run_here_only(tmp_path):
 
 
 @pytest.mark.parametrize("args", [
-    ["convert", "p.tolpack", "s3://bucket/t.npy"],
+    ["join", "parts", "s3://bucket/p.tolpack"], ["convert", "p.tolpack", "s3://bucket/t.npy"],
     ["strip", "s3://bucket/model", "-o", "x", "--pack", "p.tolpack"], ["demo", "-o", "s3://bucket/x"],
     ["eval", "m", "--text", "t", "--report", "s3://bucket/r.html"],
     ["lm-eval", "s3://bucket/m", "--tasks", "x"], ["bench", "s3://bucket/p.tolpack"],
@@ -324,10 +412,10 @@ def test_paths_of_urls():
 
 def test_reads_are_cut_into_requests(tmp_path, monkeypatch):
     """Large reads are several requests at the same time, and give the bytes of the file."""
-    monkeypatch.setattr(remote_file, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(remote_input, "_LEAST_BYTES", 1000)
     data = np.random.default_rng(0).integers(0, 256, 9001).astype(np.uint8)
     (tmp_path / "x.bin").write_bytes(data.tobytes())
-    file = RemoteFile(input_path(upload(tmp_path / "x.bin")))
+    file = RemoteInput(input_path(upload(tmp_path / "x.bin")))
     for offset, length in ((0, 9001), (17, 8000), (9001, 0), (8000, 1001), (5, 999)):
         out = np.zeros(length, np.uint8)
         assert not file.read_into(offset, out, wait=False)
@@ -336,13 +424,13 @@ def test_reads_are_cut_into_requests(tmp_path, monkeypatch):
         assert np.array_equal(out, data[offset : offset + length])
     with pytest.raises(FileAccessError):
         file.read_into(9000, np.zeros(2, np.uint8))
-    barrier, read = threading.Barrier(8), type(file._folder).read
+    barrier, read = threading.Barrier(8), RemoteObject.read
 
-    def together(folder, *extent):
+    def together(remote, *extent):
         barrier.wait(10)
-        return read(folder, *extent)
+        return read(remote, *extent)
 
-    monkeypatch.setattr(type(file._folder), "read", together)
+    monkeypatch.setattr(RemoteObject, "read", together)
     file.read_into(0, np.zeros(8000, np.uint8))
 
 

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 
 import click
 
 import tolpack
-from tolpack.commands.options import PATH, json_option, print_json
+from tolpack.commands.options import LOCATION, json_option, print_json
 from tolpack.commands.terminal import Terminal, checked, echo
 from tolpack.container.parts.layout import DEFAULT_PART_SIZE
 from tolpack.errors import printable
 from tolpack.report.tables import format_bytes
 from tolpack.runtime.sizes import parse_bytes
+from tolpack.storage.locations import Location
 
 
 @click.command()
-@click.argument("pack", type=PATH)
-@click.argument("folder", type=PATH)
+@click.argument("pack", type=LOCATION)
+@click.argument("folder", type=LOCATION)
 @click.option(
     "--part-size", default=DEFAULT_PART_SIZE, show_default=True,
     callback=checked(lambda value: parse_bytes(value, "--part-size")),
@@ -26,7 +26,7 @@ from tolpack.runtime.sizes import parse_bytes
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace a manifest that is there.")
 @json_option
-def split(pack: Path, folder: Path, part_size: str, force: bool, as_json: bool) -> None:
+def split(pack: Location, folder: Location, part_size: str, force: bool, as_json: bool) -> None:
     """Write PACK as part files into FOLDER, and manifest.json, which names them.
 
     FOLDER, or its manifest.json, can be given wherever a pack is expected. The manifest is written

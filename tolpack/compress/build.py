@@ -31,7 +31,9 @@ from tolpack.runtime.progress import Reporter
 from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.open_source import open_tables
 from tolpack.sources.protocol import TableSource
+from tolpack.storage.inputs import input_path
 from tolpack.storage.locations import Location
+from tolpack.storage.remote_path import RemotePath
 from tolpack.workspace.limits import choose_compute, plan_limits
 from tolpack.workspace.resources import DEFAULT_MAX_MEMORY, Resources
 from tolpack.workspace.workers import torch_settings, torch_threads
@@ -208,6 +210,8 @@ def build(
         checkpoint, output, part_size, lambda: check_unchanged(sources),
         force=force, resume=resume, inputs=files,
     )  # fmt: skip
+    if output is None and isinstance(input_path(checkpoint), RemotePath):
+        reporter.say(f"writing {target.location}")
     location = InputLocation.of(checkpoint, options, layers, tensor)
     with ExitStack() as stack:
         if executor is not None or processes is not None:

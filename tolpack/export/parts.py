@@ -24,6 +24,7 @@ from tolpack.runtime.array_types import Buffer
 from tolpack.runtime.progress import Reporter
 from tolpack.runtime.sizes import parse_bytes
 from tolpack.storage.folder import Folder
+from tolpack.storage.inputs import local_output
 from tolpack.storage.locations import Location, open_folder
 from tolpack.version import __version__
 
@@ -139,7 +140,7 @@ def join(
     FileAccessError, FormatError
         The parts cannot be read or are damaged, or the file cannot be written.
     """
-    reporter, path = reporter or Reporter(), Path(pack)
+    reporter, path = reporter or Reporter(), local_output(pack)
     check_output(path)
     if path.exists() and not force:
         raise ConfigError(f"output {path} exists: use --force to replace it, or another name")

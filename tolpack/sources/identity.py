@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +22,8 @@ from tolpack.storage.inputs import InputPath, file_state, open_stream
 from tolpack.storage.remote_path import RemotePath
 
 _BLOCK_BYTES = 8 << 20
+# At least, so that reads over a network overlap.
+_LEAST_THREADS = 4
 _READ_BYTES = 1 << 20
 # What `FileStates.sampled_digest` reads of a file.
 _SAMPLE_BYTES, _SAMPLES = 1 << 15, 64
@@ -53,7 +54,7 @@ def rows_digest(
         return hashlib.sha256(rows.data).digest(), rows.nbytes
 
     whole = hashlib.sha256()
-    with ThreadPoolExecutor(processor_count()) as pool:
+    with ThreadPoolExecutor(max(processor_count(), _LEAST_THREADS)) as pool:
         for part, size in pool.map(digest, range(0, count, step)):
             whole.update(part)
             done(size)
@@ -124,7 +125,9 @@ class FileStates:
                 )
 
 
-def _sampled_digest(path: Path, size: int) -> bytes:
+def _sampled_digest(path: InputPath, size: int) -> bytes:
+    if isinstance(path, RemotePath):  # its ETag tells more than samples, and costs less
+        return hashlib.sha256(repr(path.state()).encode()).digest()
     digest, step = hashlib.sha256(), max(_SAMPLE_BYTES, size // _SAMPLES)
     try:
         with open_stream(path) as file:

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 from tolpack.errors import ConfigError
 from tolpack.runtime import files
 from tolpack.storage.locations import Location, local_path, without_credentials
-from tolpack.storage.remote_file import open_remote_stream
+from tolpack.storage.remote_input import open_remote_stream
 from tolpack.storage.remote_path import RemotePath
 
 InputPath = Path | RemotePath

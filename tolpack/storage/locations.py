@@ -14,6 +14,8 @@ from tolpack.storage.local_folder import LocalFolder
 # A path, or a URL as text. A URL is never made a Path, which would join its slashes.
 Location = str | Path
 
+# What a `Path` makes of the beginning of a URL.
+_JOINED = re.compile(r"(?i:s3a?|gs|az|azure|adl|abfss?|memory|https?|file):")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
@@ -28,10 +30,13 @@ def local_path(location: Location) -> Path | None:
     Raises
     ------
     ConfigError
-        A ``file://`` URL names another machine.
+        A ``file://`` URL names another machine, or a URL was made a `Path`.
     """
     if not is_url(location):
-        return Path(location)
+        path = Path(location)
+        if path.parts[:1] and _JOINED.fullmatch(path.parts[0]):
+            raise ConfigError(f"{path} was a URL, and a Path joins its slashes: give it as text")
+        return path
     parts = urlsplit(os.fspath(location))
     if parts.scheme.lower() != "file":
         return None
@@ -71,7 +76,7 @@ def open_folder(location: Location) -> Folder:
         return LocalFolder(path)
     from tolpack.storage.remote_folder import RemoteFolder
 
-    return RemoteFolder(_plain(str(location)))
+    return RemoteFolder(plain_url(str(location)))
 
 
 def split_location(location: Location) -> tuple[Location, str]:
@@ -85,7 +90,7 @@ def split_location(location: Location) -> tuple[Location, str]:
     path = local_path(location)
     if path is not None:
         return path.parent, path.name
-    scheme, _, rest = _plain(str(location)).partition("://")
+    scheme, _, rest = plain_url(str(location)).partition("://")
     folder, slash, name = rest.rpartition("/")
     if not slash or not (folder or scheme.lower() == "memory"):
         raise ConfigError(f"{location} names no file: expected {scheme}://BUCKET/NAME")
@@ -94,8 +99,14 @@ def split_location(location: Location) -> tuple[Location, str]:
     return f"{scheme}://{folder}", name
 
 
-def _plain(url: str) -> str:
-    """Return a URL that holds nothing secret, as it is going to be shown."""
+def plain_url(url: str) -> str:
+    """Return a URL that holds nothing secret, as it is going to be shown.
+
+    Raises
+    ------
+    ConfigError
+        It has a password or a user, or a query.
+    """
     parts = urlsplit(url)
     container = parts.scheme.lower() in ("abfs", "abfss")  # container@account
     if parts.password or (parts.username and not container):

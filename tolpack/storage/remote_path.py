@@ -6,14 +6,9 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any
 
-from tolpack.errors import ConfigError
-from tolpack.storage.folder import Folder
-from tolpack.storage.locations import open_folder, without_credentials
+from tolpack.storage.locations import plain_url
+from tolpack.storage.remote_folder import RemoteFolder
 
-# Those that obstore opens.
-_SCHEMES = (
-    "s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss", "memory", "http", "https",
-)  # fmt: skip
 # Servers of HTTP list nothing, so a folder there is what has one of these.
 HTTP_NAMES = (
     "model.safetensors.index.json", "model.safetensors", "config.json", "tokenizer.json",
@@ -34,19 +29,11 @@ class RemotePath:
     Raises
     ------
     ConfigError
-        It is of another kind, or holds a user, a password, a query or a fragment.
+        It holds a password, a query or a fragment; what uses it refuses kinds that are unknown.
     """
 
     def __init__(self, url: str) -> None:
-        shown = without_credentials(url)
-        if shown != url:
-            raise ConfigError(
-                f"the URL {shown} has more than a host or bucket and a path: leave out user, "
-                "password, query and fragment; credentials come from the environment"
-            )
-        scheme, _, rest = url.partition("://")
-        if scheme.lower() not in _SCHEMES:
-            raise ConfigError(f"{url} is of an unknown kind, expected {'://, '.join(_SCHEMES)}://")
+        scheme, _, rest = plain_url(url).partition("://")
         self._url = f"{scheme.lower()}://{rest.rstrip('/')}"
 
     def __str__(self) -> str:
@@ -91,7 +78,7 @@ class RemotePath:
         return self._url.startswith(("http://", "https://"))
 
     @property
-    def folder(self) -> Folder:
+    def folder(self) -> RemoteFolder:
         """The folder that holds the file."""
         return _opened(str(self.parent))
 
@@ -130,6 +117,6 @@ class RemotePath:
 
 
 @lru_cache(maxsize=32)
-def _opened(url: str) -> Folder:
+def _opened(url: str) -> RemoteFolder:
     """Open a folder once: each has connections of its own."""
-    return open_folder(url)
+    return RemoteFolder(url)

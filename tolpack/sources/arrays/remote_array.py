@@ -15,7 +15,7 @@ from tolpack.sources.checkpoint.safetensors_file import RemoteSafetensors
 from tolpack.sources.checkpoint.tensors import DTYPE_BYTES
 from tolpack.sources.tensors.last_rows import LastRows
 from tolpack.sources.tensors.tensor_rows import FileRows, JoinedRows
-from tolpack.storage.remote_file import RemoteFile, open_remote_stream
+from tolpack.storage.remote_input import RemoteInput, open_remote_stream
 from tolpack.storage.remote_path import RemotePath
 
 
@@ -65,7 +65,7 @@ def _stored_array(path: RemotePath, dtype: str, offset: int, shape: tuple[int, .
             f"the table of {path} is {dtype} {list(shape)}, expected float32, float16 or bfloat16 "
             "[vocab, layers, hidden] or [vocab, layers·hidden]"
         )
-    rows = JoinedRows([FileRows(RemoteFile(path), "table", dtype, offset, shape[0], width)])
+    rows = JoinedRows([FileRows(RemoteInput(path), "table", dtype, offset, shape[0], width)])
     last = LastRows(rows)
 
     def take(ids: NDArray[np.int64], start: int, stop: int) -> NDArray[np.float32]:

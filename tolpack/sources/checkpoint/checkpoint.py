@@ -35,9 +35,10 @@ from tolpack.sources.checkpoint.tensors import TensorStore
 from tolpack.sources.identity import rows_digest
 from tolpack.sources.input_kind import check_input
 from tolpack.sources.tensors.last_rows import LastRows
-from tolpack.sources.tensors.tensor_rows import FileRows, JoinedRows, open_input
+from tolpack.sources.tensors.tensor_rows import FileRows, JoinedRows
 from tolpack.storage.inputs import InputPath, input_path
 from tolpack.storage.locations import Location
+from tolpack.storage.remote_input import RemoteInput
 from tolpack.storage.remote_path import RemotePath
 
 # Values, and rows, that are checked at once, so that a large tensor is not doubled in memory.
@@ -78,6 +79,7 @@ class Checkpoint:
         self._finite: set[str] = set()
         self._digests: dict[str, bytes] = {}
         self._remote: dict[str, LastRows] = {}
+        self._opened: dict[RemotePath, RemoteInput] = {}
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -99,7 +101,10 @@ class Checkpoint:
             The tensor is missing, or has another shape or dtype, or holds NaN or Inf.
         """
         found = self.check(name)
-        tensor = read_slice(found, self._store.load(found.stored))
+        if self._remote_rows(found) is not None:
+            tensor = self.row_block(name, 0, found.shape[0])
+        else:
+            tensor = read_slice(found, self._store.load(found.stored))
         if name not in self._finite:
             _check_finite(tensor, name, found.stored)
             self._finite.add(name)
@@ -111,7 +116,7 @@ class Checkpoint:
         tensor = self.check(name)
         remote = self._remote_rows(tensor)
         if remote is not None:
-            return _as_tensor(remote.take(ids.numpy()).copy(), tensor)
+            return _as_tensor(remote.take(ids.numpy() + tensor.first_row).copy(), tensor)
         by_rows = not tensor.slice.fused and not tensor.slice.transpose
         pieces = []
         for piece in self._store.mapped.pieces(ids.numpy(), tensor.nbytes // tensor.shape[0]):
@@ -128,7 +133,8 @@ class Checkpoint:
         tensor = self.check(name)
         remote = self._remote_rows(tensor)
         if remote is not None:
-            return _as_tensor(remote.rows.block(start, stop), tensor)
+            first = tensor.first_row
+            return _as_tensor(remote.rows.block(first + start, first + stop), tensor)
         pieces = self._store.load(tensor.stored)
         if len(pieces) > 1 or tensor.slice.fused or tensor.slice.transpose:
             return self.rows(name, torch.arange(start, stop))
@@ -234,18 +240,21 @@ class Checkpoint:
         return found
 
     def _remote_rows(self, tensor: SchemaTensor) -> LastRows | None:
-        """Return the rows of a tensor whose file is elsewhere; ``None`` for others, and for rows
-        that do not lie in the file as they are.
+        """Return the rows of the stored tensor if its file is elsewhere; ``None`` for others, and
+        where rows of `tensor` are not rows of it.
         """
-        info, extent = self._store.infos[tensor.stored][0], self._store.extents(tensor.stored)[0]
-        if not isinstance(info.path, RemotePath) or extent is None:
+        path = self._store.infos[tensor.stored][0].path
+        extent = self._store.extents(tensor.stored)[0]
+        if not isinstance(path, RemotePath) or extent is None:
             return None
-        if tensor.slice.fused or tensor.slice.transpose:
+        if tensor.slice.transpose or tensor.head_groups is not None:
             return None
         if tensor.stored not in self._remote:
-            count, size = info.shape[0], tensor.nbytes // tensor.shape[0]
-            file = open_input(info.path)
-            rows = FileRows(file, tensor.stored, info.dtype, extent[0], count, size)
+            if path not in self._opened:
+                self._opened[path] = RemoteInput(path)
+            file = self._opened[path]
+            count, size = tensor.stored_shape[0], tensor.nbytes // tensor.shape[0]
+            rows = FileRows(file, tensor.stored, tensor.dtype, extent[0], count, size)
             self._remote[tensor.stored] = LastRows(JoinedRows([rows]))
         return self._remote[tensor.stored]
 

@@ -18,7 +18,7 @@ from tolpack.sources.checkpoint.lfs import lfs_hint
 from tolpack.sources.checkpoint.safetensors_header import metadata, read_header, tensor_fields
 from tolpack.sources.checkpoint.tensors import TensorInfo
 from tolpack.storage.inputs import InputPath
-from tolpack.storage.remote_file import RemoteFile
+from tolpack.storage.remote_input import RemoteInput
 from tolpack.storage.remote_path import RemotePath
 
 # Torch's names of dtypes by the format's; other dtypes keep the format's name.
@@ -27,8 +27,6 @@ _DTYPES = {
     "F8_E4M3": "float8_e4m3fn", "F8_E8M0": "float8_e8m0fnu", "I64": "int64", "I32": "int32",
     "U8": "uint8", "I8": "int8",
 }  # fmt: skip
-# Bytes of a tensor that is kept.
-_KEPT_BYTES = 128 << 20
 
 
 class SafetensorsFile:
@@ -93,10 +91,7 @@ class SafetensorsFile:
 
 
 class RemoteSafetensors:
-    """A ``.safetensors`` that is read by ranges, or `CheckpointError` if it is none.
-
-    The tensor that was loaded last is kept, as parts of it may be asked for one after the other.
-    """
+    """A ``.safetensors`` that is read by ranges, or `CheckpointError` if it is none."""
 
     config: object = None
 
@@ -104,7 +99,7 @@ class RemoteSafetensors:
         self.path = path
         try:
             header, self._extents = read_header(path)
-            self._file = RemoteFile(path)
+            self._file = RemoteInput(path)
             self._infos = {
                 name: TensorInfo(shape, _DTYPES.get(dtype, dtype), path)
                 for name, dtype, shape in tensor_fields(header, self._extents)
@@ -112,7 +107,6 @@ class RemoteSafetensors:
         except (OSError, ValueError) as error:
             raise _refusal(path, error) from error
         self._metadata = metadata(header)
-        self._last: tuple[str, torch.Tensor] | None = None
 
     def infos(self) -> dict[str, TensorInfo]:
         """See `TensorFile.infos`."""
@@ -124,9 +118,6 @@ class RemoteSafetensors:
 
     def load(self, name: str) -> torch.Tensor:
         """See `TensorFile.load`; reads all of the tensor."""
-        last = self._last
-        if last is not None and last[0] == name:
-            return last[1]
         info, (offset, length) = self._infos[name], self._extents[name]
         dtype = getattr(torch, info.dtype, None)
         if not isinstance(dtype, torch.dtype):
@@ -134,7 +125,6 @@ class RemoteSafetensors:
         values = torch.empty(info.shape, dtype=dtype)
         if length:
             self._file.read_into(offset, values.view(-1).view(torch.uint8).numpy())
-        self._last = (name, values) if length <= _KEPT_BYTES else None
         return values
 
     def extent(self, name: str) -> tuple[int, int] | None:
@@ -142,8 +132,7 @@ class RemoteSafetensors:
         return self._extents.get(name)
 
     def release(self) -> None:
-        """See `TensorFile.release`; drops the tensor that was loaded last."""
-        self._last = None
+        """See `TensorFile.release`; nothing is mapped."""
 
 
 def open_safetensors(path: InputPath) -> SafetensorsFile | RemoteSafetensors:

@@ -27,7 +27,7 @@ from tolpack.runtime.files import open_regular
 from tolpack.runtime.fork_safety import ForkSafe
 from tolpack.sources.checkpoint.tensors import TensorStore
 from tolpack.storage.inputs import InputPath
-from tolpack.storage.remote_file import RemoteFile
+from tolpack.storage.remote_input import RemoteInput
 from tolpack.storage.remote_path import RemotePath
 
 # Unwanted bytes that are read along rather than begin another read, which takes about as long.
@@ -141,12 +141,12 @@ class RowsFile(ForkSafe):
         return len(data)
 
 
-InputFile = RowsFile | RemoteFile
+InputFile = RowsFile | RemoteInput
 
 
 def open_input(path: InputPath) -> InputFile:
-    """Open a file that rows are read from; errors as of `RowsFile` and `RemoteFile`."""
-    return RemoteFile(path) if isinstance(path, RemotePath) else RowsFile(path)
+    """Open a file that rows are read from; errors as of `RowsFile` and `RemoteInput`."""
+    return RemoteInput(path) if isinstance(path, RemotePath) else RowsFile(path)
 
 
 class FileRows:
