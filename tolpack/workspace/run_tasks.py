@@ -89,13 +89,9 @@ class Workers:
         if self._restart is not None:
             self._executor = self._restart(self._executor)
 
-    def terminate(self) -> None:
-        """End the processes of a pool, whatever they do."""
-        _terminate(self._executor)
-
-    def shutdown(self) -> None:
-        """End the executor, once the tasks in work are done."""
-        self._executor.shutdown(cancel_futures=True)
+    def close(self) -> None:
+        """End the executor, and its processes whatever they do."""
+        _end_pool(self._executor)
 
 
 @contextmanager
@@ -133,19 +129,14 @@ def _process_workers(processes: int) -> Iterator[Workers]:
         return ProcessPoolExecutor(processes, context, initializer=_prepare_process)
 
     def restart(broken: Executor) -> Executor:
-        # A process that was started while the pool broke would be waited for, and never end.
-        _terminate(broken)
-        broken.shutdown(cancel_futures=True)
+        _end_pool(broken)
         return start()
 
     workers = Workers(start(), 2 * processes, restart)
     try:
         yield workers
-    except BaseException:
-        workers.terminate()
-        raise
-    finally:
-        workers.shutdown()
+    finally:  # all is done, or nothing more is wanted
+        workers.close()
 
 
 def run_tasks(
@@ -261,11 +252,13 @@ class _Run:
         self._workers.restart()
 
 
-def _terminate(executor: Executor) -> None:
-    # Python has a method for this from 3.14 on.
-    processes: dict[int, BaseProcess] = getattr(executor, "_processes", None) or {}
+def _end_pool(pool: Executor) -> None:
+    # A process that was started while the pool broke would be waited for, and never end. Python has
+    # a method for this from 3.14 on.
+    processes: dict[int, BaseProcess] = getattr(pool, "_processes", None) or {}
     for process in list(processes.values()):
         process.terminate()
+    pool.shutdown(cancel_futures=True)
 
 
 def _reason(error: BaseException) -> str:
