@@ -20,15 +20,17 @@ DOCS = Path(__file__).resolve().parent
 FOLDER = DOCS / "commands"
 # Documents that explain a command, besides the tutorial.
 FURTHER = {
-    "build": ["compression.md", "checkpoints.md", "families.md"],
+    "build": ["compression.md", "checkpoints.md", "families.md", "scale.md"],
     "eval": ["choosing-settings.md", "checkpoints.md"],
-    "plan": ["compression.md", "families.md"],
+    "plan": ["compression.md", "families.md", "scale.md"],
     "inspect": ["checkpoints.md", "families.md", "compression.md"],
     "verify": ["integrity.md", "../formats/v1/SPEC.md"],
     "rows": ["insight.md", "serving.md", "families.md", "integrity.md"],
     "diff": ["insight.md"],
     "study": ["choosing-settings.md", "compression.md"],
     "bench": ["serving.md"],
+    "split": ["scale.md"],
+    "join": ["scale.md"],
     "convert": ["convert.md"],
     "demo": ["../tolpack/demo/model/README.md"],
 }

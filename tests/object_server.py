@@ -92,6 +92,11 @@ def shorten(answer: Answer) -> Answer:
     return replace(answer, body=answer.body[: len(answer.body) // 2])
 
 
+def lengthen(answer: Answer) -> Answer:
+    """Send more bytes than were asked for."""
+    return replace(answer, body=bytes(answer.body) * 2)
+
+
 def misplace(answer: Answer) -> Answer:
     """Send the bytes of another range, and say so."""
     match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.headers["Content-Range"])

@@ -209,6 +209,7 @@ LASTING = {
     faults.unavailable: "status 503",
     faults.stall: "time limit",
     faults.shorten: "bytes",
+    faults.lengthen: "bytes",
     faults.misplace: "range|bytes",
     faults.ignore_range: "range",
 }
@@ -359,6 +360,13 @@ def test_modes_fit_locations(s3, wide):
     for url in ("ftp://host/model.tolpack", "s3://bucket", "s3://"):
         with pytest.raises(tolpack.ConfigError, match="expected"):
             tolpack.open(url)
+
+
+def test_the_library_that_is_missing_is_named(monkeypatch):
+    """Without obstore, a URL is an error that says what to install."""
+    monkeypatch.setattr(remote_folder.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(tolpack.ConfigError, match=r"pip install 'tolpack\[remote\]'"):
+        tolpack.open(URLS["s3"])
 
 
 def test_closing_ends_reads(s3, wide):

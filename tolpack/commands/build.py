@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import click
@@ -21,6 +22,7 @@ from tolpack.commands.options import (
     tokenizer_option,
 )
 from tolpack.commands.terminal import Terminal, checked, echo
+from tolpack.compress.dask_cluster import cluster_executor
 from tolpack.compress.settings import (
     BITS,
     BuildSettings,
@@ -30,12 +32,16 @@ from tolpack.compress.settings import (
 )
 from tolpack.errors import ConfigError
 from tolpack.report import tables
+from tolpack.runtime.sizes import parse_bytes
 from tolpack.storage.locations import Location
 
 
 @click.command()
 @click.argument("checkpoint", type=LOCATION)
-@click.option("-o", "--output", type=LOCATION, help="The pack [default: NAME.tolpack beside it].")
+@click.option(
+    "-o", "--output", type=LOCATION, help="The pack [default: NAME.tolpack beside it]; a URL, and "
+    "with --part-size a folder, gets parts.",
+)  # fmt: skip
 @click.option(
     "--rank", default="none", show_default=True, callback=checked(parse_rank),
     help="Rank of the basis: none (no basis), auto, full, a number, 50%, or r0,r1,… by layer.",
@@ -55,6 +61,19 @@ from tolpack.storage.locations import Location
 @layers_option
 @tensor_option
 @resource_options
+@click.option(
+    "--processes", type=click.IntRange(1), metavar="N",
+    help="Encode the rows in N processes, each with --max-memory and its share of the cores.",
+)  # fmt: skip
+@click.option(
+    "--cluster", metavar="ADDRESS",
+    help="Encode the rows on the workers of a Dask scheduler, like tcp://host:8786.",
+)  # fmt: skip
+@click.option(
+    "--part-size", metavar="SIZE",
+    callback=checked(lambda value: parse_bytes(value, "--part-size")),
+    help="Write a folder of part files of about this size, like 256MB, and a manifest.",
+)  # fmt: skip
 @click.option("--resume", is_flag=True, help="Continue an interrupted build.")
 @click.option("--force", is_flag=True, help="Replace an existing pack.")
 @json_option
@@ -76,6 +95,7 @@ def build(checkpoint: Location, bits: str, as_json: bool, **settings: Any) -> No
     tolpack build model.pt --bits 8 --drop 3,7-9 --frequencies counts.npy
     tolpack build table.npy --layers 24 --bits 16
     tolpack build gemma-3n-E2B/ --bits lossless
+    tolpack build engram/ -o parts/ --bits lossless --part-size 256MB --cluster tcp://host:8786
     tolpack build model/ --tensor model.embed_tokens.weight --bits 8
     """
     names = ("drop", "size", "max_ppl_increase", "compression", "max_relative_error", "max_kld")
@@ -86,9 +106,14 @@ def build(checkpoint: Location, bits: str, as_json: bool, **settings: Any) -> No
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
     refuse_two_maps(settings)
-    output, terminal = settings.pop("output"), Terminal()
+    output, terminal, cluster = settings.pop("output"), Terminal(), settings.pop("cluster")
+    if cluster is not None and settings["processes"] is not None:
+        raise click.UsageError("--processes and --cluster both say who encodes: give one of them")
     try:
-        result = tolpack.build(checkpoint, output, bits=number, reporter=terminal, **settings)
+        with nullcontext() if cluster is None else cluster_executor(cluster) as executor:
+            result = tolpack.build(
+                checkpoint, output, bits=number, executor=executor, reporter=terminal, **settings
+            )
     except KeyboardInterrupt:
         terminal.say("interrupted: the same command with --resume continues what was written")
         raise

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from tolpack.commands.cluster_options import cluster_options, take_cluster_options
 from tolpack.commands.options import (
     LOCATION,
     checkpoint_options,
@@ -29,7 +30,12 @@ from tolpack.compress.settings import (
 )
 from tolpack.errors import ConfigError
 from tolpack.report import tables
+from tolpack.report.cluster_table import cluster_table
 from tolpack.storage.locations import Location
+
+if TYPE_CHECKING:  # these load torch, which help does not need
+    from tolpack.compress.cluster_plan import ClusterBuild
+    from tolpack.compress.measured_plan import PlanRequest
 
 # Options by which the table itself decides: a plan then has to measure it.
 _MEASURED = (
@@ -52,6 +58,7 @@ _MEASURED = (
 @layers_option
 @tensor_option
 @resource_options
+@cluster_options
 @json_option
 def plan(checkpoint: Location, as_json: bool, **settings: Any) -> None:
     """Predict sizes and costs of packs of CHECKPOINT without building one.
@@ -60,14 +67,22 @@ def plan(checkpoint: Location, as_json: bool, **settings: Any) -> None:
     --calibrate or --frequencies, the table is measured as for a build, which may take minutes, and
     the decisions of the build are shown: ranks, codecs, chunks and the predicted size.
 
+    With --machines, the time of each phase of a build on so many machines is predicted, with the
+    bytes that it reads and sends over the network, what it waits for, and its cost. A few thousand
+    rows are encoded for that, and timed on this machine (docs/scale.md).
+
     \b
     tolpack plan model.pt
     tolpack plan model.pt --rank 50% --bits 4 --drop 5
     tolpack plan model.pt --rank auto --bits auto --size 12% --calibrate text.txt
+    tolpack plan model/ --machines 10 --cores 16 --disk 1GB/s --network 10Gbit/s --price 1.20
     """
+    build = take_cluster_options(settings)
     auto = [settings[name] for name in ("rank", "bits")] + [settings["drop"].split(":")[0]]
     if "auto" in auto or any(settings[name] is not None for name in _MEASURED):
-        _show_measured(checkpoint, as_json, settings)
+        _show_measured(checkpoint, as_json, settings, build)
+    elif build is not None:
+        _show_cluster(checkpoint, as_json, settings, build)
     else:
         _show_predicted(checkpoint, as_json, settings)
 
@@ -86,29 +101,55 @@ def _show_predicted(checkpoint: Location, as_json: bool, settings: dict[str, Any
         echo(tables.plan_table(plans))
 
 
-def _show_measured(checkpoint: Location, as_json: bool, settings: dict[str, Any]) -> None:
-    from tolpack.calibration.calibrate import CalibrationInputs
+def _show_cluster(
+    checkpoint: Location, as_json: bool, settings: dict[str, Any], build: ClusterBuild
+) -> None:
+    from tolpack.compress.cluster_plan import predict_build
+
+    request, rank = _request(checkpoint, settings), settings["rank"] or "none"
+    size, phases = predict_build(request, rank, build, Terminal())
+    if as_json:
+        print_json({"plans": [size.to_json()], "cluster": phases.to_json()})
+    else:
+        echo(f"{tables.plan_table([size])}\n\n{cluster_table(phases)}")
+
+
+def _show_measured(
+    checkpoint: Location, as_json: bool, settings: dict[str, Any], build: ClusterBuild | None
+) -> None:
+    from tolpack.compress.cluster_plan import preview_build
     from tolpack.compress.measured_plan import preview_plan
+
+    request, phases = _request(checkpoint, settings), None
+    if build is None:
+        found = preview_plan(request, Terminal())
+    else:
+        found, phases = preview_build(request, build, Terminal())
+    if as_json:
+        shown: dict[str, Any] = {"plans": [], "plan": found[0], "tables": found}
+        print_json(shown if phases is None else {**shown, "cluster": phases.to_json()})
+    else:
+        heads = [f"{one['name']}\n" if len(found) > 1 else "" for one in found]
+        texts = [head + tables.measured_plan_table(one) for head, one in zip(heads, found)]
+        echo("\n\n".join([*texts, *([] if phases is None else [cluster_table(phases)])]))
+
+
+def _request(checkpoint: Location, settings: dict[str, Any]) -> PlanRequest:
+    from tolpack.calibration.calibrate import CalibrationInputs
+    from tolpack.compress.measured_plan import PlanRequest
     from tolpack.workspace.resources import Resources
 
-    bits = settings["bits"] or "4"
     try:
         parsed = BuildSettings.parse(
-            settings["rank"] or "none", parse_bits(bits), settings["drop"],
+            settings["rank"] or "none", parse_bits(settings["bits"] or "4"), settings["drop"],
             settings["size"], settings["max_ppl_increase"], settings["compression"],
             settings["max_relative_error"], settings["max_kld"],
         )  # fmt: skip
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
-    inputs = CalibrationInputs(*(settings[n] for n in ("calibrate", "frequencies", "tokenizer")))
-    resources = Resources(*(settings[name] for name in ("compute", "max_memory", "threads")))
-    found = preview_plan(
-        checkpoint, parsed, inputs, take_checkpoint_options(settings), settings["layers"],
-        settings["tensor"], resources, Terminal(),
+    return PlanRequest(
+        checkpoint, parsed,
+        CalibrationInputs(*(settings[n] for n in ("calibrate", "frequencies", "tokenizer"))),
+        take_checkpoint_options(settings), settings["layers"], settings["tensor"],
+        Resources(*(settings[name] for name in ("compute", "max_memory", "threads"))),
     )  # fmt: skip
-    if as_json:
-        print_json({"plans": [], "plan": found[0], "tables": found})
-    else:
-        heads = [f"{one['name']}\n" if len(found) > 1 else "" for one in found]
-        shown = map(tables.measured_plan_table, found)
-        echo("\n\n".join(head + table for head, table in zip(heads, shown)))

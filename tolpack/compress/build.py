@@ -241,13 +241,12 @@ def encoding_workers(
     ConfigError
         Both are given, or the memory granted to each worker is not enough.
     """
-    threads = resources.threads or 1
-    if processes is not None and resources.threads is None:
-        threads = max(1, processor_count() // max(1, processes))
-    limits = plan_limits(
-        sources, resources.max_memory, threads, matrices=settings.has_matrices, models=False
-    )
     with open_workers(executor, processes) as workers:
+        share = 1 if processes is None else max(1, processor_count() // processes)
+        limits = plan_limits(
+            sources, resources.max_memory, resources.threads or share,
+            matrices=settings.has_matrices, models=False,
+        )  # fmt: skip
         yield EncodingWorkers(workers, location, limits)
 
 

@@ -15,7 +15,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
@@ -28,7 +27,7 @@ from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.open_source import open_tables
 from tolpack.sources.protocol import TableSource
 from tolpack.storage.folder import AlreadyExistsError, Folder
-from tolpack.storage.locations import Location, is_url, open_folder
+from tolpack.storage.locations import Location, absolute, open_folder
 from tolpack.workspace.limits import Limits
 
 JOB_SUFFIX = ".job"
@@ -60,17 +59,16 @@ class InputLocation:
         cls, path: Location, options: CheckpointOptions, layers: int | None, tensor: str | None
     ) -> InputLocation:
         """Make the paths absolute: workers have working folders of their own."""
-        absolute = replace(
+        found = replace(
             options,
-            config=None if options.config is None else _absolute(options.config),
-            key_map=None if options.key_map is None else _absolute(options.key_map),
+            config=None if options.config is None else absolute(options.config),
+            key_map=None if options.key_map is None else absolute(options.key_map),
         )
-        return cls(_absolute(path), absolute, layers, tensor)
+        return cls(absolute(path), found, layers, tensor)
 
     def open(self) -> tuple[TableSource, ...]:
         """Open all tables; errors as of `open_tables`."""
-        path = self.path if is_url(self.path) else Path(self.path)
-        tables = open_tables(path, self.options, self.layers, self.tensor)
+        tables = open_tables(self.path, self.options, self.layers, self.tensor)
         return tuple(table.computed_in(self.compute) for table in tables)
 
 
@@ -214,7 +212,3 @@ def _unchanged(job: OpenJob) -> bool:
     except CheckpointError:
         return False
     return True
-
-
-def _absolute(location: Location) -> str:
-    return str(location) if is_url(location) else str(Path(location).absolute())

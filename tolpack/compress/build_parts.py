@@ -31,6 +31,7 @@ from tolpack.runtime.array_types import Buffer, Ints
 from tolpack.runtime.progress import Reporter
 from tolpack.sources.protocol import TableSource
 from tolpack.storage.folder import Folder
+from tolpack.storage.locations import absolute
 
 # Small reads of a folder that are made at once.
 _READS_AT_ONCE = 16
@@ -81,7 +82,7 @@ def make_parts(
                 done(job.work(missing[number]))
 
             digest, attempt = store_job(job, folder), uuid.uuid4().hex
-            calls = [(folder.location, digest, number, attempt) for number in missing]
+            calls = [(absolute(folder.location), digest, number, attempt) for number in missing]
             run_tasks(workers, encode_part, calls, take, reporter)
             folder.delete(digest + JOB_SUFFIX)
     return [made[number] for number in range(len(job.parts))]
@@ -99,14 +100,11 @@ def _valid_parts(
             found[candidates[number][0]] = file
 
     if workers is None:
-        for place, (number, name) in enumerate(candidates):
-            take(place, checked_part(folder, name, number, job.count, job.pack_id))
+        for place, (_, name) in enumerate(candidates):
+            take(place, checked_part(folder, name))
     else:
         attempt = uuid.uuid4().hex
-        calls = [
-            (folder.location, name, number, job.count, job.pack_id, attempt)
-            for number, name in candidates
-        ]
+        calls = [(absolute(folder.location), name, attempt) for _, name in candidates]
         run_tasks(workers, check_part, calls, take, reporter)
     return found
 

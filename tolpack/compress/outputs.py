@@ -34,7 +34,7 @@ from tolpack.sources.protocol import TableSource
 from tolpack.storage.folder import Folder
 from tolpack.storage.inputs import InputPath, input_path, local_output
 from tolpack.storage.local_folder import UNFINISHED, LocalFolder
-from tolpack.storage.locations import Location, is_url, open_folder
+from tolpack.storage.locations import Location, local_path, open_folder
 from tolpack.workspace.limits import Limits
 from tolpack.workspace.workspace import Workspace
 
@@ -189,14 +189,14 @@ def choose_output(
     resume: bool,
     inputs: Sequence[str | Path | None],
 ) -> PackOutput:
-    """Return where the pack goes: a folder of parts for a URL, or with a part size; else a file.
+    """Return where the pack goes: a folder of parts with a part size, or elsewhere; else a file.
 
     Raises
     ------
     ConfigError, FileAccessError
         Something would be lost by writing it, or it is no possible output.
     """
-    if part_size is None and not (output is not None and is_url(output)):
+    if part_size is None and (output is None or local_path(output) is not None):
         path = output_path(checkpoint, output, force, inputs)
         return FileOutput(PackFile(path, check_inputs, overwrite=force, resume=resume))
     size = parse_bytes(DEFAULT_PART_SIZE if part_size is None else part_size, "--part-size")
@@ -222,7 +222,8 @@ def parts_output(checkpoint: Location, output: Location | None, force: bool) -> 
         path = folder.path
         if path.exists() and not path.is_dir():
             raise ConfigError(f"output {path} is a file, and parts go to a folder: give another -o")
-        if path.exists() and not is_url(checkpoint) and path.samefile(checkpoint):
+        source = local_path(checkpoint)
+        if path.exists() and source is not None and path.samefile(source):
             raise ConfigError(f"output {path} holds the checkpoint: give a folder of its own")
         if not path.parent.is_dir():
             raise FileAccessError(

@@ -6,6 +6,7 @@ description of a part file comes back; rows and blocks never pass through a sche
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import closing
 
@@ -14,18 +15,14 @@ from tolpack.compress.encode import encode_chunk
 from tolpack.compress.plan import PRODUCER
 from tolpack.container.parts.folder_file import FolderFile
 from tolpack.container.parts.manifest import PART_SUFFIX, PartFile
-from tolpack.container.parts.part_file import (
-    PartHeader,
-    PartWriter,
-    check_part_file,
-    read_part_header,
-)
+from tolpack.container.parts.part_file import PartHeader, PartWriter, read_part_header
 from tolpack.errors import TolpackError, memory_errors
 from tolpack.sources.protocol import TableSource
 from tolpack.storage.folder import Folder
 from tolpack.storage.locations import open_folder
 from tolpack.workspace.workers import SharedTorchSettings
 
+_READ_BYTES = 4 << 20
 # A process may have several threads that work on tasks.
 _torch_settings = SharedTorchSettings()
 
@@ -47,13 +44,11 @@ def encode_part(location: str, digest: str, number: int, attempt: str) -> PartFi
         return make_part(opened.job, opened.folder, opened.sources, number)
 
 
-def check_part(
-    location: str, name: str, number: int, count: int, pack_id: int, attempt: str
-) -> PartFile | None:
-    """Return what part file `name`, which is there already, holds; ``None`` if it is damaged, or
-    not number `number` of `count` of the pack. `attempt` is as of `encode_part`.
+def check_part(location: str, name: str, attempt: str) -> PartFile | None:
+    """Return what part file `name`, which is there already, holds; ``None`` if it is damaged.
+    `attempt` is as of `encode_part`.
     """
-    return checked_part(open_folder(location), name, number, count, pack_id)
+    return checked_part(open_folder(location), name)
 
 
 def make_part(
@@ -79,7 +74,7 @@ def make_part(
             blocks = encode_chunk(
                 job.plan.tables[table], sources[table], job.limits, chunk, done, run.first, run.rows
             )
-            with closing(blocks):
+            with closing(blocks):  # which may hold threads
                 writer.add_blocks(
                     run.chunk.chunk.blocks, table, run.first_slot, run.rows, blocks,
                     framed=run.chunk.framed,
@@ -89,18 +84,18 @@ def make_part(
         return writer.commit()
 
 
-def checked_part(
-    folder: Folder, name: str, number: int, count: int, pack_id: int
-) -> PartFile | None:
+def checked_part(folder: Folder, name: str) -> PartFile | None:
     """See `check_part`."""
+    digest, expected = hashlib.sha256(), name.removesuffix(PART_SUFFIX)
     try:
         with closing(FolderFile(folder, name)) as source:
-            header = read_part_header(source)
-            file = PartFile(name.removesuffix(PART_SUFFIX), source.size, header.pieces)
-            check_part_file(source, file, (number, count), pack_id)
+            for start in range(0, source.size, _READ_BYTES):
+                digest.update(source.read(start, min(_READ_BYTES, source.size - start)))
+            if digest.hexdigest() != expected:
+                return None
+            return PartFile(expected, source.size, read_part_header(source).pieces)
     except TolpackError:
         return None
-    return file
 
 
 def read_candidate(folder: Folder, name: str) -> PartHeader | None:

@@ -14,10 +14,18 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    wait,
+)
 from concurrent.futures.process import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
+from time import monotonic
 from typing import Any, TypeVar
 
 from tolpack.errors import ConfigError, ExecutorError, TolpackError
@@ -30,8 +38,9 @@ _AT_ONCE = 1000
 # How often in a row a pool is started again without a task that was done in between.
 _RESTARTS = 3
 _MOST_PROCESSES = 1024
-# After so many seconds without a task that ended, something is said.
-_QUIET_SECONDS = 300.0
+# How long to wait for a task that ends before it is asked whether the executor still works; and
+# after how many seconds without one something is said.
+_POLL_SECONDS, _QUIET_SECONDS = 2.0, 300.0
 
 
 class Workers:
@@ -60,9 +69,20 @@ class Workers:
         """Whether a broken executor is replaced."""
         return self._restart is not None
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the executor is known not to have lost its scheduler."""
+        # When Dask's client loses the scheduler while it fetches a result, the future never ends.
+        status = getattr(getattr(self._executor, "_client", None), "status", "running")
+        return bool(status == "running")
+
     def submit(self, function: Callable[..., _T], arguments: Sequence[Any]) -> Future[_T]:
         """Begin a task; raises what the executor raises."""
-        return self._executor.submit(function, *arguments)
+        try:
+            return self._executor.submit(function, *arguments)
+        except OSError as error:
+            # A pool whose worker dies at this moment has closed what it would be woken by.
+            raise BrokenExecutor(str(error)) from error
 
     def restart(self) -> None:
         """Take another executor, as this one is broken."""
@@ -71,10 +91,7 @@ class Workers:
 
     def terminate(self) -> None:
         """End the processes of a pool, whatever they do."""
-        # Python has a method for this from 3.14 on.
-        processes: dict[int, BaseProcess] = getattr(self._executor, "_processes", None) or {}
-        for process in list(processes.values()):
-            process.terminate()
+        _terminate(self._executor)
 
     def shutdown(self) -> None:
         """End the executor, once the tasks in work are done."""
@@ -116,7 +133,9 @@ def _process_workers(processes: int) -> Iterator[Workers]:
         return ProcessPoolExecutor(processes, context, initializer=_prepare_process)
 
     def restart(broken: Executor) -> Executor:
-        broken.shutdown(wait=False, cancel_futures=True)
+        # A process that was started while the pool broke would be waited for, and never end.
+        _terminate(broken)
+        broken.shutdown(cancel_futures=True)
         return start()
 
     workers = Workers(start(), 2 * processes, restart)
@@ -177,7 +196,7 @@ class _Run:
         self._take, self._reporter = take, reporter
         self._waiting = deque(range(len(calls)))
         self._running: dict[Future[Any], int] = {}
-        self._restarts = 0
+        self._restarts, self._last = 0, monotonic()
 
     @property
     def left(self) -> int:
@@ -188,18 +207,21 @@ class _Run:
         """Submit what may be, and take what has ended next."""
         try:
             self._submit()
-            ended, _ = wait(self._running, _QUIET_SECONDS, FIRST_COMPLETED)
+            ended, _ = wait(self._running, _POLL_SECONDS, FIRST_COMPLETED)
             for future in ended:
                 if not _succeeded(future):
                     future.result()  # raises
+            if not ended and not self._workers.is_connected:
+                raise CancelledError
         except TolpackError:
             raise
         except Exception as error:  # noqa: BLE001 - each engine has errors of its own
             self._recover(error)
             return
         if self._take_results():
-            self._restarts = 0
-        else:
+            self._restarts, self._last = 0, monotonic()
+        elif monotonic() - self._last > _QUIET_SECONDS:
+            self._last = monotonic()
             self._reporter.say(
                 f"no worker has ended a task for {_QUIET_SECONDS:.0f} seconds, and {self.left} are "
                 "left: are there workers?"
@@ -229,16 +251,32 @@ class _Run:
         broken = isinstance(error, BrokenExecutor) and self._workers.can_restart
         if not broken or (self._restarts == _RESTARTS and not progressed):
             raise ExecutorError(
-                f"workers were lost or failed ({type(error).__name__}: {error}), and {self.left} "
-                f"of {len(self._calls)} tasks are left. What is made is kept: repair the cause "
-                "(often too little memory: fewer workers, or a smaller --max-memory), and give the "
-                "same command again"
+                f"{_reason(error)}; {self.left} of {len(self._calls)} tasks are left. What is made "
+                "is kept: repair the cause, and give the same command again"
             ) from error
         self._restarts = 1 if progressed else self._restarts + 1
         self._waiting.extendleft(self._running.values())
         self._running.clear()
         self._reporter.say(f"a worker was lost: {len(self._waiting)} tasks go to new ones")
         self._workers.restart()
+
+
+def _terminate(executor: Executor) -> None:
+    # Python has a method for this from 3.14 on.
+    processes: dict[int, BaseProcess] = getattr(executor, "_processes", None) or {}
+    for process in list(processes.values()):
+        process.terminate()
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, CancelledError):
+        return "tasks were cancelled: the scheduler was lost, or the executor was closed"
+    if isinstance(error, BrokenExecutor):
+        return (
+            "a worker ended abruptly, often because the system has too little memory for so many "
+            f"workers ({error})"
+        )
+    return f"a worker failed ({type(error).__name__}: {error})"
 
 
 def _succeeded(future: Future[Any]) -> bool:

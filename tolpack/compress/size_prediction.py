@@ -122,7 +122,7 @@ def predict_checkpoint(
     if rank is not None or bits is not None:
         settings = ((rank or "none", 4 if bits is None else parse_bits(str(bits))),)
     dropped, raw = parse_drop(drop), compression == "none"
-    return [_predict_tables(sources, label, width, dropped, raw) for label, width in settings]
+    return [predict_tables(sources, label, width, dropped, raw=raw) for label, width in settings]
 
 
 def _usual_settings(sources: Sequence[TableSource]) -> tuple[Setting, ...]:
@@ -131,10 +131,22 @@ def _usual_settings(sources: Sequence[TableSource]) -> tuple[Setting, ...]:
     return _COMPUTED if any(source.inner_size for source in sources) else _READ
 
 
-def _predict_tables(
-    sources: Sequence[TableSource], label: str, bits: int | str, drop: tuple[int, ...], raw: bool
+def predict_tables(
+    sources: Sequence[TableSource],
+    label: str,
+    bits: int | str,
+    drop: tuple[int, ...] = (),
+    *,
+    raw: bool = False,
 ) -> SizePrediction:
-    """Predict a pack of all tables; the header is counted for each of them."""
+    """Predict a pack of all tables under one setting of ``--rank`` and ``--bits``, without frames
+    if `raw`. The header is counted for each table.
+
+    Raises
+    ------
+    ConfigError
+        As of `predict_checkpoint`.
+    """
     found = []
     for source in sources:
         count, width = len(source.fields), min(field.width for field in source.fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -16,3 +17,34 @@ class Reporter:
     def phase(self, name: str, total: int, unit: str) -> Iterator[Callable[[int], object]]:
         """Begin a phase of `total` units; yields a function that takes the units just done."""
         yield lambda _: None
+
+
+class PhaseTimes(Reporter):
+    """Passes progress on, and keeps how long phases took.
+
+    Parameters
+    ----------
+    reporter : Reporter, optional
+        Receives the progress.
+
+    Attributes
+    ----------
+    seconds : list of tuple of str and float
+        The name of each phase that has ended, and how long it took.
+    """
+
+    def __init__(self, reporter: Reporter | None = None) -> None:
+        self.seconds: list[tuple[str, float]] = []
+        self._reporter = reporter or Reporter()
+
+    def say(self, text: str) -> None:
+        """See `Reporter`."""
+        self._reporter.say(text)
+
+    @contextmanager
+    def phase(self, name: str, total: int, unit: str) -> Iterator[Callable[[int], object]]:
+        """See `Reporter`."""
+        begin = time.perf_counter()
+        with self._reporter.phase(name, total, unit) as done:
+            yield done
+        self.seconds.append((name, time.perf_counter() - begin))

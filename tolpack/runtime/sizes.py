@@ -19,6 +19,21 @@ def parse_bytes(value: str | int, option: str, example: str = "800MB or 4GB") ->
     return in_range(float(match[1]) * _UNITS[match[2] or "B"], text, option)
 
 
+def parse_rate(value: str | int, option: str) -> float:
+    """Parse bytes a second: ``500MB/s``, ``1GiB/s``, or bits, ``10Gbit/s``; a bare number is in
+    bytes.
+    """
+    text = str(value).strip().upper().replace(" ", "")
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(?:([KMGT]?I?B|[KMGT]?BIT)/S)?", text)
+    unit = match[2] or "B" if match else ""
+    bits = unit.endswith("BIT")
+    if match is None or (unit := unit[:-2] if bits else unit) not in _UNITS:
+        raise ConfigError(
+            f"{option} {str(value)[:40]!r} is not understood: expected e.g. 500MB/s or 10Gbit/s"
+        )
+    return in_range(float(match[1]) * _UNITS[unit] / (8 if bits else 1), text, option)
+
+
 def in_range(size: float, text: str, option: str) -> int:
     """Return `size` as a whole number, or raise `ConfigError` if no file could have it."""
     if not 1 <= size < 2**63:

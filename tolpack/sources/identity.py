@@ -103,12 +103,16 @@ class FileStates:
 
     def sampled_digest(self) -> bytes:
         """Return 32 bytes that depend on the files' names, their sizes, and some of their bytes:
-        the first and the last ones, where formats have their headers, and a few between them.
+        the first and the last ones, where formats have their headers, and a few between them. Of
+        files that lie elsewhere they depend on ETag and time, as every machine sees the same.
         """
         whole = hashlib.sha256()
         for path in sorted(self._states, key=str):
             whole.update(f"{path.name!r} {self.size(path)}".encode())
-            whole.update(_sampled_digest(path, self.size(path)))
+            if isinstance(path, RemotePath):
+                whole.update(repr(self._states[path]).encode())
+            else:
+                whole.update(_sampled_digest(path, self.size(path)))
         return whole.digest()
 
     def check(self) -> None:

@@ -2,7 +2,7 @@
 
 It follows from the header but for lengths, which are known before anything is encoded: from the
 bytes that blocks take before they become frames. So a table that is built in parts and a pack that
-is split give the same part files.
+is split are cut alike.
 """
 
 from __future__ import annotations

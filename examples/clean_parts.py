@@ -1,0 +1,50 @@
+"""List the part files of a folder that its manifest does not name, and remove them if asked.
+
+    python examples/clean_parts.py FOLDER [--delete]
+
+FOLDER is a path or a URL. Builds that ended early leave part files and jobs behind, and so does a
+build that replaced another one's manifest. The next build of the same input and settings would use
+them again. Do not remove files while a build is writing to the folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from tolpack.container.parts.manifest import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    PART_SUFFIX,
+    parse_manifest,
+)
+from tolpack.storage.folder import Folder
+from tolpack.storage.locations import open_folder
+
+JOB_SUFFIX = ".job"
+
+
+def main() -> None:
+    """List, or remove."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder")
+    parser.add_argument("--delete", action="store_true")
+    arguments = parser.parse_args()
+    folder = open_folder(arguments.folder)
+    for name in unnamed_files(folder):
+        if arguments.delete:
+            folder.delete(name)
+        print(name)
+
+
+def unnamed_files(folder: Folder) -> list[str]:
+    """Return the names of part files and jobs that the manifest, if there is one, does not name."""
+    named: set[str] = set()
+    if folder.size(MANIFEST_NAME) is not None:
+        manifest = parse_manifest(folder.read_whole(MANIFEST_NAME, MAX_MANIFEST_BYTES))
+        named = {file.name for file in manifest.files}
+    endings = PART_SUFFIX, JOB_SUFFIX
+    return [name for name in folder.names() if name.endswith(endings) and name not in named]
+
+
+if __name__ == "__main__":
+    main()
