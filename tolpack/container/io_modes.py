@@ -71,6 +71,6 @@ def _open_local(path: Path, kind: type[LocalFile]) -> ByteSource:
                 "not finished"
             )
     elif path.suffix != ".json" or not is_json(path):
-        return kind(path)
+        return kind(str(path))  # without memory, os.open refuses a Path by a TypeError
     found = parse_manifest(read_whole(manifest, MAX_MANIFEST_BYTES))
     return PartsSource(found, lambda file: kind(manifest.parent / file.name), kind)
