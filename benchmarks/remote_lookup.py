@@ -197,6 +197,10 @@ class RangeServer(asyncio.Protocol):
             asyncio.get_running_loop().call_later(self._delay, self._answer, head)
 
     def _answer(self, request: bytes) -> None:
+        demand = re.search(rb"(?i)\r\nif-match: ([^\r]*)", request)
+        if demand and demand[1] != b'"1"':
+            self._transport.write(b"HTTP/1.1 412 Precondition Failed\r\nContent-Length: 0\r\n\r\n")
+            return
         match = re.search(rb"(?i)\r\nrange: bytes=(\d+)-(\d+)", request)
         size = len(self._data)
         start, stop = (int(match[1]), min(int(match[2]) + 1, size)) if match else (0, size)
