@@ -122,6 +122,8 @@ class ObjectServer:
         Host and port of the server to pass requests on to.
     delay : float
         Seconds before each answer.
+    etags, demands : bool
+        Whether objects have ETags, and whether ``If-Match`` is obeyed.
     """
 
     upstream: str | None = None
@@ -133,6 +135,7 @@ class ObjectServer:
     requests: list[Request] = field(default_factory=list)
     spoiled_method: str = "GET"
     etags: bool = True
+    demands: bool = True
     most_at_once: int = 0
     connections: set[_Connection] = field(default_factory=set)
 
@@ -169,16 +172,13 @@ class ObjectServer:
         self.close()
 
     async def _end(self) -> None:
-        self._server.close()
-        await asyncio.sleep(0)  # connections that were just accepted become known
-        while self.connections:
+        # A server that is closed leaks what it is still accepting: so nothing more is accepted.
+        self._loop.remove_reader(self._server.sockets[0].fileno())
+        while self.connections or len(asyncio.all_tasks()) > 1:
             for connection in list(self.connections):
                 connection.transport.abort()
             await asyncio.sleep(0.001)
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        self._server.close()
         await self._loop.shutdown_default_executor()
 
     async def respond(self, request: Request) -> Answer | None:
@@ -211,7 +211,7 @@ class ObjectServer:
         headers = {"Last-Modified": MODIFIED}
         if self.etags:
             headers["ETag"] = etag = self._etag(request.target, found)
-            if request.headers.get("if-match", etag) != etag:
+            if self.demands and request.headers.get("if-match", etag) != etag:
                 return Answer(412, {}, b"<Error><Code>PreconditionFailed</Code></Error>")
         if request.range is None or request.method == "HEAD":
             return Answer(200, headers, found)

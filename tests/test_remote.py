@@ -283,6 +283,57 @@ def test_a_version_is_compared_where_the_demand_is_ignored(s3, wide, tmp_path):
             pack.rows([7])
 
 
+def many(pack):
+    """Return tokens whose rows need a request each, once it is known how to read many."""
+    ids = pack.most_frequent(200)[::4]
+    pack.rows(ids)
+    pack.container.source._object._many.result(30)
+    return ids
+
+
+@pytest.mark.parametrize("demands", [True, False])
+def test_many_ranges_are_of_one_version(demands, s3, wide, tmp_path):
+    """Lookups of many rows see a replaced object as well, also where If-Match is not obeyed."""
+    s3.demands = demands
+    put(s3, wide)
+    other = write(tmp_path / "other", WIDE, seed=1)
+    with tolpack.open(URLS["s3"]) as pack, tolpack.open(wide.path) as local:
+        ids = many(pack)
+        assert (pack.container.source._object._many.result() is not None) == demands
+        s3.requests.clear()
+        assert np.array_equal(pack.rows(ids), local.rows(ids))
+        assert len(s3.ranges()) == len(ids)
+        assert len({one.headers["if-match"] for one in s3.requests}) == 1
+        put(s3, other)
+        with pytest.raises(tolpack.FormatError) as caught:
+            pack.rows(ids)
+        assert caught.value.code == "changed"
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_faults_among_many_ranges_are_overcome(fault, s3, wide):
+    """Faults of a few answers among many cost time alone."""
+    put(s3, wide)
+    with tolpack.open(URLS["s3"]) as pack, tolpack.open(wide.path) as local:
+        ids = many(pack)
+        s3.faults.extend([fault] * 2)
+        assert np.array_equal(pack.rows(ids), local.rows(ids))
+        assert not s3.faults
+
+
+@pytest.mark.parametrize("fault", [f for f in LASTING if f not in (faults.stall, faults.lengthen)])
+def test_lasting_faults_of_many_ranges_are_errors(fault, s3, wide):
+    """If they go on, there is an error with URL, bytes and reason, and no rows."""
+    put(s3, wide)
+    with tolpack.open(URLS["s3"]) as pack:
+        ids = many(pack)
+        s3.always = fault
+        with pytest.raises(tolpack.FileAccessError, match=LASTING[fault]) as caught:
+            pack.rows(ids)
+        assert URLS["s3"] in str(caught.value)
+        assert "bytes" in str(caught.value)
+
+
 def test_a_removed_object_is_an_error(s3, wide):
     """An object that is gone is named; so is one that never was."""
     put(s3, wide)

@@ -35,6 +35,8 @@ _CLIENT_VARIABLES = (
 _PREFIXES = {"s3": "AWS", "s3a": "AWS", "gs": "GOOGLE", "az": "AZURE", "adl": "AZURE",
              "azure": "AZURE", "abfs": "AZURE", "abfss": "AZURE",
              "http": "", "https": ""}  # fmt: skip
+# Where a header may be sent that is not signed.
+_DEMANDING = ("s3", "s3a", "gs", "http", "https")
 # Requests that get 5xx, a reset or no answer are repeated, at most for a minute.
 _RETRIES: dict[str, Any] = {
     "max_retries": 6,
@@ -78,7 +80,7 @@ class RemoteFolder(Folder):
         import obstore
         from obstore.exceptions import BaseError
 
-        self._get, self.error_type = obstore.get, BaseError
+        self._get, self._get_ranges, self.error_type = obstore.get, obstore.get_ranges, BaseError
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteFolder, (self.location,)
@@ -203,6 +205,32 @@ class RemoteFolder(Folder):
         except (OSError, ValueError, self.error_type) as error:
             raise self._translated(error, doing, key) from None
 
+    def store_of_version(self, key: str, demand: str) -> Any:
+        """Return a store whose every request demands an ETag, also those that take no options.
+
+        ``None`` if the server does not refuse another ETag; or for storage whose signatures would
+        have to cover the header.
+        """
+        if self.location.partition("://")[0].lower() not in _DEMANDING:
+            return None
+        try:
+            self.request("look at", key, {"range": (0, 1), "if_match": '"of-no-version"'})
+        except FormatError:
+            return _open_store(self.location, headers={"If-Match": demand})
+        except FileAccessError:
+            return None
+        return None
+
+    def request_ranges(self, store: Any, key: str, ranges: Sequence[tuple[int, int]]) -> list[Any]:
+        """Read ranges by obstore's ``get_ranges``; errors as of `request`."""
+        starts, stops = zip(*ranges)
+        check_process()
+        try:
+            return list(self._get_ranges(store, key, starts=starts, ends=stops, coalesce=0))
+        except (OSError, ValueError, self.error_type) as error:
+            doing = f"read {len(ranges)} ranges within bytes {starts[0]} … {stops[-1]} of"
+            raise self._translated(error, doing, key) from None
+
     @contextlib.contextmanager
     def _errors(self, doing: str, name: str | None = None) -> Iterator[None]:
         check_process()
@@ -249,7 +277,7 @@ def _put_together(some: Sequence[memoryview]) -> memoryview:
     return some[0] if len(some) == 1 else memoryview(b"".join(some))
 
 
-def _open_store(url: str, retries: int | None = None) -> Any:
+def _open_store(url: str, retries: int | None = None, headers: dict[str, str] | None = None) -> Any:
     from obstore.exceptions import BaseError
     from obstore.store import MemoryStore, from_url
 
@@ -260,6 +288,8 @@ def _open_store(url: str, retries: int | None = None) -> Any:
         known = ", ".join(f"{one}://" for one in ("s3", "gs", "az", "http", "https", "memory"))
         raise ConfigError(f"{url} is of no known kind: expected {known} or file://")
     options: dict[str, Any] = {**_CLIENT, "allow_http": scheme == "http"}
+    if headers is not None:
+        options["default_headers"] = headers
     for name in _CLIENT_VARIABLES:
         if chosen := os.environ.get(f"{_PREFIXES[scheme]}_{name.upper()}"):
             options[name] = chosen

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tolpack.errors import FileAccessError, FormatError
@@ -28,14 +29,20 @@ if TYPE_CHECKING:
 
     from tolpack.storage.remote_folder import RemoteFolder
 
-# Requests of the process that wait at the same time. 512 rows at 20 ms for a request take two
-# rounds; obstore's own `get_ranges` has 10 at once, and takes 52 (benchmarks/remote_lookup.py).
+# Requests of the process that wait at the same time, each in a thread. 512 rows at 20 ms for a
+# request take two rounds; one call of obstore's `get_ranges` has 10 at once, and takes 52
+# (benchmarks/remote_lookup.py).
 _AT_ONCE = 256
+# So many ranges, or more, are read by calls of `get_ranges` for 10 each, which take half of the
+# processor's time. They need a store of their own, as they cannot demand a version otherwise.
+_MANY_RANGES, _TOGETHER = 32, 10
 # Attempts to get an answer that is not too short, and seconds between them.
 _ATTEMPTS = 3
 _WAIT = 0.2
 
 _requests = Pool(_AT_ONCE, "remote")
+_requests_together = Pool(_AT_ONCE // _TOGETHER, "remote-many")
+_Begun = tuple[tuple[int, int], "Future[memoryview]"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +88,7 @@ class RemoteObject(ForkSafe):
         self._folder, self._key, self._size = folder, key, size
         self.url = folder.file_location(key)
         self.version: Version | None = None
+        self._many: Future[Any] | None = None
         super().__init__()
 
     def look(self) -> Version:
@@ -128,17 +136,45 @@ class RemoteObject(ForkSafe):
         """Begin to `read` ranges; at most 256 requests of the process wait at the same time."""
         answers: list[Future[memoryview]] = [Future() for _ in ranges]
         work = list(zip(ranges, answers))
-        shares = min(len(work), _AT_ONCE)  # a dispatch costs as much as a request
-        for n in range(shares):
-            _requests.submit(self._read_share, work[n::shares])
+        store = self._store_of_version() if len(work) >= _MANY_RANGES else None
+        if store is not None:
+            read_together = partial(self._read_together, store)
+            for n in range(0, len(work), _TOGETHER):
+                _requests_together.submit(read_together, work[n : n + _TOGETHER])
+        else:
+            shares = min(len(work), _AT_ONCE)  # a dispatch costs as much as a request
+            for n in range(shares):
+                _requests.submit(self._read_share, work[n::shares])
         return answers
 
-    def _read_share(self, share: Sequence[tuple[tuple[int, int], Future[memoryview]]]) -> None:
+    def _read_share(self, share: Sequence[_Begun]) -> None:
         for (start, stop), answer in share:
             if answer.set_running_or_notify_cancel():
                 try:
                     answer.set_result(self.read(start, stop))
                 except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+                    answer.set_exception(error)
+
+    def _store_of_version(self) -> Any:
+        """Return the store for many ranges, once it is there; the first call has it made."""
+        with self._lock:
+            version, store = self.version, self._many
+            if store is None and version is not None and version.demand is not None:
+                make = partial(self._folder.store_of_version, self._key)
+                store = self._many = _requests.submit(make, version.demand)
+        return store.result() if store is not None and store.done() else None
+
+    def _read_together(self, store: Any, share: Sequence[_Begun]) -> None:
+        """Read ranges by one call of ``get_ranges``; those of other lengths one by one."""
+        share = [one for one in share if one[1].set_running_or_notify_cancel()]
+        try:
+            found = self._folder.request_ranges(store, self._key, [one for one, _ in share])
+            for ((start, stop), answer), data in zip(share, found):
+                whole = len(data) == stop - start
+                answer.set_result(memoryview(data) if whole else self.read(start, stop))
+        except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+            for _, answer in share:
+                if not answer.done():
                     answer.set_exception(error)
 
     def _read(self, start: int, stop: int) -> memoryview:
