@@ -18,6 +18,7 @@ from tolpack.container.header import parse_header
 from tolpack.container.parts.layout import cut
 from tolpack.container.parts.manifest import MANIFEST_NAME, parse_manifest
 from tolpack.pack import open_first_table
+from tolpack.storage.locations import open_folder
 
 GOLDEN = sorted((Path(__file__).parents[1] / "formats" / "v1" / "golden").glob("*.tolpack"))
 
@@ -156,6 +157,27 @@ def test_damaged_part_files_are_named(copied, kind):
     assert any(one.place.startswith("chunk 0") for one in damages) or kind == "long"
     result = CliRunner().invoke(main, ["verify", str(copied)])
     assert result.exit_code == 1 and name in result.output
+
+
+def test_parts_in_object_storage_are_those_of_the_file(parts):
+    """A pack that is split to a URL has the same rows there, joins to the same bytes, and names a
+    part file that is missing.
+    """
+    url = "memory://tests/parts"
+    tolpack.split(parts / "one.tolpack", url, part_size=100_000)
+    ids = np.random.default_rng(4).integers(0, 6000, 300)
+    with tolpack.open(parts / "one.tolpack") as one, tolpack.open(url) as pack:
+        assert np.array_equal(pack.rows(ids), one.rows(ids))
+        assert pack.verify() == []
+    tolpack.join(f"{url}/{MANIFEST_NAME}", parts / "joined.tolpack")
+    assert (parts / "joined.tolpack").read_bytes() == (parts / "one.tolpack").read_bytes()
+    folder = open_folder(url)
+    gone = next(name for name in folder.names() if name.endswith(".part"))
+    folder.delete(gone)
+    with open_first_table(url) as pack:
+        assert "part-missing" in {damage.code for damage in pack.verify()}
+        with pytest.raises(tolpack.FormatError, match=f"part-missing: {gone}"):
+            pack.rows(range(6000))
 
 
 def test_damage_between_blocks_of_a_part_file_is_found(copied):

@@ -28,6 +28,7 @@ from tolpack.container.parts.manifest import Manifest, PartFile
 from tolpack.container.preamble import PREAMBLE_BYTES, Preamble, parse_preamble
 from tolpack.errors import FileAccessError, FormatError
 from tolpack.runtime.pool import Pool
+from tolpack.storage.folder import NoSuchFileError
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -165,10 +166,9 @@ class PartsSource(ByteSource):
         try:
             opened = self._open_file(described)
         except FileAccessError as error:
-            if not isinstance(error.__cause__, FileNotFoundError):
-                raise
-            expected = "the part file that the manifest names"
-            raise FormatError("part-missing", described.name, "no file", expected) from error
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise _missing(described) from error
+            raise
         try:
             _check_length(described, opened.size)
             opened.load()
@@ -204,6 +204,8 @@ class PartsSource(ByteSource):
                     raise
         try:
             yield file
+        except NoSuchFileError as error:  # elsewhere, nothing is asked for until the first read
+            raise _missing(self.manifest.files[number]) from error
         except FormatError as error:
             place = f"{self.manifest.files[number].name}, {error.place}"
             raise FormatError(error.code, place, error.found, error.expected) from error
@@ -330,6 +332,11 @@ def _segments(manifest: Manifest, header: Header) -> list[_Segment]:
 def _total(counts: Sequence[FetchCounts]) -> FetchCounts:
     names = [one.name for one in fields(FetchCounts)]
     return FetchCounts(*(sum(getattr(one, name) for one in counts) for name in names))
+
+
+def _missing(file: PartFile) -> FormatError:
+    expected = "the part file that the manifest names"
+    return FormatError("part-missing", file.name, "no file", expected)
 
 
 def _check_length(file: PartFile, size: int) -> None:
