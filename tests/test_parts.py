@@ -296,6 +296,9 @@ def test_commands_take_parts(parts, tmp_path):
     assert [part["name"] for part in described["part_files"]] == part_names(parts / "parts")
     assert run(main, ["rows", folder, "5"]).output == run(main, ["rows", one, "5"]).output
     assert run(main, ["diff", one, folder]).exit_code == 0
+    timed = run(main, ["bench", folder, "--seconds", "0.01", "--json"])
+    assert timed.exit_code == 0, timed.output
+    assert {one["io"] for one in json.loads(timed.stdout)["timings"]} >= {"auto", "mmap"}
     assert run(main, ["convert", folder, str(tmp_path / "t.npy")]).exit_code == 0
     assert run(main, ["convert", one, str(tmp_path / "u.npy")]).exit_code == 0
     assert (tmp_path / "t.npy").read_bytes() == (tmp_path / "u.npy").read_bytes()

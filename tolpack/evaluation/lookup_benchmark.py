@@ -15,6 +15,7 @@ import numpy as np
 
 from tolpack.codecs import kernels
 from tolpack.container.io_modes import IO_MODES
+from tolpack.container.parts.parts_source import PartsSource
 from tolpack.errors import ConfigError, FileAccessError
 from tolpack.pack import Pack
 from tolpack.runtime.progress import Reporter
@@ -67,6 +68,22 @@ class _Subject:
 
     def open(self, io: str = "auto") -> Pack:
         return Pack(self.path, io, table=self.table)
+
+    def files(self, pack: Pack) -> list[Path]:
+        """Return the files that hold the pack, which is open."""
+        source = pack.container.source
+        if not isinstance(source, PartsSource):
+            return [self.path]
+        folder = self.path if self.path.is_dir() else self.path.parent
+        return [folder / file.name for file in source.manifest.files]
+
+    def place(self, pack: Pack, offset: int) -> tuple[Path, int]:
+        """Return the file that holds a byte of the pack, and the offset there."""
+        source = pack.container.source
+        if not isinstance(source, PartsSource):
+            return self.path, offset
+        number, start = source.place(offset)
+        return self.files(pack)[number], start
 
 
 def benchmark_lookups(
@@ -134,9 +151,10 @@ def _warm_seconds(
     subject: _Subject, io: str, rows: int, seconds: float, rng: np.random.Generator
 ) -> list[float]:
     """Seconds of lookups with the file in the page cache."""
-    _read_whole(subject.path)
     times: list[float] = []
     with subject.open(io) as pack:
+        for path in subject.files(pack):
+            _read_whole(path)
         layers = _layers_of_one_width(pack)
         out = np.empty((rows, len(layers), pack.widths[0]), np.float32)
         for number in range(_MOST):
@@ -163,7 +181,11 @@ def _cold_seconds(
             out = np.empty((rows, len(layers), pack.widths[0]), np.float32)
             pack.rows([int(rng.integers(pack.vocab_size))], layers)  # token map, bases
             # Mapped pages stay in the cache: those of that one row, which may be among `ids`.
-            if _evict(subject.path, int(pack.extents(ids[-1:])[0, 0])):
+            kept = subject.place(pack, int(pack.extents(ids[-1:])[0, 0]))
+            for path in subject.files(pack):
+                if path != kept[0]:
+                    _evict(path, 0)
+            if _evict(*kept):
                 begin = time.perf_counter()
                 pack.rows(ids, layers, out=out)
                 times.append(time.perf_counter() - begin)
@@ -185,7 +207,7 @@ def _read_whole(path: Path) -> None:
 
 
 def _evict(path: Path, offset: int) -> bool:
-    """Drop the file from the page cache.
+    """Drop a file from the page cache.
 
     Returns false if the page at `offset` is still there, or if this system cannot say so.
     """

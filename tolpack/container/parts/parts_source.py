@@ -219,6 +219,13 @@ class PartsSource(ByteSource):
         if "mapped" in self._hints:
             file.limit_mapped(self._hints["mapped"])
 
+    def place(self, offset: int) -> tuple[int, int]:
+        """Return the part file, by its number, that holds a byte of a section of the pack, and the
+        offset there.
+        """
+        ((file, start, _),) = self._split(offset, 1)
+        return file, start
+
     def current_size(self) -> int:
         """See `ByteSource`; another size than at opening if a part file has another one."""
         for number, file in enumerate(self.manifest.files):
