@@ -26,7 +26,8 @@ class BuildJob:
     ``plan`` has what encoders need, and nothing else; ``plan_digest`` is that of the whole plan;
     ``parts`` are the rows of each part file, and ``other_sections`` is how many arrays and indexes
     the last part file holds. For workers, ``input`` is where the input lies, and ``sampled`` are
-    the sampled fingerprints of its tables, by which they notice that theirs is another one.
+    the sampled fingerprints of its tables, by which they notice that theirs is another one;
+    ``is_durable`` is that of the folder.
     """
 
     plan: PackPlan
@@ -36,6 +37,7 @@ class BuildJob:
     other_sections: int
     input: InputLocation | None = None
     sampled: tuple[bytes, ...] = ()
+    is_durable: bool = True
 
     @classmethod
     def of(cls, plan: PackPlan, limits: Limits, part_bytes: int) -> BuildJob:
@@ -52,13 +54,18 @@ class BuildJob:
         )  # fmt: skip
 
     def for_workers(
-        self, location: InputLocation, sources: Sequence[TableSource], limits: Limits
+        self,
+        location: InputLocation,
+        sources: Sequence[TableSource],
+        limits: Limits,
+        *,
+        is_durable: bool,
     ) -> BuildJob:
         """Return it for workers that open the tables `sources` at `location`."""
         computed = [one.compute for one in sources if one.compute is not torch.float32]
         found = replace(location, compute=computed[0] if computed else torch.float32)
         sampled = tuple(one.sampled_fingerprint() for one in sources)
-        return replace(self, input=found, sampled=sampled, limits=limits)
+        return replace(self, input=found, sampled=sampled, limits=limits, is_durable=is_durable)
 
     @property
     def count(self) -> int:
@@ -115,5 +122,6 @@ def open_job(location: str, digest: str) -> OpenJob:
 
 
 def _open(folder: Folder, job: BuildJob) -> OpenJob:
+    folder.is_durable = job.is_durable
     found = job.input or InputLocation("", CheckpointOptions())
     return OpenJob(job, folder, found.open_as(job.sampled), found.compute)

@@ -42,7 +42,7 @@ from tolpack.workspace.workspace import Workspace
 WritePack = Callable[[PackPlan, Sequence[TableSource], Workspace], int]
 # Part files of a pack that becomes one file: few enough to be small beside it, many enough for
 # some dozen workers; but none is smaller or larger than this.
-_PARTS, _LEAST_PART_BYTES, _MOST_PART_BYTES = 64, 1 << 20, 256 << 20
+_PARTS, _LEAST_PART_BYTES, _MOST_PART_BYTES = 64, 8 << 20, 256 << 20
 
 
 class PackOutput(Protocol):
@@ -97,7 +97,8 @@ class FileOutput:
     @property
     def task_folder(self) -> LocalFolder:
         """See `PackOutput`."""
-        return LocalFolder(parts_folder(self.file.path))
+        # A build that is continued compares the digest of every part file.
+        return LocalFolder(parts_folder(self.file.path), is_durable=False)
 
     @contextmanager
     def open(self, key: bytes) -> Iterator[WritePack]:
@@ -279,7 +280,7 @@ def _made(
 ) -> MadeParts:  # fmt: skip
     job, found = BuildJob.of(plan, workspace.limits, part_bytes), workspace.workers
     if found is not None:
-        job = job.for_workers(found.input, sources, found.limits)
+        job = job.for_workers(found.input, sources, found.limits, is_durable=folder.is_durable)
     workers = None if found is None else found.workers
     return MadeParts(job, folder, make_parts(job, folder, sources, workers, workspace.reporter))
 

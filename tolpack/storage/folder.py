@@ -39,10 +39,13 @@ class Folder(ABC):
         Path or URL, without credentials, for messages; `open_folder` opens it again.
     is_remote : bool
         Whether a read waits for a network.
+    is_durable : bool
+        Whether a file that was put outlives a loss of power; else it may be damaged by one.
     """
 
     location: str
     is_remote: bool = False
+    is_durable: bool = True
 
     @abstractmethod
     def names(self) -> list[str]:

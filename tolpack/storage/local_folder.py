@@ -26,10 +26,12 @@ class LocalFolder(Folder):
     ----------
     path : Path
         The folder.
+    is_durable : bool
+        Whether to wait until files that were put are on the disk.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, is_durable: bool = True) -> None:
+        self.path, self.is_durable = path, is_durable
         self.location = str(path)
 
     def names(self) -> list[str]:
@@ -83,7 +85,8 @@ class LocalFolder(Folder):
         with self._errors(f"write {name} to"):
             if file.parent == self.path:
                 os.replace(file, self.path / check_name(name))
-                sync_folder(self.path)
+                if self.is_durable:
+                    sync_folder(self.path)
                 return
             with self.temporary() as copy:
                 shutil.copyfile(file, copy)

@@ -136,7 +136,8 @@ class PartWriter:
         )  # fmt: skip
         self._file.seek(0)
         self._file.write(preamble.to_bytes() + header)
-        sync(self._file)
+        if self._folder.is_durable:
+            sync(self._file)
         self._file.seek(0)
         digest = hashlib.file_digest(self._file, "sha256").hexdigest()
         made = PartFile(digest, self._end, tuple(self._pieces))
