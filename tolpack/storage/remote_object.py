@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tolpack.errors import FileAccessError, FormatError
 from tolpack.runtime.fork_safety import ForkSafe
@@ -27,7 +27,6 @@ from tolpack.storage.remote_errors import NoSuchRangeError, reason
 if TYPE_CHECKING:
     from obstore import GetOptions
 
-    from tolpack.storage.remote_folder import RemoteFolder
 
 # Requests of the process that wait at the same time, each in a thread. 512 rows at 20 ms for a
 # request take two rounds; one call of obstore's `get_ranges` has 10 at once, and takes 52
@@ -43,6 +42,31 @@ _WAIT = 0.2
 _requests = Pool(_AT_ONCE, "remote")
 _requests_together = Pool(_AT_ONCE // _TOGETHER, "remote-many")
 _Begun = tuple[tuple[int, int], "Future[memoryview]"]
+
+
+class ObjectRequests(Protocol):
+    """What an object asks of its folder: requests, whose errors name neither secrets nor causes."""
+
+    @property
+    def error_type(self) -> type[Exception]:
+        """The root of obstore's own errors."""
+        ...
+
+    def file_location(self, name: str) -> str:
+        """Return the URL of an object."""
+        ...
+
+    def request(self, doing: str, key: str, options: GetOptions) -> Any:
+        """Send a GET, and return obstore's result, whose body was not read yet."""
+        ...
+
+    def store_of_version(self, key: str, demand: str) -> Any:
+        """Return a store whose requests demand an ETag; ``None`` where that is not obeyed."""
+        ...
+
+    def request_ranges(self, store: Any, key: str, ranges: Sequence[tuple[int, int]]) -> list[Any]:
+        """Read ranges of an object in a store."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +95,8 @@ class RemoteObject(ForkSafe):
 
     Parameters
     ----------
-    folder : RemoteFolder
-        Where it lies.
+    folder : ObjectRequests
+        Where it lies: a `tolpack.storage.remote_folder.RemoteFolder`.
     key : str
         Its name there.
     size : int, optional
@@ -84,7 +108,7 @@ class RemoteObject(ForkSafe):
         That of the first answer, once there was one.
     """
 
-    def __init__(self, folder: RemoteFolder, key: str, size: int | None = None) -> None:
+    def __init__(self, folder: ObjectRequests, key: str, size: int | None = None) -> None:
         self._folder, self._key, self._size = folder, key, size
         self.url = folder.file_location(key)
         self.version: Version | None = None
