@@ -11,16 +11,12 @@ from __future__ import annotations
 
 import argparse
 
-from tolpack.container.parts.manifest import (
-    MANIFEST_NAME,
-    MAX_MANIFEST_BYTES,
-    PART_SUFFIX,
-    parse_manifest,
-)
+from tolpack.calibration.spread_metrics import SUMS_SUFFIX
+from tolpack.container.parts.manifest import PART_SUFFIX
+from tolpack.container.parts.parts_sink import named_files
 from tolpack.storage.folder import Folder
 from tolpack.storage.locations import open_folder
-
-JOB_SUFFIX = ".job"
+from tolpack.workspace.jobs import JOB_SUFFIX
 
 
 def main() -> None:
@@ -38,11 +34,7 @@ def main() -> None:
 
 def unnamed_files(folder: Folder) -> list[str]:
     """Return the names of part files and jobs that the manifest, if there is one, does not name."""
-    named: set[str] = set()
-    if folder.size(MANIFEST_NAME) is not None:
-        manifest = parse_manifest(folder.read_whole(MANIFEST_NAME, MAX_MANIFEST_BYTES))
-        named = {file.name for file in manifest.files}
-    endings = PART_SUFFIX, JOB_SUFFIX
+    named, endings = named_files(folder), (PART_SUFFIX, JOB_SUFFIX, SUMS_SUFFIX)
     return [name for name in folder.names() if name.endswith(endings) and name not in named]
 
 

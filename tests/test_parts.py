@@ -16,8 +16,10 @@ import tolpack
 from tolpack.cli import main
 from tolpack.container.header import parse_header
 from tolpack.container.parts.layout import cut
-from tolpack.container.parts.manifest import MANIFEST_NAME, parse_manifest
+from tolpack.container.parts.manifest import MANIFEST_NAME, PartFile, parse_manifest
+from tolpack.container.parts.parts_sink import PartsSink
 from tolpack.pack import open_first_table
+from tolpack.storage.local_folder import LocalFolder
 from tolpack.storage.locations import open_folder
 
 GOLDEN = sorted((Path(__file__).parents[1] / "formats" / "v1" / "golden").glob("*.tolpack"))
@@ -235,6 +237,17 @@ def test_two_writers_of_one_folder_cannot_both_win(parts, tmp_path):
     tolpack.split(parts / "one.tolpack", folder, part_size=200_000, force=True)
     with tolpack.open(folder) as pack:
         assert pack.verify() == []
+
+
+def test_discarded_parts_that_a_pack_has_are_kept(parts, tmp_path):
+    """A build that is given up removes its part files, but for those that a manifest names."""
+    folder = LocalFolder(tmp_path / "parts")
+    tolpack.split(parts / "one.tolpack", folder.path, part_size=100_000)
+    files = manifest_of(folder.path).files
+    other = PartFile("0" * 64, 5, ())
+    (folder.path / other.name).write_bytes(b"other")
+    PartsSink(folder, [*files, other], None).discard()
+    assert set(folder.names()) == {MANIFEST_NAME, *(file.name for file in files)}
 
 
 def test_no_manifest_is_there_before_all_parts_are(parts, tmp_path, monkeypatch):

@@ -11,7 +11,13 @@ from collections.abc import Iterable, Sequence
 
 from tolpack.container.byte_sink import ByteSink
 from tolpack.container.header import Section
-from tolpack.container.parts.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, PartFile
+from tolpack.container.parts.manifest import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    Manifest,
+    PartFile,
+    parse_manifest,
+)
 from tolpack.container.parts.part_file import PartWriter
 from tolpack.container.parts.parts_source import read_manifest_header
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, align
@@ -85,9 +91,11 @@ class PartsSink(ByteSink):
         publish_manifest(self._folder, manifest, replace=self._replace)
 
     def discard(self) -> None:
-        """See `ByteSink`: the part files are removed."""
+        """See `ByteSink`: the part files are removed, unless a pack that is there has them too."""
+        named = named_files(self._folder)
         for file in self._files:
-            self._folder.delete(file.name)
+            if file.name not in named:
+                self._folder.delete(file.name)
 
     def close(self, *, failed: bool) -> None:
         """See `ByteSink`."""
@@ -103,6 +111,20 @@ class PartsSink(ByteSink):
 
     def expect(self, size: int) -> None:
         """See `ByteSink`: the blocks are there already."""
+
+
+def named_files(folder: Folder) -> set[str]:
+    """Return the names of the part files that the manifest of `folder` names, if there is one.
+
+    Raises
+    ------
+    FormatError
+        It is damaged.
+    """
+    if folder.size(MANIFEST_NAME) is None:
+        return set()
+    manifest = parse_manifest(folder.read_whole(MANIFEST_NAME, MAX_MANIFEST_BYTES))
+    return {file.name for file in manifest.files}
 
 
 def publish_manifest(folder: Folder, manifest: Manifest, *, replace: bool = False) -> None:
