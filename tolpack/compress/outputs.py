@@ -42,7 +42,7 @@ from tolpack.workspace.workspace import Workspace
 WritePack = Callable[[PackPlan, Sequence[TableSource], Workspace], int]
 # Part files of a pack that becomes one file: few enough to be small beside it, many enough for
 # some dozen workers; but none is smaller or larger than this.
-_PARTS, _LEAST_PART_BYTES, _MOST_PART_BYTES = 64, 8 << 20, 256 << 20
+_PARTS, _LEAST_PART_BYTES, _MOST_PART_BYTES = 64, 1 << 20, 256 << 20
 
 
 class PackOutput(Protocol):
