@@ -1,9 +1,9 @@
 """Builds through Dask against builds by threads, and builds of which something is killed.
 
-``compare`` builds one table with two threads and with two workers of a Dask cluster of processes on
-the same cores, one after the other, and takes the medians; the workers are warm, as those of a
-cluster are. Scheduler traffic is what distributed counts on the connections of the scheduler with
-its client and its workers, and all results, which the scheduler passes on.
+``compare`` builds one table with two threads, and with two workers of a Dask cluster of processes
+on the same cores to one file and to parts, in turn, and takes the medians; the workers are warm, as
+those of a cluster are. Scheduler traffic is what distributed counts on the connections of the
+scheduler with its client and its workers, and all results, which the scheduler passes on.
 
 ``kills`` starts a scheduler, two workers and ``tolpack build --cluster``, and kills one of the four
 at a random time (SIGKILL). The build must end with the bytes of a threaded build, or with an error
@@ -38,6 +38,7 @@ from machine import described
 import tolpack
 
 WIDTH = 512
+PART_SIZE = "16MB"
 PORT = 28786
 # Seconds after which a build that waits for what was killed is interrupted, and given again.
 MOST_SECONDS = 120.0
@@ -105,8 +106,8 @@ class Counted(Executor):
 def compare(table: Path, folder: Path, bits: int | str, repeats: int) -> dict[str, Any]:
     """Build by threads and through Dask in turn; returns medians, their ratio and traffic."""
     distributed: Any = importlib.import_module("distributed")
-    threads, dask = folder / "threads.tolpack", folder / "dask.tolpack"
-    seconds: dict[str, list[float]] = {"threads": [], "dask": []}
+    threads, dask, parts = (folder / name for name in ("threads.tolpack", "dask.tolpack", "parts"))
+    seconds: dict[str, list[float]] = {"threads": [], "dask": [], "dask_parts": []}
     with (
         distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=":0") as cluster,
         distributed.Client(cluster) as client,
@@ -114,19 +115,23 @@ def compare(table: Path, folder: Path, bits: int | str, repeats: int) -> dict[st
         executor = Counted(client.get_executor())
         for repeat in range(repeats + 1):
             counted = traffic(client) + 2 * executor.result_bytes
-            dask_s = timed(table, dask, bits, executor=executor, processes=None)
+            times = {"dask": timed(table, dask, bits, executor=executor, processes=None)}
             passed = traffic(client) + 2 * executor.result_bytes - counted
-            threads_s = timed(table, threads, bits, threads=2)
-            if repeat:  # the first one imports torch, and fills the page cache
-                seconds["dask"].append(dask_s)
-                seconds["threads"].append(threads_s)
-            if not same(threads, dask):
+            times["threads"] = timed(table, threads, bits, threads=2)
+            shutil.rmtree(parts, ignore_errors=True)
+            times["dask_parts"] = timed(table, parts, bits, executor=executor, part_size=PART_SIZE)
+            for name, one in times.items() if repeat else ():  # the first one imports torch
+                seconds[name].append(one)
+            joined = folder / "joined.tolpack"
+            tolpack.join(parts, joined, force=True)
+            if not same(threads, dask) or not same(threads, joined):
                 raise SystemExit("the packs differ")
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     return {
         "pack_bytes": dask.stat().st_size, "same_bytes": True,
         "seconds": {name: [round(one, 2) for one in times] for name, times in seconds.items()},
         "ratio": round(medians["dask"] / medians["threads"], 3),
+        "ratio_of_parts": round(medians["dask_parts"] / medians["threads"], 3),
         "scheduler_bytes": passed,
         "scheduler_share_pct": round(100 * passed / table.stat().st_size, 4),
     }  # fmt: skip
