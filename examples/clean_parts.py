@@ -15,6 +15,7 @@ from tolpack.calibration.spread_metrics import SUMS_SUFFIX
 from tolpack.container.parts.manifest import PART_SUFFIX
 from tolpack.container.parts.parts_sink import named_files
 from tolpack.storage.folder import Folder
+from tolpack.storage.local_folder import UNFINISHED, LocalFolder
 from tolpack.storage.locations import open_folder
 from tolpack.workspace.jobs import JOB_SUFFIX
 
@@ -27,7 +28,9 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = open_folder(arguments.folder)
     for name in unnamed_files(folder):
-        if arguments.delete:
+        if arguments.delete and isinstance(folder, LocalFolder):
+            (folder.path / name).unlink(missing_ok=True)
+        elif arguments.delete:
             folder.delete(name)
         print(name)
 
@@ -35,7 +38,13 @@ def main() -> None:
 def unnamed_files(folder: Folder) -> list[str]:
     """Return the names of part files and jobs that the manifest, if there is one, does not name."""
     named, endings = named_files(folder), (PART_SUFFIX, JOB_SUFFIX, SUMS_SUFFIX)
-    return [name for name in folder.names() if name.endswith(endings) and name not in named]
+    names = folder.names()
+    if isinstance(folder, LocalFolder) and folder.path.is_dir():
+        names += sorted(one.name for one in folder.path.glob(f"{UNFINISHED}*"))
+    return [
+        name for name in names
+        if name.startswith(UNFINISHED) or (name.endswith(endings) and name not in named)
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":

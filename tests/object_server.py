@@ -97,6 +97,13 @@ def lengthen(answer: Answer) -> Answer:
     return replace(answer, body=bytes(answer.body) * 2)
 
 
+def flip(answer: Answer) -> Answer:
+    """Send a body with a bit changed in its middle."""
+    body = bytearray(answer.body)
+    body[len(body) // 2] ^= 1
+    return replace(answer, body=bytes(body))
+
+
 def misplace(answer: Answer) -> Answer:
     """Send the bytes of another range, and say so."""
     match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.headers["Content-Range"])

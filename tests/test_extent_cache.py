@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from object_server import ObjectServer
+from object_server import ObjectServer, flip
 from packs import Layer, Part, Recipe, Run, write
 
 pytest.importorskip("obstore")
@@ -102,6 +102,20 @@ def test_damaged_files_are_fetched_again(how, kind, server, folder, wide):
         asked = len(server.requests)
         assert np.array_equal(pack.rows(range(200)), wide[1])
         assert len(server.requests) == asked
+
+
+def test_an_answer_that_was_damaged_on_its_way_is_not_kept_for_good(server, folder, wide):
+    """Bytes whose checksum does not match are asked for once more, past the cache."""
+    with opened(server) as pack:
+        server.faults.append(flip)
+        assert np.array_equal(pack.rows([7]), wide[1][7:8])
+        server.always = flip
+        with pytest.raises(tolpack.ChecksumError):
+            pack.rows([9])
+        server.always = None
+        assert np.array_equal(pack.rows([9]), wide[1][9:10])
+    with opened(server) as pack:
+        assert np.array_equal(pack.rows([7, 9]), wide[1][[7, 9]])
 
 
 def test_another_version_is_another_file(server, folder, wide, tmp_path):

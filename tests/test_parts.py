@@ -322,6 +322,37 @@ def test_commands_take_parts(parts, tmp_path):
     assert again.exit_code == 1 and "--force" in again.output
 
 
+def test_join_does_not_write_over_what_it_reads(copied):
+    """Neither a part file nor the manifest is taken for an output, whatever is forced."""
+    before = {path.name: path.read_bytes() for path in copied.iterdir()}
+    for name in (part_names(copied)[0], MANIFEST_NAME):
+        with pytest.raises(tolpack.ConfigError, match="is one of the inputs"):
+            tolpack.join(copied, copied / name, force=True)
+    assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
+
+
+def test_too_many_parts_are_refused_before_any_is_written(parts, monkeypatch):
+    """A part size that a manifest has no room for is a setting that cannot be used."""
+    monkeypatch.setattr("tolpack.container.parts.layout.MAX_MANIFEST_BYTES", 2 * 2**20 + 300)
+    header = parse_header(manifest_of(parts / "parts").header)
+    with pytest.raises(tolpack.ConfigError, match="larger --part-size"):
+        cut(header, 1)
+
+
+def test_workers_do_not_remove_a_pack_in_their_folder(parts, tmp_path):
+    """A pack in parts that lies where workers would put theirs is refused, and stays."""
+    table = np.zeros((50, 2, 8), np.float32)
+    np.save(tmp_path / "t.npy", table)
+    tolpack.split(parts / "one.tolpack", tmp_path / "t.tolpack.parts")
+    with (
+        ThreadPoolExecutor(1) as executor,
+        pytest.raises(tolpack.ConfigError, match="holds a pack in parts"),
+    ):
+        tolpack.build(tmp_path / "t.npy", tmp_path / "t.tolpack", executor=executor)
+    with tolpack.open(tmp_path / "t.tolpack.parts") as pack:
+        assert pack.verify() == []
+
+
 def test_cut_covers_every_row_once(parts):
     """Part files hold all rows of all chunks, in order, cut at whole blocks."""
     header = parse_header(manifest_of(parts / "parts").header)

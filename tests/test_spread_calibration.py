@@ -82,10 +82,11 @@ def test_damaged_sums_are_refused_once(inputs, tmp_path, monkeypatch):
     original = spread_metrics.measure_group
 
     def damaging(location, digest, number, attempt):
-        original(location, digest, number, attempt)
-        path = os.path.join(location, spread_metrics._sums_name(digest, number))
-        os.truncate(path, os.path.getsize(path) - 9)
-        return number
+        name = original(location, digest, number, attempt)
+        with open(os.path.join(location, name), "r+b") as file:
+            file.seek(-9, os.SEEK_END)
+            file.truncate() if number else file.write(b"x")
+        return name
 
     with ThreadPoolExecutor(1) as executor:
         monkeypatch.setattr(spread_metrics, "measure_group", damaging)

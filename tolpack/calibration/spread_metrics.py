@@ -8,6 +8,7 @@ again.
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from tolpack.calibration.loss_metrics import (
     metrics_of,
     new_sums,
 )
-from tolpack.calibration.metric_sums import groups, sum_group
+from tolpack.calibration.metric_sums import MetricSums, groups, sum_group
 from tolpack.calibration.open_model import open_model
 from tolpack.errors import FileAccessError, memory_errors
 from tolpack.model.language_model import LanguageModel
@@ -31,6 +32,7 @@ from tolpack.sources.input_location import InputLocation, are_unchanged
 from tolpack.sources.protocol import TableSource
 from tolpack.storage.folder import Folder
 from tolpack.storage.inputs import open_stream
+from tolpack.storage.locations import absolute
 from tolpack.workspace.jobs import JOB_SUFFIX, OpenJobs, store_job
 from tolpack.workspace.limits import Limits
 from tolpack.workspace.run_tasks import run_tasks
@@ -38,18 +40,20 @@ from tolpack.workspace.workers import SharedTorchSettings
 from tolpack.workspace.workspace import Workspace
 
 SUMS_SUFFIX = ".sums"
+_READ_BYTES = 1 << 20
 # A process may have several threads that work on tasks.
 _torch_settings = SharedTorchSettings()
 
 
 @dataclass(frozen=True, slots=True)
 class MetricsJob:
-    """What all groups have in common: the input and its sampled fingerprints, the table's name, the
-    text, int64 (tokens,), and how it is measured.
+    """What all groups have in common: the input and its sampled fingerprints, the fingerprint of
+    all of the model, the table's name, the text, int64 (tokens,), and how it is measured.
     """
 
     input: InputLocation
     sampled: tuple[bytes, ...]
+    model: bytes
     table: str
     token_ids: NDArray[np.int64]
     context: int
@@ -96,39 +100,65 @@ def spread_loss_metrics(
         raise ValueError("there are no workers")
     location = found.input.computed_in(source.compute)
     sampled = tuple(table.sampled_fingerprint() for table in location.open())
-    job = MetricsJob(location, sampled, source.name, token_ids, context, reach, found.limits)
+    job = MetricsJob(
+        location, sampled, model.fingerprint(), source.name, token_ids, context, reach, found.limits
+    )
     folder = found.folder
     digest, attempt = store_job(job, folder), uuid.uuid4().hex
     batches = groups(metric_batches(model, token_ids, context))
-    there = set(folder.names())
-    missing = [n for n in range(len(batches)) if _sums_name(digest, n) not in there]
+    names = _stored_sums(folder, digest)
+    missing = [n for n in range(len(batches)) if n not in names]
 
-    def take(place: int, _: int) -> None:
+    def take(place: int, name: str) -> None:
+        names[missing[place]] = name
         progress(sum(batch[:, 1:].numel() for batch in batches[missing[place]]))
 
-    calls = [(folder.location, digest, number, attempt) for number in missing]
+    calls = [(absolute(folder.location), digest, number, attempt) for number in missing]
     run_tasks(found.workers, measure_group, calls, take, workspace.reporter)
     total, one = new_sums(model, reach, scratch), new_sums(model, reach, scratch)
     for number in range(len(batches)):
-        name = _sums_name(digest, number)
-        try:
-            with open_stream(folder.file_location(name)) as file:
-                one.load(file)
-        except ValueError as error:
-            folder.delete(name)
-            raise FileAccessError(
-                f"{folder.file_location(name)} was damaged: give the same command again"
-            ) from error
+        _load_sums(folder, names[number], one)
         total.add(one)
-    for name in (digest + JOB_SUFFIX, *(_sums_name(digest, n) for n in range(len(batches)))):
+    for name in (digest + JOB_SUFFIX, *names.values()):
         folder.delete(name)
     return metrics_of(total, metric_tokens(model, len(token_ids), context))
 
 
+def _stored_sums(folder: Folder, digest: str) -> dict[int, str]:
+    """Return the files of sums that an interrupted build of the same has left: group → name."""
+    found = {}
+    for name in folder.names():
+        job, _, rest = name.removesuffix(SUMS_SUFFIX).partition("-")
+        number = rest.partition("-")[0]
+        if name.endswith(SUMS_SUFFIX) and job == digest and number.isdecimal():
+            found[int(number)] = name
+    return found
+
+
+def _load_sums(folder: Folder, name: str, sums: MetricSums) -> None:
+    """Take the sums of a file, whose name ends in its SHA-256.
+
+    Raises
+    ------
+    FileAccessError
+        It was damaged, and is removed.
+    """
+    with open_stream(folder.file_location(name)) as file:
+        found = hashlib.sha256()
+        while data := file.read(_READ_BYTES):
+            found.update(data)
+        if name.endswith(f"-{found.hexdigest()}{SUMS_SUFFIX}"):
+            file.seek(0)
+            sums.load(file)
+            return
+    folder.delete(name)
+    raise FileAccessError(f"{folder.file_location(name)} was damaged: give the same command again")
+
+
 @memory_errors("give each worker more memory, or run fewer of them on a machine")
-def measure_group(location: str, digest: str, number: int, attempt: str) -> int:
+def measure_group(location: str, digest: str, number: int, attempt: str) -> str:
     """Sum group `number` of the job of `digest` into a file of the folder at `location`; returns
-    the number. `attempt` differs in each build: an engine may remember earlier calls.
+    the file's name. `attempt` differs in each build: an engine may remember earlier calls.
 
     Raises
     ------
@@ -147,17 +177,16 @@ def measure_group(location: str, digest: str, number: int, attempt: str) -> int:
         sums = new_sums(model, job.reach, scratch)
         sum_group(sums, model, group)
         opened.source.check_unchanged()
-        with open(path, "wb") as file:
+        with open(path, "w+b") as file:
             sums.save(file)
-        folder.put(_sums_name(digest, number), path)
-    return number
+            file.seek(0)
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        name = f"{digest}-{number}-{found}{SUMS_SUFFIX}"
+        folder.put(name, path)
+    return name
 
 
 def _open(folder: Folder, job: MetricsJob) -> OpenMetricsJob:
     sources = job.input.open_as(job.sampled)
     source = next(table for table in sources if table.name == job.table)
     return OpenMetricsJob(job, folder, source, open_model(source, job.limits))
-
-
-def _sums_name(digest: str, number: int) -> str:
-    return f"{digest}-{number}{SUMS_SUFFIX}"

@@ -24,7 +24,7 @@ from tolpack.compress.write import PackFile, write
 from tolpack.container.atomic_write import check_output
 from tolpack.container.local_sink import check_unfinished
 from tolpack.container.parts.layout import DEFAULT_PART_SIZE
-from tolpack.container.parts.manifest import PART_SUFFIX
+from tolpack.container.parts.manifest import MANIFEST_NAME, PART_SUFFIX
 from tolpack.container.parts.part_file import PartWriter
 from tolpack.container.parts.parts_sink import PartsSink
 from tolpack.errors import ConfigError, FileAccessError
@@ -58,9 +58,14 @@ class PackOutput(Protocol):
         """Where arrays that do not fit in memory may go."""
         ...
 
-    @property
     def task_folder(self) -> Folder:
-        """Where jobs and part files go that workers need and make."""
+        """Return where jobs and part files go that workers need and make.
+
+        Raises
+        ------
+        ConfigError
+            Another pack is there.
+        """
         ...
 
     def open(self, key: bytes) -> AbstractContextManager[WritePack]:
@@ -94,11 +99,15 @@ class FileOutput:
         """See `PackOutput`."""
         return self.file.path.parent
 
-    @property
     def task_folder(self) -> LocalFolder:
-        """See `PackOutput`."""
-        # A build that is continued compares the digest of every part file.
-        return LocalFolder(parts_folder(self.file.path), is_durable=False)
+        """See `PackOutput`: nothing there has to be durable, and it is removed at the end."""
+        folder = LocalFolder(parts_folder(self.file.path), is_durable=False)
+        if folder.size(MANIFEST_NAME) is not None:
+            raise ConfigError(
+                f"{folder.location} holds a pack in parts, and is where workers would put theirs: "
+                "rename it, or give another -o"
+            )
+        return folder
 
     @contextmanager
     def open(self, key: bytes) -> Iterator[WritePack]:
@@ -112,9 +121,10 @@ class FileOutput:
                 if workspace.workers is None:
                     blocks = encode(plan, sources, workspace)
                     return write(plan, blocks, sink, check, reporter)
-                made = _made(plan, sources, self.task_folder, _part_bytes(plan), workspace)
+                folder = self.task_folder()
+                made = _made(plan, sources, folder, _part_bytes(plan), workspace)
                 excess = write(plan, made.blocks, sink, check, reporter)
-                _remove_parts(self.task_folder)
+                _remove_parts(folder)
                 return excess
 
             yield write_pack
@@ -145,7 +155,6 @@ class FolderOutput:
             return self.folder.path.parent
         return Path(tempfile.gettempdir())
 
-    @property
     def task_folder(self) -> Folder:
         """See `PackOutput`."""
         return self.folder

@@ -115,6 +115,12 @@ class ByteSource(ForkSafe, ABC):
             row[:] = np.frombuffer(data, np.uint8)
         return out
 
+    def forget(self, extents: Sequence[Extent]) -> bool:
+        """Let go of kept copies of extents, whose checksums do not match; returns whether there
+        may be others, so that reading again makes sense.
+        """
+        return False
+
     def current_size(self) -> int:
         """Return the bytes that there are now, which may be others than at opening."""
         return self.size

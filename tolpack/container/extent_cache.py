@@ -92,6 +92,7 @@ class ExtentCache(ForkSafe):
         self._segment_bytes = max(budget // _SEGMENTS, 1)
         self._file_keys: dict[str, tuple[int, int]] = {}
         self._is_off = False
+        self._forgotten: set[int] = set()
         super().__init__()
         with self._lock:
             self._load()
@@ -163,6 +164,11 @@ class ExtentCache(ForkSafe):
             except OSError:
                 self._is_off = True
 
+    def forget(self, file: str, extents: Sequence[Extent]) -> None:
+        """Have extents read anew: what is kept was damaged before it came."""
+        with self._lock:
+            self._forgotten.update(self._numbers(file, extents).tolist())
+
     def _file_key(self, file: str) -> tuple[int, int]:
         """Return what stands for a file in numbers and in checksums."""
         found = self._file_keys.get(file)
@@ -179,12 +185,15 @@ class ExtentCache(ForkSafe):
         numbers = self._numbers(file, extents)
         with self._lock:
             known, recent, segments = self._known, self._recent, self._segments
+            forgotten = self._forgotten
         places = np.searchsorted(known["number"], numbers, side="right") - 1
         near = known[np.maximum(places, 0)] if len(known) else np.zeros(len(numbers), _PLACED)
         found: list[_Kept | None] = []
         for number, (_, length), entry in zip(numbers.tolist(), extents, near.tolist()):
             kept = recent.get(number)
-            if kept is None and entry[0] == number and segments:
+            if number in forgotten:
+                kept = None
+            elif kept is None and entry[0] == number and segments:
                 kept = _Kept(segments[entry[4]], *entry[1:4])
             found.append(kept if kept is not None and kept.length == length else None)
         return found
@@ -218,6 +227,7 @@ class ExtentCache(ForkSafe):
         segment.count += len(entries)
         for number, at, length, checksum in entries.tolist():
             self._recent[number] = _Kept(segment, at, length, checksum)
+            self._forgotten.discard(number)
         if len(self._recent) > _SEGMENT_ENTRIES:
             self._load()
 

@@ -126,6 +126,13 @@ class RemoteFile(ByteSource):
         self._read_into([(offset, length) for offset in offsets], [row.data for row in out])
         return out
 
+    def forget(self, extents: Sequence[Extent]) -> bool:
+        """See `ByteSource`: an answer may have been damaged on its way, and kept so."""
+        if self._cache is None:
+            return False
+        self._cache.forget(self._cache_key, extents)
+        return True
+
     def current_size(self) -> int:
         """See `ByteSource`; `FormatError` if the object was replaced."""
         return self._object.look().size
@@ -146,8 +153,10 @@ class RemoteFile(ByteSource):
         small = [one for one in extents if 0 < one[1] <= RANGE_BYTES and sum(one) <= self.size]
         coming = self._begin(small)
         with self._lock:
-            self._advised.update(zip(small, coming))
-            self._advised_bytes += sum(length for _, length in small)
+            for extent, one in zip(small, coming):
+                if extent not in self._advised:  # else another thread was first
+                    self._advised[extent] = one
+                    self._advised_bytes += extent[1]
             while self._advised_bytes > _ADVISED_BYTES:
                 (_, length), oldest = self._advised.popitem(last=False)
                 self._advised_bytes -= length

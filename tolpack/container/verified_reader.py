@@ -8,9 +8,10 @@ without checksums.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +19,18 @@ from numpy.typing import NDArray
 from tolpack.codecs.byte_planes import RecordWords
 from tolpack.codecs.encodings import Encoding
 from tolpack.container.block_sizes import longest_frame, raw_block_bytes
-from tolpack.container.byte_source import ByteSource, FetchCounts
+from tolpack.container.byte_source import ByteSource, Extent, FetchCounts
 from tolpack.container.crc import CHECKSUM_BYTES, TABLE_PLACES, compare, crc32, place_checksum
-from tolpack.container.header import Chunk, Header, Table, parse_header
+from tolpack.container.header import Chunk, Header, Section, Table, parse_header
 from tolpack.container.header_checks import check_header
 from tolpack.container.index import FRAMES_PER_INDEX_BLOCK, decode_index_block, index_block_extent
 from tolpack.container.io_modes import open_byte_source
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, Preamble, parse_preamble
-from tolpack.errors import FormatError
+from tolpack.errors import ChecksumError, FormatError
 from tolpack.runtime.fork_safety import ForkSafe
 from tolpack.storage.locations import Location
+
+T = TypeVar("T")
 
 # Bytes of an array that are read together.
 _ARRAY_BYTES = 4 << 20
@@ -177,6 +180,11 @@ class Container(ForkSafe):
         The rows of a coded basis come as bytes, uint8 (rank, bytes of a row).
         """
         section = self.header.sections[number]
+        extents = [(section.offset_bytes + start, min(_ARRAY_BYTES, section.length_bytes - start))
+                   for start in range(0, section.length_bytes, _ARRAY_BYTES)]  # fmt: skip
+        return self._read_twice(extents, lambda: self._read_array(number, section))
+
+    def _read_array(self, number: int, section: Section) -> NDArray[np.generic]:
         # A copy also of a mapped file: what was checked must not change afterwards.
         whole, found = np.empty(section.length_bytes, np.uint8), 0
         starts = range(0, len(whole), _ARRAY_BYTES)
@@ -231,12 +239,16 @@ class Container(ForkSafe):
             The first block that is damaged or cannot be read.
         """
         extents = self.block_extents(wanted)
-        found = [memoryview(data) for data in self.source.read_many(extents)]
-        self._count("block", sum(length for _, length in extents), len(extents))
-        if self.checksums:
-            for (number, block), extent, data in zip(wanted, extents, found):
-                self._check_block_checksum(number, block, extent[0], data)
-        return [data[:-CHECKSUM_BYTES] for data in found]
+
+        def read() -> list[memoryview]:
+            found = [memoryview(data) for data in self.source.read_many(extents)]
+            self._count("block", sum(length for _, length in extents), len(extents))
+            if self.checksums:
+                for (number, block), extent, data in zip(wanted, extents, found):
+                    self._check_block_checksum(number, block, extent[0], data)
+            return [data[:-CHECKSUM_BYTES] for data in found]
+
+        return self._read_twice(extents, read)
 
     def raw_rows(self, number: int, rows: Sequence[int]) -> NDArray[np.uint8]:
         """Read rows of raw chunk `number` whose blocks hold one row each, as one array.
@@ -253,12 +265,27 @@ class Container(ForkSafe):
         """
         offsets = [self.block_extent(number, row)[0] for row in rows]
         length = self.block_extent(number, 0)[1]
-        found = self.source.read_equal(offsets, length)
-        self._count("block", length * len(offsets), len(offsets))
-        if self.checksums:
-            for row, offset, data in zip(rows, offsets, found):
-                self._check_block_checksum(number, row, offset, data.data)
-        return found
+
+        def read() -> NDArray[np.uint8]:
+            found = self.source.read_equal(offsets, length)
+            self._count("block", length * len(offsets), len(offsets))
+            if self.checksums:
+                for row, offset, data in zip(rows, offsets, found):
+                    self._check_block_checksum(number, row, offset, data.data)
+            return found
+
+        return self._read_twice([(offset, length) for offset in offsets], read)
+
+    def _read_twice(self, extents: Sequence[Extent], read: Callable[[], T]) -> T:
+        """Return what `read` does; once more if a checksum does not match, and what was read may
+        come from a cache that keeps damaged bytes.
+        """
+        try:
+            return read()
+        except ChecksumError:
+            if not self.source.forget(extents):
+                raise
+        return read()
 
     def _check_block_checksum(self, number: int, block: int, offset: int, data: memoryview) -> None:
         view = self.chunks[number]
@@ -280,17 +307,18 @@ class Container(ForkSafe):
         """
         view = self.chunks[number]
         slot = view.first_slot + block * FRAMES_PER_INDEX_BLOCK * view.rows_per_block
-        offset, length = self._index_extent(number, block)
-        data = self.source.read(offset, length)
-        self._count("index", length)
-        return decode_index_block(
-            bytes(data),
-            self.preamble.pack_id,
-            self._first_place + slot,
-            view.length_bytes,
-            longest_frame(view.encoding.frame, view.rows_per_block * view.record_bytes),
-            check=self.checksums,
-        )
+        extent = self._index_extent(number, block)
+        longest = longest_frame(view.encoding.frame, view.rows_per_block * view.record_bytes)
+
+        def read() -> NDArray[np.int64]:
+            data = bytes(self.source.read(*extent))
+            self._count("index", len(data))
+            return decode_index_block(
+                data, self.preamble.pack_id, self._first_place + slot, view.length_bytes, longest,
+                check=self.checksums,
+            )  # fmt: skip
+
+        return self._read_twice([extent], read)
 
     def check_blocks(self, number: int, first: int, blocks: Sequence[memoryview]) -> None:
         """Compare the checksums of neighbouring blocks of chunk `number`, from block `first` on.

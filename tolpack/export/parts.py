@@ -17,6 +17,7 @@ from tolpack.container.parts.layout import DEFAULT_PART_SIZE, RowRun, cut, other
 from tolpack.container.parts.manifest import MANIFEST_NAME, Manifest, PartFile
 from tolpack.container.parts.part_file import PartHeader, PartWriter
 from tolpack.container.parts.parts_sink import publish_manifest
+from tolpack.container.parts.parts_source import PartsSource
 from tolpack.container.preamble import PREAMBLE_BYTES
 from tolpack.container.verified_reader import Container
 from tolpack.errors import ConfigError
@@ -25,7 +26,7 @@ from tolpack.runtime.progress import Reporter
 from tolpack.runtime.sizes import parse_bytes
 from tolpack.storage.folder import Folder
 from tolpack.storage.inputs import local_output
-from tolpack.storage.locations import Location, open_folder
+from tolpack.storage.locations import Location, local_path, open_folder
 from tolpack.version import __version__
 
 PRODUCER = f"tolpack {__version__}"
@@ -145,6 +146,7 @@ def join(
     if path.exists() and not force:
         raise ConfigError(f"output {path} exists: use --force to replace it, or another name")
     with closing(Container.open(folder)) as container:
+        check_output(path, _local_files(folder, container))
         container.source.expect_order(sequential=True)
         size = container.preamble.file_length
         with (
@@ -157,6 +159,15 @@ def join(
                 for data in _section_bytes(container, number, done):
                     file.write(data)
     return size
+
+
+def _local_files(location: Location, container: Container) -> list[Path]:
+    """Return the files that hold a pack, as far as they are on this machine."""
+    path, source = local_path(location), container.source
+    if path is None or not isinstance(source, PartsSource):
+        return [] if path is None else [path]
+    manifest = path / MANIFEST_NAME if path.is_dir() else path
+    return [manifest, *(manifest.with_name(file.name) for file in source.manifest.files)]
 
 
 def refuse_manifest(folder: Folder, *, force: bool) -> None:

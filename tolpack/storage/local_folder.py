@@ -83,16 +83,17 @@ class LocalFolder(Folder):
     def put(self, name: str, file: Path) -> None:
         """See `Folder`: a file of this folder is renamed."""
         with self._errors(f"write {name} to"):
-            if file.parent == self.path:
-                os.replace(file, self.path / check_name(name))
-                if self.is_durable:
-                    sync_folder(self.path)
+            if file.parent != self.path:
+                with self.temporary() as copy:
+                    shutil.copyfile(file, copy)
+                    self.put(name, copy)
                 return
-            with self.temporary() as copy:
-                shutil.copyfile(file, copy)
-                with open(copy, "rb") as copied:
-                    os.fsync(copied.fileno())
-                self.put(name, copy)
+            if self.is_durable:
+                with open(file, "rb") as written:
+                    os.fsync(written.fileno())
+            os.replace(file, self.path / check_name(name))
+            if self.is_durable:
+                sync_folder(self.path)
 
     def create(self, name: str, data: bytes) -> None:
         """See `Folder`."""

@@ -28,6 +28,7 @@ _REASONS = {
     "certificate": "the server's certificate is not trusted",
     "BadScheme": "plain http is not allowed: set AWS_ALLOW_HTTP=true where that is wanted",
     "builder error": "plain http is not allowed: set AWS_ALLOW_HTTP=true where that is wanted",
+    "Too many open files": "too many open files: raise the limit with ulimit -n",
     "IncompleteMessage": "the connection broke",
     "Connection reset": "the connection broke",
     "ConnectionReset": "the connection broke",

@@ -180,7 +180,11 @@ class RemoteObject(ForkSafe):
                     answer.set_exception(error)
 
     def _store_of_version(self) -> Any:
-        """Return the store for many ranges, once it is there; the first call has it made."""
+        """Return the store for many ranges, once it is there; the first call has it made. An object
+        whose size is given is one of many, and each store has connections of its own.
+        """
+        if self._size is not None:
+            return None
         with self._lock:
             version, store = self.version, self._many
             if store is None and version is not None and version.demand is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ def open_build_workers(
     processes: int | None,
     location: InputLocation,
     sources: Sequence[TableSource],
-    folder: Folder,
+    folder: Callable[[], Folder],
     resources: Resources,
     needs: BuildNeeds,
 ) -> Iterator[BuildWorkers | None]:
@@ -43,7 +43,7 @@ def open_build_workers(
     Raises
     ------
     ConfigError
-        Both are given, or the memory granted to each worker is not enough.
+        Both are given, or the memory granted to each worker is not enough; or as of `folder`.
     """
     if executor is None and processes is None:
         yield None
@@ -52,4 +52,4 @@ def open_build_workers(
         share = 1 if processes is None else max(1, processor_count() // processes)
         threads = resources.threads or share
         limits = plan_limits(sources, resources.max_memory, threads, needs)
-        yield BuildWorkers(workers, location, limits, folder)
+        yield BuildWorkers(workers, location, limits, folder())

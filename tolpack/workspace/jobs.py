@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
 from tolpack.errors import ConfigError, FileAccessError
-from tolpack.storage.folder import AlreadyExistsError, Folder
+from tolpack.storage.folder import AlreadyExistsError, Folder, NoSuchFileError
 from tolpack.storage.locations import open_folder
 from tolpack.version import __version__
 
@@ -51,7 +51,13 @@ def load_job(folder: Folder, digest: str) -> Any:
         Another version of tolpack stored it.
     """
     name = digest + JOB_SUFFIX
-    data = folder.read_whole(name, _MOST_JOB_BYTES)
+    try:
+        data = folder.read_whole(name, _MOST_JOB_BYTES)
+    except NoSuchFileError as error:
+        raise FileAccessError(
+            f"{folder.file_location(name)} is not there: another build of the same has ended, or "
+            "this worker does not see the folder"
+        ) from error
     if hashlib.sha256(data).hexdigest() != digest:
         raise FileAccessError(
             f"{folder.file_location(name)} was changed: remove it, and give the same command again"

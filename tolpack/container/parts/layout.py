@@ -12,12 +12,16 @@ from dataclasses import dataclass
 
 from tolpack.container.header import Header
 from tolpack.container.parts.check_pieces import ChunkRun, chunk_runs
+from tolpack.container.parts.manifest import MAX_MANIFEST_BYTES
+from tolpack.container.preamble import MAX_HEADER_BYTES
 from tolpack.errors import ConfigError
 
 DEFAULT_PART_SIZE = "256MB"
 # Rows that builds multiply together are a power of two up to this, counted from the first of a
 # chunk: in a run that begins between, products would round differently.
 _ROWS_TOGETHER = 2048
+# Characters that a part file, and a piece, take in a manifest.
+_FILE_BYTES, _PIECE_BYTES = 130, 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +52,13 @@ def cut(header: Header, part_bytes: int) -> tuple[tuple[RowRun, ...], ...]:
     Raises
     ------
     ConfigError
-        `part_bytes` is less than 1.
+        `part_bytes` is less than 1, or so small that a manifest cannot name all part files.
     """
     if part_bytes < 1:
         raise ConfigError(f"--part-size is {part_bytes} bytes, expected at least 1")
     parts: list[tuple[RowRun, ...]] = []
     runs: list[RowRun] = []
-    room = part_bytes
+    room, pieces = part_bytes, 0
     for chunk in chunk_runs(header):
         first = 0
         while first < chunk.chunk.rows:
@@ -66,7 +70,18 @@ def cut(header: Header, part_bytes: int) -> tuple[tuple[RowRun, ...], ...]:
             if first < chunk.chunk.rows or room <= 0:
                 parts.append(tuple(runs))
                 runs, room = [], part_bytes
+                pieces += len(parts[-1])
+                if _manifest_bytes(len(parts), pieces) > MAX_MANIFEST_BYTES:
+                    raise ConfigError(
+                        f"parts of {part_bytes:,} bytes are too many for a manifest: give a "
+                        "larger --part-size"
+                    )
     return (*parts, tuple(runs)) if runs else tuple(parts)
+
+
+def _manifest_bytes(files: int, pieces: int) -> int:
+    """Return what so many part files take in a manifest at most, beside a header of the longest."""
+    return 2 * MAX_HEADER_BYTES + _FILE_BYTES * files + _PIECE_BYTES * pieces
 
 
 def other_sections(header: Header) -> list[int]:

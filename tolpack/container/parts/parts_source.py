@@ -219,6 +219,16 @@ class PartsSource(ByteSource):
         if "mapped" in self._hints:
             file.limit_mapped(self._hints["mapped"])
 
+    def forget(self, extents: Sequence[Extent]) -> bool:
+        """See `ByteSource`."""
+        found = False
+        for extent in extents:
+            for number, offset, length in self._split(*extent):
+                if number >= 0:
+                    with self.reading(number) as file:
+                        found = file.forget([(offset, length)]) or found
+        return found
+
     def place(self, offset: int) -> tuple[int, int]:
         """Return the part file, by its number, that holds a byte of a section of the pack, and the
         offset there.
