@@ -543,6 +543,22 @@ def test_a_process_keeps_few_jobs(stored, monkeypatch):
 # -- settings ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("address", ["", "127.0.0.1", "tcp://127.0.0.1", "htp//x:1", "tcp://a:b"])
+def test_what_is_no_address_is_refused_at_once(address, table, tmp_path):
+    """A cluster's address has a kind, a host and a port."""
+    arguments = ["build", str(table), "-o", str(tmp_path / "p.tolpack"), "--cluster", address]
+    run = CliRunner().invoke(main, arguments)
+    assert run.exit_code == 1 and "like tcp://host:8786" in run.output
+
+
+@pytest.mark.parametrize("command", ["build", "split"])
+def test_outputs_in_memory_are_refused(command, table, tmp_path):
+    """A command does not write what is gone with it."""
+    output = ["-o", "memory:///x"] if command == "build" else ["memory:///x"]
+    run = CliRunner().invoke(main, [command, str(table), *output])
+    assert run.exit_code == 2 and "would be gone" in run.output
+
+
 def test_two_engines_at_once_are_refused(model, tmp_path):
     """Who encodes is said once."""
     with (

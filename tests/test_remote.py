@@ -408,7 +408,7 @@ def test_modes_fit_locations(s3, wide):
             tolpack.open(URLS["s3"], io=io)
     with pytest.raises(tolpack.ConfigError, match="leave io out"):
         tolpack.open(wide.path, io="remote")
-    for url in ("ftp://host/model.tolpack", "s3://bucket", "s3://"):
+    for url in ("ftp://host/model.tolpack", "s3://"):
         with pytest.raises(tolpack.ConfigError, match="expected"):
             tolpack.open(url)
 
@@ -418,6 +418,16 @@ def test_the_library_that_is_missing_is_named(monkeypatch):
     monkeypatch.setattr(remote_folder.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(tolpack.ConfigError, match=r"pip install 'tolpack\[remote\]'"):
         tolpack.open(URLS["s3"])
+
+
+def test_a_bucket_may_be_a_folder_of_parts(s3, wide, tmp_path):
+    """The URL of a bucket names the manifest in it, with a slash at its end and without."""
+    tolpack.split(wide.path, tmp_path / "parts")
+    for path in (tmp_path / "parts").iterdir():
+        s3.objects[f"bucket/{path.name}"] = path.read_bytes()
+    for url in ("s3://bucket", "s3://bucket/"):
+        with tolpack.open(url) as pack, tolpack.open(wide.path) as one:
+            assert np.array_equal(pack.rows([1, 5]), one.rows([1, 5]))
 
 
 def test_closing_ends_reads(s3, wide):

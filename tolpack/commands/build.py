@@ -15,6 +15,7 @@ from tolpack.commands.options import (
     json_option,
     layers_option,
     print_json,
+    refuse_memory,
     refuse_two_maps,
     resource_options,
     target_options,
@@ -106,6 +107,7 @@ def build(checkpoint: Location, bits: str, as_json: bool, **settings: Any) -> No
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
     refuse_two_maps(settings)
+    refuse_memory(settings["output"])
     output, terminal, cluster = settings.pop("output"), Terminal(), settings.pop("cluster")
     if cluster is not None and settings["processes"] is not None:
         raise click.UsageError("--processes and --cluster both say who encodes: give one of them")

@@ -105,6 +105,14 @@ def refuse_two_maps(settings: dict[str, Any]) -> None:
         raise click.UsageError("--map and --key-map both choose the names: give one of them")
 
 
+def refuse_memory(output: Location | None) -> None:
+    """Raise if an output would be gone when the command ends."""
+    if isinstance(output, str) and output.lower().startswith("memory://"):
+        raise click.UsageError(
+            f"{output} would be gone when this command ends: give a path, or another URL"
+        )
+
+
 def take_checkpoint_options(settings: dict[str, Any]) -> CheckpointOptions:
     """Take the settings of `checkpoint_options` out of `settings`."""
     refuse_two_maps(settings)

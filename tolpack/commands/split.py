@@ -7,7 +7,7 @@ from dataclasses import asdict
 import click
 
 import tolpack
-from tolpack.commands.options import LOCATION, json_option, print_json
+from tolpack.commands.options import LOCATION, json_option, print_json, refuse_memory
 from tolpack.commands.terminal import Terminal, checked, echo
 from tolpack.container.parts.layout import DEFAULT_PART_SIZE
 from tolpack.errors import printable
@@ -36,6 +36,7 @@ def split(pack: Location, folder: Location, part_size: str, force: bool, as_json
     tolpack split model.tolpack model-parts/
     tolpack split model.tolpack model-parts/ --part-size 1GB
     """
+    refuse_memory(folder)
     result = tolpack.split(pack, folder, part_size=part_size, force=force, reporter=Terminal())
     if as_json:
         print_json(asdict(result))

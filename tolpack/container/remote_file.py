@@ -288,7 +288,9 @@ def open_remote(url: str, disk_cache: str | int | None = None) -> ByteSource:
         As `RemoteFile` and `PartsSource`.
     """
     cache = None if disk_cache is None else open_extent_cache(disk_cache)
-    place = url + MANIFEST_NAME if url.endswith("/") else url
+    scheme, _, rest = url.partition("://")
+    is_folder = url.endswith("/") or "/" not in rest  # a bucket is one
+    place = f"{scheme}://{rest.rstrip('/')}/{MANIFEST_NAME}" if is_folder else url
     location, name = split_location(place)
     if not place.endswith(".json"):
         try:

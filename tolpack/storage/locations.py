@@ -35,7 +35,11 @@ def local_path(location: Location) -> Path | None:
     if not is_url(location):
         path = Path(location)
         if path.parts[:1] and _JOINED.fullmatch(path.parts[0]):
-            raise ConfigError(f"{path} was a URL, and a Path joins its slashes: give it as text")
+            url = str(path).replace(":/", "://", 1)
+            raise ConfigError(
+                f"{path} is a URL with one slash: write {url}, and give it as text, as a Path "
+                "joins its slashes"
+            )
         return path
     parts = urlsplit(os.fspath(location))
     if parts.scheme.lower() != "file":

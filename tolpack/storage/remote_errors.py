@@ -62,5 +62,7 @@ def reason(error: BaseException) -> str:
     known: str = next((words for part, words in _REASONS.items() if part in text), "")
     if known.startswith(_NO_CREDENTIALS):
         return known  # the status is that of the machine's own service
+    if code == 404 and not known and kind not in _KINDS:
+        known = "there is no such bucket"
     said = [one for one in (_KINDS.get(kind, known), shown) if one]
     return ", ".join(said) or kind

@@ -40,7 +40,7 @@ _RESTARTS = 3
 _MOST_PROCESSES = 1024
 # How long to wait for a task that ends before it is asked whether the executor still works; and
 # after how many seconds without one something is said.
-_POLL_SECONDS, _QUIET_SECONDS = 2.0, 300.0
+_POLL_SECONDS, _QUIET_SECONDS = 2.0, 30.0
 
 
 class Workers:
@@ -187,7 +187,7 @@ class _Run:
         self._take, self._reporter = take, reporter
         self._waiting = deque(range(len(calls)))
         self._running: dict[Future[Any], int] = {}
-        self._restarts, self._last = 0, monotonic()
+        self._restarts, self._last, self._quiet = 0, monotonic(), _QUIET_SECONDS
 
     @property
     def left(self) -> int:
@@ -211,12 +211,13 @@ class _Run:
             return
         if self._take_results():
             self._restarts, self._last = 0, monotonic()
-        elif monotonic() - self._last > _QUIET_SECONDS:
-            self._last = monotonic()
+            self._quiet = _QUIET_SECONDS
+        elif monotonic() - self._last > self._quiet:
             self._reporter.say(
-                f"no worker has ended a task for {_QUIET_SECONDS:.0f} seconds, and {self.left} are "
+                f"no worker has ended a task for {self._quiet:.0f} seconds, and {self.left} are "
                 "left: are there workers?"
             )
+            self._quiet *= 2
 
     def cancel(self) -> None:
         """Have nothing begin any more."""
