@@ -1,5 +1,7 @@
 """Packs are read from anything that gives bytes: the reader asks for no kind of file."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from packs import RECIPES, reference_rows, write
@@ -17,7 +19,7 @@ class Remote(ByteSource):
     mode = "remote"
 
     def __init__(self, path):
-        self._data = path.read_bytes()
+        self._data = Path(path).read_bytes()
         self.size = len(self._data)
         self.released = 0
         super().__init__()

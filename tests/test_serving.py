@@ -534,7 +534,7 @@ def test_an_interrupted_map_leaves_nothing_running(monkeypatch):
         ended.append(number)
 
     monkeypatch.setattr(pool, "wait", interrupted)
-    workers = pool.Pool(1, "test")
+    workers = pool.Pool(2, "test")
     with pytest.raises(KeyboardInterrupt):
         workers.map(work, range(3))
     count = len(ended)
