@@ -511,7 +511,7 @@ def test_a_job_with_another_digest_is_not_unpickled(stored, tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "owned"),)
 
-    Path(folder, f"{digest}.job").write_bytes(jobs._VERSION_LINE + pickle.dumps(Evil()))
+    Path(folder, f"{digest}.job").write_bytes(jobs._PRODUCER_LINE + pickle.dumps(Evil()))
     with pytest.raises(FileAccessError, match="was changed"):
         encode_part(folder, digest, 0, "other")
     assert not (tmp_path / "owned").exists()
@@ -520,7 +520,7 @@ def test_a_job_with_another_digest_is_not_unpickled(stored, tmp_path):
 def test_a_worker_of_another_version_refuses(stored, monkeypatch):
     """A job of another version of tolpack is not taken for one of this."""
     _, folder, digest = stored
-    monkeypatch.setattr(jobs, "_VERSION_LINE", b"tolpack 0.0.1\n")
+    monkeypatch.setattr(jobs, "_PRODUCER_LINE", b"tolpack 0.0.1\n")
     with pytest.raises(ConfigError, match="install the same version"):
         jobs.load_job(open_folder(folder), digest)
 

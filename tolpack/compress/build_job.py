@@ -63,7 +63,7 @@ class BuildJob:
     ) -> BuildJob:
         """Return it for workers that open the tables `sources` at `location`."""
         computed = [one.compute for one in sources if one.compute is not torch.float32]
-        found = replace(location, compute=computed[0] if computed else torch.float32)
+        found = location.computed_in(computed[0] if computed else torch.float32)
         sampled = tuple(one.sampled_fingerprint() for one in sources)
         return replace(self, input=found, sampled=sampled, limits=limits, is_durable=is_durable)
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 
 from tolpack.codecs.encodings import Encoding, Part
 from tolpack.compress.chunks import ChunkSpan
-from tolpack.compress.plan import PRODUCER
 from tolpack.container.block_sizes import longest_frame, raw_block_bytes
 from tolpack.container.header import Chunk, Field, Header, Section, Table
 from tolpack.container.index import index_bytes
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, align
+from tolpack.version import PRODUCER
 
 _LARGEST_CRC32 = 2**32 - 1
 # Characters of a name that the estimate counts with its field.

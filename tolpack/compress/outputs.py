@@ -19,7 +19,7 @@ from tolpack.calibration.spread_metrics import SUMS_SUFFIX
 from tolpack.compress.build_job import BuildJob
 from tolpack.compress.build_parts import MadeParts, make_parts
 from tolpack.compress.encode import encode
-from tolpack.compress.plan import PRODUCER, PackPlan
+from tolpack.compress.plan import PackPlan
 from tolpack.compress.write import PackFile, write
 from tolpack.container.atomic_write import check_output
 from tolpack.container.local_sink import check_unfinished
@@ -35,6 +35,7 @@ from tolpack.storage.folder import Folder
 from tolpack.storage.inputs import InputPath, input_path, local_output
 from tolpack.storage.local_folder import UNFINISHED, LocalFolder
 from tolpack.storage.locations import Location, local_path, open_folder
+from tolpack.version import PRODUCER
 from tolpack.workspace.jobs import JOB_SUFFIX
 from tolpack.workspace.workspace import Workspace
 

@@ -12,7 +12,6 @@ from contextlib import closing
 
 from tolpack.compress.build_job import BuildJob, open_job
 from tolpack.compress.encode import encode_chunk
-from tolpack.compress.plan import PRODUCER
 from tolpack.container.parts.folder_file import FolderFile
 from tolpack.container.parts.manifest import PART_SUFFIX, PartFile
 from tolpack.container.parts.part_file import PartHeader, PartWriter, read_part_header
@@ -20,6 +19,7 @@ from tolpack.errors import TolpackError, memory_errors
 from tolpack.sources.protocol import TableSource
 from tolpack.storage.folder import Folder
 from tolpack.storage.locations import open_folder
+from tolpack.version import PRODUCER
 from tolpack.workspace.workers import SharedTorchSettings
 
 _READ_BYTES = 4 << 20

@@ -33,8 +33,6 @@ from tolpack.version import __version__
 from tolpack.workspace.limits import Limits
 from tolpack.workspace.workspace import Workspace
 
-PRODUCER = f"tolpack {__version__}"
-
 
 @dataclass(frozen=True, slots=True)
 class PlannedChunk:

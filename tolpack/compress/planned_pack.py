@@ -15,12 +15,13 @@ from tolpack.compress.header_size import (
     planned_basis,
     planned_chunk,
 )
-from tolpack.compress.plan import PRODUCER, PackPlan, Plan, PlannedArray, pack_key, planned_array
+from tolpack.compress.plan import PackPlan, Plan, PlannedArray, pack_key, planned_array
 from tolpack.container.header import Chunk, Header, Section, parse_header
 from tolpack.container.header_checks import check_header
 from tolpack.container.preamble import PREAMBLE_BYTES, Preamble
 from tolpack.container.writer import check_header_room
 from tolpack.errors import ConfigError, FormatError
+from tolpack.version import PRODUCER
 
 
 def plan_pack(plans: Sequence[Plan]) -> PackPlan:

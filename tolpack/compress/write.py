@@ -8,12 +8,13 @@ from functools import partial
 from pathlib import Path
 
 from tolpack.compress.encode import ChunkBlocks
-from tolpack.compress.plan import PRODUCER, PackPlan, Plan
+from tolpack.compress.plan import PackPlan, Plan
 from tolpack.container.byte_sink import ByteSink
 from tolpack.container.header import Chunk, Header, Table
 from tolpack.container.local_sink import LocalSink
 from tolpack.container.writer import PackWriter
 from tolpack.runtime.progress import Reporter
+from tolpack.version import PRODUCER
 
 # Gives the bytes of all blocks of a chunk, and the length of each one if they are frames; takes the
 # numbers of its table and of the chunk in it.

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.codecs.byte_planes import RecordWords
-from tolpack.codecs.encodings import Encoding
 from tolpack.container.block_sizes import longest_frame, raw_block_bytes
 from tolpack.container.byte_source import ByteSource, Extent, FetchCounts
+from tolpack.container.chunk_view import chunk_views
 from tolpack.container.crc import CHECKSUM_BYTES, TABLE_PLACES, compare, crc32, place_checksum
-from tolpack.container.header import Chunk, Header, Section, Table, parse_header
+from tolpack.container.header import Header, Section, Table, parse_header
 from tolpack.container.header_checks import check_header
 from tolpack.container.index import FRAMES_PER_INDEX_BLOCK, decode_index_block, index_block_extent
 from tolpack.container.io_modes import open_byte_source
@@ -52,42 +50,6 @@ class ReadCounters:
     block_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkView:
-    """A chunk with what follows from the header about it."""
-
-    chunk: Chunk
-    encoding: Encoding
-    first_slot: int
-    record: RecordWords
-    offset_bytes: int
-    length_bytes: int
-
-    @property
-    def record_bytes(self) -> int:
-        """Bytes of a row."""
-        return self.record.record_bytes
-
-    @property
-    def rows_per_block(self) -> int:
-        """Rows that are read and checked together."""
-        return self.encoding.rows_per_block
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether a block is one record as it is, not compressed."""
-        return self.rows_per_block == 1 and not self.encoding.is_compressed
-
-    @property
-    def blocks(self) -> int:
-        """Number of blocks."""
-        return -(-self.chunk.rows // self.rows_per_block)
-
-    def block_rows(self, block: int) -> int:
-        """Rows in block `block`; the last one may hold fewer."""
-        return min(self.rows_per_block, self.chunk.rows - block * self.rows_per_block)
-
-
 class Container(ForkSafe):
     """A verified view of one of a pack's tables.
 
@@ -114,7 +76,7 @@ class Container(ForkSafe):
         self.number = number
         self.table: Table = header.tables[number]
         self._first_place = number * TABLE_PLACES
-        self.chunks = tuple(_chunk_views(header, self.table))
+        self.chunks = tuple(chunk_views(header, self.table))
         self._index_cache: dict[tuple[int, int], NDArray[np.int64]] = {}
         super().__init__()
 
@@ -396,15 +358,3 @@ def _read_header(source: ByteSource) -> tuple[Preamble, Header, ReadCounters]:
     header = parse_header(data)
     check_header(header, preamble)
     return preamble, header, counters
-
-
-def _chunk_views(header: Header, table: Table) -> list[ChunkView]:
-    starts = accumulate((chunk.rows for chunk in table.chunks), initial=0)
-    records = {number: header.encodings[number].record() for number in table.encodings}
-    views = []
-    for chunk, first_slot in zip(table.chunks, starts):
-        encoding, section = header.encodings[chunk.encoding], header.sections[chunk.blocks]
-        record = records[chunk.encoding]
-        extent = (section.offset_bytes, section.length_bytes)
-        views.append(ChunkView(chunk, encoding, first_slot, record, *extent))
-    return views

@@ -15,7 +15,7 @@ import numpy as np
 
 from tolpack.codecs import kernels
 from tolpack.container.io_modes import IO_MODES
-from tolpack.container.parts.parts_source import PartsSource
+from tolpack.container.parts.parts_source import PartsSource, local_files
 from tolpack.errors import ConfigError, FileAccessError
 from tolpack.pack import Pack
 from tolpack.runtime.progress import Reporter
@@ -71,11 +71,7 @@ class _Subject:
 
     def files(self, pack: Pack) -> list[Path]:
         """Return the files that hold the pack, which is open."""
-        source = pack.container.source
-        if not isinstance(source, PartsSource):
-            return [self.path]
-        folder = self.path if self.path.is_dir() else self.path.parent
-        return [folder / file.name for file in source.manifest.files]
+        return local_files(self.path, pack.container.source)
 
     def place(self, pack: Pack, offset: int) -> tuple[Path, int]:
         """Return the file that holds a byte of the pack, and the offset there."""

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tolpack.container.chunk_view import ChunkView
 from tolpack.container.parts.parts_source import PartsSource
-from tolpack.container.verified_reader import ChunkView, Container
+from tolpack.container.verified_reader import Container
 from tolpack.pack import Pack
 from tolpack.reading.summary import bits_per_weight, layer_summaries, ratio_fp16, table_bytes
 

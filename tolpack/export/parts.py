@@ -17,7 +17,7 @@ from tolpack.container.parts.layout import DEFAULT_PART_SIZE, RowRun, cut, other
 from tolpack.container.parts.manifest import MANIFEST_NAME, Manifest, PartFile
 from tolpack.container.parts.part_file import PartHeader, PartWriter
 from tolpack.container.parts.parts_sink import publish_manifest
-from tolpack.container.parts.parts_source import PartsSource
+from tolpack.container.parts.parts_source import local_files
 from tolpack.container.preamble import PREAMBLE_BYTES
 from tolpack.container.verified_reader import Container
 from tolpack.errors import ConfigError
@@ -27,9 +27,8 @@ from tolpack.runtime.sizes import parse_bytes
 from tolpack.storage.folder import Folder
 from tolpack.storage.inputs import local_output
 from tolpack.storage.locations import Location, local_path, open_folder
-from tolpack.version import __version__
+from tolpack.version import PRODUCER
 
-PRODUCER = f"tolpack {__version__}"
 # Bytes that are copied together.
 _COPY_BYTES = 4 << 20
 
@@ -146,7 +145,7 @@ def join(
     if path.exists() and not force:
         raise ConfigError(f"output {path} exists: use --force to replace it, or another name")
     with closing(Container.open(folder)) as container:
-        check_output(path, _local_files(folder, container))
+        check_output(path, _read_files(folder, container))
         container.source.expect_order(sequential=True)
         size = container.preamble.file_length
         with (
@@ -161,13 +160,13 @@ def join(
     return size
 
 
-def _local_files(location: Location, container: Container) -> list[Path]:
-    """Return the files that hold a pack, as far as they are on this machine."""
-    path, source = local_path(location), container.source
-    if path is None or not isinstance(source, PartsSource):
-        return [] if path is None else [path]
+def _read_files(location: Location, container: Container) -> list[Path]:
+    """Return the files that a pack is read from, as far as they are on this machine."""
+    path = local_path(location)
+    if path is None:
+        return []
     manifest = path / MANIFEST_NAME if path.is_dir() else path
-    return [manifest, *(manifest.with_name(file.name) for file in source.manifest.files)]
+    return [manifest, *local_files(path, container.source)]
 
 
 def refuse_manifest(folder: Folder, *, force: bool) -> None:

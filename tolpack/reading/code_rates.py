@@ -19,7 +19,8 @@ from tolpack.codecs.encodings import Encoding
 from tolpack.codecs.record import RecordLayout, Run, record_layout
 from tolpack.codecs.registry import CODECS
 from tolpack.codecs.step_integers import StepIntegerCodec
-from tolpack.container.verified_reader import ChunkView, Container
+from tolpack.container.chunk_view import ChunkView
+from tolpack.container.verified_reader import Container
 from tolpack.reading.block_decompression import read_block
 from tolpack.runtime.array_types import Bytes, Floats
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.container.verified_reader import ChunkView
+from tolpack.container.chunk_view import ChunkView
 from tolpack.runtime.array_types import Bytes
 
 

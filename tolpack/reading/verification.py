@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.codecs.record import record_layout
+from tolpack.container.chunk_view import ChunkView
 from tolpack.container.index import FRAMES_PER_INDEX_BLOCK, index_block_extent
-from tolpack.container.verified_reader import ChunkView, Container
+from tolpack.container.verified_reader import Container
 from tolpack.errors import FileAccessError, FormatError
 from tolpack.reading.basis_arrays import float_pieces
 from tolpack.reading.block_checks import BlockChecker

@@ -19,21 +19,20 @@ from typing import Any, Generic, Protocol, TypeVar
 from tolpack.errors import ConfigError, FileAccessError
 from tolpack.storage.folder import AlreadyExistsError, Folder, NoSuchFileError
 from tolpack.storage.locations import open_folder
-from tolpack.version import __version__
+from tolpack.version import PRODUCER
 
 JOB_SUFFIX = ".job"
 # Jobs that a process keeps opened: that of a build, and that of its next plan.
 _KEPT_JOBS = 2
 # A job holds an order of tokens and matrices of all layers: far below this.
 _MOST_JOB_BYTES = 1 << 36
-_VERSION = f"tolpack {__version__}"
 # Stands before the pickled job: those of another version may mean something else.
-_VERSION_LINE = f"{_VERSION}\n".encode()
+_PRODUCER_LINE = f"{PRODUCER}\n".encode()
 
 
 def store_job(job: object, folder: Folder) -> str:
     """Store a job, and return its digest, 64 hex digits."""
-    data = _VERSION_LINE + pickle.dumps(job, protocol=5)
+    data = _PRODUCER_LINE + pickle.dumps(job, protocol=5)
     digest = hashlib.sha256(data).hexdigest()
     with contextlib.suppress(AlreadyExistsError):  # stored by a build that was interrupted
         folder.create(digest + JOB_SUFFIX, data)
@@ -62,12 +61,12 @@ def load_job(folder: Folder, digest: str) -> Any:
         raise FileAccessError(
             f"{folder.file_location(name)} was changed: remove it, and give the same command again"
         )
-    if not data.startswith(_VERSION_LINE):
+    if not data.startswith(_PRODUCER_LINE):
         raise ConfigError(
-            f"the build was started by another version than this worker's {_VERSION}: install the "
+            f"the build was started by another version than this worker's {PRODUCER}: install the "
             "same version everywhere"
         )
-    return pickle.loads(data[len(_VERSION_LINE) :])
+    return pickle.loads(data[len(_PRODUCER_LINE) :])
 
 
 class Opened(Protocol):

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import accumulate
 
 from tolpack.container.block_sizes import raw_block_bytes
+from tolpack.container.chunk_view import chunk_views
 from tolpack.container.header import Chunk, Header
 from tolpack.container.parts.manifest import Manifest, PartFile, Piece
 from tolpack.container.preamble import SECTION_ALIGNMENT, align
@@ -43,17 +43,14 @@ class ChunkRun:
 
 def chunk_runs(header: Header) -> list[ChunkRun]:
     """Return all chunks of a pack, table by table."""
-    runs = []
-    for number, table in enumerate(header.tables):
-        starts = accumulate((chunk.rows for chunk in table.chunks), initial=0)
-        for place, (chunk, start) in enumerate(zip(table.chunks, starts)):
-            encoding = header.encodings[chunk.encoding]
-            record = table.record_bytes(encoding)
-            runs.append(
-                ChunkRun(number, place, start, chunk, encoding.rows_per_block, record,
-                         encoding.is_compressed)
-            )  # fmt: skip
-    return runs
+    return [
+        ChunkRun(
+            number, place, view.first_slot, view.chunk, view.rows_per_block, view.record_bytes,
+            view.encoding.is_compressed,
+        )
+        for number, table in enumerate(header.tables)
+        for place, view in enumerate(chunk_views(header, table))
+    ]  # fmt: skip
 
 
 def check_pieces(manifest: Manifest, header: Header) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import numpy as np
@@ -329,6 +330,14 @@ class PartsSource(ByteSource):
         self._pool.close()
         for file in self._files.values():
             file.close()
+
+
+def local_files(path: Path, source: ByteSource) -> list[Path]:
+    """Return the files that hold a pack which was opened at `path`: itself, or its part files."""
+    if not isinstance(source, PartsSource):
+        return [path]
+    folder = path if path.is_dir() else path.parent
+    return [folder / file.name for file in source.manifest.files]
 
 
 def _segments(manifest: Manifest, header: Header) -> list[_Segment]:
