@@ -11,12 +11,17 @@ from numpy.typing import NDArray
 
 from tolpack.calibration.model_losses import CalibratedModel
 from tolpack.calibration.token_order import TokenOrder
+from tolpack.runtime.array_types import Doubles
 
 # Tokens that make up this share of the text stay raw: no decompression for most tokens.
 HOT_SHARE = 0.9
 # A token's own step goes with the count to the power of minus half of this (docs/lab-notes.md),
 # where the model is not run. MemoryLLM's `count_slope` of about -0.08 gives the same.
 STEP_EXPONENT = 0.65
+# Counts are raised by this share of their mean before steps follow from them. Tokens that the
+# counts hardly have occur in other texts, and with steps of their own cost most of the loss there
+# (docs/lab-notes.md).
+_RAISED_BY = 1 / 8
 # A row's errors weigh by its count times the squared gradient. Counts of one text overstate how
 # much, so this share of the exponent is used.
 _EXPONENT_SHARE = 0.7
@@ -77,6 +82,11 @@ def step_exponent(model: CalibratedModel | None) -> float:
     return float(np.clip(_EXPONENT_SHARE * (1 + model.count_slope), *_EXPONENT_RANGE))
 
 
+def raised_counts(counts: NDArray[np.int64]) -> Doubles:
+    """Return the counts that steps follow from, float64 (rows,)."""
+    return np.asarray(counts + (1.0 + _RAISED_BY * float(counts.mean())), np.float64)
+
+
 def chunks_by_step(
     order: TokenOrder,
     min_rows: int,
@@ -86,9 +96,9 @@ def chunks_by_step(
 ) -> list[ChunkSpan]:
     """Cut slots into chunks whose tokens share one step, where that costs least.
 
-    Cuts may fall where counts have halved. Tokens that share a step lose by the square of its
-    distance from their own, in natural logarithms: `_STEP_COST` of their bytes. What a chunk takes
-    by itself (an encoding in the header, an index, padding) is compared with that.
+    Cuts may fall where `raised_counts` have halved. Tokens that share a step lose by the square of
+    its distance from their own, in natural logarithms: `_STEP_COST` of their bytes. What a chunk
+    takes by itself (an encoding in the header, an index, padding) is compared with that.
 
     Parameters
     ----------
@@ -105,8 +115,9 @@ def chunks_by_step(
     """
     if order.counts is None:
         return _cut([0, order.rows], _longest_chunk(order.rows))
-    edges = _octaves(order.counts, min_rows)
-    own = -exponent / 2 * np.log(order.counts + 1.0)
+    counts = raised_counts(order.counts)
+    edges = _octaves(counts, min_rows)
+    own = -exponent / 2 * np.log(counts)
     sums = np.add.reduceat(own, edges[:-1]).cumsum()
     squares = np.add.reduceat(own**2, edges[:-1]).cumsum()
     rows, sums, squares = edges, np.append(0, sums), np.append(0, squares)
@@ -132,9 +143,9 @@ def _cut(bounds: list[int], longest: int) -> list[ChunkSpan]:
     ]
 
 
-def _octaves(counts: NDArray[np.int64], min_rows: int) -> NDArray[np.int64]:
+def _octaves(counts: Doubles, min_rows: int) -> NDArray[np.int64]:
     """Return where counts have halved, int64, from 0 to the rows; `min_rows` apart at least."""
-    octaves = np.floor(np.log2(counts + 1.0))
+    octaves = np.floor(np.log2(counts))
     edges = [0]
     for stop in np.flatnonzero(np.diff(octaves) != 0) + 1:
         if stop - edges[-1] >= min_rows:

@@ -1,8 +1,8 @@
 """Steps of tokens, and a sample of frames from which ``--bits auto`` predicts sizes and ranks.
 
-A token's step falls with its count ``n`` as ``(n + 1)^(-exponent / 2)``, evened out over its
-chunk. The sample is whole frames spread over every chunk, so what they compress to is what the file
-will; a small table is sampled whole.
+A token's step falls with its count, raised by an eighth of the mean count (`raised_counts`), to the
+power ``-exponent / 2``, evened out over its chunk. The sample is whole frames spread over every
+chunk, so what they compress to is what the file will; a small table is sampled whole.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.calibration.token_order import TokenOrder
-from tolpack.compress.chunks import STEP_EXPONENT, ChunkSpan
+from tolpack.compress.chunks import STEP_EXPONENT, ChunkSpan, raised_counts
 from tolpack.compress.entropy.quantizers import short_step
 from tolpack.runtime.array_types import Doubles, Floats
 
@@ -32,7 +32,7 @@ class FrequencySteps:
         self._starts = [plan.first_slot for plan in chunks]
         factors = np.ones(len(chunks))
         if order.counts is not None:
-            counts = order.counts + 1.0
+            counts = raised_counts(order.counts)
             own = [counts[p.first_slot : p.first_slot + p.rows].mean() for p in chunks]
             factors = (np.array(own) / counts.mean()) ** (-exponent / 2)
         self._factors = factors
