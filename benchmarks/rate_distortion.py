@@ -175,8 +175,8 @@ class Experiment:
 def ideal_bytes(pack: tolpack.Pack) -> tuple[float, float, float] | None:
     """Return what a pack would take with ideal coders of its codes; ``None`` without such codes.
 
-    A tenth of a bit above R(D) is never more than the entropy: no coder needs to be worse than
-    plain rounding.
+    R(D) is that of Gaussian codes of the same variances. Codes with heavier tails have an entropy
+    that may be less than a tenth of a bit above it.
     """
     container = pack.container
     rates = code_rates(container)
@@ -184,15 +184,10 @@ def ideal_bytes(pack: tolpack.Pack) -> tuple[float, float, float] | None:
         return None
     values = [container.table.rows * one.stored_values for one in container.table.kept_fields]
     rest = pack.nbytes - sum(view.length_bytes for view in container.chunks)
-    per_layer = [
-        (
-            rate.entropy_bits,
-            rate.gaussian_bits,
-            min(rate.gaussian_bits + ABOVE_GAUSSIAN_BITS, rate.entropy_bits),
-        )
-        for rate in rates
-    ]
-    entropy, gaussian, above = np.array(values) @ np.array(per_layer) / 8
+    entropies = [rate.entropy_bits for rate in rates]
+    gaussians = np.array([rate.gaussian_bits for rate in rates])
+    bits = np.stack([entropies, gaussians, gaussians + ABOVE_GAUSSIAN_BITS], axis=1)
+    entropy, gaussian, above = np.array(values) @ bits / 8
     return rest + entropy, rest + gaussian, rest + above
 
 
@@ -284,8 +279,8 @@ def filled_settings(
     for ratio in filter(None, experiment.arguments.ratios.split(",")):
         found = filling.of_size(experiment.fp16_bytes / float(ratio))
         side = found.bytes - found.code_bytes
-        above = found.gaussian_bytes + ABOVE_GAUSSIAN_BITS * found.values / 8
-        ideal = (found.bytes, side + found.gaussian_bytes, side + min(above, found.code_bytes))
+        gaussian = side + found.gaussian_bytes
+        ideal = (found.bytes, gaussian, gaussian + ABOVE_GAUSSIAN_BITS * found.values / 8)
         yield experiment.rounded(family, f"× {ratio}", found.table, found.bytes, ideal)
 
 
