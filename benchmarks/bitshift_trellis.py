@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from table_quantizers import Floats, rotated
 
-# QTIP has 16 and a GPU; 12 lose 3 to 4 % more squared error and take minutes on a processor.
+# QTIP has 16, and a GPU. Squared errors of a Gaussian at 1 and 2 bits: 0.276 and 0.0737 with 12,
+# 0.267 and 0.0695 with 14, 0.263 and 0.0674 with 16; 14 take 5 times as long, 16 30 times.
 STATE_BITS = 12
 GROUP = 256
 
