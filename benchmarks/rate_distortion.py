@@ -1,50 +1,78 @@
-"""Perplexity against size of packs and of other quantizers of the same table.
+"""KL divergence and perplexity against size of packs and of other quantizers of the same table.
 
-Every setting is scored on the same held-out text, paired window by window with the checkpoint. The
+Every setting is scored on the same held-out texts, paired window by window with the checkpoint. The
 size of a pack counts every byte of the file. Other quantizers round the table in memory, and their
-size counts codes, scales and bases without any overhead.
+size counts codes, scales, bases and codebooks without any overhead of a file.
 
-    python benchmarks/rate_distortion.py CHECKPOINT --calibrate TEXT --text HELDOUT \
-        --tokenizer tokenizer.json --json result.json --plot curve.png
+    python benchmarks/rate_distortion.py CHECKPOINT --calibrate TEXT --frequencies counts.npy \
+        --text HELDOUT --other LICENCES --tokenizer tokenizer.json --json result.json \
+        --plot curve.png
 
 ``--text``, and ``--other`` of another domain, are evaluation texts and serve nothing else.
 ``--only`` measures the families whose names contain it. Results other than those of ``--bits auto``
 do not change, so ``--reuse`` can take them from an earlier result for the same files. ``gguf`` and
-``matplotlib`` are used if they are installed.
+``numba`` are used if they are installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import itertools
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from machine import described
-from table_quantizers import nf4
+from rate_distortion_plot import plot
+from table_quantizers import ggml, hadamard_2bit, hadamard_codebooks, nf4
+from water_filling import WaterFilling
 
 import tolpack
 from tolpack.model.decoder import Decoder
+from tolpack.model.divergence import Divergence, compare
 from tolpack.model.language_model import Memory
-from tolpack.model.perplexity import increase_pct, score
+from tolpack.model.perplexity import Score, increase_pct
 from tolpack.model.text import read_token_ids
 from tolpack.reading.code_rates import code_rates
 from tolpack.sources.checkpoint.checkpoint import open_checkpoint
 from tolpack.torch import ToLMemory
 
-LIMITS = ("0.15%", "0.35%", "0.75%", "1.5%", "3%", "6%", "12%")
+RATIOS = "4,6,8,12,16,24,32"
+GGML_TYPES = ("Q8_0", "Q5_0", "Q4_0", "Q4_1", "Q4_K", "Q2_K", "TQ2_0")
+# Settings that are scored side by side, so that the checkpoint runs once for all of them.
+TOGETHER = 6
+# What trellis-coded quantization with an entropy coder is said to stay within (Fischer, Wang 1992).
+ABOVE_GAUSSIAN_BITS = 0.1
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is to be scored.
+
+    ``ideal``: bytes with ideal coders, everything else being as it is. The codes would take their
+    adaptive entropy, the Gaussian R(D), and 0.1 bit a value more than that.
+    """
+
+    family: str
+    name: str
+    bytes: int
+    memory: Memory
+    ideal: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Point:
-    """One setting: its family and name, size, and increase in percent with its standard error; both
-    again for the other text, if there is one. For entropy-coded packs also how many times smaller
-    they would be if their codes took their adaptive entropy, and the Gaussian R(D).
+    """One setting: its family and name, size, and what it does to the model's predictions.
+
+    ``increase_pct`` of perplexity and ``kl_mean_nats`` have standard errors over windows. All are
+    there again for the other text, if there is one. For entropy-coded settings also how many times
+    smaller they would be with ideal coders, see `Setting`.
     """
 
     family: str
@@ -57,6 +85,15 @@ class Point:
     other_increase_se_pct: float | None = None
     entropy_ratio_fp16: float | None = None
     gaussian_ratio_fp16: float | None = None
+    above_gaussian_ratio_fp16: float | None = None
+    kl_mean_nats: float | None = None
+    kl_mean_se_nats: float | None = None
+    kl_p99_nats: float | None = None
+    top1_agreement_pct: float | None = None
+    other_kl_mean_nats: float | None = None
+    other_kl_mean_se_nats: float | None = None
+    other_kl_p99_nats: float | None = None
+    other_top1_agreement_pct: float | None = None
 
 
 class Experiment:
@@ -64,74 +101,123 @@ class Experiment:
 
     def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
         self.arguments, self.folder = arguments, folder
+        self.numbers = itertools.count()
         checkpoint = open_checkpoint(arguments.checkpoint)
         self.decoder = Decoder(checkpoint)
         config = checkpoint.config
         self.context = config.max_position_embeddings or 512
         texts = [arguments.text, *([arguments.other] if arguments.other else [])]
+        ids = [read_token_ids(text, config.vocab_size, arguments.tokenizer) for text in texts]
         self.texts = [
-            read_token_ids(text, config.vocab_size, arguments.tokenizer) for text in texts
+            one if arguments.tokens is None else one[: arguments.tokens + 1] for one in ids
         ]
-        self.bases = [score(self.decoder, tokens, self.context) for tokens in self.texts]
-        everything = np.arange(config.vocab_size)
-        exact = self.build(rank="none", bits=16)
-        with tolpack.open(exact) as pack:
-            self.table = pack.rows(everything)
+        self.bases: list[Score] = []
+        with tolpack.open(self.build(rank="none", bits=16)) as pack:
+            self.table = pack.rows(np.arange(config.vocab_size))
+        self.flat = self.table.reshape(len(self.table), -1)
         self.fp16_bytes = 2 * self.table.size
 
     def build(self, **settings: Any) -> Path:
-        """Build a pack with `settings`, all of them with the calibration text."""
+        """Build a pack with `settings`, all of them with the calibration text and the counts."""
         given = self.arguments
         result = tolpack.build(
-            given.checkpoint, self.folder / "bench.tolpack", calibrate=given.calibrate,
-            tokenizer=given.tokenizer, force=True, **settings,
+            given.checkpoint, self.folder / f"{next(self.numbers)}.tolpack",
+            calibrate=given.calibrate, frequencies=given.frequencies, tokenizer=given.tokenizer,
+            **settings,
         )  # fmt: skip
         return Path(result.path)
 
-    def pack(self, family: str, name: str, **settings: str | int) -> Point:
-        """Build and score a pack."""
-        path = self.build(**settings)
-        with tolpack.open(path) as pack:
-            point = self._point(family, name, pack.nbytes, ToLMemory(pack))
-            entropy, gaussian = self.references(pack)
-            return replace(point, entropy_ratio_fp16=entropy, gaussian_ratio_fp16=gaussian)
+    def pack(self, family: str, name: str, **settings: str | int) -> Setting:
+        """Build a pack; it stays open."""
+        pack = tolpack.open(self.build(**settings))
+        return Setting(family, name, pack.nbytes, ToLMemory(pack), ideal_bytes(pack))
 
-    def references(self, pack: tolpack.Pack) -> tuple[float | None, float | None]:
-        """What the ratio would be with ideal coders, everything else being as it is."""
-        container = pack.container
-        rates = code_rates(container)
-        if rates is None:
-            return None, None
-        values = [container.table.rows * one.stored_values for one in container.table.kept_fields]
-        rest = pack.nbytes - sum(view.length_bytes for view in container.chunks)
-        entropy = sum(n * rate.entropy_bits / 8 for n, rate in zip(values, rates))
-        gaussian = sum(n * rate.gaussian_bits / 8 for n, rate in zip(values, rates))
-        return self.fp16_bytes / (rest + entropy), self.fp16_bytes / (rest + gaussian)
+    def rounded(
+        self,
+        family: str,
+        name: str,
+        table: np.ndarray,
+        size: float,
+        ideal: tuple[float, float, float] | None = None,
+    ) -> Setting:
+        """Return a table that was rounded in memory, and would take `size` bytes."""
+        rows = torch.from_numpy(np.ascontiguousarray(table, np.float32).reshape(self.table.shape))
+        return Setting(family, name, round(size), lambda layer, ids: rows[ids, layer], ideal)
 
-    def rounded(self, family: str, name: str, table: np.ndarray, size: float) -> Point:
-        """Score a table that was rounded in memory, and would take `size` bytes."""
-        rows = torch.from_numpy(np.ascontiguousarray(table, np.float32))
-        return self._point(family, name, round(size), lambda layer, ids: rows[ids, layer])
+    def of_bits(self, family: str, name: str, quantized: tuple[np.ndarray, float]) -> Setting:
+        """Return a table and the bits per value that it takes as a setting."""
+        return self.rounded(family, name, quantized[0], quantized[1] * self.table.size / 8)
 
-    def _point(self, family: str, name: str, size: int, memory: Memory) -> Point:
-        decoder = self.decoder.with_memory(memory)
-        numbers: list[float] = []
-        for tokens, base in zip(self.texts, self.bases):
-            numbers += increase_pct(score(decoder, tokens, self.context), base)
-        return Point(family, name, size, self.fp16_bytes / size, *numbers)
+    def scored(self, settings: list[Setting]) -> list[Point]:
+        """Score settings side by side."""
+        models = [self.decoder.with_memory(one.memory) for one in settings]
+        found = [compare(self.decoder, models, ids, self.context) for ids in self.texts]
+        self.bases = [base for base, _ in found]
+        return [
+            self._point(one, [scores[number] for _, scores in found])
+            for number, one in enumerate(settings)
+        ]
+
+    def _point(self, setting: Setting, found: list[tuple[Score, Divergence]]) -> Point:
+        numbers: dict[str, float] = {}
+        for prefix, base, (score, divergence) in zip(("", "other_"), self.bases, found):
+            increase, increase_se = increase_pct(score, base)
+            numbers[f"{prefix}increase_pct"] = increase
+            numbers[f"{prefix}increase_se_pct"] = increase_se
+            for name in ("kl_mean_nats", "kl_mean_se_nats", "kl_p99_nats", "top1_agreement_pct"):
+                numbers[f"{prefix}{name}"] = getattr(divergence, name)
+        names = ("entropy_ratio_fp16", "gaussian_ratio_fp16", "above_gaussian_ratio_fp16")
+        ideal = {n: self.fp16_bytes / size for n, size in zip(names, setting.ideal or ())}
+        ratio = self.fp16_bytes / setting.bytes
+        return Point(setting.family, setting.name, setting.bytes, ratio, **numbers, **ideal)
 
 
-def points(experiment: Experiment) -> Iterator[Point]:
-    """Measure everything that was asked for, one after the other."""
-    only = experiment.arguments.only
+def ideal_bytes(pack: tolpack.Pack) -> tuple[float, float, float] | None:
+    """Return what a pack would take with ideal coders of its codes; ``None`` without such codes.
+
+    R(D) is that of Gaussian codes of the same variances. Codes with heavier tails have an entropy
+    that may be less than a tenth of a bit above it.
+    """
+    container = pack.container
+    rates = code_rates(container)
+    if rates is None:
+        return None
+    values = [container.table.rows * one.stored_values for one in container.table.kept_fields]
+    rest = pack.nbytes - sum(view.length_bytes for view in container.chunks)
+    entropies = [rate.entropy_bits for rate in rates]
+    gaussians = np.array([rate.gaussian_bits for rate in rates])
+    bits = np.stack([entropies, gaussians, gaussians + ABOVE_GAUSSIAN_BITS], axis=1)
+    entropy, gaussian, above = np.array(values) @ bits / 8
+    return rest + entropy, rest + gaussian, rest + above
+
+
+def settings(experiment: Experiment) -> Iterator[Setting]:
+    """Make everything that was asked for, one after the other."""
+    yield from auto_settings(experiment)
+    if not experiment.arguments.reuse:
+        yield from pack_settings(experiment)
+        yield from other_settings(experiment)
+        yield from trellis_settings(experiment)
+        yield from water_filling_settings(experiment)
+
+
+def auto_settings(experiment: Experiment) -> Iterator[Setting]:
+    """Build packs of ``--bits auto`` of given sizes, and of given limits."""
+    given = experiment.arguments
     for rank in ("auto", "none"):
         family = f"--bits auto --rank {rank}"
-        for limit in experiment.arguments.limits.split(",") if only in family else ():
+        if given.only not in family:
+            continue
+        for ratio in filter(None, given.ratios.split(",")):
+            size = str(int(experiment.fp16_bytes / float(ratio)))
+            yield experiment.pack(family, f"× {ratio}", rank=rank, bits="auto", size=size)
+        for limit in filter(None, given.limits.split(",")):
             yield experiment.pack(family, limit, rank=rank, bits="auto", max_ppl_increase=limit)
-    if experiment.arguments.reuse:
-        known = json.loads(Path(experiment.arguments.reuse).read_text())["points"]
-        yield from (Point(**one) for one in known if not one["family"].startswith("--bits auto"))
-        return
+
+
+def pack_settings(experiment: Experiment) -> Iterator[Setting]:
+    """Build packs with fixed bits."""
+    only = experiment.arguments.only
     for bits in (8, 4) if only in "groups of 64" else ():
         yield experiment.pack("groups of 64", f"int{bits}", rank="none", bits=bits)
     if only in "--rank auto --bits 4":
@@ -140,66 +226,86 @@ def points(experiment: Experiment) -> Iterator[Point]:
         for bits in (16, 4):
             name = f"rank {share}, {bits} bits"
             yield experiment.pack("uniform SVD", name, rank=share, bits=bits)
-    for layer in experiment.arguments.drop.split(",") if only in "a layer dropped" else ():
+    drops = filter(None, experiment.arguments.drop.split(","))
+    for layer in drops if only in "a layer dropped" else ():
         yield experiment.pack("a layer dropped", f"layer {layer}, int4", bits=4, drop=layer)
+
+
+def other_settings(experiment: Experiment) -> Iterator[Setting]:
+    """Quantize blocks of values as others do."""
+    only, flat = experiment.arguments.only, experiment.flat
     if only in "NF4":
-        size = experiment.table.size * (4 + 16 / 64) / 8
-        yield experiment.rounded("NF4", "blocks of 64", nf4(experiment.table), size)
-    if only in "GGUF":
-        yield from gguf_points(experiment)
-
-
-def gguf_points(experiment: Experiment) -> Iterator[Point]:
-    """Score what gguf-py can quantize; k-quants it can only read."""
-    try:
-        import gguf
-    except ImportError:
+        yield experiment.of_bits("NF4", "blocks of 64", (nf4(flat), 4 + 16 / 64))
+    if importlib.util.find_spec("gguf") is None:
         print("gguf is not installed: left out")
+    else:
+        for name in GGML_TYPES if only in "GGUF" else ():
+            yield experiment.of_bits("GGUF", name, ggml(flat, name))
+    if only in "2-bit Hadamard":
+        yield experiment.of_bits("2-bit Hadamard", "one scale a group", hadamard_2bit(flat))
+        yield experiment.of_bits("2-bit Hadamard", "levels of a group", hadamard_codebooks(flat))
+
+
+def trellis_settings(experiment: Experiment) -> Iterator[Setting]:
+    """Quantize rows with a bitshift trellis."""
+    if experiment.arguments.only not in "bitshift trellis":
         return
-    for name in ("Q8_0", "Q5_0", "Q4_0", "Q4_1", "Q4_K", "Q2_K", "TQ2_0"):
-        kind = getattr(gguf.GGMLQuantizationType, name)
-        try:
-            codes = gguf.quants.quantize(experiment.table, kind)
-        except NotImplementedError:
-            print(f"gguf-py cannot quantize {name}: left out")
-            continue
-        table = gguf.quants.dequantize(codes, kind).reshape(experiment.table.shape)
-        yield experiment.rounded("GGUF", name, table, codes.nbytes)
+    if importlib.util.find_spec("numba") is None:
+        print("numba is not installed: the bitshift trellis is left out")
+        return
+    from bitshift_trellis import bitshift_trellis
+
+    for bits in (1, 2, 3):
+        found = bitshift_trellis(experiment.flat, bits)
+        yield experiment.of_bits("bitshift trellis", f"{bits} bits", found)
 
 
-def plot(found: list[Point], path: str) -> None:
-    """Draw increase against ratio, both logarithmic."""
-    import matplotlib
+def water_filling_settings(experiment: Experiment) -> Iterator[Setting]:
+    """Quantize with entropy-coded water-filling to given sizes, with and without counts."""
+    given = experiment.arguments
+    yield from filled_settings(experiment, "water-filling", None)
+    if given.frequencies is not None:
+        counts = np.load(given.frequencies)
+        yield from filled_settings(experiment, "water-filling, steps by count", counts)
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 5))
-    for family in dict.fromkeys(point.family for point in found):
-        own = [p for p in found if p.family == family and p.increase_pct > 0.003]
-        style = "o-" if family.startswith("--bits auto") else "s"
-        xs, ys = [p.ratio_fp16 for p in own], [p.increase_pct for p in own]
-        errors = [min(p.increase_se_pct, 0.9 * p.increase_pct) for p in own]
-        drawn = axes.errorbar(xs, ys, yerr=errors, fmt=style, label=family, capsize=2, markersize=5)
-        if all(p.entropy_ratio_fp16 for p in own):
-            color = drawn[0].get_color()
-            ideal = np.array([p.entropy_ratio_fp16 for p in own], float)
-            bound = np.array([p.gaussian_ratio_fp16 for p in own], float)
-            axes.plot(ideal, ys, "--", color=color, lw=1)
-            axes.plot(bound, ys, ":", color=color, lw=1)
-    axes.set(xscale="log", yscale="log", ylim=(0.005, 60))
-    axes.set_xlabel("times smaller than the FP16 table of all layers (whole file)")
-    axes.set_ylabel("perplexity increase on held-out text, %")
-    ticks = [2, 3, 4, 6, 8, 10, 15, 20, 30, 40]
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    if any(p.entropy_ratio_fp16 for p in found):
-        axes.plot([], [], "k--", lw=1, label="if codes took their entropy")
-        axes.plot([], [], "k:", lw=1, label="if codes took the Gaussian R(D)")
-    axes.legend(fontsize=7.5, ncols=2, loc="lower right")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+def filled_settings(
+    experiment: Experiment, family: str, counts: np.ndarray | None
+) -> Iterator[Setting]:
+    """Quantize with entropy-coded water-filling to given sizes."""
+    if experiment.arguments.only not in family:
+        return
+    filling = WaterFilling(experiment.table, counts)
+    for ratio in filter(None, experiment.arguments.ratios.split(",")):
+        found = filling.of_size(experiment.fp16_bytes / float(ratio))
+        side = found.bytes - found.code_bytes
+        gaussian = side + found.gaussian_bytes
+        ideal = (found.bytes, gaussian, gaussian + ABOVE_GAUSSIAN_BITS * found.values / 8)
+        yield experiment.rounded(family, f"× {ratio}", found.table, found.bytes, ideal)
+
+
+def points(experiment: Experiment) -> Iterator[Point]:
+    """Measure everything that was asked for, and take the rest from an earlier result."""
+    made = settings(experiment)
+    while batch := list(itertools.islice(made, TOGETHER)):
+        yield from experiment.scored(batch)
+    if experiment.arguments.reuse:
+        known = json.loads(Path(experiment.arguments.reuse).read_text())["points"]
+        yield from (Point(**one) for one in known if not one["family"].startswith("--bits auto"))
+
+
+def line(point: Point) -> str:
+    """Return a point as a line of text."""
+    parts = [f"{point.family:29} {point.name:18} × {point.ratio_fp16:5.2f}"]
+    for title, prefix in (("", ""), ("other text ", "other_")):
+        increase, kl = (getattr(point, prefix + n) for n in ("increase_pct", "kl_mean_nats"))
+        if increase is not None:
+            error = getattr(point, f"{prefix}increase_se_pct")
+            parts.append(f"{title}{increase:+8.3f} ± {error:.3f} %")
+        if kl is not None:
+            p99, top1 = (getattr(point, prefix + n) for n in ("kl_p99_nats", "top1_agreement_pct"))
+            parts.append(f"KL {kl:.5f}, 99 % {p99:.4f}, top 1 {top1:.2f} %")
+    return "  ".join(parts)
 
 
 def main() -> None:
@@ -207,13 +313,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint")
     parser.add_argument("--calibrate", required=True)
+    parser.add_argument("--frequencies", help=".npy of token counts, for all packs")
     parser.add_argument("--text", required=True)
     parser.add_argument("--other", help="a second text to score, of another domain")
+    parser.add_argument("--tokens", type=int, help="score the first tokens of each text only")
     parser.add_argument("--tokenizer")
-    parser.add_argument("--limits", default=",".join(LIMITS), help="--max-ppl-increase, by commas")
+    parser.add_argument("--ratios", default=RATIOS, help="times smaller than FP16, by commas")
+    parser.add_argument("--limits", default="", help="--max-ppl-increase of packs, by commas")
     parser.add_argument("--drop", default="0,7", help="layers to drop, one at a time")
     parser.add_argument("--only", default="", help="a part of the names of the families wanted")
-    parser.add_argument("--reuse", help="an earlier result, for what does not depend on --limits")
+    parser.add_argument("--reuse", help="an earlier result, for what is not --bits auto")
     parser.add_argument("--json")
     parser.add_argument("--plot")
     arguments = parser.parse_args()
@@ -222,16 +331,7 @@ def main() -> None:
         experiment = Experiment(arguments, Path(folder))
         for point in points(experiment):
             found.append(point)
-            print(
-                f"{point.family:26} {point.name:22} × {point.ratio_fp16:5.2f}  "
-                f"{point.increase_pct:+7.3f} ± {point.increase_se_pct:.3f} %"
-                + (
-                    f"  other text {point.other_increase_pct:+7.3f} %"
-                    if point.other_increase_pct is not None
-                    else ""
-                ),
-                flush=True,
-            )
+            print(line(point), flush=True)
     result = {
         **described("numpy", "torch", "zstandard"),
         "tokens": [base.total_tokens for base in experiment.bases],
@@ -241,7 +341,7 @@ def main() -> None:
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(result, indent=1) + "\n")
     if arguments.plot:
-        plot(found, arguments.plot)
+        plot(result, Path(arguments.plot))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ NF4_BLOCK = 64
 # The four levels that lose least of a standard normal distribution (Lloyd 1982, Max 1960).
 LLOYD_MAX_2BIT = np.array([-1.5104176, -0.4527800, 0.4527800, 1.5104176], np.float32)
 HADAMARD_GROUP = 128
-SUPER_BLOCK, SUB_BLOCK = 256, 32
+SUPER_BLOCK, SUB_BLOCK, Q2_SUB_BLOCK = 256, 32, 16
+SHIFTS = np.array([0, 2, 4, 6], np.uint8)
 
 
 def nf4(table: Floats) -> Floats:
@@ -49,11 +50,12 @@ def nearest(values: Floats, levels: Floats) -> Floats:
 
 
 def ggml(table: Floats, type_name: str) -> tuple[Floats, float]:
-    """Return values and bits per value of a GGML type, Q4_K or any that ``gguf`` can make."""
+    """Return values and bits per value of a GGML type: Q4_K, Q2_K or any that ``gguf`` makes."""
     import gguf
 
     kind = gguf.GGMLQuantizationType[type_name]
-    codes = q4_k(table) if type_name == "Q4_K" else gguf.quants.quantize(table, kind)
+    own = {"Q4_K": q4_k, "Q2_K": q2_k}.get(type_name)
+    codes = gguf.quants.quantize(table, kind) if own is None else own(table)
     values = gguf.quants.dequantize(codes, kind).reshape(table.shape)
     return values, 8 * codes.nbytes / table.size
 
@@ -61,8 +63,7 @@ def ggml(table: Floats, type_name: str) -> tuple[Floats, float]:
 def q4_k(table: Floats) -> NDArray[np.uint8]:
     """Quantize to Q4_K, which the ``gguf`` package reads and does not write.
 
-    The search for scales follows ggml's reference quantizer (``make_qkx2_quants``). A super-block
-    of 256 values holds eight sub-blocks of 32 with 6-bit scales and minima.
+    A super-block of 256 values holds eight sub-blocks of 32 with 6-bit scales and minima.
 
     Returns
     -------
@@ -88,31 +89,40 @@ def q4_k(table: Floats) -> NDArray[np.uint8]:
 
 
 def q4_k_scales(blocks: Floats) -> tuple[Floats, Floats]:
-    """Return scale and (negated) minimum of each sub-block, (super-blocks, 8) each.
-
-    Of 22 candidates the one with the least squared error is taken, weighted by ``rms + |x|``: the
-    range of the values, and 21 least-squares fits to the codes of slightly other ranges.
-    """
+    """Return scale and (negated) minimum of each sub-block, (super-blocks, 8) each."""
     weights = np.sqrt(np.square(blocks).mean(axis=2, keepdims=True)) + np.abs(blocks)
+    return k_quant_scales(blocks, weights, 15, 14 + 0.1 * np.arange(21))
+
+
+def k_quant_scales(
+    blocks: Floats, weights: Floats, largest: int, spans: Floats, power: int = 2
+) -> tuple[Floats, Floats]:
+    """Return scale and (negated) minimum of each sub-block, for codes ``0 … largest``.
+
+    The candidates are the range of the values, and least-squares fits to the codes of slightly
+    other ranges, which `spans` codes wide. The one with the least weighted error is taken, to the
+    `power` 1 or 2. This is the search of ggml's reference quantizer (``make_qkx2_quants``).
+    """
     low = np.minimum(blocks.min(axis=2), 0)
     span = blocks.max(axis=2) - low
     span = np.where(span > 0, span, np.inf)  # all values are zero: so are the codes
-    scale, minimum = np.where(np.isfinite(span), span / 15, 0), low
-    best = weighted_error(blocks, weights, q4_k_codes(blocks, low, 15 / span), scale, minimum)
-    for step in range(21):
-        codes = q4_k_codes(blocks, low, (14 + 0.1 * step) / span)
+    scale, minimum = np.where(np.isfinite(span), span / largest, 0), low
+    codes = k_quant_codes(blocks, low, largest / span, largest)
+    best = weighted_error(blocks, weights, codes, scale, minimum, power)
+    for wide in spans:
+        codes = k_quant_codes(blocks, low, wide / span, largest)
         fitted = fitted_line(blocks, weights, codes)
-        error = weighted_error(blocks, weights, codes, *fitted)
+        error = weighted_error(blocks, weights, codes, *fitted, power)
         better = error < best
         best = np.where(better, error, best)
         scale, minimum = (np.where(better, new, old) for new, old in zip(fitted, (scale, minimum)))
     return scale, -minimum
 
 
-def q4_k_codes(blocks: Floats, low: Floats, inverse_scale: Floats) -> Floats:
-    """Return the 4-bit codes of values above `low`, as floats."""
+def k_quant_codes(blocks: Floats, low: Floats, inverse_scale: Floats, largest: int) -> Floats:
+    """Return the codes ``0 … largest`` of values above `low`, as floats."""
     codes: Floats = np.rint((blocks - low[:, :, None]) * inverse_scale[:, :, None])
-    return codes.clip(0, 15)
+    return codes.clip(0, largest)
 
 
 def fitted_line(blocks: Floats, weights: Floats, codes: Floats) -> tuple[Floats, Floats]:
@@ -133,11 +143,11 @@ def fitted_line(blocks: Floats, weights: Floats, codes: Floats) -> tuple[Floats,
 
 
 def weighted_error(
-    blocks: Floats, weights: Floats, codes: Floats, scale: Floats, minimum: Floats
+    blocks: Floats, weights: Floats, codes: Floats, scale: Floats, minimum: Floats, power: int = 2
 ) -> Floats:
-    """Return the weighted squared error of each sub-block."""
-    error = scale[:, :, None] * codes + minimum[:, :, None] - blocks
-    total: Floats = (weights * error * error).sum(axis=2)
+    """Return the weighted error of each sub-block, absolute (`power` 1) or squared (2)."""
+    error = np.abs(scale[:, :, None] * codes + minimum[:, :, None] - blocks)
+    total: Floats = (weights * error**power).sum(axis=2)
     return total
 
 
@@ -146,6 +156,35 @@ def packed_6bit(scales: NDArray[np.uint8], minima: NDArray[np.uint8]) -> NDArray
     high_bits = np.concatenate([scales[:, 4:] >> 4, minima[:, 4:] >> 4], axis=1) << 6
     whole = np.concatenate([scales[:, :4], minima[:, :4]], axis=1) | high_bits
     return np.concatenate([whole, (scales[:, 4:] & 15) | (minima[:, 4:] << 4)], axis=1)
+
+
+def q2_k(table: Floats) -> NDArray[np.uint8]:
+    """Quantize to Q2_K, which the ``gguf`` package reads and does not write.
+
+    A super-block of 256 values holds sixteen sub-blocks of 16, each with a 4-bit scale and a 4-bit
+    minimum in one byte; then the 2-bit codes; then two float16 steps, of scales and of minima. The
+    search is that of ggml's reference quantizer without an importance matrix.
+
+    Returns
+    -------
+    ndarray
+        uint8 (rows, 84 · width / 256).
+    """
+    blocks = table.reshape(-1, SUPER_BLOCK // Q2_SUB_BLOCK, Q2_SUB_BLOCK).astype(np.float32)
+    scale, minimum = k_quant_scales(blocks, np.abs(blocks), 3, 2.5 + 0.1 * np.arange(16), power=1)
+    largest = np.stack([scale.max(axis=1), minimum.max(axis=1)], axis=1)
+    steps = (largest / 15).astype(np.float16)
+    inverse = np.divide(15, largest, out=np.zeros_like(largest), where=largest > 0)
+    scale_codes = np.rint(scale * inverse[:, :1]).clip(0, 15).astype(np.uint8)
+    minimum_codes = np.rint(minimum * inverse[:, 1:]).clip(0, 15).astype(np.uint8)
+    read = steps.astype(np.float32)
+    scale = (read[:, :1] * scale_codes)[:, :, None]
+    shifted = blocks + (read[:, 1:] * minimum_codes)[:, :, None]
+    codes = np.divide(shifted, scale, out=np.zeros_like(blocks), where=scale > 0)
+    codes = np.rint(codes).clip(0, 3).astype(np.uint8).reshape(-1, 2, 4, 32)
+    packed = (codes << SHIFTS[:, None]).sum(axis=2, dtype=np.uint8)
+    parts = [scale_codes | minimum_codes << 4, packed.reshape(-1, 64), steps.view(np.uint8)]
+    return np.concatenate(parts, axis=1).reshape(len(table), -1)
 
 
 # ---- 2-bit Hadamard ---------------------------------------------------------------------------

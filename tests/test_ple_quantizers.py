@@ -12,7 +12,9 @@ from table_quantizers import (  # noqa: E402
     ggml,
     hadamard_2bit,
     hadamard_codebooks,
+    k_quant_scales,
     nf4,
+    q2_k,
     q4_k,
     q4_k_scales,
     rotated,
@@ -81,6 +83,29 @@ def test_q4_k_scales_are_the_best_of_the_candidates():
     assert (weight * (scale * codes - minimum - x) ** 2).sum() <= min(errors) * 1.0001
 
 
+def test_q2_k_reads_as_its_scales_say(table):
+    """The package reads from the bytes the 4-bit scales and the 2-bit codes put into them."""
+    codes = q2_k(table)
+    assert codes.shape == (64, 168)
+    values, bits = ggml(table, "Q2_K")
+    assert bits == 2.625
+    for block, stored in zip(table.reshape(-1, 16, 16), values.reshape(-1, 16, 16)):
+        found = k_quant_scales(block[None], np.abs(block[None]), 3, 2.5 + 0.1 * np.arange(16), 1)
+        scale, minimum = (part[0] for part in found)
+        steps = [np.float32(np.float16(part.max() / 15)) for part in (scale, minimum)]
+        for number, row in enumerate(block):
+            s = steps[0] * np.rint(15 * scale[number] / (scale.max() or 1))
+            m = steps[1] * np.rint(15 * minimum[number] / (minimum.max() or 1))
+            wanted = s * np.clip(np.rint((row + m) / s), 0, 3) - m if s else 0 * row - m
+            assert np.allclose(stored[number], wanted, atol=1e-5)
+
+
+def test_q2_k_loses_what_two_bits_and_fine_scales_lose(table):
+    """Its error is near that of four levels of a Gaussian, and far above that of 4.5 bits."""
+    q2_k_error = relative_error(ggml(table, "Q2_K")[0], table)
+    assert 2 * relative_error(ggml(table, "Q4_K")[0], table) < q2_k_error < 0.36
+
+
 def test_nf4_takes_the_nearest_level(table):
     """Every value becomes the nearest of sixteen levels times its block's largest value."""
     stored = nf4(table)
@@ -119,6 +144,6 @@ def test_codebooks_of_a_group_are_closer_and_larger(table):
 
 def test_zero_rows_stay_zero(table):
     """No quantizer makes anything of nothing."""
-    for values in (nf4(table), ggml(table, "Q4_K")[0], hadamard_2bit(table)[0],
-                   hadamard_codebooks(table)[0]):  # fmt: skip
+    for values in (nf4(table), ggml(table, "Q4_K")[0], ggml(table, "Q2_K")[0],
+                   hadamard_2bit(table)[0], hadamard_codebooks(table)[0]):  # fmt: skip
         assert not values[3].any()
