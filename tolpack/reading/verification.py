@@ -250,7 +250,7 @@ class _Check:
         name = self._container.chunk_name(number)
         place, slot = f"index of {name}", view.first_slot + start * view.rows_per_block
         rows = min(view.first_slot + view.chunk.rows, slot + (stop - start) * view.rows_per_block)
-        self._progress(index_block_extent(run, view.blocks)[1])
+        self._progress(index_block_extent(run, view.blocks, view.sizes.length_bytes)[1])
         try:
             bounds = self._container.read_index_block(number, run)
         except (FormatError, FileAccessError) as error:
