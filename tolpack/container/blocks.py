@@ -68,8 +68,9 @@ def encode_blocks(
     together = max(1, together_bytes // block_bytes) * rows
     make = partial(_raw_blocks, rows)
     if encoding.is_compressed:
-        payloads = _zstd_payloads(encoding, compress)
-        if coder is not None:
+        if coder is None:
+            payloads = _zstd_payloads(encoding, compress)
+        else:
             payloads = partial(coder.encode_records, rows_per_block=rows)
         make = partial(_framed_blocks, rows, checksum_bytes(encoding), payloads)
     for part in _whole_blocks(records, rows):

@@ -14,18 +14,6 @@ from tolpack.container.verified_reader import Container
 from tolpack.runtime.array_types import Bytes
 
 
-def read_block(container: Container, number: int, block: int) -> Bytes:
-    """Read the records of block `block` of chunk `number`: uint8 (rows, record_bytes).
-
-    Raises
-    ------
-    FormatError
-        Code ``index-checksum``, ``frame-extent``, ``block-checksum`` or ``frame``; or as of
-        `decompress_block`.
-    """
-    return decompress_block(container, container.block(number, block), number, block)
-
-
 def decompress_block(container: Container, payload: memoryview, number: int, block: int) -> Bytes:
     """Take the records out of a block's checked payload: uint8 (rows, record_bytes).
 
