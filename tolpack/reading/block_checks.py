@@ -28,6 +28,7 @@ class BlockChecker:
     """Checks blocks of one table; `layouts` are those of records by the number of their encoding.
 
     `progress` is called with the number of bytes of blocks checked since the last call.
+    ``undecodable``: numbers of encodings of whose blocks the checksums alone can be checked.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class BlockChecker:
     ) -> None:
         self._container, self._layouts = container, layouts
         self._pool, self._progress = pool, progress
+        self.undecodable: set[int] = set()
 
     def errors(self, number: int, start: int, stop: int) -> Iterator[tuple[int, BlockError]]:
         """Yield the damaged ones of blocks `start` … `stop` - 1 of chunk `number`, in order."""
@@ -63,7 +65,8 @@ class BlockChecker:
         def decompress(some: Sequence[tuple[int, int]]) -> list[Bytes]:
             return decompress_blocks(self._container, some, [payloads[one] for one in some])
 
-        records, more = _taken(decompress, list(payloads))
+        decodable = self._container.chunks[number].chunk.encoding not in self.undecodable
+        records, more = _taken(decompress, list(payloads) if decodable else [])
         errors |= more
         for one, found in records.items():
             try:
