@@ -298,16 +298,16 @@ RECIPES |= {
 }
 # What 1.4 added: rows and bases coded by models.
 _ANS_PARTS = (
-    (step8(9, 0.2),), (step16(3, 0.0003), step8(6, 0.1)), (step8(9, 0.5),),
+    (step8(7, 0.2),), (step16(3, 0.0003), step8(4, 0.1)), (step8(7, 0.5),),
 )  # fmt: skip
 RECIPES |= {
     "ans": Recipe(
-        9,
+        7,
         (
-            Layer((step8(9, 0.3),)),
+            Layer((step8(7, 0.3),)),
             Layer(dropped=True),
-            Layer((step16(3, 0.0001), step8(6, 0.05))),
-            Layer((step8(9, 0.5),), mean=True),
+            Layer((step16(3, 0.0001), step8(4, 0.05))),
+            Layer((step8(7, 0.5),), mean=True),
         ),
         (
             Run(3, "raw", 2),
