@@ -25,7 +25,7 @@ from tolpack.compress.entropy.quantizers import (
     whitened_basis,
 )
 from tolpack.compress.entropy.rank_choice import choose_components
-from tolpack.compress.entropy.row_sample import FrequencySteps, RowSample, sample_rows
+from tolpack.compress.entropy.slot_sample import FrequencySteps, SlotSample, sample_slots
 from tolpack.compress.entropy.step_search import search_loss, search_size
 from tolpack.errors import ConfigError
 from tolpack.runtime.progress import Reporter
@@ -196,7 +196,7 @@ def test_basis_rounding(rank):
 
 def sample_of(tokens):
     """Every token stands for itself alone."""
-    return RowSample((np.arange(tokens)[None],), np.full(tokens, 1 / tokens), np.ones(tokens))
+    return SlotSample((np.arange(tokens)[None],), np.full(tokens, 1 / tokens), np.ones(tokens))
 
 
 def test_components_that_vanish_are_cut():
@@ -339,7 +339,7 @@ def test_a_sample_stands_for_the_whole():
     counts = np.random.default_rng(0).zipf(1.3, 60_000).clip(max=10**5)
     order = order_tokens(counts, 60_000)
     chunks = chunks_by_step(order, 4, 8192, 8000)
-    found = sample_rows(order, chunks, 4, 8192)
+    found = sample_slots(order, chunks, 4, 8192)
     assert len(found.all_slots) < 20_000
     assert found.rows.sum() == pytest.approx(60_000)
     assert found.text.sum() == pytest.approx(1, rel=0.05)

@@ -2,7 +2,7 @@
 
 In coordinates where the loss metric is the identity, every value's rounding error costs the same,
 so one step serves all layers and components; small components round to zeros, which cost nothing.
-The step of a token falls with its frequency (`tolpack.compress.entropy.row_sample`). The error of
+The step of a token falls with its frequency (`tolpack.compress.entropy.slot_sample`). The error of
 one layer is compensated for in the layers above it (`tolpack.compress.entropy.error_compensation`).
 One number decides the size, the step: `tolpack.compress.entropy.step_search` finds it.
 """
@@ -26,7 +26,7 @@ from tolpack.compress.entropy.layer_basis import MAX_CODE, MAX_WIDE_CODE, CodedB
 from tolpack.compress.entropy.loss_measure import loss_limit, measure_for
 from tolpack.compress.entropy.quantizers import layer_step, layer_steps
 from tolpack.compress.entropy.rank_choice import Component, choose_components
-from tolpack.compress.entropy.row_sample import FrequencySteps, RowSample, sample_rows
+from tolpack.compress.entropy.slot_sample import FrequencySteps, SlotSample, sample_slots
 from tolpack.compress.entropy.step_search import search_error, search_loss, search_size
 from tolpack.compress.entropy.table_coding import TableCoding
 from tolpack.compress.entropy.table_quantizer import Candidate, TableQuantizer
@@ -61,7 +61,7 @@ class EntropyCodedPlanner:
     inputs: PlanInputs
     spans: tuple[ChunkSpan, ...]
     steps: FrequencySteps
-    sample: RowSample
+    sample: SlotSample
     quantizer: TableQuantizer
     validation: HeldOutValidation | None
     known: Candidate | None = None
@@ -83,7 +83,7 @@ class EntropyCodedPlanner:
         exponent = step_exponent(inputs.stats.model)
         spans = tuple(chunks_by_step(order, _MIN_CHUNK_ROWS, row_bytes, chunk_bytes, exponent))
         steps = FrequencySteps(order, spans, exponent)
-        sample = sample_rows(order, spans, len(source.fields) * inputs.width)
+        sample = sample_slots(order, spans, len(source.fields) * inputs.width)
         model, reporter = inputs.stats.model, inputs.workspace.reporter
         validation = None if model is None else HeldOutValidation(model, measure, reporter)
         quantizer = TableQuantizer.of(inputs, steps)
@@ -97,6 +97,7 @@ class EntropyCodedPlanner:
         layers = [quantizer.planned_layer(n, candidate, stored.get(n)) for n in inputs.kept]
         bases = quantizer.coded_bases(candidate)
         sections = CodedSections(inputs, bases, self._coding(candidate, bases), quantizer.means)
+        self._say_rates(candidate, sections.coding)
         encodings, numbers = self._encodings(candidate, sections)
         chunks = [
             PlannedChunk(span.first_slot, span.rows, number, self.steps.of_chunk(n, candidate.step))
@@ -225,6 +226,19 @@ class EntropyCodedPlanner:
         by_chunk = np.split(whole, np.cumsum(counts)[:-1])
         rows = [span.rows / count for span, count in zip(self.spans, counts)]
         return TableCoding.of(SampledCodes(by_chunk, rows), self.spans, bases)
+
+    def _say_rates(self, candidate: Candidate, coding: TableCoding) -> None:
+        """Tell what the rows' codes take, next to a bound."""
+        codes = self._codes(candidate).values()
+        least = sum(
+            float(code_bytes(one.astype(np.float32), self.sample.rows).sum()) for one in codes
+        )
+        stored = sum(coding.chunk_bytes(chunk) for chunk in range(len(self.spans)))
+        by_models = sum(coding.rows.bits) / 8
+        self.inputs.workspace.reporter.say(
+            f"auto: rows take {stored:,.0f} bytes: their codes {by_models:,.0f} by the models, and "
+            f"{least:,.0f} by their adaptive entropy"
+        )
 
     def _codes(self, candidate: Candidate) -> dict[int, NDArray[np.int16]]:
         """Return the codes of the sample by layer, int16 (n, stored values)."""

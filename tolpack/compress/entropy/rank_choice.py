@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tolpack.codecs.code_entropy import code_bytes, gaussian_bytes
-from tolpack.compress.entropy.row_sample import RowSample
+from tolpack.compress.entropy.slot_sample import SlotSample
 from tolpack.runtime.array_types import Doubles, Floats
 
 # The slope is the difference quotient over this factor of the step.
@@ -41,7 +41,7 @@ class Component:
 
 def choose_components(
     codes: Mapping[int, Floats],
-    sample: RowSample,
+    sample: SlotSample,
     steps: Floats,
     basis_bytes: Mapping[int, Doubles],
     *,
@@ -54,7 +54,7 @@ def choose_components(
     ----------
     codes : mapping of int to ndarray
         By layer, float32 (n, components): codes of all components of sampled tokens.
-    sample : RowSample
+    sample : SlotSample
         The tokens, and what they stand for.
     steps : ndarray
         float32 (n,): what a code is multiplied by.

@@ -35,7 +35,7 @@ from tolpack.compress.entropy.quantizers import (
     whitened_basis,
 )
 from tolpack.compress.entropy.rank_choice import Component
-from tolpack.compress.entropy.row_sample import FrequencySteps
+from tolpack.compress.entropy.slot_sample import FrequencySteps
 from tolpack.compress.plan import PlanInputs
 from tolpack.compress.second_moments import second_moments
 from tolpack.runtime.array_types import Floats

@@ -60,7 +60,7 @@ class FrequencySteps:
 
 
 @dataclass(frozen=True, slots=True)
-class RowSample:
+class SlotSample:
     """Rows of every chunk.
 
     ``slots``: by chunk, int64 (n,); ``text`` and ``rows``, float64 (all n,): the share of the text,
@@ -77,7 +77,7 @@ class RowSample:
         return np.concatenate(self.slots)
 
 
-def sample_rows(order: TokenOrder, chunks: Sequence[ChunkSpan], row_values: int) -> RowSample:
+def sample_slots(order: TokenOrder, chunks: Sequence[ChunkSpan], row_values: int) -> SlotSample:
     """Sample rows of `row_values` values, evenly spread."""
     share = min(1.0, _SAMPLE_BYTES / (4 * row_values * order.rows))
     total = order.rows if order.counts is None else (order.counts + 0.5).sum()
@@ -90,4 +90,4 @@ def sample_rows(order: TokenOrder, chunks: Sequence[ChunkSpan], row_values: int)
         counts = np.ones(wanted) if order.counts is None else order.counts[slots] + 0.5
         text.append(counts * each / total)
         stands_for.append(np.full(wanted, each))
-    return RowSample(tuple(found), np.concatenate(text), np.concatenate(stands_for))
+    return SlotSample(tuple(found), np.concatenate(text), np.concatenate(stands_for))
