@@ -40,7 +40,7 @@ from tolpack.runtime.buffers import Buffers
 MODES = ("auto", "pread", "mmap", "direct", "memory")
 GOLDEN = Path(__file__).parents[1] / "formats" / "v1" / "golden"
 # Golden packs with few and many rows, every frame, and bases.
-NAMES = ("int8", "long-index", "runs", "everything", "coded-basis")
+NAMES = ("int8", "long-index", "runs", "everything", "coded-basis", "ans-trellis", "ans-basis")
 FORKS_A_PROCESS = 10
 
 

@@ -23,10 +23,11 @@ _PREAMBLE = struct.Struct("<8sHHIQQQQQI")
 _INTEGERS = (0, 1, 2, 3, 7, 8, 63, 64, 255, 256, 4095, 4096, 4097, 65535, 65536, 2**20, 2**31,
              2**32, 2**40, 2**48, 2**48 + 1, 2**62, 2**63 - 1, 2**63, 2**64, -1)  # fmt: skip
 _VALUES: tuple[Any, ...] = (
-           None, True, False, "", "a", "raw", "zstd", "zstd-planes", "f32", "f16", "bf16",
+           None, True, False, "", "a", "raw", "zstd", "zstd-planes", "ans", "f32", "f16", "bf16",
            "f8e4m3", "int8", "int4", "step8", "step16", "f8e4m3-e8m0", "f8e4m3-step", "q8_0",
            "q4_0", "basis", "coded_basis", "mean", "id_map", "xor", "sum",
-           "token_map", "blocks", "index", "float16", "float32", "uint32",
+           "token_map", "blocks", "index", "code_models", "code_classes", "float16", "float32",
+           "uint8", "uint16", "uint32",
            1.0, 0.5, -2, [], {}, [1], [1, 1])  # fmt: skip
 _WORDS = tuple(struct.pack("<I", n) for n in (0, 1, 4, 0x7F80, 0x7F800000, 2**31, 2**32 - 1))
 
@@ -94,35 +95,38 @@ class _Apart:
             blocks = -(-chunk["rows"] // per_block)
             if blocks > 4096:
                 return
-            where = self.section(chunk["blocks"])
+            where, size = self.section(chunk["blocks"]), 2 if encoding["frame"] == "ans" else 4
             if encoding["frame"] == "raw":
                 length = (where.stop - where.start) // blocks
                 bounds = [(n * length, (n + 1) * length) for n in range(blocks)]
             else:
                 bounds = self._seal_index(chunk, blocks, slot, per_block)
             for number, (start, stop) in enumerate(bounds):
-                self._seal(where.start + start, where.start + stop, slot + number * per_block)
+                place = slot + number * per_block
+                self._seal(where.start + start, where.start + stop, place, size)
             slot += chunk["rows"]
 
     def _seal_index(
         self, chunk: dict[str, Any], blocks: int, slot: int, per_block: int
     ) -> list[tuple[int, int]]:
-        where, bounds = self.section(chunk["index"]), []
-        for run in range(-(-blocks // 512)):
-            count, at = min(512, blocks - run * 512), where.start + run * 2060
+        where, bounds, runs = self.section(chunk["index"]), [], -(-blocks // 512)
+        size = 2 if where.stop - where.start - 12 * runs < 4 * blocks else 4
+        for run in range(runs):
+            count, at = min(512, blocks - run * 512), where.start + run * (12 + 512 * size)
             end = struct.unpack_from("<Q", self.rest, at)[0]
-            for length in struct.unpack_from(f"<{count}I", self.rest, at + 8):
+            lengths = f"<{count}{'H' if size == 2 else 'I'}"
+            for length in struct.unpack_from(lengths, self.rest, at + 8):
                 bounds.append((end, end + length))
                 end += length
             place = 2**63 + slot + run * 512 * per_block
-            self._seal(at, at + 12 + 4 * count, place)
+            self._seal(at, at + 12 + size * count, place)
         return bounds
 
-    def _seal(self, start: int, stop: int, place: int) -> None:
-        if 0 <= start < stop - 4 and stop <= len(self.rest):
+    def _seal(self, start: int, stop: int, place: int, size: int = 4) -> None:
+        if 0 <= start < stop - size and stop <= len(self.rest):
             head = struct.pack("<QQ", self.fields[7], place % 2**64)
-            crc = zlib.crc32(head + self.rest[start : stop - 4])
-            self.rest[stop - 4 : stop] = struct.pack("<I", crc)
+            crc = zlib.crc32(head + self.rest[start : stop - size])
+            self.rest[stop - size : stop] = struct.pack("<I", crc)[:size]
 
 
 def _header(pack: _Apart, source: random.Random) -> bytes:
@@ -234,6 +238,9 @@ def _doubled(holder: Any, key: Any, source: random.Random, spots: Any) -> None:
                 "dropped",
                 "step",
                 "group_size",
+                "class_row",
+                "lanes",
+                "frame",
             )
         )
         holder[name] = source.choice((0, 1, 2, 3, 1.5, True))
@@ -254,7 +261,7 @@ def _features(header: Any, known: int) -> int:
         bits = {
             codecs[p["codec"]] for e in header["encodings"] for f in e["fields"] for p in f["parts"]
         }
-        frames = {"zstd": 8, "zstd-runs": 9, "zstd-planes": 10}
+        frames = {"zstd": 8, "zstd-runs": 9, "zstd-planes": 10, "ans": 11}
         bits |= {frames[e["frame"]] for e in header["encodings"] if e["frame"] != "raw"}
         for table in header["tables"]:
             bits |= {16 for field in table["fields"] if field.get("basis") is not None}
@@ -265,6 +272,10 @@ def _features(header: Any, known: int) -> int:
             bits |= {27 for n, field in enumerate(table["fields"]) if field["layer"] != n}
         bits |= {21 for section in header["sections"] if section["kind"] == "coded_basis"}
         bits |= {22 for section in header["sections"] if section["kind"] == "id_map"}
+        bits |= {11 for section in header["sections"] if section["kind"].startswith("code_")}
+        bits |= {23 for section in header["sections"] if section.get("frame") is not None}
+        bits |= {48 for section in header["sections"]
+                 if (section["kind"], section.get("dtype")) == ("token_map", "uint16")}  # fmt: skip
         bits |= {25} if len(header["tables"]) > 1 else set()
     except (LookupError, TypeError, AttributeError):
         return known

@@ -16,6 +16,7 @@ import zlib
 from functools import partial
 from pathlib import Path
 
+import malformed_coding
 import numpy as np
 from edits import (
     FIELD0,
@@ -74,12 +75,14 @@ RANK4 = Recipe(8, (Layer((int8(4, 2),), rank=4),), (Run(3), Run(1)))
 # Codes that no file shows: `changed` is about a file that changes while it is open.
 NOT_FILES = {"changed"}
 # What else is wrong, where one thing cannot be wrong alone: bytes that are not there have no right
-# checksum, a block lies at one place only, and an encoding has one field at least.
+# checksum, a block lies at one place only, an encoding has one field at least, and a payload of the
+# frame ``ans`` that is too long for its rows has words that they do not need.
 INSEPARABLE = {
     "truncated": "index-checksum",
     "extent-past-end": "frame-extent",
     "shared-section": "block-checksum",
     "no-data": "encoding-fields",
+    "frame-extent+ans": "frame",
 }
 
 
@@ -95,12 +98,13 @@ def cases(folder: Path) -> dict[str, tuple[str, bytes]]:
     smallest = write(folder / "smallest", RECIPES["smallest"]).data
     opening = preambles(target) | headers(target, smallest) | arrays(target) | fields(target)
     opening |= chunks(two, framed) | large() | shapes(tables)
+    opening |= malformed_coding.opening(folder, framed)
     opening["no-data"] = forge(smallest, set_value(f"{FIELD0}.dropped", True))
     opening["rank"] = rebuilt(write(folder / "rank", RANK4).data, _one_row_less)
     found = {name: ("open", content) for name, content in opening.items()}
     contents = damaged(samples["target"], samples["framed"])
     contents["block-checksum+table"] = _block_of_another_table(samples["tables"])
-    contents |= written_wrongly(folder)
+    contents |= written_wrongly(folder) | malformed_coding.contents(folder)
     found |= {name: ("rows", content) for name, content in contents.items()}
     found |= {name: ("verify", content) for name, content in hidden(samples).items()}
     return found

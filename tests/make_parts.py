@@ -38,6 +38,11 @@ CUTS = {
         [(4, None), (5, None), (7, 1)],
         [(7, None), (0, None), (3, None), (6, None)],
     ],
+    "ans-trellis": [
+        [(6, 4)],
+        [(6, None), (8, 3)],
+        [(8, None), *[(number, None) for number in (0, 1, 2, 3, 4, 5, 7, 9)]],
+    ],
     "basis": [[(6, None), (0, 17), (5, 4)], [(1, 100), (0, None), (4, 2)],
               [(5, None), (1, None), (4, None), (3, None), (2, None)]],
 }  # fmt: skip

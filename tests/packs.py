@@ -23,8 +23,16 @@ from typing import Any
 
 import numpy as np
 import zstandard
+from coded_rows import (
+    add_classes,
+    add_coded_basis,
+    add_models,
+    decode_payload,
+    in_trellis,
+    record_coder,
+)
 
-from tolpack.codecs.encodings import Encoding, Part, record_words
+from tolpack.codecs.encodings import CoderSettings, Encoding, Part, record_words
 from tolpack.codecs.frames import compress as plain_compress
 from tolpack.codecs.frames import compress_planes, compress_runs
 from tolpack.codecs.part_values import encode_values
@@ -47,7 +55,8 @@ KEY = bytes(range(1, 33))
 class Layer:
     """One layer: its parts, and whether it has a basis of ``rank``, a mean, or nothing at all.
 
-    ``coded``: the codec and group size of a coded basis; ``width``: if not the recipe's.
+    ``coded``: the codec and group size of a coded basis; ``width``: if not the recipe's;
+    ``basis_lanes``: of an entropy-coded basis.
     """
 
     parts: tuple[Part, ...] = ()
@@ -56,16 +65,22 @@ class Layer:
     dropped: bool = False
     coded: tuple[str, int] | None = None
     width: int | None = None
+    basis_lanes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A chunk: its rows, frame and block size, and other parts than the layers' if given."""
+    """A chunk: its rows, frame and block size, and other parts than the layers' if given.
+
+    ``lanes``, ``trellis``: with frame ``ans``.
+    """
 
     rows: int
     frame: str = "raw"
     rows_per_block: int = 1
     parts: tuple[tuple[Part, ...], ...] | None = None
+    lanes: int = 1
+    trellis: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +100,7 @@ class Recipe:
     ngrams: NGramHash | None = None
     name: str = "tols"
     more: tuple[Recipe, ...] = ()
+    map_dtype: str = "uint32"
 
     @property
     def rows(self) -> int:
@@ -280,6 +296,50 @@ RECIPES |= {
         8, (Layer((int8(8),)),), (Run(24, "raw", 2),), ngrams=_XOR, layer_numbers=(14,)
     ),
 }
+# What 1.4 added: rows and bases coded by models.
+_ANS_PARTS = (
+    (step8(7, 0.2),), (step16(3, 0.0003), step8(4, 0.1)), (step8(7, 0.5),),
+)  # fmt: skip
+RECIPES |= {
+    "ans": Recipe(
+        7,
+        (
+            Layer((step8(7, 0.3),)),
+            Layer(dropped=True),
+            Layer((step16(3, 0.0001), step8(4, 0.05))),
+            Layer((step8(7, 0.5),), mean=True),
+        ),
+        (
+            Run(3, "raw", 2),
+            Run(5, "ans", 2),
+            Run(520, "ans", 1, _ANS_PARTS),
+            Run(4, "ans", 1000, _ANS_PARTS, lanes=3),
+        ),
+        shuffled=True,
+    ),
+    "ans-trellis": Recipe(
+        11,
+        (
+            Layer((step16(2, 0.01), step8(5, 0.05)), rank=7),
+            Layer((step8(11, 0.1),)),
+            Layer((step8(3, 0.02),), rank=3, mean=True),
+        ),
+        (Run(9, "ans", 2, lanes=4, trellis=True), Run(7, "ans", 1, lanes=16, trellis=True)),
+        shuffled=True,
+        map_dtype="uint16",
+    ),
+    "ans-basis": Recipe(
+        14,
+        (
+            Layer((step8(5, 0.05),), rank=5, mean=True, coded=("int8", 14), basis_lanes=2),
+            Layer((step8(3, 0.05),), rank=3, coded=("int8", 14), basis_lanes=2),
+            Layer((step8(4, 0.05),), rank=4, coded=("int8", 14)),
+        ),
+        (Run(7, "raw", 2),),
+        shuffled=True,
+        map_dtype="uint16",
+    ),
+}
 # The same, where no array holds all layers of a row, or one table is not all.
 SHAPES = {
     "mixed-widths": Recipe(
@@ -311,6 +371,10 @@ SHAPES = {
             Recipe(5, _layers(int4(5), 1), (Run(3),), multiplier=0.5, name="layer.15"),
         ),
     ),
+}
+# Those whose rows are multiplied by a basis: an order of summation is free.
+WITH_BASIS = {
+    name for name, one in RECIPES.items() if any(layer.rank is not None for layer in one.layers)
 }
 # What the hostile-header tests change: every kind of section, two chunks, a dropped layer.
 TARGET = Recipe(
@@ -360,16 +424,16 @@ def _write_arrays(
     means = [rng.normal(size=width).astype(np.float32) for width in widths]
     token_map = ngrams = id_map = None
     if recipe.shuffled:
-        token_map, _ = writer.add_array("token_map", lambda: slots.astype(np.uint32))
+        token_map, _ = writer.add_array("token_map", lambda: slots.astype(recipe.map_dtype))
     if recipe.ngrams is not None:
         if recipe.ngrams.compressed_ids is not None:
             id_map, _ = writer.add_array("id_map", lambda: recipe.ngrams.compressed_ids)
         ngrams = NGrams.of(recipe.ngrams, id_map)
-    fields = []
+    fields, classes = [], _classes_of_bases(writer, recipe)
     for number, layer in enumerate(recipe.layers):
         basis = mean = None
         if layer.rank is not None:
-            basis = _add_basis(writer, layer, bases[number])
+            basis = _add_basis(writer, layer, bases[number], (*classes, number))
         if layer.mean:
             mean, _ = writer.add_array("mean", lambda n=number: means[n])
         stored = {"rank": layer.rank, "basis": basis, "mean": mean, "dropped": layer.dropped}
@@ -379,10 +443,20 @@ def _write_arrays(
     return Table(name, recipe.rows, tuple(fields), (), token_map, multiplier, ngrams)
 
 
-def _add_basis(writer: PackWriter, layer: Layer, basis: np.ndarray) -> int:
+def _classes_of_bases(writer: PackWriter, recipe: Recipe) -> tuple[Any, ...]:
+    """Add classes for the rows of entropy-coded bases, one row of classes for each layer."""
+    ranks = [layer.rank or 0 for layer in recipe.layers if layer.basis_lanes is not None]
+    return add_classes(writer, len(recipe.layers), max(ranks), 0) if ranks else ()
+
+
+def _add_basis(
+    writer: PackWriter, layer: Layer, basis: np.ndarray, classes: tuple[Any, ...]
+) -> int:
     if layer.coded is None:
         return writer.add_array("basis", lambda: basis)[0]
     part = Part(layer.coded[0], basis.shape[1], layer.coded[1])
+    if layer.basis_lanes is not None:
+        return add_coded_basis(writer, basis, part, classes, layer.basis_lanes)
     rows = np.concatenate(encode_values(basis.astype(np.float32), part), axis=1)
     return writer.add_array("coded_basis", lambda: rows, part)[0]
 
@@ -426,14 +500,20 @@ def _write_chunks(
     table: int,
 ) -> tuple[Chunk, ...]:
     chunks: list[Chunk] = []
-    start = 0
-    for run in recipe.runs:
+    start, coded = 0, _coded_runs(writer, recipe, seed)
+    for number, run in enumerate(recipe.runs):
         parts = run.parts or tuple(layer.parts for layer in recipe.kept)
-        encoding = Encoding(run.frame, run.rows_per_block, parts)
+        encoding, coder = Encoding(run.frame, run.rows_per_block, parts), None
+        if number in coded:
+            settings, classes = coded[number]
+            encoding = replace(encoding, coder=settings)
+            coder = record_coder(encoding, classes)
         if encoding not in encodings:
             encodings.append(encoding)
         part = [array[start : start + run.rows] for array in values]
         records = encode_records(encoding, part, seed)
+        if run.trellis:
+            records = in_trellis(coder, records)
         compressor = compress
         if run.frame == "zstd-runs":
             compressor = partial(compress_runs, records.shape[1])
@@ -443,12 +523,34 @@ def _write_chunks(
         blocks, index = writer.add_chunk(
             encoding,
             start,
-            partial(encode_blocks, [records], encoding, start, writer.pack_id, compressor, table),
+            partial(
+                encode_blocks, [records], encoding, start, writer.pack_id, compressor, table,
+                coder=coder,
+            ),
             table,
-        )
+        )  # fmt: skip
         chunks.append(Chunk(run.rows, encodings.index(encoding), blocks, index))
         start += run.rows
     return tuple(chunks)
+
+
+def _coded_runs(
+    writer: PackWriter, recipe: Recipe, seed: int
+) -> dict[int, tuple[CoderSettings, np.ndarray]]:
+    """Add models and classes for the chunks of frame ``ans``: by chunk, its coder and classes."""
+    runs = [number for number, run in enumerate(recipe.runs) if run.frame == "ans"]
+    if not runs:
+        return {}
+    values = sum(layer.rank or layer.width or recipe.width for layer in recipe.kept)
+    models = add_models(writer)
+    number, classes = add_classes(writer, len(runs), values, seed)
+    return {
+        run: (
+            CoderSettings(models, number, row, recipe.runs[run].lanes, recipe.runs[run].trellis),
+            classes,
+        )
+        for row, run in enumerate(runs)
+    }
 
 
 def encode_records(encoding: Encoding, values: list[np.ndarray], seed: int = 0) -> np.ndarray:
@@ -576,11 +678,13 @@ def _array(data: bytes, header: dict[str, Any], number: int) -> np.ndarray:
     if section["kind"] == "coded_basis":
         part = {**section, "values": section["shape"][1]}
         scales, codes = _sizes(part)
+        if section.get("frame") == "ans":
+            raw = _decoded_basis(data, header, section, raw)
         rows = [raw[n : n + scales + codes] for n in range(0, len(raw), scales + codes)]
         count = range(part["values"])
         decoded = [[reference_value(part, r[:scales], r[scales:], n) for n in count] for r in rows]
         return np.array(decoded, dtype=np.float64)
-    kinds = {"uint32": "<I", "float16": "<e", "float32": "<f"}
+    kinds = {"uint8": "<B", "uint16": "<H", "uint32": "<I", "float16": "<e", "float32": "<f"}
     values = [v for (v,) in struct.iter_unpack(kinds[section["dtype"]], raw)]
     return np.array(values, dtype=np.float64).reshape(section["shape"])
 
@@ -598,12 +702,16 @@ def _records(
         at = header["sections"][chunk["blocks"]]["offset_bytes"]
         first = len(found)
         for number, length in enumerate(lengths):
-            block, stored = data[at : at + length - 4], data[at + length - 4 : at + length]
+            checksum = 2 if encoding["frame"] == "ans" else 4
+            end = at + length - checksum
+            block, stored = data[at:end], data[end : at + length]
             place = first + number * per_block + table * 2**48
             start = zlib.crc32(struct.pack("<QQ", pack_id, place))
-            assert zlib.crc32(block, start) == int.from_bytes(stored, "little")
+            assert zlib.crc32(block, start).to_bytes(4, "little")[:checksum] == stored
             count = min(per_block, chunk["rows"] - number * per_block)
-            if encoding["frame"] != "raw":
+            if encoding["frame"] == "ans":
+                block = _decoded_records(data, header, encoding, block, count)
+            elif encoding["frame"] != "raw":
                 block = zstandard.ZstdDecompressor().decompress(block)
                 if encoding["frame"] == "zstd-runs":
                     columns = _expanded(block, count * size)
@@ -614,6 +722,56 @@ def _records(
             found += [(encoding, block[n * size : (n + 1) * size]) for n in range(count)]
             at += length
     return found
+
+
+def _coder(
+    data: bytes, header: dict[str, Any], entry: dict[str, Any]
+) -> tuple[list[list[int]], list[int], int, bool]:
+    """Models, classes, lanes, and whether there is a trellis."""
+    models, classes = (
+        _array(data, header, entry[key]).astype(int) for key in ("models", "classes")
+    )
+    row = classes[entry["class_row"]].tolist()
+    return models.tolist(), row, entry["lanes"], entry.get("trellis") == 8
+
+
+def _decoded_records(
+    data: bytes, header: dict[str, Any], encoding: dict[str, Any], payload: bytes, rows: int
+) -> bytes:
+    """The records of a payload of frame ans."""
+    models, classes, lanes, trellis = _coder(data, header, encoding)
+    counts = [[part["values"] for part in field["parts"]] for field in encoding["fields"]]
+    left, fields = iter(classes), []
+    for own in counts:
+        fields.append([next(left) for _ in range(sum(own))])
+    out = bytearray()
+    for codes in decode_payload(payload, rows, fields, models, lanes, trellis):
+        values = iter(codes)
+        by_part = {
+            (f, n): [next(values) for _ in range(count)]
+            for f, own in enumerate(counts)
+            for n, count in enumerate(own)
+        }
+        for n in range(max(map(len, counts))):
+            for f, own in enumerate(counts):
+                if n < len(own):
+                    wide = encoding["fields"][f]["parts"][n]["codec"] == "step16"
+                    out += struct.pack(f"<{own[n]}{'h' if wide else 'b'}", *by_part[f, n])
+    return bytes(out)
+
+
+def _decoded_basis(
+    data: bytes, header: dict[str, Any], section: dict[str, Any], raw: bytes
+) -> bytes:
+    """The rows of an entropy-coded basis, as one that is coded alone has them."""
+    models, classes, lanes, _ = _coder(data, header, section)
+    rank, width = section["shape"]
+    fields = [[classes[row]] * width for row in range(rank)]
+    codes = decode_payload(raw[2 * rank :], 1, fields, models, lanes, False)[0]
+    return b"".join(
+        raw[2 * n : 2 * n + 2] + struct.pack(f"<{width}b", *codes[n * width : (n + 1) * width])
+        for n in range(rank)
+    )
 
 
 def _expanded(content: bytes, size: int) -> bytes:
@@ -677,10 +835,16 @@ def _block_lengths(
         return [math.ceil((size * encoding["rows_per_block"] + 4) / 64) * 64] * blocks
     at = header["sections"][chunk["index"]]["offset_bytes"]
     lengths: list[int] = []
+    each = 4
+    if encoding["frame"] == "ans":
+        values = sum(part["values"] for field in encoding["fields"] for part in field["parts"])
+        words = math.ceil(29 * values * encoding["rows_per_block"] / 16)
+        each = 2 if 4 * encoding["lanes"] + 2 * words + 2 < 65536 else 4
     while len(lengths) < blocks:
         count = min(512, blocks - len(lengths))
-        lengths += struct.unpack(f"<{count}I", data[at + 8 : at + 8 + 4 * count])
-        at += 12 + 4 * count
+        letter = "H" if each == 2 else "I"
+        lengths += struct.unpack(f"<{count}{letter}", data[at + 8 : at + 8 + each * count])
+        at += 12 + each * count
     return lengths
 
 

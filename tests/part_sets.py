@@ -85,9 +85,11 @@ class _Rest:
             return [len(self.content) // blocks] * blocks
         start = header["sections"][self.chunk["index"]]["offset_bytes"]
         lengths: list[int] = []
-        for run in range(-(-blocks // 512)):
-            count = min(512, blocks - 512 * run)
-            lengths += struct.unpack_from(f"<{count}I", data, start + 2060 * run + 8)
+        runs = -(-blocks // 512)
+        size = (header["sections"][self.chunk["index"]]["length_bytes"] - 12 * runs) // blocks
+        for run in range(runs):
+            count, at = min(512, blocks - 512 * run), start + (12 + 512 * size) * run + 8
+            lengths += struct.unpack_from(f"<{count}{'H' if size == 2 else 'I'}", data, at)
         return lengths
 
     def take(self, amount: int | None) -> Piece:

@@ -110,6 +110,17 @@ def test_layout_takes_no_more_than_it_must(model, tmp_path, rank):
     assert kinds.count("blocks") <= 3
 
 
+@pytest.mark.parametrize("rank", ["none", "auto"])
+def test_sizes_are_predicted(model, tmp_path, rank):
+    """The predicted bytes are those of the file within 0.5 %."""
+    given = {"bits": "auto", "size": "50%", "calibrate": model[1], "rank": rank}
+    log = Log()
+    result = tolpack.build(model[0], tmp_path / "p.tolpack", reporter=log, **given)
+    (said,) = [line for line in log.said if "bytes is predicted" in line]
+    predicted = int(said.split("a file of ")[1].split()[0].replace(",", ""))
+    assert abs(predicted / result.bytes - 1) < 0.005
+
+
 @pytest.mark.parametrize("rank", ["auto", "5"])
 def test_a_mean_far_from_zero_is_kept(tmp_path, rank):
     """Where the mean is far beyond the rows, it has its section, and rows are as exact as ever."""

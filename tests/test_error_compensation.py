@@ -15,7 +15,6 @@ from tolpack.compress.entropy.compensation_matrices import (
     error_compensations,
     remaining_metric,
 )
-from tolpack.compress.entropy.frame_sample import FrameSample, FrequencySteps, sample_frames
 from tolpack.compress.entropy.layer_basis import mean_pays
 from tolpack.compress.entropy.quantizers import (
     BasisQuantizer,
@@ -26,6 +25,7 @@ from tolpack.compress.entropy.quantizers import (
     whitened_basis,
 )
 from tolpack.compress.entropy.rank_choice import choose_components
+from tolpack.compress.entropy.slot_sample import FrequencySteps, SlotSample, sample_slots
 from tolpack.compress.entropy.step_search import search_loss, search_size
 from tolpack.errors import ConfigError
 from tolpack.runtime.progress import Reporter
@@ -196,7 +196,7 @@ def test_basis_rounding(rank):
 
 def sample_of(tokens):
     """Every token stands for itself alone."""
-    return FrameSample((np.arange(tokens)[None],), np.full(tokens, 1 / tokens), np.ones(tokens))
+    return SlotSample((np.arange(tokens)[None],), np.full(tokens, 1 / tokens), np.ones(tokens))
 
 
 def test_components_that_vanish_are_cut():
@@ -342,7 +342,7 @@ def test_a_sample_stands_for_the_whole():
     counts = np.random.default_rng(0).zipf(1.3, 60_000).clip(max=10**5)
     order = order_tokens(counts, 60_000)
     chunks = chunks_by_step(order, 4, 8192, 8000)
-    found = sample_frames(order, chunks, 4, 8192)
+    found = sample_slots(order, chunks, 4, 8192)
     assert len(found.all_slots) < 20_000
     assert found.rows.sum() == pytest.approx(60_000)
     assert found.text.sum() == pytest.approx(1, rel=0.05)

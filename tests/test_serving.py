@@ -20,7 +20,6 @@ from tolpack.reading import record_reader
 from tolpack.runtime import pool
 
 MODES = ("auto", "pread", "mmap", "direct", "memory")
-WITH_BASIS = ("basis", "coded-basis", "everything")
 WIDE = Recipe(
     48,
     (Layer((int4(48, 16),)), Layer((int8(20, 8), int4(28, 10))), Layer((int4(48, 16),))),

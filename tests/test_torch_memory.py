@@ -8,7 +8,7 @@ import models
 import numpy as np
 import pytest
 import torch
-from packs import RECIPES
+from packs import RECIPES, WITH_BASIS
 
 import tolpack
 from tolpack.codecs import kernels
@@ -17,8 +17,6 @@ from tolpack.model.decoder import Decoder
 from tolpack.runtime import buffers
 from tolpack.sources.checkpoint.checkpoint import open_checkpoint
 from tolpack.torch import ToLMemory
-
-WITH_BASIS = {"basis", "coded-basis", "everything"}
 
 
 @pytest.fixture(scope="module")

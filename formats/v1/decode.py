@@ -18,14 +18,16 @@ from typing import Any
 
 import numpy as np
 import zstandard
-
-Array = np.ndarray[Any, Any]
-
-CODECS = {  # §7: bits of a code, bytes of a scale
-    "f32": (32, 0), "f16": (16, 0), "bf16": (16, 0), "f8e4m3": (8, 4),
-    "int8": (8, 2), "int4": (4, 2), "step8": (8, 0), "step16": (16, 0),
-    "f8e4m3-e8m0": (8, 1), "f8e4m3-step": (8, 0), "q8_0": (8, 2), "q4_0": (4, 2),
-}  # fmt: skip
+from decode_ans import decoded_basis, decoded_records, payload_bytes
+from decode_values import (
+    CODECS,
+    Array,
+    code_bytes,
+    decode,
+    ordered_parts,
+    record_bytes,
+    scale_bytes,
+)
 
 
 class Pack:
@@ -48,11 +50,19 @@ class Pack:
         entry, data = self.sections[number], self.section(number)
         if entry["kind"] == "coded_basis":
             part = {**entry, "values": entry["shape"][1]}
+            if entry.get("frame") is not None:
+                data = decoded_basis(data, entry["shape"], *self.coder(entry))
             rows = np.frombuffer(data, np.uint8).reshape(entry["shape"][0], -1)
             at = scale_bytes(part)
             return np.stack([decode(row[:at], row[at:], part) for row in rows])
         dtype = np.dtype(entry["dtype"]).newbyteorder("<")
         return np.frombuffer(data, dtype).reshape(entry["shape"])
+
+    def coder(self, entry: dict[str, Any]) -> tuple[list[list[int]], list[int], int, bool]:  # §8
+        """Models, classes, lanes, and whether there is a trellis, of an encoding or a basis."""
+        classes = self.array(entry["classes"])[entry["class_row"]].tolist()
+        trellis = entry.get("trellis") is not None
+        return self.array(entry["models"]).tolist(), classes, entry["lanes"], trellis
 
     def slot(self, token_id: int) -> int:  # §5
         if self.table.get("token_map") is None:
@@ -106,23 +116,31 @@ class Pack:
         block, size = row // per_block, record_bytes(encoding)
         rows = min(per_block, chunk["rows"] - block * per_block)
         length = ceil((size * per_block + 4) / 64) * 64
-        start = block * length
+        start, checksum = block * length, 4
         if encoding["frame"] != "raw":
-            start, length = self.frame_extent(chunk, block)
-        payload = self.section(chunk["blocks"])[start : start + length - 4]
-        if encoding["frame"] != "raw":
+            start, length = self.frame_extent(chunk, block, encoding)
+        if encoding["frame"] == "ans":
+            checksum = 2
+        payload = self.section(chunk["blocks"])[start : start + length - checksum]
+        if encoding["frame"].startswith("zstd"):
             payload = zstandard.ZstdDecompressor().decompress(payload)
         if encoding["frame"] == "zstd-runs":
             payload = expanded(payload, rows * size, rows)
         if encoding["frame"] == "zstd-planes":
             payload = joined(payload, encoding, rows)
+        if encoding["frame"] == "ans":
+            payload = decoded_records(payload, rows, encoding, *self.coder(encoding))
         at = row % per_block * size
         return payload[at : at + size]
 
-    def frame_extent(self, chunk: dict[str, Any], block: int) -> tuple[int, int]:
+    def frame_extent(
+        self, chunk: dict[str, Any], block: int, encoding: dict[str, Any]
+    ) -> tuple[int, int]:
         run, number = divmod(block, 512)
-        index = self.section(chunk["index"])[run * 2060 :]
-        offset, *lengths = struct.unpack_from(f"<Q{number + 1}I", index)
+        short = encoding["frame"] == "ans" and payload_bytes(encoding) + 2 <= 65535
+        size, letter = (2, "H") if short else (4, "I")
+        index = self.section(chunk["index"])[run * (12 + 512 * size) :]
+        offset, *lengths = struct.unpack_from(f"<Q{number + 1}{letter}", index)
         return offset + sum(lengths[:-1]), lengths[-1]
 
     def decode_record(self, record: bytes, encoding: dict[str, Any]) -> list[Array]:  # §6
@@ -191,72 +209,6 @@ def words(encoding: dict[str, Any]) -> list[tuple[int, Array]]:
             found.setdefault((area, -size), []).extend(range(end, end + length(part), size))
             end += length(part)
     return [(-size, np.array(places, int)) for (_, size), places in sorted(found.items())]
-
-
-def ordered_parts(encoding: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:  # §6
-    fields = [field["parts"] for field in encoding["fields"]]
-    depth = max(len(parts) for parts in fields)
-    return [(f, p[n]) for n in range(depth) for f, p in enumerate(fields) if n < len(p)]
-
-
-def scale_bytes(part: dict[str, Any]) -> int:
-    groups = ceil(part["values"] / part["group_size"]) if part.get("group_size") else 0
-    return int(groups * CODECS[part["codec"]][1])
-
-
-def code_bytes(part: dict[str, Any]) -> int:
-    bits: float = part["values"] * CODECS[part["codec"]][0]
-    return ceil(bits / 8)
-
-
-def record_bytes(encoding: dict[str, Any]) -> int:
-    return sum(scale_bytes(part) + code_bytes(part) for _, part in ordered_parts(encoding))
-
-
-def decode(scales: Array, codes: Array, part: dict[str, Any]) -> Array:  # §7
-    codec, values = part["codec"], part["values"]
-    plain = {"f32": "<f4", "f16": "<f2", "step8": "i1", "step16": "<i2"}.get(codec)
-    if plain:
-        return codes.view(plain).astype(np.float32) * np.float32(part.get("step") or 1)
-    if codec == "bf16":
-        return bfloat16(codes)
-    if codec == "f8e4m3-step":
-        return unpack(codec, codes, values) * np.float32(part["step"])
-    scale, pieces, at = scale_values(codec, scales), [], 0
-    for group, start in enumerate(range(0, values, part["group_size"])):
-        size = min(part["group_size"], values - start)
-        length = ceil(size / 2) if codec in ("int4", "q4_0") else size
-        pieces.append(unpack(codec, codes[at : at + length], size) * scale[group])
-        at += length
-    return np.concatenate(pieces)
-
-
-def scale_values(codec: str, scales: Array) -> Array:
-    if codec == "f8e4m3-e8m0":
-        return np.array([2.0 ** (int(scale) - 127) for scale in scales], np.float32)
-    dtype = {"f8e4m3": "<f4", "q8_0": "<f2", "q4_0": "<f2"}.get(codec)
-    return scales.view(dtype).astype(np.float32) if dtype else bfloat16(scales)
-
-
-def unpack(codec: str, codes: Array, size: int) -> Array:
-    if codec in ("int8", "q8_0"):
-        return codes.view(np.int8).astype(np.float32)
-    if codec in ("int4", "q4_0"):
-        return np.concatenate([codes & 15, codes >> 4])[:size].astype(np.float32) - np.float32(8)
-    return np.array([e4m3(int(code)) for code in codes], np.float32)
-
-
-def e4m3(code: int) -> float:
-    sign, exponent, mantissa = -1.0 if code & 128 else 1.0, code >> 3 & 15, code & 7
-    if code & 127 == 127:
-        return float("nan")
-    if exponent == 0:
-        return float(sign * mantissa / 8 * 2**-6)
-    return float(sign * (1 + mantissa / 8) * 2.0 ** (exponent - 7))
-
-
-def bfloat16(data: Array) -> Array:
-    return (data.view("<u2").astype(np.uint32) << 16).view(np.float32)
 
 
 def pack_bytes(path: Path) -> bytes:

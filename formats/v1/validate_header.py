@@ -14,16 +14,18 @@ Entry = dict[str, Any]
 Rule = Callable[[Any], bool]
 
 SUPPORTED = sum(
-    1 << bit for bit in (*range(11), *range(16, 20), 21, 22, *range(25, 28), *range(32, 36))
+    1 << bit
+    for bit in (*range(12), *range(16, 20), *range(21, 24), *range(25, 28), *range(32, 36), 48)
 )  # §9
 CODECS = {  # §7, §9: feature bit, bits of a code, bytes of a scale
     "f32": (0, 32, 0), "f16": (1, 16, 0), "bf16": (2, 16, 0), "f8e4m3": (3, 8, 4),
     "int8": (4, 8, 2), "int4": (5, 4, 2), "step8": (6, 8, 0), "step16": (7, 16, 0),
     "f8e4m3-e8m0": (32, 8, 1), "f8e4m3-step": (33, 8, 0), "q8_0": (34, 8, 2), "q4_0": (35, 4, 2),
 }  # fmt: skip
-FRAMES = {"raw": -1, "zstd": 8, "zstd-runs": 9, "zstd-planes": 10}  # §8, §9: feature bit
-DTYPES = {"uint32": 4, "float16": 2, "float32": 4}
-ARRAYS = ("token_map", "basis", "mean", "coded_basis", "id_map")  # §5
+FRAMES = {"raw": -1, "zstd": 8, "zstd-runs": 9, "zstd-planes": 10, "ans": 11}  # §8, §9: bit
+DTYPES = {"uint8": 1, "uint16": 2, "uint32": 4, "float16": 2, "float32": 4}
+CODER_ARRAYS = ("code_models", "code_classes")  # §5
+ARRAYS = ("token_map", "basis", "mean", "coded_basis", "id_map", *CODER_ARRAYS)
 
 
 class BadPack(Exception):
@@ -104,12 +106,13 @@ class HeaderRules:
             self.file_keys(header["file"])
         self.tables, self.sections = header["tables"], header["sections"]
         self.encodings = header["encodings"]
+        number = integers(0, len(self.sections) - 1)
         for section in self.sections:
-            self.section_keys(section)
+            self.section_keys(section, number)
         for table in self.tables:
-            self.table_keys(table, integers(0, len(self.sections) - 1))
+            self.table_keys(table, number)
         for encoding in self.encodings:
-            self.encoding_keys(encoding)
+            self.encoding_keys(encoding, number)
 
     def entry(self, place: str, entry: Entry, **rules: Rule) -> None:
         """Hold an object's keys against the rules for each; others are ignored (§4)."""
@@ -120,7 +123,7 @@ class HeaderRules:
         self.entry("file", file, count=integers(1, 65536))
         self.entry("file", file, index=integers(0, file["count"] - 1))
 
-    def section_keys(self, section: Entry) -> None:
+    def section_keys(self, section: Entry, number: Rule) -> None:
         self.entry("section", section,
                    kind=one_of(*ARRAYS, "blocks", "index"),
                    offset_bytes=integers(0, 2**63 - 1),
@@ -129,9 +132,17 @@ class HeaderRules:
             return
         self.entry("section", section, crc32=integers(0, 2**32 - 1), shape=is_shape)
         if section["kind"] == "coded_basis":
-            self.entry("section", section, codec=one_of("int8", "int4"), group_size=is_group_size)
+            self.entry("section", section, codec=one_of("int8", "int4"), group_size=is_group_size,
+                       frame=optional(one_of("ans")))  # fmt: skip
+            if section.get("frame") is not None:
+                self.entry("section", section, codec=one_of("int8"))
+                self.coder_keys(section, number)
         else:
             self.entry("section", section, dtype=one_of(*DTYPES))
+
+    def coder_keys(self, entry: Entry, number: Rule) -> None:
+        self.entry("coder", entry, models=number, classes=number, class_row=integers(0, 262143),
+                   lanes=integers(1, 16))  # fmt: skip
 
     def table_keys(self, table: Entry, number: Rule) -> None:
         self.entry("table", table, name=is_name, rows=integers(1, 2**48), fields=objects(4096),
@@ -154,13 +165,21 @@ class HeaderRules:
             self.entry("chunk", chunk, rows=integers(1, 2**48), encoding=integers(0, 65535),
                        blocks=number, index=optional(number))  # fmt: skip
 
-    def encoding_keys(self, encoding: Entry) -> None:
+    def encoding_keys(self, encoding: Entry, number: Rule) -> None:
         self.entry("encoding", encoding, frame=one_of(*FRAMES), rows_per_block=integers(1, 4096),
                    fields=objects(4096))  # fmt: skip
+        codecs = one_of(*CODECS)
+        if encoding["frame"] == "ans":
+            codecs = one_of("step8", "step16")
+            self.coder_keys(encoding, number)
+            self.entry("encoding", encoding, trellis=optional(integers(8, 8)))
+        else:
+            self.entry("encoding", encoding, models=is_absent, classes=is_absent,
+                       class_row=is_absent, lanes=is_absent, trellis=is_absent)  # fmt: skip
         for field in encoding["fields"]:
             self.entry("field of an encoding", field, parts=objects(16))
             for part in field["parts"]:
-                self.entry("part", part, codec=one_of(*CODECS), values=integers(1, 65536))
+                self.entry("part", part, codec=codecs, values=integers(1, 65536))
                 has_scales, has_step = CODECS[part["codec"]][2], "step" in part["codec"]
                 self.entry("part", part, group_size=is_group_size if has_scales else is_absent,
                            step=is_normal if has_step else is_absent)  # fmt: skip
@@ -176,9 +195,36 @@ class HeaderRules:
             self.need(end <= self.file_length, "extent-past-end", "§1: inside the file")
             if section["kind"] not in ("blocks", "index"):
                 size = array_bytes(section)
-                self.need(length == size, "array-length", "§5: the shape's elements")
+                if is_coded(section):
+                    self.coded_basis(section)
+                else:
+                    self.need(length == size, "array-length", "§5: the shape's elements")
                 self.need(size < 2**32, "array-length", "§3: 2^32 - 1 bytes")
         self.need(end >= self.file_length, "trailing-bytes", "§1: ends with its last section")
+
+    def coded_basis(self, section: Entry) -> None:
+        need, shape, length = self.need, section["shape"], section["length_bytes"]
+        need(len(shape) == 2, "array-shape", "§5: rank and width")
+        rank, width = shape
+        need(section["group_size"] >= width, "header-field", "§5: one scale a row")
+        least = 2 * rank + 4 * section["lanes"]
+        most = least + 2 * ceil_div(29 * rank * width, 16)
+        fits = least <= length <= most and rank * width <= 16 * length
+        need(fits, "array-length", "§5: length of an entropy-coded basis")
+        self.coder(section)
+        classes = self.sections[section["classes"]]["shape"]
+        need(classes[-1] >= rank, "array-shape", "§8: a class for each row")
+
+    def coder(self, entry: Entry) -> None:
+        models, classes = (self.sections[entry[key]] for key in ("models", "classes"))
+        for section, kind, dtype in zip((models, classes), CODER_ARRAYS, ("uint16", "uint8")):
+            self.need(section["kind"] == kind, "section-kind", f"§5: a {kind}")
+            self.need(section.get("dtype") == dtype, "array-dtype", f"§5: {dtype}")
+        shape = models["shape"]
+        fits = len(shape) == 2 and shape[0] <= 256 and 5 <= shape[1] <= 257 and shape[1] % 2 == 1
+        self.need(fits, "array-shape", "§5: shape of models")
+        self.need(len(classes["shape"]) == 2, "array-shape", "§5: rows of classes")
+        self.need(entry["class_row"] < classes["shape"][0], "reference", "§5: a row of classes")
 
     def fields(self, table: Entry) -> None:
         need, fields = self.need, table["fields"]
@@ -217,6 +263,10 @@ class HeaderRules:
             need(values == stored, "encoding-fields", "§5: parts add up to the stored values")
             whole = encoding["rows_per_block"] * record_bytes(encoding)
             need(whole <= 1 << 24, "block-size", "§3: rows_per_block · record length")
+            if encoding["frame"] == "ans":
+                self.coder(encoding)
+                classes = self.sections[encoding["classes"]]["shape"]
+                need(classes[-1] == sum(stored), "array-shape", "§5: a class for each value")
         for chunk in chunks:
             need(chunk["encoding"] < len(self.encodings), "reference", "§5: an encoding")
             if chunk["encoding"] < len(self.encodings):
@@ -235,7 +285,7 @@ class HeaderRules:
         if index is not None:
             section = self.sections[index]
             need(section["kind"] == "index", "section-kind", "§5: an index")
-            size = 12 * ceil_div(count, 512) + 4 * count
+            size = 12 * ceil_div(count, 512) + length_bytes(encoding) * count
             need(section["length_bytes"] == size, "index-length", "§8: length of an index")
 
     def ngrams(self, table: Entry) -> None:
@@ -257,10 +307,13 @@ class HeaderRules:
         uses: Counter[Any] = Counter()
         for table in self.tables:
             if table.get("token_map") is not None:
-                self.array_is(table["token_map"], "token_map", "uint32", [table["rows"]])
+                short = self.sections[table["token_map"]].get("dtype") == "uint16"
+                dtype = "uint16" if short and table["rows"] <= 65536 else "uint32"
+                self.array_is(table["token_map"], "token_map", dtype, [table["rows"]])
             uses.update(c.get(key) for c in table["chunks"] for key in ("blocks", "index"))
             uses.update(f.get(key) for f in table["fields"] for key in ("basis", "mean"))
             uses.update([table.get("token_map"), (table.get("ngrams") or {}).get("id_map")])
+            uses.update(self.coder_references(table))
         for number, section in enumerate(self.sections):
             self.need(uses[number] > 0, "unused-section", "§5: referred to")
             single = section["kind"] in ("token_map", "blocks", "index")
@@ -268,6 +321,14 @@ class HeaderRules:
         encodings = {chunk["encoding"] for table in self.tables for chunk in table["chunks"]}
         for number in range(len(self.encodings)):
             self.need(number in encodings, "unused-encoding", "§5: referred to")
+
+    def coder_references(self, table: Entry) -> list[Any]:
+        """Numbers of the sections that the coders of a table refer to."""
+        used = {chunk["encoding"] for chunk in table["chunks"]} & set(range(len(self.encodings)))
+        coders = [self.encodings[n] for n in used if self.encodings[n]["frame"] == "ans"]
+        bases = [self.sections[f["basis"]] for f in table["fields"] if f.get("basis") is not None]
+        coders += filter(is_coded, bases)
+        return [coder[key] for coder in coders for key in ("models", "classes")]
 
     # §9
 
@@ -282,6 +343,10 @@ class HeaderRules:
         bits |= {19 for table in tables if np.float32(table.get("multiplier") or 1) != 1}
         bits |= {21} if "coded_basis" in kinds else set()
         bits |= {22} if "id_map" in kinds else set()
+        bits |= {11} if kinds & set(CODER_ARRAYS) else set()
+        bits |= {23 for section in self.sections if is_coded(section)}
+        short = [s for s in self.sections if s["kind"] == "token_map" and s["dtype"] == "uint16"]
+        bits |= {48} if short else set()
         bits |= {25} if len(tables) > 1 else set()
         bits |= {26 for table in tables if len({field["width"] for field in table["fields"]}) > 1}
         if self.required >> 27 & 1:  # without it, `fields` has seen to layers
@@ -391,6 +456,21 @@ def record_bytes(encoding: Entry) -> int:
 
 def raw_block_bytes(encoding: Entry) -> int:
     return aligned(record_bytes(encoding) * encoding["rows_per_block"] + 4, 64)
+
+
+def longest_payload(encoding: Entry) -> int:
+    values = sum(part["values"] for part in parts_of(encoding)) * encoding["rows_per_block"]
+    return 4 * (encoding.get("lanes") or 1) + 2 * ceil_div(29 * values, 16)
+
+
+def length_bytes(encoding: Entry) -> int:
+    """Bytes of a block's length in an index."""
+    return 2 if encoding["frame"] == "ans" and longest_payload(encoding) + 2 <= 65535 else 4
+
+
+def is_coded(section: Entry) -> bool:
+    """Whether a section is an entropy-coded basis."""
+    return section["kind"] == "coded_basis" and section.get("frame") is not None
 
 
 def longest_content(encoding: Entry, rows: int) -> int:

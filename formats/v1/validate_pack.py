@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import zstandard
+from validate_ans import check_basis, check_payload, models_fit
 from validate_header import (
     CODECS,
+    DTYPES,
     SUPPORTED,
     BadPack,
     Entry,
@@ -19,7 +21,10 @@ from validate_header import (
     ceil_div,
     code_bytes,
     coded_part,
+    is_coded,
+    length_bytes,
     longest_content,
+    longest_payload,
     parts_of,
     raw_block_bytes,
     record_bytes,
@@ -105,16 +110,24 @@ class Check(HeaderRules):
                 continue
             data = self.section(number)
             self.need(zlib.crc32(data) == section["crc32"], "array-checksum", "§5: checksum")
+            if is_coded(section):
+                rank = section["shape"][0]
+                self.need(finite(data[: 2 * rank], "bfloat16"), "scale-not-finite", "§5: scales")
+                self.entropy_coded(data[2 * rank :], section)
+                continue
             data = data[: array_bytes(section)]
             if section["kind"] == "coded_basis":
                 part = coded_part(section)
                 rows = np.frombuffer(data, np.uint8).reshape(section["shape"][0], -1)
                 scales = rows[:, : scale_bytes(part)].tobytes()
                 self.need(finite(scales, "bfloat16"), "scale-not-finite", "§5: finite scales")
-            elif section["dtype"] != "uint32":
+            elif section["kind"] == "code_models" and section["dtype"] == "uint16":
+                fits = models_fit(np.frombuffer(data, "<u2").reshape(section["shape"]))
+                self.need(fits, "code-models", "§8: shifts and frequencies")
+            elif section["dtype"].startswith("float"):
                 self.need(finite(data, section["dtype"]), "array-not-finite", "§5: finite values")
             elif section["kind"] == "token_map":
-                slots = np.sort(np.frombuffer(data, "<u4"))
+                slots = np.sort(np.frombuffer(data, f"<u{DTYPES[section['dtype']]}"))
                 order = bool((slots == np.arange(len(slots))).all())
                 self.need(order, "token-map", "§5: a permutation")
             elif section["kind"] == "id_map":
@@ -123,13 +136,33 @@ class Check(HeaderRules):
 
     # §8
 
+    def entropy_coded(self, payload: bytes, entry: Entry, rows: int = 0) -> None:
+        """Hold a payload against its encoding and its `rows` rows, or against its basis."""
+        models, classes = (self.sections[entry[key]] for key in ("models", "classes"))
+        if entry["class_row"] >= classes["shape"][0]:
+            return
+        frequencies = np.frombuffer(self.section(entry["models"]), "<u2").reshape(models["shape"])
+        used = np.frombuffer(self.section(entry["classes"]), np.uint8).reshape(classes["shape"])
+        used = used[entry["class_row"], : None if rows else entry["shape"][0]]
+        most = len(frequencies) - (entry.get("trellis") is not None)
+        self.need(int(used.max()) < most, "code-classes", "§8: a model for each class")
+        if "frame" in self.without or int(used.max()) >= most:
+            return
+        if rows:
+            check_payload(payload, rows, entry, frequencies.tolist(), used.tolist())
+        else:
+            check_basis(payload, entry, frequencies.tolist(), used.tolist())
+
     def blocks(self, chunk: Entry, encoding: Entry, first: int) -> None:
         per_block, data = encoding["rows_per_block"], self.section(chunk["blocks"])
         for number, (start, end) in enumerate(self.block_extents(chunk, encoding, first)):
             rows = min(per_block, chunk["rows"] - number * per_block)
             slot, size = first + number * per_block, rows * record_bytes(encoding)
-            payload = self.checked(data[start:end], slot, "block-checksum")
-            if encoding["frame"] == "raw":
+            bytes_of_checksum = 2 if encoding["frame"] == "ans" else 4
+            payload = self.checked(data[start:end], slot, "block-checksum", bytes_of_checksum)
+            if encoding["frame"] == "ans":
+                self.entropy_coded(payload, {"lanes": 1, **encoding}, rows)
+            elif encoding["frame"] == "raw":
                 self.need(not any(payload[size:]), "padding", "§8: zeros behind the records")
                 self.scales(payload[:size], encoding, rows)
             elif encoding["frame"] == "zstd":
@@ -150,14 +183,15 @@ class Check(HeaderRules):
         elif chunk.get("index") is not None:
             index = self.section(chunk["index"])
             limit = self.sections[chunk["blocks"]]["length_bytes"]
-            longest = longest_content(encoding, per_block)
-            longest, end = longest + longest // 256 + 68, 0
+            (shortest, longest), end = block_lengths(encoding), 0
+            size = length_bytes(encoding)
             for run in range(ceil_div(count, 512)):
-                stored = index[2060 * run : 2060 * run + 12 + 4 * min(512, count - 512 * run)]
+                start = (12 + 512 * size) * run
+                stored = index[start : start + 12 + size * min(512, count - 512 * run)]
                 slot = first + 512 * run * per_block
                 body = self.checked(stored, 2**63 + slot, "index-checksum")
-                start, *lengths = struct.unpack(f"<Q{len(body) // 4 - 2}I", body)
-                fits = all(5 <= length <= longest for length in lengths)
+                (start,), lengths = struct.unpack("<Q", body[:8]), numbers(body[8:], size)
+                fits = all(shortest <= length <= longest for length in lengths)
                 fits = fits and start + sum(lengths) <= limit
                 self.need(fits, "frame-extent", "§8: lengths of blocks")
                 self.need(start == end, "frame-extent", "§8: runs without holes")
@@ -167,10 +201,10 @@ class Check(HeaderRules):
                     end += length
             self.need(end == limit, "frame-extent", "§8: blocks fill the section")
 
-    def checked(self, stored: bytes, place: int, code: str) -> bytes:
-        crc = zlib.crc32(struct.pack("<QQ", self.pack_id, place) + stored[:-4])
-        self.need(crc == int.from_bytes(stored[-4:], "little"), code, "§8: checksum")
-        return stored[:-4]
+    def checked(self, stored: bytes, place: int, code: str, size: int = 4) -> bytes:
+        crc = zlib.crc32(struct.pack("<QQ", self.pack_id, place) + stored[:-size])
+        self.need(crc.to_bytes(4, "little")[:size] == stored[-size:], code, "§8: checksum")
+        return stored[:-size]
 
     def frame(self, payload: bytes, least: int, most: int) -> bytes:
         """Decompress a frame whose content is of `least` to `most` bytes."""
@@ -219,6 +253,19 @@ class Check(HeaderRules):
             scales = array[:, at : at + size].tobytes()
             self.need(finite(scales, dtype), "scale-not-finite", "§7: finite scales")
             at += size
+
+
+def block_lengths(encoding: Entry) -> tuple[int, int]:
+    """The least and the most bytes of a block in a chunk with an index (§8)."""
+    if encoding["frame"] == "ans":
+        return 4 * (encoding.get("lanes") or 1) + 2, longest_payload(encoding) + 2
+    longest = longest_content(encoding, encoding["rows_per_block"])
+    return 5, longest + longest // 256 + 68
+
+
+def numbers(data: bytes, size: int) -> list[int]:
+    """Numbers of so many bytes each."""
+    return [int(number) for number in np.frombuffer(data, f"<u{size}")]
 
 
 def joined(content: bytes, encoding: Entry, rows: int) -> bytes:

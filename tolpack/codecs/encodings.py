@@ -64,6 +64,29 @@ FieldEncoding = tuple[Part, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class CoderSettings:
+    """By what codes are entropy-coded, in an encoding of frame ``ans`` or in a basis.
+
+    Parameters
+    ----------
+    models, classes : int
+        Numbers of the sections with the models, and with the classes of values.
+    class_row : int
+        The row of the classes.
+    lanes : int
+        Lanes of a payload, 1 to 16.
+    trellis : bool
+        Whether codes are trellis-coded, with 8 states.
+    """
+
+    models: int
+    classes: int
+    class_row: int
+    lanes: int
+    trellis: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Encoding:
     """The way in which the rows of a chunk are stored.
 
@@ -75,16 +98,24 @@ class Encoding:
         Rows that are read, checked and decoded together.
     fields : tuple of tuple of Part
         One per kept field of the table, in order.
+    coder : CoderSettings or None
+        With the frame ``ans``, and with no other.
     """
 
     frame: str
     rows_per_block: int
     fields: tuple[FieldEncoding, ...]
+    coder: CoderSettings | None = None
 
     @property
     def is_compressed(self) -> bool:
-        """Whether blocks are frames of different lengths, found through an index."""
-        return FRAMES[self.frame].is_compressed
+        """Whether blocks are payloads of different lengths, found through an index."""
+        return FRAMES[self.frame].feature_bit is not None
+
+    @property
+    def values(self) -> int:
+        """Stored values of a row, all kept fields together."""
+        return sum(part.values for parts in self.fields for part in parts)
 
     def record(self) -> RecordWords:
         """Bytes of a record, and its words if the frame cuts them into planes: a new object."""

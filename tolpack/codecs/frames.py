@@ -1,4 +1,7 @@
-"""Frames: how the records of a block are compressed, and taken out with every size known (SPEC §8).
+"""Frames: how the records of a block are stored, and taken out with every size known (SPEC §8).
+
+Frames of zstd are compressed and decompressed here. Those of ``ans`` need the models of their
+encoding, and `tolpack.codecs.ans` codes them.
 
 zstd alone is no safe container: it decodes trailing junk, several frames and bombs. Here a frame
 must declare the size that the header implies (with ``zstd-runs``: one that is possible), need no
@@ -106,6 +109,11 @@ def decompress_planes(
     return join_planes(decompress(frame, rows * record.record_bytes, place), rows, record)
 
 
+def raw_records(payload: memoryview, rows: int, record_bytes: int) -> Bytes:
+    """View the records of a raw block, uint8 (rows, record_bytes); zeros may follow them."""
+    return np.frombuffer(payload, np.uint8, rows * record_bytes).reshape(rows, record_bytes)
+
+
 def _decompress_records(payload: memoryview, rows: int, record: RecordWords, place: str) -> Bytes:
     data = decompress(payload, rows * record.record_bytes, place)
     return np.frombuffer(data, np.uint8).reshape(rows, record.record_bytes)
@@ -113,12 +121,6 @@ def _decompress_records(payload: memoryview, rows: int, record: RecordWords, pla
 
 def _runs_records(payload: memoryview, rows: int, record: RecordWords, place: str) -> Bytes:
     return decompress_runs(payload, rows, record.record_bytes, place)
-
-
-def _raw_records(payload: memoryview, rows: int, record: RecordWords, place: str) -> Bytes:
-    """View the records; zeros may follow them."""
-    size = record.record_bytes
-    return np.frombuffer(payload, np.uint8, rows * size).reshape(rows, size)
 
 
 def _decompress(frame: bytes | memoryview, least: int, most: int, place: str) -> bytes:
@@ -151,34 +153,42 @@ class Frame:
     Parameters
     ----------
     feature_bit : int or None
-        Bit of the required features that a pack with such frames sets (SPEC §9).
+        Bit of the required features that a pack with such frames sets (SPEC §9). ``None``: records
+        are stored as they are, and not as a payload of a length of its own.
+    checksum_bytes : int
+        Bytes of the checksum that a block ends with.
+    """
+
+    feature_bit: int | None
+    checksum_bytes: int = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZstdFrame(Frame):
+    """A frame of zstd.
+
+    Parameters
+    ----------
     longest_content : callable
         Takes the bytes of a block's records; gives those of the longest content that a frame of
         them may have.
     records : callable
         Takes a block's payload, its rows, the words of a record, and the place to name in errors;
         gives the records, uint8 (rows, record_bytes). Raises `FormatError`, code ``frame``.
-    compress : callable or None
+    compress : callable
         Takes the words of a record, the bytes of the records of some blocks of equal length, and
-        their number; gives their payloads, each of a length of its own. ``None``: records are
-        stored as they are.
+        their number; gives their payloads, each of a length of its own.
     """
 
-    feature_bit: int | None
     longest_content: Callable[[int], int]
     records: Callable[[memoryview, int, RecordWords, str], Bytes]
-    compress: Callable[[RecordWords, bytes, int], list[bytes]] | None
-
-    @property
-    def is_compressed(self) -> bool:
-        """Whether payloads are compressed, each to a length of its own."""
-        return self.compress is not None
+    compress: Callable[[RecordWords, bytes, int], list[bytes]]
 
 
 def _one_by_one(
     compress: Callable[[RecordWords, bytes], bytes],
 ) -> Callable[[RecordWords, bytes, int], list[bytes]]:
-    """Return `Frame.compress` for a function that takes one block."""
+    """Return `ZstdFrame.compress` for a function that takes one block."""
 
     def compress_all(record: RecordWords, data: bytes, blocks: int) -> list[bytes]:
         size = len(data) // blocks
@@ -187,15 +197,22 @@ def _one_by_one(
     return compress_all
 
 
-# Every kind of frame by its id in a header.
-FRAMES = {
-    "raw": Frame(None, _as_long, _raw_records, None),
-    "zstd": Frame(8, _as_long, _decompress_records, _one_by_one(lambda _, data: compress(data))),
-    "zstd-runs": Frame(
-        9,
-        longest_content,
-        _runs_records,
-        _one_by_one(lambda record, data: compress_runs(record.record_bytes, data)),
+# The frames of zstd, and every kind of frame, by its id in a header.
+ZSTD_FRAMES: dict[str, ZstdFrame] = {
+    "zstd": ZstdFrame(
+        8,
+        longest_content=_as_long,
+        records=_decompress_records,
+        compress=_one_by_one(lambda _, data: compress(data)),
     ),
-    "zstd-planes": Frame(10, _as_long, decompress_planes, compress_planes),
+    "zstd-runs": ZstdFrame(
+        9,
+        longest_content=longest_content,
+        records=_runs_records,
+        compress=_one_by_one(lambda record, data: compress_runs(record.record_bytes, data)),
+    ),
+    "zstd-planes": ZstdFrame(
+        10, longest_content=_as_long, records=decompress_planes, compress=compress_planes
+    ),
 }
+FRAMES: dict[str, Frame] = {"raw": Frame(None), **ZSTD_FRAMES, "ans": Frame(11, checksum_bytes=2)}

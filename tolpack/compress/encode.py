@@ -85,5 +85,6 @@ def encode_chunk(
             source, plan.token_ids(chunk), chunk, layout, limits, pool, done
         )
         yield from encode_blocks(
-            records, encoding, chunk.first_slot, plan.pack_id, table=plan.number, pool=pool
-        )
+            records, encoding, chunk.first_slot, plan.pack_id, table=plan.number, pool=pool,
+            coder=plan.record_coder(chunk.encoding),
+        )  # fmt: skip

@@ -11,9 +11,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from tolpack.codecs.encodings import Encoding, Part
+from tolpack.codecs.encodings import CoderSettings, Encoding
 from tolpack.compress.chunks import ChunkSpan
-from tolpack.container.block_sizes import longest_frame, raw_block_bytes
+from tolpack.container.block_sizes import block_sizes, raw_block_bytes
 from tolpack.container.header import Chunk, Field, Header, Section, Table
 from tolpack.container.index import index_bytes
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, align
@@ -93,16 +93,15 @@ def planned_chunk(encoding: Encoding, record_bytes: int, rows: int) -> list[Sect
     blocks = -(-rows // each)
     if not encoding.is_compressed:
         return [Section("blocks", 0, blocks * raw_block_bytes(record_bytes, each))]
-    longest = longest_frame(encoding.frame, record_bytes * each)
-    return [Section("blocks", 0, blocks * longest), Section("index", 0, index_bytes(blocks))]
+    sizes = block_sizes(encoding, record_bytes)
+    index = Section("index", 0, index_bytes(blocks, sizes.length_bytes))
+    return [Section("blocks", 0, blocks * sizes.longest), index]
 
 
-def planned_basis(rank: int, part: Part) -> Section:
-    """Return a coded basis that is yet to be written."""
-    size = rank * part.row_bytes
-    return Section(
-        "coded_basis", 0, size, 0, None, (rank, part.values), part.codec, part.group_size
-    )
+def planned_basis(shape: tuple[int, int], coder: CoderSettings, size: int) -> Section:
+    """Return an entropy-coded basis that is yet to be written; `shape`: rank and width."""
+    group_size = shape[1] + shape[1] % 2
+    return Section("coded_basis", 0, size, 0, None, shape, "int8", group_size, coder)
 
 
 def _referring_to(field: Field, number: int) -> Field:

@@ -18,7 +18,9 @@ import numpy as np
 
 from tolpack.calibration.calibrate import CalibrationStats
 from tolpack.calibration.token_order import TokenOrder
-from tolpack.codecs.encodings import Encoding, Part
+from tolpack.codecs.ans.models import CodeModels
+from tolpack.codecs.ans.record_coder import RecordCoder
+from tolpack.codecs.encodings import CoderSettings, Encoding
 from tolpack.codecs.frames import LEVEL
 from tolpack.codecs.record import RecordLayout
 from tolpack.compress.settings import BuildSettings, dropped_fields
@@ -57,16 +59,29 @@ class PlannedChunk:
 
 @dataclass(frozen=True, slots=True)
 class PlannedArray:
-    """An array section: a basis, a mean, or the token map; with ``part``, rows of a coded basis."""
+    """An array section: a basis, a mean, the token map, classes or models.
+
+    ``coder`` and ``shape``: with an entropy-coded basis, whose ``values`` are the stored bytes, by
+    what it is coded, sections being numbered as ``Plan.arrays``, and its rank and width.
+    """
 
     kind: str
     values: SpilledArray
-    part: Part | None = None
+    coder: CoderSettings | None = None
+    shape: tuple[int, int] = (0, 0)
 
 
 def planned_array(kind: str, dtype: str, shape: tuple[int, ...], item_bytes: int) -> Section:
     """Return an array section that is yet to be written."""
     return Section(kind, 0, item_bytes * math.prod(shape), 0, dtype, shape)
+
+
+def placed_coder(coder: CoderSettings | None, first_section: int) -> CoderSettings | None:
+    """Return a coder's settings, given the number of the section that they count from."""
+    if coder is None:
+        return None
+    models, classes = coder.models + first_section, coder.classes + first_section
+    return replace(coder, models=models, classes=classes)
 
 
 class RecordEncoder(Protocol):
@@ -142,6 +157,26 @@ class Plan:
     def token_ids(self, chunk: PlannedChunk) -> Ints:
         """Return the token ids of a chunk, int64 (rows,)."""
         return self.order.tokens(chunk.first_slot, chunk.first_slot + chunk.rows)
+
+    def placed_encodings(self, first_section: int) -> list[Encoding]:
+        """Return the encodings, given where the table's sections begin."""
+        return [
+            replace(encoding, coder=placed_coder(encoding.coder, first_section))
+            for encoding in self.encodings
+        ]
+
+    def record_coder(self, number: int) -> RecordCoder | None:
+        """Return the entropy coder of the records of encoding `number`, if it has one."""
+        encoding = self.encodings[number]
+        if encoding.coder is None:
+            return None
+        models, classes = (
+            self.arrays[n].values.load() for n in (encoding.coder.models, encoding.coder.classes)
+        )
+        return RecordCoder.of(
+            encoding.fields, classes[encoding.coder.class_row], CodeModels.of(models, "models"),
+            encoding.coder.lanes, encoding.coder.trellis,
+        )  # fmt: skip
 
     def placed_table(self, first_section: int, first_encoding: int, chunks: list[Chunk]) -> Table:
         """Return what the header says of the table, given where its sections begin and its
@@ -223,6 +258,11 @@ class PackPlan:
         return sum(limits) if limits else None
 
 
+def _map_dtype(rows: int) -> np.dtype[Any]:
+    """Return the shorter dtype that holds any slot."""
+    return np.dtype(np.uint16 if rows <= 1 << 16 else np.uint32)
+
+
 def pack_key(keys: Sequence[bytes]) -> bytes:
     """Return the key of a pack whose tables have `keys`: that of its table if there is one."""
     return keys[0] if len(keys) == 1 else hashlib.sha256(b"".join(keys)).digest()
@@ -302,7 +342,7 @@ class PlanInputs:
         """
         order, ngrams, arrays = self.stats.order, self.source.ngrams, []
         if not order.identity:
-            token_map = order.token_map().astype(np.uint32)
+            token_map = order.token_map().astype(_map_dtype(order.rows))
             arrays.append(PlannedArray("token_map", in_memory(token_map)))
         if ngrams is not None and ngrams.compressed_ids is not None:
             arrays.append(PlannedArray("id_map", in_memory(ngrams.compressed_ids)))
@@ -312,7 +352,9 @@ class PlanInputs:
         """Return the sections of `row_arrays`, yet to be written."""
         order, ngrams, sections = self.stats.order, self.source.ngrams, []
         if not order.identity:
-            sections.append(planned_array("token_map", "uint32", (order.rows,), 4))
+            dtype = _map_dtype(order.rows)
+            shape = (order.rows,)
+            sections.append(planned_array("token_map", str(dtype), shape, dtype.itemsize))
         if ngrams is not None and ngrams.compressed_ids is not None:
             shape = ngrams.compressed_ids.shape
             sections.append(planned_array("id_map", "uint32", shape, 4))

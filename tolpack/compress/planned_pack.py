@@ -9,13 +9,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+from tolpack.codecs.encodings import Encoding
 from tolpack.compress.header_size import (
     longest_header,
     placed_sections,
     planned_basis,
     planned_chunk,
 )
-from tolpack.compress.plan import PackPlan, Plan, PlannedArray, pack_key, planned_array
+from tolpack.compress.plan import (
+    PackPlan,
+    Plan,
+    PlannedArray,
+    pack_key,
+    placed_coder,
+    planned_array,
+)
 from tolpack.container.header import Chunk, Header, Section, parse_header
 from tolpack.container.header_checks import check_header
 from tolpack.container.preamble import PREAMBLE_BYTES, Preamble
@@ -59,10 +67,10 @@ def _check(header: Header, start: int) -> None:
 
 
 def _header(plans: Sequence[Plan], start: int) -> Header:
-    tables, encodings, sections = [], 0, list[Section]()
+    tables, encodings, sections = [], list[Encoding](), list[Section]()
     for plan in plans:
         first = len(sections)
-        sections += [_array_section(array) for array in plan.arrays]
+        sections += [_array_section(array, first) for array in plan.arrays]
         chunks = []
         for chunk in plan.chunks:
             encoding = plan.encodings[chunk.encoding]
@@ -71,14 +79,15 @@ def _header(plans: Sequence[Plan], start: int) -> Header:
             index = numbers[1] if len(made) > 1 else None
             chunks.append(Chunk(chunk.rows, chunk.encoding, numbers[0], index))
             sections += made
-        tables.append(plan.placed_table(first, encodings, chunks))
-        encodings += len(plan.encodings)
-    known = tuple(encoding for plan in plans for encoding in plan.encodings)
-    return Header(tuple(tables), known, placed_sections(sections, start), PRODUCER)
+        tables.append(plan.placed_table(first, len(encodings), chunks))
+        encodings += plan.placed_encodings(first)
+    placed = placed_sections(sections, start)
+    return Header(tuple(tables), tuple(encodings), placed, PRODUCER)
 
 
-def _array_section(array: PlannedArray) -> Section:
-    if array.part is not None:
-        return planned_basis(array.values.shape[0], array.part)
+def _array_section(array: PlannedArray, first_section: int) -> Section:
+    coder = placed_coder(array.coder, first_section)
+    if coder is not None:
+        return planned_basis(array.shape, coder, array.values.nbytes)
     dtype, shape = array.values.dtype, array.values.shape
     return planned_array(array.kind, str(dtype), shape, dtype.itemsize)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from tolpack.codecs.encodings import Encoding
 from tolpack.compress.encode import ChunkBlocks
-from tolpack.compress.plan import PackPlan, Plan
+from tolpack.compress.plan import PackPlan, Plan, PlannedArray, placed_coder
 from tolpack.container.byte_sink import ByteSink
 from tolpack.container.header import Chunk, Header, Table
 from tolpack.container.local_sink import LocalSink
@@ -98,25 +99,33 @@ def write(
             reporter.say(f"{excess} bytes over --size: rows compress less than their sample")
             writer.discard()
             return excess
-        encodings = tuple(encoding for table in plan.tables for encoding in table.encodings)
-        writer.commit(Header(tuple(written), encodings, tuple(writer.sections), PRODUCER))
+        tables, encodings = written
+        writer.commit(Header(tables, encodings, tuple(writer.sections), PRODUCER))
     return 0
 
 
 def _write_tables(
     plan: PackPlan, add_chunk: _AddChunk, writer: PackWriter, reporter: Reporter
-) -> list[Table]:
-    tables, encodings = [], 0
+) -> tuple[tuple[Table, ...], tuple[Encoding, ...]]:
+    tables, encodings = [], list[Encoding]()
     for one in plan.tables:
         first = len(writer.sections)
         for array in one.arrays:
-            writer.add_array(array.kind, array.values.load, array.part)
+            _add_array(writer, array, first)
         left = sum(table.predicted_bytes for table in plan.tables[one.number :])
         writer.expect(max(0, left - (writer.end_bytes if not one.number else 0)))
         chunks = _write_chunks(one, add_chunk, reporter)
-        tables.append(one.placed_table(first, encodings, chunks))
-        encodings += len(one.encodings)
-    return tables
+        tables.append(one.placed_table(first, len(encodings), chunks))
+        encodings += one.placed_encodings(first)
+    return tuple(tables), tuple(encodings)
+
+
+def _add_array(writer: PackWriter, array: PlannedArray, first_section: int) -> None:
+    coder = placed_coder(array.coder, first_section)
+    if coder is None:
+        writer.add_array(array.kind, array.values.load)
+    else:
+        writer.add_entropy_coded_basis(lambda: array.values.load().tobytes(), array.shape, coder)
 
 
 def _write_chunks(plan: Plan, add_chunk: _AddChunk, reporter: Reporter) -> list[Chunk]:

@@ -8,15 +8,20 @@ from functools import partial
 
 import numpy as np
 
+from tolpack.codecs.ans.record_coder import RecordCoder
 from tolpack.codecs.encodings import Encoding
-from tolpack.codecs.frames import FRAMES
-from tolpack.container.block_sizes import raw_block_bytes
-from tolpack.container.crc import CHECKSUM_BYTES, TABLE_PLACES, place_checksum
+from tolpack.codecs.frames import ZSTD_FRAMES
+from tolpack.container.block_sizes import block_sizes, checksum_bytes, raw_block_bytes
+from tolpack.container.crc import CHECKSUM_BYTES, TABLE_PLACES, low_bytes, place_checksum
 from tolpack.container.index import index_bytes
 from tolpack.runtime.array_types import Buffer, Bytes
 
-# Bytes of blocks that are made together: what a processor's cache holds.
-_TOGETHER_BYTES = 1 << 18
+# Bytes of blocks that are made together: what a processor's cache holds. An entropy coder takes
+# more, as it codes a value of all of them at a time.
+_TOGETHER_BYTES, _CODED_TOGETHER_BYTES = 1 << 18, 1 << 21
+# Gives the payloads of the blocks of some records, uint8 (rows, record_bytes), of which the last
+# one may have fewer rows.
+_Payloads = Callable[[Bytes], list[bytes]]
 
 
 def encode_blocks(
@@ -27,6 +32,7 @@ def encode_blocks(
     compress: Callable[[bytes], bytes] | None = None,
     table: int = 0,
     pool: ThreadPoolExecutor | None = None,
+    coder: RecordCoder | None = None,
 ) -> Iterator[Buffer]:
     """Yield the blocks of a chunk: raw ones padded to their fixed size, many together, or one frame
     each.
@@ -42,20 +48,31 @@ def encode_blocks(
     pack_id : int
         Seeds them too.
     compress : callable, optional
-        Makes one frame of a block's records, in place of the encoding's own; not for ``raw``.
+        Makes one frame of a block's records, in place of the encoding's own; for frames of zstd.
     table : int
         Number of the chunk's table in the pack, which seeds them too.
     pool : ThreadPoolExecutor, optional
         Workers that share the compression.
+    coder : RecordCoder, optional
+        Codes the records, with frame ``ans``.
+
+    Raises
+    ------
+    ConfigError
+        A code is in no symbol of its model.
     """
-    rows, frame, record = encoding.rows_per_block, FRAMES[encoding.frame], encoding.record()
+    rows, block_bytes = encoding.rows_per_block, encoding.record().record_bytes
+    block_bytes = raw_block_bytes(block_bytes, rows)
     place = first_slot + table * TABLE_PLACES
-    together = max(1, _TOGETHER_BYTES // raw_block_bytes(record.record_bytes, rows)) * rows
+    together_bytes = _TOGETHER_BYTES if coder is None else _CODED_TOGETHER_BYTES
+    together = max(1, together_bytes // block_bytes) * rows
     make = partial(_raw_blocks, rows)
-    if frame.compress is not None:
-        own = partial(frame.compress, record)
-        given = None if compress is None else partial(_compress_each, compress)
-        make = partial(_framed_blocks, rows, given or own)
+    if encoding.is_compressed:
+        if coder is None:
+            payloads = _zstd_payloads(encoding, compress)
+        else:
+            payloads = partial(coder.encode_records, rows_per_block=rows)
+        make = partial(_framed_blocks, rows, checksum_bytes(encoding), payloads)
     for part in _whole_blocks(records, rows):
         pieces = [part[n : n + together] for n in range(0, len(part), together)]
         places = range(place, place + len(part), together)
@@ -65,26 +82,33 @@ def encode_blocks(
         place += len(part)
 
 
+def _zstd_payloads(encoding: Encoding, compress: Callable[[bytes], bytes] | None) -> _Payloads:
+    """Return the function that makes frames of zstd: by `compress`, or the encoding's own."""
+    rows, frame = encoding.rows_per_block, ZSTD_FRAMES[encoding.frame]
+    own = partial(frame.compress, encoding.record())
+    many = own if compress is None else partial(_compress_each, compress)
+
+    def payloads(records: Bytes) -> list[bytes]:
+        whole, rest = divmod(len(records), rows)
+        found = many(records[: whole * rows].tobytes(), whole) if whole else []
+        return found + (many(records[whole * rows :].tobytes(), 1) if rest else [])
+
+    return payloads
+
+
 def _compress_each(compress: Callable[[bytes], bytes], data: bytes, blocks: int) -> list[bytes]:
     size = len(data) // blocks
     return [compress(data[n * size : (n + 1) * size]) for n in range(blocks)]
 
 
 def _framed_blocks(
-    rows: int,
-    compress: Callable[[bytes, int], list[bytes]],
-    pack_id: int,
-    place: int,
-    records: Bytes,
+    rows: int, checksum_size: int, payloads: _Payloads, pack_id: int, place: int, records: Bytes
 ) -> list[Buffer]:
-    """Return the frames of `records`, the first at `place`; the last one may have fewer rows."""
-    whole, rest = divmod(len(records), rows)
-    payloads = compress(records[: whole * rows].tobytes(), whole) if whole else []
-    payloads += compress(records[whole * rows :].tobytes(), 1) if rest else []
+    """Return the blocks of `records`, the first at `place`; the last one may have fewer rows."""
     blocks: list[Buffer] = []
-    for n, payload in enumerate(payloads):
+    for n, payload in enumerate(payloads(records)):
         checksum = place_checksum(payload, pack_id, place + n * rows)
-        blocks.append(payload + checksum.to_bytes(CHECKSUM_BYTES, "little"))
+        blocks.append(payload + low_bytes(checksum, checksum_size))
     return blocks
 
 
@@ -122,9 +146,12 @@ def _whole_blocks(records: Iterable[Bytes], rows: int) -> Iterator[Bytes]:
         yield left
 
 
-def stored_bytes(records: Bytes, encoding: Encoding) -> int:
+def stored_bytes(records: Bytes, encoding: Encoding, coder: RecordCoder | None = None) -> int:
     """Bytes of a chunk of `records`, uint8 (rows, record_bytes): its blocks with their padding and
-    checksums, and its index if they are frames.
+    checksums, and its index if they are frames. `coder`: as of `encode_blocks`.
     """
-    lengths = [len(block) for block in encode_blocks([records], encoding, 0, 0)]
-    return sum(lengths) + (index_bytes(len(lengths)) if encoding.is_compressed else 0)
+    lengths = [len(block) for block in encode_blocks([records], encoding, 0, 0, coder=coder)]
+    if not encoding.is_compressed:
+        return sum(lengths)
+    sizes = block_sizes(encoding, records.shape[1])
+    return sum(lengths) + index_bytes(len(lengths), sizes.length_bytes)

@@ -7,6 +7,7 @@ from itertools import accumulate
 
 from tolpack.codecs.byte_planes import RecordWords
 from tolpack.codecs.encodings import Encoding
+from tolpack.container.block_sizes import BlockSizes, block_sizes
 from tolpack.container.header import Chunk, Header, Table
 
 
@@ -18,6 +19,7 @@ class ChunkView:
     encoding: Encoding
     first_slot: int
     record: RecordWords
+    sizes: BlockSizes
     offset_bytes: int
     length_bytes: int
 
@@ -50,10 +52,14 @@ def chunk_views(header: Header, table: Table) -> list[ChunkView]:
     """Return the chunks of a table of `header`, in the order of its slots."""
     starts = accumulate((chunk.rows for chunk in table.chunks), initial=0)
     records = {number: header.encodings[number].record() for number in table.encodings}
+    sizes = {
+        number: block_sizes(header.encodings[number], record.record_bytes)
+        for number, record in records.items()
+    }
     views = []
     for chunk, first_slot in zip(table.chunks, starts):
         encoding, section = header.encodings[chunk.encoding], header.sections[chunk.blocks]
-        record = records[chunk.encoding]
+        described = records[chunk.encoding], sizes[chunk.encoding]
         extent = (section.offset_bytes, section.length_bytes)
-        views.append(ChunkView(chunk, encoding, first_slot, record, *extent))
+        views.append(ChunkView(chunk, encoding, first_slot, *described, *extent))
     return views

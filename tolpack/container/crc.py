@@ -14,7 +14,10 @@ try:
 except ImportError:
     from zlib import crc32
 
-__all__ = ["CHECKSUM_BYTES", "INDEX_PLACE", "TABLE_PLACES", "compare", "crc32", "place_checksum"]
+__all__ = [
+    "CHECKSUM_BYTES", "INDEX_PLACE", "TABLE_PLACES", "compare", "crc32", "low_bytes",
+    "place_checksum",
+]  # fmt: skip
 
 CHECKSUM_BYTES = 4
 INDEX_PLACE = 1 << 63
@@ -30,6 +33,11 @@ def place_checksum(payload: bytes | memoryview, pack_id: int, place: int) -> int
     an index block, `INDEX_PLACE` plus the place of the first row that it covers.
     """
     return crc32(payload, crc32(_PLACE.pack(pack_id, place)))
+
+
+def low_bytes(checksum: int, count: int) -> bytes:
+    """Return the lowest `count` bytes of a checksum, as they are stored."""
+    return checksum.to_bytes(4, "little")[:count]
 
 
 def compare(code: str, place: str, found: int, stored: int) -> None:

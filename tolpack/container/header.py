@@ -7,21 +7,25 @@ the parts against each other and against the file. A right checksum is no reason
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
-from tolpack.codecs.encodings import Encoding, FieldEncoding, Part
+from tolpack.codecs.ans.payload_sizes import MOST_LANES
+from tolpack.codecs.ans.record_coder import CODED_CODECS
+from tolpack.codecs.encodings import CoderSettings, Encoding, FieldEncoding, Part
 from tolpack.codecs.frames import FRAMES
 from tolpack.codecs.registry import CODECS
 from tolpack.container.ngram_header import NGrams, parse_ngrams
 from tolpack.container.preamble import (
     FEATURES,
     MAX_CHUNKS,
+    MAX_CLASS_ROWS,
     MAX_FIELDS,
     MAX_FILES,
     MAX_PARTS,
     MAX_ROWS,
     MAX_ROWS_PER_BLOCK,
+    MAX_SECTIONS,
     MAX_TABLES,
     MAX_WIDTH,
 )
@@ -29,19 +33,25 @@ from tolpack.container.strict_json import parse
 from tolpack.container.typed_json import Node
 from tolpack.errors import FormatError
 
-SECTION_KINDS = ("token_map", "basis", "mean", "coded_basis", "blocks", "index", "id_map")
-ARRAY_DTYPES = {"uint32": 4, "float16": 2, "float32": 4}
-# Codecs that the rows of a coded basis may have.
-BASIS_CODECS = ("int8", "int4")
+SECTION_KINDS = (
+    "token_map", "basis", "mean", "coded_basis", "blocks", "index", "id_map", "code_models",
+    "code_classes",
+)  # fmt: skip
+ARRAY_DTYPES = {"uint8": 1, "uint16": 2, "uint32": 4, "float16": 2, "float32": 4}
+# Codecs that the rows of a coded basis may have, and that of entropy-coded ones.
+BASIS_CODECS, ENTROPY_CODED_BASIS_CODEC = ("int8", "int4"), "int8"
+# The frame of entropy-coded rows and bases, its keys, and the states of a trellis.
+CODED_FRAME, CODER_KEYS, TRELLIS_STATES = "ans", ("models", "classes", "class_row", "lanes"), 8
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
     """One extent of the file.
 
-    Array sections (``token_map``, ``basis``, ``mean``, ``id_map``) have ``dtype``, ``shape`` and
-    the CRC-32 of their bytes; a ``coded_basis`` has a ``codec`` and a ``group_size`` in place of
-    the dtype; ``blocks`` and ``index`` carry a checksum in every block instead.
+    Array sections (all but ``blocks`` and ``index``) have ``dtype``, ``shape`` and the CRC-32 of
+    their bytes; a ``coded_basis`` has a ``codec`` and a ``group_size`` in place of the dtype, and a
+    ``coder`` if it is entropy-coded; ``blocks`` and ``index`` carry a checksum in every block
+    instead.
     """
 
     kind: str
@@ -52,6 +62,7 @@ class Section:
     shape: tuple[int, ...] | None = None
     codec: str | None = None
     group_size: int | None = None
+    coder: CoderSettings | None = None
 
     @property
     def part(self) -> Part | None:
@@ -62,8 +73,12 @@ class Section:
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """Shape of an array's elements of `stored_dtype`: coded rows are bytes."""
+        """Shape of an array's elements of `stored_dtype`: coded rows are bytes, entropy-coded ones
+        of any number.
+        """
         shape = self.shape or ()
+        if self.coder is not None:
+            return (self.length_bytes,)
         return shape if self.part is None else (*shape[:-1], self.part.row_bytes)
 
     @property
@@ -129,8 +144,8 @@ class Table:
     ngrams: NGrams | None = None
 
     @property
-    def sections(self) -> Iterator[int]:
-        """Numbers of the sections that the table refers to, each as often as it does."""
+    def own_sections(self) -> Iterator[int]:
+        """Numbers of the sections that the table itself refers to, each as often as it does."""
         numbers = [self.token_map, None if self.ngrams is None else self.ngrams.id_map]
         numbers += [n for field in self.fields for n in (field.basis, field.mean)]
         numbers += [n for chunk in self.chunks for n in (chunk.blocks, chunk.index)]
@@ -177,6 +192,17 @@ class Header:
     producer: str
     file: tuple[int, int] = (0, 1)
 
+    def sections_of(self, table: Table) -> Iterator[int]:
+        """Yield the numbers of the sections of a table, each as often as it is referred to: by the
+        table, its encodings, and its bases.
+        """
+        yield from table.own_sections
+        coders = [self.encodings[number].coder for number in table.encodings]
+        coders += [self.sections[f.basis].coder for f in table.fields if f.basis is not None]
+        for coder in coders:
+            if coder is not None:
+                yield from (coder.models, coder.classes)
+
     def to_json(self) -> bytes:
         """Return the header as compact UTF-8 JSON, the same bytes for the same header."""
         value: dict[str, object] = {
@@ -195,7 +221,7 @@ class Header:
         names |= {f"frame:{e.frame}" for e in self.encodings if e.is_compressed}
         fields = [field for table in self.tables for field in table.fields]
         names |= {"basis" for field in fields if field.basis is not None}
-        names |= {"coded_basis" for section in self.sections if section.kind == "coded_basis"}
+        names |= self._array_features()
         names |= {"mean" for field in fields if field.mean is not None}
         names |= {"token_map" for table in self.tables if table.token_map is not None}
         names |= {"multiplier" for table in self.tables if table.multiplier != 1.0}
@@ -204,8 +230,16 @@ class Header:
         widths = [{field.width for field in table.fields} for table in self.tables]
         names |= {"mixed_widths" for found in widths if len(found) > 1}
         names |= {"other_layers" for table in self.tables if table.has_other_layers}
-        names |= {"id_map" for section in self.sections if section.kind == "id_map"}
         return sum(1 << FEATURES[name] for name in names)
+
+    def _array_features(self) -> set[str]:
+        kinds = {section.kind for section in self.sections}
+        dtypes = {(section.kind, section.dtype) for section in self.sections}
+        names = kinds & {"coded_basis", "id_map"}
+        names |= {f"frame:{CODED_FRAME}"} if kinds & {"code_models", "code_classes"} else set()
+        names |= {"entropy_coded_basis" for section in self.sections if section.coder is not None}
+        names |= {"short_token_map"} if ("token_map", "uint16") in dtypes else set()
+        return names
 
 
 def parse_header(data: bytes) -> Header:
@@ -217,11 +251,12 @@ def parse_header(data: bytes) -> Header:
         ``header-json`` or ``header-field``, naming the place.
     """
     root = Node(parse(data), "header")
-    sections = tuple(_section(n) for n in root.items("sections", 1, 4 * MAX_CHUNKS))
-    last = len(sections) - 1
+    nodes = list(root.items("sections", 1, MAX_SECTIONS))
+    last = len(nodes) - 1
+    sections = tuple(_section(node, last) for node in nodes)
     return Header(
         tables=tuple(_table(node, last) for node in root.items("tables", 1, MAX_TABLES)),
-        encodings=tuple(_encoding(node) for node in root.items("encodings", 1, MAX_CHUNKS)),
+        encodings=tuple(_encoding(node, last) for node in root.items("encodings", 1, MAX_CHUNKS)),
         sections=sections,
         producer=root.text("producer"),
         file=_file(root.node("file")) if root.has("file") else (0, 1),
@@ -233,7 +268,7 @@ def _file(node: Node) -> tuple[int, int]:
     return node.integer("index", 0, count - 1), count
 
 
-def _section(node: Node) -> Section:
+def _section(node: Node, last_section: int) -> Section:
     kind = node.text("kind", SECTION_KINDS)
     offset = node.integer("offset_bytes", 0, 2**63 - 1)
     length = node.integer("length_bytes", 1, 2**63 - 1)
@@ -241,10 +276,29 @@ def _section(node: Node) -> Section:
         return Section(kind, offset, length)
     crc, shape = node.integer("crc32", 0, 2**32 - 1), node.integers("shape", 1, MAX_ROWS, 2)
     if kind == "coded_basis":
-        codec = node.text("codec", BASIS_CODECS)
-        return Section(kind, offset, length, crc, None, shape, codec, _group_size(node))
+        found = Section(kind, offset, length, crc, None, shape)
+        return _coded_basis(node, found, last_section)
     dtype = node.text("dtype", tuple(ARRAY_DTYPES))
     return Section(kind, offset, length, crc, dtype, shape)
+
+
+def _coded_basis(node: Node, section: Section, last_section: int) -> Section:
+    codec, group_size = node.text("codec", BASIS_CODECS), _group_size(node)
+    coder = None
+    if node.has("frame"):
+        node.text("frame", (CODED_FRAME,))
+        node.text("codec", (ENTROPY_CODED_BASIS_CODEC,))
+        coder = _coder(node, last_section)
+    return replace(section, codec=codec, group_size=group_size, coder=coder)
+
+
+def _coder(node: Node, last_section: int) -> CoderSettings:
+    return CoderSettings(
+        models=node.integer("models", 0, last_section),
+        classes=node.integer("classes", 0, last_section),
+        class_row=node.integer("class_row", 0, MAX_CLASS_ROWS - 1),
+        lanes=node.integer("lanes", 1, MOST_LANES),
+    )
 
 
 def _table(node: Node, last_section: int) -> Table:
@@ -282,25 +336,39 @@ def _chunk(node: Node, last_section: int) -> Chunk:
     )
 
 
-def _encoding(node: Node) -> Encoding:
+def _encoding(node: Node, last_section: int) -> Encoding:
+    frame, coder, codecs = node.text("frame", tuple(FRAMES)), None, tuple(CODECS)
+    if frame == CODED_FRAME:
+        coder, codecs = _coder(node, last_section), CODED_CODECS
+        if node.has("trellis"):
+            node.integer("trellis", TRELLIS_STATES, TRELLIS_STATES)
+            coder = replace(coder, trellis=True)
+    else:
+        _check_absent(node, (*CODER_KEYS, "trellis"), f"frame {frame}")
     return Encoding(
-        frame=node.text("frame", tuple(FRAMES)),
+        frame=frame,
         rows_per_block=node.integer("rows_per_block", 1, MAX_ROWS_PER_BLOCK),
-        fields=tuple(_field_encoding(n) for n in node.items("fields", 1, MAX_FIELDS)),
+        fields=tuple(_field_encoding(n, codecs) for n in node.items("fields", 1, MAX_FIELDS)),
+        coder=coder,
     )
 
 
-def _field_encoding(node: Node) -> FieldEncoding:
-    return tuple(_part(n) for n in node.items("parts", 1, MAX_PARTS))
+def _check_absent(node: Node, keys: Iterable[str], described: str) -> None:
+    for key in keys:
+        if node.has(key):
+            found, expected = node.value[key], f"none with {described}"
+            raise FormatError("header-field", f"{node.place}.{key}", found, expected)
 
 
-def _part(node: Node) -> Part:
-    codec = node.text("codec", tuple(CODECS))
+def _field_encoding(node: Node, codecs: tuple[str, ...]) -> FieldEncoding:
+    return tuple(_part(n, codecs) for n in node.items("parts", 1, MAX_PARTS))
+
+
+def _part(node: Node, codecs: tuple[str, ...]) -> Part:
+    codec = node.text("codec", codecs)
     values, known = node.integer("values", 1, MAX_WIDTH), CODECS[codec]
-    for key, wanted in (("group_size", known.scale_bytes > 0), ("step", known.has_step)):
-        if node.has(key) and not wanted:
-            found = node.value[key]
-            raise FormatError("header-field", f"{node.place}.{key}", found, f"none with {codec}")
+    wanted = {"group_size": known.scale_bytes > 0, "step": known.has_step}
+    _check_absent(node, [key for key, wants in wanted.items() if not wants], codec)
     if known.has_step:
         return Part(codec, values, step=node.number("step"))
     return Part(codec, values, _group_size(node) if known.scale_bytes else None)
@@ -349,8 +417,16 @@ def _encoding_json(encoding: Encoding) -> dict[str, object]:
     return {
         "frame": encoding.frame,
         "rows_per_block": encoding.rows_per_block,
+        **_coder_json(encoding.coder),
         "fields": [{"parts": [_part_json(part) for part in parts]} for parts in encoding.fields],
     }
+
+
+def _coder_json(coder: CoderSettings | None) -> dict[str, object]:
+    if coder is None:
+        return {}
+    trellis = TRELLIS_STATES if coder.trellis else None
+    return _without_none(**{key: getattr(coder, key) for key in CODER_KEYS}, trellis=trellis)
 
 
 def _part_json(part: Part) -> dict[str, object]:
@@ -369,4 +445,6 @@ def _section_json(section: Section) -> dict[str, object]:
         shape=None if section.shape is None else list(section.shape),
         codec=section.codec,
         group_size=section.group_size,
+        frame=None if section.coder is None else CODED_FRAME,
+        **_coder_json(section.coder),
     )

@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from tolpack.container.block_sizes import raw_block_bytes
-from tolpack.container.header import ARRAY_DTYPES, Chunk, Field, Header, Table
+from tolpack.codecs.ans.models import MOST_MODELS, NARROWEST, WIDEST
+from tolpack.codecs.encodings import CoderSettings
+from tolpack.container.block_sizes import BlockSizes, block_sizes, coded_basis_bytes
+from tolpack.container.header import ARRAY_DTYPES, Chunk, Field, Header, Section, Table
 from tolpack.container.index import index_bytes
 from tolpack.container.ngram_header import NGrams, check_heads
 from tolpack.container.preamble import (
@@ -26,7 +28,8 @@ from tolpack.container.preamble import (
 )
 from tolpack.errors import FormatError
 
-_ELEMENT_BYTES = {**ARRAY_DTYPES, "uint8": 1}
+# Rows of a table whose slots fit two bytes.
+_MAX_SHORT_SLOTS = 1 << 16
 
 
 def check_header(header: Header, preamble: Preamble) -> None:
@@ -39,9 +42,7 @@ def check_header(header: Header, preamble: Preamble) -> None:
         _check_fields(header, table, place, other_layers=other_layers)
         _check_chunks(header, table, place)
         if table.token_map is not None:
-            _check_array(
-                header, table.token_map, "token_map", "uint32", (table.rows,), f"{place}.token_map"
-            )
+            _check_token_map(header, table.token_map, table.rows, f"{place}.token_map")
         if table.ngrams is not None:
             _check_ngrams(header, table.ngrams, table.rows, f"{place}.ngrams")
     _check_references(header)
@@ -62,11 +63,57 @@ def _check_extents(header: Header, preamble: Preamble) -> None:
             )
         if section.shape is None:
             continue
-        size = math.prod(section.stored_shape) * _ELEMENT_BYTES[section.stored_dtype]
+        size = math.prod(section.stored_shape) * ARRAY_DTYPES[section.stored_dtype]
         _expect("array-length", f"{place}.length_bytes", section.length_bytes, size)
+        if section.coder is not None:
+            size = _check_coded_basis(header, section, section.coder, place)
         if size > MAX_ARRAY_BYTES:
             raise FormatError("array-length", place, size, f"at most {MAX_ARRAY_BYTES} bytes")
     _expect("trailing-bytes", "file", preamble.file_length, end)
+
+
+def _check_coded_basis(header: Header, section: Section, coder: CoderSettings, place: str) -> int:
+    """Hold an entropy-coded basis against its models, and return the bytes of its decoded rows."""
+    part, (rank, *columns) = section.part, section.shape or (0,)
+    if part is None or not columns:
+        raise FormatError("array-shape", f"{place}.shape", section.shape, "rank and width")
+    if int(part.group_size or 0) < part.values:
+        expected = f"at least {part.values}, one scale a row"
+        raise FormatError("header-field", f"{place}.group_size", part.group_size, expected)
+    least, most = coded_basis_bytes(coder.lanes, rank, part.values)
+    if not least <= section.length_bytes <= most:
+        expected = f"{least} … {most} bytes"
+        raise FormatError("array-length", f"{place}.length_bytes", section.length_bytes, expected)
+    _check_coder(header, coder, place)
+    classes = (header.sections[coder.classes].shape or ())[-1]
+    if classes < rank:
+        raise FormatError("array-shape", f"{place}.classes", classes, f"at least {rank} classes")
+    return rank * part.row_bytes
+
+
+def _check_coder(header: Header, coder: CoderSettings, place: str) -> None:
+    """Hold an entropy coder against its sections."""
+    for key, number, kind, dtype in (
+        ("models", coder.models, "code_models", "uint16"),
+        ("classes", coder.classes, "code_classes", "uint8"),
+    ):
+        _check_kind(header, number, kind, dtype, f"{place}.{key}")
+    models, classes = (header.sections[n].shape or () for n in (coder.models, coder.classes))
+    most, width = models if len(models) == 2 else (0, 0)
+    if not (1 <= most <= MOST_MODELS and NARROWEST <= width <= WIDEST and width % 2):
+        expected = f"[1 … {MOST_MODELS}, {NARROWEST} … {WIDEST}], the latter odd"
+        raise FormatError("array-shape", f"{place}.models", models, expected)
+    if len(classes) != 2:
+        raise FormatError("array-shape", f"{place}.classes", classes, "rows of classes")
+    if coder.class_row >= classes[0]:
+        raise FormatError(
+            "reference", f"{place}.class_row", coder.class_row, f"rows below {classes[0]}"
+        )
+
+
+def _check_token_map(header: Header, number: int, rows: int, place: str) -> None:
+    short = rows <= _MAX_SHORT_SLOTS and header.sections[number].dtype == "uint16"
+    _check_array(header, number, "token_map", "uint16" if short else "uint32", (rows,), place)
 
 
 def _check_fields(header: Header, table: Table, place: str, *, other_layers: bool) -> None:
@@ -116,13 +163,13 @@ def _check_chunks(header: Header, table: Table, place: str) -> None:
     used, count = table.encodings, len(header.encodings)
     if max(used) >= count:
         raise FormatError("reference", f"{place}.chunks", max(used), f"encodings below {count}")
-    records = {number: _check_encoding(header, table, number) for number in sorted(used)}
+    sizes = {number: _check_encoding(header, table, number) for number in sorted(used)}
     for number, chunk in enumerate(table.chunks):
-        _check_chunk(header, chunk, records[chunk.encoding], f"{place}.chunks[{number}]")
+        _check_chunk(header, chunk, sizes[chunk.encoding], f"{place}.chunks[{number}]")
 
 
-def _check_encoding(header: Header, table: Table, number: int) -> int:
-    """Hold an encoding against the table's fields and return its record's bytes."""
+def _check_encoding(header: Header, table: Table, number: int) -> BlockSizes:
+    """Hold an encoding against the table's fields, and return the sizes of its blocks."""
     encoding, place = header.encodings[number], f"encodings[{number}]"
     stored = [sum(part.values for part in parts) for parts in encoding.fields]
     kept = [field.stored_values for field in table.kept_fields]
@@ -132,16 +179,20 @@ def _check_encoding(header: Header, table: Table, number: int) -> int:
         raise FormatError(
             "block-size", place, record * encoding.rows_per_block, f"at most {MAX_BLOCK_BYTES}"
         )
-    return record
+    if encoding.coder is not None:
+        _check_coder(header, encoding.coder, place)
+        classes = (header.sections[encoding.coder.classes].shape or ())[-1]
+        _expect("array-shape", f"{place}.classes", classes, encoding.values)
+    return block_sizes(encoding, record)
 
 
-def _check_chunk(header: Header, chunk: Chunk, record: int, place: str) -> None:
+def _check_chunk(header: Header, chunk: Chunk, sizes: BlockSizes, place: str) -> None:
     encoding = header.encodings[chunk.encoding]
     blocks = -(-chunk.rows // encoding.rows_per_block)
     section = header.sections[chunk.blocks]
     _expect("section-kind", f"{place}.blocks", section.kind, "blocks")
     if not encoding.is_compressed:
-        size = blocks * raw_block_bytes(record, encoding.rows_per_block)
+        size = blocks * sizes.longest
         _expect("chunk-length", f"{place}.blocks", section.length_bytes, size)
         _expect("raw-with-index", f"{place}.index", chunk.index, None)
         return
@@ -149,7 +200,8 @@ def _check_chunk(header: Header, chunk: Chunk, record: int, place: str) -> None:
         raise FormatError("frames-without-index", place, "no index", "an index section")
     index = header.sections[chunk.index]
     _expect("section-kind", f"{place}.index", index.kind, "index")
-    _expect("index-length", f"{place}.index", index.length_bytes, index_bytes(blocks))
+    size = index_bytes(blocks, sizes.length_bytes)
+    _expect("index-length", f"{place}.index", index.length_bytes, size)
 
 
 def _check_ngrams(header: Header, ngrams: NGrams, rows: int, place: str) -> None:
@@ -162,14 +214,18 @@ def _check_ngrams(header: Header, ngrams: NGrams, rows: int, place: str) -> None
 def _check_array(
     header: Header, number: int, kind: str, dtype: str, shape: tuple[int, ...], place: str
 ) -> None:
+    _check_kind(header, number, kind, dtype, place)
+    _expect("array-shape", place, header.sections[number].shape, shape)
+
+
+def _check_kind(header: Header, number: int, kind: str, dtype: str, place: str) -> None:
     section = header.sections[number]
     _expect("section-kind", place, section.kind, kind)
     _expect("array-dtype", place, section.dtype, dtype)
-    _expect("array-shape", place, section.shape, shape)
 
 
 def _check_references(header: Header) -> None:
-    uses = Counter(number for table in header.tables for number in table.sections)
+    uses = Counter(n for table in header.tables for n in header.sections_of(table))
     for number, section in enumerate(header.sections):
         place = f"sections[{number}]"
         if uses[number] == 0:

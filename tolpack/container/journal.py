@@ -11,6 +11,7 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
+from tolpack.codecs.encodings import CoderSettings
 from tolpack.container.atomic_write import is_leftover, remove, take_over
 from tolpack.container.header import Section
 from tolpack.errors import ConfigError
@@ -105,6 +106,8 @@ class Journal:
                     break  # cut off by the kill
                 entry = json.loads(line)
                 entry["shape"] = None if entry["shape"] is None else tuple(entry["shape"])
+                coder = entry.get("coder")
+                entry["coder"] = None if coder is None else CoderSettings(**coder)
                 sections.append(Section(**entry))
             except (ValueError, KeyError, TypeError):
                 break

@@ -25,6 +25,8 @@ MAX_NESTING = 16
 MAX_NAME = 128
 MAX_TABLES = 1 << 12
 MAX_CHUNKS = 1 << 16
+MAX_SECTIONS = 4 * MAX_CHUNKS
+MAX_CLASS_ROWS = MAX_SECTIONS
 MAX_FIELDS = 1 << 12
 MAX_PARTS = 16
 MAX_WIDTH = 1 << 16
@@ -51,14 +53,19 @@ FEATURES = {
     "multiplier": 19,
     "coded_basis": 21,
     "id_map": 22,
+    "entropy_coded_basis": 23,
     "part_file": 24,
     "multiple_tables": 25,
     "mixed_widths": 26,
     "other_layers": 27,
+    "short_token_map": 48,
 }
 # What a part file of a pack has, and no pack (SPEC §15).
 PART_FILE_FEATURES = 1 << FEATURES["part_file"]
 SUPPORTED_FEATURES = sum(1 << bit for bit in FEATURES.values()) & ~PART_FILE_FEATURES
+# What packs of `VERSION` have not, and the version that has it.
+_ENTROPY_CODING = ("frame:ans", "entropy_coded_basis", "short_token_map")
+_ENTROPY_CODING_VERSION = (1, 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +137,12 @@ def parse_preamble(data: bytes, file_length: int, features: int = SUPPORTED_FEAT
         raise FormatError(code, "file", f"{file_length} bytes", f"{declared} bytes")
     version = (major, minor)
     return Preamble(header_length, declared, required, pack_id, header_crc, optional, version)
+
+
+def version_of(required_features: int) -> tuple[int, int]:
+    """Return the version that a pack with these features states."""
+    newer = sum(1 << FEATURES[name] for name in _ENTROPY_CODING)
+    return _ENTROPY_CODING_VERSION if required_features & newer else VERSION
 
 
 def align(offset: int, alignment: int) -> int:

@@ -15,10 +15,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.container.block_sizes import longest_frame, raw_block_bytes
 from tolpack.container.byte_source import ByteSource, Extent, FetchCounts
 from tolpack.container.chunk_view import chunk_views
-from tolpack.container.crc import CHECKSUM_BYTES, TABLE_PLACES, compare, crc32, place_checksum
+from tolpack.container.coders import Coders
+from tolpack.container.crc import TABLE_PLACES, compare, crc32, low_bytes, place_checksum
 from tolpack.container.header import Header, Section, Table, parse_header
 from tolpack.container.header_checks import check_header
 from tolpack.container.index import FRAMES_PER_INDEX_BLOCK, decode_index_block, index_block_extent
@@ -78,6 +78,7 @@ class Container(ForkSafe):
         self._first_place = number * TABLE_PLACES
         self.chunks = tuple(chunk_views(header, self.table))
         self._index_cache: dict[tuple[int, int], NDArray[np.int64]] = {}
+        self.coders = Coders(header, self.array)
         super().__init__()
 
     @classmethod
@@ -130,16 +131,18 @@ class Container(ForkSafe):
     @property
     def resident_bytes(self) -> int:
         """Bytes a reader keeps: preamble, header, and of this table token map, bases, means, frame
-        indexes and compressed ids.
+        indexes, compressed ids, models and classes.
         """
-        sections = [self.header.sections[number] for number in set(self.table.sections)]
+        numbers = set(self.header.sections_of(self.table))
+        sections = [self.header.sections[number] for number in numbers]
         eager = [section.length_bytes for section in sections if section.kind != "blocks"]
         return PREAMBLE_BYTES + self.preamble.header_length + sum(eager)
 
     def array(self, number: int) -> NDArray[np.generic]:
         """Read array section `number` and return it checked, in its stored dtype: a copy.
 
-        The rows of a coded basis come as bytes, uint8 (rank, bytes of a row).
+        The rows of a coded basis come as bytes, uint8 (rank, bytes of a row), but for those that
+        are entropy-coded: uint8 (n,), as they are stored.
         """
         section = self.header.sections[number]
         extents = [(section.offset_bytes + start, min(_ARRAY_BYTES, section.length_bytes - start))
@@ -171,7 +174,7 @@ class Container(ForkSafe):
         """Offset in the file and length, in bytes, of block `block` of chunk `number`."""
         view = self.chunks[number]
         if not view.encoding.is_compressed:
-            length = raw_block_bytes(view.record_bytes, view.rows_per_block)
+            length = view.sizes.longest
             return view.offset_bytes + block * length, length
         bounds = self._index_block(number, block // FRAMES_PER_INDEX_BLOCK)
         start, end = bounds[block % FRAMES_PER_INDEX_BLOCK :][:2]
@@ -208,7 +211,8 @@ class Container(ForkSafe):
             if self.checksums:
                 for (number, block), extent, data in zip(wanted, extents, found):
                     self._check_block_checksum(number, block, extent[0], data)
-            return [data[:-CHECKSUM_BYTES] for data in found]
+            ends = [-self.chunks[number].sizes.checksum_bytes for number, _ in wanted]
+            return [data[:end] for data, end in zip(found, ends)]
 
         return self._read_twice(extents, read)
 
@@ -252,11 +256,11 @@ class Container(ForkSafe):
     def _check_block_checksum(self, number: int, block: int, offset: int, data: memoryview) -> None:
         view = self.chunks[number]
         slot = view.first_slot + block * view.rows_per_block
-        place = self._first_place + slot
-        found = place_checksum(data[:-CHECKSUM_BYTES], self.preamble.pack_id, place)
-        stored = int.from_bytes(data[-CHECKSUM_BYTES:], "little")
-        if found != stored:  # words only when needed
+        place, size = self._first_place + slot, view.sizes.checksum_bytes
+        found = place_checksum(data[:-size], self.preamble.pack_id, place)
+        if low_bytes(found, size) != data[-size:]:  # words only when needed
             where = f"block {block} (slots from {slot}, byte {offset})"
+            stored = int.from_bytes(data[-size:], "little")
             compare("block-checksum", f"{self.chunk_name(number)}, {where}", found, stored)
 
     def read_index_block(self, number: int, block: int) -> NDArray[np.int64]:
@@ -270,14 +274,13 @@ class Container(ForkSafe):
         view = self.chunks[number]
         slot = view.first_slot + block * FRAMES_PER_INDEX_BLOCK * view.rows_per_block
         extent = self._index_extent(number, block)
-        longest = longest_frame(view.encoding.frame, view.rows_per_block * view.record_bytes)
 
         def read() -> NDArray[np.int64]:
             data = bytes(self.source.read(*extent))
             self._count("index", len(data))
             return decode_index_block(
-                data, self.preamble.pack_id, self._first_place + slot, view.length_bytes, longest,
-                check=self.checksums,
+                data, self.preamble.pack_id, self._first_place + slot, view.length_bytes,
+                view.sizes, check=self.checksums,
             )  # fmt: skip
 
         return self._read_twice([extent], read)
@@ -326,7 +329,7 @@ class Container(ForkSafe):
     def _index_extent(self, number: int, block: int) -> tuple[int, int]:
         view = self.chunks[number]
         section = self.header.sections[int(view.chunk.index or 0)]
-        offset, length = index_block_extent(block, view.blocks)
+        offset, length = index_block_extent(block, view.blocks, view.sizes.length_bytes)
         return section.offset_bytes + offset, length
 
     def _index_block(self, number: int, block: int) -> NDArray[np.int64]:

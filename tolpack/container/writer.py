@@ -19,7 +19,8 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.codecs.encodings import Encoding, Part
+from tolpack.codecs.encodings import CoderSettings, Encoding, Part
+from tolpack.container.block_sizes import block_sizes
 from tolpack.container.byte_sink import ByteSink
 from tolpack.container.crc import TABLE_PLACES, crc32
 from tolpack.container.header import ARRAY_DTYPES, Header, Section
@@ -31,6 +32,7 @@ from tolpack.container.preamble import (
     SECTION_ALIGNMENT,
     Preamble,
     align,
+    version_of,
 )
 from tolpack.errors import ConfigError, FileAccessError
 from tolpack.runtime.array_types import Buffer
@@ -151,6 +153,25 @@ class PackWriter:
         self._write_section(found, [data])
         return number, array
 
+    def add_entropy_coded_basis(
+        self, make: Callable[[], bytes], shape: tuple[int, int], coder: CoderSettings
+    ) -> int:
+        """Add a basis, as `tolpack.codecs.ans.basis_coder` codes it; returns its section's number.
+
+        `make` is called only if an interrupted build had not written it already. `shape`: rank and
+        width.
+        """
+        number, finished = len(self.sections), self._sink.finished
+        if number < len(finished):
+            self.sections.append(finished[number])
+            return number
+        data, group_size = make(), shape[1] + shape[1] % 2
+        described = Section(
+            "coded_basis", 0, len(data), crc32(data), None, shape, "int8", group_size, coder
+        )
+        self._write_section(described, [data])
+        return number
+
     def add_chunk(
         self,
         encoding: Encoding,
@@ -218,7 +239,10 @@ class PackWriter:
     ) -> int:
         """Add the index of a chunk's frames; returns its section's number."""
         number, first_place = len(self.sections), first_slot + table * TABLE_PLACES
-        index = encode_index(lengths, self.pack_id, first_place, encoding.rows_per_block)
+        length_bytes = block_sizes(encoding, encoding.record().record_bytes).length_bytes
+        index = encode_index(
+            lengths, self.pack_id, first_place, encoding.rows_per_block, length_bytes
+        )
         self._write_section(Section("index", 0, 0), [index])
         return number
 
@@ -231,7 +255,9 @@ class PackWriter:
         data = data.ljust(min(room, MAX_HEADER_BYTES))  # JSON may end in spaces
         end = self.end_bytes
         required = header.required_features()
-        preamble = Preamble(len(data), end, required, self.pack_id, crc32(data))
+        preamble = Preamble(
+            len(data), end, required, self.pack_id, crc32(data), version=version_of(required)
+        )
         self._check()
         self._sink.commit(end, preamble.to_bytes() + data)
         return end

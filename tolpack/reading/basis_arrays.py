@@ -25,7 +25,8 @@ def read_floats(container: Container, number: int) -> Floats:
     Raises
     ------
     FormatError
-        Code ``array-checksum``, ``array-not-finite`` or ``scale-not-finite``.
+        Code ``array-checksum``, ``array-not-finite``, ``scale-not-finite``, or, of an entropy-coded
+        basis, ``frame``, ``code-models`` or ``code-classes``.
     """
     out = np.empty(container.header.sections[number].shape or (), np.float32)
     rows = out.reshape(-1, out.shape[-1])
@@ -36,8 +37,11 @@ def read_floats(container: Container, number: int) -> Floats:
 
 def float_pieces(container: Container, number: int) -> Iterator[tuple[int, Floats]]:
     """Yield some rows at a time of what `read_floats` reads, each with its first one's number."""
-    part = container.header.sections[number].part
-    array = container.array(number)
+    section, array = container.header.sections[number], container.array(number)
+    part = section.part
+    if section.coder is not None:
+        coder = container.coders.of_basis(number)
+        array = coder.decode(array.astype(np.uint8, copy=False), f"sections[{number}]")
     stored = array.reshape(-1, array.shape[-1])
     count = max(1, _PIECE_VALUES // (part.values if part else stored.shape[1]))
     for start in range(0, len(stored), count):

@@ -1,29 +1,34 @@
 """Checking blocks many at a time: read together, and checked by several threads.
 
-Blocks are read one by one only where one of those that were read together cannot be.
+Blocks are read, and decompressed, one by one only where one of those that were taken together
+cannot be.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from typing import TypeVar
 
 from tolpack.codecs.record import RecordLayout
 from tolpack.container.verified_reader import Container
 from tolpack.errors import FileAccessError, FormatError
-from tolpack.reading.block_decompression import decompress_block
+from tolpack.reading.block_decompression import decompress_blocks
+from tolpack.runtime.array_types import Bytes
 from tolpack.runtime.pool import Pool
 
 # Bytes of blocks that are read together, and blocks at most.
 _TOGETHER_BYTES, _TOGETHER_BLOCKS = 4 << 20, 4096
 
 BlockError = FormatError | FileAccessError
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class BlockChecker:
     """Checks blocks of one table; `layouts` are those of records by the number of their encoding.
 
     `progress` is called with the number of bytes of blocks checked since the last call.
+    ``undecodable``: numbers of encodings of whose blocks the checksums alone can be checked.
     """
 
     def __init__(
@@ -35,6 +40,7 @@ class BlockChecker:
     ) -> None:
         self._container, self._layouts = container, layouts
         self._pool, self._progress = pool, progress
+        self.undecodable: set[int] = set()
 
     def errors(self, number: int, start: int, stop: int) -> Iterator[tuple[int, BlockError]]:
         """Yield the damaged ones of blocks `start` … `stop` - 1 of chunk `number`, in order."""
@@ -51,27 +57,50 @@ class BlockChecker:
     def _check(self, batch: tuple[int, int, int]) -> tuple[int, list[tuple[int, BlockError]]]:
         """Check some blocks; returns their bytes and the damaged ones."""
         number, start, stop = batch
-        blocks = range(start, stop)
-        payloads: Sequence[memoryview | None] = [None] * len(blocks)
-        with suppress(FormatError, FileAccessError):  # of one of them, which is found below
-            payloads = self._container.read_blocks([(number, block) for block in blocks])
-        size, errors = 0, []
-        for block, payload in zip(blocks, payloads):
-            try:
-                size += self._container.block_extent(number, block)[1]
-                self._check_one(number, block, payload)
-            except (FormatError, FileAccessError) as error:
-                errors.append((block, _without_bytes(error)))
-        return size, errors
+        wanted = [(number, block) for block in range(start, stop)]
+        extents, errors = _taken(self._container.block_extents, wanted)
+        payloads, more = _taken(self._container.read_blocks, list(extents))
+        errors |= more
 
-    def _check_one(self, number: int, block: int, payload: memoryview | None) -> None:
-        payload = self._container.block(number, block) if payload is None else payload
+        def decompress(some: Sequence[tuple[int, int]]) -> list[Bytes]:
+            return decompress_blocks(self._container, some, [payloads[one] for one in some])
+
+        decodable = self._container.chunks[number].chunk.encoding not in self.undecodable
+        records, more = _taken(decompress, list(payloads) if decodable else [])
+        errors |= more
+        for one, found in records.items():
+            try:
+                self._check_records(*one, payloads[one], found)
+            except FormatError as error:
+                errors[one] = _without_bytes(error)
+        size = sum(length for _, length in extents.values())
+        return size, [(block, errors[number, block]) for _, block in sorted(errors)]
+
+    def _check_records(self, number: int, block: int, payload: memoryview, records: Bytes) -> None:
         view = self._container.chunks[number]
-        records = decompress_block(self._container, payload, number, block)
         self._layouts[view.chunk.encoding].check_scales(records)
         if not view.encoding.is_compressed and any(payload[records.size :]):
             place = f"{self._container.chunk_name(number)}, block {block}"
             raise FormatError("padding", place, "data", "zeros")
+
+
+def _taken(
+    take: Callable[[Sequence[T]], list[R]], wanted: Sequence[T]
+) -> tuple[dict[T, R], dict[T, BlockError]]:
+    """Return what `take` gives for all of `wanted`; if that fails, for each by itself, and the
+    errors of those for which it fails.
+    """
+    errors: dict[T, BlockError] = {}
+    try:
+        return dict(zip(wanted, take(wanted))), errors
+    except (FormatError, FileAccessError):
+        found = {}
+        for one in wanted:
+            try:
+                found[one] = take([one])[0]
+            except (FormatError, FileAccessError) as error:
+                errors[one] = _without_bytes(error)
+        return found, errors
 
 
 def _without_bytes(error: BlockError) -> BlockError:

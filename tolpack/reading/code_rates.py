@@ -21,7 +21,7 @@ from tolpack.codecs.registry import CODECS
 from tolpack.codecs.step_integers import StepIntegerCodec
 from tolpack.container.chunk_view import ChunkView
 from tolpack.container.verified_reader import Container
-from tolpack.reading.block_decompression import read_block
+from tolpack.reading.block_decompression import decompress_blocks
 from tolpack.runtime.array_types import Bytes, Floats
 
 # Rows, and bytes of their records, that are looked at; of a small file no more than so many bytes
@@ -29,6 +29,8 @@ from tolpack.runtime.array_types import Bytes, Floats
 _MAX_ROWS = 1 << 13
 _MAX_BYTES = 1 << 28
 _SPARE_BYTES = 1 << 24
+# Bytes of records that are decompressed together.
+_TOGETHER_BYTES = 1 << 20
 # Layers of chunks that are looked at.
 _MAX_PIECES = 1 << 16
 # Tables of a pack whose rates are looked at.
@@ -121,11 +123,12 @@ def _spread(container: Container, number: int, count: int) -> Bytes:
     view: ChunkView = container.chunks[number]
     numbers = [n * view.blocks // count for n in range(count)]
     out = np.empty((sum(map(view.block_rows, numbers)), view.record_bytes), np.uint8)
-    at = 0
-    for block in numbers:
-        records = read_block(container, number, block)
-        out[at : at + len(records)] = records
-        at += len(records)
+    at, together = 0, max(1, _TOGETHER_BYTES // (view.rows_per_block * view.record_bytes))
+    for start in range(0, count, together):
+        wanted = [(number, block) for block in numbers[start : start + together]]
+        for records in decompress_blocks(container, wanted, container.read_blocks(wanted)):
+            out[at : at + len(records)] = records
+            at += len(records)
     return out
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from tolpack.container.verified_reader import Container
-from tolpack.reading.block_decompression import decompress_block
+from tolpack.reading.block_decompression import decompress_block, decompress_blocks
 from tolpack.reading.prefetching import Prefetcher
 from tolpack.reading.row_cache import RowCache
 from tolpack.runtime.array_types import Bytes, Ints
@@ -28,6 +28,8 @@ RecordSink = Callable[[int, Bytes, Ints], None]
 # Rows decoded together, and bytes of the file fetched together.
 _DECODE_BYTES = 1 << 20
 _WINDOW_BYTES = 2 << 20
+# Bytes of records that an entropy coder decodes together.
+_CODED_BYTES = 1 << 20
 # Windows that the system is told of ahead, when they are cold.
 _WINDOWS_AHEAD = 32
 # Bytes of a lookup in object storage that are requested at once.
@@ -164,7 +166,8 @@ class RecordReader(ForkSafe):
                 sink(view.chunk.encoding, records, places)
                 return
             payload = self._ahead.take_blocks([(number, block)])[0]
-            records = self._decompress(number, block, payload)
+            records = decompress_block(self._container, payload, number, block)
+            self._keep(number, block, records)
             sink(view.chunk.encoding, records[within : within + 1], places)
         with self._lock:
             self.cache_misses += 1
@@ -193,7 +196,7 @@ class RecordReader(ForkSafe):
             found.append((number, *divmod(slot - view.first_slot, view.rows_per_block)))
         distinct = list(dict.fromkeys((number, block) for number, block, _ in found))
         payloads = self._ahead.take_blocks(distinct)
-        blocks = {one: self._decompress(*one, data) for one, data in zip(distinct, payloads)}
+        blocks = dict(zip(distinct, decompress_blocks(self._container, distinct, payloads)))
         by_encoding: dict[int, tuple[list[Bytes], list[int]]] = {}
         for n, (number, block, within) in enumerate(found):
             records, numbers = by_encoding.setdefault(chunks[number].chunk.encoding, ([], []))
@@ -274,33 +277,37 @@ class RecordReader(ForkSafe):
         """Decompress a window of blocks, those of the ascending `rows`, and pass the records on."""
         view = self._container.chunks[number]
         bounds = np.append(np.searchsorted(rows, blocks * view.rows_per_block), len(rows))
-        step = max(1, self._decode_rows(view.rows_per_block) // view.rows_per_block)
-        for low in range(0, len(blocks), step):
-            high = min(low + step, len(blocks))
+        rows_together = self._decode_rows(view.rows_per_block)
+        together = max(1, rows_together // view.rows_per_block)
+        if view.encoding.coder is not None:
+            together = max(together, _CODED_BYTES // (view.rows_per_block * view.record_bytes))
+        for low in range(0, len(blocks), together):
+            high = min(low + together, len(blocks))
             some = slice(bounds[low], bounds[high])
             wanted = np.split(rows[some], bounds[low + 1 : high] - bounds[low])
             records = self._records_of_rows(number, blocks[low:high], payloads[low:high], wanted)
-            sink(view.chunk.encoding, records, places[some])
+            for start in range(0, len(records), rows_together):
+                part = slice(start, start + rows_together)
+                sink(view.chunk.encoding, records[part], places[some][part])
 
     def _records_of_rows(
         self, number: int, blocks: Ints, payloads: Sequence[memoryview], rows: Sequence[Ints]
     ) -> Bytes:
         """Decompress blocks; returns those records of `rows`: uint8 (all rows, record_bytes)."""
         per_block = self._container.chunks[number].rows_per_block
-        found = []
-        for block, payload, wanted in zip(blocks.tolist(), payloads, rows):
-            records = self._decompress(number, block, payload)
+        found, numbers = [], [(number, block) for block in blocks.tolist()]
+        decompressed = decompress_blocks(self._container, numbers, payloads)
+        for block, records, wanted in zip(blocks.tolist(), decompressed, rows):
+            self._keep(number, block, records)
             whole = len(wanted) == len(records)
             found.append(records if whole else records[wanted - block * per_block])
         return found[0] if len(found) == 1 else np.concatenate(found)
 
-    def _decompress(self, number: int, block: int, payload: memoryview) -> Bytes:
-        """Decompress a block, and have the cache keep all its records."""
-        records = decompress_block(self._container, payload, number, block)
+    def _keep(self, number: int, block: int, records: Bytes) -> None:
+        """Have the cache keep all records of a block."""
         if self._cache is not None:
             first = block * self._container.chunks[number].rows_per_block
             self._cache.put(number, np.arange(first, first + len(records)), records)
-        return records
 
     def _decode_rows(self, least: int) -> int:
         """Rows to decode together, `least` at the least."""

@@ -34,7 +34,7 @@ def fp16_bytes(container: Container) -> int:
 
 def table_bytes(container: Container) -> int:
     """Bytes of the sections of the container's table; those that it shares count too."""
-    numbers = set(container.table.sections)
+    numbers = set(container.header.sections_of(container.table))
     return sum(container.header.sections[number].length_bytes for number in numbers)
 
 

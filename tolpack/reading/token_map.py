@@ -1,8 +1,8 @@
 """The token map: from token ids to slots, and back.
 
-It is checked before any of it is used. It stays in memory as it is stored, four bytes a token, and
-is checked and inverted piece by piece, which takes another byte for each token. A table without a
-map is in the order of its ids, and takes nothing, however many rows it claims to have.
+It is checked before any of it is used. It stays in memory as it is stored, two or four bytes a
+token, and is checked and inverted piece by piece, which takes another byte for each token. A table
+without a map is in the order of its ids, and takes nothing, however many rows it claims to have.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.codecs.encodings import CoderSettings
 from tolpack.codecs.record import record_layout
 from tolpack.container.chunk_view import ChunkView
 from tolpack.container.index import FRAMES_PER_INDEX_BLOCK, index_block_extent
@@ -95,8 +96,8 @@ def _find_damage(
     arrays = _Arrays(container, progress)
     for number in range(len(container.header.tables)):
         view = container if number == container.number else container.of_table(number)
-        check = _Check(view, progress, max(0, _MOST_FINDINGS - len(found)), pool)
-        check.arrays(arrays)
+        check = _Check(view, progress, max(0, _MOST_FINDINGS - len(found)), pool, arrays)
+        check.arrays()
         for chunk in range(len(view.chunks)):
             check.chunk(chunk)
         found += check.damages()
@@ -170,9 +171,10 @@ class _Check:
     """One run over a table, with at most `most` findings in the order of the file's parts."""
 
     def __init__(
-        self, container: Container, progress: Callable[[int], object], most: int, pool: Pool
-    ) -> None:
-        self._container = container
+        self, container: Container, progress: Callable[[int], object], most: int, pool: Pool,
+        arrays: _Arrays,
+    ) -> None:  # fmt: skip
+        self._container, self._arrays = container, arrays
         self._progress = progress
         self._most = most
         self._table = container.table
@@ -187,16 +189,19 @@ class _Check:
         self._more_slots = range(0)
         self._order = None if self._table.token_map is not None else StoredOrder(None)
 
-    def arrays(self, arrays: _Arrays) -> None:
+    def arrays(self) -> None:
         """Check the arrays of the table, of which all its rows need each."""
         seen: set[int] = set()
         for place, number, read in self._array_readers():
             if number not in seen:
                 seen.add(number)
-                error = arrays.error(number, partial(read, number))
+                error = self._arrays.error(number, partial(read, number))
                 if error is not None:
                     place = place if self._name is None else f"{place}, of {self._name}"
                     self._add(place, 0, self._table.rows, error)
+        for field in self._table.kept_fields:
+            if field.basis is not None:  # what is wrong with its coder was found with the basis
+                self._coder_error(self._container.header.sections[field.basis].coder)
 
     def _array_readers(self) -> Iterator[tuple[str, int, Callable[[int], None]]]:
         ngrams, floats = self._table.ngrams, partial(_read_floats, self._container)
@@ -209,8 +214,16 @@ class _Check:
                 if number is not None:
                     yield f"{kind} of {field.name}", number, floats
 
+    def _coder_error(self, coder: CoderSettings | None) -> FormatError | FileAccessError | None:
+        """What is wrong with the bytes of a coder's models or classes."""
+        numbers = () if coder is None else (coder.models, coder.classes)
+        read = self._container.array
+        errors = [self._arrays.error(number, partial(read, number)) for number in numbers]
+        return next((error for error in errors if error is not None), None)
+
     def chunk(self, number: int) -> None:
         view = self._container.chunks[number]
+        self._coder(number, view)
         if not view.encoding.is_compressed:
             self._blocks(number, view, 0, view.blocks)
             return
@@ -221,6 +234,23 @@ class _Check:
             name = self._container.chunk_name(number)
             error = FormatError("frame-extent", name, end, view.length_bytes)
             self._add(f"end of {name}", view.first_slot, view.chunk.rows, error)
+
+    def _coder(self, number: int, view: ChunkView) -> None:
+        """Check the coder of a chunk; if it is damaged, so are all its rows, and of its blocks the
+        checksums alone can be checked.
+        """
+        coder = view.encoding.coder
+        if coder is None:
+            return
+        error = self._coder_error(coder)
+        try:
+            self._container.coders.of_encoding(view.chunk.encoding)
+        except (FormatError, FileAccessError) as found:
+            error = error or found.with_traceback(None)
+        if error is not None:
+            self._checker.undecodable.add(view.chunk.encoding)
+            name = self._container.chunk_name(number)
+            self._add(f"models of {name}", view.first_slot, view.chunk.rows, error)
 
     def damages(self) -> list[Damage]:
         found = [self._damage(finding) for finding in self._findings]
@@ -250,7 +280,7 @@ class _Check:
         name = self._container.chunk_name(number)
         place, slot = f"index of {name}", view.first_slot + start * view.rows_per_block
         rows = min(view.first_slot + view.chunk.rows, slot + (stop - start) * view.rows_per_block)
-        self._progress(index_block_extent(run, view.blocks)[1])
+        self._progress(index_block_extent(run, view.blocks, view.sizes.length_bytes)[1])
         try:
             bounds = self._container.read_index_block(number, run)
         except (FormatError, FileAccessError) as error:

@@ -1,4 +1,10 @@
-"""One layer's whitened basis in ``--bits auto``: as it is stored, read and projected onto."""
+"""One layer's whitened basis in ``--bits auto``: as it is stored, read and projected onto.
+
+A row is stored as 8-bit codes with one scale. What its error costs goes with the square of the
+coefficients that it is multiplied by, so rows of small components have large scales, and an entropy
+coder makes their codes small. Values of a row compensate for the errors of those ahead of them,
+as the values of rows without a basis do (`DirectQuantizer`).
+"""
 
 from __future__ import annotations
 
@@ -7,10 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tolpack.codecs.encodings import Part
-from tolpack.codecs.part_values import decode_values, encode_values
-from tolpack.compress.entropy.quantizers import BasisQuantizer, weighted_projection
+from tolpack.codecs.bfloat16 import from_bfloat16, to_bfloat16
+from tolpack.compress.entropy.quantizers import (
+    BasisQuantizer,
+    DirectQuantizer,
+    direct_quantizer,
+    weighted_projection,
+)
 from tolpack.compress.entropy.rank_choice import Component
 from tolpack.container.preamble import SECTION_ALIGNMENT, align
 from tolpack.runtime.array_types import Bytes, Doubles, Floats
@@ -21,9 +32,38 @@ MAX_CODE, MAX_WIDE_CODE = 127, 32767
 _FAR = 64.0
 
 
-def basis_part(hidden_size: int) -> Part:
-    """Return how a row of a basis is stored."""
-    return Part("int8", hidden_size, hidden_size + hidden_size % 2)
+# The error of a basis, in shares of the error that rounding its coefficients has, is the square of
+# this. Of 0.12, 0.2, 0.3 and 0.45, the first two gave the smallest packs (docs/lab-notes.md).
+_PRECISION = 0.15
+# Coefficients count for so much at least, in root mean squares of codes; and a row's scale is no
+# more than so many root mean squares of its values.
+_LEAST_SIZE, _LARGEST_SCALE = 0.1, 2.0
+# Bytes of a scale.
+SCALE_BYTES = 2
+
+
+def row_scales(basis: Floats, sizes: Doubles, metric: Doubles) -> Floats:
+    """Return the scales that rows of a basis are stored with: float32 (rank,), bfloat16 numbers.
+
+    Parameters
+    ----------
+    basis : ndarray
+        float32 (rank, hidden).
+    sizes : ndarray
+        float64 (rank,): root mean squares of the coefficients' codes.
+    metric : ndarray
+        ``S``, float64 (hidden, hidden), by which the basis is whitened.
+    """
+    wanted = _PRECISION / (np.maximum(sizes, _LEAST_SIZE) * math.sqrt(np.trace(metric)))
+    rms = np.sqrt(np.square(basis, dtype=np.float64).mean(axis=1))
+    scales = np.clip(wanted, finest_scales(basis), _LARGEST_SCALE * rms)
+    return from_bfloat16(to_bfloat16(scales.astype(np.float32)))
+
+
+def finest_scales(basis: Floats) -> Floats:
+    """Return the scales with which the largest value of each row has a code of 120 or nearly."""
+    scales = np.maximum(np.abs(basis).max(axis=1) / 120, 1e-30)
+    return from_bfloat16(to_bfloat16(scales.astype(np.float32)))
 
 
 def mean_pays(second_moment: Doubles, mean: Doubles, metric: Doubles, rows: int) -> bool:
@@ -52,26 +92,35 @@ def mean_pays(second_moment: Doubles, mean: Doubles, metric: Doubles, rows: int)
 
 
 @dataclass(frozen=True, slots=True)
+class CodedBasis:
+    """A basis as it is stored: ``codes`` int8 (rank, hidden), ``scales`` float32 (rank,)."""
+
+    codes: NDArray[np.int8]
+    scales: Floats
+
+    @property
+    def records(self) -> Bytes:
+        """Its rows as `tolpack.codecs.ans.basis_coder` takes them: uint8 (rank, 2 + hidden)."""
+        scales = np.ascontiguousarray(to_bfloat16(self.scales)[:, None]).view(np.uint8)
+        return np.concatenate([scales, self.codes.view(np.uint8)], axis=1)
+
+    @property
+    def decoded(self) -> Floats:
+        """The basis as it will be read, float32 (rank, hidden)."""
+        return self.codes * self.scales[:, None]
+
+
+@dataclass(frozen=True, slots=True)
 class StoredBasisQuantizer:
-    """Arrays of a `BasisQuantizer`: ``projection`` and ``limits`` as there, and the ``coded`` basis
-    as it is stored, uint8 (rank, bytes of a row), each row by ``part``.
-    """
+    """Arrays of a `BasisQuantizer`: fields as there."""
 
     projection: SpilledArray
-    coded: SpilledArray
-    part: Part
+    basis: SpilledArray
     limits: Floats
 
     def load(self) -> BasisQuantizer:
         """Return the quantizer."""
-        basis = decoded_basis(self.coded.load(), self.part)
-        return BasisQuantizer(self.projection.load(), basis, self.limits)
-
-
-def decoded_basis(coded: Bytes, part: Part) -> Floats:
-    """Return a coded basis as it will be read, float32 (rank, hidden)."""
-    at = part.scale_bytes
-    return decode_values(coded[:, :at], coded[:, at:], part)
+        return BasisQuantizer(self.projection.load(), self.basis.load(), self.limits)
 
 
 def _code_limits(component: Component) -> Floats:
@@ -92,7 +141,7 @@ class LayerBasis:
     metric : callable
         Gives what it is whitened by, float64 (hidden, hidden).
     scratch : Scratch
-        Keeps the projection that was used last.
+        Keeps what was made of it last.
     """
 
     def __init__(
@@ -100,43 +149,79 @@ class LayerBasis:
     ) -> None:
         self.mean = mean
         self._rows, self._metric, self._scratch = rows, metric, scratch
-        self._part = basis_part(len(mean))
-        self._rank = 0
-        self._projection: SpilledArray | None = None
+        self._factor: SpilledArray | None = None
+        self._made_for = b""
+        self._kept: dict[str, SpilledArray] = {}
 
     @property
     def has_mean(self) -> bool:
         """Whether anything is added to the basis' rows."""
         return bool(self.mean.any())
 
-    def coded(self, rank: int) -> Bytes:
-        """Return the leading rows as they are stored: uint8 (rank, bytes of a row)."""
-        rows = np.ascontiguousarray(self._rows.load()[:rank])
-        return np.concatenate(encode_values(rows, self._part), axis=1)
+    def scales(self, sizes: Doubles) -> Floats:
+        """Return the scales of the leading rows, float32 (rank,), given the root mean squares of
+        their coefficients' codes.
+        """
+        return row_scales(self._rows.load()[: len(sizes)], sizes, self._metric())
+
+    def row_bytes(self, scales: Floats) -> Doubles:
+        """Predict what the leading rows take with such scales, float64 (rank,): as Gaussian codes
+        do.
+        """
+        rows = self._rows.load()[: len(scales)]
+        square = np.square(rows, dtype=np.float64).mean(axis=1)
+        bits = 0.5 * np.log2(1 + 12 * square / np.square(scales, dtype=np.float64))
+        found: Doubles = SCALE_BYTES + rows.shape[1] * bits / 8
+        return found
+
+    def coded(self, component: Component) -> CodedBasis:
+        """Return the basis of a component as it is stored."""
+        codes = self._loaded("codes", component).astype(np.int8)
+        return CodedBasis(codes, self._scales_of(component))
 
     def quantizer(self, component: Component) -> BasisQuantizer:
         """Return the quantizer of rows to coefficients of the basis as it will be read."""
-        basis = decoded_basis(self.coded(component.rank), self._part)
-        return BasisQuantizer(self._projected(basis), basis, _code_limits(component))
+        projection = np.ascontiguousarray(self._loaded("projection", component).T)
+        basis = self.coded(component).decoded
+        return BasisQuantizer(projection, basis, _code_limits(component))
 
     def stored(self, component: Component) -> StoredBasisQuantizer:
         """Return the same quantizer as arrays that may be spilled."""
-        coded = self.coded(component.rank)
-        projection = self._projected(decoded_basis(coded, self._part))
-        return StoredBasisQuantizer(
-            self._scratch.spill(projection), self._scratch.spill(coded), self._part,
-            _code_limits(component),
-        )  # fmt: skip
+        made = self.quantizer(component)
+        projection, basis = map(self._scratch.spill, (made.projection, made.basis))
+        return StoredBasisQuantizer(projection, basis, made.limits)
 
-    def _projected(self, basis: Floats) -> Floats:
-        """Projection onto `basis`, solved once for a rank and not for every superblock."""
-        rank, hidden = basis.shape
-        if rank != self._rank or self._projection is None:
-            whole = np.zeros((hidden, hidden), np.float32)  # of one shape, to be replaced in place
-            whole[:rank] = weighted_projection(basis, self._metric()).T
-            if self._projection is None:
-                self._projection = self._scratch.spill(whole)
+    def _scales_of(self, component: Component) -> Floats:
+        if component.scales is None:
+            return finest_scales(self._rows.load()[: component.rank])
+        return component.scales
+
+    def _loaded(self, name: str, component: Component) -> Floats:
+        """Return codes or projection, (rank, hidden): made once for a component and not for every
+        superblock.
+        """
+        scales = self._scales_of(component)
+        if scales.tobytes() != self._made_for:
+            self._make(scales)
+            self._made_for = scales.tobytes()
+        return self._kept[name].load()[: len(scales)]
+
+    def _make(self, scales: Floats) -> None:
+        rows = np.ascontiguousarray(self._rows.load()[: len(scales)])
+        metric, found = self._metric(), {}
+        stored, _ = self._quantizer(metric).quantize(rows, scales)
+        codes = np.rint(stored / scales[:, None])
+        basis = CodedBasis(codes.astype(np.int8), scales).decoded
+        found = {"codes": codes, "projection": weighted_projection(basis, metric).T}
+        for name, made in found.items():
+            whole = np.zeros((len(self.mean),) * 2, np.float32)  # of one shape, to be replaced
+            whole[: len(made)] = made
+            if name in self._kept:
+                self._kept[name].replace(whole)
             else:
-                self._projection.replace(whole)
-            self._rank = rank
-        return np.ascontiguousarray(self._projection.load()[:rank].T)
+                self._kept[name] = self._scratch.spill(whole)
+
+    def _quantizer(self, metric: Doubles) -> DirectQuantizer:
+        if self._factor is None:
+            self._factor = self._scratch.spill(direct_quantizer(metric, MAX_CODE).factor)
+        return DirectQuantizer(self._factor.load(), 1.0, MAX_CODE)

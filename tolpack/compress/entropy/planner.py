@@ -2,7 +2,7 @@
 
 In coordinates where the loss metric is the identity, every value's rounding error costs the same,
 so one step serves all layers and components; small components round to zeros, which cost nothing.
-The step of a token falls with its frequency (`tolpack.compress.entropy.frame_sample`). The error of
+The step of a token falls with its frequency (`tolpack.compress.entropy.slot_sample`). The error of
 one layer is compensated for in the layers above it (`tolpack.compress.entropy.error_compensation`).
 One number decides the size, the step: `tolpack.compress.entropy.step_search` finds it.
 """
@@ -11,41 +11,38 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tolpack.codecs.code_entropy import code_bytes
 from tolpack.codecs.encodings import Encoding, FieldEncoding, Part
-from tolpack.codecs.frames import compress_runs
-from tolpack.codecs.record import record_layout
 from tolpack.compress.chunks import ChunkSpan, chunks_by_step, step_exponent
+from tolpack.compress.entropy.code_histograms import SampledCodes
+from tolpack.compress.entropy.coded_sections import CodedSections
 from tolpack.compress.entropy.encoder import EntropyCodedEncoder
-from tolpack.compress.entropy.frame_sample import FrameSample, FrequencySteps, sample_frames
 from tolpack.compress.entropy.held_out_validation import HeldOutValidation
-from tolpack.compress.entropy.layer_basis import MAX_CODE, MAX_WIDE_CODE, basis_part
+from tolpack.compress.entropy.layer_basis import MAX_CODE, MAX_WIDE_CODE, CodedBasis
 from tolpack.compress.entropy.loss_measure import loss_limit, measure_for
 from tolpack.compress.entropy.quantizers import layer_step, layer_steps
 from tolpack.compress.entropy.rank_choice import Component, choose_components
+from tolpack.compress.entropy.slot_sample import FrequencySteps, SlotSample, sample_slots
 from tolpack.compress.entropy.step_search import search_error, search_loss, search_size
+from tolpack.compress.entropy.table_coding import TableCoding
 from tolpack.compress.entropy.table_quantizer import Candidate, TableQuantizer
-from tolpack.compress.header_size import PlannedHeader, file_bytes, planned_basis
-from tolpack.compress.plan import Plan, PlanInputs, PlannedArray, PlannedChunk, planned_array
-from tolpack.container.crc import CHECKSUM_BYTES
-from tolpack.container.header import Field
+from tolpack.compress.header_size import PlannedHeader, file_bytes
+from tolpack.compress.plan import Plan, PlanInputs, PlannedChunk
+from tolpack.container.block_sizes import block_sizes
 from tolpack.container.index import index_bytes
 from tolpack.container.preamble import SECTION_ALIGNMENT
 from tolpack.errors import ConfigError
 from tolpack.runtime.array_types import Floats
-from tolpack.runtime.scratch import in_memory
-from tolpack.workspace.workers import worker_threads
 
-# Records that a frame holds at least, in bytes before compression.
-_FRAME_BYTES = 1 << 15
-_MAX_FRAME_ROWS = 64
-# What a chunk takes beside its rows: a page and a half of padding, an index that fills no page, and
-# parts in the header, of which a field of coefficients has four.
-_CHUNK_BYTES, _PART_BYTES, _PARTS = 1.5 * SECTION_ALIGNMENT, 48, 4
+# Rows of a chunk at least.
+_MIN_CHUNK_ROWS = 64
+# What a chunk takes beside its rows: two half pages of padding, its own in the header, and there a
+# part for each field; and a class for each value, of which a basis leaves about so many.
+_CHUNK_BYTES, _PART_BYTES, _VALUES_LEFT = SECTION_ALIGNMENT + 300, 60, 0.6
 # A sample's largest code may be passed by this factor before a component's codes get 16 bits.
 _CODE_MARGIN = 1.5
 # A step that rounds as 4 bits do, in units of the root mean square: groups of 64 have their largest
@@ -62,10 +59,9 @@ class EntropyCodedPlanner:
     """
 
     inputs: PlanInputs
-    rows_per_block: int
     spans: tuple[ChunkSpan, ...]
     steps: FrequencySteps
-    sample: FrameSample
+    sample: SlotSample
     quantizer: TableQuantizer
     validation: HeldOutValidation | None
     known: Candidate | None = None
@@ -81,35 +77,28 @@ class EntropyCodedPlanner:
             )
         source, order, kept = inputs.source, inputs.stats.order, len(inputs.kept)
         rows, values = source.rows, kept * inputs.width
-        rows_per_block = 1
-        while rows_per_block < _MAX_FRAME_ROWS and values * rows_per_block < _FRAME_BYTES:
-            rows_per_block *= 2
         row_bytes = values / 8 if inputs.size_limit is None else inputs.size_limit / rows
-        parts = kept * (_PARTS if inputs.has_basis else 1)
-        chunk_bytes = _CHUNK_BYTES + _PART_BYTES * parts
+        classes = values * (_VALUES_LEFT if inputs.has_basis else 1)
+        chunk_bytes = _CHUNK_BYTES + _PART_BYTES * kept + classes
         exponent = step_exponent(inputs.stats.model)
-        spans = tuple(chunks_by_step(order, rows_per_block, row_bytes, chunk_bytes, exponent))
+        spans = tuple(chunks_by_step(order, _MIN_CHUNK_ROWS, row_bytes, chunk_bytes, exponent))
         steps = FrequencySteps(order, spans, exponent)
-        sample = sample_frames(order, spans, rows_per_block, len(source.fields) * inputs.width)
+        sample = sample_slots(order, spans, len(source.fields) * inputs.width)
         model, reporter = inputs.stats.model, inputs.workspace.reporter
         validation = None if model is None else HeldOutValidation(model, measure, reporter)
         quantizer = TableQuantizer.of(inputs, steps)
-        return cls(inputs, rows_per_block, spans, steps, sample, quantizer, validation)
+        return cls(inputs, spans, steps, sample, quantizer, validation)
 
     def plan(self, reserve_bytes: int = 0) -> Plan:
         """Decide everything; see `Plan` for `reserve_bytes`."""
         inputs, order = self.inputs, self.inputs.stats.order
         candidate, quantizer = self.chosen(reserve_bytes), self.quantizer
-        bases = {n: b.stored(candidate.components[n]) for n, b in quantizer.bases.items()}
-        layers = [quantizer.planned_layer(n, candidate, bases.get(n)) for n in inputs.kept]
-        fields, named = self._fields(candidate)
-        arrays = [
-            PlannedArray("mean", in_memory(quantizer.mean(layer))) if kind == "mean"
-            else PlannedArray("coded_basis", bases[layer].coded, bases[layer].part)
-            for kind, layer in named
-        ]  # fmt: skip
-        arrays += inputs.row_arrays()
-        encodings, numbers = self._encodings(candidate)
+        stored = {n: b.stored(candidate.components[n]) for n, b in quantizer.bases.items()}
+        layers = [quantizer.planned_layer(n, candidate, stored.get(n)) for n in inputs.kept]
+        bases = quantizer.coded_bases(candidate)
+        sections = CodedSections(inputs, bases, self._coding(candidate, bases), quantizer.means)
+        self._say_rates(candidate, sections.coding)
+        encodings, numbers = self._encodings(candidate, sections)
         chunks = [
             PlannedChunk(span.first_slot, span.rows, number, self.steps.of_chunk(n, candidate.step))
             for n, (span, number) in enumerate(zip(self.spans, numbers))
@@ -117,9 +106,8 @@ class EntropyCodedPlanner:
         encoder = EntropyCodedEncoder(tuple(layers), quantizer.terms)
         return Plan(
             inputs.key, inputs.source.fingerprint(), replace(order, counts=None),
-            inputs.table(fields, [array.kind for array in arrays]),
-            tuple(arrays), encodings, tuple(chunks), encoder,
-            self._header(candidate).room_bytes, self.predicted_bytes(candidate),
+            sections.table, sections.arrays(), encodings, tuple(chunks), encoder,
+            self._header(candidate, sections).room_bytes, self._file_bytes(candidate, sections),
             inputs.size_limit, reserve_bytes,
         )  # fmt: skip
 
@@ -156,11 +144,17 @@ class EntropyCodedPlanner:
                 step, {n: Component(hidden, hidden if large[n] else 0) for n in inputs.kept}
             )
         steps = self.steps.of_slots(self.sample.all_slots, step)
+        weights = self.sample.text * steps.astype(np.float64) ** 2
+        scales, row_bytes = {}, {}
+        for layer, basis in self.quantizer.bases.items():
+            square = weights @ np.square(codes[layer], dtype=np.float64)
+            scales[layer] = basis.scales(np.sqrt(square / weights.sum()))
+            row_bytes[layer] = basis.row_bytes(scales[layer])
         chosen = choose_components(
-            codes, self.sample, steps, basis_part(hidden).row_bytes,
-            fixed=inputs.ranks is not None, limit=limit,
-        )  # fmt: skip
-        return Candidate(step, chosen)
+            codes, self.sample, steps, row_bytes, fixed=inputs.ranks is not None, limit=limit
+        )
+        found = {n: replace(one, scales=scales[n][: one.rank]) for n, one in chosen.items()}
+        return Candidate(step, found)
 
     def _widest_codes(self, step: float) -> tuple[float, dict[int, Floats]]:
         """Return the step, or the finest whose codes fit 16 bits, and the sample's codes by layer,
@@ -208,35 +202,62 @@ class EntropyCodedPlanner:
         return self.quantizer.stored(candidate, ids)
 
     def predicted_bytes(self, candidate: Candidate) -> int:
-        """Predict the file's size from the frames of the sample."""
-        stored = self._sampled(candidate)
-        header = self._header(candidate)
-        sizes: list[float] = [array.length_bytes for array in header.arrays]
-        start = 0
-        with worker_threads(self.inputs.workspace.limits.threads) as pool:
-            for number, (span, slots) in enumerate(zip(self.spans, self.sample.slots)):
-                layout = record_layout(self._field_encodings(candidate, number))
-                records = np.zeros((slots.size, layout.record_bytes), np.uint8)
-                for field, layer in enumerate(self.inputs.kept):
-                    layout.encode(records, field, stored[layer][start : start + slots.size])
-                frames = [part.tobytes() for part in np.split(records, len(slots))]
-                compress = partial(compress_runs, layout.record_bytes)
-                mean = sum(map(len, pool.map(compress, frames))) / slots.size
-                blocks = -(-span.rows // self.rows_per_block)
-                sizes += [mean * span.rows + CHECKSUM_BYTES * blocks, index_bytes(blocks)]
-                start += slots.size
+        """Predict the file's size from what the codes of the sample cost."""
+        bases = self.quantizer.coded_bases(candidate)
+        coding = self._coding(candidate, bases)
+        sections = CodedSections(self.inputs, bases, coding, self.quantizer.means)
+        return self._file_bytes(candidate, sections)
+
+    def _file_bytes(self, candidate: Candidate, sections: CodedSections) -> int:
+        coding, header = sections.coding, self._header(candidate, sections)
+        sizes: list[float] = [section.length_bytes for section in header.arrays]
+        for chunk, number in enumerate(header.numbers):
+            encoding = header.encodings[number]
+            length = block_sizes(encoding, encoding.record().record_bytes).length_bytes
+            blocks = -(-self.spans[chunk].rows // encoding.rows_per_block)
+            sizes += [coding.chunk_bytes(chunk), index_bytes(blocks, length)]
         return file_bytes(header.room_bytes, sizes)
+
+    def _coding(self, candidate: Candidate, bases: dict[int, CodedBasis]) -> TableCoding:
+        """Fit the entropy coder to the sample's codes."""
+        codes = self._codes(candidate)
+        whole = np.concatenate([codes[layer] for layer in self.inputs.kept], axis=1)
+        counts = [slots.size for slots in self.sample.slots]
+        by_chunk = np.split(whole, np.cumsum(counts)[:-1])
+        rows = [span.rows / count for span, count in zip(self.spans, counts)]
+        return TableCoding.of(SampledCodes(by_chunk, rows), self.spans, bases)
+
+    def _say_rates(self, candidate: Candidate, coding: TableCoding) -> None:
+        """Tell what the rows' codes take, next to a bound."""
+        codes = self._codes(candidate).values()
+        least = sum(
+            float(code_bytes(one.astype(np.float32), self.sample.rows).sum()) for one in codes
+        )
+        stored = sum(coding.chunk_bytes(chunk) for chunk in range(len(self.spans)))
+        by_models = sum(coding.rows.bits) / 8
+        self.inputs.workspace.reporter.say(
+            f"auto: rows take {stored:,.0f} bytes: their codes {by_models:,.0f} by the models, and "
+            f"{least:,.0f} by their adaptive entropy"
+        )
+
+    def _codes(self, candidate: Candidate) -> dict[int, NDArray[np.int16]]:
+        """Return the codes of the sample by layer, int16 (n, stored values)."""
+        steps = self.steps.of_slots(self.sample.all_slots, candidate.step)
+        return {
+            layer: np.rint(stored / layer_steps(steps, self.quantizer.unit(layer))[:, None]).astype(
+                np.int16
+            )
+            for layer, stored in self._sampled(candidate).items()
+        }
 
     def layer_bytes(self, candidate: Candidate) -> dict[int, float]:
         """Predict what each kept layer takes of the file, its basis included."""
-        steps = self.steps.of_slots(self.sample.all_slots, candidate.step)
-        row_bytes = basis_part(self.inputs.width).row_bytes
         found = {}
-        for layer, stored in self._sampled(candidate).items():
-            codes = np.rint(stored / layer_steps(steps, self.quantizer.unit(layer))[:, None])
-            found[layer] = float(code_bytes(codes, self.sample.rows).sum())
-            if self.inputs.has_basis:
-                found[layer] += candidate.components[layer].rank * row_bytes
+        for layer, codes in self._codes(candidate).items():
+            found[layer] = float(code_bytes(codes.astype(np.float32), self.sample.rows).sum())
+            scales = candidate.components[layer].scales
+            if scales is not None:
+                found[layer] += float(self.quantizer.bases[layer].row_bytes(scales).sum())
         return found
 
     def measured_loss(self, candidate: Candidate) -> tuple[float, float]:
@@ -265,45 +286,23 @@ class EntropyCodedPlanner:
             raise ValueError("a table that cannot be run has no losses")
         return self.validation
 
-    # ---- fields and encodings --------------------------------------------------------------------
+    # ---- header and encodings --------------------------------------------------------------------
 
-    def _fields(self, candidate: Candidate) -> tuple[list[Field], list[tuple[str, int]]]:
-        """Return all fields, and kind and layer of the arrays they refer to by number."""
-        fields: list[Field] = []
-        arrays: list[tuple[str, int]] = []
-        for layer in range(len(self.inputs.source.fields)):
-            field = self.inputs.field(layer)
-            if layer in self.quantizer.bases:
-                rank = candidate.components[layer].rank
-                field = replace(field, rank=rank, basis=len(arrays))
-                arrays.append(("coded_basis", layer))
-                if self.quantizer.bases[layer].has_mean:
-                    field = replace(field, mean=len(arrays))
-                    arrays.append(("mean", layer))
-            fields.append(field)
-        return fields, arrays
-
-    def _header(self, candidate: Candidate) -> PlannedHeader:
+    def _header(self, candidate: Candidate, sections: CodedSections) -> PlannedHeader:
         """The header to come; sections of arrays in the order of the file."""
-        encodings, numbers = self._encodings(candidate)
-        width = self.inputs.width
-        fields, arrays = self._fields(candidate)
-        sections = [
-            planned_array("mean", "float32", (width,), 4) if kind == "mean"
-            else planned_basis(candidate.components[layer].rank, basis_part(width))
-            for kind, layer in arrays
-        ]  # fmt: skip
-        sections += self.inputs.row_sections()
-        table = self.inputs.table(fields, [section.kind for section in sections])
-        return PlannedHeader(table, self.spans, encodings, numbers, sections)
+        encodings, numbers = self._encodings(candidate, sections)
+        return PlannedHeader(sections.table, self.spans, encodings, numbers, sections.planned())
 
-    def _encodings(self, candidate: Candidate) -> tuple[tuple[Encoding, ...], list[int]]:
+    def _encodings(
+        self, candidate: Candidate, sections: CodedSections
+    ) -> tuple[tuple[Encoding, ...], list[int]]:
         """Return the encodings, and the number of each chunk's."""
         found: list[Encoding] = []
         numbers = []
         for chunk in range(len(self.spans)):
             fields = self._field_encodings(candidate, chunk)
-            encoding = Encoding("zstd-runs", self.rows_per_block, fields)
+            rows, coder = sections.coding.rows_per_block(chunk), sections.chunk_settings(chunk)
+            encoding = Encoding("ans", rows, fields, coder)
             if encoding not in found:
                 found.append(encoding)
             numbers.append(found.index(encoding))
@@ -315,12 +314,8 @@ class EntropyCodedPlanner:
         for layer in self.inputs.kept:
             component = candidate.components[layer]
             own = layer_step(step, self.quantizer.unit(layer))
-            parts = []
-            if component.leading:
-                parts.append(Part("step16", component.leading, step=own))
-            bounds = (component.leading, *component.cuts, component.rank)
-            for start, stop in zip(bounds, bounds[1:]):
-                if stop > start:
-                    parts.append(Part("step8", stop - start, step=own))
-            found.append(tuple(parts))
+            counts = {"step16": component.leading, "step8": component.rank - component.leading}
+            found.append(
+                tuple(Part(codec, count, step=own) for codec, count in counts.items() if count)
+            )
         return tuple(found)

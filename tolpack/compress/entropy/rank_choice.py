@@ -9,18 +9,14 @@ loss gains per byte when the step changes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from tolpack.codecs.code_entropy import code_bytes, gaussian_bytes
-from tolpack.compress.entropy.frame_sample import FrameSample
-from tolpack.container.preamble import SECTION_ALIGNMENT
+from tolpack.compress.entropy.slot_sample import SlotSample
 from tolpack.runtime.array_types import Doubles, Floats
 
-# A layer's components are cut where the root mean square of their codes falls below these. In a
-# record the large ones of all layers then come first, and get a Huffman table of their own.
-_CLASSES = (1.3, 0.5)
 # The slope is the difference quotient over this factor of the step.
 _STEP_RATIO = 1.1
 # Cutting a component takes the same direction from all tokens and positions, and costs far more
@@ -31,23 +27,23 @@ _CUT_FACTOR = 80.0
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """How a layer's stored values are cut.
+    """How a layer's values are stored.
 
     ``rank``: how many there are (the width without a basis); ``leading``: how many of the first
-    ones have codes of 16 bits, without a basis all or none; ``cuts``: where the others are cut by
-    size, ascending.
+    ones have codes of 16 bits, without a basis all or none; ``scales``: of the rows of the basis,
+    float32 (rank,), ``None`` for the finest.
     """
 
     rank: int
     leading: int
-    cuts: tuple[int, ...] = ()
+    scales: Floats | None = field(default=None, compare=False)
 
 
 def choose_components(
     codes: Mapping[int, Floats],
-    sample: FrameSample,
+    sample: SlotSample,
     steps: Floats,
-    row_bytes: int,
+    basis_bytes: Mapping[int, Doubles],
     *,
     fixed: bool,
     limit: float,
@@ -58,12 +54,12 @@ def choose_components(
     ----------
     codes : mapping of int to ndarray
         By layer, float32 (n, components): codes of all components of sampled tokens.
-    sample : FrameSample
+    sample : SlotSample
         The tokens, and what they stand for.
     steps : ndarray
         float32 (n,): what a code is multiplied by.
-    row_bytes : int
-        Bytes of one row of a basis.
+    basis_bytes : mapping of int to ndarray
+        By layer, float64 (components,): what each row of the basis takes.
     fixed : bool
         Whether ranks stay what they are.
     limit : float
@@ -78,13 +74,11 @@ def choose_components(
         noise = float(square.sum()) * values / 12 * (_STEP_RATIO**2 - 1)
         slope = noise / max(saved, 1e-9)
         ranks = {
-            layer: _best_rank(gain, slope * size, slope * _whole_pages(row_bytes, len(gain)))
+            layer: int(np.argmax(np.cumsum(gain - slope * (size + basis_bytes[layer])))) + 1
             for layer, (gain, size) in now.items()
         }
-    leading = {layer: _leading(codes[layer][:, :rank], limit) for layer, rank in ranks.items()}
-    first = 1 if any(leading.values()) else 0
     return {
-        layer: Component(rank, leading[layer], _cuts(codes[layer][:, :rank], leading[layer], first))
+        layer: Component(rank, _leading(codes[layer][:, :rank], limit))
         for layer, rank in ranks.items()
     }
 
@@ -103,33 +97,7 @@ def _saved_by_coarser(codes: Floats, rows: Doubles) -> float:
     return float((gaussian_bytes(codes, rows) - gaussian_bytes(coarser, rows)).sum())
 
 
-def _whole_pages(row_bytes: int, rows: int) -> Doubles:
-    """Bytes of bases of 1 … `rows` rows in the file: a section fills whole pages."""
-    return -(-row_bytes * np.arange(1.0, rows + 1) // SECTION_ALIGNMENT) * SECTION_ALIGNMENT
-
-
-def _best_rank(gain: Doubles, codes: Doubles, basis: Doubles) -> int:
-    """Return the rank, at least 1, at which the gain of the components kept is farthest above the
-    cost of their codes and of the `basis` of that rank.
-    """
-    return int(np.argmax(np.cumsum(gain - codes) - basis)) + 1
-
-
 def _leading(codes: Floats, limit: float) -> int:
     """Return how many leading components have codes beyond `limit`."""
     large = np.flatnonzero(np.abs(codes).max(axis=0) > limit)
     return int(large[-1]) + 1 if len(large) else 0
-
-
-def _cuts(codes: Floats, leading: int, first: int) -> tuple[int, ...]:
-    """Return where components are cut by size; every layer has the same number of parts, so that
-    those of one size meet in the record: where others have codes of 16 bits, one value at least
-    stands apart.
-    """
-    rms = np.sqrt(np.square(codes, dtype=np.float64).mean(axis=0))
-    last = max(leading, first)
-    found = [last] if last > leading else []
-    for limit in _CLASSES:
-        last = max(last + 1, int(np.count_nonzero(rms >= limit)))
-        found.append(last)
-    return tuple(cut for cut in found if cut < codes.shape[1])

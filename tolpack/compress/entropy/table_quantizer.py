@@ -20,10 +20,10 @@ from tolpack.compress.entropy.error_compensation import (
     decoded_rows,
     stored_rows,
 )
-from tolpack.compress.entropy.frame_sample import FrequencySteps
 from tolpack.compress.entropy.layer_basis import (
     MAX_CODE,
     MAX_WIDE_CODE,
+    CodedBasis,
     LayerBasis,
     StoredBasisQuantizer,
     mean_pays,
@@ -35,6 +35,7 @@ from tolpack.compress.entropy.quantizers import (
     whitened_basis,
 )
 from tolpack.compress.entropy.rank_choice import Component
+from tolpack.compress.entropy.slot_sample import FrequencySteps
 from tolpack.compress.plan import PlanInputs
 from tolpack.compress.second_moments import second_moments
 from tolpack.runtime.array_types import Floats
@@ -120,6 +121,15 @@ class TableQuantizer:
         if self.inputs.has_basis:
             return self.bases[layer].mean
         return np.zeros(self.inputs.width, np.float32)
+
+    @property
+    def means(self) -> dict[int, Floats]:
+        """The means that are not zero, by kept layer."""
+        return {layer: basis.mean for layer, basis in self.bases.items() if basis.has_mean}
+
+    def coded_bases(self, candidate: Candidate) -> dict[int, CodedBasis]:
+        """Return the bases as a candidate stores them, by kept layer."""
+        return {n: basis.coded(candidate.components[n]) for n, basis in self.bases.items()}
 
     def unit(self, layer: int) -> float:
         """Return a step of 1 in units of a layer's stored values."""

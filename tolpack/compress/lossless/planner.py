@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tolpack.codecs.encodings import Encoding
-from tolpack.codecs.frames import FRAMES
+from tolpack.codecs.frames import ZSTD_FRAMES
 from tolpack.codecs.record import record_layout
 from tolpack.compress.chunks import ChunkSpan, doubling_chunks, spread_slots
 from tolpack.compress.fixed.encoding_choice import frame_encoding, raw_encoding
@@ -133,9 +133,9 @@ def _measured_saving(inputs: PlanInputs, spans: tuple[ChunkSpan, ...], planes: E
 
 def _seconds_per_frame(records: Bytes, planes: Encoding) -> float:
     """Return the time that one frame of the sample takes to decompress: the best of some."""
-    frame, rows = FRAMES[planes.frame], min(len(records), planes.rows_per_block)
+    frame, rows = ZSTD_FRAMES.get(planes.frame), min(len(records), planes.rows_per_block)
     record = planes.record()
-    if frame.compress is None:
+    if frame is None:
         return 0.0
     data = frame.compress(record, records[:rows].tobytes(), 1)[0]
     best = math.inf

@@ -1,8 +1,8 @@
-"""Steps of tokens, and a sample of frames from which ``--bits auto`` predicts sizes and ranks.
+"""Steps of tokens, and a sample of rows from which ``--bits auto`` predicts sizes and ranks.
 
 A token's step falls with its count, raised by an eighth of the mean count (`raised_counts`), to the
-power ``-exponent / 2``, evened out over its chunk. The sample is whole frames spread over every
-chunk, so what they compress to is what the file will; a small table is sampled whole.
+power ``-exponent / 2``, evened out over its chunk. The sample is spread over every chunk; a small
+table is sampled whole.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from tolpack.runtime.array_types import Doubles, Floats
 
 # Rows of the sample, all layers in float32.
 _SAMPLE_BYTES = 128 << 20
+# Rows of a chunk that are sampled at least.
+_LEAST_ROWS = 64
 
 
 class FrequencySteps:
@@ -59,11 +61,11 @@ class FrequencySteps:
 
 
 @dataclass(frozen=True, slots=True)
-class FrameSample:
-    """Whole frames of every chunk.
+class SlotSample:
+    """Rows of every chunk.
 
-    ``slots``: by chunk, int64 (frames, rows of a frame); ``text`` and ``rows``, float64 (n,): the
-    share of the text, and the number of rows, that each sampled row stands for.
+    ``slots``: by chunk, int64 (n,); ``text`` and ``rows``, float64 (all n,): the share of the text,
+    and the number of rows, that each sampled row stands for.
     """
 
     slots: tuple[NDArray[np.int64], ...]
@@ -73,25 +75,20 @@ class FrameSample:
     @property
     def all_slots(self) -> NDArray[np.int64]:
         """All sampled slots, int64 (n,)."""
-        return np.concatenate([slots.ravel() for slots in self.slots])
+        return np.concatenate(self.slots)
 
 
-def sample_frames(
-    order: TokenOrder, chunks: Sequence[ChunkSpan], rows_per_block: int, row_values: int
-) -> FrameSample:
-    """Sample frames of `rows_per_block` rows of `row_values` values, evenly spread."""
+def sample_slots(order: TokenOrder, chunks: Sequence[ChunkSpan], row_values: int) -> SlotSample:
+    """Sample rows of `row_values` values, evenly spread."""
     share = min(1.0, _SAMPLE_BYTES / (4 * row_values * order.rows))
     total = order.rows if order.counts is None else (order.counts + 0.5).sum()
     found, text, stands_for = [], [], []
     for plan in chunks:
-        rows = min(rows_per_block, plan.rows)
-        frames = plan.rows // rows
-        wanted = max(1, math.ceil(frames * share))
-        first = plan.first_slot + rows * (np.arange(wanted) * frames // wanted)
-        slots = first[:, None] + np.arange(rows)
+        wanted = min(plan.rows, max(_LEAST_ROWS, math.ceil(plan.rows * share)))
+        slots = plan.first_slot + np.arange(wanted) * plan.rows // wanted
         found.append(slots)
-        each = plan.rows / slots.size
-        counts = np.ones(slots.size) if order.counts is None else order.counts[slots.ravel()] + 0.5
+        each = plan.rows / wanted
+        counts = np.ones(wanted) if order.counts is None else order.counts[slots] + 0.5
         text.append(counts * each / total)
-        stands_for.append(np.full(slots.size, each))
-    return FrameSample(tuple(found), np.concatenate(text), np.concatenate(stands_for))
+        stands_for.append(np.full(wanted, each))
+    return SlotSample(tuple(found), np.concatenate(text), np.concatenate(stands_for))

@@ -1,0 +1,19 @@
+"""How long payloads of frame ``ans`` can be, as far as a header tells (SPEC §8)."""
+
+from __future__ import annotations
+
+MOST_LANES = 16
+# A lane's state, and a word.
+STATE_BYTES, WORD_BYTES = 4, 2
+# Bits of an escaped code: 12 of a slot, 16 as they are, and less than one for rounding.
+_MOST_BITS = 29
+
+
+def shortest_payload(lanes: int) -> int:
+    """Bytes of a payload without words: the states of its lanes."""
+    return STATE_BYTES * lanes
+
+
+def longest_payload(lanes: int, values: int) -> int:
+    """Bytes of the longest payload of `values` codes."""
+    return STATE_BYTES * lanes + WORD_BYTES * -(-_MOST_BITS * values // 16)

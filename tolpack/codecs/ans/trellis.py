@@ -1,0 +1,37 @@
+"""Trellis-coded quantization of 8 states: between codes and levels (SPEC §8).
+
+Two sets of codes share the numbers: the even ones, and the odd ones with zero (Marcellin and
+Fischer 1990; the states are those of dependent quantization in video coding). The parities of the
+levels so far say which set is next, so that a level is about half of its code.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+STATES = 8
+# The next state, by state and parity of the level; a state's set of codes is its parity.
+NEXT = np.array(
+    [[0, 2], [5, 7], [1, 3], [6, 4], [2, 0], [4, 6], [3, 1], [7, 5]], np.int64
+)  # fmt: skip
+
+
+def codes_of(levels: NDArray[Any], states: NDArray[Any]) -> NDArray[Any]:
+    """Return the codes of levels in these states."""
+    found: NDArray[Any] = 2 * levels - (states & 1) * np.sign(levels)
+    return found
+
+
+def levels_of(codes: NDArray[Any], states: NDArray[Any]) -> NDArray[Any]:
+    """Return the levels of codes in these states, in whose sets they must be (`in_set`)."""
+    found: NDArray[Any] = (codes + (states & 1) * np.sign(codes)) >> 1
+    return found
+
+
+def in_set(codes: NDArray[Any], states: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether codes are in the sets of these states."""
+    inside: NDArray[np.bool_] = ((codes + (states & 1)) & 1 == 0) | (codes == 0)
+    return inside
