@@ -10,59 +10,67 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.codecs.ans.block_coding import BlockDecoder, take_rows
 from tolpack.codecs.ans.models import CodeModels
-from tolpack.codecs.ans.row_coder import RowCoder
+from tolpack.codecs.ans.record_coder import RecordCoder
+from tolpack.codecs.ans.value_order import ValueOrder
+from tolpack.codecs.encodings import Part
 from tolpack.errors import FormatError
-from tolpack.runtime.array_types import Bytes
+from tolpack.runtime.array_types import Bytes, Ints
 
-# Bytes of the scale of a row, and bits of a code.
-_SCALE_BYTES, _CODE_BITS = 2, 8
+# Bytes of the scale of a row.
+_SCALE_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BasisCoder:
-    """Codes a basis (rank, width) whose rows are records of codec ``int8`` with one scale each."""
+    """Codes a basis whose rows are records of codec ``int8`` with one scale each.
 
-    rows: RowCoder
-    rank: int
-    width: int
+    Parameters
+    ----------
+    shape : tuple of int
+        Rank and width.
+    classes : ndarray
+        uint8 (rank,): number of the model of each row.
+    models : CodeModels
+        The models.
+    lanes : int
+        1 to 16.
+    place : str, optional
+        What to name in errors about the classes.
 
-    @classmethod
-    def of(
-        cls, shape: tuple[int, int], classes: NDArray[np.uint8], models: CodeModels, lanes: int,
-        place: str = "classes",
-    ) -> BasisCoder:  # fmt: skip
-        """Lay out a basis.
+    Raises
+    ------
+    FormatError
+        Code ``code-classes``: there is no such model.
+    """
 
-        Parameters
-        ----------
-        shape : tuple of int
-            Rank and width.
-        classes : ndarray
-            uint8 (rank or more,): number of the model of each row.
-        models, lanes, place
-            As of `RowCoder`.
+    shape: tuple[int, int]
+    classes: NDArray[np.uint8]
+    models: CodeModels
+    lanes: int
+    place: str = "classes"
 
-        Returns
-        -------
-        BasisCoder
-            The coder.
+    def __post_init__(self) -> None:
+        """Check the classes, so that nothing has to be while decoding."""
+        largest, most = int(self.classes.max(initial=0)), len(self.models.array)
+        if largest >= most:
+            raise FormatError("code-classes", self.place, f"class {largest}", f"below {most}")
+
+    def encode(self, records: Bytes) -> bytes:
+        """Return the stored bytes of records, uint8 (rank, 2 + width): scale and codes of a row.
 
         Raises
         ------
-        FormatError
-            As of `RowCoder`.
+        ConfigError
+            A code is in no symbol of its model.
         """
-        rank, width = shape
-        whole = np.repeat(classes[:rank], width)
-        rows = RowCoder((width,) * rank, whole, models, lanes, False, _CODE_BITS, place)
-        return cls(rows, rank, width)
-
-    def encode(self, records: Bytes) -> bytes:
-        """Return the stored bytes of records, uint8 (rank, 2 + width): scale and codes of a row."""
-        codes = np.ascontiguousarray(records[:, _SCALE_BYTES:]).view(np.int8)
-        payload = self.rows.encode(codes.reshape(1, -1), 1)[0]
-        return records[:, :_SCALE_BYTES].tobytes() + payload
+        rank, width = self.shape
+        fields = ((Part("step8", width, step=1.0),),) * rank
+        classes = np.repeat(self.classes, width)
+        coder = RecordCoder.of(fields, classes, self.models, self.lanes, False, self.place)
+        codes = np.ascontiguousarray(records[:, _SCALE_BYTES:]).reshape(1, -1)
+        return records[:, :_SCALE_BYTES].tobytes() + coder.encode_records(codes, 1)[0]
 
     def decode(self, stored: Bytes, place: str) -> Bytes:
         """Return the records, uint8 (rank, 2 + width), of stored bytes, uint8 (n,).
@@ -72,11 +80,19 @@ class BasisCoder:
         FormatError
             Code ``frame``: it is no payload of so many codes; `place` names it.
         """
-        if len(stored) < self.rank * _SCALE_BYTES:
+        rank, width = self.shape
+        scales, payload = np.split(stored, [rank * _SCALE_BYTES])
+        if len(scales) < rank * _SCALE_BYTES:
             raise FormatError("frame", place, f"{len(stored)} bytes", "the scales of all rows")
-        scales, payload = np.split(stored, [self.rank * _SCALE_BYTES])
-        records = np.empty((self.rank, _SCALE_BYTES + self.width), np.uint8)
-        records[:, :_SCALE_BYTES] = scales.reshape(self.rank, _SCALE_BYTES)
-        codes = self.rows.decode([payload.tobytes()], [1], lambda _: place)
-        records[:, _SCALE_BYTES:] = codes.astype(np.int8).reshape(self.rank, -1).view(np.uint8)
+        records = np.empty((rank, _SCALE_BYTES + width), np.uint8)
+        records[:, :_SCALE_BYTES] = scales.reshape(rank, _SCALE_BYTES)
+        decoder = BlockDecoder([payload.tobytes()], self.lanes, lambda _: place)
+        order = ValueOrder.of((width,), self.lanes)
+        for record, number in zip(records, self.classes.tolist()):
+            classes: Ints = np.full(width, number)
+            codes = take_rows(decoder, 1, 1, order, classes, self.models, False)[0, :, 0]
+            if codes.min() < -128 or codes.max() > 127:
+                raise FormatError("frame", place, "a larger code", "codes of 8 bits")
+            record[_SCALE_BYTES:] = codes.astype(np.int8).view(np.uint8)
+        decoder.finish()
         return records

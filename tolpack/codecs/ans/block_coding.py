@@ -193,7 +193,7 @@ def encode_blocks(
     return encoder.payloads()
 
 
-def decode_blocks(
+def take_rows(
     decoder: BlockDecoder,
     rows: int,
     blocks: int,
@@ -202,7 +202,7 @@ def decode_blocks(
     tables: CodeModels,
     trellis: bool,
 ) -> Ints:
-    """Take all values out of blocks of the same number of rows: codes, int64 (rows, V, blocks).
+    """Take the values of the next rows out of blocks: codes, int64 (rows, V, blocks).
 
     ``classes``, int64 (V,): the class of each value. Raises `FormatError`, code ``frame``.
     """
@@ -218,7 +218,6 @@ def decode_blocks(
             row[value] = codes_of(levels, state) if trellis else levels
             if trellis:
                 states[stretch] = NEXT[state, levels & 1]
-    decoder.finish()
     return found
 
 

@@ -13,8 +13,8 @@ from tolpack.codecs.ans.block_coding import (
     STATE_BYTES,
     WORD_BYTES,
     BlockDecoder,
-    decode_blocks,
     encode_blocks,
+    take_rows,
 )  # fmt: skip
 from tolpack.codecs.ans.models import CodeModels
 from tolpack.codecs.ans.trellis import NEXT, in_set, levels_of
@@ -194,10 +194,11 @@ class RowCoder:
         decoder = BlockDecoder(
             [payloads[n] for n in own], self.lanes, lambda number: place(own[number])
         )
-        codes = decode_blocks(
+        codes = take_rows(
             decoder, rows, len(own), self._order(), self.classes.astype(np.int64), self.models,
             self.trellis,
         ).transpose(2, 0, 1)  # fmt: skip
+        decoder.finish()
         wrong = self._too_large(codes).any(axis=(1, 2))
         if wrong.any():
             expected = "codes of 8 or 16 bits, as their codec has"
