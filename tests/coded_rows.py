@@ -84,8 +84,7 @@ def add_coded_basis(
     models, shape = add_models(writer), basis.shape
     number, array, row = classes
     rows = np.concatenate(encode_values(basis.astype(np.float32), part), axis=1)
-    own = array[row, : shape[0]]
-    coder = BasisCoder(shape, own, CodeModels.of(code_models(), "models"), lanes)
+    coder = BasisCoder.of(shape, array[row], CodeModels.of(code_models(), "models"), lanes)
     settings = CoderSettings(models, number, row, lanes)
     return writer.add_entropy_coded_basis(lambda: coder.encode(rows), shape, settings)
 

@@ -58,7 +58,7 @@ class Coders(ForkSafe):
         with self._lock:
             classes, models = self._parts(coder)
         place = f"sections[{number}].classes"
-        return BasisCoder((rank, width), classes[:rank], models, coder.lanes, place)
+        return BasisCoder.of((rank, width), classes, models, coder.lanes, place)
 
     def _record_coder(self, number: int) -> RecordCoder:
         encoding = self._header.encodings[number]

@@ -24,38 +24,48 @@ _SCALE_BYTES = 2
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BasisCoder:
-    """Codes a basis whose rows are records of codec ``int8`` with one scale each.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        Rank and width.
-    classes : ndarray
-        uint8 (rank,): number of the model of each row.
-    models : CodeModels
-        The models.
-    lanes : int
-        1 to 16.
-    place : str, optional
-        What to name in errors about the classes.
-
-    Raises
-    ------
-    FormatError
-        Code ``code-classes``: there is no such model.
-    """
+    """Codes a basis whose rows are records of codec ``int8`` with one scale each."""
 
     shape: tuple[int, int]
     classes: NDArray[np.uint8]
     models: CodeModels
     lanes: int
-    place: str = "classes"
 
-    def __post_init__(self) -> None:
-        """Check the classes, so that nothing has to be while decoding."""
-        largest, most = int(self.classes.max(initial=0)), len(self.models.array)
+    @classmethod
+    def of(
+        cls, shape: tuple[int, int], classes: NDArray[np.uint8], models: CodeModels, lanes: int,
+        place: str = "classes",
+    ) -> BasisCoder:  # fmt: skip
+        """Check the classes of a basis, so that nothing has to be while decoding.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            Rank and width.
+        classes : ndarray
+            uint8 (rank or more,): number of the model of each row.
+        models : CodeModels
+            The models.
+        lanes : int
+            1 to 16.
+        place : str, optional
+            What to name in errors about the classes.
+
+        Returns
+        -------
+        BasisCoder
+            The coder.
+
+        Raises
+        ------
+        FormatError
+            Code ``code-classes``: there is no such model.
+        """
+        own, most = classes[: shape[0]], len(models.array)
+        largest = int(own.max(initial=0))
         if largest >= most:
-            raise FormatError("code-classes", self.place, f"class {largest}", f"below {most}")
+            raise FormatError("code-classes", place, f"class {largest}", f"below {most}")
+        return cls(shape, own, models, lanes)
 
     def encode(self, records: Bytes) -> bytes:
         """Return the stored bytes of records, uint8 (rank, 2 + width): scale and codes of a row.
@@ -68,7 +78,7 @@ class BasisCoder:
         rank, width = self.shape
         fields = ((Part("step8", width, step=1.0),),) * rank
         classes = np.repeat(self.classes, width)
-        coder = RecordCoder.of(fields, classes, self.models, self.lanes, False, self.place)
+        coder = RecordCoder.of(fields, classes, self.models, self.lanes, False)
         codes = np.ascontiguousarray(records[:, _SCALE_BYTES:]).reshape(1, -1)
         return records[:, :_SCALE_BYTES].tobytes() + coder.encode_records(codes, 1)[0]
 
