@@ -2,7 +2,8 @@
 
 numpy takes one pass over a row for every step of an expression; these take one in all, straight to
 the place where the caller wants the row. They give the same bits as the codecs of
-`tolpack.codecs.registry` and as `tolpack.codecs.zero_runs`, which stay the definition.
+`tolpack.codecs.registry`, `tolpack.codecs.zero_runs` and `tolpack.codecs.ans.block_coding`, which
+stay the definition.
 
 Compiling one takes a second or two, once on a machine: numba keeps the result beside the package,
 or where ``NUMBA_CACHE_DIR`` says. Loading them takes a second. So they are loaded when a lookup is
@@ -64,11 +65,14 @@ class Kernel:
 class Kernels:
     """Compiled functions; see `tolpack.codecs.compiled_loops`.
 
-    ``decoders``: by codec, for those that have one; ``zero_runs`` expands ``zstd-runs`` frames.
+    ``decoders``: by codec, for those that have one; ``zero_runs`` expands ``zstd-runs`` frames;
+    ``ans_decode`` and ``ans_encode`` are of `tolpack.codecs.ans.loops`.
     """
 
     decoders: Mapping[str, Callable[..., bool]]
     zero_runs: Callable[..., int]
+    ans_decode: Callable[..., int]
+    ans_encode: Callable[..., int]
 
 
 @cache
@@ -79,6 +83,7 @@ def _compile() -> Kernels | None:
         from numba import types
 
         from tolpack.codecs import compiled_loops
+        from tolpack.codecs.ans import loops as ans_loops
     except ImportError:
         return None
 
@@ -98,7 +103,23 @@ def _compile() -> Kernels | None:
         if codec.loop is not None
     }
     runs = [number(codes, codes, types.Array(types.uint8, 2, "C"))]
-    return Kernels(decoders, Kernel(compiled_loops.expand_zero_runs, runs))
+    word = types.Array(types.uint16, 1, "C")
+    ans_decode = number(
+        given(types.uint16, 1), numbers, numbers, numbers, codes, given(types.uint32, 1),
+        given(types.uint64, 1), given(types.uint64, 1), given(types.int32, 1), number, number,
+        types.boolean, given(types.int64, 2), types.Array(types.uint8, 2, "C"),
+    )  # fmt: skip
+    ans_encode = number(
+        given(types.int32, 2), number, numbers, codes, given(types.int64, 2),
+        given(types.int64, 2), numbers, number, types.boolean, word, word,
+        types.Array(types.int64, 1, "C"),
+    )  # fmt: skip
+    return Kernels(
+        decoders,
+        Kernel(compiled_loops.expand_zero_runs, runs),
+        Kernel(ans_loops.decode, [ans_decode]),
+        Kernel(ans_loops.encode, [ans_encode]),
+    )
 
 
 _loaded: list[Kernels | None] = []

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.codecs.ans.models import CodeModels
-from tolpack.codecs.ans.row_coder import RowCoder
+from tolpack.codecs.ans.row_coder import RowCoder, compiled_loops
 from tolpack.codecs.encodings import FieldEncoding, ordered_parts
 from tolpack.codecs.registry import CODECS
 from tolpack.runtime.array_types import Bytes
@@ -109,7 +109,15 @@ class RecordCoder:
         place: Callable[[int], str] = "payload {}".format,
     ) -> Bytes:
         """Decode blocks to uint8 (sum of rows, record_bytes); else as `RowCoder.decode`."""
-        return self.records(self.rows.decode(payloads, rows, place))
+        counts = np.asarray(rows, np.int64)
+        compiled = compiled_loops(int(counts.sum()) * self.rows.values)
+        if compiled is None:
+            return self.records(self.rows.decode(payloads, rows, place))
+        parts = [(part.start_byte, part.start, part.count, part.code_bytes) for part in self.parts]
+        return self.rows.tables.decode(
+            compiled.ans_decode, payloads, counts, np.array(parts, np.int64), self.record_bytes,
+            place,
+        )  # fmt: skip
 
 
 def part_columns(fields: tuple[FieldEncoding, ...]) -> tuple[PartColumns, ...]:

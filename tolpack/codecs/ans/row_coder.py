@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.codecs import kernels
 from tolpack.codecs.ans.block_coding import (
     STATE_BYTES,
     WORD_BYTES,
@@ -16,6 +17,7 @@ from tolpack.codecs.ans.block_coding import (
     encode_blocks,
     take_rows,
 )  # fmt: skip
+from tolpack.codecs.ans.compiled import LoopTables
 from tolpack.codecs.ans.models import CodeModels
 from tolpack.codecs.ans.trellis import NEXT, in_set, levels_of
 from tolpack.codecs.ans.value_order import ValueOrder
@@ -27,6 +29,15 @@ MOST_LANES = 16
 _MOST_BITS = 29
 # Values that numpy codes together: some arrays of 8 bytes stand for each.
 _PIECE = 1 << 22
+# Values for which it pays to load the compiled loops, which takes about a second.
+_WORTH_LOADING = 1 << 14
+_CODES_TOO_LARGE = "codes must fit into the 8 or 16 bits of their codec"
+_EXPECTED_CODES = "codes of 8 or 16 bits, as their codec has"
+
+
+def compiled_loops(values: int) -> kernels.Kernels | None:
+    """Return the compiled loops to code so many values with, or ``None`` for numpy."""
+    return kernels.load() if values >= _WORTH_LOADING else kernels.loaded()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +75,7 @@ class RowCoder:
     trellis: bool
     code_bits: NDArray[np.int64] | int = 16
     place: str = "classes"
+    tables: LoopTables = field(init=False)
 
     def __post_init__(self) -> None:
         """Check the classes, so that nothing has to be while decoding."""
@@ -74,6 +86,42 @@ class RowCoder:
             raise FormatError("code-classes", self.place, found, expected)
         if largest >= most:
             raise FormatError("code-classes", self.place, f"class {largest}", f"below {most}")
+        own = self.field_values, self.classes, self.models, self.lanes, self.trellis
+        object.__setattr__(self, "tables", LoopTables.of(*own))
+
+    @classmethod
+    def for_basis(
+        cls,
+        rank: int,
+        width: int,
+        row_classes: NDArray[np.uint8],
+        models: CodeModels,
+        lanes: int,
+        place: str = "classes",
+    ) -> RowCoder:
+        """Make the coder of a basis of 8-bit codes, which is one row: its rows are the fields.
+
+        Parameters
+        ----------
+        rank, width : int
+            Rows of the basis, and values of each.
+        row_classes : ndarray
+            uint8 (rank or more,): class of each row.
+        models, lanes, place
+            As of the class.
+
+        Returns
+        -------
+        RowCoder
+            The coder, which takes and gives codes (1, rank × width).
+
+        Raises
+        ------
+        FormatError
+            Code ``code-classes``.
+        """
+        classes = np.repeat(row_classes[:rank], width)
+        return cls((width,) * rank, classes, models, lanes, False, 8, place)
 
     @property
     def values(self) -> int:
@@ -105,6 +153,9 @@ class RowCoder:
         ConfigError
             A code is in no symbol of its model, is too large, or is not in its set.
         """
+        compiled = compiled_loops(codes.size)
+        if compiled is not None:
+            return self._encode_compiled(compiled, codes, rows_per_block)
         whole = len(codes) // rows_per_block * rows_per_block
         pieces = self._pieces(whole // rows_per_block, rows_per_block)
         spans = [(a * rows_per_block, b * rows_per_block, rows_per_block) for a, b in pieces]
@@ -149,6 +200,9 @@ class RowCoder:
             Code ``frame``: a payload is not one of so many rows.
         """
         counts = np.asarray(rows, np.int64)
+        compiled = compiled_loops(int(counts.sum()) * self.values)
+        if compiled is not None:
+            return self._decode_compiled(compiled, payloads, counts, place)
         found = np.empty((int(counts.sum()), self.values), np.int16)
         firsts = np.cumsum(counts) - counts
         for count in np.unique(counts).tolist():
@@ -186,6 +240,35 @@ class RowCoder:
             found[start:stop] = bits[models, self.models.numbers(levels, models)].sum(axis=1)
         return found
 
+    def _encode_compiled(
+        self, compiled: kernels.Kernels, codes: NDArray[Any], rows_per_block: int
+    ) -> list[bytes]:
+        """Encode by the compiled loop, some blocks at a time."""
+        if self._too_large(codes).any():
+            raise ConfigError(_CODES_TOO_LARGE)
+        found: list[bytes] = []
+        step, words = rows_per_block, self._most_words(rows_per_block)
+        for start, stop in self._pieces(-(-len(codes) // step), step):
+            own = codes[start * step : stop * step]
+            found += self.tables.encode(compiled.ans_encode, own, step, words)
+        return found
+
+    def _decode_compiled(
+        self, compiled: kernels.Kernels, payloads: Sequence[bytes | memoryview], rows: Ints,
+        place: Callable[[int], str],
+    ) -> NDArray[np.int16]:  # fmt: skip
+        """Decode by the compiled loop."""
+        parts = np.array([[0, 0, self.values, 2]], np.int64)
+        records = self.tables.decode(
+            compiled.ans_decode, payloads, rows, parts, 2 * self.values, place
+        )
+        codes: NDArray[np.int16] = records.view("<i2")
+        wrong = np.flatnonzero(self._too_large(codes).any(axis=1))
+        if len(wrong):
+            block = int(np.searchsorted(np.cumsum(rows), wrong[0], side="right"))
+            raise FormatError("frame", place(block), "a larger code", _EXPECTED_CODES)
+        return codes
+
     def _decode(
         self, payloads: Sequence[bytes | memoryview], own: list[int], rows: int,
         place: Callable[[int], str],
@@ -201,15 +284,15 @@ class RowCoder:
         decoder.finish()
         wrong = self._too_large(codes).any(axis=(1, 2))
         if wrong.any():
-            expected = "codes of 8 or 16 bits, as their codec has"
-            raise FormatError("frame", place(own[int(np.argmax(wrong))]), "a larger code", expected)
+            block = own[int(np.argmax(wrong))]
+            raise FormatError("frame", place(block), "a larger code", _EXPECTED_CODES)
         return codes
 
     def _levels(self, codes: NDArray[Any]) -> tuple[Ints, Ints]:
         """Return the levels of codes, and the numbers of their models: int64 (n, V)."""
         whole = codes.astype(np.int64)
         if self._too_large(whole).any():
-            raise ConfigError("codes must fit into the 8 or 16 bits of their codec")
+            raise ConfigError(_CODES_TOO_LARGE)
         models = np.broadcast_to(self.classes.astype(np.int64), codes.shape)
         if not self.trellis:
             return whole, models
@@ -237,9 +320,9 @@ class RowCoder:
             states[:, stretches] = NEXT[now, levels_of(codes[:, values], now) & 1]
         return found
 
-    def _too_large(self, codes: Ints) -> NDArray[np.bool_]:
+    def _too_large(self, codes: NDArray[Any]) -> NDArray[np.bool_]:
         limits = 1 << (np.asarray(self.code_bits) - 1)
-        large: NDArray[np.bool_] = (codes < -limits) | (codes >= limits)
+        large: NDArray[np.bool_] = (codes < -limits) | (codes > limits - 1)
         return large
 
     def _order(self) -> ValueOrder:
