@@ -15,6 +15,7 @@ from malformed_coding import BASIS, ROWS
 from packs import RECIPES, Layer, Recipe, Run, forge, split, step8, write
 
 import tolpack
+from tolpack.codecs import kernels
 from tolpack.codecs.ans.models import CodeModels
 from tolpack.codecs.ans.payload_sizes import longest_payload
 from tolpack.codecs.ans.record_coder import RecordCoder
@@ -269,6 +270,19 @@ def test_a_damaged_block_leaves_the_others(packs, tmp_path, monkeypatch):
         assert found == [(8, 4, "block-checksum"), (22, 2, "block-checksum")]
         assert refusal(pack.rows, range(40)) == "block-checksum"
         assert pack.rows([0, 7, 12, 21, 24, 39]).shape == (6, 1, 6)
+
+
+@pytest.mark.parametrize("name", ["ans", "ans-trellis", "ans-basis"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_loops_and_numpy_read_and_write_the_same_packs(name, compiled, tmp_path, monkeypatch):
+    """With compiled loops and without: the golden pack is written, and its rows are read."""
+    monkeypatch.setattr(kernels, "_loaded", [kernels.load() if compiled else None])
+    golden = FORMAT / "golden" / f"{name}.tolpack"
+    assert write(tmp_path / "pack", RECIPES[name]).data == golden.read_bytes()
+    expected = np.load(golden.with_suffix(".npy"))
+    with tolpack.open(golden) as pack:
+        found = pack.rows(range(pack.vocab_size))
+    assert np.allclose(found, expected, rtol=0, atol=1e-5 * abs(expected).max())
 
 
 def test_coders_are_read_once(packs):

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from tolpack.codecs.ans.block_coding import BlockDecoder, take_rows
 from tolpack.codecs.ans.models import CodeModels
-from tolpack.codecs.ans.record_coder import RecordCoder
+from tolpack.codecs.ans.row_coder import RowCoder, compiled_loops
 from tolpack.codecs.ans.value_order import ValueOrder
-from tolpack.codecs.encodings import Part
 from tolpack.errors import FormatError
 from tolpack.runtime.array_types import Bytes, Ints
 
@@ -75,12 +74,8 @@ class BasisCoder:
         ConfigError
             A code is in no symbol of its model.
         """
-        rank, width = self.shape
-        fields = ((Part("step8", width, step=1.0),),) * rank
-        classes = np.repeat(self.classes, width)
-        coder = RecordCoder.of(fields, classes, self.models, self.lanes, False)
-        codes = np.ascontiguousarray(records[:, _SCALE_BYTES:]).reshape(1, -1)
-        return records[:, :_SCALE_BYTES].tobytes() + coder.encode_records(codes, 1)[0]
+        codes = np.ascontiguousarray(records[:, _SCALE_BYTES:]).view(np.int8).reshape(1, -1)
+        return records[:, :_SCALE_BYTES].tobytes() + self._whole().encode(codes, 1)[0]
 
     def decode(self, stored: Bytes, place: str) -> Bytes:
         """Return the records, uint8 (rank, 2 + width), of stored bytes, uint8 (n,).
@@ -96,13 +91,28 @@ class BasisCoder:
             raise FormatError("frame", place, f"{len(stored)} bytes", "the scales of all rows")
         records = np.empty((rank, _SCALE_BYTES + width), np.uint8)
         records[:, :_SCALE_BYTES] = scales.reshape(rank, _SCALE_BYTES)
-        decoder = BlockDecoder([payload.tobytes()], self.lanes, lambda _: place)
+        if compiled_loops(rank * width) is None:
+            codes = self._rows(payload.tobytes(), place)
+        else:
+            codes = self._whole().decode([payload.tobytes()], [1], lambda _: place)
+        records[:, _SCALE_BYTES:] = codes.astype(np.int8).reshape(rank, width).view(np.uint8)
+        return records
+
+    def _whole(self) -> RowCoder:
+        """Return the coder of the basis as one row, whose fields are its rows."""
+        return RowCoder.for_basis(*self.shape, self.classes, self.models, self.lanes)
+
+    def _rows(self, payload: bytes, place: str) -> NDArray[np.int16]:
+        """Decode with numpy, a row at a time: the order of all values would take much memory."""
+        rank, width = self.shape
+        found = np.empty((rank, width), np.int16)
+        decoder = BlockDecoder([payload], self.lanes, lambda _: place)
         order = ValueOrder.of((width,), self.lanes)
-        for record, number in zip(records, self.classes.tolist()):
+        for row, number in zip(found, self.classes.tolist()):
             classes: Ints = np.full(width, number)
             codes = take_rows(decoder, 1, 1, order, classes, self.models, False)[0, :, 0]
             if codes.min() < -128 or codes.max() > 127:
                 raise FormatError("frame", place, "a larger code", "codes of 8 bits")
-            record[_SCALE_BYTES:] = codes.astype(np.int8).view(np.uint8)
+            row[:] = codes
         decoder.finish()
-        return records
+        return found

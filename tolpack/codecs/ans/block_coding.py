@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.codecs.ans.models import SLOT_BITS, SLOTS, CodeModels
+from tolpack.codecs.ans.payload_sizes import STATE_BYTES, WORD_BYTES
 from tolpack.codecs.ans.trellis import NEXT, codes_of
 from tolpack.codecs.ans.value_order import ValueOrder
 from tolpack.errors import FormatError
@@ -21,7 +22,6 @@ from tolpack.runtime.array_types import Ints
 
 # The least state; 16 bits leave a state, or come to it, at a time.
 LEAST_STATE = 1 << 16
-STATE_BYTES, WORD_BYTES = 4, 2
 
 
 class BlockEncoder:
