@@ -28,6 +28,11 @@ SINGLES = {
     "2-bit Hadamard": ("magenta", "*", "2-bit Hadamard, groups of 128"),
 }
 NAMED = {"Q4_0", "Q2_K", "TQ2_0", "Q4_K", "rank 50%, 4 bits", "rank 25%, 4 bits"}
+# Where the names stand, in points; those at nearly equal sizes would cover each other.
+PLACES = {
+    "Q4_0": (-26, 3), "Q4_K": (7, -8), "Q2_K": (-28, -3),
+    "rank 50%, 4 bits": (-6, 14), "rank 25%, 4 bits": (-66, 7),
+}  # fmt: skip
 # Lines of what packs would take with ideal coders.
 IDEAL = {
     "entropy_ratio_fp16": ("--", "if codes took their entropy (scalar quantizer)"),
@@ -36,7 +41,7 @@ IDEAL = {
 }
 TICKS = [2, 3, 4, 6, 8, 12, 16, 24, 32]
 MEASURES = {
-    "kl_mean_nats": ("mean KL divergence, nats a token", 1e-5, 3e-1),
+    "kl_mean_nats": ("mean KL divergence, nats a token", 1e-5, 1.0),
     "increase_pct": ("perplexity increase, %", 5e-3, 60.0),
 }
 
@@ -48,7 +53,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, 2, figsize=(13, 6))
+    figure, panels = plt.subplots(1, 2, figsize=(13, 7))
     for axes, (measure, (label, low, high)) in zip(panels, MEASURES.items()):
         draw(axes, result["points"], measure)
         axes.set(xscale="log", yscale="log", ylim=(low, high), xlim=(1.8, 45), ylabel=label)
@@ -58,12 +63,13 @@ def plot(result: dict[str, Any], path: Path) -> None:
         axes.grid(alpha=0.3)
     for style, label in IDEAL.values():
         panels[0].plot([], [], style, color="black", lw=1, label=label)
-    panels[0].legend(fontsize=7.5, loc="lower right")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, ncols=5, loc="lower center")
     tokens, ppl = result["tokens"][0], result["baseline_ppl"][0]
     figure.suptitle(
         f"{tokens:,} held-out tokens, perplexity of the checkpoint {ppl:.1f}", fontsize=10
     )
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.11, 1, 1))
     figure.savefig(path, dpi=120)
 
 
@@ -82,8 +88,9 @@ def draw(axes: Any, points: list[dict[str, Any]], measure: str) -> None:
             if one["name"] in NAMED:
                 at = (one["ratio_fp16"], one[measure])
                 axes.annotate(
-                    one["name"], at, (6, -3), textcoords="offset points", fontsize=7, color=color
-                )
+                    one["name"], at, PLACES.get(one["name"], (6, -3)),
+                    textcoords="offset points", fontsize=7, color=color,
+                )  # fmt: skip
         if family.startswith("--bits auto"):
             for name, (dashes, _) in IDEAL.items():
                 if all(one.get(name) for one in own):
