@@ -110,9 +110,8 @@ def _compile() -> Kernels | None:
         types.boolean, given(types.int64, 2), types.Array(types.uint8, 2, "C"),
     )  # fmt: skip
     ans_encode = number(
-        given(types.int32, 2), number, numbers, codes, given(types.int64, 2),
-        given(types.int64, 2), numbers, number, types.boolean, word, word,
-        types.Array(types.int64, 1, "C"),
+        given(types.int32, 2), number, numbers, codes, given(types.uint64, 2), numbers, number,
+        types.boolean, word, word, types.Array(types.int64, 1, "C"),
     )  # fmt: skip
     return Kernels(
         decoders,

@@ -42,6 +42,7 @@ class LoopTables:
     shifts: NDArray[np.uint64]
     plain: NDArray[np.uint64]
     moves: NDArray[np.int32]
+    symbols: NDArray[np.uint64]
     lanes: int
     trellis: bool
 
@@ -64,7 +65,7 @@ class LoopTables:
         return cls(
             np.array(field_values, np.int64), np.ascontiguousarray(classes, np.uint8), models,
             models.entries.reshape(-1), models.shifts.astype(np.uint64), plain,
-            _moves(symbols, trellis), lanes, trellis,
+            _moves(symbols, trellis), _symbols(models), lanes, trellis,
         )  # fmt: skip
 
     def decode(
@@ -108,14 +109,20 @@ class LoopTables:
         lengths = np.empty(blocks, np.int64)
         fault = loop(
             np.ascontiguousarray(codes, np.int32), rows_per_block, self.fields, self.classes,
-            self.models.frequencies, self.models.begins, self.models.shifts, self.lanes,
-            self.trellis, np.empty(most_words, np.uint16), words, lengths,
+            self.symbols, self.models.shifts, self.lanes, self.trellis,
+            np.empty(most_words + 2, np.uint16), words, lengths,
         )  # fmt: skip
         if fault:
             raise ConfigError(_ENCODING[fault])
         ends = np.cumsum(lengths)
         data = words[: ends[-1] if blocks else 0].astype("<u2").tobytes()
         return [data[2 * (e - n) : 2 * e] for e, n in zip(ends.tolist(), lengths.tolist())]
+
+
+def _symbols(models: CodeModels) -> NDArray[np.uint64]:
+    """Return frequencies of symbols and 65,536 × their first slots: uint64 (M, W - 1)."""
+    found = models.frequencies | models.begins << 16
+    return np.where(models.frequencies == 0, 0, found).astype(np.uint64)
 
 
 def _moves(symbols: int, trellis: bool) -> NDArray[np.int32]:

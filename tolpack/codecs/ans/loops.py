@@ -271,43 +271,56 @@ def decode(
 
 
 @register_jitable
-def put_bits(state: Any, count: Any, value: Any, words: Array, start: int) -> Any:
-    """Put bits into a state, ahead of which a word may go to ``words[start - 1]``: the state, and
-    the first word's place.
+def with_room(state: Any, start: Any, limit: Any) -> Any:
+    """Return a state after the word that leaves it if it is at the limit, and the first word's
+    place; callers write that word ahead of it in any case.
     """
-    if state >= U(1 << 32) >> count:
-        start -= 1
-        words[start] = np.uint16(state & U(65535))
-        state = state >> WORD_BITS
-    return state << count | value, start
+    full = state >= limit
+    return (state >> WORD_BITS) if full else state, start - U(full)
 
 
 @register_jitable
-def put_level(
-    state: Any, level: Any, shift: Any, largest: int, frequencies: Array, begins: Array,
-    words: Array, start: int,
+def encode_field(
+    levels: Array, odd: Array, classes: Array, symbols: Array, shifts: Array, states: Array,
+    words: Array, start: Any,
 ) -> Any:  # fmt: skip
-    """Put a level into a state by its model; else as `put_bits`. The place is negative if the
-    model has no symbol for it.
+    """Encode a field of a row, the last value first; returns the place of the first word, or 0 if
+    a model has no symbol for a level.
     """
-    escape = frequencies.shape[0] - 1
-    number = (level >> shift) + largest
-    if number < 0 or number >= escape or frequencies[number] == 0:
-        number = escape
-        if frequencies[escape] == 0:
-            return state, -1
-        state, start = put_bits(state, EIGHT, U((level >> 8) & 255), words, start)
-        state, start = put_bits(state, EIGHT, U(level & 255), words, start)
-    elif shift:
-        low = U(level & ((1 << shift) - 1))
-        state, start = put_bits(state, U(shift), low, words, start)
-    frequency = U(frequencies[number])
-    if state >= frequency << U(20):
-        start -= 1
-        words[start] = np.uint16(state & U(65535))
-        state = state >> WORD_BITS
-    high = state // frequency
-    return (high << SLOT_BITS) + (state - high * frequency) + U(begins[number]), start
+    count, lanes, escape = levels.shape[0], states.shape[0], symbols.shape[1] - 1
+    stretch, largest = (count + lanes - 1) // lanes, (symbols.shape[1] - 2) // 2
+    for i in range(stretch - 1, -1, -1):
+        for n in range(lanes - 1, -1, -1):
+            value = n * stretch + i
+            if value >= count:
+                continue
+            level, state = levels[value], states[n]
+            model = np.int64(classes[value]) + odd[value]
+            shift = shifts[model]
+            number = (level >> shift) + largest
+            if number < 0 or number > escape or symbols[model, number] == 0:
+                number = escape
+            symbol = symbols[model, number]
+            if number == escape:
+                if symbol == ZERO:
+                    return ZERO
+                words[start - ONE] = np.uint16(state)
+                state, start = with_room(state, start, U(1 << 24))
+                state = state << EIGHT | U((level >> 8) & 255)
+                words[start - ONE] = np.uint16(state)
+                state, start = with_room(state, start, U(1 << 24))
+                state = state << EIGHT | U(level & 255)
+            elif shift:
+                words[start - ONE] = np.uint16(state)
+                state, start = with_room(state, start, U(1 << 32) >> U(shift))
+                state = state << U(shift) | U(level & ((1 << shift) - 1))
+            frequency = symbol & U(65535)
+            words[start - ONE] = np.uint16(state)
+            state, start = with_room(state, start, frequency << U(20))
+            high = state // frequency
+            low = state - high * frequency
+            states[n] = (high << SLOT_BITS) + low + (symbol >> WORD_BITS)
+    return start
 
 
 @register_jitable
@@ -331,9 +344,8 @@ def find_levels(codes: Array, lanes: int, levels: Array, odd: Array) -> bool:
 
 
 def encode(
-    codes: Array, rows_per_block: int, fields: Array, classes: Array, frequencies: Array,
-    begins: Array, shifts: Array, lanes: int, trellis: bool, scratch: Array, words: Array,
-    lengths: Array,
+    codes: Array, rows_per_block: int, fields: Array, classes: Array, symbols: Array,
+    shifts: Array, lanes: int, trellis: bool, scratch: Array, words: Array, lengths: Array,
 ) -> int:  # fmt: skip
     """Encode rows; returns 0, or what is wrong.
 
@@ -347,14 +359,16 @@ def encode(
         int64 (fields,): values of each.
     classes : ndarray
         uint8 (V,).
-    frequencies, begins, shifts : ndarray
-        Those of `CodeModels`.
+    symbols : ndarray
+        uint64 (M, W - 1): frequency of a symbol, and 65,536 × its first slot; 0 if it never occurs.
+    shifts : ndarray
+        int64 (M,).
     lanes : int
         Number of lanes.
     trellis : bool
         Whether codes are trellis-coded.
     scratch : ndarray
-        uint16: for the words of one block, as many as there may be.
+        uint16: for the words of one block, and two more.
     words : ndarray
         uint16, written to: the payloads one after the other.
     lengths : ndarray
@@ -362,10 +376,10 @@ def encode(
     """
     levels = np.zeros((rows_per_block, codes.shape[1]), np.int64)
     odd = np.zeros((rows_per_block, codes.shape[1]), np.int64)
-    states, largest, at = np.empty(lanes, np.uint64), (frequencies.shape[1] - 2) // 2, 0
+    states, at = np.empty(lanes, np.uint64), 0
     for block in range(lengths.shape[0]):
         own = codes[block * rows_per_block : (block + 1) * rows_per_block]
-        states[:], start = LEAST, scratch.shape[0]
+        states[:], start = LEAST, U(scratch.shape[0])
         for r in range(own.shape[0]):
             if not trellis:
                 levels[r] = own[r]
@@ -377,26 +391,20 @@ def encode(
                     return NOT_IN_SET
                 first += count
         for r in range(own.shape[0] - 1, -1, -1):
-            first = own.shape[1]
+            stop = own.shape[1]
             for f in range(fields.shape[0] - 1, -1, -1):
-                first -= fields[f]
-                stretch = (fields[f] + lanes - 1) // lanes
-                for i in range(stretch - 1, -1, -1):
-                    for n in range(lanes - 1, -1, -1):
-                        if n * stretch + i >= fields[f]:
-                            continue
-                        value = first + n * stretch + i
-                        model = np.int64(classes[value]) + odd[r, value]
-                        states[n], start = put_level(
-                            states[n], levels[r, value], shifts[model], largest,
-                            frequencies[model], begins[model], scratch, start,
-                        )  # fmt: skip
-                        if start < 0:
-                            return NO_SYMBOL
+                span = slice(stop - fields[f], stop)
+                start = encode_field(
+                    levels[r, span], odd[r, span], classes[span], symbols, shifts, states, scratch,
+                    start,
+                )  # fmt: skip
+                if start == ZERO:
+                    return NO_SYMBOL
+                stop -= fields[f]
         for n in range(lanes):
             words[at], words[at + 1] = states[n] & U(65535), states[n] >> WORD_BITS
             at += 2
-        size = scratch.shape[0] - start
-        words[at : at + size] = scratch[start:]
+        size = scratch.shape[0] - np.int64(start)
+        words[at : at + size] = scratch[scratch.shape[0] - size :]
         at, lengths[block] = at + size, size + 2 * lanes
     return 0
