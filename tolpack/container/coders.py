@@ -56,8 +56,9 @@ class Coders(ForkSafe):
         section = self._header.sections[number]
         coder, (rank, width) = _settings(section.coder), section.shape or ()
         with self._lock:
-            parts = self._parts(coder)
-        return BasisCoder.of((rank, width), *parts, coder.lanes, f"sections[{number}].classes")
+            classes, models = self._parts(coder)
+        place = f"sections[{number}].classes"
+        return BasisCoder.of((rank, width), classes, models, coder.lanes, place)
 
     def _record_coder(self, number: int) -> RecordCoder:
         encoding = self._header.encodings[number]

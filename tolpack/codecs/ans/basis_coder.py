@@ -10,29 +10,32 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.codecs.ans.block_coding import BlockDecoder, take_rows
 from tolpack.codecs.ans.models import CodeModels
-from tolpack.codecs.ans.row_coder import RowCoder
+from tolpack.codecs.ans.row_coder import RowCoder, compiled_loops
+from tolpack.codecs.ans.value_order import ValueOrder
 from tolpack.errors import FormatError
-from tolpack.runtime.array_types import Bytes
+from tolpack.runtime.array_types import Bytes, Ints
 
-# Bytes of the scale of a row, and bits of a code.
-_SCALE_BYTES, _CODE_BITS = 2, 8
+# Bytes of the scale of a row.
+_SCALE_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BasisCoder:
-    """Codes a basis (rank, width) whose rows are records of codec ``int8`` with one scale each."""
+    """Codes a basis whose rows are records of codec ``int8`` with one scale each."""
 
-    rows: RowCoder
-    rank: int
-    width: int
+    shape: tuple[int, int]
+    classes: NDArray[np.uint8]
+    models: CodeModels
+    lanes: int
 
     @classmethod
     def of(
         cls, shape: tuple[int, int], classes: NDArray[np.uint8], models: CodeModels, lanes: int,
         place: str = "classes",
     ) -> BasisCoder:  # fmt: skip
-        """Lay out a basis.
+        """Check the classes of a basis, so that nothing has to be while decoding.
 
         Parameters
         ----------
@@ -40,8 +43,12 @@ class BasisCoder:
             Rank and width.
         classes : ndarray
             uint8 (rank or more,): number of the model of each row.
-        models, lanes, place
-            As of `RowCoder`.
+        models : CodeModels
+            The models.
+        lanes : int
+            1 to 16.
+        place : str, optional
+            What to name in errors about the classes.
 
         Returns
         -------
@@ -51,18 +58,24 @@ class BasisCoder:
         Raises
         ------
         FormatError
-            As of `RowCoder`.
+            Code ``code-classes``: there is no such model.
         """
-        rank, width = shape
-        whole = np.repeat(classes[:rank], width)
-        rows = RowCoder((width,) * rank, whole, models, lanes, False, _CODE_BITS, place)
-        return cls(rows, rank, width)
+        own, most = classes[: shape[0]], len(models.array)
+        largest = int(own.max(initial=0))
+        if largest >= most:
+            raise FormatError("code-classes", place, f"class {largest}", f"below {most}")
+        return cls(shape, own, models, lanes)
 
     def encode(self, records: Bytes) -> bytes:
-        """Return the stored bytes of records, uint8 (rank, 2 + width): scale and codes of a row."""
-        codes = np.ascontiguousarray(records[:, _SCALE_BYTES:]).view(np.int8)
-        payload = self.rows.encode(codes.reshape(1, -1), 1)[0]
-        return records[:, :_SCALE_BYTES].tobytes() + payload
+        """Return the stored bytes of records, uint8 (rank, 2 + width): scale and codes of a row.
+
+        Raises
+        ------
+        ConfigError
+            A code is in no symbol of its model.
+        """
+        codes = np.ascontiguousarray(records[:, _SCALE_BYTES:]).view(np.int8).reshape(1, -1)
+        return records[:, :_SCALE_BYTES].tobytes() + self._whole().encode(codes, 1)[0]
 
     def decode(self, stored: Bytes, place: str) -> Bytes:
         """Return the records, uint8 (rank, 2 + width), of stored bytes, uint8 (n,).
@@ -72,11 +85,34 @@ class BasisCoder:
         FormatError
             Code ``frame``: it is no payload of so many codes; `place` names it.
         """
-        if len(stored) < self.rank * _SCALE_BYTES:
+        rank, width = self.shape
+        scales, payload = np.split(stored, [rank * _SCALE_BYTES])
+        if len(scales) < rank * _SCALE_BYTES:
             raise FormatError("frame", place, f"{len(stored)} bytes", "the scales of all rows")
-        scales, payload = np.split(stored, [self.rank * _SCALE_BYTES])
-        records = np.empty((self.rank, _SCALE_BYTES + self.width), np.uint8)
-        records[:, :_SCALE_BYTES] = scales.reshape(self.rank, _SCALE_BYTES)
-        codes = self.rows.decode([payload.tobytes()], [1], lambda _: place)
-        records[:, _SCALE_BYTES:] = codes.astype(np.int8).reshape(self.rank, -1).view(np.uint8)
+        records = np.empty((rank, _SCALE_BYTES + width), np.uint8)
+        records[:, :_SCALE_BYTES] = scales.reshape(rank, _SCALE_BYTES)
+        if compiled_loops(rank * width) is None:
+            codes = self._rows(payload.tobytes(), place)
+        else:
+            codes = self._whole().decode([payload.tobytes()], [1], lambda _: place)
+        records[:, _SCALE_BYTES:] = codes.astype(np.int8).reshape(rank, width).view(np.uint8)
         return records
+
+    def _whole(self) -> RowCoder:
+        """Return the coder of the basis as one row, whose fields are its rows."""
+        return RowCoder.for_basis(*self.shape, self.classes, self.models, self.lanes)
+
+    def _rows(self, payload: bytes, place: str) -> NDArray[np.int16]:
+        """Decode with numpy, a row at a time: the order of all values would take much memory."""
+        rank, width = self.shape
+        found = np.empty((rank, width), np.int16)
+        decoder = BlockDecoder([payload], self.lanes, lambda _: place)
+        order = ValueOrder.of((width,), self.lanes)
+        for row, number in zip(found, self.classes.tolist()):
+            classes: Ints = np.full(width, number)
+            codes = take_rows(decoder, 1, 1, order, classes, self.models, False)[0, :, 0]
+            if codes.min() < -128 or codes.max() > 127:
+                raise FormatError("frame", place, "a larger code", "codes of 8 bits")
+            row[:] = codes
+        decoder.finish()
+        return found

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.codecs.ans.models import SLOT_BITS, SLOTS, CodeModels
+from tolpack.codecs.ans.payload_sizes import STATE_BYTES, WORD_BYTES
 from tolpack.codecs.ans.trellis import NEXT, codes_of
 from tolpack.codecs.ans.value_order import ValueOrder
 from tolpack.errors import FormatError
@@ -21,7 +22,6 @@ from tolpack.runtime.array_types import Ints
 
 # The least state; 16 bits leave a state, or come to it, at a time.
 LEAST_STATE = 1 << 16
-STATE_BYTES, WORD_BYTES = 4, 2
 
 
 class BlockEncoder:
@@ -193,7 +193,7 @@ def encode_blocks(
     return encoder.payloads()
 
 
-def decode_blocks(
+def take_rows(
     decoder: BlockDecoder,
     rows: int,
     blocks: int,
@@ -202,7 +202,7 @@ def decode_blocks(
     tables: CodeModels,
     trellis: bool,
 ) -> Ints:
-    """Take all values out of blocks of the same number of rows: codes, int64 (rows, V, blocks).
+    """Take the values of the next rows out of blocks: codes, int64 (rows, V, blocks).
 
     ``classes``, int64 (V,): the class of each value. Raises `FormatError`, code ``frame``.
     """
@@ -218,7 +218,6 @@ def decode_blocks(
             row[value] = codes_of(levels, state) if trellis else levels
             if trellis:
                 states[stretch] = NEXT[state, levels & 1]
-    decoder.finish()
     return found
 
 

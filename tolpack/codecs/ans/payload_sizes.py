@@ -16,4 +16,9 @@ def shortest_payload(lanes: int) -> int:
 
 def longest_payload(lanes: int, values: int) -> int:
     """Bytes of the longest payload of `values` codes."""
-    return STATE_BYTES * lanes + WORD_BYTES * -(-_MOST_BITS * values // 16)
+    return STATE_BYTES * lanes + WORD_BYTES * most_words(values)
+
+
+def most_words(values: int) -> int:
+    """Words that `values` codes take at most."""
+    return -(-_MOST_BITS * values // (8 * WORD_BYTES))

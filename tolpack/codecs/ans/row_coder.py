@@ -10,23 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.codecs import kernels
-from tolpack.codecs.ans.block_coding import (
-    STATE_BYTES,
-    WORD_BYTES,
-    BlockDecoder,
-    decode_blocks,
-    encode_blocks,
-)  # fmt: skip
+from tolpack.codecs.ans.block_coding import BlockDecoder, encode_blocks, take_rows
 from tolpack.codecs.ans.compiled import LoopTables
 from tolpack.codecs.ans.models import CodeModels
+from tolpack.codecs.ans.payload_sizes import longest_payload, most_words
 from tolpack.codecs.ans.trellis import NEXT, in_set, levels_of
 from tolpack.codecs.ans.value_order import ValueOrder
 from tolpack.errors import ConfigError, FormatError
 from tolpack.runtime.array_types import Doubles, Ints
 
-MOST_LANES = 16
-# Bits of an escaped level: 12 of a slot, 16 as they are, and less than one for rounding.
-_MOST_BITS = 29
 # Values that numpy codes together: some arrays of 8 bytes stand for each.
 _PIECE = 1 << 22
 # Values for which it pays to load the compiled loops, which takes about a second.
@@ -130,7 +122,7 @@ class RowCoder:
 
     def longest_payload(self, rows: int) -> int:
         """Bytes of the longest payload of a block of so many rows."""
-        return STATE_BYTES * self.lanes + WORD_BYTES * self._most_words(rows)
+        return longest_payload(self.lanes, rows * self.values)
 
     def encode(self, codes: NDArray[Any], rows_per_block: int) -> list[bytes]:
         """Encode rows.
@@ -168,7 +160,7 @@ class RowCoder:
             shape = (-1, rows, self.values)
             found += encode_blocks(
                 levels.reshape(shape).transpose(1, 2, 0), models.reshape(shape).transpose(1, 2, 0),
-                self._order(), self.models, self.lanes, self._most_words(rows),
+                self._order(), self.models, self.lanes, most_words(rows * self.values),
             )  # fmt: skip
         return found
 
@@ -247,7 +239,7 @@ class RowCoder:
         if self._too_large(codes).any():
             raise ConfigError(_CODES_TOO_LARGE)
         found: list[bytes] = []
-        step, words = rows_per_block, self._most_words(rows_per_block)
+        step, words = rows_per_block, most_words(rows_per_block * self.values)
         for start, stop in self._pieces(-(-len(codes) // step), step):
             own = codes[start * step : stop * step]
             found += self.tables.encode(compiled.ans_encode, own, step, words)
@@ -277,10 +269,11 @@ class RowCoder:
         decoder = BlockDecoder(
             [payloads[n] for n in own], self.lanes, lambda number: place(own[number])
         )
-        codes = decode_blocks(
+        codes = take_rows(
             decoder, rows, len(own), self._order(), self.classes.astype(np.int64), self.models,
             self.trellis,
         ).transpose(2, 0, 1)  # fmt: skip
+        decoder.finish()
         wrong = self._too_large(codes).any(axis=(1, 2))
         if wrong.any():
             block = own[int(np.argmax(wrong))]
@@ -326,9 +319,6 @@ class RowCoder:
 
     def _order(self) -> ValueOrder:
         return ValueOrder.of(self.field_values, self.lanes)
-
-    def _most_words(self, rows: int) -> int:
-        return -(-_MOST_BITS * rows * self.values // 16)
 
     def _pieces(self, blocks: int, rows: int) -> Iterator[tuple[int, int]]:
         """Yield the bounds of blocks that are coded together."""
