@@ -2,6 +2,7 @@
 
 import math
 from itertools import combinations, pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,12 @@ from tolpack.compress.entropy.compensation_matrices import (
     error_compensations,
     remaining_metric,
 )
-from tolpack.compress.entropy.layer_basis import mean_pays
+from tolpack.compress.entropy.layer_basis import (
+    LayerBasis,
+    finest_scales,
+    mean_pays,
+    row_scales,
+)
 from tolpack.compress.entropy.quantizers import (
     BasisQuantizer,
     direct_quantizer,
@@ -24,12 +30,12 @@ from tolpack.compress.entropy.quantizers import (
     weighted_projection,
     whitened_basis,
 )
-from tolpack.compress.entropy.rank_choice import choose_components
+from tolpack.compress.entropy.rank_choice import Component, choose_components
 from tolpack.compress.entropy.slot_sample import FrequencySteps, SlotSample, sample_slots
 from tolpack.compress.entropy.step_search import search_loss, search_size
 from tolpack.errors import ConfigError
 from tolpack.runtime.progress import Reporter
-from tolpack.runtime.scratch import Scratch
+from tolpack.runtime.scratch import Scratch, in_memory
 from tolpack.sources.open_source import open_source
 
 HIDDEN = 6
@@ -196,7 +202,7 @@ def test_basis_rounding(rank):
 
 def sample_of(tokens):
     """Every token stands for itself alone."""
-    return SlotSample((np.arange(tokens)[None],), np.full(tokens, 1 / tokens), np.ones(tokens))
+    return SlotSample((np.arange(tokens),), np.full(tokens, 1 / tokens), np.ones(tokens))
 
 
 def test_components_that_vanish_are_cut():
@@ -205,28 +211,13 @@ def test_components_that_vanish_are_cut():
     codes = np.rint(source.standard_normal((600, 10)) * np.geomspace(100, 1, 10)).astype(np.float32)
     codes[:, 7:] = 0
     steps = np.full(600, 0.01, np.float32)
-    found = choose_components({3: codes}, sample_of(600), steps, 20, fixed=False, limit=127)[3]
+    given = {3: codes}, sample_of(600), steps, {3: np.full(10, 20.0)}
+    found = choose_components(*given, fixed=False, limit=127)[3]
     assert found.rank == 7
     largest = np.abs(codes).max(axis=0)
     assert found.leading == np.flatnonzero(largest > 127)[-1] + 1
-    kept = choose_components({3: codes}, sample_of(600), steps, 20, fixed=True, limit=127)[3]
+    kept = choose_components(*given, fixed=True, limit=127)[3]
     assert kept.rank == 10
-
-
-def test_components_are_cut_where_their_codes_become_small():
-    """At a root mean square of 1.3 and of 0.5; parts of one size meet in all layers."""
-    source = np.random.default_rng(1).standard_normal((4000, 12))
-    falling = np.array([9, 7, 6, 2, 1.7, 1.6, 1, 0.9, 0.8, 0.3, 0.3, 0.3])
-    codes = np.rint(source * falling).astype(np.float32)
-    wide = codes.copy()
-    wide[0, 1] = 1000
-    given = {"fixed": True, "limit": 127}
-    steps = np.full(4000, 0.01, np.float32)
-    alone = choose_components({0: codes}, sample_of(4000), steps, 20, **given)
-    assert (alone[0].leading, alone[0].cuts) == (0, (6, 9))
-    both = choose_components({0: codes, 1: wide}, sample_of(4000), steps, 20, **given)
-    assert (both[0].leading, both[0].cuts) == (0, (1, 6, 9))
-    assert (both[1].leading, both[1].cuts) == (2, (6, 9))
 
 
 def test_code_bytes_are_the_entropy():
@@ -253,15 +244,41 @@ def test_gaussian_codes_take_what_the_gaussian_reference_says():
     assert reference[1] == 0
 
 
-@pytest.mark.parametrize("row_bytes", [400, 500, 600, 1000, 1300])
-def test_a_basis_ends_where_a_page_does(row_bytes):
-    """A section takes whole pages, so there is no room left behind a basis for another row."""
+def test_rows_of_a_basis_that_take_less_are_kept_longer():
+    """The rank falls with what rows of the basis take, by components of the smallest gain."""
     source = np.random.default_rng(1).standard_normal((600, 60))
     codes = np.rint(source * np.geomspace(20, 0.1, 60)).astype(np.float32)
     steps = np.full(600, 0.01, np.float32)
-    found = choose_components({0: codes}, sample_of(600), steps, row_bytes, fixed=False, limit=127)
-    assert 40 < found[0].rank < 60
-    assert -found[0].rank * row_bytes % 4096 < row_bytes
+    ranks = [
+        choose_components(
+            {0: codes}, sample_of(600), steps, {0: np.full(60, size)}, fixed=False, limit=127
+        )[0].rank
+        for size in (10.0, 400.0, 4000.0)
+    ]
+    assert 60 >= ranks[0] > ranks[1] > ranks[2] > 20
+
+
+def test_scales_of_a_basis_follow_what_its_rows_are_multiplied_by():
+    """Rows of large coefficients have fine scales, within what 8 bits allow, and the decoded basis
+    is within some scales of the basis; bytes fall with coarser scales.
+    """
+    rng, metric = np.random.default_rng(0), random_metric(24, 1)
+    rows = rng.standard_normal((6, 24)).astype(np.float32)
+    sizes = np.array([30.0, 1, 0.3, 0.2, 0.15, 0])
+    scales = row_scales(rows, sizes, metric)
+    assert (np.diff(scales[2:]) > 0).all()
+    assert (scales >= finest_scales(rows)).all()
+    assert (scales <= 2.1 * np.sqrt(np.square(rows).mean(axis=1))).all()
+    basis = LayerBasis(
+        np.zeros(24, np.float32), in_memory(np.vstack([rows, rng.standard_normal((18, 24))])
+        .astype(np.float32)), lambda: metric, Scratch(Path("."), 1 << 20),
+    )  # fmt: skip
+    coded = basis.coded(Component(6, 0, scales))
+    assert (basis.row_bytes(scales)[1:] <= basis.row_bytes(finest_scales(rows))[1:]).all()
+    error = (coded.decoded - rows).astype(np.float64)
+    plain = (np.rint(rows / scales[:, None]) * scales[:, None] - rows).astype(np.float64)
+    cost = [np.einsum("ij,jk,ik->i", e, metric, e)[1:5].sum() for e in (error, plain)]
+    assert cost[0] < cost[1]
 
 
 @pytest.mark.parametrize(("distance", "rows", "pays"), [
@@ -338,11 +355,11 @@ def test_chunks_cover_all_slots_and_hold_whole_frames(row_bytes):
 
 
 def test_a_sample_stands_for_the_whole():
-    """A large table's sample has whole frames of every chunk, and stands for all rows and text."""
+    """A large table's sample has rows of every chunk, and stands for all rows and text."""
     counts = np.random.default_rng(0).zipf(1.3, 60_000).clip(max=10**5)
     order = order_tokens(counts, 60_000)
     chunks = chunks_by_step(order, 4, 8192, 8000)
-    found = sample_slots(order, chunks, 4, 8192)
+    found = sample_slots(order, chunks, 8192)
     assert len(found.all_slots) < 20_000
     assert found.rows.sum() == pytest.approx(60_000)
     assert found.text.sum() == pytest.approx(1, rel=0.05)

@@ -45,9 +45,7 @@ class BuildJob:
         process.
         """
         header = planned_header(plan)
-        tables = tuple(
-            replace(one, arrays=(), order=replace(one.order, counts=None)) for one in plan.tables
-        )
+        tables = tuple(one.for_encoding() for one in plan.tables)
         return cls(
             replace(plan, tables=tables), plan.digest, limits, cut(header, part_bytes),
             len(other_sections(header)),

@@ -158,6 +158,23 @@ class Plan:
         """Return the token ids of a chunk, int64 (rows,)."""
         return self.order.tokens(chunk.first_slot, chunk.first_slot + chunk.rows)
 
+    def for_encoding(self) -> Plan:
+        """Return what encoding rows needs: without counts, and of the arrays the coders' alone."""
+        coders = [encoding.coder for encoding in self.encodings if encoding.coder is not None]
+        used = sorted({n for coder in coders for n in (coder.models, coder.classes)})
+        encodings = tuple(
+            encoding if encoding.coder is None
+            else replace(encoding, coder=replace(
+                encoding.coder, models=used.index(encoding.coder.models),
+                classes=used.index(encoding.coder.classes),
+            ))
+            for encoding in self.encodings
+        )  # fmt: skip
+        return replace(
+            self, arrays=tuple(self.arrays[n] for n in used), encodings=encodings,
+            order=replace(self.order, counts=None),
+        )  # fmt: skip
+
     def placed_encodings(self, first_section: int) -> list[Encoding]:
         """Return the encodings, given where the table's sections begin."""
         return [
