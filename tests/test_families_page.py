@@ -24,9 +24,9 @@ import tolpack
 from tolpack.cli import main
 
 PAGE = (Path(__file__).parents[1] / "docs" / "families.md").read_text(encoding="utf-8")
-VOCAB = 1024
+VOCAB = 2048
 NEW_IDS = [5, 3]
-ENGRAM_BASE, DEMO_BASES, RATIO = 150, [1009, 1013], 30
+ENGRAM_BASE, DEMO_BASES, RATIO = 150, [2003, 2011], 30
 GGUF = "gemma-3n-E2B-it-Q8_0.gguf"
 EXPERTS = "MeKi", "STEM", "MoLE"
 
