@@ -24,7 +24,7 @@ import tolpack
 from tolpack.cli import main
 
 PAGE = (Path(__file__).parents[1] / "docs" / "families.md").read_text(encoding="utf-8")
-VOCAB = 2048
+VOCAB = 1024
 NEW_IDS = [5, 3]
 ENGRAM_BASE, DEMO_BASES, RATIO = 150, [2003, 2011], 30
 GGUF = "gemma-3n-E2B-it-Q8_0.gguf"
@@ -58,7 +58,7 @@ class Models:
         bf16, layers = torch.bfloat16, [1, 4, 11]
         stem = {f"stem_embeddings.{n}.weight": (VOCAB, 16) for n in range(3)}
         self.tensors |= {
-            "MeKi": expert_tables.meki_tensors(vocab=VOCAB, dtype=bf16),
+            "MeKi": expert_tables.meki_tensors(vocab=2 * VOCAB, dtype=bf16),
             "STEM": expert_tables.random_tensors(stem, bf16),
             "MoLE": expert_tables.mole_tensors(vocab=VOCAB),
         }
