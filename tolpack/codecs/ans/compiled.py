@@ -14,8 +14,12 @@ from tolpack.codecs.ans.trellis import NEXT, STATES, codes_of
 from tolpack.errors import ConfigError, FormatError
 from tolpack.runtime.array_types import Bytes, Ints
 
-# What `loops.decode` and `loops.encode` return, by number (the modules need numba).
-_FAULTS_OF_A_BLOCK = 8
+# Words that a step of 16 lanes may take: those of a symbol and of an escape's two bytes.
+MOST_WORDS = 48
+PADDING_WORDS = MOST_WORDS + 2
+# What `loops.decode` and `loops.encode` return, by number (the loops need numba); faults of block n
+# are n * FAULTS more.
+FAULTS = 8
 _DECODING = {
     1: ("too few words", "words for all values"),
     2: ("a state below 2^16", "a state of 16 bits"),
@@ -27,7 +31,7 @@ _ENCODING = {
     1: "trellis-coded codes must be in the set of their state",
     2: "a code has no symbol in its model, which has no escape either",
 }
-_PADDING = bytes(2 * 50)
+_PADDING = bytes(2 * PADDING_WORDS)
 _CLASSES = 256
 
 
@@ -94,7 +98,7 @@ class LoopTables:
             self.moves, self.lanes, self.models.frequencies.shape[1], self.trellis, parts, records,
         )  # fmt: skip
         if fault:
-            block, kind = divmod(fault, _FAULTS_OF_A_BLOCK)
+            block, kind = divmod(fault, FAULTS)
             raise FormatError("frame", place(block), *_DECODING[kind])
         return records
 

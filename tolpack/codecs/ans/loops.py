@@ -3,7 +3,8 @@
 Written for numba: states and words are uint64, as int64 and uint64 together would become floats,
 and inner helpers take numbers only, as numba counts the users of an array at every call. numba
 checks no bounds. So the place of the next word is checked after every step of all lanes, each of
-which takes `MOST_WORDS` at most, and callers leave `PADDING_WORDS` behind the last payload.
+which takes `compiled.MOST_WORDS` at most, and callers leave `compiled.PADDING_WORDS` behind the
+last payload.
 
 The bits are those of `tolpack.codecs.ans.block_coding`, which is the definition.
 """
@@ -16,19 +17,16 @@ import numpy as np
 from numba.extending import register_jitable
 from numpy.typing import NDArray
 
+from tolpack.codecs.ans.compiled import FAULTS
 from tolpack.codecs.ans.trellis import NEXT
 
 Array = NDArray[Any]
 U = np.uint64
 
-# Words that a step of 16 lanes may take: those of a symbol and of an escape's two bytes.
-MOST_WORDS = 48
-PADDING_WORDS = MOST_WORDS + 2
 NEXT_STATES = NEXT.astype(np.uint64)
 ZERO, ONE, TWO, EIGHT, SLOT_BITS, SLOT_MASK = U(0), U(1), U(2), U(8), U(12), U(4095)
 WORD_BITS, NUMBER_AT, LEAST = U(16), U(24), U(1 << 16)
-# What `decode` finds wrong; faults of block n are n * FAULTS more.
-FAULTS = 8
+# What `decode` finds wrong.
 TOO_FEW, STATE, LEFT_OVER, END, TOO_LARGE = 1, 2, 3, 4, 5
 # What `encode` finds wrong.
 NOT_IN_SET, NO_SYMBOL = 1, 2
@@ -206,7 +204,7 @@ def decode(
     Parameters
     ----------
     words : ndarray
-        uint16: payloads one after the other, and `PADDING_WORDS` more.
+        uint16: payloads one after the other, and `compiled.PADDING_WORDS` more.
     bounds : ndarray
         int64 (blocks + 1,): the first word of each, and the end.
     rows : ndarray

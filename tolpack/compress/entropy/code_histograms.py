@@ -137,12 +137,6 @@ class Histograms:
         return bits
 
 
-def mean_of_bins(values: Doubles) -> Doubles:
-    """Return the mean over each bin of `values`, float64 (n, 65,536), one of each code."""
-    found: Doubles = np.add.reduceat(values, BIN_STARTS - LEAST, axis=1) / BIN_WIDTHS
-    return found
-
-
 def _spans(count: int) -> Iterator[slice]:
     bounds = [*range(0, count, _TOGETHER), count]
     return (slice(start, stop) for start, stop in pairwise(bounds))
