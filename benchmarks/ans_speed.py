@@ -1,9 +1,9 @@
 """Compare frames ``ans`` and ``zstd-runs`` of the same codes: bytes, and time to decode them.
 
-Codes of 24 fields of 2,048 values are whole numbers of Laplace distributions that narrow from the
-first component to the last; each value's model is the nearest of 32. Each side decodes all rows in
-one call per block or for all blocks, and one row, again and again; the least time counts. Records
-come out of all sides, and are compared.
+Codes of 24 fields of 2,048 values are whole numbers of Laplace distributions whose scales differ by
+16 from the first component to the last; models are fitted to them as in a build. Each side decodes
+all rows in one call per block or for all blocks, and one row, again and again; the least time
+counts. Records come out of all sides, and are compared.
 
     python benchmarks/ans_speed.py --json result.json
 """
@@ -27,10 +27,13 @@ from tolpack.codecs.ans.record_coder import RecordCoder
 from tolpack.codecs.ans.trellis import NEXT
 from tolpack.codecs.encodings import Part
 from tolpack.codecs.frames import compress_runs, decompress_runs
+from tolpack.compress.entropy.code_histograms import SampledCodes
+from tolpack.compress.entropy.code_models import fit_models
 from tolpack.runtime.array_types import Bytes
 
-FIELDS, WIDTH, MODELS, LARGEST = 24, 2048, 32, 15
-SCALES = np.geomspace(0.15, 6, MODELS)
+FIELDS, WIDTH = 24, 2048
+# Scale, lanes, trellis.
+CASES = ((0.25, 4, False), (0.5, 4, False), (1, 4, False), (0.5, 1, False), (0.5, 4, True))
 
 
 def main() -> None:
@@ -42,55 +45,50 @@ def main() -> None:
     arguments = parser.parse_args()
     kernels.load()
     found = {
-        f"{lanes} lanes{', trellis' * trellis}": compare(
-            lanes, trellis, arguments.rows, arguments.repeats
+        f"scale {scale}, {lanes} lanes{', trellis' * trellis}": compare(
+            scale, lanes, trellis, arguments.rows, arguments.repeats
         )
-        for lanes, trellis in ((4, False), (4, True), (1, True), (8, True))
+        for scale, lanes, trellis in CASES
     }
     if arguments.json:
         result = {**described("numpy", "numba", "zstandard"), "rows": arguments.rows, **found}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def laplace_models() -> CodeModels:
-    """Models of Laplace distributions of all scales, with a rare escape."""
-    levels = np.arange(-LARGEST, LARGEST + 1)
-    array = np.zeros((MODELS, 2 * LARGEST + 3), np.uint16)
-    for row, scale in zip(array, SCALES):
-        shares = np.exp(-np.abs(levels) / scale)
-        row[2:] = np.maximum(1, 4000 * shares / shares.sum())
-        row[1] = 2
-        row[2 + LARGEST] += 4096 - int(row[1:].sum())
-    return CodeModels.of(array, "models")
-
-
-def coded(lanes: int, trellis: bool, rows: int) -> tuple[RecordCoder, Bytes]:
+def coded(scale: float, lanes: int, trellis: bool, rows: int) -> tuple[RecordCoder, Bytes]:
     """Return a coder, and records of random codes."""
-    spread = np.geomspace(4, 0.25, WIDTH)
-    nearest = np.abs(np.log(SCALES / spread[:, None])).argmin(axis=1)
-    classes = np.tile(np.minimum(nearest, MODELS - 2), FIELDS).astype(np.uint8)
-    fields = ((Part("step8", WIDTH, step=1.0),),) * FIELDS
-    coder = RecordCoder.of(fields, classes, laplace_models(), lanes, trellis)
+    spread = scale * np.geomspace(4, 0.25, WIDTH)
     source = np.random.default_rng(0)
     codes = np.rint(source.laplace(size=(rows, FIELDS, WIDTH)) * spread).clip(-120, 120).astype(int)
+    fields = ((Part("step8", WIDTH, step=1.0),),) * FIELDS
+    sets = None
     if trellis:
-        into_sets(codes, lanes)
-    return coder, coder.records(codes.reshape(rows, -1))
+        sets = into_sets(codes, lanes)
+    levels = codes if sets is None else (codes + sets * np.sign(codes)) >> 1
+    flat = [one.reshape(rows, -1) for one in (levels.astype(np.int16), codes)]
+    sampled = SampledCodes([flat[0]], [1.0], None if sets is None else [sets.reshape(rows, -1)])
+    models, (fitted,) = fit_models(sampled)
+    checked = CodeModels.of(models, "models")
+    coder = RecordCoder.of(fields, fitted.classes[0], checked, lanes, trellis)
+    return coder, coder.records(flat[1])
 
 
-def into_sets(codes: np.ndarray[Any, Any], lanes: int) -> None:
-    """Move codes (rows, fields, width) towards zero into the sets of their states."""
+def into_sets(codes: np.ndarray[Any, Any], lanes: int) -> np.ndarray[Any, Any]:
+    """Move codes (rows, fields, width) towards zero into the sets of their states; return those."""
+    sets = np.empty(codes.shape, np.uint8)
     stretches = codes.reshape(len(codes), FIELDS, lanes, -1)
     state = np.zeros(stretches.shape[:3], int)
     for step in range(stretches.shape[3]):
         code = stretches[..., step]
+        sets.reshape(stretches.shape)[..., step] = state & 1
         code -= np.sign(code) * ((code + state) & 1)
         state = NEXT[state, (code + (state & 1) * np.sign(code)) >> 1 & 1]
+    return sets
 
 
-def compare(lanes: int, trellis: bool, rows: int, repeats: int) -> dict[str, float]:
+def compare(scale: float, lanes: int, trellis: bool, rows: int, repeats: int) -> dict[str, float]:
     """Time all sides with the same codes."""
-    coder, records = coded(lanes, trellis, rows)
+    coder, records = coded(scale, lanes, trellis, rows)
     values = records.size
     payloads = coder.encode_records(records, 1)
     frames = [compress_runs(coder.record_bytes, record.tobytes()) for record in records]
@@ -115,7 +113,7 @@ def compare(lanes: int, trellis: bool, rows: int, repeats: int) -> dict[str, flo
     )
     with patch.object(kernels, "_loaded", [None]):
         found["ans_numpy_ns_per_value"] = 1e9 * least(lambda: ans(rows), 1) / values
-    print(lanes, trellis, {key: round(value, 2) for key, value in found.items()}, flush=True)
+    print(scale, lanes, trellis, {key: round(value, 2) for key, value in found.items()}, flush=True)
     return found
 
 

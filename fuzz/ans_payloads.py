@@ -18,6 +18,7 @@ from unittest.mock import patch
 import numpy as np
 
 from tolpack.codecs import kernels
+from tolpack.codecs.ans.alphabets import SLOTS
 from tolpack.codecs.ans.models import CodeModels
 from tolpack.codecs.ans.record_coder import RecordCoder
 from tolpack.codecs.encodings import Part
@@ -33,21 +34,23 @@ class Broken(AssertionError):
 
 
 def random_models(source: Source) -> CodeModels | None:
-    """Models of random shapes, peaked or flat; ``None`` if they were changed and refused."""
+    """Models of random shapes, peaked or flat; ``None`` if they were changed and refused, or leave
+    no slot to the escape of groups.
+    """
     count, largest = int(source.integers(2, 6)), int(source.choice([1, 2, 5, 127]))
     array = np.zeros((count, 2 * largest + 3), np.uint16)
     for row in array:
         weights = source.exponential(size=len(row) - 1) ** source.choice([0.5, 2, 8])
-        row[1:] = np.floor(weights / weights.sum() * 4096)
-        row[source.integers(1, len(row))] += 4096 - int(row[1:].sum())
-        row[0] = source.choice([0, 0, 1, 8])
+        row[1:] = np.floor(weights / weights.sum() * SLOTS)
+        row[source.integers(1, len(row))] += SLOTS - int(row[1:].sum())
+        row[0] = source.choice([0, 256, 512, 768, 1, 8])
     changed = source.random() < 0.05
     if changed:
         array[source.integers(count), source.integers(array.shape[1])] ^= 1 << source.integers(16)
     try:
         return CodeModels.of(array, "models")
     except FormatError as error:
-        if not changed or error.code != "code-models":
+        if error.code != "code-models" or not (changed or "leave" in str(error)):
             raise
         return None
 

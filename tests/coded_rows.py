@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import fractions
+import itertools
 import math
 import struct
 from collections.abc import Iterator
@@ -25,15 +27,17 @@ MODELS = 8
 def code_models() -> np.ndarray:
     """Models of symbols -6 … 6, each wider than the one before: uint16 (8, 15).
 
-    They have shifts of 0 to 3, symbols that never occur, and escapes that are rare or frequent.
+    They have shifts of 0 to 3, groups of 2 to 4, symbols that never occur, and escapes that are
+    rare or frequent.
     """
     array = np.zeros((MODELS, 15), np.uint16)
     for number, row in enumerate(array):
         symbols = np.arange(-6, 7)
         weights = np.exp(-((symbols / (0.6 + 0.4 * number)) ** 2))
         weights[3 + number % 3 :: 7] = 0
-        row[2:] = np.floor(weights / weights.sum() * (4095 - 40 * number))
-        row[0], row[1] = (0, 0, 1, 0, 2, 1, 3, 0)[number], 4096 - row[2:].sum()
+        row[2:] = np.floor(weights / weights.sum() * (16380 - 160 * number))
+        row[0] = (0, 256, 1, 512, 2, 768, 3, 0)[number]
+        row[1] = 16384 - row[2:].sum()
     return array
 
 
@@ -93,12 +97,25 @@ def add_coded_basis(
 
 
 def coding_order(count: int, lanes: int) -> Iterator[tuple[int, int]]:
-    """Yield lane and number of a field's values in the order in which they are coded."""
+    """Yield lane and number of a field's values in the order in which a trellis codes them."""
     stretch = math.ceil(count / lanes)
     for step in range(stretch):
         for lane in range(lanes):
             if lane * stretch + step < count:
                 yield lane, lane * stretch + step
+
+
+def group_symbols(model: list[int]) -> list[tuple[int, tuple[int, ...]]]:
+    """Return the frequency and the levels of each group of a model, in the order of slots."""
+    size, largest = model[0] // 256 + 1, (len(model) - 3) // 2
+    reach = min(largest, [15, 4, 2][size - 2])
+    groups = []
+    for levels in itertools.product(range(-reach, reach + 1), repeat=size):
+        share = fractions.Fraction(2**14)
+        for level in levels:
+            share *= fractions.Fraction(model[2 + largest + level], 2**14)
+        groups.append((math.floor(share + fractions.Fraction(1, 2)), levels))
+    return sorted((one for one in groups if one[0]), key=lambda one: (-one[0], one[1]))[:255]
 
 
 def decode_payload(
@@ -110,7 +127,7 @@ def decode_payload(
     states = [words.pop(0) + (words.pop(0) << 16) for _ in range(lanes)]
 
     def refill(lane: int) -> None:
-        if states[lane] < 2**16:
+        if states[lane] < 2**16 and (words or lanes > 1):
             states[lane] = states[lane] * 2**16 + words.pop(0)
 
     def bits(lane: int, count: int) -> int:
@@ -119,33 +136,63 @@ def decode_payload(
         refill(lane)
         return found
 
-    def level(lane: int, model: list[int]) -> int:
-        shift, frequencies = model[0], [*model[2:], model[1]]
-        slot, begin, number = states[lane] % 4096, 0, 0
+    def symbol(lane: int, frequencies: list[int]) -> int:
+        slot, begin, number = states[lane] % 2**14, 0, 0
         while begin + frequencies[number] <= slot:
             begin, number = begin + frequencies[number], number + 1
-        states[lane] = frequencies[number] * (states[lane] >> 12) + slot - begin
+        states[lane] = frequencies[number] * (states[lane] >> 14) + slot - begin
         refill(lane)
+        return number
+
+    def level(lane: int, model: list[int]) -> int:
+        shift, frequencies = model[0] % 256, [*model[2:], model[1]]
+        number = symbol(lane, frequencies)
         if number < len(frequencies) - 1:
             return (number - (len(model) - 3) // 2) * 2**shift + bits(lane, shift)
         low = bits(lane, 8)
         found = low + 256 * bits(lane, 8)
         return found - 2**16 if found >= 2**15 else found
 
+    def group(lane: int, model: list[int]) -> list[int]:
+        groups = group_symbols(model)
+        frequencies = [frequency for frequency, _ in groups]
+        number = symbol(lane, [*frequencies, 2**14 - sum(frequencies)])
+        if number < len(groups):
+            return list(groups[number][1])
+        return [level(lane, model) for _ in range(model[0] // 256 + 1)]
+
+    def row_by_class(classes: list[int]) -> list[int]:
+        codes, turn = [0] * len(classes), 0
+        for number, model in enumerate(models):
+            values = [v for v, own in enumerate(classes) if own == number]
+            size = model[0] // 256 + 1
+            while values:
+                if len(values) >= size > 1:
+                    own, values = values[:size], values[size:]
+                    levels = group(turn % lanes, model)
+                else:
+                    own, values = values[:1], values[1:]
+                    levels = [level(turn % lanes, model)]
+                turn += 1
+                for value, code in zip(own, levels):
+                    codes[value] = code
+        return codes
+
+    def field_of_trellis(classes: list[int]) -> list[int]:
+        codes, trellises = [0] * len(classes), [0] * lanes
+        for lane, value in coding_order(len(classes), lanes):
+            state = trellises[lane]
+            k = level(lane, models[classes[value] + state % 2])
+            codes[value] = 2 * k - state % 2 * ((k > 0) - (k < 0))
+            trellises[lane] = NEXT[state][k % 2]
+        return codes
+
     out = []
     for _ in range(rows):
-        row = []
-        for classes in fields:
-            codes, trellises = [0] * len(classes), [0] * lanes
-            for lane, value in coding_order(len(classes), lanes):
-                state = trellises[lane] if trellis else 0
-                k = level(lane, models[classes[value] + state % 2])
-                codes[value] = k
-                if trellis:
-                    codes[value] = 2 * k - state % 2 * ((k > 0) - (k < 0))
-                    trellises[lane] = NEXT[state][k % 2]
-            row += codes
-        out.append(row)
+        if trellis:
+            out.append([code for classes in fields for code in field_of_trellis(classes)])
+        else:
+            out.append(row_by_class([one for classes in fields for one in classes]))
     assert not words
-    assert states == [2**16] * lanes
+    assert states == [1 if lanes == 1 else 2**16] * lanes
     return out

@@ -60,18 +60,23 @@ def contents(folder: Path) -> dict[str, bytes]:
     (state,) = struct.unpack("<I", payloads(one)[0])
     found = {
         "frame+ans-odd": recoded(one, [struct.pack("<IB", state, 0)]),
-        "frame+ans-words": recoded(one, [struct.pack("<IH", state, 0)]),
+        "frame+ans-words": recoded(one, [struct.pack("<IH", state + (1 << 30), 0)]),
         "frame+ans-few-words": recoded(rows, [first[:-2], *others]),
         "frame+ans-first-state": recoded(one, [struct.pack("<IH", 7, 1)]),
-        "frame+ans-last-state": recoded(one, [struct.pack("<I", state + 4096)]),
+        "frame+ans-last-state": recoded(one, [struct.pack("<I", state + 16384)]),
         "frame+ans-code": recoded(one, [_of_16_bits(one)]),
-        "frame-extent+ans": recoded(one, [struct.pack("<I", state) + bytes(6)]),
+        "frame-extent+ans": recoded(one, [struct.pack("<I", state) + bytes(8)]),
         "frame+ans-basis": rebuilt(basis.data, _words_in_basis),
         "scale-not-finite+ans-basis": change_array(
             basis.data, 3, lambda old: b"\x80\x7f" + old[2:]
         ),
         "code-models": change_array(rows.data, 0, lambda old: _last_model(old, escapes=1)),
         "code-models+shift": change_array(rows.data, 0, lambda old: _last_model(old, shift=9)),
+        "code-models+group": change_array(rows.data, 0, lambda old: _last_model(old, size=5)),
+        "code-models+group-shift": change_array(
+            rows.data, 0, lambda old: _last_model(old, shift=1, size=2)
+        ),
+        "code-models+group-escape": change_array(rows.data, 0, _no_escape),
         "code-classes": change_array(rows.data, 1, lambda old: b"\x08" + old[1:]),
         "code-classes+trellis": change_array(trellis.data, 1, lambda old: b"\x07" + old[1:]),
     }
@@ -117,10 +122,10 @@ def _of_16_bits(sample: Sample) -> bytes:
     return coder.encode(np.array([[200]]), 1)[0]
 
 
-def _last_model(old: bytes, shift: int = 0, escapes: int = 0) -> bytes:
+def _last_model(old: bytes, shift: int = 0, escapes: int = 0, size: int = 1) -> bytes:
     """Change the last model, which no class has."""
     models = np.frombuffer(old, "<u2").reshape(8, -1).copy()
-    models[-1, 0] += shift
+    models[-1, 0] += shift + 256 * (size - 1)
     models[-1, 1] += escapes
     return models.tobytes()
 
@@ -142,6 +147,14 @@ def _models_twice(header: dict, parts: list[bytes]) -> None:
     parts.append(parts[0])
 
 
+def _no_escape(old: bytes) -> bytes:
+    """Give the last model groups and a single symbol: nothing is left to the escape of groups."""
+    models = np.frombuffer(old, "<u2").reshape(8, -1).copy()
+    models[-1] = 0
+    models[-1, 0], models[-1, 8] = 256, 16384
+    return models.tobytes()
+
+
 def _words_in_basis(_: dict, parts: list[bytes]) -> None:
     parts[3] += bytes(2)
 
@@ -152,8 +165,8 @@ def _huge_basis(data: bytes) -> bytes:
     def change(_: dict, parts: list[bytes]) -> None:
         models = np.frombuffer(parts[1], "<u2").reshape(8, 15).copy()
         models[0] = 0
-        models[0, 8] = 4096
-        parts[:3] = b"\0", models.tobytes(), b"\0\0" + struct.pack("<I", 1 << 16)
+        models[0, 8] = 16384
+        parts[:3] = b"\0", models.tobytes(), b"\0\0" + struct.pack("<I", 1)
 
     return rebuilt(data, change)
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from coded_rows import decode_payload
 
 from tolpack.codecs.ans.models import CodeModels
 from tolpack.codecs.ans.record_coder import RecordCoder
@@ -11,15 +12,17 @@ from tolpack.codecs.encodings import Part
 from tolpack.errors import ConfigError, FormatError
 
 
-def some_models(count=6, largest=4, shifts=(0,), seed=0):
-    """Random models with symbols up to `largest`; some never occur, but the escape does."""
+def some_models(count=6, largest=4, shifts=(0,), seed=0, sizes=(1, 2, 3, 4)):
+    """Random models with symbols up to `largest`; some never occur, but the escape does. Those
+    without a shift have groups of `sizes` in turn.
+    """
     source = np.random.default_rng(seed)
     array = np.zeros((count, 2 * largest + 3), np.uint16)
     for n, row in enumerate(array):
         weights = source.exponential(size=len(row) - 2) ** 2 * (source.random(len(row) - 2) < 0.9)
-        row[2:] = np.floor(weights / max(weights.sum(), 1e-9) * 4000)
-        row[1] = 4096 - row[2:].sum()
-        row[0] = shifts[n % len(shifts)]
+        row[2:] = np.floor(weights / max(weights.sum(), 1e-9) * 16000)
+        row[1] = 16384 - row[2:].sum()
+        row[0] = shifts[n % len(shifts)] or 256 * (sizes[n % len(sizes)] - 1)
     return CodeModels.of(array, "models")
 
 
@@ -50,52 +53,10 @@ def trellis_codes(codes, coder):
 
 def plain_decode(payload, rows, coder):
     """Decode one payload by the words of the format, a value at a time."""
-    words = list(np.frombuffer(payload, "<u2").tolist())
-    lanes = coder.lanes
-    states = [words[2 * n] | words[2 * n + 1] << 16 for n in range(lanes)]
-    words = iter(words[2 * lanes :])
-
-    def refill(lane):
-        if states[lane] < 1 << 16:
-            states[lane] = states[lane] << 16 | next(words)
-
-    def bits(lane, count):
-        value = states[lane] & (2**count - 1)
-        states[lane] >>= count
-        refill(lane)
-        return value
-
-    def level_of(lane, model):
-        row = coder.models.array[model].astype(int).tolist()
-        symbols, largest = row[2:] + row[1:2], (len(row) - 3) // 2
-        slot, begin, j = states[lane] & 4095, 0, 0
-        while slot >= begin + symbols[j]:
-            begin, j = begin + symbols[j], j + 1
-        states[lane] = symbols[j] * (states[lane] >> 12) + slot - begin
-        refill(lane)
-        if j < len(symbols) - 1:
-            return (j - largest) * 2 ** row[0] + bits(lane, row[0])
-        level = bits(lane, 8) + 256 * bits(lane, 8)
-        return level - 65536 * (level >= 32768)
-
-    found = np.zeros((rows, coder.values), int)
-    for row in found:
-        first = 0
-        for count in coder.field_values:
-            stretch, ahead = -(-count // lanes), [0] * lanes
-            for i in range(stretch):
-                for lane in range(lanes):
-                    if (v := lane * stretch + i) < count:
-                        odd = ahead[lane] % 2 if coder.trellis else 0
-                        level = level_of(lane, int(coder.classes[first + v]) + odd)
-                        row[first + v] = 2 * level - odd * np.sign(level)
-                        ahead[lane] = NEXT[ahead[lane], level % 2]
-                        if not coder.trellis:
-                            row[first + v] = level
-            first += count
-    assert states == [1 << 16] * lanes
-    assert list(words) == []
-    return found
+    ends = np.cumsum(coder.field_values)
+    fields = [part.tolist() for part in np.split(coder.classes, ends[:-1])]
+    models = coder.models.array.astype(int).tolist()
+    return np.array(decode_payload(payload, rows, fields, models, coder.lanes, coder.trellis))
 
 
 @pytest.mark.parametrize("trellis", [False, True])
@@ -158,7 +119,7 @@ def test_cost_is_what_payloads_take(trellis):
         (lambda a: a[:0], "shape"),
         (lambda a: np.zeros((1, 259), np.uint16), "shape"),
         (lambda a: a + np.eye(6, 11, dtype=np.uint16) * 9, "a shift of 9"),
-        (lambda a: a + np.eye(6, 11, 2, dtype=np.uint16), "model 0 with a sum of 4097"),
+        (lambda a: a + np.eye(6, 11, 2, dtype=np.uint16), "model 0 with a sum of 16385"),
     ],
 )
 def test_wrong_models_are_refused(change, found):

@@ -111,7 +111,7 @@ def test_damaged_payloads_are_judged_alike(case, data):
 def test_flipped_bits_are_noticed_unless_they_stand_as_they_are():
     """States at the end check symbols: a flip goes unseen in bits of escapes and shifts alone."""
     array = np.array([[0, 0, 100, 900, 2100, 900, 96]], np.uint16)
-    array[0, 1] = 4096 - array[0, 2:].sum()
+    array[0, 1] = 16384 - array[0, 2:].sum()
     models = CodeModels.of(array, "models")
     coder = RowCoder((64, 64), np.zeros(128, np.uint8), models, 2, False)
     codes = np.clip(some_codes(1, 128, 0.5), -2, 2)

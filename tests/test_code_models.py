@@ -41,17 +41,32 @@ def test_fitted_models_cost_little_more_than_the_entropy(largest):
 
 
 def test_the_predicted_cost_is_that_of_the_coder():
-    """The cost of a chunk is what its coder says, times the rows that a sampled one stands for;
-    payloads are longer by 3 bytes.
+    """The cost of a chunk is what its coder says, times the rows that a sampled one stands for, but
+    for groups, whose cost is expected by the model; payloads are longer by 2 bytes or so.
     """
     chunks = [laplace(n, 40, seed=n).astype(np.int16) for n in (300, 500)]
     models, (found,) = fit_models(SampledCodes(chunks, [1.0, 2.5]))
     for number, (codes, rows) in enumerate(zip(chunks, (1.0, 2.5))):
         own = coder(models, found, number)
         cost = float(own.cost_bits(codes).sum())
-        assert found.bits[number] == pytest.approx(rows * cost, rel=1e-9)
+        assert found.bits[number] == pytest.approx(rows * cost, rel=2e-3)
         stored = sum(map(len, own.encode(codes, 1)))
-        assert stored == pytest.approx(cost / 8 + 3 * len(codes), rel=5e-3)
+        assert 1.5 < (stored - cost / 8) / len(codes) < 2.5
+
+
+def test_groups_cost_little():
+    """Models get groups where those cost at most half a percent by the model, and few levels are
+    coded on their own; the codes themselves confirm the cost.
+    """
+    codes = laplace(2000, 64, smallest=0.1, largest=1.0).astype(np.int16)
+    models, (found,) = fit_models(SampledCodes([codes], [1.0]))
+    own = coder(models, found, 0)
+    assert len(own.order.sizes) < 0.6 * own.values
+    alone = models.copy()
+    alone[:, 0] %= 256
+    single = coder(alone, found, 0)
+    assert len(single.order.sizes) == own.values
+    assert own.cost_bits(codes).sum() < 1.006 * single.cost_bits(codes).sum()
 
 
 def test_any_code_can_be_coded():

@@ -131,17 +131,17 @@ def test_headers_come_back(packs):
 def test_the_longest_payload_is_one_number():
     """Header and coder agree on the longest payload; no payload is longer, escapes alone."""
     models = code_models()[:1].copy()
-    models[0, 1], models[0, 2:] = 1, 0
-    models[0, 8] = 4095
+    models[0, :2], models[0, 2:] = (256, 1), 0
+    models[0, 8] = 16383
     for lanes in (1, 3, 16):
         coder = RowCoder((7, 9), np.zeros(16, np.uint8), CodeModels.of(models, "m"), lanes, False)
         codes = np.full((40, 16), 30000)
         (payload,) = coder.encode(codes, 40)
         assert len(payload) <= longest_payload(lanes, 640) == coder.longest_payload(40)
-        assert len(payload) > 0.96 * longest_payload(lanes, 640)
+        assert len(payload) > 0.955 * longest_payload(lanes, 640)
 
 
-@pytest.mark.parametrize(("rows", "size"), [(1, 2), (3615, 2), (3616, 4), (4096, 4)])
+@pytest.mark.parametrize(("rows", "size"), [(1, 2), (2758, 2), (2759, 4), (4096, 4)])
 def test_lengths_take_two_bytes_where_the_longest_fits(rows, size):
     """An index has two bytes a block up to a longest one of 65,535 bytes, with its checksum."""
     encoding = Encoding("ans", rows, ((step8(5, 0.5),),), CoderSettings(0, 1, 0, 2))

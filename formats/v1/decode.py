@@ -51,7 +51,7 @@ class Pack:
         if entry["kind"] == "coded_basis":
             part = {**entry, "values": entry["shape"][1]}
             if entry.get("frame") is not None:
-                data = decoded_basis(data, entry["shape"], *self.coder(entry))
+                data = decoded_basis(data, entry["shape"], *self.coder(entry)[:3])
             rows = np.frombuffer(data, np.uint8).reshape(entry["shape"][0], -1)
             at = scale_bytes(part)
             return np.stack([decode(row[:at], row[at:], part) for row in rows])

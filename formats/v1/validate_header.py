@@ -208,7 +208,7 @@ class HeaderRules:
         rank, width = shape
         need(section["group_size"] >= width, "header-field", "§5: one scale a row")
         least = 2 * rank + 4 * section["lanes"]
-        most = least + 2 * ceil_div(29 * rank * width, 16)
+        most = least + 2 * ceil_div(38 * rank * width, 16)
         fits = least <= length <= most and rank * width <= 16 * length
         need(fits, "array-length", "§5: length of an entropy-coded basis")
         self.coder(section)
@@ -460,7 +460,7 @@ def raw_block_bytes(encoding: Entry) -> int:
 
 def longest_payload(encoding: Entry) -> int:
     values = sum(part["values"] for part in parts_of(encoding)) * encoding["rows_per_block"]
-    return 4 * (encoding.get("lanes") or 1) + 2 * ceil_div(29 * values, 16)
+    return 4 * (encoding.get("lanes") or 1) + 2 * ceil_div(38 * values, 16)
 
 
 def length_bytes(encoding: Entry) -> int:

@@ -39,8 +39,13 @@ class Kernel:
         The types of numba that it is called with.
     """
 
-    def __init__(self, function: Callable[..., Any], signatures: list[Any]) -> None:
+    def __init__(
+        self, function: Callable[..., Any], signatures: list[Any], allocates: bool = True
+    ) -> None:
         self._function, self._signatures = function, signatures
+        # What makes no arrays needs none of numba's counts of their users, which cost as much as
+        # the decoding. numba has no documented option for that.
+        self._options: dict[str, Any] = {} if allocates else {"_nrt": False}
         self._compiled: Callable[..., Any] | None = None
 
     def __call__(self, *arguments: Any) -> Any:
@@ -49,16 +54,26 @@ class Kernel:
         return (self._compile() if compiled is None else compiled)(*arguments)
 
     def _compile(self) -> Callable[..., Any]:
-        import numba
-
         with _lock:
             if self._compiled is None:
-                try:
-                    made = numba.njit(self._signatures, cache=True, nogil=True)(self._function)
-                except RuntimeError:  # nowhere to keep the result
-                    made = numba.njit(self._signatures, nogil=True)(self._function)
-                self._compiled = made
+                self._compiled = self._compiled_with(self._options)
             return self._compiled
+
+    def _compiled_with(self, options: dict[str, Any]) -> Callable[..., Any]:
+        import numba
+
+        def made(**more: Any) -> Callable[..., Any]:
+            compiled: Callable[..., Any] = numba.njit(
+                self._signatures, nogil=True, **options, **more
+            )(self._function)
+            return compiled
+
+        try:
+            return made(cache=True)
+        except KeyError:  # an option that another numba has not
+            return self._compiled_with({})
+        except RuntimeError:  # nowhere to keep the result
+            return made()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +81,7 @@ class Kernels:
     """Compiled functions; see `tolpack.codecs.compiled_loops`.
 
     ``decoders``: by codec, for those that have one; ``zero_runs`` expands ``zstd-runs`` frames;
-    ``ans_decode`` and ``ans_encode`` are of `tolpack.codecs.ans.loops`.
+    ``ans_decode`` and ``ans_encode`` are of `tolpack.codecs.ans`.
     """
 
     decoders: Mapping[str, Callable[..., bool]]
@@ -83,7 +98,7 @@ def _compile() -> Kernels | None:
         from numba import types
 
         from tolpack.codecs import compiled_loops
-        from tolpack.codecs.ans import loops as ans_loops
+        from tolpack.codecs.ans import decode_loops, encode_loops
     except ImportError:
         return None
 
@@ -104,20 +119,27 @@ def _compile() -> Kernels | None:
     }
     runs = [number(codes, codes, types.Array(types.uint8, 2, "C"))]
     word = types.Array(types.uint16, 1, "C")
+    tables = codes, given(types.uint32, 1), given(types.uint64, 1)
+    scratch = [
+        types.Array(dtype, 2, "C")
+        for dtype in (types.uint8, types.uint64, types.int16, types.uint64)
+    ]
     ans_decode = number(
-        given(types.uint16, 1), numbers, numbers, numbers, codes, given(types.uint32, 1),
-        given(types.uint64, 1), given(types.uint64, 1), given(types.int32, 1), number, number,
-        types.boolean, given(types.int64, 2), types.Array(types.uint8, 2, "C"),
+        given(types.uint16, 1), *[numbers] * 3, *[given(types.int32, 1)] * 6, codes, *tables,
+        number, given(types.uint64, 1), given(types.int32, 1), number, types.boolean,
+        given(types.int64, 2), *scratch,
     )  # fmt: skip
     ans_encode = number(
-        given(types.int32, 2), number, numbers, codes, given(types.uint64, 2), numbers, number,
-        types.boolean, word, word, types.Array(types.int64, 1, "C"),
+        given(types.int32, 2), number, numbers, *[given(types.int32, 1)] * 2,
+        given(types.int32, 2), given(types.int32, 1), codes,
+        given(types.uint32, 2), given(types.int16, 2), numbers, numbers, number, types.boolean,
+        word, word, types.Array(types.int64, 1, "C"),
     )  # fmt: skip
     return Kernels(
         decoders,
         Kernel(compiled_loops.expand_zero_runs, runs),
-        Kernel(ans_loops.decode, [ans_decode]),
-        Kernel(ans_loops.encode, [ans_encode]),
+        Kernel(decode_loops.decode, [ans_decode], allocates=False),
+        Kernel(encode_loops.encode, [ans_encode]),
     )
 
 

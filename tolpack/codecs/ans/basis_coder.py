@@ -1,6 +1,6 @@
 """`BasisCoder`: rows of a basis as 8-bit codes with a scale each, coded by models (SPEC §5, §8).
 
-A row is to the coder what a field is in a row of a table: all its values have one class.
+To the coder a basis is one row of a table, in which all values of a row have one class.
 """
 
 from __future__ import annotations
@@ -10,12 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.codecs.ans.block_coding import BlockDecoder, take_rows
 from tolpack.codecs.ans.models import CodeModels
-from tolpack.codecs.ans.row_coder import RowCoder, compiled_loops
-from tolpack.codecs.ans.value_order import ValueOrder
+from tolpack.codecs.ans.row_coder import RowCoder
 from tolpack.errors import FormatError
-from tolpack.runtime.array_types import Bytes, Ints
+from tolpack.runtime.array_types import Bytes
 
 # Bytes of the scale of a row.
 _SCALE_BYTES = 2
@@ -91,28 +89,10 @@ class BasisCoder:
             raise FormatError("frame", place, f"{len(stored)} bytes", "the scales of all rows")
         records = np.empty((rank, _SCALE_BYTES + width), np.uint8)
         records[:, :_SCALE_BYTES] = scales.reshape(rank, _SCALE_BYTES)
-        if compiled_loops(rank * width) is None:
-            codes = self._rows(payload.tobytes(), place)
-        else:
-            codes = self._whole().decode([payload.tobytes()], [1], lambda _: place)
+        codes = self._whole().decode([payload.tobytes()], [1], lambda _: place)
         records[:, _SCALE_BYTES:] = codes.astype(np.int8).reshape(rank, width).view(np.uint8)
         return records
 
     def _whole(self) -> RowCoder:
         """Return the coder of the basis as one row, whose fields are its rows."""
         return RowCoder.for_basis(*self.shape, self.classes, self.models, self.lanes)
-
-    def _rows(self, payload: bytes, place: str) -> NDArray[np.int16]:
-        """Decode with numpy, a row at a time: the order of all values would take much memory."""
-        rank, width = self.shape
-        found = np.empty((rank, width), np.int16)
-        decoder = BlockDecoder([payload], self.lanes, lambda _: place)
-        order = ValueOrder.of((width,), self.lanes)
-        for row, number in zip(found, self.classes.tolist()):
-            classes: Ints = np.full(width, number)
-            codes = take_rows(decoder, 1, 1, order, classes, self.models, False)[0, :, 0]
-            if codes.min() < -128 or codes.max() > 127:
-                raise FormatError("frame", place, "a larger code", "codes of 8 bits")
-            row[:] = codes
-        decoder.finish()
-        return found

@@ -9,22 +9,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.codecs.ans.alphabets import LARGEST_GROUP, MOST_SYMBOLS
+from tolpack.codecs.ans.coding_order import ClassOrder
 from tolpack.codecs.ans.models import CodeModels
+from tolpack.codecs.ans.payload_sizes import MOST_LANES
 from tolpack.codecs.ans.trellis import NEXT, STATES, codes_of
 from tolpack.errors import ConfigError, FormatError
 from tolpack.runtime.array_types import Bytes, Ints
 
-# Words that a step of 16 lanes may take: those of a symbol and of an escape's two bytes.
-MOST_WORDS = 48
+# Words that a step of 16 lanes may take: of each one those of a group's escape, and of four levels
+# an escape and two bytes.
+MOST_WORDS = 16 * (1 + 4 * 3)
 PADDING_WORDS = MOST_WORDS + 2
-# What `loops.decode` and `loops.encode` return, by number (the loops need numba); faults of block n
-# are n * FAULTS more.
+# Stands with symbols that more has to be read for.
+SPECIAL = 1 << 31
+# What the loops return, by number (they need numba); faults of block n are n * FAULTS more.
 FAULTS = 8
 _DECODING = {
     1: ("too few words", "words for all values"),
     2: ("a state below 2^16", "a state of 16 bits"),
     3: ("words left over", "every word used"),
-    4: ("a state that does not end at 2^16", "2^16"),
+    4: ("a state that does not end as it should", "2^16, and 1 for a single lane"),
     5: ("a larger code", "codes of 8 or 16 bits, as their codec has"),
 }
 _ENCODING = {
@@ -32,21 +37,23 @@ _ENCODING = {
     2: "a code has no symbol in its model, which has no escape either",
 }
 _PADDING = bytes(2 * PADDING_WORDS)
-_CLASSES = 256
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoopTables:
-    """What the loops look up, for the models, classes and fields of a coder."""
+    """What the loops look up, for the models, classes and fields of a coder; see them for each."""
 
     fields: Ints
+    order: ClassOrder
+    alphabets: NDArray[np.int32]
+    run_alphabets: NDArray[np.int32]
+    run_ends: NDArray[np.int32]
+    places: NDArray[np.int32]
     classes: NDArray[np.uint8]
     models: CodeModels
-    entries: NDArray[np.uint32]
-    shifts: NDArray[np.uint64]
-    plain: NDArray[np.uint64]
+    symbols: NDArray[np.uint32]
+    levels: NDArray[np.uint64]
     moves: NDArray[np.int32]
-    symbols: NDArray[np.uint64]
     lanes: int
     trellis: bool
 
@@ -54,22 +61,23 @@ class LoopTables:
     def of(
         cls,
         field_values: tuple[int, ...],
+        order: ClassOrder,
         classes: NDArray[np.uint8],
         models: CodeModels,
         lanes: int,
         trellis: bool,
     ) -> LoopTables:
-        """Make the tables; parameters as of `RowCoder`."""
-        symbols = models.frequencies.shape[1]
-        shifted = models.shifts > 0
-        if trellis:
-            shifted[:-1] |= models.shifts[1:] > 0
-        plain = np.zeros(_CLASSES, np.uint64)
-        plain[: len(shifted)] = np.where(shifted, 0, symbols - 1)
+        """Make the tables; parameters as of `RowCoder`, and the order of its values."""
+        levels = np.ascontiguousarray(models.alphabets.levels, "<i2").view(np.uint64)[:, :, 0]
+        alphabets = np.where(order.sizes > 1, models.groups[order.models], order.models)
+        alphabets = alphabets.astype(np.int32)
+        ends = np.flatnonzero(np.diff(alphabets, append=-1)) + 1
+        places = np.arange(len(classes), dtype=np.int32) if trellis else _places(order)
         return cls(
-            np.array(field_values, np.int64), np.ascontiguousarray(classes, np.uint8), models,
-            models.entries.reshape(-1), models.shifts.astype(np.uint64), plain,
-            _moves(symbols, trellis), _symbols(models), lanes, trellis,
+            np.array(field_values, np.int64), order, alphabets, alphabets[ends - 1],
+            ends.astype(np.int32), places,
+            np.ascontiguousarray(classes, np.uint8), models, _symbols(models), levels,
+            _moves(models, trellis), lanes, trellis,
         )  # fmt: skip
 
     def decode(
@@ -93,10 +101,34 @@ class LoopTables:
         bounds = np.concatenate([[0], np.cumsum(sizes // 2)])
         words = np.frombuffer(b"".join([*payloads, _PADDING]), "<u2")
         records = np.empty((int(rows.sum()), record_bytes), np.uint8)
+        codes_of_row = len(self.places) if self.trellis else LARGEST_GROUP * len(self.alphabets)
+        found = np.empty((4 if self.lanes == 1 else 1, -(-codes_of_row // 4)), np.uint64)
         fault = loop(
-            words, bounds, rows, self.fields, self.classes, self.entries, self.shifts, self.plain,
-            self.moves, self.lanes, self.models.frequencies.shape[1], self.trellis, parts, records,
-        )  # fmt: skip
+            words,
+            bounds,
+            rows,
+            self.fields,
+            self.run_alphabets,
+            self.run_ends,
+            self.order.models,
+            self.order.sizes,
+            self.alphabets,
+            self.places,
+            self.classes,
+            self.models.alphabets.slots.reshape(-1),
+            self.symbols.reshape(-1),
+            self.levels.reshape(-1),
+            self.models.escape,
+            self.models.shifts.astype(np.uint64),
+            self.moves,
+            self.lanes,
+            self.trellis,
+            parts,
+            records,
+            found,
+            found.view(np.int16),
+            np.empty((4, MOST_LANES), np.uint64),
+        )
         if fault:
             block, kind = divmod(fault, FAULTS)
             raise FormatError("frame", place(block), *_DECODING[kind])
@@ -112,8 +144,10 @@ class LoopTables:
         words = np.empty(blocks * (most_words + 2 * self.lanes), np.uint16)
         lengths = np.empty(blocks, np.int64)
         fault = loop(
-            np.ascontiguousarray(codes, np.int32), rows_per_block, self.fields, self.classes,
-            self.symbols, self.models.shifts, self.lanes, self.trellis,
+            np.ascontiguousarray(codes, np.int32), rows_per_block, self.fields, self.order.models,
+            self.order.sizes, self.order.values, self.alphabets, self.classes,
+            self.symbols & ~np.uint32(SPECIAL), self.models.alphabets.numbers,
+            self.models.alphabets.escapes, self.models.shifts, self.lanes, self.trellis,
             np.empty(most_words + 2, np.uint16), words, lengths,
         )  # fmt: skip
         if fault:
@@ -123,19 +157,32 @@ class LoopTables:
         return [data[2 * (e - n) : 2 * e] for e, n in zip(ends.tolist(), lengths.tolist())]
 
 
-def _symbols(models: CodeModels) -> NDArray[np.uint64]:
-    """Return frequencies of symbols and 65,536 × their first slots: uint64 (M, W - 1)."""
-    found = models.frequencies | models.begins << 16
-    return np.where(models.frequencies == 0, 0, found).astype(np.uint64)
+def _places(order: ClassOrder) -> NDArray[np.int32]:
+    """Return where the code of each value is among those of all symbols: int32 (V,)."""
+    found = np.zeros(int(order.sizes.sum()), np.int32)
+    symbols = LARGEST_GROUP * np.arange(len(order.sizes), dtype=np.int32)
+    for place, own in enumerate(order.values.T):
+        here = own >= 0
+        found[own[here]] = symbols[here] + place
+    return found
 
 
-def _moves(symbols: int, trellis: bool) -> NDArray[np.int32]:
+def _symbols(models: CodeModels) -> NDArray[np.uint32]:
+    """Return frequencies of symbols, 65,536 × their first slots, and `SPECIAL` for those that are
+    not all of their levels: uint32 (A, 256).
+    """
+    tables = models.alphabets
+    special = np.arange(MOST_SYMBOLS) >= tables.escapes[:, None]
+    special[: len(models.shifts)] |= models.shifts[:, None] > 0
+    return (tables.frequencies | tables.begins << 16 | special * SPECIAL).astype(np.uint32)
+
+
+def _moves(models: CodeModels, trellis: bool) -> NDArray[np.int32]:
     """Return, by state and symbol, the code and 65,536 × the next state: int32 (8 × 256,)."""
     found = np.zeros((STATES, 256), np.int64)
-    levels = np.arange(symbols - 1) - (symbols - 2) // 2
+    levels = np.arange(models.escape) - models.largest_symbol
     states = np.arange(STATES)[:, None]
     if trellis:
-        found[:, : symbols - 1] = codes_of(levels, states) & 0xFFFF | NEXT[states, levels & 1] << 16
-    else:
-        found[:, : symbols - 1] = levels & 0xFFFF
+        found[:, : models.escape] = codes_of(levels, states) & 0xFFFF
+        found[:, : models.escape] |= NEXT[states, levels & 1] << 16
     return found.astype(np.int32).ravel()

@@ -7,11 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.codecs.ans.alphabets import (
+    LARGEST_GROUP,
+    LARGEST_IN_GROUP,
+    SLOT_BITS,
+    SLOTS,
+    Alphabets,
+    group_digits,
+    group_symbols,
+)
 from tolpack.errors import FormatError
-from tolpack.runtime.array_types import Doubles
+from tolpack.runtime.array_types import Doubles, Ints
 
-SLOT_BITS = 12
-SLOTS = 1 << SLOT_BITS
 LARGEST_SHIFT = 8
 MOST_MODELS = 256
 NARROWEST, WIDEST = 5, 257
@@ -26,23 +33,21 @@ class CodeModels:
     Parameters
     ----------
     array : ndarray
-        uint16 (M, W), as it is stored: shift, frequency of the escape, frequencies of the symbols
-        ``-K … K`` with ``K = (W - 3) / 2``.
-    entries : ndarray
-        uint32 (M, 4096), by slot: frequency - 1 (bits 0 to 11), the slot's distance from the
-        symbol's first one (bits 12 to 23) and the number of the symbol (bits 24 to 31), the
-        symbol ``-K`` being number 0 and the escape the last.
-    frequencies, begins : ndarray
-        int64 (M, W - 1): slots of a symbol, and the first of them, by the symbol's number.
-    shifts : ndarray
-        int64 (M,): low bits of a level that are stored as they are.
+        uint16 (M, W), as it is stored: shift and 256 × the size of groups less one, frequency of
+        the escape, frequencies of the symbols ``-K … K`` with ``K = (W - 3) / 2``.
+    shifts, sizes : ndarray
+        int64 (M,): low bits of a level that are stored as they are; levels of a group, 1 to 4.
+    groups : ndarray
+        int64 (M,): number of the alphabet of groups; the model's own number if it has none.
+    alphabets : Alphabets
+        Symbols and slots; those of single levels of model ``m`` have the number ``m``.
     """
 
     array: NDArray[np.uint16]
-    entries: NDArray[np.uint32]
-    frequencies: NDArray[np.int64]
-    begins: NDArray[np.int64]
-    shifts: NDArray[np.int64]
+    shifts: Ints
+    sizes: Ints
+    groups: Ints
+    alphabets: Alphabets
 
     @classmethod
     def of(cls, array: NDArray[np.uint16], place: str) -> CodeModels:
@@ -63,49 +68,61 @@ class CodeModels:
         Raises
         ------
         FormatError
-            Code ``code-models``: another shape, shift or sum of frequencies than the format allows.
+            Code ``code-models``: another shape, shift, size of groups or sum of frequencies than
+            the format allows.
         """
         _check(array, place)
         own = np.array(array, np.uint16)
-        shifts = own[:, 0].astype(np.int64)
+        sizes, shifts = np.divmod(own[:, 0].astype(np.int64), 256)
+        sizes += 1
         frequencies = np.roll(own[:, 1:], -1, axis=1).astype(np.int64)
-        begins = np.cumsum(frequencies, axis=1) - frequencies
-        return cls(own, _entries(frequencies, begins), frequencies, begins, shifts)
+        _check_groups(frequencies, sizes, place)
+        groups = np.arange(len(own))
+        groups[sizes > 1] = len(own) + np.arange(int((sizes > 1).sum()))
+        return cls(own, shifts, sizes, groups, Alphabets.of(frequencies, sizes))
 
     @property
     def largest_symbol(self) -> int:
         """``K``: symbols are ``-K … K``."""
         return int(self.array.shape[1] - 3) // 2
 
-    def numbers(self, levels: NDArray[np.int64], models: NDArray[np.int64]) -> NDArray[np.int64]:
+    @property
+    def escape(self) -> int:
+        """The number of the escape among single levels."""
+        return int(self.array.shape[1]) - 2
+
+    @property
+    def always_escapes(self) -> bool:
+        """Whether every model has an escape, so that it codes every level."""
+        return bool(self.array[:, 1].all())
+
+    def numbers(self, levels: Ints, models: Ints) -> Ints:
         """Return the numbers of the symbols that stand for levels: the escape's for those that
         have no symbol, or one that never occurs. Both arrays have the same shape.
         """
-        escape = self.frequencies.shape[1] - 1
         found = (levels >> self.shifts[models]) + self.largest_symbol
-        found[(found < 0) | (found > escape)] = escape
-        found[self.frequencies[models, found] == 0] = escape
+        found[(found < 0) | (found > self.escape)] = self.escape
+        found[self.alphabets.frequencies[models, found] == 0] = self.escape
+        return found
+
+    def group_numbers(self, levels: Ints, alphabet: int) -> Ints:
+        """Return the numbers of the symbols of groups of levels (n, size): int64 (n,)."""
+        largest = np.abs(levels).max(axis=1)
+        outside: NDArray[np.bool_] = largest > LARGEST_IN_GROUP[levels.shape[1]]
+        digits = group_digits(np.where(outside[:, None], 0, levels))
+        found: Ints = self.alphabets.numbers[alphabet, digits].astype(np.int64)
+        found[outside] = self.alphabets.escapes[alphabet]
         return found
 
     def bits(self) -> Doubles:
-        """Return what symbols cost with all their bits: float64 (M, W - 1), infinite for those that
-        never occur.
+        """Return what single symbols cost with all their bits: float64 (M, W - 1), infinite for
+        those that never occur.
         """
         with np.errstate(divide="ignore"):
-            found = SLOT_BITS - np.log2(self.frequencies)
+            found = SLOT_BITS - np.log2(np.roll(self.array[:, 1:], -1, axis=1).astype(np.float64))
         found[:, :-1] += self.shifts[:, None]
         found[:, -1] += ESCAPE_BITS
         return found
-
-
-def _entries(frequencies: NDArray[np.int64], begins: NDArray[np.int64]) -> NDArray[np.uint32]:
-    models, symbols = frequencies.shape
-    packed = (frequencies - 1) & (SLOTS - 1) | np.arange(symbols) << 24
-    spread = np.repeat(np.stack([packed, begins], axis=-1).reshape(-1, 2), frequencies.ravel(), 0)
-    spread = spread.reshape(models, SLOTS, 2)
-    within = np.arange(SLOTS) - spread[..., 1]
-    found: NDArray[np.uint32] = (spread[..., 0] | within << SLOT_BITS).astype(np.uint32)
-    return found
 
 
 def _check(array: NDArray[np.uint16], place: str) -> None:
@@ -113,12 +130,23 @@ def _check(array: NDArray[np.uint16], place: str) -> None:
     if not (1 <= models <= MOST_MODELS and NARROWEST <= width <= WIDEST and width % 2):
         expected = f"1 to {MOST_MODELS} models of {NARROWEST} to {WIDEST} numbers, an odd number"
         raise FormatError("code-models", place, f"shape {list(array.shape)}", expected)
-    largest = int(array[:, 0].max())
-    if largest > LARGEST_SHIFT:
-        expected = f"at most {LARGEST_SHIFT}"
-        raise FormatError("code-models", place, f"a shift of {largest}", expected)
+    shift, size = int((array[:, 0] % 256).max()), int((array[:, 0] // 256).max()) + 1
+    if shift > LARGEST_SHIFT or size > LARGEST_GROUP:
+        found = f"a shift of {shift}, groups of {size}"
+        expected = f"at most {LARGEST_SHIFT}, and {LARGEST_GROUP}"
+        raise FormatError("code-models", place, found, expected)
+    if ((array[:, 0] > 255) & (array[:, 0] % 256 > 0)).any():
+        raise FormatError("code-models", place, "groups and a shift", "a shift of 0 with groups")
     sums = array[:, 1:].sum(axis=1, dtype=np.int64)
     wrong = np.flatnonzero(sums != SLOTS)
     if len(wrong):
         found = f"frequencies of model {wrong[0]} with a sum of {sums[wrong[0]]}"
         raise FormatError("code-models", place, found, str(SLOTS))
+
+
+def _check_groups(frequencies: Ints, sizes: Ints, place: str) -> None:
+    for model in np.flatnonzero(sizes > 1).tolist():
+        escape = group_symbols(frequencies[model], int(sizes[model]))[1][-1]
+        if escape < 1:
+            found = f"groups of model {model} that leave {escape} slots to the escape"
+            raise FormatError("code-models", place, found, "at least one")

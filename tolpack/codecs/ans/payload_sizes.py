@@ -5,8 +5,9 @@ from __future__ import annotations
 MOST_LANES = 16
 # A lane's state, and a word.
 STATE_BYTES, WORD_BYTES = 4, 2
-# Bits of an escaped code: 12 of a slot, 16 as they are, and less than one for rounding.
-_MOST_BITS = 29
+# Bits of a code at most: half of 14 of an escaped group, 14 of an escape, 16 as they are, and less
+# than one for rounding.
+_MOST_BITS = 38
 
 
 def shortest_payload(lanes: int) -> int:

@@ -10,12 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.codecs import kernels
-from tolpack.codecs.ans.block_coding import BlockDecoder, encode_blocks, take_rows
+from tolpack.codecs.ans.alphabets import SLOT_BITS
+from tolpack.codecs.ans.block_coding import (
+    BlockDecoder,
+    BlockEncoder,
+    encode_by_class,
+    encode_trellis,
+    take_by_class,
+    take_trellis,
+)
+from tolpack.codecs.ans.coding_order import ClassOrder, TrellisOrder
 from tolpack.codecs.ans.compiled import LoopTables
 from tolpack.codecs.ans.models import CodeModels
 from tolpack.codecs.ans.payload_sizes import longest_payload, most_words
 from tolpack.codecs.ans.trellis import NEXT, in_set, levels_of
-from tolpack.codecs.ans.value_order import ValueOrder
 from tolpack.errors import ConfigError, FormatError
 from tolpack.runtime.array_types import Doubles, Ints
 
@@ -67,6 +75,7 @@ class RowCoder:
     trellis: bool
     code_bits: NDArray[np.int64] | int = 16
     place: str = "classes"
+    order: ClassOrder = field(init=False)
     tables: LoopTables = field(init=False)
 
     def __post_init__(self) -> None:
@@ -78,8 +87,10 @@ class RowCoder:
             raise FormatError("code-classes", self.place, found, expected)
         if largest >= most:
             raise FormatError("code-classes", self.place, f"class {largest}", f"below {most}")
-        own = self.field_values, self.classes, self.models, self.lanes, self.trellis
-        object.__setattr__(self, "tables", LoopTables.of(*own))
+        order = ClassOrder.of(self.classes, self.models)
+        own = self.classes, self.models, self.lanes, self.trellis
+        object.__setattr__(self, "order", order)
+        object.__setattr__(self, "tables", LoopTables.of(self.field_values, order, *own))
 
     @classmethod
     def for_basis(
@@ -157,11 +168,7 @@ class RowCoder:
         for start, stop, rows in spans:
             levels, models = self._levels(codes[start:stop])
             self._check_symbols(levels, models)
-            shape = (-1, rows, self.values)
-            found += encode_blocks(
-                levels.reshape(shape).transpose(1, 2, 0), models.reshape(shape).transpose(1, 2, 0),
-                self._order(), self.models, self.lanes, most_words(rows * self.values),
-            )  # fmt: skip
+            found += self._encode(levels, models, rows)
         return found
 
     def decode(
@@ -208,7 +215,7 @@ class RowCoder:
     def cost_bits(self, codes: NDArray[Any]) -> Doubles:
         """Return the bits of rows by their models, float64 (n,).
 
-        A payload is longer by 16 bits for each lane, and 8 more on average.
+        A payload is longer by 24 bits for each lane on average, by 16 or so if there is only one.
 
         Parameters
         ----------
@@ -229,8 +236,41 @@ class RowCoder:
         found = np.empty(len(codes))
         for start, stop in self._pieces(len(codes), 1):
             levels, models = self._levels(codes[start:stop])
-            found[start:stop] = bits[models, self.models.numbers(levels, models)].sum(axis=1)
+            single = bits[models, self.models.numbers(levels, models)]
+            found[start:stop] = single.sum(axis=1)
+            if not self.trellis:
+                found[start:stop] += self._more_in_groups(levels, single)
         return found
+
+    def _more_in_groups(self, levels: Ints, single: Doubles) -> Doubles:
+        """Return what groups cost more than single levels, whose bits are `single`: float64 (n,).
+
+        ``levels``: int64 (n, V), as `single`.
+        """
+        found, order, tables = np.zeros(len(levels)), self.order, self.models
+        slots = tables.alphabets.frequencies
+        for model in np.unique(order.models[order.sizes > 1]).tolist():
+            size, alphabet = int(tables.sizes[model]), int(tables.groups[model])
+            values = order.values[(order.models == model) & (order.sizes > 1), :size]
+            own, alone = levels[:, values], single[:, values].sum(axis=2)
+            numbers = tables.group_numbers(own.reshape(-1, size), alphabet).reshape(alone.shape)
+            bits = SLOT_BITS - np.log2(slots[alphabet, numbers])
+            bits += np.where(numbers == tables.alphabets.escapes[alphabet], alone, 0.0)
+            found += (bits - alone).sum(axis=1)
+        return found
+
+    def _encode(self, levels: Ints, models: Ints, rows: int) -> list[bytes]:
+        """Encode blocks of so many rows with numpy."""
+        by_block = [
+            one.reshape(-1, rows, self.values).transpose(1, 2, 0) for one in (levels, models)
+        ]
+        blocks, words = by_block[0].shape[2], most_words(rows * self.values)
+        encoder = BlockEncoder(blocks, self.lanes, words, self.models)
+        if self.trellis:
+            encode_trellis(encoder, by_block[0], by_block[1], self._trellis_order())
+        else:
+            encode_by_class(encoder, by_block[0], self.order, self.lanes)
+        return encoder.payloads()
 
     def _encode_compiled(
         self, compiled: kernels.Kernels, codes: NDArray[Any], rows_per_block: int
@@ -267,12 +307,14 @@ class RowCoder:
     ) -> Ints:  # fmt: skip
         """Decode the payloads numbered `own`, of so many rows: int64 (payloads, rows, V)."""
         decoder = BlockDecoder(
-            [payloads[n] for n in own], self.lanes, lambda number: place(own[number])
+            [payloads[n] for n in own], self.lanes, self.models, lambda number: place(own[number])
         )
-        codes = take_rows(
-            decoder, rows, len(own), self._order(), self.classes.astype(np.int64), self.models,
-            self.trellis,
-        ).transpose(2, 0, 1)  # fmt: skip
+        if self.trellis:
+            classes = self.classes.astype(np.int64)
+            codes = take_trellis(decoder, rows, self._trellis_order(), classes)
+        else:
+            codes = take_by_class(decoder, rows, self.values, self.order, self.lanes)
+        codes = codes.transpose(2, 0, 1)
         decoder.finish()
         wrong = self._too_large(codes).any(axis=(1, 2))
         if wrong.any():
@@ -295,14 +337,15 @@ class RowCoder:
 
     def _check_symbols(self, levels: Ints, models: Ints) -> None:
         """Raise `ConfigError` if a level has neither a symbol nor an escape."""
-        if self.models.frequencies[:, -1].all():
+        if self.models.always_escapes:
             return
-        if (self.models.frequencies[models, self.models.numbers(levels, models)] == 0).any():
+        numbers = self.models.numbers(levels, models)
+        if (self.models.alphabets.frequencies[models, numbers] == 0).any():
             raise ConfigError("a code has no symbol in its model, which has no escape either")
 
     def _states(self, codes: Ints) -> Ints:
         """Return the state of the trellis ahead of each code, int64 (n, V)."""
-        order = self._order()
+        order = self._trellis_order()
         found = np.empty(codes.shape, np.int64)
         states = np.zeros((len(codes), int(order.stretches.max()) + 1), np.int64)
         for step in range(int(order.steps.max()) + 1):
@@ -317,8 +360,8 @@ class RowCoder:
         large: NDArray[np.bool_] = (codes < -limits) | (codes > limits - 1)
         return large
 
-    def _order(self) -> ValueOrder:
-        return ValueOrder.of(self.field_values, self.lanes)
+    def _trellis_order(self) -> TrellisOrder:
+        return TrellisOrder.of(self.field_values, self.lanes)
 
     def _pieces(self, blocks: int, rows: int) -> Iterator[tuple[int, int]]:
         """Yield the bounds of blocks that are coded together."""

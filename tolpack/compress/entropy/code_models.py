@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.codecs.ans.models import ESCAPE_BITS, LARGEST_SHIFT, SLOT_BITS, SLOTS
+from tolpack.codecs.ans.alphabets import LARGEST_IN_GROUP, SLOT_BITS, SLOTS, group_symbols
+from tolpack.codecs.ans.models import ESCAPE_BITS, LARGEST_SHIFT
 from tolpack.compress.entropy.code_histograms import (
     BIN_WIDTHS,
     BINS,
@@ -25,6 +26,8 @@ from tolpack.compress.entropy.code_histograms import (
 )
 from tolpack.runtime.array_types import Doubles, Ints
 
+# Groups are as large as may be without costing a larger share of bits.
+_MOST_LOST = 0.005
 _PER_OCTAVE, _MOST_CLASSES = 6, 40
 _TURNS = 3
 # What a model is assumed to take while classes are merged, in bits.
@@ -32,7 +35,7 @@ _MODEL_BITS = 8 * 70
 # Largest symbols that are tried: all models have the same.
 _LARGEST_SYMBOLS = (1, 2, 3, 4, 6, 8, 11, 15, 20, 27, 36, 48, 64, 90, 127)
 # A symbol that is rarer takes less as an escape: as a symbol it has one slot, which the others
-# lack, 1.44 / 4096 bits of each; an escape costs 16 bits.
+# lack, 1.44 / 16384 bits of each; an escape costs 16 bits.
 _RAREST = 1.44 / SLOTS / ESCAPE_BITS
 
 
@@ -64,6 +67,8 @@ def fit_models(*codes: SampledCodes) -> tuple[NDArray[np.uint16], tuple[FittedCl
     costs, first, found = costs_in_bits(models), 0, []
     for one, (classes, rows), own in zip(codes, grouped, counts):
         span = slice(first, first + len(own))
+        if one.set_count == 1:
+            costs[span] *= 1 + _add_groups(models[span])[:, None]
         bits = tuple(
             float(
                 (one.class_counts(n, classes[row], len(own) // one.set_count) * costs[span]).sum()
@@ -101,7 +106,7 @@ def costs_in_bits(models: NDArray[np.uint16], least: int = LEAST, stop: int = -L
     levels = np.arange(least, stop)
     found = np.empty((len(models), len(levels)))
     for number, model in enumerate(models):
-        shift = int(model[0])
+        shift = int(model[0] % 256)
         frequencies = np.append(model[2:], 0).astype(np.float64)
         symbols = (levels >> shift) + largest
         symbols[(symbols < 0) | (symbols > 2 * largest)] = 2 * largest + 1
@@ -250,3 +255,36 @@ def _frequencies(counts: Doubles, escaped: float) -> tuple[Ints, float]:
             slots[np.argmax(gain)] += 1
     bits = own[present] @ (SLOT_BITS - np.log2(slots[present])) + ESCAPE_BITS * escaped
     return slots, float(bits)
+
+
+def _add_groups(models: NDArray[np.uint16]) -> Doubles:
+    """Give models, uint16 (M, W), groups as large as cost at most `_MOST_LOST` more bits; returns
+    the share of bits that the groups of each cost.
+    """
+    found = np.zeros(len(models))
+    for n, model in enumerate(models):
+        for size in sorted(LARGEST_IN_GROUP, reverse=True) if not model[0] else ():
+            loss = group_loss(model, size)
+            if loss <= _MOST_LOST:
+                model[0], found[n] = 256 * (size - 1), max(loss, 0.0)
+                break
+    return found
+
+
+def group_loss(model: NDArray[np.uint16], size: int) -> float:
+    """Return the share of bits that groups of so many levels cost more than single ones, by a
+    model, uint16 (W,); infinite if it cannot have groups.
+    """
+    frequencies = np.roll(model[1:], -1).astype(np.int64)
+    shares = frequencies / SLOTS
+    bits = -np.log2(np.where(shares > 0, shares, 1.0))
+    single = size * float(shares @ bits) + ESCAPE_BITS * size * float(shares[-1])
+    levels, slots = group_symbols(frequencies, size)
+    if slots[-1] < 1 or single == 0:
+        return np.inf
+    numbers = levels + (len(frequencies) - 2) // 2
+    own, alone = shares[numbers].prod(axis=1), bits[numbers].sum(axis=1)
+    rest = 1 - float(own.sum())
+    grouped = float(own @ (SLOT_BITS - np.log2(slots[:-1])))
+    grouped += rest * float(SLOT_BITS - np.log2(slots[-1])) + single - float(own @ alone)
+    return grouped / single - 1

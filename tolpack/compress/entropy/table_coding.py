@@ -22,10 +22,10 @@ from tolpack.compress.entropy.code_models import FittedClasses, costs_in_bits, f
 from tolpack.compress.entropy.layer_basis import SCALE_BYTES, CodedBasis
 from tolpack.runtime.array_types import Bytes
 
-# Rows share a block where they are shorter, in bytes: a block takes 7 bytes beside its codes.
+# Rows share a block where they are shorter, in bytes: a block takes 6 bytes beside its codes.
 _SHORT_ROW, _MAX_BLOCK_ROWS = 48, 64
 # Bytes of codes from which on a block has several lanes, and how many: a processor takes values out
-# of them at once. Each takes 4 bytes, of which one holds codes.
+# of them at once. Each takes 3 bytes beside its codes; a single lane takes two.
 _LONG_BLOCK, _LANES = 4096, 4
 _LANE_BYTES = 3
 
@@ -89,7 +89,8 @@ class TableCoding:
     def chunk_bytes(self, chunk: int) -> float:
         """Predict what the blocks of a chunk take."""
         blocks = -(-self.spans[chunk].rows // self.rows_per_block(chunk))
-        each = _LANE_BYTES * self.lanes(chunk) + FRAMES["ans"].checksum_bytes
+        lanes = self.lanes(chunk)
+        each = (_LANE_BYTES * lanes if lanes > 1 else 2) + FRAMES["ans"].checksum_bytes
         return self.rows.bits[chunk] / 8 + blocks * each
 
     def basis_bytes(self, layer: int, basis: CodedBasis) -> int:
