@@ -25,9 +25,11 @@ from tolpack.runtime.array_types import Bytes
 # Rows share a block where they are shorter, in bytes: a block takes 6 bytes beside its codes.
 _SHORT_ROW, _MAX_BLOCK_ROWS = 48, 64
 # Bytes of codes from which on a block has several lanes, and how many: a processor takes values out
-# of them at once. Each takes 3 bytes beside its codes; a single lane takes two.
+# of them at once.
 _LONG_BLOCK, _LANES = 4096, 4
-_LANE_BYTES = 3
+# Bytes of a lane beside its codes, and of a single lane: half of one for rounding, and what codes
+# take that are put into a small state.
+_LANE_BYTES, _SINGLE_LANE_BYTES = 3, 2.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,8 @@ class TableCoding:
         """Predict what the blocks of a chunk take."""
         blocks = -(-self.spans[chunk].rows // self.rows_per_block(chunk))
         lanes = self.lanes(chunk)
-        each = (_LANE_BYTES * lanes if lanes > 1 else 2) + FRAMES["ans"].checksum_bytes
+        each = _LANE_BYTES * lanes if lanes > 1 else _SINGLE_LANE_BYTES
+        each += FRAMES["ans"].checksum_bytes
         return self.rows.bits[chunk] / 8 + blocks * each
 
     def basis_bytes(self, layer: int, basis: CodedBasis) -> int:
