@@ -99,6 +99,7 @@ def cases(folder: Path) -> dict[str, tuple[str, bytes]]:
     opening = preambles(target) | headers(target, smallest) | arrays(target) | fields(target)
     opening |= chunks(two, framed) | large() | shapes(tables)
     opening |= malformed_coding.opening(folder, framed)
+    opening |= alignments(write(folder / "alignment", RECIPES["alignment"]).data)
     opening["no-data"] = forge(smallest, set_value(f"{FIELD0}.dropped", True))
     opening["rank"] = rebuilt(write(folder / "rank", RANK4).data, _one_row_less)
     found = {name: ("open", content) for name, content in opening.items()}
@@ -159,6 +160,20 @@ def arrays(data: bytes) -> dict[str, bytes]:
         "array-dtype": rebuilt(data, wider),
         "array-shape": forge(data, set_value("sections.0.shape", [3, 2])),
         "unused-section": forge(data, remove("tables.0.token_map"), required_features=without_map),
+    }
+
+
+def alignments(data: bytes) -> dict[str, bytes]:
+    """Sections that are not where the header's alignment says."""
+    features = split(data)[0]["required_features"]
+    number = len(split(data)[1]["sections"]) - 1
+    last = split(data)[1]["sections"][number]["offset_bytes"]
+    moved = data[:last] + bytes(64) + data[last:]
+    edit = set_value(f"sections.{number}.offset_bytes", last + 64)
+    return {
+        "section-offset+alignment": forge(moved, edit),
+        "header-field+alignment": rebuilt(data, lambda header, _: header.update(alignment=32)),
+        "feature-mismatch+alignment": forge(data, required_features=features & ~(1 << 56)),
     }
 
 

@@ -101,6 +101,7 @@ class Recipe:
     name: str = "tols"
     more: tuple[Recipe, ...] = ()
     map_dtype: str = "uint32"
+    alignment: int = 4096
 
     @property
     def rows(self) -> int:
@@ -296,7 +297,7 @@ RECIPES |= {
         8, (Layer((int8(8),)),), (Run(24, "raw", 2),), ngrams=_XOR, layer_numbers=(14,)
     ),
 }
-# What 1.4 added: rows and bases coded by models.
+# What 1.4 added: rows and bases coded by models, and sections that begin at multiples of 64.
 _ANS_PARTS = (
     (step8(7, 0.2),), (step16(3, 0.0003), step8(4, 0.1)), (step8(7, 0.5),),
 )  # fmt: skip
@@ -327,6 +328,8 @@ RECIPES |= {
         (Run(9, "ans", 2, lanes=4, trellis=True), Run(7, "ans", 1, lanes=16, trellis=True)),
         shuffled=True,
         map_dtype="uint16",
+        header_room=2100,
+        alignment=64,
     ),
     "ans-basis": Recipe(
         14,
@@ -338,6 +341,18 @@ RECIPES |= {
         (Run(7, "raw", 2),),
         shuffled=True,
         map_dtype="uint16",
+    ),
+    "alignment": Recipe(
+        5,
+        (
+            Layer((int4(5),)),
+            Layer((int8(3, 2),), rank=3, mean=True),
+            Layer((Part("f16", 5),)),
+        ),
+        (Run(3, "raw", 2), Run(5, "zstd", 2), Run(4)),
+        shuffled=True,
+        header_room=1700,
+        alignment=64,
     ),
 }
 # The same, where no array holds all layers of a row, or one table is not all.
@@ -398,7 +413,8 @@ def write(
     """Write `recipe` as a pack; with `stop_after`, fail after that many sections instead."""
     encodings: list[Encoding] = []
     tables, contents = [], []
-    with _Writer(path, key, recipe.header_room, resume=resume) as writer:
+    room, alignment = recipe.header_room, recipe.alignment
+    with _Writer(path, key, room, resume=resume, alignment=alignment) as writer:
         writer.stop_after = stop_after
         writer.check_stop()
         for number, one in enumerate((recipe, *recipe.more)):
@@ -410,7 +426,8 @@ def write(
             chunks = _write_chunks(writer, one, values, seed + number, compress, encodings, number)
             tables.append(replace(table, chunks=chunks))
             contents.append((slots, values))
-        header = Header(tuple(tables), tuple(encodings), tuple(writer.sections), "tests")
+        sections = tuple(writer.sections)
+        header = Header(tuple(tables), tuple(encodings), sections, "tests", alignment=alignment)
         writer.commit(header)
     return Sample(path, recipe, header, *contents[0], contents[1:])
 

@@ -13,6 +13,7 @@ from tolpack.codecs.encodings import Encoding, Part
 from tolpack.container.block_sizes import BlockSizes, raw_block_bytes
 from tolpack.container.crc import INDEX_PLACE, place_checksum
 from tolpack.container.header import Header, parse_header
+from tolpack.container.header_features import required_features
 from tolpack.container.index import (
     decode_index_block,
     encode_index,
@@ -177,7 +178,7 @@ def test_required_features_name_what_is_used(tmp_path):
     """The mask has a bit for each codec, frame, basis, mean, map and multiplier in use."""
 
     def names(recipe):
-        mask = write(tmp_path / "pack", recipe).header.required_features()
+        mask = required_features(write(tmp_path / "pack", recipe).header)
         return {name for name, bit in FEATURES.items() if mask >> bit & 1}
 
     expected = {"codec:int4", "codec:int8", "frame:zstd", "basis", "mean", "token_map"}

@@ -218,7 +218,9 @@ def pack_bytes(path: Path) -> bytes:
 
 
 def joined_parts(manifest: dict[str, Any], folder: Path) -> bytes:  # §15
-    sections: list[bytes] = [b"" for _ in json.loads(manifest["header"])["sections"]]
+    header = json.loads(manifest["header"])
+    sections: list[bytes] = [b"" for _ in header["sections"]]
+    alignment = header.get("alignment") or 4096  # §3
     for file in manifest["files"]:
         part = (folder / f"{file['sha256']}.part").read_bytes()
         for piece in file["pieces"]:
@@ -226,7 +228,7 @@ def joined_parts(manifest: dict[str, Any], folder: Path) -> bytes:  # §15
             sections[piece["section"]] += part[start : start + piece["length_bytes"]]
     whole: bytes = bytes.fromhex(manifest["preamble"]) + manifest["header"].encode()
     for content in sections:
-        whole = whole.ljust(ceil(len(whole) / 4096) * 4096, b"\0") + content
+        whole = whole.ljust(ceil(len(whole) / alignment) * alignment, b"\0") + content
     return whole
 
 

@@ -15,7 +15,7 @@ Rule = Callable[[Any], bool]
 
 SUPPORTED = sum(
     1 << bit
-    for bit in (*range(12), *range(16, 20), *range(21, 24), *range(25, 28), *range(32, 36), 48)
+    for bit in (*range(12), *range(16, 20), *range(21, 24), *range(25, 28), *range(32, 36), 48, 56)
 )  # §9
 CODECS = {  # §7, §9: feature bit, bits of a code, bytes of a scale
     "f32": (0, 32, 0), "f16": (1, 16, 0), "bf16": (2, 16, 0), "f8e4m3": (3, 8, 4),
@@ -101,7 +101,8 @@ class HeaderRules:
         header = self.header
         self.entry("header", header, producer=is_name, tables=objects(4096),
                    encodings=objects(65536), sections=objects(262144),
-                   file=optional(is_object))  # fmt: skip
+                   file=optional(is_object), alignment=optional(integers(64, 64)))  # fmt: skip
+        self.alignment = header.get("alignment") or 4096
         if header.get("file") is not None:
             self.file_keys(header["file"])
         self.tables, self.sections = header["tables"], header["sections"]
@@ -190,7 +191,7 @@ class HeaderRules:
         end = self.header_end
         for section in self.sections:
             start, length = section["offset_bytes"], section["length_bytes"]
-            self.need(start == aligned(end, 4096), "section-offset", "§3: back to back")
+            self.need(start == aligned(end, self.alignment), "section-offset", "§3: back to back")
             end = start + length
             self.need(end <= self.file_length, "extent-past-end", "§1: inside the file")
             if section["kind"] not in ("blocks", "index"):
@@ -347,6 +348,7 @@ class HeaderRules:
         bits |= {23 for section in self.sections if is_coded(section)}
         short = [s for s in self.sections if s["kind"] == "token_map" and s["dtype"] == "uint16"]
         bits |= {48} if short else set()
+        bits |= {56} if self.alignment != 4096 else set()
         bits |= {25} if len(tables) > 1 else set()
         bits |= {26 for table in tables if len({field["width"] for field in table["fields"]}) > 1}
         if self.required >> 27 & 1:  # without it, `fields` has seen to layers

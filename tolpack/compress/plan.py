@@ -24,7 +24,7 @@ from tolpack.codecs.encodings import CoderSettings, Encoding
 from tolpack.codecs.frames import LEVEL
 from tolpack.codecs.record import RecordLayout
 from tolpack.compress.settings import BuildSettings, dropped_fields
-from tolpack.container.header import Chunk, Field, Section, Table
+from tolpack.container.header import Chunk, Field, Section, Table, section_alignment
 from tolpack.container.ngram_header import NGrams
 from tolpack.container.preamble import VERSION
 from tolpack.errors import ConfigError
@@ -273,6 +273,11 @@ class PackPlan:
         """Bytes of the file at most."""
         limits = [plan.size_limit for plan in self.tables if plan.size_limit is not None]
         return sum(limits) if limits else None
+
+    @property
+    def alignment(self) -> int:
+        """Of the file's sections, in bytes."""
+        return section_alignment(one for plan in self.tables for one in plan.encodings)
 
 
 def _map_dtype(rows: int) -> np.dtype[Any]:

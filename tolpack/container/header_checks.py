@@ -14,6 +14,7 @@ from tolpack.codecs.ans.models import MOST_MODELS, NARROWEST, WIDEST
 from tolpack.codecs.encodings import CoderSettings
 from tolpack.container.block_sizes import BlockSizes, block_sizes, coded_basis_bytes
 from tolpack.container.header import ARRAY_DTYPES, Chunk, Field, Header, Section, Table
+from tolpack.container.header_features import required_features
 from tolpack.container.index import index_bytes
 from tolpack.container.ngram_header import NGrams, check_heads
 from tolpack.container.preamble import (
@@ -22,7 +23,6 @@ from tolpack.container.preamble import (
     MAX_BLOCK_BYTES,
     MAX_ROW_VALUES,
     PREAMBLE_BYTES,
-    SECTION_ALIGNMENT,
     Preamble,
     align,
 )
@@ -47,14 +47,14 @@ def check_header(header: Header, preamble: Preamble) -> None:
             _check_ngrams(header, table.ngrams, table.rows, f"{place}.ngrams")
     _check_references(header)
     _expect("feature-mismatch", "preamble.required_features", preamble.required_features,
-            header.required_features())  # fmt: skip
+            required_features(header))  # fmt: skip
 
 
 def _check_extents(header: Header, preamble: Preamble) -> None:
     end = PREAMBLE_BYTES + preamble.header_length
     for number, section in enumerate(header.sections):
         place = f"sections[{number}]"
-        expected = align(end, SECTION_ALIGNMENT)
+        expected = align(end, header.alignment)
         _expect("section-offset", f"{place}.offset_bytes", section.offset_bytes, expected)
         end = section.end_bytes
         if end > preamble.file_length:

@@ -30,19 +30,19 @@ from tolpack.compress.entropy.slot_sample import FrequencySteps, SlotSample, sam
 from tolpack.compress.entropy.step_search import search_error, search_loss, search_size
 from tolpack.compress.entropy.table_coding import TableCoding
 from tolpack.compress.entropy.table_quantizer import Candidate, TableQuantizer
-from tolpack.compress.header_size import PlannedHeader, file_bytes
+from tolpack.compress.header_size import PlannedHeader
 from tolpack.compress.plan import Plan, PlanInputs, PlannedChunk
 from tolpack.container.block_sizes import block_sizes
 from tolpack.container.index import index_bytes
-from tolpack.container.preamble import SECTION_ALIGNMENT
+from tolpack.container.preamble import SMALL_SECTION_ALIGNMENT
 from tolpack.errors import ConfigError
 from tolpack.runtime.array_types import Floats
 
 # Rows of a chunk at least.
 _MIN_CHUNK_ROWS = 64
-# What a chunk takes beside its rows: two half pages of padding, its own in the header, and there a
+# What a chunk takes beside its rows: two halves of an alignment, its own in the header, and there a
 # part for each field; and a class for each value, of which a basis leaves about so many.
-_CHUNK_BYTES, _PART_BYTES, _VALUES_LEFT = SECTION_ALIGNMENT + 300, 60, 0.6
+_CHUNK_BYTES, _PART_BYTES, _VALUES_LEFT = SMALL_SECTION_ALIGNMENT + 300, 60, 0.6
 # A sample's largest code may be passed by this factor before a component's codes get 16 bits.
 _CODE_MARGIN = 1.5
 # A step that rounds as 4 bits do, in units of the root mean square: groups of 64 have their largest
@@ -216,7 +216,7 @@ class EntropyCodedPlanner:
             length = block_sizes(encoding, encoding.record().record_bytes).length_bytes
             blocks = -(-self.spans[chunk].rows // encoding.rows_per_block)
             sizes += [coding.chunk_bytes(chunk), index_bytes(blocks, length)]
-        return file_bytes(header.room_bytes, sizes)
+        return header.file_bytes(sizes)
 
     def _coding(self, candidate: Candidate, bases: dict[int, CodedBasis]) -> TableCoding:
         """Fit the entropy coder to the sample's codes."""
