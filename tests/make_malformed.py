@@ -83,6 +83,7 @@ INSEPARABLE = {
     "shared-section": "block-checksum",
     "no-data": "encoding-fields",
     "frame-extent+ans": "frame",
+    "frame-extent+short-index": "frame",
 }
 
 

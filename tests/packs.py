@@ -14,7 +14,7 @@ import math
 import struct
 import tracemalloc
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -81,6 +81,7 @@ class Run:
     parts: tuple[tuple[Part, ...], ...] | None = None
     lanes: int = 1
     trellis: bool = False
+    length_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,7 +315,8 @@ RECIPES |= {
             Run(3, "raw", 2),
             Run(5, "ans", 2),
             Run(520, "ans", 1, _ANS_PARTS),
-            Run(4, "ans", 1000, _ANS_PARTS, lanes=3),
+            Run(9, "ans", 1, _ANS_PARTS, length_bytes=2),
+            Run(4, "ans", 1000, _ANS_PARTS, lanes=3, length_bytes=4),
         ),
         shuffled=True,
     ),
@@ -486,6 +488,10 @@ class _Writer(PackWriter):
     """Stops, as a kill would, right after the journal line of a given number of sections."""
 
     stop_after: int | None = None
+    length_bytes: int | None = None
+
+    def _length_bytes(self, lengths: Sequence[int]) -> int:
+        return self.length_bytes or super()._length_bytes(lengths)
 
     def check_stop(self) -> None:
         if self.stop_after is not None and len(self.sections) >= self.stop_after:
@@ -508,7 +514,7 @@ def _basis(rng: np.random.Generator, recipe: Recipe, layer: Layer) -> np.ndarray
 
 
 def _write_chunks(
-    writer: PackWriter,
+    writer: _Writer,
     recipe: Recipe,
     values: list[np.ndarray],
     seed: int,
@@ -537,6 +543,7 @@ def _write_chunks(
         elif run.frame == "zstd-planes" and compress is plain_compress:
             words = record_words(parts)
             compressor = lambda data, words=words: compress_planes(words, data, 1)[0]  # noqa: E731
+        writer.length_bytes = run.length_bytes
         blocks, index = writer.add_chunk(
             encoding,
             start,
@@ -852,15 +859,16 @@ def _block_lengths(
         return [math.ceil((size * encoding["rows_per_block"] + 4) / 64) * 64] * blocks
     at = header["sections"][chunk["index"]]["offset_bytes"]
     lengths: list[int] = []
-    each = 4
+    each, shortest = 4, 0
     if encoding["frame"] == "ans":
-        values = sum(part["values"] for field in encoding["fields"] for part in field["parts"])
-        words = math.ceil(29 * values * encoding["rows_per_block"] / 16)
-        each = 2 if 4 * encoding["lanes"] + 2 * words + 2 < 65536 else 4
+        size = header["sections"][chunk["index"]]["length_bytes"]
+        each = {12 * math.ceil(blocks / 512) + n * blocks: n for n in (1, 2, 4)}[size]
     while len(lengths) < blocks:
         count = min(512, blocks - len(lengths))
-        letter = "H" if each == 2 else "I"
-        lengths += struct.unpack(f"<{count}{letter}", data[at + 8 : at + 8 + each * count])
+        stored = struct.unpack(f"<{count}{' BH I'[each]}", data[at + 8 : at + 8 + each * count])
+        if each == 1:
+            shortest = int.from_bytes(data[at + 6 : at + 8], "little")
+        lengths += [shortest + length for length in stored]
         at += 12 + each * count
     return lengths
 

@@ -142,14 +142,11 @@ def test_the_longest_payload_is_one_number():
         assert len(payload) > 0.96 * longest_payload(lanes, 640)
 
 
-@pytest.mark.parametrize(("rows", "size"), [(1, 2), (3615, 2), (3616, 4), (4096, 4)])
-def test_lengths_take_two_bytes_where_the_longest_fits(rows, size):
-    """An index has two bytes a block up to a longest one of 65,535 bytes, with its checksum."""
-    encoding = Encoding("ans", rows, ((step8(5, 0.5),),), CoderSettings(0, 1, 0, 2))
+def test_blocks_have_two_bytes_of_a_checksum_and_the_states_at_least():
+    """The shortest block has the states of its lanes alone, and its checksum."""
+    encoding = Encoding("ans", 7, ((step8(5, 0.5),),), CoderSettings(0, 1, 0, 2))
     sizes = block_sizes(encoding, 5)
-    assert (sizes.length_bytes, sizes.checksum_bytes, sizes.shortest) == (size, 2, 10)
-    assert (sizes.longest <= 65535) == (size == 2)
-    assert block_sizes(Encoding("zstd", rows, encoding.fields), 5).length_bytes == 4
+    assert (sizes.checksum_bytes, sizes.shortest) == (2, 10)
 
 
 # ---- damage -------------------------------------------------------------------------------------
@@ -236,21 +233,21 @@ def test_blocks_are_decoded_together(calls, samples, monkeypatch):
     """One call for the blocks of a chunk, of a few scattered rows, or of a check's batch."""
     with tolpack.open(samples["ans"].path) as pack:
         pack.rows(range(pack.vocab_size))
-        assert calls == [3, 520, 1]
+        assert calls == [3, 520, 9, 1]
         calls.clear()
         order = np.argsort(samples["ans"].slots)
-        pack.rows(order[[8, 9, 10, 528]])
+        pack.rows(order[[8, 9, 10, 537]])
         assert calls in ([3, 1], [1, 3])
         calls.clear()
         assert pack.verify() == []
-        assert calls == [3, 512, 8, 1]
+        assert calls == [3, 512, 8, 9, 1]
         monkeypatch.setattr(
             record_reader, "_CODED_BYTES", 100 * pack.container.chunks[2].record_bytes
         )
         monkeypatch.setattr(record_reader, "_DECODE_BYTES", 40 * 4 * 21)
         calls.clear()
         rows = pack.rows(range(pack.vocab_size))
-        assert sum(calls) == 524
+        assert sum(calls) == 533
         assert max(calls) == 100
     with tolpack.open(samples["ans"].path) as pack:
         assert (rows == np.concatenate([pack.rows([n]) for n in range(pack.vocab_size)])).all()

@@ -3,6 +3,7 @@
 import json
 import struct
 import zlib
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -17,8 +18,10 @@ from tolpack.container.header_features import required_features
 from tolpack.container.index import (
     decode_index_block,
     encode_index,
+    fewest_length_bytes,
     index_block_extent,
     index_bytes,
+    length_bytes_of,
 )
 from tolpack.container.preamble import (
     FEATURES,
@@ -272,7 +275,7 @@ LONG = BlockSizes(4, 5, 2**33, 4)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 511, 512, 513, 1024, 1100])
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [1, 2, 4])
 def test_the_frame_index_comes_back(frames, size):
     """Index blocks lie where `index_block_extent` says and give the frames' bounds."""
     lengths = [5 + (n * 7) % 90 for n in range(frames)]
@@ -286,6 +289,22 @@ def test_the_frame_index_comes_back(frames, size):
         assert found[0] == bounds[-1]
         bounds += found[1:].tolist()
     assert bounds == [sum(lengths[:n]) for n in range(frames + 1)]
+
+
+@pytest.mark.parametrize(("lengths", "size"), [
+    ([9], 1), ([6, 261], 1), ([6, 262], 2), ([60_000, 60_255], 1), ([65_535], 1), ([65_536], 4),
+    ([65_535, 6], 2), ([65_536, 65_535], 1), ([65_536, 6], 4),
+    ([6] * 512 + [900] * 512, 1), ([6] * 511 + [900], 2),
+    ([2**20] * 600, 4),
+])  # fmt: skip
+def test_lengths_of_entropy_coded_blocks_take_the_fewest_bytes(lengths, size):
+    """One, where no run of 512 spreads by more than 255; two, where none is above 65,535."""
+    assert fewest_length_bytes(lengths) == size
+    data, sizes = encode_index(lengths, 3, 0, 1, size), BlockSizes(2, 6, 2**20, size)
+    assert length_bytes_of(len(data), len(lengths)) == size
+    offset, length = index_block_extent(0, len(lengths), size)
+    found = decode_index_block(data[offset : offset + length], 3, 0, sum(lengths), sizes)
+    assert [stop - start for start, stop in pairwise(found.tolist())] == lengths[:512]
 
 
 def test_the_index_of_large_chunks_does_not_wrap():

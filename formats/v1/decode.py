@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import zstandard
-from decode_ans import decoded_basis, decoded_records, payload_bytes
+from decode_ans import decoded_basis, decoded_records
 from decode_values import (
     CODECS,
     Array,
@@ -136,11 +136,14 @@ class Pack:
     def frame_extent(
         self, chunk: dict[str, Any], block: int, encoding: dict[str, Any]
     ) -> tuple[int, int]:
-        run, number = divmod(block, 512)
-        short = encoding["frame"] == "ans" and payload_bytes(encoding) + 2 <= 65535
-        size, letter = (2, "H") if short else (4, "I")
-        index = self.section(chunk["index"])[run * (12 + 512 * size) :]
-        offset, *lengths = struct.unpack_from(f"<Q{number + 1}{letter}", index)
+        (run, number), index = divmod(block, 512), self.section(chunk["index"])
+        count, shortest = ceil(chunk["rows"] / encoding["rows_per_block"]), 0
+        size = (len(index) - 12 * ceil(count / 512)) // count
+        index = index[run * (12 + 512 * size) :]
+        offset, *lengths = struct.unpack_from(f"<Q{number + 1}{' BH I'[size]}", index)
+        if size == 1:
+            offset, shortest = offset % 2**48, offset >> 48
+        lengths = [length + shortest for length in lengths]
         return offset + sum(lengths[:-1]), lengths[-1]
 
     def decode_record(self, record: bytes, encoding: dict[str, Any]) -> list[Array]:  # §6

@@ -102,9 +102,3 @@ def decoded_basis(
         codes = codes_of_field(state, [classes[row]] * width, models, trellis)
         rows += data[2 * row : 2 * row + 2] + np.array(codes).astype("i1").tobytes()
     return rows
-
-
-def payload_bytes(encoding: dict[str, Any]) -> int:
-    """The length of the longest payload."""
-    values = sum(part["values"] for _, part in ordered_parts(encoding))
-    return int(4 * encoding["lanes"] + 2 * ceil(29 * values * encoding["rows_per_block"] / 16))

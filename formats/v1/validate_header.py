@@ -286,8 +286,9 @@ class HeaderRules:
         if index is not None:
             section = self.sections[index]
             need(section["kind"] == "index", "section-kind", "§5: an index")
-            size = 12 * ceil_div(count, 512) + length_bytes(encoding) * count
-            need(section["length_bytes"] == size, "index-length", "§8: length of an index")
+            fixed, each = divmod(section["length_bytes"] - 12 * ceil_div(count, 512), count)[::-1]
+            fits = fixed == 0 and each in ((1, 2, 4) if encoding["frame"] == "ans" else (4,))
+            need(fits, "index-length", "§8: length of an index")
 
     def ngrams(self, table: Entry) -> None:
         need, ngrams = self.need, table.get("ngrams")
@@ -463,11 +464,6 @@ def raw_block_bytes(encoding: Entry) -> int:
 def longest_payload(encoding: Entry) -> int:
     values = sum(part["values"] for part in parts_of(encoding)) * encoding["rows_per_block"]
     return 4 * (encoding.get("lanes") or 1) + 2 * ceil_div(29 * values, 16)
-
-
-def length_bytes(encoding: Entry) -> int:
-    """Bytes of a block's length in an index."""
-    return 2 if encoding["frame"] == "ans" and longest_payload(encoding) + 2 <= 65535 else 4
 
 
 def is_coded(section: Entry) -> bool:

@@ -22,7 +22,6 @@ from validate_header import (
     code_bytes,
     coded_part,
     is_coded,
-    length_bytes,
     longest_content,
     longest_payload,
     parts_of,
@@ -184,13 +183,17 @@ class Check(HeaderRules):
             index = self.section(chunk["index"])
             limit = self.sections[chunk["blocks"]]["length_bytes"]
             (shortest, longest), end = block_lengths(encoding), 0
-            size = length_bytes(encoding)
+            coded = encoding["frame"] == "ans"
+            size = (len(index) - 12 * ceil_div(count, 512)) // count if coded else 4
             for run in range(ceil_div(count, 512)):
                 start = (12 + 512 * size) * run
                 stored = index[start : start + 12 + size * min(512, count - 512 * run)]
                 slot = first + 512 * run * per_block
                 body = self.checked(stored, 2**63 + slot, "index-checksum")
                 (start,), lengths = struct.unpack("<Q", body[:8]), numbers(body[8:], size)
+                if size == 1:
+                    lengths = [length + (start >> 48) for length in lengths]
+                    start %= 1 << 48
                 fits = all(shortest <= length <= longest for length in lengths)
                 fits = fits and start + sum(lengths) <= limit
                 self.need(fits, "frame-extent", "§8: lengths of blocks")

@@ -15,7 +15,7 @@ from tolpack.codecs.encodings import CoderSettings
 from tolpack.container.block_sizes import BlockSizes, block_sizes, coded_basis_bytes
 from tolpack.container.header import ARRAY_DTYPES, Chunk, Field, Header, Section, Table
 from tolpack.container.header_features import required_features
-from tolpack.container.index import index_bytes
+from tolpack.container.index import LENGTH_BYTES, index_bytes
 from tolpack.container.ngram_header import NGrams, check_heads
 from tolpack.container.preamble import (
     FEATURES,
@@ -200,8 +200,11 @@ def _check_chunk(header: Header, chunk: Chunk, sizes: BlockSizes, place: str) ->
         raise FormatError("frames-without-index", place, "no index", "an index section")
     index = header.sections[chunk.index]
     _expect("section-kind", f"{place}.index", index.kind, "index")
-    size = index_bytes(blocks, sizes.length_bytes)
-    _expect("index-length", f"{place}.index", index.length_bytes, size)
+    each = (sizes.length_bytes,) if encoding.coder is None else LENGTH_BYTES
+    allowed = [index_bytes(blocks, length_bytes) for length_bytes in each]
+    if index.length_bytes not in allowed:
+        expected = f"{' or '.join(map(str, allowed))} bytes"
+        raise FormatError("index-length", f"{place}.index", index.length_bytes, expected)
 
 
 def _check_ngrams(header: Header, ngrams: NGrams, rows: int, place: str) -> None:

@@ -20,12 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.codecs.encodings import CoderSettings, Encoding, Part
-from tolpack.container.block_sizes import block_sizes
 from tolpack.container.byte_sink import ByteSink
 from tolpack.container.crc import TABLE_PLACES, crc32
 from tolpack.container.header import ARRAY_DTYPES, Header, Section
 from tolpack.container.header_features import required_features
-from tolpack.container.index import encode_index
+from tolpack.container.index import encode_index, fewest_length_bytes
 from tolpack.container.local_sink import LocalSink
 from tolpack.container.preamble import (
     MAX_HEADER_BYTES,
@@ -243,12 +242,15 @@ class PackWriter:
     ) -> int:
         """Add the index of a chunk's frames; returns its section's number."""
         number, first_place = len(self.sections), first_slot + table * TABLE_PLACES
-        length_bytes = block_sizes(encoding, encoding.record().record_bytes).length_bytes
+        length_bytes = 4 if encoding.coder is None else self._length_bytes(lengths)
         index = encode_index(
             lengths, self.pack_id, first_place, encoding.rows_per_block, length_bytes
         )
         self._write_section(Section("index", 0, 0), [index])
         return number
+
+    def _length_bytes(self, lengths: Sequence[int]) -> int:
+        return fewest_length_bytes(lengths)
 
     def commit(self, header: Header) -> int:
         """Write header and preamble, sync, and give the file its final name; returns its bytes."""

@@ -32,7 +32,6 @@ from tolpack.compress.entropy.table_coding import TableCoding
 from tolpack.compress.entropy.table_quantizer import Candidate, TableQuantizer
 from tolpack.compress.header_size import PlannedHeader
 from tolpack.compress.plan import Plan, PlanInputs, PlannedChunk
-from tolpack.container.block_sizes import block_sizes
 from tolpack.container.index import index_bytes
 from tolpack.container.preamble import SMALL_SECTION_ALIGNMENT
 from tolpack.errors import ConfigError
@@ -43,6 +42,8 @@ _MIN_CHUNK_ROWS = 64
 # What a chunk takes beside its rows: two halves of an alignment, its own in the header, and there a
 # part for each field; and a class for each value, of which a basis leaves about so many.
 _CHUNK_BYTES, _PART_BYTES, _VALUES_LEFT = SMALL_SECTION_ALIGNMENT + 300, 60, 0.6
+# Blocks that are shorter on average, in bytes, differ by less than a byte of an index holds.
+_EVEN_BLOCK = 256
 # A sample's largest code may be passed by this factor before a component's codes get 16 bits.
 _CODE_MARGIN = 1.5
 # A step that rounds as 4 bits do, in units of the root mean square: groups of 64 have their largest
@@ -212,10 +213,9 @@ class EntropyCodedPlanner:
         coding, header = sections.coding, self._header(candidate, sections)
         sizes: list[float] = [section.length_bytes for section in header.arrays]
         for chunk, number in enumerate(header.numbers):
-            encoding = header.encodings[number]
-            length = block_sizes(encoding, encoding.record().record_bytes).length_bytes
-            blocks = -(-self.spans[chunk].rows // encoding.rows_per_block)
-            sizes += [coding.chunk_bytes(chunk), index_bytes(blocks, length)]
+            blocks = -(-self.spans[chunk].rows // header.encodings[number].rows_per_block)
+            size = coding.chunk_bytes(chunk)
+            sizes += [size, index_bytes(blocks, 1 if size < _EVEN_BLOCK * blocks else 2)]
         return header.file_bytes(sizes)
 
     def _coding(self, candidate: Candidate, bases: dict[int, CodedBasis]) -> TableCoding:
