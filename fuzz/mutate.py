@@ -276,6 +276,9 @@ def _features(header: Any, known: int) -> int:
         bits |= {23 for section in header["sections"] if section.get("frame") is not None}
         bits |= {48 for section in header["sections"]
                  if (section["kind"], section.get("dtype")) == ("token_map", "uint16")}  # fmt: skip
+        bits |= {49 for section in header["sections"]
+                 if (section["kind"], section.get("dtype")) == ("token_map", "uint8")}  # fmt: skip
+        bits |= {56} if header.get("alignment") is not None else set()
         bits |= {25} if len(header["tables"]) > 1 else set()
     except (LookupError, TypeError, AttributeError):
         return known

@@ -344,6 +344,13 @@ RECIPES |= {
         shuffled=True,
         map_dtype="uint16",
     ),
+    "token-chunks": Recipe(
+        6,
+        _layers(int8(6), 2),
+        (Run(3), Run(5, "zstd", 2), Run(1), Run(4, "raw", 3), Run(2, "zstd", 2)),
+        shuffled=True,
+        map_dtype="uint8",
+    ),
     "alignment": Recipe(
         5,
         (
@@ -423,6 +430,8 @@ def write(
             rng = np.random.default_rng(seed + number)
             permutation = rng.permutation(one.rows)
             slots = permutation if one.shuffled else np.arange(one.rows)
+            if one.map_dtype == "uint8":
+                slots = _sorted_in_chunks(slots, one)
             values = [_stored_values(rng, one, layer) for layer in one.kept]
             table = _write_arrays(writer, one, slots, rng)
             chunks = _write_chunks(writer, one, values, seed + number, compress, encodings, number)
@@ -443,7 +452,7 @@ def _write_arrays(
     means = [rng.normal(size=width).astype(np.float32) for width in widths]
     token_map = ngrams = id_map = None
     if recipe.shuffled:
-        token_map, _ = writer.add_array("token_map", lambda: slots.astype(recipe.map_dtype))
+        token_map, _ = writer.add_array("token_map", lambda: _token_map(slots, recipe))
     if recipe.ngrams is not None:
         if recipe.ngrams.compressed_ids is not None:
             id_map, _ = writer.add_array("id_map", lambda: recipe.ngrams.compressed_ids)
@@ -460,6 +469,29 @@ def _write_arrays(
         fields.append(Field(f"layer {number}", reader, widths[number], **stored))
     name, multiplier = recipe.name, recipe.multiplier
     return Table(name, recipe.rows, tuple(fields), (), token_map, multiplier, ngrams)
+
+
+def _token_map(slots: np.ndarray, recipe: Recipe) -> np.ndarray:
+    if recipe.map_dtype != "uint8":
+        return slots.astype(recipe.map_dtype)
+    bits = map_bits(len(recipe.runs))
+    numbers = [n for n, run in enumerate(recipe.runs) for _ in range(run.rows)]
+    whole = sum(numbers[slot] << bits * token for token, slot in enumerate(slots))
+    return np.frombuffer(whole.to_bytes(-(-bits * len(slots) // 8), "little"), np.uint8)
+
+
+def map_bits(chunks: int) -> int:
+    """Bits of the number of a chunk in a token map."""
+    return 1 if chunks < 3 else 2 if chunks < 5 else 4 if chunks < 17 else 8
+
+
+def _sorted_in_chunks(slots: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """Slots of which those of a chunk ascend with the token ids."""
+    tokens, start, found = np.argsort(slots), 0, np.empty_like(slots)
+    for run in recipe.runs:
+        found[np.sort(tokens[start : start + run.rows])] = np.arange(start, start + run.rows)
+        start += run.rows
+    return found
 
 
 def _classes_of_bases(writer: PackWriter, recipe: Recipe) -> tuple[Any, ...]:
@@ -651,6 +683,8 @@ def reference_rows(data: bytes, number: int = 0) -> np.ndarray:
     slots: list[int] = list(range(table["rows"]))
     if "token_map" in table:
         slots = [int(v) for v in _array(data, header, table["token_map"])]
+        if header["sections"][table["token_map"]]["dtype"] == "uint8":
+            slots = _slots_of_chunks(slots, table)
     records = _records(data, header, preamble["pack_id"], number)
     out: list[list[list[float]]] = []
     for slot in slots:
@@ -667,6 +701,19 @@ def reference_rows(data: bytes, number: int = 0) -> np.ndarray:
     if len(set(widths)) == 1:
         return np.array(out)
     return np.array([[value for values in row for value in values] for row in out])
+
+
+def _slots_of_chunks(stored: list[int], table: dict[str, Any]) -> list[int]:
+    """Slots by a map of chunks, token by token."""
+    rows = [chunk["rows"] for chunk in table["chunks"]]
+    bits, free = map_bits(len(rows)), [sum(rows[:n]) for n in range(len(rows))]
+    slots = []
+    for token in range(table["rows"]):
+        number = stored[token * bits // 8] >> token * bits % 8 & (1 << bits) - 1
+        slots.append(free[number])
+        free[number] += 1
+    assert free == [sum(rows[: n + 1]) for n in range(len(rows))]
+    return slots
 
 
 def reference_row_ids(data: bytes, token_ids: Iterable[int], number: int = 0) -> np.ndarray:

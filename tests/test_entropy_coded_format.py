@@ -25,6 +25,7 @@ from tolpack.container.block_sizes import block_sizes
 from tolpack.container.header import parse_header
 from tolpack.container.header_features import required_features
 from tolpack.container.preamble import version_of
+from tolpack.container.token_chunks import map_bytes, pack_numbers
 from tolpack.container.verified_reader import Container
 from tolpack.errors import FormatError
 from tolpack.pack import open_first_table
@@ -35,6 +36,7 @@ FORMAT = Path(__file__).parents[1] / "formats" / "v1"
 SCHEMA = jsonschema.Draft202012Validator(json.loads((FORMAT / "header.schema.json").read_text()))
 sys.path.insert(0, str(FORMAT))
 
+from decode import Pack as Decoder  # noqa: E402 (found by the line above)
 from validate import BadPack, Check, validate  # noqa: E402 (found by the line above)
 
 # What a JSON Schema cannot see: 4.0 for 4, and limits that other numbers set.
@@ -311,6 +313,27 @@ def test_token_maps_take_two_bytes(rows, tmp_path):
         expected = np.rint(sample.values[0][sample.slots[ids]] / step) * step
         assert np.allclose(pack.rows(ids)[:, 0], expected)
     assert refusal(validate, sample.data) is None
+
+
+@pytest.mark.parametrize(
+    ("chunks", "bits"), [(1, 1), (2, 1), (3, 2), (4, 2), (5, 4), (16, 4), (17, 8), (256, 8)]
+)
+def test_token_maps_of_chunks_come_back(chunks, bits, tmp_path):
+    """A map of chunks takes 1, 2, 4 or 8 bits a token, and gives tokens by slot."""
+    layers = (Layer((step8(1, 0.1),)),)
+    runs = tuple(Run(1 + n % 3) for n in range(chunks))
+    recipe = Recipe(1, layers, runs, shuffled=True, map_dtype="uint8", header_room=60_000)
+    sample = write(tmp_path / "pack", recipe)
+    rows, section = recipe.rows, sample.header.sections[0]
+    assert section.length_bytes == map_bytes(rows, chunks) == -(-rows * bits // 8)
+    packed = np.frombuffer(sample.data, np.uint8, section.length_bytes, section.offset_bytes)
+    numbers = np.searchsorted(np.cumsum([run.rows for run in runs]), sample.slots, side="right")
+    assert (pack_numbers(numbers, chunks) == packed).all()
+    with tolpack.open(sample.path) as pack:
+        assert pack.verify() == []
+        assert (pack.slots(range(rows)) == sample.slots).all()
+    assert refusal(validate, sample.data) is None
+    assert [Decoder(sample.data).slot(n) for n in range(rows)] == sample.slots.tolist()
 
 
 def test_a_map_of_two_bytes_is_too_small_for_more(tmp_path):

@@ -67,7 +67,13 @@ class Pack:
     def slot(self, token_id: int) -> int:  # §5
         if self.table.get("token_map") is None:
             return token_id
-        return int(self.array(self.table["token_map"])[token_id])
+        found, chunks = self.array(self.table["token_map"]), self.table["chunks"]
+        if found.dtype != np.uint8:
+            return int(found[token_id])
+        bits = next(n for n in (1, 2, 4, 8) if len(chunks) <= 1 << n)
+        numbers = (found[:, None] >> np.arange(0, 8, bits)).reshape(-1) % (1 << bits)
+        order = np.argsort(numbers[: self.table["rows"]], kind="stable")
+        return int(np.flatnonzero(order == token_id)[0])
 
     def row(self, token_id: int) -> Array:
         """One token: float32 (fields, width); where widths differ, one field after the other."""

@@ -19,6 +19,7 @@ from validate_header import (
     HeaderRules,
     array_bytes,
     ceil_div,
+    chunk_bits,
     code_bytes,
     coded_part,
     is_coded,
@@ -125,6 +126,8 @@ class Check(HeaderRules):
                 self.need(fits, "code-models", "§8: shifts and frequencies")
             elif section["dtype"].startswith("float"):
                 self.need(finite(data, section["dtype"]), "array-not-finite", "§5: finite values")
+            elif section["kind"] == "token_map" and section["dtype"] == "uint8":
+                self.token_chunks(number, data)
             elif section["kind"] == "token_map":
                 slots = np.sort(np.frombuffer(data, f"<u{DTYPES[section['dtype']]}"))
                 order = bool((slots == np.arange(len(slots))).all())
@@ -132,6 +135,16 @@ class Check(HeaderRules):
             elif section["kind"] == "id_map":
                 small = bool((np.frombuffer(data, "<u4") < 1 << 31).all())
                 self.need(small, "id-map", "§5: ids below 2^31")
+
+    def token_chunks(self, number: int, data: bytes) -> None:
+        """Hold a map of chunks against their rows."""
+        table = next(one for one in self.tables if one.get("token_map") == number)
+        rows = [chunk["rows"] for chunk in table["chunks"]]
+        bits = chunk_bits(len(rows))
+        shifted = np.frombuffer(data, np.uint8)[:, None] >> np.arange(0, 8, bits)
+        found = (shifted % (1 << bits)).reshape(-1)
+        fits = np.bincount(found[: sum(rows)]).tolist() == rows and not found[sum(rows) :].any()
+        self.need(fits, "token-map", "§5: as many tokens as a chunk has rows, then zeros")
 
     # §8
 

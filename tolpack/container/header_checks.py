@@ -26,6 +26,7 @@ from tolpack.container.preamble import (
     Preamble,
     align,
 )
+from tolpack.container.token_chunks import MOST_CHUNKS, MOST_ROWS, map_bytes
 from tolpack.errors import FormatError
 
 # Rows of a table whose slots fit two bytes.
@@ -42,7 +43,7 @@ def check_header(header: Header, preamble: Preamble) -> None:
         _check_fields(header, table, place, other_layers=other_layers)
         _check_chunks(header, table, place)
         if table.token_map is not None:
-            _check_token_map(header, table.token_map, table.rows, f"{place}.token_map")
+            _check_token_map(header, table, table.token_map, f"{place}.token_map")
         if table.ngrams is not None:
             _check_ngrams(header, table.ngrams, table.rows, f"{place}.ngrams")
     _check_references(header)
@@ -111,8 +112,13 @@ def _check_coder(header: Header, coder: CoderSettings, place: str) -> None:
         )
 
 
-def _check_token_map(header: Header, number: int, rows: int, place: str) -> None:
-    short = rows <= _MAX_SHORT_SLOTS and header.sections[number].dtype == "uint16"
+def _check_token_map(header: Header, table: Table, number: int, place: str) -> None:
+    rows, chunks, dtype = table.rows, len(table.chunks), header.sections[number].dtype
+    if dtype == "uint8" and rows <= MOST_ROWS and chunks <= MOST_CHUNKS:
+        shape = (map_bytes(rows, chunks),)
+        _check_array(header, number, "token_map", "uint8", shape, place)
+        return
+    short = rows <= _MAX_SHORT_SLOTS and dtype == "uint16"
     _check_array(header, number, "token_map", "uint16" if short else "uint32", (rows,), place)
 
 

@@ -38,5 +38,6 @@ def _array_features(header: Header) -> set[str]:
     names = kinds & {"coded_basis", "id_map"}
     names |= {f"frame:{CODED_FRAME}"} if kinds & {"code_models", "code_classes"} else set()
     names |= {"entropy_coded_basis" for section in sections if section.coder is not None}
+    names |= {"token_chunks"} if ("token_map", "uint8") in dtypes else set()
     names |= {"short_token_map"} if ("token_map", "uint16") in dtypes else set()
     return names

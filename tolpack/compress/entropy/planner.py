@@ -92,7 +92,7 @@ class EntropyCodedPlanner:
 
     def plan(self, reserve_bytes: int = 0) -> Plan:
         """Decide everything; see `Plan` for `reserve_bytes`."""
-        inputs, order = self.inputs, self.inputs.stats.order
+        inputs, order = self.inputs, self.inputs.stored_order([span.rows for span in self.spans])
         candidate, quantizer = self.chosen(reserve_bytes), self.quantizer
         stored = {n: b.stored(candidate.components[n]) for n, b in quantizer.bases.items()}
         layers = [quantizer.planned_layer(n, candidate, stored.get(n)) for n in inputs.kept]
@@ -106,7 +106,7 @@ class EntropyCodedPlanner:
         ]
         encoder = EntropyCodedEncoder(tuple(layers), quantizer.terms)
         return Plan(
-            inputs.key, inputs.source.fingerprint(), replace(order, counts=None),
+            inputs.key, inputs.source.fingerprint(), order,
             sections.table, sections.arrays(), encodings, tuple(chunks), encoder,
             self._header(candidate, sections).room_bytes, self._file_bytes(candidate, sections),
             inputs.size_limit, reserve_bytes,
