@@ -28,9 +28,11 @@ from tolpack.container.preamble import version_of
 from tolpack.container.token_chunks import map_bytes, pack_numbers
 from tolpack.container.verified_reader import Container
 from tolpack.errors import FormatError
+from tolpack.evaluation.pack_description import describe_pack
 from tolpack.pack import open_first_table
 from tolpack.reading import block_checks, record_reader
 from tolpack.reading.summary import layer_summaries
+from tolpack.report.tables import pack_table
 
 FORMAT = Path(__file__).parents[1] / "formats" / "v1"
 SCHEMA = jsonschema.Draft202012Validator(json.loads((FORMAT / "header.schema.json").read_text()))
@@ -297,6 +299,25 @@ def test_coders_are_read_once(packs):
         kept = [s for s in packs["ans-trellis"].header.sections if s.kind != "blocks"]
         header = pack.container.preamble.header_length
         assert pack.container.resident_bytes == 64 + header + sum(s.length_bytes for s in kept)
+
+
+def test_what_codes_cost_is_told(samples, tmp_path):
+    """Codes by the models, states and checksums add up to the blocks; a state takes less than
+    4.5 bytes. Of rows that no models code nothing is told.
+    """
+    layers = (Layer((step8(300, 0.3),)),)
+    sample = write(tmp_path / "pack", Recipe(300, layers, (Run(50, "ans", 1, lanes=2),)))
+    with open_first_table(sample.path) as pack:
+        coding, text = describe_pack(pack)["coding"], pack_table(describe_pack(pack), "pack")
+        blocks = sum(s.length_bytes for s in pack.container.header.sections if s.kind == "blocks")
+    assert coding["checksums"] == 2 * 50
+    assert coding["codes"] + coding["states"] + coding["checksums"] == pytest.approx(blocks)
+    assert 0 < coding["states"] < 4.5 * 2 * 50
+    assert coding["stored_per_cost"] == pytest.approx(1 + coding["states"] / coding["codes"])
+    assert coding["models"] == 2 * 8 * 15 + 300
+    assert "by the models" in text
+    with open_first_table(samples["ans"].path) as pack:  # its first chunk is raw
+        assert describe_pack(pack)["coding"] is None
 
 
 @pytest.mark.parametrize("rows", [5, 65536])
