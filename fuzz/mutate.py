@@ -110,14 +110,14 @@ class _Apart:
         self, chunk: dict[str, Any], blocks: int, slot: int, per_block: int
     ) -> list[tuple[int, int]]:
         where, bounds, runs = self.section(chunk["index"]), [], -(-blocks // 512)
-        size = 2 if where.stop - where.start - 12 * runs < 4 * blocks else 4
+        size = min(4, (where.stop - where.start - 12 * runs) // blocks)
         for run in range(runs):
             count, at = min(512, blocks - run * 512), where.start + run * (12 + 512 * size)
             end = struct.unpack_from("<Q", self.rest, at)[0]
-            lengths = f"<{count}{'H' if size == 2 else 'I'}"
-            for length in struct.unpack_from(lengths, self.rest, at + 8):
-                bounds.append((end, end + length))
-                end += length
+            end, shortest = (end % 2**48, end >> 48) if size == 1 else (end, 0)
+            for length in struct.unpack_from(f"<{count}{' BH I'[size]}", self.rest, at + 8):
+                bounds.append((end, end + length + shortest))
+                end += length + shortest
             place = 2**63 + slot + run * 512 * per_block
             self._seal(at, at + 12 + size * count, place)
         return bounds
@@ -276,6 +276,9 @@ def _features(header: Any, known: int) -> int:
         bits |= {23 for section in header["sections"] if section.get("frame") is not None}
         bits |= {48 for section in header["sections"]
                  if (section["kind"], section.get("dtype")) == ("token_map", "uint16")}  # fmt: skip
+        bits |= {49 for section in header["sections"]
+                 if (section["kind"], section.get("dtype")) == ("token_map", "uint8")}  # fmt: skip
+        bits |= {56} if header.get("alignment") is not None else set()
         bits |= {25} if len(header["tables"]) > 1 else set()
     except (LookupError, TypeError, AttributeError):
         return known

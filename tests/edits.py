@@ -56,6 +56,7 @@ RANGES = [
         "sections": ([], 7),
         "encodings": ([], None),
         "file": ({"index": 1, "count": 1}, {"index": 0, "count": 0}, {"index": -1, "count": 1}),
+        "alignment": (0, 32, 63, 65, 128, 4096, "64", 64.5, True, [64]),
         "tables.0.fields": ([], [[]], [None], [{}] * 4097),
         "tables.0.chunks": ([], [{}], [7]),
         "tables.0.name": (
@@ -225,6 +226,7 @@ MEANINGS = [
     # features
     (set_value("tables.0.multiplier", 2.0), "feature-mismatch"),
     (set_value("file", {"index": 0, "count": 2}), "feature-mismatch"),
+    (set_value("alignment", 64), "section-offset"),
 ]  # fmt: skip
 
 
@@ -241,9 +243,9 @@ def rebuilt(data, change, *, room=None, **preamble):
     fields, header, _ = split(data)
     contents = [data[s["offset_bytes"] :][: s["length_bytes"]] for s in header["sections"]]
     change(header, contents)
-    room = room or fields["header_length"]
+    room, alignment = room or fields["header_length"], header.get("alignment", 4096)
     while len(text := _laid_out(header, contents, room)) > room:
-        room = -(-(64 + len(text)) // 4096) * 4096 - 64
+        room = -(-(64 + len(text)) // alignment) * alignment - 64
     whole = PREAMBLE.pack(*(fields | {"header_length": room}).values()) + text.ljust(room)
     for section, content in zip(header["sections"], contents):
         whole = whole.ljust(section["offset_bytes"], b"\0") + content
@@ -251,9 +253,9 @@ def rebuilt(data, change, *, room=None, **preamble):
 
 
 def _laid_out(header, contents, room):
-    end = 64 + room
+    end, alignment = 64 + room, header.get("alignment", 4096)
     for section, content in zip(header["sections"], contents):
-        start = -(-end // 4096) * 4096
+        start = -(-end // alignment) * alignment
         section |= {"offset_bytes": start, "length_bytes": len(content)}
         if "crc32" in section:
             section["crc32"] = zlib.crc32(content)

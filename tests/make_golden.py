@@ -1,13 +1,15 @@
 """Write ``formats/v1/golden/``: a small pack of every kind, with the rows that it must decode to.
 
-    python tests/make_golden.py
+    python tests/make_golden.py [NAME …]
 
 Packs come from the recipes in `packs` with a fixed seed; rows come from `packs.reference_rows`,
 which decodes one value at a time and uses nothing of tolpack, and those of a text from
 `packs.reference_row_ids`, likewise. A golden pack that is there already
-is left alone: once the format is frozen, what was written must always be readable as it is.
+is left alone: once the format is frozen, what was written must always be readable as it is. Only
+those of a version that is not released yet may be written anew, by their names.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +42,12 @@ def expected(data: bytes) -> dict[str, np.ndarray]:
     return found
 
 
-def main() -> None:
-    """Write what is missing."""
+def main(anew: list[str]) -> None:
+    """Write what is missing, and the packs named in `anew`."""
     FOLDER.mkdir(exist_ok=True)
     for name, recipe in (RECIPES | GOLDEN_ONLY | SHAPES).items():
         path = FOLDER / f"{name}.tolpack"
-        if path.exists():
+        if path.exists() and name not in anew:
             continue
         compress = frame_forms() if name == "frame-forms" else plain_compress
         sample = write(path, recipe, compress=compress)
@@ -55,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

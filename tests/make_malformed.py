@@ -83,6 +83,7 @@ INSEPARABLE = {
     "shared-section": "block-checksum",
     "no-data": "encoding-fields",
     "frame-extent+ans": "frame",
+    "frame-extent+short-index": "frame",
 }
 
 
@@ -99,11 +100,18 @@ def cases(folder: Path) -> dict[str, tuple[str, bytes]]:
     opening = preambles(target) | headers(target, smallest) | arrays(target) | fields(target)
     opening |= chunks(two, framed) | large() | shapes(tables)
     opening |= malformed_coding.opening(folder, framed)
+    opening |= alignments(write(folder / "alignment", RECIPES["alignment"]).data)
+    by_chunk = write(folder / "token-chunks", RECIPES["token-chunks"]).data
+    opening |= token_chunks(by_chunk)
     opening["no-data"] = forge(smallest, set_value(f"{FIELD0}.dropped", True))
     opening["rank"] = rebuilt(write(folder / "rank", RANK4).data, _one_row_less)
     found = {name: ("open", content) for name, content in opening.items()}
     contents = damaged(samples["target"], samples["framed"])
     contents["block-checksum+table"] = _block_of_another_table(samples["tables"])
+    contents["token-map+chunks"] = change_array(by_chunk, 0, _in_another_chunk)
+    contents["token-map+bits"] = change_array(
+        by_chunk, 0, lambda old: old[:-1] + bytes([old[-1] | 1 << 7])
+    )
     contents |= written_wrongly(folder) | malformed_coding.contents(folder)
     found |= {name: ("rows", content) for name, content in contents.items()}
     found |= {name: ("verify", content) for name, content in hidden(samples).items()}
@@ -160,6 +168,39 @@ def arrays(data: bytes) -> dict[str, bytes]:
         "array-shape": forge(data, set_value("sections.0.shape", [3, 2])),
         "unused-section": forge(data, remove("tables.0.token_map"), required_features=without_map),
     }
+
+
+def alignments(data: bytes) -> dict[str, bytes]:
+    """Sections that are not where the header's alignment says."""
+    features = split(data)[0]["required_features"]
+    number = len(split(data)[1]["sections"]) - 1
+    last = split(data)[1]["sections"][number]["offset_bytes"]
+    moved = data[:last] + bytes(64) + data[last:]
+    edit = set_value(f"sections.{number}.offset_bytes", last + 64)
+    return {
+        "section-offset+alignment": forge(moved, edit),
+        "header-field+alignment": rebuilt(data, lambda header, _: header.update(alignment=32)),
+        "feature-mismatch+alignment": forge(data, required_features=features & ~(1 << 56)),
+    }
+
+
+def token_chunks(data: bytes) -> dict[str, bytes]:
+    """Token maps of chunks that are too long, or that no bit tells of."""
+    features = split(data)[0]["required_features"]
+
+    def longer(header: dict, contents: list) -> None:
+        header["sections"][0]["shape"] = [9]
+        contents[0] += b"\0"
+
+    return {
+        "array-shape+token-chunks": rebuilt(data, longer),
+        "feature-mismatch+token-chunks": forge(data, required_features=features & ~(1 << 49)),
+    }
+
+
+def _in_another_chunk(old: bytes) -> bytes:
+    """Give the first token to the next chunk."""
+    return bytes([old[0] & 0xF0 | (old[0] + 1) % 5]) + old[1:]
 
 
 def fields(data: bytes) -> dict[str, bytes]:

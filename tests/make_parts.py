@@ -1,14 +1,16 @@
 """Write ``formats/v1/golden/parts/`` and ``formats/v1/malformed/parts/``: sets of part files.
 
-    python tests/make_parts.py
+    python tests/make_parts.py [NAME …]
 
 A golden set is a golden pack in several files, cut by `CUTS`; one that is there already is left
-alone. A malformed set is a valid one with one thing wrong and every checksum and digest that covers
-it made anew, but where `INSEPARABLE` says so. ``codes.json`` says when a reader must refuse it.
+alone unless it is named. A malformed set is a valid one with one thing wrong and every checksum and
+digest that covers it made anew, but where `INSEPARABLE` says so. ``codes.json`` says when a reader
+must refuse it.
 """
 
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -276,9 +278,13 @@ def parts(files: Set) -> Set:
     return {name: content for name, content in files.items() if name != MANIFEST}
 
 
-def main() -> None:
-    """Write what is missing of the golden sets, and all malformed ones with their codes."""
+def main(anew: list[str]) -> None:
+    """Write what is missing of the golden sets, those named in `anew`, and all malformed ones with
+    their codes.
+    """
     for name in CUTS:
+        if name in anew:
+            shutil.rmtree(GOLDEN / name, ignore_errors=True)
         if not (GOLDEN / name).exists():
             save(GOLDEN / name, golden(name))
     with tempfile.TemporaryDirectory() as folder:
@@ -292,4 +298,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

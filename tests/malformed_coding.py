@@ -14,10 +14,10 @@ from tolpack.codecs.ans.row_coder import RowCoder
 
 _LAYER = (Layer((step8(6, 0.3),)),)
 # Sections: models, classes, blocks of two rows, index.
-ROWS = Recipe(6, _LAYER, (Run(5, "ans", 2),))
-TRELLIS = Recipe(6, _LAYER, (Run(5, "ans", 2, trellis=True),))
+ROWS = Recipe(6, _LAYER, (Run(5, "ans", 2, length_bytes=2),))
+TRELLIS = Recipe(6, _LAYER, (Run(5, "ans", 2, trellis=True, length_bytes=2),))
 # One value, so that its payload is one state.
-ONE = Recipe(1, (Layer((step8(1, 0.3),)),), (Run(1, "ans", 1),))
+ONE = Recipe(1, (Layer((step8(1, 0.3),)),), (Run(1, "ans", 1, length_bytes=2),))
 # Sections: token map, classes, models, basis, blocks; the last one with a basis of 200 values.
 _BASIS_LAYER = Layer((step8(2, 0.1),), rank=2, coded=("int8", 6), basis_lanes=1)
 BASIS = Recipe(6, (_BASIS_LAYER,), (Run(3),), shuffled=True, map_dtype="uint16")
@@ -39,6 +39,7 @@ def opening(folder: Path, zstd: bytes) -> dict[str, bytes]:
         "header-field+trellis": forge(trellis, set_value(f"{CODER}.trellis", 4)),
         "header-field+basis-frame": forge(basis, set_value("sections.3.frame", "zstd")),
         "header-field+basis-group": forge(basis, set_value("sections.3.group_size", 4)),
+        "index-length+ans": rebuilt(rows, _longer_index),
         "array-length+basis": _huge_basis(write(folder / "wide", WIDE).data),
         "array-shape+models": rebuilt(rows, _wider_models),
         "array-shape+classes": rebuilt(rows, _more_classes),
@@ -66,6 +67,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         "frame+ans-last-state": recoded(one, [struct.pack("<I", state + 16384)]),
         "frame+ans-code": recoded(one, [_of_16_bits(one)]),
         "frame-extent+ans": recoded(one, [struct.pack("<I", state) + bytes(8)]),
+        "frame-extent+short-index": recoded(one, [struct.pack("<I", state) + bytes(8)], 1),
         "frame+ans-basis": rebuilt(basis.data, _words_in_basis),
         "scale-not-finite+ans-basis": change_array(
             basis.data, 3, lambda old: b"\x80\x7f" + old[2:]
@@ -97,8 +99,10 @@ def payloads(sample: Sample) -> list[bytes]:
     return found
 
 
-def recoded(sample: Sample, found: list[bytes]) -> bytes:
-    """Give such a pack other payloads, with the right checksums and index."""
+def recoded(sample: Sample, found: list[bytes], length_bytes: int = 2) -> bytes:
+    """Give such a pack other payloads, with the right checksums and index; with lengths of one
+    byte, all of one length.
+    """
     preamble, header, _ = split(sample.data)
     rows = header["encodings"][0]["rows_per_block"]
 
@@ -109,6 +113,8 @@ def recoded(sample: Sample, found: list[bytes]) -> bytes:
     def change(_: dict, parts: list[bytes]) -> None:
         blocks = [sealed(n * rows, payload, 2) for n, payload in enumerate(found)]
         body = struct.pack(f"<Q{len(blocks)}H", 0, *map(len, blocks))
+        if length_bytes == 1:
+            body = struct.pack("<Q", len(blocks[0]) << 48) + bytes(len(blocks))
         parts[2:] = b"".join(blocks), sealed(2**63, body, 4)
 
     return rebuilt(sample.data, change)
@@ -128,6 +134,10 @@ def _last_model(old: bytes, shift: int = 0, escapes: int = 0, size: int = 1) -> 
     models[-1, 0] += shift + 256 * (size - 1)
     models[-1, 1] += escapes
     return models.tobytes()
+
+
+def _longer_index(_: dict, parts: list[bytes]) -> None:
+    parts[3] += b"\0"
 
 
 def _wider_models(header: dict, parts: list[bytes]) -> None:

@@ -14,7 +14,7 @@ import math
 import struct
 import tracemalloc
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -81,6 +81,7 @@ class Run:
     parts: tuple[tuple[Part, ...], ...] | None = None
     lanes: int = 1
     trellis: bool = False
+    length_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,7 @@ class Recipe:
     name: str = "tols"
     more: tuple[Recipe, ...] = ()
     map_dtype: str = "uint32"
+    alignment: int = 4096
 
     @property
     def rows(self) -> int:
@@ -296,7 +298,7 @@ RECIPES |= {
         8, (Layer((int8(8),)),), (Run(24, "raw", 2),), ngrams=_XOR, layer_numbers=(14,)
     ),
 }
-# What 1.4 added: rows and bases coded by models.
+# What 1.4 added: rows and bases coded by models, and sections that begin at multiples of 64.
 _ANS_PARTS = (
     (step8(7, 0.2),), (step16(3, 0.0003), step8(4, 0.1)), (step8(7, 0.5),),
 )  # fmt: skip
@@ -313,7 +315,8 @@ RECIPES |= {
             Run(3, "raw", 2),
             Run(5, "ans", 2),
             Run(520, "ans", 1, _ANS_PARTS),
-            Run(4, "ans", 1000, _ANS_PARTS, lanes=3),
+            Run(9, "ans", 1, _ANS_PARTS, length_bytes=2),
+            Run(4, "ans", 1000, _ANS_PARTS, lanes=3, length_bytes=4),
         ),
         shuffled=True,
     ),
@@ -327,6 +330,8 @@ RECIPES |= {
         (Run(9, "ans", 2, lanes=4, trellis=True), Run(7, "ans", 1, lanes=16, trellis=True)),
         shuffled=True,
         map_dtype="uint16",
+        header_room=2100,
+        alignment=64,
     ),
     "ans-basis": Recipe(
         14,
@@ -338,6 +343,25 @@ RECIPES |= {
         (Run(7, "raw", 2),),
         shuffled=True,
         map_dtype="uint16",
+    ),
+    "token-chunks": Recipe(
+        6,
+        _layers(int8(6), 2),
+        (Run(3), Run(5, "zstd", 2), Run(1), Run(4, "raw", 3), Run(2, "zstd", 2)),
+        shuffled=True,
+        map_dtype="uint8",
+    ),
+    "alignment": Recipe(
+        5,
+        (
+            Layer((int4(5),)),
+            Layer((int8(3, 2),), rank=3, mean=True),
+            Layer((Part("f16", 5),)),
+        ),
+        (Run(3, "raw", 2), Run(5, "zstd", 2), Run(4)),
+        shuffled=True,
+        header_room=1700,
+        alignment=64,
     ),
 }
 # The same, where no array holds all layers of a row, or one table is not all.
@@ -398,19 +422,23 @@ def write(
     """Write `recipe` as a pack; with `stop_after`, fail after that many sections instead."""
     encodings: list[Encoding] = []
     tables, contents = [], []
-    with _Writer(path, key, recipe.header_room, resume=resume) as writer:
+    room, alignment = recipe.header_room, recipe.alignment
+    with _Writer(path, key, room, resume=resume, alignment=alignment) as writer:
         writer.stop_after = stop_after
         writer.check_stop()
         for number, one in enumerate((recipe, *recipe.more)):
             rng = np.random.default_rng(seed + number)
             permutation = rng.permutation(one.rows)
             slots = permutation if one.shuffled else np.arange(one.rows)
+            if one.map_dtype == "uint8":
+                slots = _sorted_in_chunks(slots, one)
             values = [_stored_values(rng, one, layer) for layer in one.kept]
             table = _write_arrays(writer, one, slots, rng)
             chunks = _write_chunks(writer, one, values, seed + number, compress, encodings, number)
             tables.append(replace(table, chunks=chunks))
             contents.append((slots, values))
-        header = Header(tuple(tables), tuple(encodings), tuple(writer.sections), "tests")
+        sections = tuple(writer.sections)
+        header = Header(tuple(tables), tuple(encodings), sections, "tests", alignment=alignment)
         writer.commit(header)
     return Sample(path, recipe, header, *contents[0], contents[1:])
 
@@ -424,7 +452,7 @@ def _write_arrays(
     means = [rng.normal(size=width).astype(np.float32) for width in widths]
     token_map = ngrams = id_map = None
     if recipe.shuffled:
-        token_map, _ = writer.add_array("token_map", lambda: slots.astype(recipe.map_dtype))
+        token_map, _ = writer.add_array("token_map", lambda: _token_map(slots, recipe))
     if recipe.ngrams is not None:
         if recipe.ngrams.compressed_ids is not None:
             id_map, _ = writer.add_array("id_map", lambda: recipe.ngrams.compressed_ids)
@@ -441,6 +469,29 @@ def _write_arrays(
         fields.append(Field(f"layer {number}", reader, widths[number], **stored))
     name, multiplier = recipe.name, recipe.multiplier
     return Table(name, recipe.rows, tuple(fields), (), token_map, multiplier, ngrams)
+
+
+def _token_map(slots: np.ndarray, recipe: Recipe) -> np.ndarray:
+    if recipe.map_dtype != "uint8":
+        return slots.astype(recipe.map_dtype)
+    bits = map_bits(len(recipe.runs))
+    numbers = [n for n, run in enumerate(recipe.runs) for _ in range(run.rows)]
+    whole = sum(numbers[slot] << bits * token for token, slot in enumerate(slots))
+    return np.frombuffer(whole.to_bytes(-(-bits * len(slots) // 8), "little"), np.uint8)
+
+
+def map_bits(chunks: int) -> int:
+    """Bits of the number of a chunk in a token map."""
+    return 1 if chunks < 3 else 2 if chunks < 5 else 4 if chunks < 17 else 8
+
+
+def _sorted_in_chunks(slots: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """Slots of which those of a chunk ascend with the token ids."""
+    tokens, start, found = np.argsort(slots), 0, np.empty_like(slots)
+    for run in recipe.runs:
+        found[np.sort(tokens[start : start + run.rows])] = np.arange(start, start + run.rows)
+        start += run.rows
+    return found
 
 
 def _classes_of_bases(writer: PackWriter, recipe: Recipe) -> tuple[Any, ...]:
@@ -469,6 +520,10 @@ class _Writer(PackWriter):
     """Stops, as a kill would, right after the journal line of a given number of sections."""
 
     stop_after: int | None = None
+    length_bytes: int | None = None
+
+    def _length_bytes(self, lengths: Sequence[int]) -> int:
+        return self.length_bytes or super()._length_bytes(lengths)
 
     def check_stop(self) -> None:
         if self.stop_after is not None and len(self.sections) >= self.stop_after:
@@ -491,7 +546,7 @@ def _basis(rng: np.random.Generator, recipe: Recipe, layer: Layer) -> np.ndarray
 
 
 def _write_chunks(
-    writer: PackWriter,
+    writer: _Writer,
     recipe: Recipe,
     values: list[np.ndarray],
     seed: int,
@@ -520,6 +575,7 @@ def _write_chunks(
         elif run.frame == "zstd-planes" and compress is plain_compress:
             words = record_words(parts)
             compressor = lambda data, words=words: compress_planes(words, data, 1)[0]  # noqa: E731
+        writer.length_bytes = run.length_bytes
         blocks, index = writer.add_chunk(
             encoding,
             start,
@@ -627,6 +683,8 @@ def reference_rows(data: bytes, number: int = 0) -> np.ndarray:
     slots: list[int] = list(range(table["rows"]))
     if "token_map" in table:
         slots = [int(v) for v in _array(data, header, table["token_map"])]
+        if header["sections"][table["token_map"]]["dtype"] == "uint8":
+            slots = _slots_of_chunks(slots, table)
     records = _records(data, header, preamble["pack_id"], number)
     out: list[list[list[float]]] = []
     for slot in slots:
@@ -643,6 +701,19 @@ def reference_rows(data: bytes, number: int = 0) -> np.ndarray:
     if len(set(widths)) == 1:
         return np.array(out)
     return np.array([[value for values in row for value in values] for row in out])
+
+
+def _slots_of_chunks(stored: list[int], table: dict[str, Any]) -> list[int]:
+    """Slots by a map of chunks, token by token."""
+    rows = [chunk["rows"] for chunk in table["chunks"]]
+    bits, free = map_bits(len(rows)), [sum(rows[:n]) for n in range(len(rows))]
+    slots = []
+    for token in range(table["rows"]):
+        number = stored[token * bits // 8] >> token * bits % 8 & (1 << bits) - 1
+        slots.append(free[number])
+        free[number] += 1
+    assert free == [sum(rows[: n + 1]) for n in range(len(rows))]
+    return slots
 
 
 def reference_row_ids(data: bytes, token_ids: Iterable[int], number: int = 0) -> np.ndarray:
@@ -835,15 +906,16 @@ def _block_lengths(
         return [math.ceil((size * encoding["rows_per_block"] + 4) / 64) * 64] * blocks
     at = header["sections"][chunk["index"]]["offset_bytes"]
     lengths: list[int] = []
-    each = 4
+    each, shortest = 4, 0
     if encoding["frame"] == "ans":
-        values = sum(part["values"] for field in encoding["fields"] for part in field["parts"])
-        words = math.ceil(29 * values * encoding["rows_per_block"] / 16)
-        each = 2 if 4 * encoding["lanes"] + 2 * words + 2 < 65536 else 4
+        size = header["sections"][chunk["index"]]["length_bytes"]
+        each = {12 * math.ceil(blocks / 512) + n * blocks: n for n in (1, 2, 4)}[size]
     while len(lengths) < blocks:
         count = min(512, blocks - len(lengths))
-        letter = "H" if each == 2 else "I"
-        lengths += struct.unpack(f"<{count}{letter}", data[at + 8 : at + 8 + each * count])
+        stored = struct.unpack(f"<{count}{' BH I'[each]}", data[at + 8 : at + 8 + each * count])
+        if each == 1:
+            shortest = int.from_bytes(data[at + 6 : at + 8], "little")
+        lengths += [shortest + length for length in stored]
         at += 12 + each * count
     return lengths
 

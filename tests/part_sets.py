@@ -89,7 +89,9 @@ class _Rest:
         size = (header["sections"][self.chunk["index"]]["length_bytes"] - 12 * runs) // blocks
         for run in range(runs):
             count, at = min(512, blocks - 512 * run), start + (12 + 512 * size) * run + 8
-            lengths += struct.unpack_from(f"<{count}{'H' if size == 2 else 'I'}", data, at)
+            shortest = int.from_bytes(data[at - 2 : at], "little") if size == 1 else 0
+            stored = struct.unpack_from(f"<{count}{' BH I'[size]}", data, at)
+            lengths += [shortest + length for length in stored]
         return lengths
 
     def take(self, amount: int | None) -> Piece:

@@ -82,7 +82,9 @@ def test_the_loss_allowed_is_used_and_not_passed(tmp_path, rank):
 @pytest.mark.parametrize("size", ["12%", "18%", "25%"])
 @pytest.mark.parametrize("rank", ["none", "auto"])
 def test_size_is_met_from_below(tmp_path, size, rank):
-    """The file ends at 0.97 to 1.00 of a size that leaves room for whole pages, in one attempt."""
+    """The file ends at 0.96 to 1.00 of a size, in one attempt. A block of these short rows holds
+    twice as many from some step on, so that no file is larger by less than 4 %.
+    """
     path = models.save_model(tmp_path, **{**MODEL, "vocab_size": 20_000})
     np.save(tmp_path / "ids.npy", models.zipf_ids(6000, 20_000))
     log = Log()
@@ -90,21 +92,23 @@ def test_size_is_met_from_below(tmp_path, size, rank):
         path, rank=rank, bits="auto", size=size, calibrate=tmp_path / "ids.npy", reporter=log
     )
     share = result.bytes / (float(size[:-1]) / 100 * 2 * 20_000 * 4 * 16)
-    assert 0.97 <= share <= 1.0
+    assert 0.96 <= share <= 1.0
     assert [name for name, _, _ in log.phases].count("encoding") == 1
 
 
 @pytest.mark.parametrize("rank", ["none", "auto", "8"])
 def test_layout_takes_no_more_than_it_must(model, tmp_path, rank):
-    """The header leaves less than a page, says steps in four digits, and no section is there that
-    does not pay: a mean, or a chunk for few tokens; the last section is the one that fills least.
+    """Header and sections leave next to nothing free, steps have four digits, and no section is
+    there that does not pay: a mean, or a chunk for few tokens.
     """
     result = tolpack.build(
         model[0], tmp_path / "p.tolpack", rank=rank, bits="auto", size="60%", calibrate=model[1]
     )
     _, header, _ = split(result.path.read_bytes())
     used = len(json.dumps(header, separators=(",", ":")))
-    assert 0 <= header["sections"][0]["offset_bytes"] - 64 - used < 4096
+    assert 0 <= header["sections"][0]["offset_bytes"] - 64 - used < 256
+    assert all(section["offset_bytes"] % 64 == 0 for section in header["sections"])
+    assert header["alignment"] == 64
     steps = {p["step"] for e in header["encodings"] for f in e["fields"] for p in f["parts"]}
     assert {step == float(f"{step:.4g}") for step in steps} == {True}
     kinds = [section["kind"] for section in header["sections"]]

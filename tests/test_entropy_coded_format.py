@@ -23,17 +23,22 @@ from tolpack.codecs.ans.row_coder import RowCoder
 from tolpack.codecs.encodings import CoderSettings, Encoding
 from tolpack.container.block_sizes import block_sizes
 from tolpack.container.header import parse_header
+from tolpack.container.header_features import required_features
 from tolpack.container.preamble import version_of
+from tolpack.container.token_chunks import map_bytes, pack_numbers
 from tolpack.container.verified_reader import Container
 from tolpack.errors import FormatError
+from tolpack.evaluation.pack_description import describe_pack
 from tolpack.pack import open_first_table
 from tolpack.reading import block_checks, record_reader
 from tolpack.reading.summary import layer_summaries
+from tolpack.report.tables import pack_table
 
 FORMAT = Path(__file__).parents[1] / "formats" / "v1"
 SCHEMA = jsonschema.Draft202012Validator(json.loads((FORMAT / "header.schema.json").read_text()))
 sys.path.insert(0, str(FORMAT))
 
+from decode import Pack as Decoder  # noqa: E402 (found by the line above)
 from validate import BadPack, Check, validate  # noqa: E402 (found by the line above)
 
 # What a JSON Schema cannot see: 4.0 for 4, and limits that other numbers set.
@@ -124,7 +129,7 @@ def test_headers_come_back(packs):
     """What a header says of coders is written as it was read, and sets the bits of 1.4."""
     for sample in packs.values():
         assert parse_header(sample.header.to_json()) == sample.header
-        assert version_of(sample.header.required_features()) == (1, 4)
+        assert version_of(required_features(sample.header)) == (1, 4)
     assert version_of(1 << 9) == (1, 2)
 
 
@@ -141,14 +146,11 @@ def test_the_longest_payload_is_one_number():
         assert len(payload) > 0.955 * longest_payload(lanes, 640)
 
 
-@pytest.mark.parametrize(("rows", "size"), [(1, 2), (2758, 2), (2759, 4), (4096, 4)])
-def test_lengths_take_two_bytes_where_the_longest_fits(rows, size):
-    """An index has two bytes a block up to a longest one of 65,535 bytes, with its checksum."""
-    encoding = Encoding("ans", rows, ((step8(5, 0.5),),), CoderSettings(0, 1, 0, 2))
+def test_blocks_have_two_bytes_of_a_checksum_and_the_states_at_least():
+    """The shortest block has the states of its lanes alone, and its checksum."""
+    encoding = Encoding("ans", 7, ((step8(5, 0.5),),), CoderSettings(0, 1, 0, 2))
     sizes = block_sizes(encoding, 5)
-    assert (sizes.length_bytes, sizes.checksum_bytes, sizes.shortest) == (size, 2, 10)
-    assert (sizes.longest <= 65535) == (size == 2)
-    assert block_sizes(Encoding("zstd", rows, encoding.fields), 5).length_bytes == 4
+    assert (sizes.checksum_bytes, sizes.shortest) == (2, 10)
 
 
 # ---- damage -------------------------------------------------------------------------------------
@@ -235,21 +237,21 @@ def test_blocks_are_decoded_together(calls, samples, monkeypatch):
     """One call for the blocks of a chunk, of a few scattered rows, or of a check's batch."""
     with tolpack.open(samples["ans"].path) as pack:
         pack.rows(range(pack.vocab_size))
-        assert calls == [3, 520, 1]
+        assert calls == [3, 520, 9, 1]
         calls.clear()
         order = np.argsort(samples["ans"].slots)
-        pack.rows(order[[8, 9, 10, 528]])
+        pack.rows(order[[8, 9, 10, 537]])
         assert calls in ([3, 1], [1, 3])
         calls.clear()
         assert pack.verify() == []
-        assert calls == [3, 512, 8, 1]
+        assert calls == [3, 512, 8, 9, 1]
         monkeypatch.setattr(
             record_reader, "_CODED_BYTES", 100 * pack.container.chunks[2].record_bytes
         )
         monkeypatch.setattr(record_reader, "_DECODE_BYTES", 40 * 4 * 21)
         calls.clear()
         rows = pack.rows(range(pack.vocab_size))
-        assert sum(calls) == 524
+        assert sum(calls) == 533
         assert max(calls) == 100
     with tolpack.open(samples["ans"].path) as pack:
         assert (rows == np.concatenate([pack.rows([n]) for n in range(pack.vocab_size)])).all()
@@ -299,6 +301,25 @@ def test_coders_are_read_once(packs):
         assert pack.container.resident_bytes == 64 + header + sum(s.length_bytes for s in kept)
 
 
+def test_what_codes_cost_is_told(samples, tmp_path):
+    """Codes by the models, states and checksums add up to the blocks; a state takes less than
+    4.5 bytes. Of rows that no models code nothing is told.
+    """
+    layers = (Layer((step8(300, 0.3),)),)
+    sample = write(tmp_path / "pack", Recipe(300, layers, (Run(50, "ans", 1, lanes=2),)))
+    with open_first_table(sample.path) as pack:
+        coding, text = describe_pack(pack)["coding"], pack_table(describe_pack(pack), "pack")
+        blocks = sum(s.length_bytes for s in pack.container.header.sections if s.kind == "blocks")
+    assert coding["checksums"] == 2 * 50
+    assert coding["codes"] + coding["states"] + coding["checksums"] == pytest.approx(blocks)
+    assert 0 < coding["states"] < 4.5 * 2 * 50
+    assert coding["stored_per_cost"] == pytest.approx(1 + coding["states"] / coding["codes"])
+    assert coding["models"] == 2 * 8 * 15 + 300
+    assert "by the models" in text
+    with open_first_table(samples["ans"].path) as pack:  # its first chunk is raw
+        assert describe_pack(pack)["coding"] is None
+
+
 @pytest.mark.parametrize("rows", [5, 65536])
 def test_token_maps_take_two_bytes(rows, tmp_path):
     """A map of 2 bytes a token is read in full, and gives tokens by slot; the largest too."""
@@ -313,6 +334,27 @@ def test_token_maps_take_two_bytes(rows, tmp_path):
         expected = np.rint(sample.values[0][sample.slots[ids]] / step) * step
         assert np.allclose(pack.rows(ids)[:, 0], expected)
     assert refusal(validate, sample.data) is None
+
+
+@pytest.mark.parametrize(
+    ("chunks", "bits"), [(1, 1), (2, 1), (3, 2), (4, 2), (5, 4), (16, 4), (17, 8), (256, 8)]
+)
+def test_token_maps_of_chunks_come_back(chunks, bits, tmp_path):
+    """A map of chunks takes 1, 2, 4 or 8 bits a token, and gives tokens by slot."""
+    layers = (Layer((step8(1, 0.1),)),)
+    runs = tuple(Run(1 + n % 3) for n in range(chunks))
+    recipe = Recipe(1, layers, runs, shuffled=True, map_dtype="uint8", header_room=60_000)
+    sample = write(tmp_path / "pack", recipe)
+    rows, section = recipe.rows, sample.header.sections[0]
+    assert section.length_bytes == map_bytes(rows, chunks) == -(-rows * bits // 8)
+    packed = np.frombuffer(sample.data, np.uint8, section.length_bytes, section.offset_bytes)
+    numbers = np.searchsorted(np.cumsum([run.rows for run in runs]), sample.slots, side="right")
+    assert (pack_numbers(numbers, chunks) == packed).all()
+    with tolpack.open(sample.path) as pack:
+        assert pack.verify() == []
+        assert (pack.slots(range(rows)) == sample.slots).all()
+    assert refusal(validate, sample.data) is None
+    assert [Decoder(sample.data).slot(n) for n in range(rows)] == sample.slots.tolist()
 
 
 def test_a_map_of_two_bytes_is_too_small_for_more(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import struct
 import zlib
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -13,11 +14,14 @@ from tolpack.codecs.encodings import Encoding, Part
 from tolpack.container.block_sizes import BlockSizes, raw_block_bytes
 from tolpack.container.crc import INDEX_PLACE, place_checksum
 from tolpack.container.header import Header, parse_header
+from tolpack.container.header_features import required_features
 from tolpack.container.index import (
     decode_index_block,
     encode_index,
+    fewest_length_bytes,
     index_block_extent,
     index_bytes,
+    length_bytes_of,
 )
 from tolpack.container.preamble import (
     FEATURES,
@@ -103,7 +107,7 @@ def test_a_future_minor_version_is_read():
     assert parse_preamble(resealed(GOOD, minor=b"\xff\xff"), 4160).version == (1, 65535)
 
 
-@pytest.mark.parametrize("bit", [12, 15, 20, 24, 28, 31, 36, 47, 49, 63])
+@pytest.mark.parametrize("bit", [12, 15, 20, 24, 28, 31, 36, 47, 50, 55, 57, 63])
 def test_unknown_required_features_are_refused(bit):
     """Each feature bit that this reader does not know gives `unsupported-feature`."""
     data = resealed(GOOD, required=struct.pack("<Q", 1 | 1 << bit))
@@ -177,7 +181,7 @@ def test_required_features_name_what_is_used(tmp_path):
     """The mask has a bit for each codec, frame, basis, mean, map and multiplier in use."""
 
     def names(recipe):
-        mask = write(tmp_path / "pack", recipe).header.required_features()
+        mask = required_features(write(tmp_path / "pack", recipe).header)
         return {name for name, bit in FEATURES.items() if mask >> bit & 1}
 
     expected = {"codec:int4", "codec:int8", "frame:zstd", "basis", "mean", "token_map"}
@@ -271,7 +275,7 @@ LONG = BlockSizes(4, 5, 2**33, 4)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 511, 512, 513, 1024, 1100])
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [1, 2, 4])
 def test_the_frame_index_comes_back(frames, size):
     """Index blocks lie where `index_block_extent` says and give the frames' bounds."""
     lengths = [5 + (n * 7) % 90 for n in range(frames)]
@@ -285,6 +289,22 @@ def test_the_frame_index_comes_back(frames, size):
         assert found[0] == bounds[-1]
         bounds += found[1:].tolist()
     assert bounds == [sum(lengths[:n]) for n in range(frames + 1)]
+
+
+@pytest.mark.parametrize(("lengths", "size"), [
+    ([9], 1), ([6, 261], 1), ([6, 262], 2), ([60_000, 60_255], 1), ([65_535], 1), ([65_536], 4),
+    ([65_535, 6], 2), ([65_536, 65_535], 1), ([65_536, 6], 4),
+    ([6] * 512 + [900] * 512, 1), ([6] * 511 + [900], 2),
+    ([2**20] * 600, 4),
+])  # fmt: skip
+def test_lengths_of_entropy_coded_blocks_take_the_fewest_bytes(lengths, size):
+    """One, where no run of 512 spreads by more than 255; two, where none is above 65,535."""
+    assert fewest_length_bytes(lengths) == size
+    data, sizes = encode_index(lengths, 3, 0, 1, size), BlockSizes(2, 6, 2**20, size)
+    assert length_bytes_of(len(data), len(lengths)) == size
+    offset, length = index_block_extent(0, len(lengths), size)
+    found = decode_index_block(data[offset : offset + length], 3, 0, sum(lengths), sizes)
+    assert [stop - start for start, stop in pairwise(found.tolist())] == lengths[:512]
 
 
 def test_the_index_of_large_chunks_does_not_wrap():

@@ -408,13 +408,15 @@ def test_how_records_are_cut_does_not_show(tmp_path):
     assert files[0] == files[1] == files[2]
 
 
-def test_sections_start_at_pages_and_gaps_are_zero(tmp_path):
-    """Every section begins at a multiple of 4096, and nothing but zeros lies between."""
-    sample = write(tmp_path / "pack", RECIPE)
+@pytest.mark.parametrize("alignment", [4096, 64])
+def test_sections_are_aligned_and_gaps_are_zero(alignment, tmp_path):
+    """Every section begins at the next multiple of the alignment, with zeros before it."""
+    sample = write(tmp_path / "pack", replace(RECIPE, alignment=alignment))
     data, end = sample.data, None
     for section in sample.header.sections:
-        assert section.offset_bytes % 4096 == 0
+        assert section.offset_bytes % alignment == 0
         if end is not None:
+            assert 0 <= section.offset_bytes - end < alignment
             assert not any(data[end : section.offset_bytes])
         end = section.end_bytes
     assert end == len(data)

@@ -370,7 +370,8 @@ class Pack(ForkSafe):
     def most_frequent(self, count: int) -> NDArray[np.int64]:
         """Return the most frequent tokens, as the pack orders them.
 
-        A pack that was built without frequencies has its tokens in the order of their ids.
+        A pack that was built without frequencies has its tokens in the order of their ids, and a
+        small table of ``--bits auto`` has so those of each chunk, the most frequent chunk first.
 
         Parameters
         ----------
@@ -380,7 +381,7 @@ class Pack(ForkSafe):
         Returns
         -------
         ndarray
-            int64 (count,): token ids, the most frequent first.
+            int64 (count,): token ids, the most frequent first, or chunk by chunk.
 
         Raises
         ------

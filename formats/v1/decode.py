@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import zstandard
-from decode_ans import decoded_basis, decoded_records, payload_bytes
+from decode_ans import decoded_basis, decoded_records
 from decode_values import (
     CODECS,
     Array,
@@ -67,7 +67,13 @@ class Pack:
     def slot(self, token_id: int) -> int:  # §5
         if self.table.get("token_map") is None:
             return token_id
-        return int(self.array(self.table["token_map"])[token_id])
+        found, chunks = self.array(self.table["token_map"]), self.table["chunks"]
+        if found.dtype != np.uint8:
+            return int(found[token_id])
+        bits = next(n for n in (1, 2, 4, 8) if len(chunks) <= 1 << n)
+        numbers = (found[:, None] >> np.arange(0, 8, bits)).reshape(-1) % (1 << bits)
+        order = np.argsort(numbers[: self.table["rows"]], kind="stable")
+        return int(np.flatnonzero(order == token_id)[0])
 
     def row(self, token_id: int) -> Array:
         """One token: float32 (fields, width); where widths differ, one field after the other."""
@@ -136,11 +142,14 @@ class Pack:
     def frame_extent(
         self, chunk: dict[str, Any], block: int, encoding: dict[str, Any]
     ) -> tuple[int, int]:
-        run, number = divmod(block, 512)
-        short = encoding["frame"] == "ans" and payload_bytes(encoding) + 2 <= 65535
-        size, letter = (2, "H") if short else (4, "I")
-        index = self.section(chunk["index"])[run * (12 + 512 * size) :]
-        offset, *lengths = struct.unpack_from(f"<Q{number + 1}{letter}", index)
+        (run, number), index = divmod(block, 512), self.section(chunk["index"])
+        count, shortest = ceil(chunk["rows"] / encoding["rows_per_block"]), 0
+        size = (len(index) - 12 * ceil(count / 512)) // count
+        index = index[run * (12 + 512 * size) :]
+        offset, *lengths = struct.unpack_from(f"<Q{number + 1}{' BH I'[size]}", index)
+        if size == 1:
+            offset, shortest = offset % 2**48, offset >> 48
+        lengths = [length + shortest for length in lengths]
         return offset + sum(lengths[:-1]), lengths[-1]
 
     def decode_record(self, record: bytes, encoding: dict[str, Any]) -> list[Array]:  # §6
@@ -218,7 +227,9 @@ def pack_bytes(path: Path) -> bytes:
 
 
 def joined_parts(manifest: dict[str, Any], folder: Path) -> bytes:  # §15
-    sections: list[bytes] = [b"" for _ in json.loads(manifest["header"])["sections"]]
+    header = json.loads(manifest["header"])
+    sections: list[bytes] = [b"" for _ in header["sections"]]
+    alignment = header.get("alignment") or 4096  # §3
     for file in manifest["files"]:
         part = (folder / f"{file['sha256']}.part").read_bytes()
         for piece in file["pieces"]:
@@ -226,7 +237,7 @@ def joined_parts(manifest: dict[str, Any], folder: Path) -> bytes:  # §15
             sections[piece["section"]] += part[start : start + piece["length_bytes"]]
     whole: bytes = bytes.fromhex(manifest["preamble"]) + manifest["header"].encode()
     for content in sections:
-        whole = whole.ljust(ceil(len(whole) / 4096) * 4096, b"\0") + content
+        whole = whole.ljust(ceil(len(whole) / alignment) * alignment, b"\0") + content
     return whole
 
 

@@ -141,9 +141,3 @@ def decoded_basis(
         own = np.array(codes[row * width : (row + 1) * width]).astype("i1")
         rows += data[2 * row : 2 * row + 2] + own.tobytes()
     return rows
-
-
-def payload_bytes(encoding: dict[str, Any]) -> int:
-    """The length of the longest payload."""
-    values = sum(part["values"] for _, part in ordered_parts(encoding))
-    return int(4 * encoding["lanes"] + 2 * ceil(38 * values * encoding["rows_per_block"] / 16))

@@ -13,10 +13,8 @@ import numpy as np
 Entry = dict[str, Any]
 Rule = Callable[[Any], bool]
 
-SUPPORTED = sum(
-    1 << bit
-    for bit in (*range(12), *range(16, 20), *range(21, 24), *range(25, 28), *range(32, 36), 48)
-)  # §9
+_BITS = (*range(12), *range(16, 20), *range(21, 24), *range(25, 28), *range(32, 36), 48, 49, 56)
+SUPPORTED = sum(1 << bit for bit in _BITS)  # §9
 CODECS = {  # §7, §9: feature bit, bits of a code, bytes of a scale
     "f32": (0, 32, 0), "f16": (1, 16, 0), "bf16": (2, 16, 0), "f8e4m3": (3, 8, 4),
     "int8": (4, 8, 2), "int4": (5, 4, 2), "step8": (6, 8, 0), "step16": (7, 16, 0),
@@ -101,7 +99,8 @@ class HeaderRules:
         header = self.header
         self.entry("header", header, producer=is_name, tables=objects(4096),
                    encodings=objects(65536), sections=objects(262144),
-                   file=optional(is_object))  # fmt: skip
+                   file=optional(is_object), alignment=optional(integers(64, 64)))  # fmt: skip
+        self.alignment = header.get("alignment") or 4096
         if header.get("file") is not None:
             self.file_keys(header["file"])
         self.tables, self.sections = header["tables"], header["sections"]
@@ -190,7 +189,7 @@ class HeaderRules:
         end = self.header_end
         for section in self.sections:
             start, length = section["offset_bytes"], section["length_bytes"]
-            self.need(start == aligned(end, 4096), "section-offset", "§3: back to back")
+            self.need(start == aligned(end, self.alignment), "section-offset", "§3: back to back")
             end = start + length
             self.need(end <= self.file_length, "extent-past-end", "§1: inside the file")
             if section["kind"] not in ("blocks", "index"):
@@ -285,8 +284,9 @@ class HeaderRules:
         if index is not None:
             section = self.sections[index]
             need(section["kind"] == "index", "section-kind", "§5: an index")
-            size = 12 * ceil_div(count, 512) + length_bytes(encoding) * count
-            need(section["length_bytes"] == size, "index-length", "§8: length of an index")
+            fixed, each = divmod(section["length_bytes"] - 12 * ceil_div(count, 512), count)[::-1]
+            fits = fixed == 0 and each in ((1, 2, 4) if encoding["frame"] == "ans" else (4,))
+            need(fits, "index-length", "§8: length of an index")
 
     def ngrams(self, table: Entry) -> None:
         need, ngrams = self.need, table.get("ngrams")
@@ -303,13 +303,19 @@ class HeaderRules:
             vocab = section["shape"][:1] if section["kind"] in ARRAYS else []
             self.array_is(ngrams["id_map"], "id_map", "uint32", vocab)
 
+    def token_map(self, number: int, rows: int, chunks: int) -> None:
+        dtype, length = self.sections[number].get("dtype"), rows
+        if dtype == "uint8" and rows <= 1 << 24 and chunks <= 256:
+            length = ceil_div(rows * chunk_bits(chunks), 8)
+        elif dtype != "uint16" or rows > 65536:
+            dtype = "uint32"
+        self.array_is(number, "token_map", dtype, [length])
+
     def references(self) -> None:
         uses: Counter[Any] = Counter()
         for table in self.tables:
             if table.get("token_map") is not None:
-                short = self.sections[table["token_map"]].get("dtype") == "uint16"
-                dtype = "uint16" if short and table["rows"] <= 65536 else "uint32"
-                self.array_is(table["token_map"], "token_map", dtype, [table["rows"]])
+                self.token_map(table["token_map"], table["rows"], len(table["chunks"]))
             uses.update(c.get(key) for c in table["chunks"] for key in ("blocks", "index"))
             uses.update(f.get(key) for f in table["fields"] for key in ("basis", "mean"))
             uses.update([table.get("token_map"), (table.get("ngrams") or {}).get("id_map")])
@@ -345,8 +351,10 @@ class HeaderRules:
         bits |= {22} if "id_map" in kinds else set()
         bits |= {11} if kinds & set(CODER_ARRAYS) else set()
         bits |= {23 for section in self.sections if is_coded(section)}
-        short = [s for s in self.sections if s["kind"] == "token_map" and s["dtype"] == "uint16"]
-        bits |= {48} if short else set()
+        dtypes = {s["dtype"] for s in self.sections if s["kind"] == "token_map"}
+        bits |= {48} if "uint16" in dtypes else set()
+        bits |= {49} if "uint8" in dtypes else set()
+        bits |= {56} if self.alignment != 4096 else set()
         bits |= {25} if len(tables) > 1 else set()
         bits |= {26 for table in tables if len({field["width"] for field in table["fields"]}) > 1}
         if self.required >> 27 & 1:  # without it, `fields` has seen to layers
@@ -463,9 +471,9 @@ def longest_payload(encoding: Entry) -> int:
     return 4 * (encoding.get("lanes") or 1) + 2 * ceil_div(38 * values, 16)
 
 
-def length_bytes(encoding: Entry) -> int:
-    """Bytes of a block's length in an index."""
-    return 2 if encoding["frame"] == "ans" and longest_payload(encoding) + 2 <= 65535 else 4
+def chunk_bits(chunks: int) -> int:
+    """Bits of a chunk's number in a token map."""
+    return next(bits for bits in (1, 2, 4, 8) if chunks <= 1 << bits)
 
 
 def is_coded(section: Entry) -> bool:

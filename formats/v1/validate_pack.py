@@ -19,10 +19,10 @@ from validate_header import (
     HeaderRules,
     array_bytes,
     ceil_div,
+    chunk_bits,
     code_bytes,
     coded_part,
     is_coded,
-    length_bytes,
     longest_content,
     longest_payload,
     parts_of,
@@ -126,6 +126,8 @@ class Check(HeaderRules):
                 self.need(fits, "code-models", "§8: shifts and frequencies")
             elif section["dtype"].startswith("float"):
                 self.need(finite(data, section["dtype"]), "array-not-finite", "§5: finite values")
+            elif section["kind"] == "token_map" and section["dtype"] == "uint8":
+                self.token_chunks(number, data)
             elif section["kind"] == "token_map":
                 slots = np.sort(np.frombuffer(data, f"<u{DTYPES[section['dtype']]}"))
                 order = bool((slots == np.arange(len(slots))).all())
@@ -133,6 +135,16 @@ class Check(HeaderRules):
             elif section["kind"] == "id_map":
                 small = bool((np.frombuffer(data, "<u4") < 1 << 31).all())
                 self.need(small, "id-map", "§5: ids below 2^31")
+
+    def token_chunks(self, number: int, data: bytes) -> None:
+        """Hold a map of chunks against their rows."""
+        table = next(one for one in self.tables if one.get("token_map") == number)
+        rows = [chunk["rows"] for chunk in table["chunks"]]
+        bits = chunk_bits(len(rows))
+        shifted = np.frombuffer(data, np.uint8)[:, None] >> np.arange(0, 8, bits)
+        found = (shifted % (1 << bits)).reshape(-1)
+        fits = np.bincount(found[: sum(rows)]).tolist() == rows and not found[sum(rows) :].any()
+        self.need(fits, "token-map", "§5: as many tokens as a chunk has rows, then zeros")
 
     # §8
 
@@ -184,13 +196,17 @@ class Check(HeaderRules):
             index = self.section(chunk["index"])
             limit = self.sections[chunk["blocks"]]["length_bytes"]
             (shortest, longest), end = block_lengths(encoding), 0
-            size = length_bytes(encoding)
+            coded = encoding["frame"] == "ans"
+            size = (len(index) - 12 * ceil_div(count, 512)) // count if coded else 4
             for run in range(ceil_div(count, 512)):
                 start = (12 + 512 * size) * run
                 stored = index[start : start + 12 + size * min(512, count - 512 * run)]
                 slot = first + 512 * run * per_block
                 body = self.checked(stored, 2**63 + slot, "index-checksum")
                 (start,), lengths = struct.unpack("<Q", body[:8]), numbers(body[8:], size)
+                if size == 1:
+                    lengths = [length + (start >> 48) for length in lengths]
+                    start %= 1 << 48
                 fits = all(shortest <= length <= longest for length in lengths)
                 fits = fits and start + sum(lengths) <= limit
                 self.need(fits, "frame-extent", "§8: lengths of blocks")

@@ -6,6 +6,7 @@ themselves takes no memory.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,13 @@ class TokenOrder:
     def slots_of(self, token_ids: Ints) -> Ints:
         """Slots of `token_ids`, int64 (n,)."""
         return token_ids if self.token_ids is None else self.token_map()[token_ids]
+
+    def sorted_within(self, rows: Sequence[int]) -> TokenOrder:
+        """Return the order of runs of so many tokens, each sorted by id, without counts."""
+        runs = np.split(self.tokens(0, self.rows), np.cumsum(rows)[:-1])
+        token_ids = np.concatenate([np.sort(run) for run in runs])
+        identity = bool((np.diff(token_ids) > 0).all())
+        return TokenOrder(self.rows, None if identity else token_ids, None)
 
     def token_map(self) -> Ints:
         """The slot of each token id, int64 (rows,), a new array."""

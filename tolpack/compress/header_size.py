@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from tolpack.codecs.encodings import CoderSettings, Encoding
 from tolpack.compress.chunks import ChunkSpan
 from tolpack.container.block_sizes import block_sizes, raw_block_bytes
-from tolpack.container.header import Chunk, Field, Header, Section, Table
+from tolpack.container.header import Chunk, Field, Header, Section, Table, section_alignment
 from tolpack.container.index import index_bytes
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, align
 from tolpack.version import PRODUCER
@@ -42,6 +42,10 @@ class PlannedHeader:
         """Bytes that its JSON takes at most."""
         return len(longest_header(self._longest)[1].to_json())
 
+    def file_bytes(self, sections: Sequence[float]) -> int:
+        """Bytes of its file, given those of all `sections`."""
+        return file_bytes(self.room_bytes, sections, section_alignment(self.encodings))
+
     def _longest(self, start: int) -> Header:
         """Return a header of the most digits; sections begin at `start`."""
         table = self.table
@@ -49,7 +53,8 @@ class PlannedHeader:
         for plan, number in zip(self.chunks, self.numbers):
             encoding = self.encodings[number]
             sections += planned_chunk(encoding, table.record_bytes(encoding), plan.rows)
-        placed = placed_sections(sections, start)
+        alignment = section_alignment(self.encodings)
+        placed = placed_sections(sections, start, alignment)
         last = len(placed) - 1
         table = replace(
             table,
@@ -61,7 +66,7 @@ class PlannedHeader:
             token_map=None if table.token_map is None else last,
             ngrams=None if table.ngrams is None else replace(table.ngrams, id_map=last),
         )
-        return Header((table,), tuple(self.encodings), placed, PRODUCER)
+        return Header((table,), tuple(self.encodings), placed, PRODUCER, alignment=alignment)
 
 
 def longest_header(header: Callable[[int], Header]) -> tuple[int, Header]:
@@ -69,21 +74,21 @@ def longest_header(header: Callable[[int], Header]) -> tuple[int, Header]:
     start = PREAMBLE_BYTES
     while True:
         found = header(start)
-        begin = align(PREAMBLE_BYTES + len(found.to_json()), SECTION_ALIGNMENT)
+        begin = align(PREAMBLE_BYTES + len(found.to_json()), found.alignment)
         if begin <= start:
             return start, found
         start = begin
 
 
-def placed_sections(sections: Iterable[Section], start: int) -> tuple[Section, ...]:
-    """Lay out sections that are yet to be written from `start` on; checksums of arrays have the
-    most digits.
+def placed_sections(sections: Iterable[Section], start: int, alignment: int) -> tuple[Section, ...]:
+    """Lay out sections that are yet to be written from `start` on, at multiples of `alignment`;
+    checksums of arrays have the most digits.
     """
     placed = []
     for section in sections:
         crc = None if section.shape is None else _LARGEST_CRC32
         placed.append(replace(section, offset_bytes=start, crc32=crc))
-        start = align(placed[-1].end_bytes, SECTION_ALIGNMENT)
+        start = align(placed[-1].end_bytes, alignment)
     return tuple(placed)
 
 
@@ -127,9 +132,11 @@ def estimate_header_room(
     return align(PREAMBLE_BYTES + estimate, SECTION_ALIGNMENT) - PREAMBLE_BYTES
 
 
-def file_bytes(header_bytes: int, sections: Sequence[float]) -> int:
+def file_bytes(
+    header_bytes: int, sections: Sequence[float], alignment: int = SECTION_ALIGNMENT
+) -> int:
     """Bytes of a file: preamble, header, and `sections` of given bytes, each but the last one
-    filled up to whole pages.
+    filled up to a multiple of `alignment`.
     """
     sizes = [PREAMBLE_BYTES + header_bytes, *(math.ceil(size) for size in sections)]
-    return sum(align(size, SECTION_ALIGNMENT) for size in sizes[:-1]) + sizes[-1]
+    return sum(align(size, alignment) for size in sizes[:-1]) + sizes[-1]

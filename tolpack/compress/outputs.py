@@ -177,7 +177,9 @@ class FolderOutput:
         if job.count > len(job.parts):
             header = job.part_header(len(job.parts))
             last = PartWriter(self.folder, header, PRODUCER, job.other_sections)
-        with PartsSink(self.folder, made.files, last, replace=self.overwrite) as sink:
+        with PartsSink(
+            self.folder, made.files, last, replace=self.overwrite, alignment=plan.alignment
+        ) as sink:
             return write(plan, made.blocks, sink, self.check_inputs, workspace.reporter, made.chunk)
 
 

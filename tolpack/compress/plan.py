@@ -24,9 +24,10 @@ from tolpack.codecs.encodings import CoderSettings, Encoding
 from tolpack.codecs.frames import LEVEL
 from tolpack.codecs.record import RecordLayout
 from tolpack.compress.settings import BuildSettings, dropped_fields
-from tolpack.container.header import Chunk, Field, Section, Table
+from tolpack.container.header import Chunk, Field, Section, Table, section_alignment
 from tolpack.container.ngram_header import NGrams
 from tolpack.container.preamble import VERSION
+from tolpack.container.token_chunks import MOST_CHUNKS, map_bytes, pack_numbers
 from tolpack.errors import ConfigError
 from tolpack.runtime.array_types import Bytes, Ints
 from tolpack.runtime.scratch import SpilledArray, in_memory
@@ -34,6 +35,9 @@ from tolpack.sources.protocol import SourceField, TableSource
 from tolpack.version import __version__
 from tolpack.workspace.limits import Limits
 from tolpack.workspace.workspace import Workspace
+
+# Rows of a table of which a map of slots would be a part of a pack that counts.
+_SMALL_TABLE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +278,11 @@ class PackPlan:
         limits = [plan.size_limit for plan in self.tables if plan.size_limit is not None]
         return sum(limits) if limits else None
 
+    @property
+    def alignment(self) -> int:
+        """Of the file's sections, in bytes."""
+        return section_alignment(one for plan in self.tables for one in plan.encodings)
+
 
 def _map_dtype(rows: int) -> np.dtype[Any]:
     """Return the shorter dtype that holds any slot."""
@@ -353,25 +362,44 @@ class PlanInputs:
             None if ngrams is None else NGrams.of(ngrams, places.get("id_map")),
         )  # fmt: skip
 
-    def row_arrays(self) -> list[PlannedArray]:
-        """Return the arrays by which rows are found: the token map and the compressed ids, where
-        there are any.
+    def stored_order(self, chunk_rows: Sequence[int] = ()) -> TokenOrder:
+        """Return the order of tokens in a pack, without counts.
+
+        `chunk_rows`: with ``--bits auto``, rows of each chunk. Tokens of a small table then are in
+        the order of their ids within a chunk, so that a token map has to name chunks alone.
         """
-        order, ngrams, arrays = self.stats.order, self.source.ngrams, []
+        order = self.stats.order
+        if order.identity or not self._maps_chunks(chunk_rows):
+            return replace(order, counts=None)
+        return order.sorted_within(chunk_rows)
+
+    def _maps_chunks(self, chunk_rows: Sequence[int]) -> bool:
+        small = self.stats.order.rows <= _SMALL_TABLE
+        return small and 0 < len(chunk_rows) <= MOST_CHUNKS
+
+    def row_arrays(self, chunk_rows: Sequence[int] = ()) -> list[PlannedArray]:
+        """Return the arrays by which rows are found: the token map and the compressed ids, where
+        there are any. `chunk_rows`: as of `stored_order`.
+        """
+        order, ngrams, arrays = self.stored_order(chunk_rows), self.source.ngrams, []
         if not order.identity:
             token_map = order.token_map().astype(_map_dtype(order.rows))
+            if self._maps_chunks(chunk_rows):
+                numbers = np.searchsorted(np.cumsum(chunk_rows), token_map, side="right")
+                token_map = pack_numbers(numbers, len(chunk_rows))
             arrays.append(PlannedArray("token_map", in_memory(token_map)))
         if ngrams is not None and ngrams.compressed_ids is not None:
             arrays.append(PlannedArray("id_map", in_memory(ngrams.compressed_ids)))
         return arrays
 
-    def row_sections(self) -> list[Section]:
+    def row_sections(self, chunk_rows: Sequence[int] = ()) -> list[Section]:
         """Return the sections of `row_arrays`, yet to be written."""
-        order, ngrams, sections = self.stats.order, self.source.ngrams, []
+        order, ngrams, sections = self.stored_order(chunk_rows), self.source.ngrams, []
         if not order.identity:
-            dtype = _map_dtype(order.rows)
-            shape = (order.rows,)
-            sections.append(planned_array("token_map", str(dtype), shape, dtype.itemsize))
+            dtype, length = _map_dtype(order.rows), order.rows
+            if self._maps_chunks(chunk_rows):
+                dtype, length = np.dtype(np.uint8), map_bytes(order.rows, len(chunk_rows))
+            sections.append(planned_array("token_map", str(dtype), (length,), dtype.itemsize))
         if ngrams is not None and ngrams.compressed_ids is not None:
             shape = ngrams.compressed_ids.shape
             sections.append(planned_array("id_map", "uint32", shape, 4))

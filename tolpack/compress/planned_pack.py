@@ -24,8 +24,9 @@ from tolpack.compress.plan import (
     placed_coder,
     planned_array,
 )
-from tolpack.container.header import Chunk, Header, Section, parse_header
+from tolpack.container.header import Chunk, Header, Section, parse_header, section_alignment
 from tolpack.container.header_checks import check_header
+from tolpack.container.header_features import required_features
 from tolpack.container.preamble import PREAMBLE_BYTES, Preamble
 from tolpack.container.writer import check_header_room
 from tolpack.errors import ConfigError, FormatError
@@ -59,7 +60,7 @@ def planned_header(plan: PackPlan) -> Header:
 
 def _check(header: Header, start: int) -> None:
     end = header.sections[-1].end_bytes
-    preamble = Preamble(start - PREAMBLE_BYTES, end, header.required_features(), 0, 0)
+    preamble = Preamble(start - PREAMBLE_BYTES, end, required_features(header), 0, 0)
     try:
         check_header(parse_header(header.to_json()), preamble)
     except FormatError as error:
@@ -81,8 +82,9 @@ def _header(plans: Sequence[Plan], start: int) -> Header:
             sections += made
         tables.append(plan.placed_table(first, len(encodings), chunks))
         encodings += plan.placed_encodings(first)
-    placed = placed_sections(sections, start)
-    return Header(tuple(tables), tuple(encodings), placed, PRODUCER)
+    alignment = section_alignment(encodings)
+    placed = placed_sections(sections, start, alignment)
+    return Header(tuple(tables), tuple(encodings), placed, PRODUCER, alignment=alignment)
 
 
 def _array_section(array: PlannedArray, first_section: int) -> Section:

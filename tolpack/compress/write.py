@@ -86,8 +86,9 @@ def write(
         As of `tolpack.container.writer.PackWriter`.
     """
     with PackWriter(
-        sink, plan.key, plan.header_room, attempt=plan.digest, check=check_inputs
-    ) as writer:
+        sink, plan.key, plan.header_room, attempt=plan.digest, alignment=plan.alignment,
+        check=check_inputs,
+    ) as writer:  # fmt: skip
         if sink.resumes:
             reporter.say(f"resuming after {writer.resumed_sections} finished sections")
         add_chunk: _AddChunk = partial(_add_encoded, writer, blocks)
@@ -100,7 +101,8 @@ def write(
             writer.discard()
             return excess
         tables, encodings = written
-        writer.commit(Header(tables, encodings, tuple(writer.sections), PRODUCER))
+        sections = tuple(writer.sections)
+        writer.commit(Header(tables, encodings, sections, PRODUCER, alignment=plan.alignment))
     return 0
 
 

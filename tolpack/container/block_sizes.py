@@ -14,8 +14,6 @@ from tolpack.codecs.frames import FRAMES, ZSTD_FRAMES
 from tolpack.container.crc import CHECKSUM_BYTES
 from tolpack.container.preamble import BLOCK_ALIGNMENT, align
 
-# The longest block whose length fits two bytes.
-_TWO_BYTES = (1 << 16) - 1
 # Of an entropy-coded basis: bytes of a row's scale, and values that a byte stands for at most.
 _BASIS_SCALE_BYTES, _MOST_VALUES_A_BYTE = 2, 16
 
@@ -26,7 +24,7 @@ class BlockSizes:
 
     ``checksum_bytes``: of the checksum at a block's end. ``shortest`` and ``longest``: a block's
     length, checksum included; of raw blocks both are the one that all of them have.
-    ``length_bytes``: what a block's length takes in an index.
+    ``length_bytes``: what a block's length takes in an index, at most where no index is known.
     """
 
     checksum_bytes: int
@@ -41,8 +39,7 @@ def block_sizes(encoding: Encoding, record_bytes: int) -> BlockSizes:
     if encoding.coder is not None:
         lanes, values = encoding.coder.lanes, encoding.values * encoding.rows_per_block
         longest = longest_payload(lanes, values) + checksum
-        length_bytes = 2 if longest <= _TWO_BYTES else 4
-        return BlockSizes(checksum, shortest_payload(lanes) + checksum, longest, length_bytes)
+        return BlockSizes(checksum, shortest_payload(lanes) + checksum, longest, 4)
     if not encoding.is_compressed:
         size = raw_block_bytes(record_bytes, encoding.rows_per_block)
         return BlockSizes(checksum, size, size, 4)

@@ -11,9 +11,9 @@ import numpy as np
 from tolpack.codecs.ans.record_coder import RecordCoder
 from tolpack.codecs.encodings import Encoding
 from tolpack.codecs.frames import ZSTD_FRAMES
-from tolpack.container.block_sizes import block_sizes, checksum_bytes, raw_block_bytes
+from tolpack.container.block_sizes import checksum_bytes, raw_block_bytes
 from tolpack.container.crc import CHECKSUM_BYTES, TABLE_PLACES, low_bytes, place_checksum
-from tolpack.container.index import index_bytes
+from tolpack.container.index import fewest_length_bytes, index_bytes
 from tolpack.runtime.array_types import Buffer, Bytes
 
 # Bytes of blocks that are made together: what a processor's cache holds. An entropy coder takes
@@ -153,5 +153,5 @@ def stored_bytes(records: Bytes, encoding: Encoding, coder: RecordCoder | None =
     lengths = [len(block) for block in encode_blocks([records], encoding, 0, 0, coder=coder)]
     if not encoding.is_compressed:
         return sum(lengths)
-    sizes = block_sizes(encoding, records.shape[1])
-    return sum(lengths) + index_bytes(len(lengths), sizes.length_bytes)
+    each = 4 if encoding.coder is None else fewest_length_bytes(lengths)
+    return sum(lengths) + index_bytes(len(lengths), each)

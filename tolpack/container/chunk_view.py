@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from tolpack.codecs.byte_planes import RecordWords
 from tolpack.codecs.encodings import Encoding
 from tolpack.container.block_sizes import BlockSizes, block_sizes
 from tolpack.container.header import Chunk, Header, Table
+from tolpack.container.index import length_bytes_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,11 @@ def chunk_views(header: Header, table: Table) -> list[ChunkView]:
     views = []
     for chunk, first_slot in zip(table.chunks, starts):
         encoding, section = header.encodings[chunk.encoding], header.sections[chunk.blocks]
-        described = records[chunk.encoding], sizes[chunk.encoding]
+        own = sizes[chunk.encoding]
+        if chunk.index is not None:
+            blocks = -(-chunk.rows // encoding.rows_per_block)
+            index = header.sections[chunk.index]
+            own = replace(own, length_bytes=length_bytes_of(index.length_bytes, blocks))
         extent = (section.offset_bytes, section.length_bytes)
-        views.append(ChunkView(chunk, encoding, first_slot, *described, *extent))
+        views.append(ChunkView(chunk, encoding, first_slot, records[chunk.encoding], own, *extent))
     return views

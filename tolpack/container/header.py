@@ -17,7 +17,6 @@ from tolpack.codecs.frames import FRAMES
 from tolpack.codecs.registry import CODECS
 from tolpack.container.ngram_header import NGrams, parse_ngrams
 from tolpack.container.preamble import (
-    FEATURES,
     MAX_CHUNKS,
     MAX_CLASS_ROWS,
     MAX_FIELDS,
@@ -28,6 +27,8 @@ from tolpack.container.preamble import (
     MAX_SECTIONS,
     MAX_TABLES,
     MAX_WIDTH,
+    SECTION_ALIGNMENT,
+    SMALL_SECTION_ALIGNMENT,
 )
 from tolpack.container.strict_json import parse
 from tolpack.container.typed_json import Node
@@ -184,13 +185,14 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Everything a pack says about itself."""
+    """Everything a pack says about itself; sections begin at multiples of ``alignment`` bytes."""
 
     tables: tuple[Table, ...]
     encodings: tuple[Encoding, ...]
     sections: tuple[Section, ...]
     producer: str
     file: tuple[int, int] = (0, 1)
+    alignment: int = SECTION_ALIGNMENT
 
     def sections_of(self, table: Table) -> Iterator[int]:
         """Yield the numbers of the sections of a table, each as often as it is referred to: by the
@@ -211,35 +213,20 @@ class Header:
             "encodings": [_encoding_json(encoding) for encoding in self.encodings],
             "sections": [_section_json(section) for section in self.sections],
         }
+        if self.alignment != SECTION_ALIGNMENT:
+            value["alignment"] = self.alignment
         if self.file != (0, 1):
             value["file"] = {"index": self.file[0], "count": self.file[1]}
         return json.dumps(value, separators=(",", ":"), ensure_ascii=True).encode()
 
-    def required_features(self) -> int:
-        """Bit mask of what a reader must know to read this pack (SPEC §9)."""
-        names = {f"codec:{p.codec}" for e in self.encodings for parts in e.fields for p in parts}
-        names |= {f"frame:{e.frame}" for e in self.encodings if e.is_compressed}
-        fields = [field for table in self.tables for field in table.fields]
-        names |= {"basis" for field in fields if field.basis is not None}
-        names |= self._array_features()
-        names |= {"mean" for field in fields if field.mean is not None}
-        names |= {"token_map" for table in self.tables if table.token_map is not None}
-        names |= {"multiplier" for table in self.tables if table.multiplier != 1.0}
-        names |= {"part_file"} if self.file[1] != 1 else set()
-        names |= {"multiple_tables"} if len(self.tables) != 1 else set()
-        widths = [{field.width for field in table.fields} for table in self.tables]
-        names |= {"mixed_widths" for found in widths if len(found) > 1}
-        names |= {"other_layers" for table in self.tables if table.has_other_layers}
-        return sum(1 << FEATURES[name] for name in names)
 
-    def _array_features(self) -> set[str]:
-        kinds = {section.kind for section in self.sections}
-        dtypes = {(section.kind, section.dtype) for section in self.sections}
-        names = kinds & {"coded_basis", "id_map"}
-        names |= {f"frame:{CODED_FRAME}"} if kinds & {"code_models", "code_classes"} else set()
-        names |= {"entropy_coded_basis" for section in self.sections if section.coder is not None}
-        names |= {"short_token_map"} if ("token_map", "uint16") in dtypes else set()
-        return names
+def section_alignment(encodings: Iterable[Encoding]) -> int:
+    """Return where sections of a new pack of `encodings` begin: at multiples of so many bytes.
+
+    Small packs are mostly entropy-coded, and these have no rows that pages could hold in whole.
+    """
+    coded = any(encoding.coder is not None for encoding in encodings)
+    return SMALL_SECTION_ALIGNMENT if coded else SECTION_ALIGNMENT
 
 
 def parse_header(data: bytes) -> Header:
@@ -260,7 +247,13 @@ def parse_header(data: bytes) -> Header:
         sections=sections,
         producer=root.text("producer"),
         file=_file(root.node("file")) if root.has("file") else (0, 1),
+        alignment=_alignment(root),
     )
+
+
+def _alignment(root: Node) -> int:
+    only = SMALL_SECTION_ALIGNMENT
+    return root.optional_integer("alignment", only, only) or SECTION_ALIGNMENT
 
 
 def _file(node: Node) -> tuple[int, int]:

@@ -14,7 +14,8 @@ from tolpack.codecs.ans.models import MOST_MODELS, NARROWEST, WIDEST
 from tolpack.codecs.encodings import CoderSettings
 from tolpack.container.block_sizes import BlockSizes, block_sizes, coded_basis_bytes
 from tolpack.container.header import ARRAY_DTYPES, Chunk, Field, Header, Section, Table
-from tolpack.container.index import index_bytes
+from tolpack.container.header_features import required_features
+from tolpack.container.index import LENGTH_BYTES, index_bytes
 from tolpack.container.ngram_header import NGrams, check_heads
 from tolpack.container.preamble import (
     FEATURES,
@@ -22,10 +23,10 @@ from tolpack.container.preamble import (
     MAX_BLOCK_BYTES,
     MAX_ROW_VALUES,
     PREAMBLE_BYTES,
-    SECTION_ALIGNMENT,
     Preamble,
     align,
 )
+from tolpack.container.token_chunks import MOST_CHUNKS, MOST_ROWS, map_bytes
 from tolpack.errors import FormatError
 
 # Rows of a table whose slots fit two bytes.
@@ -42,19 +43,19 @@ def check_header(header: Header, preamble: Preamble) -> None:
         _check_fields(header, table, place, other_layers=other_layers)
         _check_chunks(header, table, place)
         if table.token_map is not None:
-            _check_token_map(header, table.token_map, table.rows, f"{place}.token_map")
+            _check_token_map(header, table, table.token_map, f"{place}.token_map")
         if table.ngrams is not None:
             _check_ngrams(header, table.ngrams, table.rows, f"{place}.ngrams")
     _check_references(header)
     _expect("feature-mismatch", "preamble.required_features", preamble.required_features,
-            header.required_features())  # fmt: skip
+            required_features(header))  # fmt: skip
 
 
 def _check_extents(header: Header, preamble: Preamble) -> None:
     end = PREAMBLE_BYTES + preamble.header_length
     for number, section in enumerate(header.sections):
         place = f"sections[{number}]"
-        expected = align(end, SECTION_ALIGNMENT)
+        expected = align(end, header.alignment)
         _expect("section-offset", f"{place}.offset_bytes", section.offset_bytes, expected)
         end = section.end_bytes
         if end > preamble.file_length:
@@ -111,8 +112,13 @@ def _check_coder(header: Header, coder: CoderSettings, place: str) -> None:
         )
 
 
-def _check_token_map(header: Header, number: int, rows: int, place: str) -> None:
-    short = rows <= _MAX_SHORT_SLOTS and header.sections[number].dtype == "uint16"
+def _check_token_map(header: Header, table: Table, number: int, place: str) -> None:
+    rows, chunks, dtype = table.rows, len(table.chunks), header.sections[number].dtype
+    if dtype == "uint8" and rows <= MOST_ROWS and chunks <= MOST_CHUNKS:
+        shape = (map_bytes(rows, chunks),)
+        _check_array(header, number, "token_map", "uint8", shape, place)
+        return
+    short = rows <= _MAX_SHORT_SLOTS and dtype == "uint16"
     _check_array(header, number, "token_map", "uint16" if short else "uint32", (rows,), place)
 
 
@@ -200,8 +206,11 @@ def _check_chunk(header: Header, chunk: Chunk, sizes: BlockSizes, place: str) ->
         raise FormatError("frames-without-index", place, "no index", "an index section")
     index = header.sections[chunk.index]
     _expect("section-kind", f"{place}.index", index.kind, "index")
-    size = index_bytes(blocks, sizes.length_bytes)
-    _expect("index-length", f"{place}.index", index.length_bytes, size)
+    each = (sizes.length_bytes,) if encoding.coder is None else LENGTH_BYTES
+    allowed = [index_bytes(blocks, length_bytes) for length_bytes in each]
+    if index.length_bytes not in allowed:
+        expected = f"{' or '.join(map(str, allowed))} bytes"
+        raise FormatError("index-length", f"{place}.index", index.length_bytes, expected)
 
 
 def _check_ngrams(header: Header, ngrams: NGrams, rows: int, place: str) -> None:

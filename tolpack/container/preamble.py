@@ -17,7 +17,8 @@ from tolpack.errors import ChecksumError, FormatError, UnsupportedVersionError
 MAGIC = b"\x89TOLPACK"
 VERSION = (1, 2)
 PREAMBLE_BYTES = 64
-SECTION_ALIGNMENT = 4096
+# Of sections, in bytes: of packs that say nothing, and of those that state another one.
+SECTION_ALIGNMENT, SMALL_SECTION_ALIGNMENT = 4096, 64
 BLOCK_ALIGNMENT = 64
 
 MAX_HEADER_BYTES = 1 << 20
@@ -59,13 +60,16 @@ FEATURES = {
     "mixed_widths": 26,
     "other_layers": 27,
     "short_token_map": 48,
+    "token_chunks": 49,
+    "section_alignment": 56,
 }
 # What a part file of a pack has, and no pack (SPEC §15).
 PART_FILE_FEATURES = 1 << FEATURES["part_file"]
 SUPPORTED_FEATURES = sum(1 << bit for bit in FEATURES.values()) & ~PART_FILE_FEATURES
 # What packs of `VERSION` have not, and the version that has it.
-_ENTROPY_CODING = ("frame:ans", "entropy_coded_basis", "short_token_map")
-_ENTROPY_CODING_VERSION = (1, 4)
+_NEWER = ("frame:ans", "entropy_coded_basis", "short_token_map", "token_chunks",
+          "section_alignment")  # fmt: skip
+_NEWER_VERSION = (1, 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +145,8 @@ def parse_preamble(data: bytes, file_length: int, features: int = SUPPORTED_FEAT
 
 def version_of(required_features: int) -> tuple[int, int]:
     """Return the version that a pack with these features states."""
-    newer = sum(1 << FEATURES[name] for name in _ENTROPY_CODING)
-    return _ENTROPY_CODING_VERSION if required_features & newer else VERSION
+    newer = sum(1 << FEATURES[name] for name in _NEWER)
+    return _NEWER_VERSION if required_features & newer else VERSION
 
 
 def align(offset: int, alignment: int) -> int:

@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.codecs.encodings import CoderSettings, Encoding, Part
-from tolpack.container.block_sizes import block_sizes
 from tolpack.container.byte_sink import ByteSink
 from tolpack.container.crc import TABLE_PLACES, crc32
 from tolpack.container.header import ARRAY_DTYPES, Header, Section
-from tolpack.container.index import encode_index
+from tolpack.container.header_features import required_features
+from tolpack.container.index import encode_index, fewest_length_bytes
 from tolpack.container.local_sink import LocalSink
 from tolpack.container.preamble import (
     MAX_HEADER_BYTES,
@@ -66,6 +66,8 @@ class PackWriter:
         Tells packs of one key with other contents apart: a leftover of another one is overwritten.
     replace : bool
         Whether a file that has the final name by then is replaced.
+    alignment : int
+        Sections begin at multiples of so many bytes: of the header to come.
     check : callable, optional
         Called before a section is noted as finished, and before the pack gets its name; raises if
         the inputs are no longer what `key` says.
@@ -89,13 +91,14 @@ class PackWriter:
         resume: bool = False,
         attempt: int = 0,
         replace: bool = True,
+        alignment: int = SECTION_ALIGNMENT,
         check: Callable[[], None] = lambda: None,
     ) -> None:
         check_header_room(header_room)
         self.pack_id = int.from_bytes(key[:8], "little")
         self.sections: list[Section] = []
-        self._check = check
-        self._data_start = align(PREAMBLE_BYTES + header_room, SECTION_ALIGNMENT)
+        self._check, self._alignment = check, alignment
+        self._data_start = align(PREAMBLE_BYTES + header_room, alignment)
         if isinstance(target, Path):
             target = LocalSink(target, key.hex(), resume=resume, replace=replace)
         self._sink = target
@@ -227,7 +230,7 @@ class PackWriter:
         lengths : sequence of int
             Bytes of each block, its checksum included; of raw blocks they are not needed.
         """
-        number, offset = len(self.sections), align(self.end_bytes, SECTION_ALIGNMENT)
+        number, offset = len(self.sections), align(self.end_bytes, self._alignment)
         section = Section("blocks", offset, blocks_bytes)
         self.sections.append(section)
         self._sink.note(section)
@@ -239,12 +242,15 @@ class PackWriter:
     ) -> int:
         """Add the index of a chunk's frames; returns its section's number."""
         number, first_place = len(self.sections), first_slot + table * TABLE_PLACES
-        length_bytes = block_sizes(encoding, encoding.record().record_bytes).length_bytes
+        length_bytes = 4 if encoding.coder is None else self._length_bytes(lengths)
         index = encode_index(
             lengths, self.pack_id, first_place, encoding.rows_per_block, length_bytes
         )
         self._write_section(Section("index", 0, 0), [index])
         return number
+
+    def _length_bytes(self, lengths: Sequence[int]) -> int:
+        return fewest_length_bytes(lengths)
 
     def commit(self, header: Header) -> int:
         """Write header and preamble, sync, and give the file its final name; returns its bytes."""
@@ -254,7 +260,7 @@ class PackWriter:
             raise ConfigError(f"the header takes {len(data)} bytes, but {room} were kept for it")
         data = data.ljust(min(room, MAX_HEADER_BYTES))  # JSON may end in spaces
         end = self.end_bytes
-        required = header.required_features()
+        required = required_features(header)
         preamble = Preamble(
             len(data), end, required, self.pack_id, crc32(data), version=version_of(required)
         )
@@ -280,7 +286,7 @@ class PackWriter:
     def _write_section(self, described: Section, parts: Iterable[Buffer]) -> None:
         """Append a section; its place follows from what is written."""
         previous = self.end_bytes
-        offset = align(previous, SECTION_ALIGNMENT)
+        offset = align(previous, self._alignment)
         padded = chain([bytes(offset - previous)], parts)
         length = self._sink.write(previous, padded) - (offset - previous)
         self._sink.sync()

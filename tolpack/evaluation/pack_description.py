@@ -11,7 +11,14 @@ from tolpack.container.chunk_view import ChunkView
 from tolpack.container.parts.parts_source import PartsSource
 from tolpack.container.verified_reader import Container
 from tolpack.pack import Pack
-from tolpack.reading.summary import bits_per_weight, layer_summaries, ratio_fp16, table_bytes
+from tolpack.reading.code_costs import code_costs
+from tolpack.reading.summary import (
+    LayerSummary,
+    bits_per_weight,
+    layer_summaries,
+    ratio_fp16,
+    table_bytes,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +85,10 @@ def _describe_table(container: Container) -> dict[str, Any]:
     numbers: dict[bool, list[int]] = {True: [], False: []}
     for number, field in enumerate(table.fields):
         numbers[field.dropped].append(number)
+    summaries = layer_summaries(container)
     layers = [
         {"name": field.name, "width": field.width, **asdict(summary)}
-        for field, summary in zip(table.fields, layer_summaries(container))
+        for field, summary in zip(table.fields, summaries)
     ]
     return {
         "name": table.name,
@@ -94,8 +102,23 @@ def _describe_table(container: Container) -> dict[str, Any]:
         "token_map": table.token_map is not None,
         "ngrams": None if table.ngrams is None else table.ngrams.to_json(),
         "layers": layers,
+        "coding": _describe_coding(container, summaries),
         "chunks": [_describe_chunk(view) for view in container.chunks],
     }
+
+
+def _describe_coding(
+    container: Container, summaries: Sequence[LayerSummary]
+) -> dict[str, Any] | None:
+    """Return what rows coded by models take, in bytes, beside their adaptive ``entropy``."""
+    costs, table = code_costs(container), container.table
+    if costs is None:
+        return None
+    bits = sum(
+        (one.entropy_bits or 0.0) * field.stored_values
+        for one, field in zip(summaries, table.fields)
+    )
+    return {"entropy": table.rows * bits / 8} | asdict(costs)
 
 
 def _describe_chunk(view: ChunkView) -> dict[str, Any]:

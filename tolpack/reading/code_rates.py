@@ -34,7 +34,7 @@ _TOGETHER_BYTES = 1 << 20
 # Layers of chunks that are looked at.
 _MAX_PIECES = 1 << 16
 # Tables of a pack whose rates are looked at.
-_MAX_TABLES = 64
+MAX_TABLES = 64
 # Codes of a layer that are looked at together.
 _MAX_CODES = 1 << 20
 
@@ -48,12 +48,12 @@ class CodeRate:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sample:
-    """Records of a chunk, uint8 (n, record_bytes), and the rows that each one stands for.
-
-    ``runs``: by kept field.
+class RecordSample:
+    """Records of chunk number ``chunk``, uint8 (n, record_bytes), and the rows that each one stands
+    for. ``runs``: by kept field.
     """
 
+    chunk: int
     runs: list[list[Run]]
     records: Bytes
     stands_for: float
@@ -69,9 +69,9 @@ def code_rates(container: Container) -> list[CodeRate] | None:
         A block that was read is damaged.
     """
     encodings = [container.header.encodings[number] for number in container.table.encodings]
-    if len(container.header.tables) > _MAX_TABLES or not all(map(_has_steps, encodings)):
+    if len(container.header.tables) > MAX_TABLES or not all(map(_has_steps, encodings)):
         return None
-    samples = _sampled(container)
+    samples = sampled_records(container)
     rows = np.concatenate([np.full(len(one.records), one.stands_for) for one in samples])
     rates = []
     width = max(1, _MAX_CODES // len(rows))
@@ -92,8 +92,14 @@ def _has_steps(encoding: Encoding) -> bool:
     return all(isinstance(CODECS[part.codec], StepIntegerCodec) for part in parts)
 
 
-def _sampled(container: Container) -> list[_Sample]:
-    """Spread blocks of chunks: of every one, unless they are too many."""
+def sampled_records(container: Container) -> list[RecordSample]:
+    """Return the records of spread blocks: of every chunk, unless they are too many.
+
+    Raises
+    ------
+    FormatError, FileAccessError
+        A block that was read is damaged.
+    """
     views, fields = container.chunks, len(container.table.kept_fields)
     widest = max(view.record_bytes for view in views)
     budget = min(_MAX_BYTES, container.preamble.file_length + _SPARE_BYTES)
@@ -114,7 +120,8 @@ def _sampled(container: Container) -> list[_Sample]:
     for number in range(0, len(views), every):
         records = _spread(container, number, blocks[number])
         total = sum(view.chunk.rows for view in views[number : number + every])
-        found.append(_Sample(runs[views[number].chunk.encoding], records, total / len(records)))
+        own = runs[views[number].chunk.encoding]
+        found.append(RecordSample(number, own, records, total / len(records)))
     return found
 
 
@@ -140,7 +147,7 @@ def _runs_by_field(layout: RecordLayout) -> list[list[Run]]:
     return found
 
 
-def _codes(sample: _Sample, kept: int, start: int, stop: int) -> Floats:
+def _codes(sample: RecordSample, kept: int, start: int, stop: int) -> Floats:
     """Codes of a field's values ``start … stop-1`` as they are stored, float32 (rows, values)."""
     out = np.empty((len(sample.records), stop - start), np.float32)
     for run in sample.runs[kept]:

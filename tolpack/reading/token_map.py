@@ -1,7 +1,7 @@
 """The token map: from token ids to slots, and back.
 
-It is checked before any of it is used. It stays in memory as it is stored, two or four bytes a
-token, and is checked and inverted piece by piece, which takes another byte for each token. A table
+It is checked before any of it is used. It stays in memory with two or four bytes a token, and is
+checked and inverted piece by piece, which takes another byte for each token. A table
 without a map is in the order of its ids, and takes nothing, however many rows it claims to have.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.container.token_chunks import slots_of_chunks
 from tolpack.container.verified_reader import Container
 from tolpack.errors import FormatError
 from tolpack.runtime.array_types import Ints
@@ -95,7 +96,14 @@ def read_token_map(container: Container, number: int) -> Slots:
     FormatError
         Code ``array-checksum`` or ``token-map`` (no permutation).
     """
-    slots: Slots = container.array(number)  # type: ignore[assignment]
+    stored: NDArray[Any] = container.array(number)
+    if stored.dtype == np.uint8:
+        rows = [chunk.rows for chunk in container.table.chunks]
+        found = slots_of_chunks(stored, rows)
+        if found is None:
+            raise FormatError("token-map", "token map", "other numbers", f"{rows} tokens by chunk")
+        return found
+    slots: Slots = stored
     seen = np.zeros(len(slots), bool)
     for _, piece in _pieces(slots):
         if int(piece.max()) >= len(slots):

@@ -260,13 +260,21 @@ def _parts(info: dict[str, Any]) -> str:
     ]
     columns = [*["field"] * named, "layer", "rank", "bits", *_BOUNDS[: 2 * coded], "bytes"]
     rows = "tokens" if info["ngrams"] is None else "rows"
-    return "\n\n".join(
-        [
-            format_table(columns, layers),
-            format_table(
-                ["chunk", rows, "encoding", "rows/block", f"per {rows[:-1]}", "bytes"], chunks
-            ),
-        ]
+    heads = ["chunk", rows, "encoding", "rows/block", f"per {rows[:-1]}", "bytes"]
+    found = [format_table(columns, layers), format_table(heads, chunks)]
+    if info["coding"] is not None:
+        found.append(_coding_line(info["coding"]))
+    return "\n\n".join(found)
+
+
+def _coding_line(coding: dict[str, Any]) -> str:
+    """Write what rows coded by models take, next to what their codes cost."""
+    sizes = {key: format_bytes(round(size)) for key, size in coding.items()}
+    return (
+        f"codes: {sizes['codes']} by the models, {sizes['entropy']} by their adaptive entropy; "
+        f"stored {100 * (coding['stored_per_cost'] - 1):+.1f} %: {sizes['states']} of states\n"
+        f"beside them: checksums {sizes['checksums']}, index {sizes['index']}, models and classes "
+        f"{sizes['models']}"
     )
 
 

@@ -59,7 +59,7 @@ class CodedSections:
             planned_array(kind, str(array.dtype), array.shape, array.itemsize)
             for kind, array in self._of_coding()
         ]
-        return found + self.inputs.row_sections()
+        return found + self.inputs.row_sections(self._chunk_rows)
 
     def arrays(self) -> tuple[PlannedArray, ...]:
         """Return all of them."""
@@ -73,7 +73,7 @@ class CodedSections:
             coder, shape = self._basis_settings(layer), basis.codes.shape
             found.append(PlannedArray("coded_basis", stored, coder, shape))
         found += [PlannedArray(kind, in_memory(array)) for kind, array in self._of_coding()]
-        return (*found, *self.inputs.row_arrays())
+        return (*found, *self.inputs.row_arrays(self._chunk_rows))
 
     def chunk_settings(self, chunk: int) -> CoderSettings:
         """Return by what the rows of a chunk are coded."""
@@ -83,6 +83,10 @@ class CodedSections:
     def _basis_settings(self, layer: int) -> CoderSettings:
         models = len(self._of_layers)
         return self.coding.basis_settings(layer, models, models + 2)
+
+    @property
+    def _chunk_rows(self) -> list[int]:
+        return [span.rows for span in self.coding.spans]
 
     @property
     def _of_layers(self) -> list[tuple[str, int]]:

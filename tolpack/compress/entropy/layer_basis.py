@@ -23,13 +23,15 @@ from tolpack.compress.entropy.quantizers import (
     weighted_projection,
 )
 from tolpack.compress.entropy.rank_choice import Component
-from tolpack.container.preamble import SECTION_ALIGNMENT, align
+from tolpack.container.preamble import SMALL_SECTION_ALIGNMENT, align
 from tolpack.runtime.array_types import Bytes, Doubles, Floats
 from tolpack.runtime.scratch import Scratch, SpilledArray
 
 MAX_CODE, MAX_WIDE_CODE = 127, 32767
 # Square of a mean, in variances of the rows in its direction, that is taken out at any price.
 _FAR = 64.0
+# What the header says of a mean, in bytes.
+_MEAN_ENTRY_BYTES = 120
 
 
 # The error of a basis, in shares of the error that rounding its coefficients has, is the square of
@@ -88,7 +90,7 @@ def mean_pays(second_moment: Doubles, mean: Doubles, metric: Doubles, rows: int)
     variance = float(direction @ second_moment @ direction) / square - square
     ratio = square / max(variance, square * 1e-9)
     saved = rows / 8 * 0.5 * math.log2(1 + ratio)
-    return ratio > _FAR or saved > align(4 * len(mean), SECTION_ALIGNMENT)
+    return ratio > _FAR or saved > align(4 * len(mean), SMALL_SECTION_ALIGNMENT) + _MEAN_ENTRY_BYTES
 
 
 @dataclass(frozen=True, slots=True)

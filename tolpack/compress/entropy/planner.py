@@ -30,19 +30,20 @@ from tolpack.compress.entropy.slot_sample import FrequencySteps, SlotSample, sam
 from tolpack.compress.entropy.step_search import search_error, search_loss, search_size
 from tolpack.compress.entropy.table_coding import TableCoding
 from tolpack.compress.entropy.table_quantizer import Candidate, TableQuantizer
-from tolpack.compress.header_size import PlannedHeader, file_bytes
+from tolpack.compress.header_size import PlannedHeader
 from tolpack.compress.plan import Plan, PlanInputs, PlannedChunk
-from tolpack.container.block_sizes import block_sizes
 from tolpack.container.index import index_bytes
-from tolpack.container.preamble import SECTION_ALIGNMENT
+from tolpack.container.preamble import SMALL_SECTION_ALIGNMENT
 from tolpack.errors import ConfigError
 from tolpack.runtime.array_types import Floats
 
 # Rows of a chunk at least.
 _MIN_CHUNK_ROWS = 64
-# What a chunk takes beside its rows: two half pages of padding, its own in the header, and there a
+# What a chunk takes beside its rows: two halves of an alignment, its own in the header, and there a
 # part for each field; and a class for each value, of which a basis leaves about so many.
-_CHUNK_BYTES, _PART_BYTES, _VALUES_LEFT = SECTION_ALIGNMENT + 300, 60, 0.6
+_CHUNK_BYTES, _PART_BYTES, _VALUES_LEFT = SMALL_SECTION_ALIGNMENT + 300, 60, 0.6
+# Blocks that are shorter on average, in bytes, differ by less than a byte of an index holds.
+_EVEN_BLOCK = 256
 # A sample's largest code may be passed by this factor before a component's codes get 16 bits.
 _CODE_MARGIN = 1.5
 # A step that rounds as 4 bits do, in units of the root mean square: groups of 64 have their largest
@@ -91,7 +92,7 @@ class EntropyCodedPlanner:
 
     def plan(self, reserve_bytes: int = 0) -> Plan:
         """Decide everything; see `Plan` for `reserve_bytes`."""
-        inputs, order = self.inputs, self.inputs.stats.order
+        inputs, order = self.inputs, self.inputs.stored_order([span.rows for span in self.spans])
         candidate, quantizer = self.chosen(reserve_bytes), self.quantizer
         stored = {n: b.stored(candidate.components[n]) for n, b in quantizer.bases.items()}
         layers = [quantizer.planned_layer(n, candidate, stored.get(n)) for n in inputs.kept]
@@ -105,7 +106,7 @@ class EntropyCodedPlanner:
         ]
         encoder = EntropyCodedEncoder(tuple(layers), quantizer.terms)
         return Plan(
-            inputs.key, inputs.source.fingerprint(), replace(order, counts=None),
+            inputs.key, inputs.source.fingerprint(), order,
             sections.table, sections.arrays(), encodings, tuple(chunks), encoder,
             self._header(candidate, sections).room_bytes, self._file_bytes(candidate, sections),
             inputs.size_limit, reserve_bytes,
@@ -212,11 +213,10 @@ class EntropyCodedPlanner:
         coding, header = sections.coding, self._header(candidate, sections)
         sizes: list[float] = [section.length_bytes for section in header.arrays]
         for chunk, number in enumerate(header.numbers):
-            encoding = header.encodings[number]
-            length = block_sizes(encoding, encoding.record().record_bytes).length_bytes
-            blocks = -(-self.spans[chunk].rows // encoding.rows_per_block)
-            sizes += [coding.chunk_bytes(chunk), index_bytes(blocks, length)]
-        return file_bytes(header.room_bytes, sizes)
+            blocks = -(-self.spans[chunk].rows // header.encodings[number].rows_per_block)
+            size = coding.chunk_bytes(chunk)
+            sizes += [size, index_bytes(blocks, 1 if size < _EVEN_BLOCK * blocks else 2)]
+        return header.file_bytes(sizes)
 
     def _coding(self, candidate: Candidate, bases: dict[int, CodedBasis]) -> TableCoding:
         """Fit the entropy coder to the sample's codes."""

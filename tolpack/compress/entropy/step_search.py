@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from tolpack.compress.entropy.loss_measure import PERPLEXITY, LossMeasure
-from tolpack.container.preamble import SECTION_ALIGNMENT
+from tolpack.container.preamble import SMALL_SECTION_ALIGNMENT
 from tolpack.errors import ConfigError
 from tolpack.runtime.progress import Reporter
 
-# A size may end this much below its limit, and one page of the file, and is aimed at the middle;
-# for files of few pages this much in all.
+# A size may end this much below its limit, and what a section fills up, and is aimed at the middle;
+# for small files this much in all.
 _SIZE_ROOM, _MOST_SIZE_ROOM = 0.003, 0.012
 # A relative error, which is measured without noise, may end this much below its limit.
 _ERROR_ROOM = 0.01
@@ -42,8 +42,8 @@ def search_size(
     measure : callable
         Gives its size in bytes.
     limit : int
-        Bytes; the result has 0.997 to 1.000 of it, less up to a page but 0.988 at least, unless no
-        step comes so near.
+        Bytes; the result has 0.997 to 1.000 of it, less up to 64 bytes but 0.988 at least,
+        unless no step comes so near.
     start : float
         First step to try.
     reporter : Reporter
@@ -59,7 +59,7 @@ def search_size(
         made = make(step)
         return made, -math.log(measure(made))
 
-    room = min(_SIZE_ROOM + SECTION_ALIGNMENT / limit, _MOST_SIZE_ROOM)
+    room = min(_SIZE_ROOM + SMALL_SECTION_ALIGNMENT / limit, _MOST_SIZE_ROOM)
     best, value = _search(found, -math.log(limit), room, start, rising=0.5)
     size = round(math.exp(-value))
     if best is None:

@@ -39,6 +39,8 @@ class PartsSink(ByteSink):
         Of the part file for arrays and indexes, where the pack has any.
     replace : bool
         Whether a manifest that is there is replaced.
+    alignment : int
+        Sections of the pack begin at multiples of so many bytes.
     """
 
     resumes = False
@@ -50,11 +52,12 @@ class PartsSink(ByteSink):
         last: PartWriter | None,
         *,
         replace: bool = False,
+        alignment: int = SECTION_ALIGNMENT,
     ) -> None:
         self.name = folder.file_location(MANIFEST_NAME)
         self.finished: list[Section] = []
         self._folder, self._files, self._replace = folder, list(files), replace
-        self._last = last
+        self._last, self._alignment = last, alignment
 
     def begin(self, attempt: int) -> None:
         """See `ByteSink`: what is continued are part files, by who makes them."""
@@ -66,7 +69,7 @@ class PartsSink(ByteSink):
         data = b"".join(bytes(part) for part in parts)
         if self._last is None:
             raise FileAccessError(f"{self.name}: a section more than were announced")
-        self._last.add(len(self.finished), [data[align(offset, SECTION_ALIGNMENT) - offset :]])
+        self._last.add(len(self.finished), [data[align(offset, self._alignment) - offset :]])
         return len(data)
 
     def note(self, section: Section) -> None:
