@@ -34,7 +34,12 @@ import tolpack
 from tolpack.torch import ToLMemory
 
 LAYERS, HIDDEN, VOCAB, INTERMEDIATE = 24, 2048, 8192, 5464
-PACKS = {"int4": ("raw", None), "runs": ("zstd-runs", None), "rank1024": ("raw", 1024)}
+PACKS = {
+    "int4": ("raw", None),
+    "runs": ("zstd-runs", None),
+    "models": ("ans", None),
+    "rank1024": ("raw", 1024),
+}
 Lookup = Callable[[np.ndarray], object]
 
 
@@ -87,8 +92,9 @@ def warm(files: dict[str, Path], rounds: int) -> list[dict[str, object]]:
                 pass
     packs = {name: tolpack.open(files[name]) for name in PACKS}
     sides["tolpack 4 bits"] = packs["int4"].rows
-    sides["tolpack entropy-coded"] = packs["runs"].rows
-    for name, dtype in (("int4", torch.bfloat16), ("runs", torch.bfloat16)):
+    sides["tolpack zstd-runs"] = packs["runs"].rows
+    sides["tolpack coded by models"] = packs["models"].rows
+    for name, dtype in (("int4", torch.bfloat16), ("models", torch.bfloat16)):
         sides[f"ToLMemory {name}, bf16"] = step_of(ToLMemory(packs[name], dtype))
     sides["ToLMemory rank 1024, bf16"] = step_of(ToLMemory(packs["rank1024"], torch.bfloat16))
     sides["FFNs in bf16"] = ffns()
@@ -232,7 +238,7 @@ def ffns() -> Lookup:
 def cold(files: dict[str, Path], rounds: int) -> list[dict[str, object]]:
     """Median milliseconds of 2,048 rows and of one, nothing in the page cache."""
     found: list[dict[str, object]] = []
-    for name in ("int4", "runs"):
+    for name in ("int4", "models"):
         for count in (2048, 1):
             sides = cold_sides(files, name, count)
             times = cold_turns(sides, count, rounds if count > 1 else 6 * rounds)
