@@ -137,3 +137,12 @@ def test_a_basis_has_a_class_for_each_row():
     codes = np.clip(some_codes(4, 10), -127, 127).reshape(1, 40)
     for payloads in both(lambda: coder.encode(codes, 1)):
         assert (coder.decode(payloads, [1]) == codes).all()
+
+
+def test_codes_of_more_than_16_bits_are_refused():
+    """A level of 16 bits may stand for a code of 17 with a trellis, which no codec has."""
+    models, classes = some_models(), np.zeros(1, np.uint8)
+    (payload,) = RowCoder((1,), classes, models, 1, False).encode(np.array([[30000]]), 1)
+    fields = ((Part("step16", 1, step=1.0),),)
+    coder = RecordCoder.of(fields, classes, models, 1, True)
+    assert both(lambda: coder.decode_records([payload], [1])) == ["frame", "frame"]

@@ -131,9 +131,10 @@ def along_trellis(
     codes: Array, slots: Array, symbols: Array, moves: Array, escape: Any, shifts: Array,
 ) -> Any:  # fmt: skip
     """Decode a field along a trellis; returns the place of the next word, behind ``end`` if there
-    are too few. ``places``: for the state of each lane's trellis.
+    are too few, and whether a code has more than 16 bits. ``places``: for the state of each lane's
+    trellis.
     """
-    count, lanes = U(codes.shape[0]), U(states.shape[0])
+    count, lanes, large = U(codes.shape[0]), U(states.shape[0]), False
     stretch = (count + lanes - ONE) // lanes
     places[:] = ZERO
     for i in range(stretch):
@@ -154,13 +155,15 @@ def along_trellis(
                     words, at, limit, state, number, escape, shifts[model]
                 )
                 sign = np.int64(level > 0) - np.int64(level < 0)
-                codes[value] = 2 * level - np.int64(place & ONE) * sign
+                code = 2 * level - np.int64(place & ONE) * sign
+                codes[value] = code
+                large |= code != np.int64(np.int16(code))
                 places[n] = NEXT_STATES[place, U(level & 1)]
             states[n] = state
             value += stretch
         if at > end:
-            return at
-    return at
+            return at, large
+    return at, large
 
 
 @register_jitable
@@ -377,15 +380,17 @@ def decode_one(
         return fault
     at += TWO * U(lanes)
     limit = end if lanes == 1 else U(words.shape[0])
+    large = False
     for row in range(rows):
         if trellis:
             first = 0
             for count in fields:
                 span = slice(first, first + count)
-                at = along_trellis(
+                at, wrong = along_trellis(
                     words, at, limit, end, states, others, classes[span], codes[span], slots,
                     symbols, moves, escape, shifts,
                 )  # fmt: skip
+                large |= wrong
                 if at > end:
                     break
                 first += count
@@ -401,7 +406,7 @@ def decode_one(
             )  # fmt: skip
         if at > end:
             return TOO_FEW
-        if not put_codes(codes, places, parts, records[row]):
+        if large or not put_codes(codes, places, parts, records[row]):
             return TOO_LARGE
     return last_fault(at, end, states)
 
