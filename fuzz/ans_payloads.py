@@ -70,7 +70,7 @@ def random_coder(source: Source) -> RecordCoder | None:
     values = sum(part.values for field in fields for part in field)
     trellis = bool(source.random() < 0.5)
     classes = source.integers(0, len(models.array) - trellis, values).astype(np.uint8)
-    return RecordCoder.of(fields, classes, models, int(source.choice([1, 2, 4, 4, 16])), trellis)
+    return RecordCoder.of(fields, classes, models, int(source.choice([1, 1, 2, 4, 4, 32])), trellis)
 
 
 def random_payload(source: Source, coder: RecordCoder, rows: int, good: list[bytes]) -> bytes:

@@ -70,7 +70,7 @@ def refusal(call, *arguments):
     *[("ans-trellis", set_value(f"{CODER}.{key}", value), "header-field")
       for key, values in {
           "models": (None, -1, 10, "4", 4.0), "classes": (None, -1, 10),
-          "class_row": (None, -1, 2**18, True), "lanes": (None, 0, 17, 4.0, "4"),
+          "class_row": (None, -1, 2**18, True), "lanes": (None, 0, 33, 4.0, "4"),
           "trellis": (0, 4, 16, True, "8", 8.0), "frame": ("ANS", "raw", "zstd"),
       }.items() for value in values],
     *[("ans-trellis", set_value(f"{PART}.codec", codec), "header-field")
@@ -78,7 +78,7 @@ def refusal(call, *arguments):
     *[("basis", set_value(f"{BASIS_SECTION}.{key}", value), "header-field")
       for key, values in {
           "models": (None, -1, 5), "classes": (None, -1, 5), "class_row": (None, -1, 2**18),
-          "lanes": (None, 0, 17), "frame": ("zstd", "", 1, True), "codec": ("int4", "step8"),
+          "lanes": (None, 0, 33), "frame": ("zstd", "", 1, True), "codec": ("int4", "step8"),
           "group_size": (4, 5, None),
       }.items() for value in values],
     ("ans-trellis", set_value(f"{CODER}.models", 5), "section-kind"),

@@ -141,7 +141,7 @@ class HeaderRules:
 
     def coder_keys(self, entry: Entry, number: Rule) -> None:
         self.entry("coder", entry, models=number, classes=number, class_row=integers(0, 262143),
-                   lanes=integers(1, 16))  # fmt: skip
+                   lanes=integers(1, 32))  # fmt: skip
 
     def table_keys(self, table: Entry, number: Rule) -> None:
         self.entry("table", table, name=is_name, rows=integers(1, 2**48), fields=objects(4096),

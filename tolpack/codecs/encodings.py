@@ -74,7 +74,7 @@ class CoderSettings:
     class_row : int
         The row of the classes.
     lanes : int
-        Lanes of a payload, 1 to 16.
+        Lanes of a payload, 1 to 32.
     trellis : bool
         Whether codes are trellis-coded, with 8 states.
     """

@@ -44,7 +44,7 @@ class BasisCoder:
         models : CodeModels
             The models.
         lanes : int
-            1 to 16.
+            1 to 32.
         place : str, optional
             What to name in errors about the classes.
 

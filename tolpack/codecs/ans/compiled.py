@@ -17,9 +17,9 @@ from tolpack.codecs.ans.trellis import NEXT, STATES, codes_of
 from tolpack.errors import ConfigError, FormatError
 from tolpack.runtime.array_types import Bytes, Ints
 
-# Words that a step of 16 lanes may take: of each one those of a group's escape, and of four levels
+# Words that a step of all lanes may take: of each one those of a group's escape, and of four levels
 # an escape and two bytes.
-MOST_WORDS = 16 * (1 + 4 * 3)
+MOST_WORDS = MOST_LANES * (1 + 4 * 3)
 PADDING_WORDS = MOST_WORDS + 2
 # Stands with symbols that more has to be read for.
 SPECIAL = 1 << 31

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-MOST_LANES = 16
+MOST_LANES = 32
 # A lane's state, and a word.
 STATE_BYTES, WORD_BYTES = 4, 2
 # Bits of a code at most: half of 14 of an escaped group, 14 of an escape, 16 as they are, and less

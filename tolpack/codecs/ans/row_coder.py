@@ -54,7 +54,7 @@ class RowCoder:
     models : CodeModels
         The models.
     lanes : int
-        1 to 16.
+        1 to 32.
     trellis : bool
         Whether codes are trellis-coded.
     code_bits : ndarray or int
