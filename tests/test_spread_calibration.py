@@ -10,6 +10,7 @@ import pytest
 import tolpack
 from tolpack.calibration import spread_metrics
 from tolpack.calibration.metric_sums import groups
+from tolpack.calibration.spread_metrics import measure_group
 from tolpack.errors import FileAccessError
 
 SETTINGS = {"bits": "auto", "rank": "auto", "max_kld": 0.01}
@@ -22,6 +23,13 @@ def inputs(tmp_path, monkeypatch):
     path = models.save_model(tmp_path, num_hidden_layers=3)
     np.save(tmp_path / "ids.npy", models.zipf_ids(3000, 97))
     return {"checkpoint": path, "calibrate": tmp_path / "ids.npy", **SETTINGS}
+
+
+def stop_at_group_1(location, digest, number, attempt):
+    """Measure a group, unless it is the second."""
+    if number == 1:
+        raise FileAccessError("no space")
+    return measure_group(location, digest, number, attempt)
 
 
 def counting(monkeypatch):
@@ -55,18 +63,11 @@ def test_workers_measure_what_one_process_does(inputs, tmp_path, monkeypatch):
 def test_groups_that_are_measured_are_not_measured_again(inputs, tmp_path, monkeypatch):
     """A build that was interrupted in its calibration goes on with what is missing."""
     tolpack.build(output=tmp_path / "a.tolpack", **inputs)
-    original = spread_metrics.measure_group
-
-    def failing(location, digest, number, attempt):
-        if number == 1:
-            raise FileAccessError("no space")
-        return original(location, digest, number, attempt)
-
     with ThreadPoolExecutor(1) as executor:
-        monkeypatch.setattr(spread_metrics, "measure_group", failing)
+        monkeypatch.setattr(spread_metrics, "measure_group", stop_at_group_1)
         with pytest.raises(FileAccessError, match="no space"):
             tolpack.build(output=tmp_path / "b.tolpack", executor=executor, **inputs)
-        monkeypatch.setattr(spread_metrics, "measure_group", original)
+        monkeypatch.setattr(spread_metrics, "measure_group", measure_group)
         kept = [one for one in os.listdir(tmp_path / "b.tolpack.parts") if one.endswith(".sums")]
         assert kept
         measured = counting(monkeypatch)
@@ -75,6 +76,21 @@ def test_groups_that_are_measured_are_not_measured_again(inputs, tmp_path, monke
         tolpack.build(output=tmp_path / "c.tolpack", executor=executor, **inputs)
     assert first + len(kept) == len(measured) - first
     assert (tmp_path / "b.tolpack").read_bytes() == (tmp_path / "a.tolpack").read_bytes()
+
+
+def test_sums_measured_otherwise_are_not_taken(inputs, tmp_path, monkeypatch):
+    """What an interrupted build left is measured again by one that measures in another way."""
+    with ThreadPoolExecutor(1) as executor:
+        monkeypatch.setattr(spread_metrics, "measure_group", stop_at_group_1)
+        with pytest.raises(FileAccessError, match="no space"):
+            tolpack.build(output=tmp_path / "b.tolpack", executor=executor, **inputs)
+        monkeypatch.setattr(spread_metrics, "measure_group", measure_group)
+        monkeypatch.setattr(spread_metrics, "REVISION", -1)
+        measured = counting(monkeypatch)
+        tolpack.build(output=tmp_path / "b.tolpack", executor=executor, **inputs)
+        first = len(measured)
+        tolpack.build(output=tmp_path / "c.tolpack", executor=executor, **inputs)
+    assert first and first == len(measured) - first
 
 
 def test_damaged_sums_are_refused_once(inputs, tmp_path, monkeypatch):

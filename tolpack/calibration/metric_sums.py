@@ -18,6 +18,9 @@ from tolpack.calibration.count_slope import CountSlope
 from tolpack.model.language_model import LanguageModel
 from tolpack.runtime.scratch import Scratch
 
+# Raised whenever the same inputs would be measured otherwise: kept metrics, and sums that an
+# interrupted build has left, are then stale.
+REVISION = 3
 # Groups of a text, at most: each has the sums of all layers, gigabytes for a large model.
 _GROUPS = 8
 

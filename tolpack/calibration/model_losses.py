@@ -20,6 +20,7 @@ from tolpack.calibration.loss_metrics import (
     sample_text,
     sampled_length,
 )
+from tolpack.calibration.metric_sums import REVISION
 from tolpack.calibration.open_model import TRANSFORMERS, open_model
 from tolpack.calibration.spread_metrics import spread_loss_metrics
 from tolpack.errors import CheckpointError, ConfigError
@@ -36,8 +37,6 @@ _SAMPLED_CONTEXT = 128
 _HELD_OUT = 5
 # A window feeds one token at least and scores the next.
 _LEAST_TOKENS = 2
-# Raised whenever the same inputs would be measured otherwise: kept metrics are then stale.
-_CALIBRATION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +150,7 @@ def _cached_metrics(
 ) -> LossMetrics:
     """Measure, or load the metrics that were measured before on this text and model."""
     scratch, reporter = workspace.scratch, workspace.reporter
-    digest = hashlib.sha256(repr((_CALIBRATION, context, reach)).encode())
+    digest = hashlib.sha256(repr((REVISION, context, reach)).encode())
     digest.update(model.fingerprint())
     digest.update(ids.astype("<i8").tobytes())
     known = metrics_cache.load(digest.digest(), scratch)

@@ -23,7 +23,7 @@ from tolpack.calibration.loss_metrics import (
     metrics_of,
     new_sums,
 )
-from tolpack.calibration.metric_sums import MetricSums, groups, sum_group
+from tolpack.calibration.metric_sums import REVISION, MetricSums, groups, sum_group
 from tolpack.calibration.open_model import open_model
 from tolpack.errors import FileAccessError, memory_errors
 from tolpack.model.language_model import LanguageModel
@@ -49,6 +49,7 @@ _torch_settings = SharedTorchSettings()
 class MetricsJob:
     """What all groups have in common: the input and its sampled fingerprints, the fingerprint of
     all of the model, the table's name, the text, int64 (tokens,), and how it is measured.
+    ``revision``: sums of another one are not of this job.
     """
 
     input: InputLocation
@@ -59,6 +60,7 @@ class MetricsJob:
     context: int
     reach: int
     limits: Limits
+    revision: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +103,9 @@ def spread_loss_metrics(
     location = found.input.computed_in(source.compute)
     sampled = tuple(table.sampled_fingerprint() for table in location.open())
     job = MetricsJob(
-        location, sampled, model.fingerprint(), source.name, token_ids, context, reach, found.limits
-    )
+        location, sampled, model.fingerprint(), source.name, token_ids, context, reach,
+        found.limits, REVISION,
+    )  # fmt: skip
     folder = found.folder
     digest, attempt = store_job(job, folder), uuid.uuid4().hex
     batches = groups(metric_batches(model, token_ids, context))
