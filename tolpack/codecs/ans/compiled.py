@@ -41,21 +41,16 @@ _PADDING = bytes(2 * PADDING_WORDS)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoopTables:
-    """What the loops look up, for the models, classes and fields of a coder; see them for each."""
+    """What the loops look up, for the models, classes and fields of a coder.
 
-    fields: Ints
-    order: ClassOrder
-    alphabets: NDArray[np.int32]
-    run_alphabets: NDArray[np.int32]
-    run_ends: NDArray[np.int32]
-    places: NDArray[np.int32]
-    classes: NDArray[np.uint8]
-    models: CodeModels
-    symbols: NDArray[np.uint32]
-    levels: NDArray[np.uint64]
-    moves: NDArray[np.int32]
+    ``decoding``, ``encoding``: arguments of the loops that are the same at every call;
+    ``row_symbols``: symbols of a row, with memory for four codes each.
+    """
+
+    decoding: tuple[Any, ...]
+    encoding: tuple[Any, ...]
     lanes: int
-    trellis: bool
+    row_symbols: int
 
     @classmethod
     def of(
@@ -68,17 +63,26 @@ class LoopTables:
         trellis: bool,
     ) -> LoopTables:
         """Make the tables; parameters as of `RowCoder`, and the order of its values."""
-        levels = np.ascontiguousarray(models.alphabets.levels, "<i2").view(np.uint64)[:, :, 0]
+        fields, classes = np.array(field_values, np.int64), np.ascontiguousarray(classes, np.uint8)
+        tables, symbols = models.alphabets, _symbols(models)
         alphabets = np.where(order.sizes > 1, models.groups[order.models], order.models)
         alphabets = alphabets.astype(np.int32)
         ends = np.flatnonzero(np.diff(alphabets, append=-1)) + 1
         places = np.arange(len(classes), dtype=np.int32) if trellis else _places(order)
-        return cls(
-            np.array(field_values, np.int64), order, alphabets, alphabets[ends - 1],
-            ends.astype(np.int32), places,
-            np.ascontiguousarray(classes, np.uint8), models, _symbols(models), levels,
+        levels = np.ascontiguousarray(tables.levels, "<i2").view(np.uint64)
+        decoding = (
+            fields, alphabets[ends - 1], ends.astype(np.int32), order.models, order.sizes,
+            alphabets, places, classes, tables.slots.reshape(-1), symbols.reshape(-1),
+            levels.reshape(-1), models.escape, models.shifts.astype(np.uint64),
             _moves(models, trellis), lanes, trellis,
         )  # fmt: skip
+        encoding = (
+            fields, order.models, order.sizes, order.values, alphabets, classes,
+            symbols & ~np.uint32(SPECIAL), tables.numbers, tables.escapes, models.shifts, lanes,
+            trellis,
+        )  # fmt: skip
+        row_symbols = -(-len(classes) // LARGEST_GROUP) if trellis else len(alphabets)
+        return cls(decoding, encoding, lanes, row_symbols)
 
     def decode(
         self,
@@ -95,40 +99,19 @@ class LoopTables:
         Raises `FormatError`, code ``frame``.
         """
         sizes = np.array([len(payload) for payload in payloads], np.int64)
-        odd = np.flatnonzero(sizes % 2)
-        if len(odd):
-            raise FormatError("frame", place(int(odd[0])), f"{sizes[odd[0]]} bytes", "whole words")
-        bounds = np.concatenate([[0], np.cumsum(sizes // 2)])
+        odd = sizes & 1
+        if odd.any():
+            block = int(odd.argmax())
+            raise FormatError("frame", place(block), f"{sizes[block]} bytes", "whole words")
+        bounds = np.zeros(len(sizes) + 1, np.int64)
+        np.cumsum(sizes // 2, out=bounds[1:])
         words = np.frombuffer(b"".join([*payloads, _PADDING]), "<u2")
         records = np.empty((int(rows.sum()), record_bytes), np.uint8)
-        codes_of_row = len(self.places) if self.trellis else LARGEST_GROUP * len(self.alphabets)
-        found = np.empty((4 if self.lanes == 1 else 1, -(-codes_of_row // 4)), np.uint64)
+        found = np.empty((4 if self.lanes == 1 else 1, self.row_symbols), np.uint64)
         fault = loop(
-            words,
-            bounds,
-            rows,
-            self.fields,
-            self.run_alphabets,
-            self.run_ends,
-            self.order.models,
-            self.order.sizes,
-            self.alphabets,
-            self.places,
-            self.classes,
-            self.models.alphabets.slots.reshape(-1),
-            self.symbols.reshape(-1),
-            self.levels.reshape(-1),
-            self.models.escape,
-            self.models.shifts.astype(np.uint64),
-            self.moves,
-            self.lanes,
-            self.trellis,
-            parts,
-            records,
-            found,
-            found.view(np.int16),
+            words, bounds, rows, *self.decoding, parts, records, found, found.view(np.int16),
             np.empty((4, MOST_LANES), np.uint64),
-        )
+        )  # fmt: skip
         if fault:
             block, kind = divmod(fault, FAULTS)
             raise FormatError("frame", place(block), *_DECODING[kind])
@@ -144,10 +127,7 @@ class LoopTables:
         words = np.empty(blocks * (most_words + 2 * self.lanes), np.uint16)
         lengths = np.empty(blocks, np.int64)
         fault = loop(
-            np.ascontiguousarray(codes, np.int32), rows_per_block, self.fields, self.order.models,
-            self.order.sizes, self.order.values, self.alphabets, self.classes,
-            self.symbols & ~np.uint32(SPECIAL), self.models.alphabets.numbers,
-            self.models.alphabets.escapes, self.models.shifts, self.lanes, self.trellis,
+            np.ascontiguousarray(codes, np.int32), rows_per_block, *self.encoding,
             np.empty(most_words + 2, np.uint16), words, lengths,
         )  # fmt: skip
         if fault:

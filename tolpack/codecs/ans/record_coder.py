@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from tolpack.codecs.ans.models import CodeModels
 from tolpack.codecs.ans.row_coder import RowCoder, compiled_loops
 from tolpack.codecs.encodings import FieldEncoding, ordered_parts
 from tolpack.codecs.registry import CODECS
-from tolpack.runtime.array_types import Bytes
+from tolpack.runtime.array_types import Bytes, Ints
 
 # The codecs whose records can be coded.
 CODED_CODECS = ("step8", "step16")
@@ -46,6 +46,12 @@ class RecordCoder:
     rows: RowCoder
     parts: tuple[PartColumns, ...]
     record_bytes: int
+    loop_parts: Ints = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Describe the parts to the loops."""
+        parts = [(part.start_byte, part.start, part.count, part.code_bytes) for part in self.parts]
+        object.__setattr__(self, "loop_parts", np.array(parts, np.int64))
 
     @classmethod
     def of(
@@ -113,20 +119,18 @@ class RecordCoder:
         compiled = compiled_loops(int(counts.sum()) * self.rows.values)
         if compiled is None:
             return self.records(self.rows.decode(payloads, rows, place))
-        parts = [(part.start_byte, part.start, part.count, part.code_bytes) for part in self.parts]
         return self.rows.tables.decode(
-            compiled.ans_decode, payloads, counts, np.array(parts, np.int64), self.record_bytes,
-            place,
-        )  # fmt: skip
+            compiled.ans_decode, payloads, counts, self.loop_parts, self.record_bytes, place
+        )
 
 
 def part_columns(fields: tuple[FieldEncoding, ...]) -> tuple[PartColumns, ...]:
     """Return the parts of `fields` in the order of a record."""
     firsts = np.cumsum([0] + [sum(part.values for part in field) for field in fields]).tolist()
     found, byte = [], 0
-    for field, n in ordered_parts(fields):
-        part = fields[field][n]
-        start = firsts[field] + sum(before.values for before in fields[field][:n])
+    for number, n in ordered_parts(fields):
+        part = fields[number][n]
+        start = firsts[number] + sum(before.values for before in fields[number][:n])
         found.append(PartColumns(byte, start, part.values, CODECS[part.codec].code_bits // 8))
         byte += part.code_bytes
     return tuple(found)
