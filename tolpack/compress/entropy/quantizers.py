@@ -10,6 +10,9 @@ triangular, the values behind value ``i`` compensate for its error (GPTQ, arXiv 
 the rest costs ``1 / U_ii²``, nearly the same for all values of a layer.
 
 `RoundingQuantizer` rounds values one by one, where no metric is known.
+
+With ``lanes`` each of them chooses codes along a trellis instead
+(`tolpack.compress.entropy.trellis_search`): a field's values are then cut into that many runs.
 """
 
 from __future__ import annotations
@@ -22,11 +25,17 @@ import scipy.linalg
 import torch
 from numpy.typing import NDArray
 
+from tolpack.compress.entropy.trellis_search import (
+    run_length,
+    search_block,
+    search_codes,
+    subset_tops,
+)
 from tolpack.compress.low_rank import Spectrum, spectrum
 from tolpack.runtime.array_types import Doubles, Floats
 from tolpack.runtime.scratch import SpilledArray
 
-_COLUMNS = 32
+_COLUMNS = 64
 
 
 class Quantizer(Protocol):
@@ -54,12 +63,13 @@ class BasisQuantizer:
     """See the module.
 
     ``projection`` float32 (hidden, rank); ``basis`` float32 (rank, hidden), as it will be read;
-    ``limits`` float32 (rank,): the largest code of each coefficient.
+    ``limits`` float32 (rank,): the largest code of each coefficient; ``lanes``: of a trellis, or 0.
     """
 
     projection: Floats
     basis: Floats
     limits: Floats
+    lanes: int = 0
 
     @property
     def stored_values(self) -> int:
@@ -70,8 +80,12 @@ class BasisQuantizer:
         """See `Quantizer`."""
         whole = torch.from_numpy(rows)
         step, limit = torch.from_numpy(steps)[:, None], torch.from_numpy(self.limits)
-        codes = (whole @ torch.from_numpy(self.projection)).div_(step).round_()
-        stored = torch.clamp(codes, -limit, limit).mul_(step)
+        codes = (whole @ torch.from_numpy(self.projection)).div_(step)
+        if self.lanes:
+            codes = torch.from_numpy(_trellis_codes(codes.numpy(), self.limits, self.lanes))
+        else:
+            codes = torch.clamp(codes.round_(), -limit, limit)
+        stored = codes.mul_(step)
         error = (stored @ torch.from_numpy(self.basis)).sub_(whole)
         return stored.numpy(), error.numpy()
 
@@ -81,12 +95,13 @@ class DirectQuantizer:
     """See the module.
 
     ``factor``: ``U``, float32 (hidden, hidden); ``unit``: what a step of 1 is in units of the
-    table; ``limit``: the largest code.
+    table; ``limit``: the largest code; ``lanes``: of a trellis, or 0.
     """
 
     factor: Floats
     unit: float
     limit: int
+    lanes: int = 0
 
     @property
     def stored_values(self) -> int:
@@ -95,7 +110,12 @@ class DirectQuantizer:
 
     def quantize(self, rows: Floats, steps: Floats) -> tuple[Floats, Floats]:
         """See `Quantizer`."""
-        left, step = np.ascontiguousarray(rows.T), layer_steps(steps, self.unit)
+        step = layer_steps(steps, self.unit)
+        if self.lanes:
+            result = self._codes_of(rows / step[:, None])
+            result *= step[:, None]
+            return result, result - rows
+        left = np.ascontiguousarray(rows.T)
         errors = np.empty((_COLUMNS, len(rows)), np.float32)
         code = np.empty(len(rows), np.float32)
         stored = np.empty_like(left)
@@ -116,16 +136,39 @@ class DirectQuantizer:
         result = np.ascontiguousarray(stored.T)
         return result, result - rows
 
+    def _codes_of(self, values: Floats) -> Floats:
+        """Return codes along a trellis of values in steps, float32 (n, hidden): every path through
+        a block has its own compensated values, and the best one's errors go to those behind.
+        """
+        left, tops = np.ascontiguousarray(values.T), subset_tops(np.float32([self.limit]))[0]
+        codes, states = np.empty_like(left), np.zeros(len(values), np.int64)
+        errors = np.empty((_COLUMNS, len(values)), np.float32)
+        length = run_length(len(left), self.lanes)
+        start = 0
+        while start < len(left):
+            if start % length == 0:
+                states[:] = 0
+            stop = min(start + _COLUMNS, start - start % length + length, len(left))
+            within, found = self.factor[start:stop, start:stop], errors[: stop - start]
+            search_block(left[start:stop], within, tops, states, codes[start:stop], found)
+            if stop < len(left):
+                factor = torch.from_numpy(self.factor[start:stop, stop:])
+                behind = torch.from_numpy(left[stop:])
+                behind.addmm_(factor.T, torch.from_numpy(found), alpha=-1)
+            start = stop
+        return np.ascontiguousarray(codes.T)
+
 
 @dataclass(frozen=True, slots=True)
 class RoundingQuantizer:
     """Rounds ``width`` values one by one: what is best where all errors cost the same.
 
-    ``limit``: the largest code.
+    ``limit``: the largest code; ``lanes``: of a trellis, or 0.
     """
 
     width: int
     limit: int
+    lanes: int = 0
 
     @property
     def stored_values(self) -> int:
@@ -135,8 +178,12 @@ class RoundingQuantizer:
     def quantize(self, rows: Floats, steps: Floats) -> tuple[Floats, Floats]:
         """See `Quantizer`."""
         step = layer_steps(steps, 1.0)[:, None]
-        stored = np.rint(rows / step)
-        np.clip(stored, -self.limit, self.limit, out=stored)
+        stored = rows / step
+        if self.lanes:
+            limits = np.full(self.width, self.limit, np.float32)
+            stored = _trellis_codes(stored, limits, self.lanes)
+        else:
+            np.clip(np.rint(stored, out=stored), -self.limit, self.limit, out=stored)
         stored *= step
         return stored, stored - rows
 
@@ -151,6 +198,7 @@ class StoredDirectQuantizer:
     unit: float
     width: int
     limit: int = 0
+    lanes: int = 0
 
     def limited_to(self, limit: int) -> StoredDirectQuantizer:
         """Return it with another largest code."""
@@ -159,8 +207,14 @@ class StoredDirectQuantizer:
     def load(self) -> DirectQuantizer | RoundingQuantizer:
         """Return the quantizer."""
         if self.factor is None:
-            return RoundingQuantizer(self.width, self.limit)
-        return DirectQuantizer(self.factor.load(), self.unit, self.limit)
+            return RoundingQuantizer(self.width, self.limit, self.lanes)
+        return DirectQuantizer(self.factor.load(), self.unit, self.limit, self.lanes)
+
+
+def _trellis_codes(values: Floats, limits: Floats, lanes: int) -> Floats:
+    """Return codes of values in steps, float32 (n, stored values)."""
+    found = search_codes(np.ascontiguousarray(values.T), limits, lanes)
+    return np.ascontiguousarray(found.T)
 
 
 def short_step(step: float) -> float:
