@@ -21,6 +21,7 @@ from tolpack.commands.options import (
     target_options,
     tensor_option,
     tokenizer_option,
+    trellis_option,
 )
 from tolpack.commands.terminal import Terminal, checked, echo
 from tolpack.compress.dask_cluster import cluster_executor
@@ -56,6 +57,7 @@ from tolpack.storage.locations import Location
     help="Layers to drop: none, or 3,7-9; with --bits auto also auto, or auto:2 for two layers.",
 )  # fmt: skip
 @compression_option
+@trellis_option
 @target_options
 @tokenizer_option
 @checkpoint_options
@@ -99,7 +101,10 @@ def build(checkpoint: Location, bits: str, as_json: bool, **settings: Any) -> No
     tolpack build engram/ -o parts/ --bits lossless --part-size 256MB --cluster tcp://host:8786
     tolpack build model/ --tensor model.embed_tokens.weight --bits 8
     """
-    names = ("drop", "size", "max_ppl_increase", "compression", "max_relative_error", "max_kld")
+    names = (
+        "drop", "size", "max_ppl_increase", "compression", "max_relative_error", "max_kld",
+        "trellis",
+    )  # fmt: skip
     given = tuple(settings[name] for name in names)
     number = parse_bits(bits)
     try:

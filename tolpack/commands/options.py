@@ -70,6 +70,10 @@ compression_option = click.option(
     "--compression", type=click.Choice(COMPRESSIONS), default="auto", show_default=True,
     help="With --bits lossless, 16, 8 or 4: auto entropy-codes frames where that pays.",
 )  # fmt: skip
+trellis_option = click.option(
+    "--trellis", is_flag=True,
+    help="With --bits auto: choose codes along a trellis; smaller, but slower to build and read.",
+)  # fmt: skip
 context_option = click.option(
     "--context", type=click.IntRange(1),
     help="Window length in tokens [default: the model's max_position_embeddings, but at most 2048, "

@@ -19,6 +19,7 @@ from tolpack.commands.options import (
     target_options,
     tensor_option,
     tokenizer_option,
+    trellis_option,
 )
 from tolpack.commands.terminal import Terminal, checked, echo
 from tolpack.compress.settings import (
@@ -39,7 +40,8 @@ if TYPE_CHECKING:  # these load torch, which help does not need
 
 # Options by which the table itself decides: a plan then has to measure it.
 _MEASURED = (
-    "size", "max_kld", "max_ppl_increase", "max_relative_error", "calibrate", "frequencies",
+    "size", "max_kld", "max_ppl_increase", "max_relative_error", "trellis", "calibrate",
+    "frequencies",
 )  # fmt: skip
 
 
@@ -52,6 +54,7 @@ _MEASURED = (
     help="Layers to drop, as for build.",
 )  # fmt: skip
 @compression_option
+@trellis_option
 @target_options
 @tokenizer_option
 @checkpoint_options
@@ -79,7 +82,7 @@ def plan(checkpoint: Location, as_json: bool, **settings: Any) -> None:
     """
     build = take_cluster_options(settings)
     auto = [settings[name] for name in ("rank", "bits")] + [settings["drop"].split(":")[0]]
-    if "auto" in auto or any(settings[name] is not None for name in _MEASURED):
+    if "auto" in auto or any(settings[name] not in (None, False) for name in _MEASURED):
         _show_measured(checkpoint, as_json, settings, build)
     elif build is not None:
         _show_cluster(checkpoint, as_json, settings, build)
@@ -143,7 +146,7 @@ def _request(checkpoint: Location, settings: dict[str, Any]) -> PlanRequest:
         parsed = BuildSettings.parse(
             settings["rank"] or "none", parse_bits(settings["bits"] or "4"), settings["drop"],
             settings["size"], settings["max_ppl_increase"], settings["compression"],
-            settings["max_relative_error"], settings["max_kld"],
+            settings["max_relative_error"], settings["max_kld"], settings["trellis"],
         )  # fmt: skip
     except ConfigError as error:
         raise click.UsageError(str(error)) from error

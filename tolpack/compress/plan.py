@@ -347,6 +347,8 @@ class PlanInputs:
         """Identifies inputs and settings: equal keys give equal packs."""
         resolved = (VERSION, __version__, LEVEL, self.settings, self.size_limit)
         digest = hashlib.sha256(repr(resolved).encode())
+        if self.settings.trellis:
+            digest.update(b"trellis")
         digest.update(self.source.fingerprint() + self.stats.fingerprint)
         return digest.digest()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tolpack.errors import ConfigError
 from tolpack.runtime.sizes import in_range, parse_bytes
@@ -200,7 +200,10 @@ def dropped_fields(drop: tuple[int, ...], layers: Sequence[int]) -> tuple[int, .
 
 @dataclass(frozen=True, slots=True)
 class BuildSettings:
-    """Settings that decide the bytes of a pack, beside the table and its token statistics."""
+    """Settings that decide the bytes of a pack, beside the table and its token statistics.
+
+    ``trellis`` is not in the representation: keys of packs without one do not depend on it.
+    """
 
     ranks: Ranks
     bits: int | str
@@ -210,6 +213,7 @@ class BuildSettings:
     compression: str = "auto"
     max_relative_error: float | None = None
     max_kld: float | None = None
+    trellis: bool = field(default=False, repr=False)
 
     @classmethod
     def parse(
@@ -222,6 +226,7 @@ class BuildSettings:
         compression: str = "auto",
         max_relative_error: str | float | None = None,
         max_kld: str | float | None = None,
+        trellis: bool = False,
     ) -> BuildSettings:
         """Parse the settings, or raise `ConfigError`."""
         if bits not in ("auto", "lossless") and (type(bits) is not int or bits not in (16, 8, 4)):
@@ -247,7 +252,9 @@ class BuildSettings:
             raise ConfigError(
                 "--drop auto weighs layers against bits, so it needs --bits auto; or name layers"
             )
-        return cls(ranks, bits, drops, size, increase, compression, error, kld)
+        if trellis and bits != "auto":
+            raise ConfigError("--trellis chooses entropy-coded codes, so it needs --bits auto")
+        return cls(ranks, bits, drops, size, increase, compression, error, kld, trellis)
 
     @property
     def has_matrices(self) -> bool:

@@ -13,7 +13,7 @@ from itertools import product
 from tolpack.compress.settings import BuildSettings
 from tolpack.errors import ConfigError
 
-_KEYS = ("rank", "bits", "drop", "size", "max-ppl-increase", "max-kld")
+_KEYS = ("rank", "bits", "drop", "size", "max-ppl-increase", "max-kld", "trellis")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,7 @@ class PackOptions:
     size: str | None = None
     max_ppl_increase: str | None = None
     max_kld: str | None = None
+    trellis: bool = False
 
     @property
     def label(self) -> str:
@@ -35,6 +36,7 @@ class PackOptions:
         words += [f"size {self.size}"] if self.size is not None else []
         words += [] if self.max_ppl_increase is None else [f"increase {self.max_ppl_increase}"]
         words += [] if self.max_kld is None else [f"KL {self.max_kld}"]
+        words += ["trellis"] if self.trellis else []
         return ", ".join(words)
 
     @property
@@ -44,6 +46,7 @@ class PackOptions:
         ranks = {"none": [], "auto": ["by loss"]}
         words += ranks.get(self.rank, [f"rank {self.rank}"])
         words += [] if self.drop == "none" else [f"drop {self.drop}"]
+        words += ["trellis"] if self.trellis else []
         words += [] if self.max_ppl_increase is None else [f"≤ {self.max_ppl_increase}"]
         words += [] if self.max_kld is None else [f"≤ {self.max_kld} nats"]
         if self.size is not None:
@@ -58,11 +61,12 @@ class PackOptions:
                  "max-ppl-increase": self.max_ppl_increase, "max-kld": self.max_kld}  # fmt: skip
         unset = PackOptions()
         defaults = {"rank": unset.rank, "bits": unset.bits, "drop": unset.drop}
-        return " ".join(
+        words = [
             f"--{name} {value}"
             for name, value in given.items()
             if value is not None and value != defaults.get(name)
-        )
+        ]
+        return " ".join([*words, *(["--trellis"] if self.trellis else [])])
 
     @property
     def duration_class(self) -> str:
@@ -72,7 +76,13 @@ class PackOptions:
     def build_settings(self) -> BuildSettings:
         """Parse the options, or raise `ConfigError`."""
         return BuildSettings.parse(
-            self.rank, self.bits, self.drop, self.size, self.max_ppl_increase, max_kld=self.max_kld
+            self.rank,
+            self.bits,
+            self.drop,
+            self.size,
+            self.max_ppl_increase,
+            max_kld=self.max_kld,
+            trellis=self.trellis,
         )
 
     def to_json(self) -> dict[str, str | int | None]:
@@ -134,4 +144,8 @@ def _options(words: dict[str, str]) -> PackOptions:
     bits = words.pop("bits", "4")
     if bits not in ("auto", "16", "8", "4"):
         raise ConfigError(f"--sweep bits={bits} is not understood: expected auto, 16, 8 or 4")
-    return PackOptions(bits=bits if bits == "auto" else int(bits), **words)
+    trellis = words.pop("trellis", "no")
+    if trellis not in ("yes", "no"):
+        raise ConfigError(f"--sweep trellis={trellis} is not understood: expected yes or no")
+    number = bits if bits == "auto" else int(bits)
+    return PackOptions(bits=number, trellis=trellis == "yes", **words)

@@ -119,10 +119,11 @@ class StoredBasisQuantizer:
     projection: SpilledArray
     basis: SpilledArray
     limits: Floats
+    lanes: int
 
     def load(self) -> BasisQuantizer:
         """Return the quantizer."""
-        return BasisQuantizer(self.projection.load(), self.basis.load(), self.limits)
+        return BasisQuantizer(self.projection.load(), self.basis.load(), self.limits, self.lanes)
 
 
 def _code_limits(component: Component) -> Floats:
@@ -181,17 +182,19 @@ class LayerBasis:
         codes = self._loaded("codes", component).astype(np.int8)
         return CodedBasis(codes, self._scales_of(component))
 
-    def quantizer(self, component: Component) -> BasisQuantizer:
-        """Return the quantizer of rows to coefficients of the basis as it will be read."""
+    def quantizer(self, component: Component, lanes: int) -> BasisQuantizer:
+        """Return the quantizer of rows to coefficients of the basis as it will be read; `lanes` of
+        a trellis, or 0.
+        """
         projection = np.ascontiguousarray(self._loaded("projection", component).T)
         basis = self.coded(component).decoded
-        return BasisQuantizer(projection, basis, _code_limits(component))
+        return BasisQuantizer(projection, basis, _code_limits(component), lanes)
 
-    def stored(self, component: Component) -> StoredBasisQuantizer:
+    def stored(self, component: Component, lanes: int) -> StoredBasisQuantizer:
         """Return the same quantizer as arrays that may be spilled."""
-        made = self.quantizer(component)
+        made = self.quantizer(component, lanes)
         projection, basis = map(self._scratch.spill, (made.projection, made.basis))
-        return StoredBasisQuantizer(projection, basis, made.limits)
+        return StoredBasisQuantizer(projection, basis, made.limits, lanes)
 
     def _scales_of(self, component: Component) -> Floats:
         if component.scales is None:

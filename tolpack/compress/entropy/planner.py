@@ -28,8 +28,9 @@ from tolpack.compress.entropy.quantizers import layer_step, layer_steps
 from tolpack.compress.entropy.rank_choice import Component, choose_components
 from tolpack.compress.entropy.slot_sample import FrequencySteps, SlotSample, sample_slots
 from tolpack.compress.entropy.step_search import search_error, search_loss, search_size
-from tolpack.compress.entropy.table_coding import TableCoding
+from tolpack.compress.entropy.table_coding import TableCoding, trellis_lanes
 from tolpack.compress.entropy.table_quantizer import Candidate, TableQuantizer
+from tolpack.compress.entropy.trellis_search import STEP_RATIO, levels_and_sets
 from tolpack.compress.header_size import PlannedHeader
 from tolpack.compress.plan import Plan, PlanInputs, PlannedChunk
 from tolpack.container.index import index_bytes
@@ -94,7 +95,10 @@ class EntropyCodedPlanner:
         """Decide everything; see `Plan` for `reserve_bytes`."""
         inputs, order = self.inputs, self.inputs.stored_order([span.rows for span in self.spans])
         candidate, quantizer = self.chosen(reserve_bytes), self.quantizer
-        stored = {n: b.stored(candidate.components[n]) for n, b in quantizer.bases.items()}
+        stored = {
+            n: b.stored(candidate.components[n], candidate.lanes)
+            for n, b in quantizer.bases.items()
+        }
         layers = [quantizer.planned_layer(n, candidate, stored.get(n)) for n in inputs.kept]
         bases = quantizer.coded_bases(candidate)
         sections = CodedSections(inputs, bases, self._coding(candidate, bases), quantizer.means)
@@ -131,20 +135,21 @@ class EntropyCodedPlanner:
         return search_loss(self.candidate, self.measured_loss, limit, start, reporter, measure)
 
     def candidate(self, step: float) -> Candidate:
-        """Decide ranks and large codes for a step, on a sample.
+        """Decide ranks and large codes for a step, on a sample; with a trellis by plain rounding to
+        a step of about the same error.
 
         A step that is too fine for codes of 16 bits gives the candidate of the finest that is not.
         """
         inputs = self.inputs
         hidden, unit = inputs.width, self.quantizer.unit
-        step, codes = self._widest_codes(step)
-        limit = MAX_CODE / _CODE_MARGIN
+        plain, codes = self._widest_codes(step / self._step_ratio)
+        step = plain * self._step_ratio
+        limit = self._step_ratio * MAX_CODE / _CODE_MARGIN
         if not inputs.has_basis:
             large = {n: np.abs(codes[n]).max() > limit * unit(n) for n in inputs.kept}
-            return Candidate(
-                step, {n: Component(hidden, hidden if large[n] else 0) for n in inputs.kept}
-            )
-        steps = self.steps.of_slots(self.sample.all_slots, step)
+            components = {n: Component(hidden, hidden if large[n] else 0) for n in inputs.kept}
+            return Candidate(step, components, self._trellis_lanes(hidden * len(components)))
+        steps = self.steps.of_slots(self.sample.all_slots, plain)
         weights = self.sample.text * steps.astype(np.float64) ** 2
         scales, row_bytes = {}, {}
         for layer, basis in self.quantizer.bases.items():
@@ -155,19 +160,29 @@ class EntropyCodedPlanner:
             codes, self.sample, steps, row_bytes, fixed=inputs.ranks is not None, limit=limit
         )
         found = {n: replace(one, scales=scales[n][: one.rank]) for n, one in chosen.items()}
-        return Candidate(step, found)
+        values = sum(one.rank for one in found.values())
+        return Candidate(step, found, self._trellis_lanes(values))
+
+    @property
+    def _step_ratio(self) -> float:
+        """The step, in steps of plain rounding of about the same error."""
+        return STEP_RATIO if self.inputs.settings.trellis else 1.0
+
+    def _trellis_lanes(self, values: int) -> int:
+        """Return the lanes of a trellis through rows of so many stored values, or 0 without one."""
+        return trellis_lanes(values) if self.inputs.settings.trellis else 0
 
     def _widest_codes(self, step: float) -> tuple[float, dict[int, Floats]]:
         """Return the step, or the finest whose codes fit 16 bits, and the sample's codes by layer,
-        all components with 16 bits: stored values in steps.
+        all components with 16 bits, by plain rounding: stored values in steps.
         """
         inputs, unit = self.inputs, self.quantizer.unit
         full = min(inputs.width, inputs.source.rows) if inputs.has_basis else inputs.width
         ranks = inputs.ranks or (None,) * len(inputs.source.fields)
         widest = {n: Component(ranks[n] or full, ranks[n] or full) for n in inputs.kept}
-        most = MAX_WIDE_CODE / _CODE_MARGIN
+        most = self._step_ratio * MAX_WIDE_CODE / _CODE_MARGIN
         while True:
-            sampled = self._sampled(Candidate(step, widest))
+            sampled = self._sampled(Candidate(step, widest, 0))
             steps = self.steps.of_slots(self.sample.all_slots, step)
             codes = {layer: stored / steps[:, None] for layer, stored in sampled.items()}
             largest = max(float(np.abs(codes[n]).max()) / unit(n) for n in inputs.kept)
@@ -183,11 +198,12 @@ class EntropyCodedPlanner:
         """
         if self.validation is None:
             square = self._mean_square or 1.0
-            return _STEP_OF_4_BITS * math.sqrt(square / self.steps.mean_square)
+            plain = _STEP_OF_4_BITS * math.sqrt(square / self.steps.mean_square)
+            return self._step_ratio * plain
         values = len(self.inputs.kept) * self.inputs.width
         per_square = 0.5 * values / 12 * self.steps.mean_square
         limit_nats = self.validation.measure.nats(loss_limit(self.inputs.settings))
-        return math.sqrt(0.5 * limit_nats / per_square)
+        return self._step_ratio * math.sqrt(0.5 * limit_nats / per_square)
 
     @property
     def _mean_square(self) -> float:
@@ -220,18 +236,21 @@ class EntropyCodedPlanner:
 
     def _coding(self, candidate: Candidate, bases: dict[int, CodedBasis]) -> TableCoding:
         """Fit the entropy coder to the sample's codes."""
-        codes = self._codes(candidate)
-        whole = np.concatenate([codes[layer] for layer in self.inputs.kept], axis=1)
+        found = self._levels(candidate)
         counts = [slots.size for slots in self.sample.slots]
-        by_chunk = np.split(whole, np.cumsum(counts)[:-1])
+        levels, sets = (
+            np.split(np.concatenate(one, axis=1), np.cumsum(counts)[:-1])
+            for one in zip(*(found[layer] for layer in self.inputs.kept))
+        )
         rows = [span.rows / count for span, count in zip(self.spans, counts)]
-        return TableCoding.of(SampledCodes(by_chunk, rows), self.spans, bases)
+        sampled = SampledCodes(levels, rows, sets if candidate.lanes else None)
+        return TableCoding.of(sampled, self.spans, bases, candidate.lanes)
 
     def _say_rates(self, candidate: Candidate, coding: TableCoding) -> None:
         """Tell what the rows' codes take, next to a bound."""
-        codes = self._codes(candidate).values()
         least = sum(
-            float(code_bytes(one.astype(np.float32), self.sample.rows).sum()) for one in codes
+            float(code_bytes(levels.astype(np.float32), self.sample.rows).sum())
+            for levels, _ in self._levels(candidate).values()
         )
         stored = sum(coding.chunk_bytes(chunk) for chunk in range(len(self.spans)))
         by_models = sum(coding.rows.bits) / 8
@@ -240,21 +259,27 @@ class EntropyCodedPlanner:
             f"{least:,.0f} by their adaptive entropy"
         )
 
-    def _codes(self, candidate: Candidate) -> dict[int, NDArray[np.int16]]:
-        """Return the codes of the sample by layer, int16 (n, stored values)."""
-        steps = self.steps.of_slots(self.sample.all_slots, candidate.step)
-        return {
-            layer: np.rint(stored / layer_steps(steps, self.quantizer.unit(layer))[:, None]).astype(
-                np.int16
-            )
-            for layer, stored in self._sampled(candidate).items()
-        }
+    def _levels(
+        self, candidate: Candidate
+    ) -> dict[int, tuple[NDArray[np.int16], NDArray[np.uint8]]]:
+        """Return what is coded of the sample by layer, and of which set it is, (n, stored values);
+        without a trellis the codes themselves, all of one set.
+        """
+        steps, found = self.steps.of_slots(self.sample.all_slots, candidate.step), {}
+        for layer, stored in self._sampled(candidate).items():
+            codes = np.rint(stored / layer_steps(steps, self.quantizer.unit(layer))[:, None])
+            whole = codes.astype(np.int16)
+            if candidate.lanes:
+                found[layer] = levels_and_sets(whole, candidate.lanes)
+            else:
+                found[layer] = whole, np.zeros(whole.shape, np.uint8)
+        return found
 
     def layer_bytes(self, candidate: Candidate) -> dict[int, float]:
         """Predict what each kept layer takes of the file, its basis included."""
         found = {}
-        for layer, codes in self._codes(candidate).items():
-            found[layer] = float(code_bytes(codes.astype(np.float32), self.sample.rows).sum())
+        for layer, (levels, _) in self._levels(candidate).items():
+            found[layer] = float(code_bytes(levels.astype(np.float32), self.sample.rows).sum())
             scales = candidate.components[layer].scales
             if scales is not None:
                 found[layer] += float(self.quantizer.bases[layer].row_bytes(scales).sum())

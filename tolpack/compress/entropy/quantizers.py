@@ -35,7 +35,9 @@ from tolpack.compress.low_rank import Spectrum, spectrum
 from tolpack.runtime.array_types import Doubles, Floats
 from tolpack.runtime.scratch import SpilledArray
 
-_COLUMNS = 64
+_COLUMNS = 32
+# Paths of a trellis are decided at the end of so many: their errors reach no farther before.
+_TRELLIS_COLUMNS = 64
 
 
 class Quantizer(Protocol):
@@ -140,15 +142,18 @@ class DirectQuantizer:
         """Return codes along a trellis of values in steps, float32 (n, hidden): every path through
         a block has its own compensated values, and the best one's errors go to those behind.
         """
-        left, tops = np.ascontiguousarray(values.T), subset_tops(np.float32([self.limit]))[0]
+        left, tops = (
+            np.ascontiguousarray(values.T),
+            subset_tops(np.full(1, self.limit, np.float32))[0],
+        )
         codes, states = np.empty_like(left), np.zeros(len(values), np.int64)
-        errors = np.empty((_COLUMNS, len(values)), np.float32)
+        errors = np.empty((_TRELLIS_COLUMNS, len(values)), np.float32)
         length = run_length(len(left), self.lanes)
         start = 0
         while start < len(left):
             if start % length == 0:
                 states[:] = 0
-            stop = min(start + _COLUMNS, start - start % length + length, len(left))
+            stop = min(start + _TRELLIS_COLUMNS, start - start % length + length, len(left))
             within, found = self.factor[start:stop, start:stop], errors[: stop - start]
             search_block(left[start:stop], within, tops, states, codes[start:stop], found)
             if stop < len(left):
@@ -200,9 +205,9 @@ class StoredDirectQuantizer:
     limit: int = 0
     lanes: int = 0
 
-    def limited_to(self, limit: int) -> StoredDirectQuantizer:
-        """Return it with another largest code."""
-        return replace(self, limit=limit)
+    def coding_to(self, limit: int, lanes: int) -> StoredDirectQuantizer:
+        """Return it with another largest code and other lanes."""
+        return replace(self, limit=limit, lanes=lanes)
 
     def load(self) -> DirectQuantizer | RoundingQuantizer:
         """Return the quantizer."""

@@ -30,6 +30,14 @@ _LONG_BLOCK, _LANES = 4096, 4
 # Bytes of a lane beside its codes, and of a single lane: half of one for rounding, and what codes
 # take that are put into a small state.
 _LANE_BYTES, _SINGLE_LANE_BYTES = 3, 2.3
+# Values from which on a row along a trellis has several lanes: they are searched one by one, so
+# their number is decided before anything is known of the codes.
+_LONG_ROW = 1 << 14
+
+
+def trellis_lanes(values: int) -> int:
+    """Return the lanes of a trellis through rows of so many stored values."""
+    return _LANES if values >= _LONG_ROW else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +45,8 @@ class TableCoding:
     """See the module.
 
     ``models``: uint16 (M, W); ``rows``: classes of the rows' values; ``bases``: classes of the rows
-    of all bases together, by kept layer in ``ranks``.
+    of all bases together, by kept layer in ``ranks``; ``trellis_lanes``: of the trellis that codes
+    are along, or 0.
     """
 
     models: NDArray[np.uint16]
@@ -45,19 +54,24 @@ class TableCoding:
     bases: FittedClasses | None
     ranks: dict[int, int]
     spans: Sequence[ChunkSpan]
+    trellis_lanes: int
 
     @classmethod
     def of(
-        cls, sampled: SampledCodes, spans: Sequence[ChunkSpan], bases: Mapping[int, CodedBasis]
+        cls,
+        sampled: SampledCodes,
+        spans: Sequence[ChunkSpan],
+        bases: Mapping[int, CodedBasis],
+        trellis_lanes: int = 0,
     ) -> TableCoding:
         """Fit the coding of rows of which a sample is given, chunk by chunk, and of all bases."""
         ranks = {layer: len(basis.codes) for layer, basis in bases.items()}
         if not bases:
             models, (rows,) = fit_models(sampled)
-            return cls(models, rows, None, ranks, spans)
+            return cls(models, rows, None, ranks, spans, trellis_lanes)
         codes = np.concatenate([basis.codes for basis in bases.values()]).T.astype(np.int16)
         models, (rows, of_bases) = fit_models(sampled, SampledCodes([codes], [1.0]))
-        return cls(models, rows, of_bases, ranks, spans)
+        return cls(models, rows, of_bases, ranks, spans, trellis_lanes)
 
     @property
     def basis_classes(self) -> NDArray[np.uint8]:
@@ -78,11 +92,14 @@ class TableCoding:
 
     def lanes(self, chunk: int) -> int:
         """Return the lanes of a block of a chunk."""
+        if self.trellis_lanes:
+            return self.trellis_lanes
         return _LANES if self.row_bytes(chunk) * self.rows_per_block(chunk) > _LONG_BLOCK else 1
 
     def chunk_settings(self, chunk: int, models: int, classes: int) -> CoderSettings:
         """Return a chunk's settings; `models` and `classes`: numbers of the sections."""
-        return CoderSettings(models, classes, self.rows.class_rows[chunk], self.lanes(chunk))
+        class_row, trellis = self.rows.class_rows[chunk], self.trellis_lanes > 0
+        return CoderSettings(models, classes, class_row, self.lanes(chunk), trellis)
 
     def basis_settings(self, layer: int, models: int, classes: int) -> CoderSettings:
         """As `chunk_settings`, for the basis of a layer."""

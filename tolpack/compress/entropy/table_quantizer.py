@@ -48,10 +48,13 @@ _BASIS_DAMPING, _DIRECT_DAMPING = 0.01, 0.1
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """The pack that follows from a step: each kept layer's components."""
+    """The pack that follows from a step: each kept layer's components, and the lanes that a
+    trellis cuts its rows into, or 0 for plain rounding.
+    """
 
     step: float
     components: dict[int, Component]
+    lanes: int
 
 
 def damping(inputs: PlanInputs) -> float:
@@ -148,12 +151,12 @@ class TableQuantizer:
 
     def _quantizer(self, layer: int, candidate: Candidate) -> Quantizer:
         if self.inputs.has_basis:
-            return self.bases[layer].quantizer(candidate.components[layer])
+            return self.bases[layer].quantizer(candidate.components[layer], candidate.lanes)
         return self._direct(layer, candidate).load()
 
     def _direct(self, layer: int, candidate: Candidate) -> StoredDirectQuantizer:
         limit = MAX_WIDE_CODE if candidate.components[layer].leading else MAX_CODE
-        return self.direct[layer].limited_to(limit)
+        return self.direct[layer].coding_to(limit, candidate.lanes)
 
     def _steps_of(self, candidate: Candidate, ids: NDArray[np.int64]) -> Floats:
         return self.steps.of_slots(self.inputs.stats.order.slots_of(ids), candidate.step)
