@@ -18,7 +18,11 @@ from tolpack.compress.entropy.trellis_tables import EVEN, FAR, ODD, SUBSET_COUNT
 
 Array = NDArray[Any]
 
-_TILE, _FEEDBACK_TILE = 32, 32
+# Rows of a tile, in a run and in a block.
+_TILE, _BLOCK_TILE = 32, 128
+# Paths of a block's tile to a state are together, state after state, from these places on.
+_AT1, _AT2, _AT3, _AT4, _AT5, _AT6, _AT7 = (state * _BLOCK_TILE for state in range(1, STATES))
+_PATHS = STATES * _BLOCK_TILE
 _QUARTER, _HALF = np.float32(0.25), np.float32(0.5)
 _ONE, _TWO, _THREE, _FOUR = np.float32(1), np.float32(2), np.float32(3), np.float32(4)
 _ZERO, _FIRST_OF_THREE = np.float32(0), np.float32(1.5)
@@ -98,70 +102,72 @@ def search_block(
 ) -> None:
     """Search one block; see `tolpack.compress.entropy.trellis_search.define_block`."""
     count, rows = left.shape
-    residual = np.empty((2, count, STATES, _FEEDBACK_TILE), np.float32)
-    cost = np.empty((2, STATES, _FEEDBACK_TILE), np.float32)
-    found = np.empty((2, count, STATES, _FEEDBACK_TILE), np.float32)
-    odd = np.empty((count, STATES, _FEEDBACK_TILE), np.float32)
-    for start in range(0, rows, _FEEDBACK_TILE):
-        width = min(_FEEDBACK_TILE, rows - start)
-        cost[0] = FAR
-        residual[0] = _ZERO
-        for t in range(width):
-            cost[0, states[start + t], t] = _ZERO
-            for i in range(count):
-                residual[0, i, :, t] = left[i, start + t]
+    residual = np.empty((2, count, _PATHS), np.float32)
+    cost = np.empty((2, _PATHS), np.float32)
+    found = np.empty((2, count, _PATHS), np.float32)
+    odd = np.empty((count, _PATHS), np.float32)
+    for start in range(0, rows, _BLOCK_TILE):
+        width = min(_BLOCK_TILE, rows - start)
+        _begin(left[:, start : start + width], states[start : start + width], residual[0], cost[0])
         for i in range(count):
             now, then = i & 1, (i + 1) & 1
             for m in range(STATES):
+                own = slice(m * _BLOCK_TILE, (m + 1) * _BLOCK_TILE)
                 _reach(
-                    m, residual[now, i], factor[i, i], tops, cost[now], cost[then, m],
-                    found[0, i, m], found[1, i, m], odd[i, m],
+                    m, residual[now, i], _ONE / factor[i, i], tops, cost[now], cost[then, own],
+                    found[0, i, own], found[1, i, own], odd[i, own],
                 )  # fmt: skip
-                for j in range(i + 1, count):
-                    _feed_back(
-                        m, residual[now, j], factor[i, j], found[1, i, m], odd[i, m],
-                        residual[then, j, m],
-                    )  # fmt: skip
-        last = cost[count & 1]
-        for t in range(width):
-            state = 0
-            for m in range(1, STATES):
-                if last[m, t] < last[state, t]:
-                    state = m
-            states[start + t] = state
-            for i in range(count - 1, -1, -1):
-                codes[i, start + t] = found[0, i, state, t]
-                errors[i, start + t] = found[1, i, state, t]
-                state = (ODD if odd[i, state, t] > _HALF else EVEN)[state]
+            for j in range(i + 1, count):
+                _feed_back(residual[now, j], factor[i, j], found[1, i], odd[i], residual[then, j])
+        _trace_back(
+            cost[count & 1], odd, found, states[start : start + width],
+            codes[:, start : start + width], errors[:, start : start + width],
+        )  # fmt: skip
+
+
+@register_jitable
+def _begin(left: Array, states: Array, residual: Array, cost: Array) -> None:
+    """Start the paths of a tile: in one state each, with the values as they are."""
+    count, width = left.shape
+    cost[:] = FAR
+    residual[:] = _ZERO
+    for t in range(width):
+        cost[states[t] * _BLOCK_TILE + t] = _ZERO
+    for i in range(count):
+        for m in range(STATES):
+            for t in range(width):
+                residual[i, m * _BLOCK_TILE + t] = left[i, t]
 
 
 @register_jitable
 def _reach(
-    state: int, residual: Array, scale: Any, tops: Array, cost: Array, new_cost: Array,
+    state: int, residual: Array, inverse: Any, tops: Array, cost: Array, new_cost: Array,
     codes: Array, errors: Array, odd: Array,
 ) -> None:  # fmt: skip
     """Choose the better of the two ways that lead to a state, for the rows of a tile."""
     even_from, odd_from = EVEN[state], ODD[state]
-    even_values, odd_values = residual[even_from], residual[odd_from]
-    even_costs, odd_costs = cost[even_from], cost[odd_from]
+    even = slice(even_from * _BLOCK_TILE, (even_from + 1) * _BLOCK_TILE)
+    other = slice(odd_from * _BLOCK_TILE, (odd_from + 1) * _BLOCK_TILE)
+    even_values, odd_values = residual[even], residual[other]
+    even_costs, odd_costs = cost[even], cost[other]
     even_subset, odd_subset = SUBSETS[even_from & 1, 0], SUBSETS[odd_from & 1, 1]
     even_top, odd_top = tops[even_subset], tops[odd_subset]
     if even_from & 1:
-        for t in range(_FEEDBACK_TILE):
+        for t in range(_BLOCK_TILE):
             x, y = even_values[t], odd_values[t]
             p, q = nearest(abs(x), 3, even_top), nearest(abs(y), 1, odd_top)
             p, q = np.copysign(p, x), np.copysign(q, y)
-            e, f = (x - p) / scale, (y - q) / scale
+            e, f = (x - p) * inverse, (y - q) * inverse
             a, b = even_costs[t] + e * e, odd_costs[t] + f * f
             chosen = b < a
             new_cost[t], odd[t] = (b if chosen else a), (_ONE if chosen else _ZERO)
             codes[t], errors[t] = (q if chosen else p), (f if chosen else e)
     else:
-        for t in range(_FEEDBACK_TILE):
+        for t in range(_BLOCK_TILE):
             x, y = even_values[t], odd_values[t]
             p, q = nearest(abs(x), 0, even_top), nearest(abs(y), 2, odd_top)
             p, q = np.copysign(p, x), np.copysign(q, y)
-            e, f = (x - p) / scale, (y - q) / scale
+            e, f = (x - p) * inverse, (y - q) * inverse
             a, b = even_costs[t] + e * e, odd_costs[t] + f * f
             chosen = b < a
             new_cost[t], odd[t] = (b if chosen else a), (_ONE if chosen else _ZERO)
@@ -169,10 +175,35 @@ def _reach(
 
 
 @register_jitable
-def _feed_back(
-    state: int, residual: Array, factor: Any, errors: Array, odd: Array, out: Array
+def _feed_back(residual: Array, factor: Any, errors: Array, odd: Array, out: Array) -> None:
+    """Take what a value's errors ask for from a value behind it, for all paths of a tile."""
+    for t in range(_BLOCK_TILE):
+        r0, r1, r2, r3 = residual[t], residual[_AT1 + t], residual[_AT2 + t], residual[_AT3 + t]
+        r4, r5 = residual[_AT4 + t], residual[_AT5 + t]
+        r6, r7 = residual[_AT6 + t], residual[_AT7 + t]
+        out[t] = (r4 if odd[t] > _HALF else r0) - factor * errors[t]
+        out[_AT1 + t] = (r6 if odd[_AT1 + t] > _HALF else r2) - factor * errors[_AT1 + t]
+        out[_AT2 + t] = (r0 if odd[_AT2 + t] > _HALF else r4) - factor * errors[_AT2 + t]
+        out[_AT3 + t] = (r2 if odd[_AT3 + t] > _HALF else r6) - factor * errors[_AT3 + t]
+        out[_AT4 + t] = (r3 if odd[_AT4 + t] > _HALF else r5) - factor * errors[_AT4 + t]
+        out[_AT5 + t] = (r7 if odd[_AT5 + t] > _HALF else r1) - factor * errors[_AT5 + t]
+        out[_AT6 + t] = (r5 if odd[_AT6 + t] > _HALF else r3) - factor * errors[_AT6 + t]
+        out[_AT7 + t] = (r1 if odd[_AT7 + t] > _HALF else r7) - factor * errors[_AT7 + t]
+
+
+@register_jitable
+def _trace_back(
+    cost: Array, odd: Array, found: Array, states: Array, codes: Array, errors: Array
 ) -> None:
-    """Take what a value's error asks for from a value behind it, for the rows of a tile."""
-    even_values, odd_values = residual[EVEN[state]], residual[ODD[state]]
-    for t in range(_FEEDBACK_TILE):
-        out[t] = (odd_values[t] if odd[t] > _HALF else even_values[t]) - factor * errors[t]
+    """Follow the best path of each row of a tile back to where it began."""
+    count, width = codes.shape
+    for t in range(width):
+        state = 0
+        for m in range(1, STATES):
+            if cost[m * _BLOCK_TILE + t] < cost[state * _BLOCK_TILE + t]:
+                state = m
+        states[t] = state
+        for i in range(count - 1, -1, -1):
+            at = state * _BLOCK_TILE + t
+            codes[i, t], errors[i, t] = found[0, i, at], found[1, i, at]
+            state = ODD[state] if odd[i, at] > _HALF else EVEN[state]

@@ -164,7 +164,7 @@ def define_block(
     cost[states, np.arange(rows)] = 0
     steps = []
     for i in range(count):
-        odd, cost, found, error = _reach(residual[i], factor[i, i], tops, cost)
+        odd, cost, found, error = _reach(residual[i], np.float32(1) / factor[i, i], tops, cost)
         steps.append((odd, found, error))
         residual = np.where(odd, residual[:, ODD], residual[:, EVEN])
         residual[i + 1 :] -= factor[i, i + 1 :, None, None] * error
@@ -175,7 +175,7 @@ def define_block(
         state = np.where(odd[state, each], ODD[state], EVEN[state])
 
 
-def _reach(residual: Floats, scale: np.float32, tops: Floats, cost: Floats) -> tuple[Floats, ...]:
+def _reach(residual: Floats, inverse: np.float32, tops: Floats, cost: Floats) -> tuple[Floats, ...]:
     """Choose the better of the two ways that lead to each state: whether it is the odd one, its
     cost, its code, and its error.
     """
@@ -186,7 +186,7 @@ def _reach(residual: Floats, scale: np.float32, tops: Floats, cost: Floats) -> t
         for state, subset in enumerate(SUBSETS[before & 1, parity]):
             found[state] = nearest(np.abs(values[state]), subset, tops[subset])
         np.copysign(found, values, out=found)
-        error = (values - found) / scale
+        error = (values - found) * inverse
         ways.append((cost[before] + error * error, found, error))
     odd = ways[1][0] < ways[0][0]
     return (odd, *(np.where(odd, *way) for way in zip(*reversed(ways))))
