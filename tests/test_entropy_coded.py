@@ -117,10 +117,12 @@ def test_layout_takes_no_more_than_it_must(model, tmp_path, rank):
     assert kinds.count("blocks") <= 3
 
 
+@pytest.mark.parametrize("trellis", [False, True])
 @pytest.mark.parametrize("rank", ["none", "auto"])
-def test_sizes_are_predicted(model, tmp_path, rank):
+def test_sizes_are_predicted(model, tmp_path, rank, trellis):
     """The predicted bytes are those of the file within 0.5 %."""
-    given = {"bits": "auto", "size": "50%", "calibrate": model[1], "rank": rank}
+    given = {"bits": "auto", "size": "50%", "calibrate": model[1], "rank": rank,
+             "trellis": trellis}  # fmt: skip
     log = Log()
     result = tolpack.build(model[0], tmp_path / "p.tolpack", reporter=log, **given)
     (said,) = [line for line in log.said if "bytes is predicted" in line]

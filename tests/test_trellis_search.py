@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("scipy")
 
-from tolpack.codecs.ans.trellis import NEXT, codes_of, in_set, levels_of
+from tolpack.codecs.ans.trellis import NEXT, codes_of, in_set, levels_and_sets, levels_of
 from tolpack.compress.entropy import trellis_search
 from tolpack.compress.entropy.quantizers import (
     BasisQuantizer,
@@ -20,7 +20,6 @@ from tolpack.compress.entropy.quantizers import (
 )
 from tolpack.compress.entropy.trellis_search import (
     STEP_RATIO,
-    levels_and_sets,
     search_block,
     search_codes,
     subset_tops,
@@ -165,7 +164,7 @@ def test_a_trellis_saves_a_tenth_of_a_bit(size):
     plain, error = quantizer.quantize(rows, np.ones(2000, np.float32))
     steps = np.full(2000, np.float32(STEP_RATIO))
     stored, found = RoundingQuantizer(64, 127, 1).quantize(rows, steps)
-    levels, sets = levels_and_sets(np.rint(stored / steps[:, None]).astype(np.int16), 1)
+    levels, sets = levels_and_sets(np.rint(stored / steps[:, None]).astype(np.int16), 64)
     gained = 0.5 * np.log2(np.square(error).mean() / np.square(found).mean())
     saved = entropy(plain, np.zeros(plain.shape)) - entropy(levels, sets)
     assert saved + gained > 0.08
@@ -215,6 +214,6 @@ def test_compensation_along_a_trellis_is_better_than_without():
         stored, error = quantizer.quantize(rows, steps)
         costs.append(np.einsum("ti,ij,tj->t", error, metric, error).mean())
         codes = np.rint(stored / steps[:, None]).astype(np.int16)
-        split = levels_and_sets(codes, 1) if lanes else (codes, np.zeros(codes.shape))
+        split = levels_and_sets(codes, 96) if lanes else (codes, np.zeros(codes.shape))
         bits.append(entropy(*split))
     assert 0.5 * np.log2(costs[0] / costs[1]) + bits[0] - bits[1] > 0.08

@@ -12,7 +12,9 @@ _LARGEST = 2047
 _RUN_ROWS = 2048
 
 
-def code_bytes(codes: Floats, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+def code_bytes(
+    codes: Floats, rows: NDArray[np.float64], sets: NDArray[np.uint8] | None = None
+) -> NDArray[np.float64]:
     """Bytes of an ideal coder that learns every component's distribution in every run of tokens.
 
     Parameters
@@ -21,22 +23,29 @@ def code_bytes(codes: Floats, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         float32 (n, components), whole numbers, tokens in the order of their frequency.
     rows : ndarray
         float64 (n,): how many rows each one stands for.
+    sets : ndarray, optional
+        uint8 (n, components), 0 or 1: which of two distributions the coder has for a code, as with
+        levels along a trellis (`tolpack.codecs.ans.trellis`). Default: one distribution.
 
     Returns
     -------
     ndarray
-        float64 (components,): the entropy, and what an adaptive coder needs to learn it, half a
-        ``log2`` of the number of rows for every code that occurs (Rissanen 1986).
+        float64 (components,): the entropy, given the sets, and what an adaptive coder needs to
+        learn it, half a ``log2`` of the number of rows for every code that occurs (Rissanen 1986).
     """
     total = np.zeros(codes.shape[1])
     for start in range(0, len(codes), _RUN_ROWS):
         part = np.clip(codes[start : start + _RUN_ROWS], -_LARGEST, _LARGEST).astype(np.int64)
         stands_for = float(rows[start : start + _RUN_ROWS].sum())
+        if sets is not None:
+            part += (2 * _LARGEST + 1) * sets[start : start + _RUN_ROWS].astype(np.int64)
         for n in range(part.shape[1]):
             counts = np.bincount(part[:, n] + _LARGEST)
+            of_set = np.add.reduceat(counts, range(0, len(counts), 2 * _LARGEST + 1))
+            of_set = np.repeat(of_set, 2 * _LARGEST + 1)[: len(counts)][counts > 0]
             counts = counts[counts > 0]
             share = counts / len(part)
-            bits = -stands_for * float((share * np.log2(share)).sum())
+            bits = -stands_for * float((share * np.log2(counts / of_set)).sum())
             total[n] += (bits + 0.5 * len(counts) * np.log2(max(stands_for, 2))) / 8
     return total
 

@@ -2,7 +2,8 @@
 
 Read from the pack itself: whole blocks, spread over all chunks. Per layer the codes' adaptive
 entropy, and the Gaussian rate–distortion function at the same distortion
-(`tolpack.codecs.code_entropy`), both in bits per stored value.
+(`tolpack.codecs.code_entropy`), both in bits per stored value. Codes along a trellis are counted by
+their levels, given the sets of their states; what distortion they have does not follow from them.
 
 A hostile header may claim thousands of chunks, each of blocks that decompress to megabytes. Then
 some chunks stand for their neighbours too, and no more is read than of other packs.
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tolpack.codecs.ans.trellis import levels_and_sets, run_length
 from tolpack.codecs.code_entropy import code_bytes, gaussian_bytes
 from tolpack.codecs.encodings import Encoding
 from tolpack.codecs.record import RecordLayout, Run, record_layout
@@ -22,7 +24,7 @@ from tolpack.codecs.step_integers import StepIntegerCodec
 from tolpack.container.chunk_view import ChunkView
 from tolpack.container.verified_reader import Container
 from tolpack.reading.block_decompression import decompress_blocks
-from tolpack.runtime.array_types import Bytes, Floats
+from tolpack.runtime.array_types import Bytes, Doubles, Floats
 
 # Rows, and bytes of their records, that are looked at; of a small file no more than so many bytes
 # beyond its own.
@@ -41,20 +43,21 @@ _MAX_CODES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class CodeRate:
-    """One layer, in bits per stored value."""
+    """One layer, in bits per stored value; ``gaussian_bits`` is ``None`` along a trellis."""
 
     entropy_bits: float
-    gaussian_bits: float
+    gaussian_bits: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class RecordSample:
     """Records of chunk number ``chunk``, uint8 (n, record_bytes), and the rows that each one stands
-    for. ``runs``: by kept field.
+    for. ``runs``: by kept field; ``lanes``: of a trellis, or 0.
     """
 
     chunk: int
     runs: list[list[Run]]
+    lanes: int
     records: Bytes
     stands_for: float
 
@@ -74,17 +77,34 @@ def code_rates(container: Container) -> list[CodeRate] | None:
     samples = sampled_records(container)
     rows = np.concatenate([np.full(len(one.records), one.stands_for) for one in samples])
     rates = []
-    width = max(1, _MAX_CODES // len(rows))
     for kept, field in enumerate(container.table.kept_fields):
-        entropy = gaussian = 0.0
-        for start in range(0, field.stored_values, width):
-            stop = min(start + width, field.stored_values)
-            codes = np.concatenate([_codes(one, kept, start, stop) for one in samples])
+        entropy, gaussian = _field_bytes(samples, kept, field.stored_values, rows)
+        scale = 8 / (container.table.rows * field.stored_values)
+        rates.append(CodeRate(entropy * scale, None if gaussian is None else gaussian * scale))
+    return rates
+
+
+def _field_bytes(
+    samples: list[RecordSample], kept: int, values: int, rows: Doubles
+) -> tuple[float, float | None]:
+    """Return the bytes of a field's `values` codes, as of `code_bytes` and `gaussian_bytes`."""
+    lanes = np.concatenate([np.full(len(one.records), one.lanes) for one in samples])
+    states = np.zeros(len(rows), np.uint8) if lanes.any() else None
+    entropy = gaussian = 0.0
+    width = max(1, _MAX_CODES // len(rows))
+    for start in range(0, values, width):
+        stop = min(start + width, values)
+        codes = np.concatenate([_codes(one, kept, start, stop) for one in samples])
+        if states is None:
             entropy += float(code_bytes(codes, rows).sum())
             gaussian += float(gaussian_bytes(codes, rows).sum())
-        scale = 8 / (container.table.rows * field.stored_values)
-        rates.append(CodeRate(entropy * scale, gaussian * scale))
-    return rates
+        else:
+            lengths = run_length(values, np.maximum(lanes, 1))
+            levels, sets = levels_and_sets(codes.astype(np.int16), lengths, start, states)
+            plain = lanes == 0
+            levels[plain], sets[plain] = codes[plain], 0
+            entropy += float(code_bytes(levels.astype(np.float32), rows, sets).sum())
+    return entropy, gaussian if states is None else None
 
 
 def _has_steps(encoding: Encoding) -> bool:
@@ -120,8 +140,11 @@ def sampled_records(container: Container) -> list[RecordSample]:
     for number in range(0, len(views), every):
         records = _spread(container, number, blocks[number])
         total = sum(view.chunk.rows for view in views[number : number + every])
-        own = runs[views[number].chunk.encoding]
-        found.append(RecordSample(number, own, records, total / len(records)))
+        encoding = views[number].chunk.encoding
+        coder = container.header.encodings[encoding].coder
+        lanes = coder.lanes if coder is not None and coder.trellis else 0
+        stands_for = total / len(records)
+        found.append(RecordSample(number, runs[encoding], lanes, records, stands_for))
     return found
 
 

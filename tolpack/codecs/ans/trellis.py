@@ -31,6 +31,43 @@ def levels_of(codes: NDArray[Any], states: NDArray[Any]) -> NDArray[Any]:
     return found
 
 
+def run_length(count: int, lanes: Any) -> Any:
+    """Return how many values of a field of `count` a lane has, but for the last lanes."""
+    return -(-count // lanes)
+
+
+def levels_and_sets(
+    codes: NDArray[np.int16], lengths: Any, first: int = 0, states: NDArray[np.uint8] | None = None
+) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
+    """Return the levels of a field's codes along the trellis, and the sets they are of.
+
+    Parameters
+    ----------
+    codes : ndarray
+        int16 (n, count), of values `first` … of the field.
+    lengths : int or ndarray
+        As of `run_length`, for all rows or int (n,) for each: every run begins in state 0.
+    first : int
+        Number of the first value.
+    states : ndarray, optional
+        uint8 (n,): states ahead of the codes; receives those behind. Needed where `first` is not 0.
+
+    Returns
+    -------
+    levels, sets : ndarray
+        int16 and uint8 (n, count).
+    """
+    levels, sets = np.empty(codes.shape, np.int16), np.empty(codes.shape, np.uint8)
+    states = np.zeros(len(codes), np.uint8) if states is None else states
+    following = NEXT.astype(np.uint8)
+    for i in range(codes.shape[1]):
+        states *= (first + i) % lengths != 0
+        sets[:, i] = states & 1
+        levels[:, i] = found = levels_of(codes[:, i], sets[:, i].astype(np.int16))
+        states[:] = following[states, found & 1]
+    return levels, sets
+
+
 def in_set(codes: NDArray[Any], states: NDArray[Any]) -> NDArray[np.bool_]:
     """Whether codes are in the sets of these states."""
     inside: NDArray[np.bool_] = ((codes + (states & 1)) & 1 == 0) | (codes == 0)

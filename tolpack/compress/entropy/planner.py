@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.codecs.ans.trellis import levels_and_sets, run_length
 from tolpack.codecs.code_entropy import code_bytes
 from tolpack.codecs.encodings import Encoding, FieldEncoding, Part
 from tolpack.compress.chunks import ChunkSpan, chunks_by_step, step_exponent
@@ -30,7 +31,7 @@ from tolpack.compress.entropy.slot_sample import FrequencySteps, SlotSample, sam
 from tolpack.compress.entropy.step_search import search_error, search_loss, search_size
 from tolpack.compress.entropy.table_coding import TableCoding, trellis_lanes
 from tolpack.compress.entropy.table_quantizer import Candidate, TableQuantizer
-from tolpack.compress.entropy.trellis_search import STEP_RATIO, levels_and_sets
+from tolpack.compress.entropy.trellis_search import STEP_RATIO
 from tolpack.compress.header_size import PlannedHeader
 from tolpack.compress.plan import Plan, PlanInputs, PlannedChunk
 from tolpack.container.index import index_bytes
@@ -249,8 +250,8 @@ class EntropyCodedPlanner:
     def _say_rates(self, candidate: Candidate, coding: TableCoding) -> None:
         """Tell what the rows' codes take, next to a bound."""
         least = sum(
-            float(code_bytes(levels.astype(np.float32), self.sample.rows).sum())
-            for levels, _ in self._levels(candidate).values()
+            float(code_bytes(levels.astype(np.float32), self.sample.rows, sets).sum())
+            for levels, sets in self._levels(candidate).values()
         )
         stored = sum(coding.chunk_bytes(chunk) for chunk in range(len(self.spans)))
         by_models = sum(coding.rows.bits) / 8
@@ -270,7 +271,8 @@ class EntropyCodedPlanner:
             codes = np.rint(stored / layer_steps(steps, self.quantizer.unit(layer))[:, None])
             whole = codes.astype(np.int16)
             if candidate.lanes:
-                found[layer] = levels_and_sets(whole, candidate.lanes)
+                length = run_length(whole.shape[1], candidate.lanes)
+                found[layer] = levels_and_sets(whole, length)
             else:
                 found[layer] = whole, np.zeros(whole.shape, np.uint8)
         return found
@@ -278,8 +280,9 @@ class EntropyCodedPlanner:
     def layer_bytes(self, candidate: Candidate) -> dict[int, float]:
         """Predict what each kept layer takes of the file, its basis included."""
         found = {}
-        for layer, (levels, _) in self._levels(candidate).items():
-            found[layer] = float(code_bytes(levels.astype(np.float32), self.sample.rows).sum())
+        for layer, (levels, sets) in self._levels(candidate).items():
+            each = code_bytes(levels.astype(np.float32), self.sample.rows, sets)
+            found[layer] = float(each.sum())
             scales = candidate.components[layer].scales
             if scales is not None:
                 found[layer] += float(self.quantizer.bases[layer].row_bytes(scales).sum())

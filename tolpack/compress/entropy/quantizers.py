@@ -25,12 +25,8 @@ import scipy.linalg
 import torch
 from numpy.typing import NDArray
 
-from tolpack.compress.entropy.trellis_search import (
-    run_length,
-    search_block,
-    search_codes,
-    subset_tops,
-)
+from tolpack.codecs.ans.trellis import run_length
+from tolpack.compress.entropy.trellis_search import search_block, search_codes, subset_tops
 from tolpack.compress.low_rank import Spectrum, spectrum
 from tolpack.runtime.array_types import Doubles, Floats
 from tolpack.runtime.scratch import SpilledArray

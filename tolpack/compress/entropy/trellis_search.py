@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tolpack.codecs import kernels
-from tolpack.codecs.ans.trellis import NEXT, STATES, levels_of
+from tolpack.codecs.ans.trellis import STATES, run_length
 from tolpack.codecs.kernels import Kernel
 from tolpack.compress.entropy.trellis_tables import EVEN, FAR, ODD, SUBSET_COUNT, SUBSETS
 from tolpack.runtime.array_types import Floats, Ints
@@ -62,28 +61,6 @@ def search_codes(values: Floats, limits: Floats, lanes: int) -> Floats:
         else:
             loops.run(values[run], tops[run], out[run])
     return out
-
-
-def levels_and_sets(
-    codes: NDArray[np.int16], lanes: int
-) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
-    """Return the levels of a field's codes along a trellis, and the sets they are of: int16 and
-    uint8 (n, stored values), as `codes`.
-    """
-    levels, sets = np.empty_like(codes), np.empty(codes.shape, np.uint8)
-    length = run_length(codes.shape[1], lanes)
-    for start in range(0, codes.shape[1], length):
-        states = np.zeros(len(codes), np.int64)
-        for i in range(start, min(start + length, codes.shape[1])):
-            found = levels_of(codes[:, i].astype(np.int64), states)
-            levels[:, i], sets[:, i] = found, states & 1
-            states = NEXT[states, found & 1]
-    return levels, sets
-
-
-def run_length(count: int, lanes: int) -> int:
-    """Return how many values of a field of `count` are in a lane, but for the last lanes."""
-    return -(-count // lanes)
 
 
 def subset_tops(limits: Floats) -> Floats:
