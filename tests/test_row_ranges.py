@@ -31,6 +31,8 @@ PLANS = {
     "fixed, frames": ("table", "none", 4, "none", {}),
     "entropy": ("model", "none", "auto", "none", {"size": "60%"}),
     "entropy with a basis and a dropped layer": ("model", "auto", "auto", "1", {"size": "60%"}),
+    "trellis": ("model", "none", "auto", "none", {"size": "60%", "trellis": True}),
+    "trellis, with a basis": ("model", "8", "auto", "none", {"size": "60%", "trellis": True}),
     "entropy, read": ("ngrams", "none", "auto", "none", {"max_relative_error": "5%"}),
     "lossless": ("table", "none", "lossless", "none", {}),
     "lossless, raw": ("table", "none", "lossless", "none", {"compression": "none"}),
@@ -69,7 +71,7 @@ def planned(request, inputs, tmp_path_factory):
     sources = open_tables(inputs[name])
     build_settings = BuildSettings.parse(
         rank, bits, drop, more.get("size"), None, more.get("compression", "auto"),
-        more.get("max_relative_error"),
+        more.get("max_relative_error"), trellis=more.get("trellis", False),
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("planned")
     with open_workspace(sources, folder, Resources(threads=2), Reporter()) as workspace:
