@@ -79,9 +79,11 @@ def test_the_loss_allowed_is_used_and_not_passed(tmp_path, rank):
     assert found.ppl_increase_pct < 4.0
 
 
-@pytest.mark.parametrize("size", ["12%", "18%", "25%"])
+@pytest.mark.parametrize(
+    ("size", "trellis"), [("12%", False), ("18%", False), ("25%", False), ("18%", True)]
+)
 @pytest.mark.parametrize("rank", ["none", "auto"])
-def test_size_is_met_from_below(tmp_path, size, rank):
+def test_size_is_met_from_below(tmp_path, size, trellis, rank):
     """The file ends at 0.96 to 1.00 of a size, in one attempt. A block of these short rows holds
     twice as many from some step on, so that no file is larger by less than 4 %.
     """
@@ -89,8 +91,9 @@ def test_size_is_met_from_below(tmp_path, size, rank):
     np.save(tmp_path / "ids.npy", models.zipf_ids(6000, 20_000))
     log = Log()
     result = tolpack.build(
-        path, rank=rank, bits="auto", size=size, calibrate=tmp_path / "ids.npy", reporter=log
-    )
+        path, rank=rank, bits="auto", size=size, calibrate=tmp_path / "ids.npy", reporter=log,
+        trellis=trellis,
+    )  # fmt: skip
     share = result.bytes / (float(size[:-1]) / 100 * 2 * 20_000 * 4 * 16)
     assert 0.96 <= share <= 1.0
     assert [name for name, _, _ in log.phases].count("encoding") == 1
