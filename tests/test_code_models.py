@@ -41,15 +41,15 @@ def test_fitted_models_cost_little_more_than_the_entropy(largest):
 
 
 def test_the_predicted_cost_is_that_of_the_coder():
-    """The cost of a chunk is what its coder says, times the rows that a sampled one stands for, but
-    for groups, whose cost is expected by the model; payloads are longer by 2 bytes or so.
+    """The cost of a chunk is what its coder says, times the rows that a sampled one stands for;
+    payloads are longer by 2 bytes or so.
     """
     chunks = [laplace(n, 40, seed=n).astype(np.int16) for n in (300, 500)]
     models, (found,) = fit_models(SampledCodes(chunks, [1.0, 2.5]))
     for number, (codes, rows) in enumerate(zip(chunks, (1.0, 2.5))):
         own = coder(models, found, number)
         cost = float(own.cost_bits(codes).sum())
-        assert found.bits[number] == pytest.approx(rows * cost, rel=2e-3)
+        assert found.bits[number] == pytest.approx(rows * cost, rel=1e-9)
         stored = sum(map(len, own.encode(codes, 1)))
         assert 1.5 < (stored - cost / 8) / len(codes) < 2.5
 

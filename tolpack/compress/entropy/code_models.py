@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.codecs.ans.alphabets import LARGEST_IN_GROUP, SLOT_BITS, SLOTS, group_symbols
-from tolpack.codecs.ans.models import ESCAPE_BITS, LARGEST_SHIFT
+from tolpack.codecs.ans.models import ESCAPE_BITS, LARGEST_SHIFT, CodeModels
+from tolpack.codecs.ans.row_coder import RowCoder
 from tolpack.compress.entropy.code_histograms import (
     BIN_WIDTHS,
     BINS,
@@ -26,6 +27,8 @@ from tolpack.compress.entropy.code_histograms import (
 )
 from tolpack.runtime.array_types import Doubles, Ints
 
+# Codes of a chunk that are looked at for what groups cost.
+_RATIO_CODES = 1 << 18
 # Groups are as large as may be without costing a larger share of bits.
 _MOST_LOST = 0.005
 _PER_OCTAVE, _MOST_CLASSES = 6, 40
@@ -67,16 +70,18 @@ def fit_models(*codes: SampledCodes) -> tuple[NDArray[np.uint16], tuple[FittedCl
     costs, first, found = costs_in_bits(models), 0, []
     for one, (classes, rows), own in zip(codes, grouped, counts):
         span = slice(first, first + len(own))
-        if one.set_count == 1:
-            costs[span] *= 1 + _add_groups(models[span])[:, None]
-        bits = tuple(
+        bits = [
             float(
                 (one.class_counts(n, classes[row], len(own) // one.set_count) * costs[span]).sum()
             )
             for n, row in enumerate(rows)
-        )
+        ]
+        if one.set_count == 1:
+            _add_groups(models[span])
+            ratios = _group_ratios(one.levels, classes, rows, models[span])
+            bits = [ratio * cost for ratio, cost in zip(ratios, bits)]
         numbers = (first + classes * one.set_count).astype(np.uint8)
-        found.append(FittedClasses(numbers, rows, bits))
+        found.append(FittedClasses(numbers, rows, tuple(bits)))
         first += len(own)
     return models, tuple(found)
 
@@ -257,17 +262,34 @@ def _frequencies(counts: Doubles, escaped: float) -> tuple[Ints, float]:
     return slots, float(bits)
 
 
-def _add_groups(models: NDArray[np.uint16]) -> Doubles:
-    """Give models, uint16 (M, W), groups as large as cost at most `_MOST_LOST` more bits; returns
-    the share of bits that the groups of each cost.
-    """
-    found = np.zeros(len(models))
-    for n, model in enumerate(models):
+def _add_groups(models: NDArray[np.uint16]) -> None:
+    """Give models, uint16 (M, W), groups as large as cost at most `_MOST_LOST` more bits."""
+    for model in models:
         for size in sorted(LARGEST_IN_GROUP, reverse=True) if not model[0] else ():
-            loss = group_loss(model, size)
-            if loss <= _MOST_LOST:
-                model[0], found[n] = 256 * (size - 1), max(loss, 0.0)
+            if group_loss(model, size) <= _MOST_LOST:
+                model[0] = 256 * (size - 1)
                 break
+
+
+def _group_ratios(
+    levels: Sequence[NDArray[np.int16]],
+    classes: NDArray[np.uint8],
+    rows: tuple[int, ...],
+    models: NDArray[np.uint16],
+) -> list[float]:
+    """Return how many times as many bits each chunk takes with groups, by some of its rows."""
+    checked, found = CodeModels.of(models, "models"), []
+    without = models.copy()
+    without[:, 0] %= 256
+    alone = CodeModels.of(without, "models")
+    for own, row in zip(levels, rows):
+        some = own[:: max(1, own.size // _RATIO_CODES)]
+        of_row = classes[row].astype(np.uint8)
+        grouped, single = (
+            RowCoder((len(of_row),), of_row, one, 1, False).cost_bits(some).sum()
+            for one in (checked, alone)
+        )
+        found.append(float(grouped / single) if single else 1.0)
     return found
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.codecs.ans.basis_coder import BasisCoder
 from tolpack.codecs.ans.models import CodeModels
+from tolpack.codecs.ans.row_coder import RowCoder
 from tolpack.codecs.encodings import CoderSettings
 from tolpack.codecs.frames import FRAMES
 from tolpack.compress.chunks import ChunkSpan
@@ -27,9 +29,10 @@ _SHORT_ROW, _MAX_BLOCK_ROWS = 48, 64
 # Bytes of codes from which on a block has several lanes, and how many: a processor takes values out
 # of them at once.
 _LONG_BLOCK, _LANES = 4096, 4
-# Bytes of a lane beside its codes, and of a single lane: half of one for rounding, and what codes
-# take that are put into a small state.
-_LANE_BYTES, _SINGLE_LANE_BYTES = 3, 2.3
+# Bytes of a lane beside its codes, where there are several.
+_LANE_BYTES = 3
+# Blocks that are coded to see what a single lane takes, and codes of each.
+_TRIAL_BLOCKS, _TRIAL_CODES = 256, 256
 # Values from which on a row along a trellis has several lanes: they are searched one by one, so
 # their number is decided before anything is known of the codes.
 _LONG_ROW = 1 << 14
@@ -38,6 +41,26 @@ _LONG_ROW = 1 << 14
 def trellis_lanes(values: int) -> int:
     """Return the lanes of a trellis through rows of so many stored values."""
     return _LANES if values >= _LONG_ROW else 1
+
+
+@lru_cache(256)
+def single_lane_bytes(model: bytes) -> float:
+    """Return what a single lane takes beside its codes, in bytes.
+
+    It begins with a state of no bits, and codes take more than their share while it is small: how
+    much more depends on the model of the first ones, uint16 (W,). Random codes of it are coded.
+    """
+    models = CodeModels.of(np.frombuffer(model, np.uint16)[None], "models")
+    source, shape = np.random.default_rng(0), (_TRIAL_BLOCKS, _TRIAL_CODES)
+    shares = models.alphabets.frequencies[0, : models.escape].astype(np.float64)
+    shares[models.largest_symbol] += 1e-9  # if there are escapes alone
+    symbols = source.choice(len(shares), shape, p=shares / shares.sum()) - models.largest_symbol
+    shift = int(models.shifts[0])
+    codes = (symbols << shift) + source.integers(0, 1 << shift, shape)
+    classes = np.zeros(_TRIAL_CODES, np.uint8)
+    coder = RowCoder((_TRIAL_CODES,), classes, models, 1, False)
+    stored = sum(map(len, coder.encode(codes, 1)))
+    return (stored - float(coder.cost_bits(codes).sum()) / 8) / _TRIAL_BLOCKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +131,7 @@ class TableCoding:
     def chunk_bytes(self, chunk: int) -> float:
         """Predict what the blocks of a chunk take."""
         blocks = -(-self.spans[chunk].rows // self.rows_per_block(chunk))
-        lanes = self.lanes(chunk)
-        each = _LANE_BYTES * lanes if lanes > 1 else _SINGLE_LANE_BYTES
-        each += FRAMES["ans"].checksum_bytes
+        each = self._lane_bytes(chunk) + FRAMES["ans"].checksum_bytes
         return self.rows.bits[chunk] / 8 + blocks * each
 
     def basis_bytes(self, layer: int, basis: CodedBasis) -> int:
@@ -125,6 +146,14 @@ class TableCoding:
         models, shape = CodeModels.of(self.models, "models"), basis.codes.shape
         coder = BasisCoder.of(shape, self._classes_of(layer), models, _LANES)
         return np.frombuffer(coder.encode(basis.records), np.uint8)
+
+    def _lane_bytes(self, chunk: int) -> float:
+        """Predict what the lanes of a block of a chunk take beside their codes."""
+        lanes, classes = self.lanes(chunk), self.rows.classes[self.rows.class_rows[chunk]]
+        if lanes > 1:
+            return _LANE_BYTES * lanes
+        last = classes[-1] if self.trellis_lanes else classes.max()
+        return single_lane_bytes(self.models[last].tobytes())
 
     def _classes_of(self, layer: int) -> NDArray[np.uint8]:
         if self.bases is None:
