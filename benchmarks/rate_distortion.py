@@ -63,7 +63,7 @@ class Setting:
     name: str
     bytes: int
     memory: Memory
-    ideal: tuple[float, float, float] | None = None
+    ideal: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Experiment:
         )  # fmt: skip
         return Path(result.path)
 
-    def pack(self, family: str, name: str, **settings: str | int) -> Setting:
+    def pack(self, family: str, name: str, **settings: Any) -> Setting:
         """Build a pack; it stays open."""
         pack = tolpack.open(self.build(**settings))
         return Setting(family, name, pack.nbytes, ToLMemory(pack), ideal_bytes(pack))
@@ -138,7 +138,7 @@ class Experiment:
         name: str,
         table: np.ndarray,
         size: float,
-        ideal: tuple[float, float, float] | None = None,
+        ideal: tuple[float, ...] | None = None,
     ) -> Setting:
         """Return a table that was rounded in memory, and would take `size` bytes."""
         rows = torch.from_numpy(np.ascontiguousarray(table, np.float32).reshape(self.table.shape))
@@ -172,8 +172,9 @@ class Experiment:
         return Point(setting.family, setting.name, setting.bytes, ratio, **numbers, **ideal)
 
 
-def ideal_bytes(pack: tolpack.Pack) -> tuple[float, float, float] | None:
-    """Return what a pack would take with ideal coders of its codes; ``None`` without such codes.
+def ideal_bytes(pack: tolpack.Pack) -> tuple[float, ...] | None:
+    """Return what a pack would take with ideal coders of its codes; ``None`` without such codes,
+    and the entropy's alone along a trellis.
 
     R(D) is that of Gaussian codes of the same variances. Codes with heavier tails have an entropy
     that may be less than a tenth of a bit above it.
@@ -184,11 +185,11 @@ def ideal_bytes(pack: tolpack.Pack) -> tuple[float, float, float] | None:
         return None
     values = [container.table.rows * one.stored_values for one in container.table.kept_fields]
     rest = pack.nbytes - sum(view.length_bytes for view in container.chunks)
-    entropies = [rate.entropy_bits for rate in rates]
-    gaussians = np.array([rate.gaussian_bits for rate in rates])
-    bits = np.stack([entropies, gaussians, gaussians + ABOVE_GAUSSIAN_BITS], axis=1)
-    entropy, gaussian, above = np.array(values) @ bits / 8
-    return rest + entropy, rest + gaussian, rest + above
+    bits = [[rate.entropy_bits for rate in rates]]
+    gaussians = [rate.gaussian_bits for rate in rates if rate.gaussian_bits is not None]
+    if len(gaussians) == len(rates):
+        bits += [gaussians, [one + ABOVE_GAUSSIAN_BITS for one in gaussians]]
+    return tuple((rest + np.array(bits) @ values / 8).tolist())
 
 
 def settings(experiment: Experiment) -> Iterator[Setting]:
@@ -204,15 +205,16 @@ def settings(experiment: Experiment) -> Iterator[Setting]:
 def auto_settings(experiment: Experiment) -> Iterator[Setting]:
     """Build packs of ``--bits auto`` of given sizes, and of given limits."""
     given = experiment.arguments
-    for rank in ("auto", "none"):
-        family = f"--bits auto --rank {rank}"
+    for rank, trellis in itertools.product(("auto", "none"), (False, True)):
+        family = f"--bits auto --rank {rank}" + " --trellis" * trellis
         if given.only not in family:
             continue
+        settings = {"rank": rank, "bits": "auto", "trellis": trellis}
         for ratio in filter(None, given.ratios.split(",")):
             size = str(int(experiment.fp16_bytes / float(ratio)))
-            yield experiment.pack(family, f"× {ratio}", rank=rank, bits="auto", size=size)
+            yield experiment.pack(family, f"× {ratio}", **settings, size=size)
         for limit in filter(None, given.limits.split(",")):
-            yield experiment.pack(family, limit, rank=rank, bits="auto", max_ppl_increase=limit)
+            yield experiment.pack(family, limit, **settings, max_ppl_increase=limit)
 
 
 def pack_settings(experiment: Experiment) -> Iterator[Setting]:

@@ -13,7 +13,9 @@ from typing import Any
 # Families with a curve; the others are single settings.
 CURVES = {
     "--bits auto --rank auto": ("tab:blue", "o-", "pack: --bits auto --rank auto"),
+    "--bits auto --rank auto --trellis": ("navy", ".--", "pack: … --rank auto --trellis"),
     "--bits auto --rank none": ("tab:cyan", "o-", "pack: --bits auto --rank none"),
+    "--bits auto --rank none --trellis": ("teal", ".--", "pack: … --rank none --trellis"),
     "water-filling": ("tab:olive", "v-", "water-filling, ideal entropy coder"),
     "water-filling, steps by count": ("tab:brown", "^-", "water-filling, steps by count"),
     "bitshift trellis": ("tab:red", "D-", "bitshift trellis, 1 to 3 bits"),

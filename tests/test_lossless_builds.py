@@ -181,7 +181,7 @@ def test_size_is_divided_among_tables(two_tables, tmp_path):
     result = tolpack.build(two_tables, tmp_path / "p.tolpack", bits="auto", size=limit)
     assert 0.8 * limit < result.bytes <= limit
     with pytest.raises(ConfigError, match="table 'layer.0': --size of .* is too small"):
-        tolpack.build(two_tables, tmp_path / "q.tolpack", bits="auto", size="1%")
+        tolpack.build(two_tables, tmp_path / "q.tolpack", bits="auto", size="0.3%")
     by_table = {layer.table: layer.bytes for layer in result.layers}
     assert by_table["layer.2"] / by_table["layer.0"] == pytest.approx(TWO[2] / TWO[0], rel=0.15)
 
