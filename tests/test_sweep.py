@@ -307,6 +307,7 @@ def test_results_as_table_json_and_csv(memoryllm, token_ids, tmp_path):
     assert len(found["skipped"]) == 1
     lines = list(csv.DictReader((tmp_path / "r.csv").read_text().splitlines()))
     assert [line["bits"] for line in lines] == ["", "4", "8"]
+    assert set(found["packs"][1]["setting"]) <= set(lines[0])
     assert [int(line["bytes"]) for line in lines] == [one["bytes"] for one in found["packs"]]
     for name in ("kl_mean_nats", "kl_mean_se_nats", "kl_median_nats", "kl_p99_nats", "kl_max_nats",
                  "top1_agreement_pct", "top1_agreement_se_pct"):  # fmt: skip

@@ -18,6 +18,7 @@ import tolpack
 from tolpack.cli import main
 from tolpack.codecs.ans.trellis import NEXT, codes_of, levels_and_sets
 from tolpack.codecs.code_entropy import code_bytes
+from tolpack.compress.entropy import table_coding
 from tolpack.errors import ConfigError
 from tolpack.evaluation.sweep_grid import PackOptions, parse_grids
 
@@ -48,6 +49,21 @@ def built(tmp_path_factory):
 
 def header_of(result):
     return split(result.path.read_bytes())[1]
+
+
+def test_long_rows_have_four_lanes(tmp_path, monkeypatch):
+    """A lane is a trellis of its own: rows that are searched in four are read by every reader."""
+    monkeypatch.setattr(table_coding, "_LONG_ROW", 1)
+    path = models.save_model(tmp_path, **{**MODEL, "vocab_size": 500})
+    result = tolpack.build(
+        path, tmp_path / "p.tolpack", rank="none", bits="auto", size="60%", trellis=True
+    )
+    assert {one["lanes"] for one in header_of(result)["encodings"]} == {4}
+    decoder = decode.Pack(result.path.read_bytes())
+    with tolpack.open(result.path) as pack:
+        assert pack.verify() == []
+        rows, theirs = pack.rows([7, 499]), np.stack([decoder.row(7), decoder.row(499)])
+        assert np.abs(rows - theirs).max() <= 1e-5 * np.abs(rows).max()
 
 
 @pytest.mark.parametrize("rank", ["none", "auto"])

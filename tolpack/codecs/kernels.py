@@ -70,7 +70,7 @@ class Kernel:
 
         try:
             return made(cache=True)
-        except KeyError:  # an option that another numba has not
+        except (KeyError, TypeError):  # an option that another numba has not
             return self._compiled_with({})
         except RuntimeError:  # nowhere to keep the result
             return made()

@@ -1,10 +1,10 @@
 """The index of a chunk's frames: blocks that are fetched and checked one at a time.
 
 An index block covers 512 frames: the first frame's offset in the chunk (u64), each frame's length
-with its checksum (u32), and a CRC-32. Lengths of entropy-coded blocks take two bytes each, or one
-above a shortest one, which then stands in the highest 16 bits of the offset, where they fit. Block
-*k* stands at a fixed place, so a lookup in a table of any size fetches one block of 0.5 to 2 KiB
-and opening fetches none (SPEC §8).
+with its checksum (u32), and a CRC-32. Where they fit, lengths of entropy-coded blocks take two
+bytes each, or one above a shortest one, which then stands in the highest 16 bits of the offset.
+Block *k* stands at a fixed place, so a lookup in a table of any size fetches one block of 0.5 to 2
+KiB and opening fetches none (SPEC §8).
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ from tolpack.runtime.array_types import Bytes
 
 # Chunks and rows of a table that may have such a map; its reader has four bytes for each row.
 MOST_CHUNKS, MOST_ROWS = 1 << 8, 1 << 24
+# Bytes of a map that are taken apart at a time.
+_PIECE = 1 << 15
 
 
 def chunk_bits(chunks: int) -> int:
@@ -44,10 +46,18 @@ def slots_of_chunks(packed: Bytes, chunk_rows: Sequence[int]) -> NDArray[Any] | 
     """
     bits, rows = chunk_bits(len(chunk_rows)), sum(chunk_rows)
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    numbers = (packed[:, None] >> shifts & ((1 << bits) - 1)).astype(np.uint8).reshape(-1)
-    if numbers[rows:].any() or np.bincount(numbers[:rows]).tolist() != list(chunk_rows):
-        return None
-    dtype = np.uint16 if rows <= 1 << 16 else np.uint32
-    slots = np.empty(rows, dtype)
-    slots[np.argsort(numbers[:rows], kind="stable")] = np.arange(rows, dtype=dtype)
-    return slots
+    ends = np.cumsum(chunk_rows)
+    ahead = ends - chunk_rows
+    slots = np.empty(rows, np.uint16 if rows <= 1 << 16 else np.uint32)
+    for start in range(0, len(packed), _PIECE):
+        own = packed[start : start + _PIECE, None] >> shifts & ((1 << bits) - 1)
+        numbers, first = own.astype(np.uint8).reshape(-1), start * (8 // bits)
+        numbers, behind = np.split(numbers, [rows - first])
+        counts = np.bincount(numbers, minlength=len(ends))
+        if behind.any() or len(counts) > len(ends) or (ahead + counts > ends).any():
+            return None
+        order = np.argsort(numbers, kind="stable")
+        before = np.cumsum(counts) - counts
+        slots[first + order] = np.repeat(ahead - before, counts) + np.arange(len(numbers))
+        ahead += counts
+    return slots if (ahead == ends).all() else None

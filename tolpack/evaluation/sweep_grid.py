@@ -71,7 +71,8 @@ class PackOptions:
     @property
     def duration_class(self) -> str:
         """Packs of one class take about the same time to build: losses take most of it."""
-        return "by loss" if "auto" in (self.rank, self.bits) else "plain"
+        by_loss = "by loss" if "auto" in (self.rank, self.bits) else "plain"
+        return f"{by_loss}, trellis" if self.trellis else by_loss
 
     def build_settings(self) -> BuildSettings:
         """Parse the options, or raise `ConfigError`."""

@@ -19,7 +19,7 @@ class CodeCosts:
     ``codes``: of its rows' codes by the models, from a sample of rows; ``states``: what blocks take
     beyond that and their checksums; ``checksums``; ``index``; ``models``: with the classes, those
     of bases included. ``stored_per_cost``: blocks without their checksums, for each byte of
-    ``codes``.
+    ``codes``; ``None`` if codes cost nothing.
     """
 
     codes: float
@@ -27,7 +27,7 @@ class CodeCosts:
     checksums: int
     index: int
     models: int
-    stored_per_cost: float
+    stored_per_cost: float | None
 
 
 def code_costs(container: Container) -> CodeCosts | None:
@@ -48,7 +48,7 @@ def code_costs(container: Container) -> CodeCosts | None:
     sections = [header.sections[number] for number in set(header.sections_of(container.table))]
     index = sum(one.length_bytes for one in sections if one.kind == "index")
     models = sum(one.length_bytes for one in sections if one.kind.startswith("code_"))
-    per_cost = payloads / codes if codes else 0.0
+    per_cost = payloads / codes if codes else None
     return CodeCosts(codes, payloads - codes, checksums, index, models, per_cost)
 
 

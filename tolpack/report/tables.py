@@ -269,10 +269,14 @@ def _parts(info: dict[str, Any]) -> str:
 
 def _coding_line(coding: dict[str, Any]) -> str:
     """Write what rows coded by models take, next to what their codes cost."""
-    sizes = {key: format_bytes(round(size)) for key, size in coding.items()}
+    per_cost = coding["stored_per_cost"]
+    stored = "stored" if per_cost is None else f"stored {100 * (per_cost - 1):+.1f} %"
+    sizes = {
+        key: format_bytes(round(size)) for key, size in coding.items() if key != "stored_per_cost"
+    }
     return (
         f"codes: {sizes['codes']} by the models, {sizes['entropy']} by their adaptive entropy; "
-        f"stored {100 * (coding['stored_per_cost'] - 1):+.1f} %: {sizes['states']} of states\n"
+        f"{stored}: {sizes['states']} of states\n"
         f"beside them: checksums {sizes['checksums']}, index {sizes['index']}, models and classes "
         f"{sizes['models']}"
     )

@@ -15,8 +15,8 @@ if TYPE_CHECKING:  # they load torch
     from tolpack.evaluation.evaluator import PackScore
     from tolpack.evaluation.experiment_runner import SweepResult
 
-_COLUMNS = ("rank", "bits", "drop", "size", "max_ppl_increase", "max_kld", "path", "text", "bytes",
-            "ratio_fp16", "bits_per_weight", "ppl", "ppl_se", "nll_nats", "tokens",
+_COLUMNS = ("rank", "bits", "drop", "size", "max_ppl_increase", "max_kld", "trellis", "path",
+            "text", "bytes", "ratio_fp16", "bits_per_weight", "ppl", "ppl_se", "nll_nats", "tokens",
             "ppl_increase_pct", "ppl_increase_se_pct", "kl_mean_nats", "kl_mean_se_nats",
             "kl_median_nats",
             "kl_p99_nats", "kl_max_nats", "top1_agreement_pct", "top1_agreement_se_pct",

@@ -222,8 +222,8 @@ def row_of_four_lanes(
         own = U(run_alphabets[r])
         own_slots, own_symbols = own << SLOT_BITS, own << EIGHT
         while n < run_ends[r]:
-            # No more symbols at once than there are words ahead.
-            last = min(run_ends[r] - 3, n + np.int64(words.shape[0]) - np.int64(at))
+            # No more symbols at once than there are words ahead: each takes one at most.
+            last = min(run_ends[r], n + np.int64(words.shape[0]) - np.int64(at)) - 3
             while n < last:
                 number0 = own_symbols | U(slots[own_slots | x0 & SLOT_MASK])
                 number1 = own_symbols | U(slots[own_slots | x1 & SLOT_MASK])
@@ -455,7 +455,7 @@ def decode(
     records : ndarray
         uint8 (sum of rows, record bytes), written to.
     found, codes, scratch : ndarray
-        Memory: uint64 (n, symbols) and the same as int16, with a trellis (n, V); uint64 (4, 16).
+        Memory: uint64 (n, symbols) and the same as int16, with a trellis (n, V); uint64 (4, 32).
         n is 4 for one lane, else 1.
     """
     block, record = 0, 0

@@ -82,8 +82,7 @@ def put_level(
 @register_jitable
 def encode_by_class(
     levels: Array, models: Array, sizes: Array, values: Array, alphabets: Array, symbols: Array,
-     numbers: Array, escapes: Array, shifts: Array, states: Array, words: Array,
-    start: Any,
+    numbers: Array, escapes: Array, shifts: Array, states: Array, words: Array, start: Any,
 ) -> Any:  # fmt: skip
     """Encode a row by class, the last symbol first; returns as `encode_trellis`."""
     for n in range(models.shape[0] - 1, -1, -1):

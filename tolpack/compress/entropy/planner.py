@@ -44,8 +44,9 @@ _MIN_CHUNK_ROWS = 64
 # What a chunk takes beside its rows: two halves of an alignment, its own in the header, and there a
 # part for each field; and a class for each value, of which a basis leaves about so many.
 _CHUNK_BYTES, _PART_BYTES, _VALUES_LEFT = SMALL_SECTION_ALIGNMENT + 300, 60, 0.6
-# Blocks that are shorter on average, in bytes, differ by less than a byte of an index holds.
-_EVEN_BLOCK = 256
+# Blocks that are shorter on average, in bytes, are taken to differ by less than a byte of an index
+# holds. They may yet differ by more, and then the size is met by another attempt.
+_EVEN_BLOCK = 200
 # A sample's largest code may be passed by this factor before a component's codes get 16 bits.
 _CODE_MARGIN = 1.5
 # A step that rounds as 4 bits do, in units of the root mean square: groups of 64 have their largest

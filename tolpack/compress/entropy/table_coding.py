@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.codecs.ans.alphabets import SLOTS
 from tolpack.codecs.ans.basis_coder import BasisCoder
 from tolpack.codecs.ans.models import CodeModels
 from tolpack.codecs.ans.row_coder import RowCoder
@@ -33,6 +34,8 @@ _LONG_BLOCK, _LANES = 4096, 4
 _LANE_BYTES = 3
 # Blocks that are coded to see what a single lane takes, and codes of each.
 _TRIAL_BLOCKS, _TRIAL_CODES = 256, 256
+# The golden ratio's part of the slots of a model, to an odd number.
+_GOLDEN = 10_125
 # Values from which on a row along a trellis has several lanes: they are searched one by one, so
 # their number is decided before anything is known of the codes.
 _LONG_ROW = 1 << 14
@@ -48,15 +51,17 @@ def single_lane_bytes(model: bytes) -> float:
     """Return what a single lane takes beside its codes, in bytes.
 
     It begins with a state of no bits, and codes take more than their share while it is small: how
-    much more depends on the model of the first ones, uint16 (W,). Random codes of it are coded.
+    much more depends on the model of the first ones, uint16 (W,). Codes are coded that are spread
+    evenly over it (by multiples of the golden ratio), the same everywhere.
     """
     models = CodeModels.of(np.frombuffer(model, np.uint16)[None], "models")
-    source, shape = np.random.default_rng(0), (_TRIAL_BLOCKS, _TRIAL_CODES)
-    shares = models.alphabets.frequencies[0, : models.escape].astype(np.float64)
-    shares[models.largest_symbol] += 1e-9  # if there are escapes alone
-    symbols = source.choice(len(shares), shape, p=shares / shares.sum()) - models.largest_symbol
+    numbers = np.arange(_TRIAL_BLOCKS * _TRIAL_CODES).reshape(_TRIAL_BLOCKS, _TRIAL_CODES)
+    slots = numbers * _GOLDEN % SLOTS
+    symbols = models.alphabets.slots[0, slots].astype(np.int64)
+    symbols[symbols == models.escape] = models.largest_symbol
+    symbols -= models.largest_symbol
     shift = int(models.shifts[0])
-    codes = (symbols << shift) + source.integers(0, 1 << shift, shape)
+    codes = (symbols << shift) + (numbers * _GOLDEN // SLOTS) % (1 << shift)
     classes = np.zeros(_TRIAL_CODES, np.uint8)
     coder = RowCoder((_TRIAL_CODES,), classes, models, 1, False)
     stored = sum(map(len, coder.encode(codes, 1)))

@@ -1,7 +1,7 @@
 """The trellis of `tolpack.codecs.ans.trellis` as a search needs it: from where a state is reached.
 
 The codes of a state's set fall into two subsets, one for each parity of the level. Subset ``s``, of
-the `MEMBERS` there are, has the magnitudes that are ``s`` modulo 4; the last one also has zero.
+`SUBSET_COUNT`, has the magnitudes that are ``s`` modulo 4; the last one also has zero.
 """
 
 from __future__ import annotations
