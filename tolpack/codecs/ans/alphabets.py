@@ -46,25 +46,19 @@ class Alphabets:
     slots: NDArray[np.uint8]
 
     @classmethod
-    def of(cls, frequencies: Ints, sizes: Ints) -> Alphabets:
+    def of(cls, frequencies: Ints, groups: list[tuple[Ints, Ints]]) -> Alphabets:
         """Make the alphabets of models.
 
         Parameters
         ----------
         frequencies : ndarray
             int64 (M, W - 1): of the symbols ``-K … K`` and the escape; each row adds up to 16384.
-        sizes : ndarray
-            int64 (M,): size of the groups of each model, 1 for none.
+        groups : list
+            What `group_symbols` found for each model that has groups.
         """
         largest = (frequencies.shape[1] - 2) // 2
         single = np.arange(-largest, largest + 1)[:, None]
-        symbols = [(single, row) for row in frequencies]
-        groups = [group_symbols(frequencies[m], int(sizes[m])) for m in np.flatnonzero(sizes > 1)]
-        return cls._of_symbols(symbols + groups)
-
-    @classmethod
-    def _of_symbols(cls, symbols: list[tuple[Ints, Ints]]) -> Alphabets:
-        """Make alphabets of the levels (n, size) and frequencies (n + 1,) of each."""
+        symbols = [*((single, row) for row in frequencies), *groups]
         count = len(symbols)
         frequencies = np.zeros((count, MOST_SYMBOLS), np.int64)
         levels = np.zeros((count, MOST_SYMBOLS, LARGEST_GROUP), np.int16)

@@ -13,7 +13,6 @@ from numba.extending import register_jitable
 
 from tolpack.codecs.ans import alphabets as tables
 from tolpack.codecs.ans.decode_loops import (
-    EIGHT,
     LEAST,
     NEXT_STATES,
     ONE,
@@ -41,12 +40,22 @@ def with_room(state: Any, start: Any, limit: Any) -> Any:
 
 
 @register_jitable
-def put_symbol(state: Any, symbol: Any) -> Any:
-    """Return a state that has room with a symbol: its frequency, and 65,536 × its first slot."""
+def put_bits(state: Any, value: Any, count: Any, words: Array, start: Any) -> Any:
+    """Put bits into a state; returns it and the place of the first word."""
+    words[start - ONE] = np.uint16(state)
+    state, start = with_room(state, start, U(1 << 32) >> U(count))
+    return state << U(count) | U(value), start
+
+
+@register_jitable
+def put_symbol(state: Any, symbol: Any, words: Array, start: Any) -> Any:
+    """As `put_bits`, for a symbol: its frequency, and 65,536 × its first slot."""
     frequency = symbol & WORD_MASK
+    words[start - ONE] = np.uint16(state)
+    state, start = with_room(state, start, frequency << ROOM_BITS)
     high = state // frequency
     low = state - high * frequency
-    return (high << SLOT_BITS) + low + (symbol >> WORD_BITS)
+    return (high << SLOT_BITS) + low + (symbol >> WORD_BITS), start
 
 
 @register_jitable
@@ -64,19 +73,11 @@ def put_level(
     if number == escape:
         if symbol == ZERO:
             return state, ZERO
-        words[start - ONE] = np.uint16(state)
-        state, start = with_room(state, start, U(1 << 24))
-        state = state << EIGHT | U((level >> 8) & 255)
-        words[start - ONE] = np.uint16(state)
-        state, start = with_room(state, start, U(1 << 24))
-        state = state << EIGHT | U(level & 255)
+        state, start = put_bits(state, (level >> 8) & 255, 8, words, start)
+        state, start = put_bits(state, level & 255, 8, words, start)
     elif shift:
-        words[start - ONE] = np.uint16(state)
-        state, start = with_room(state, start, U(1 << 32) >> U(shift))
-        state = state << U(shift) | U(level & ((1 << shift) - 1))
-    words[start - ONE] = np.uint16(state)
-    state, start = with_room(state, start, (symbol & WORD_MASK) << ROOM_BITS)
-    return put_symbol(state, symbol), start
+        state, start = put_bits(state, level & ((1 << shift) - 1), shift, words, start)
+    return put_symbol(state, symbol, words, start)
 
 
 @register_jitable
@@ -103,10 +104,7 @@ def encode_by_class(
                 if start == ZERO:
                     return ZERO
         if size > 1:
-            symbol = U(symbols[own, number])
-            words[start - ONE] = np.uint16(state)
-            state, start = with_room(state, start, (symbol & WORD_MASK) << ROOM_BITS)
-            state = put_symbol(state, symbol)
+            state, start = put_symbol(state, U(symbols[own, number]), words, start)
         states[lane] = state
     return start
 

@@ -76,10 +76,10 @@ class CodeModels:
         sizes, shifts = np.divmod(own[:, 0].astype(np.int64), 256)
         sizes += 1
         frequencies = np.roll(own[:, 1:], -1, axis=1).astype(np.int64)
-        _check_groups(frequencies, sizes, place)
+        found = _groups(frequencies, sizes, place)
         groups = np.arange(len(own))
-        groups[sizes > 1] = len(own) + np.arange(int((sizes > 1).sum()))
-        return cls(own, shifts, sizes, groups, Alphabets.of(frequencies, sizes))
+        groups[sizes > 1] = len(own) + np.arange(len(found))
+        return cls(own, shifts, sizes, groups, Alphabets.of(frequencies, found))
 
     @property
     def largest_symbol(self) -> int:
@@ -144,9 +144,13 @@ def _check(array: NDArray[np.uint16], place: str) -> None:
         raise FormatError("code-models", place, found, str(SLOTS))
 
 
-def _check_groups(frequencies: Ints, sizes: Ints, place: str) -> None:
+def _groups(frequencies: Ints, sizes: Ints, place: str) -> list[tuple[Ints, Ints]]:
+    """Return the group symbols of each model that has groups."""
+    found = []
     for model in np.flatnonzero(sizes > 1).tolist():
-        escape = group_symbols(frequencies[model], int(sizes[model]))[1][-1]
-        if escape < 1:
-            found = f"groups of model {model} that leave {escape} slots to the escape"
-            raise FormatError("code-models", place, found, "at least one")
+        levels, slots = group_symbols(frequencies[model], int(sizes[model]))
+        if slots[-1] < 1:
+            left = f"groups of model {model} that leave {slots[-1]} slots to the escape"
+            raise FormatError("code-models", place, left, "at least one")
+        found.append((levels, slots))
+    return found
