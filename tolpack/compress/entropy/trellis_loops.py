@@ -152,26 +152,15 @@ def _reach(
     even_costs, odd_costs = cost[even], cost[other]
     even_subset, odd_subset = SUBSETS[even_from & 1, 0], SUBSETS[odd_from & 1, 1]
     even_top, odd_top = tops[even_subset], tops[odd_subset]
-    if even_from & 1:
-        for t in range(_BLOCK_TILE):
-            x, y = even_values[t], odd_values[t]
-            p, q = nearest(abs(x), 3, even_top), nearest(abs(y), 1, odd_top)
-            p, q = np.copysign(p, x), np.copysign(q, y)
-            e, f = (x - p) * inverse, (y - q) * inverse
-            a, b = even_costs[t] + e * e, odd_costs[t] + f * f
-            chosen = b < a
-            new_cost[t], odd[t] = (b if chosen else a), (_ONE if chosen else _ZERO)
-            codes[t], errors[t] = (q if chosen else p), (f if chosen else e)
-    else:
-        for t in range(_BLOCK_TILE):
-            x, y = even_values[t], odd_values[t]
-            p, q = nearest(abs(x), 0, even_top), nearest(abs(y), 2, odd_top)
-            p, q = np.copysign(p, x), np.copysign(q, y)
-            e, f = (x - p) * inverse, (y - q) * inverse
-            a, b = even_costs[t] + e * e, odd_costs[t] + f * f
-            chosen = b < a
-            new_cost[t], odd[t] = (b if chosen else a), (_ONE if chosen else _ZERO)
-            codes[t], errors[t] = (q if chosen else p), (f if chosen else e)
+    for t in range(_BLOCK_TILE):
+        x, y = even_values[t], odd_values[t]
+        p, q = nearest(abs(x), even_subset, even_top), nearest(abs(y), odd_subset, odd_top)
+        p, q = np.copysign(p, x), np.copysign(q, y)
+        e, f = (x - p) * inverse, (y - q) * inverse
+        a, b = even_costs[t] + e * e, odd_costs[t] + f * f
+        chosen = b < a
+        new_cost[t], odd[t] = (b if chosen else a), (_ONE if chosen else _ZERO)
+        codes[t], errors[t] = (q if chosen else p), (f if chosen else e)
 
 
 @register_jitable
