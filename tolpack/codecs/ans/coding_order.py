@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tolpack.codecs.ans.alphabets import LARGEST_GROUP
 from tolpack.codecs.ans.models import CodeModels
+from tolpack.codecs.ans.trellis import run_length
 from tolpack.runtime.array_types import Ints
 
 # Symbols of which lists are made at a time.
@@ -21,13 +22,11 @@ class TrellisOrder:
     """The order of a trellis: value by value, each lane having a stretch of each field.
 
     All arrays are int64 (V,), in the order of coding. ``values``: numbers of the values in field
-    order. ``lanes``: their lanes. ``steps``: numbers within their stretch of a lane. ``stretches``:
-    number of the field × lanes + lane.
+    order. ``lanes``: their lanes. ``stretches``: number of the field × lanes + lane.
     """
 
     values: Ints
     lanes: Ints
-    steps: Ints
     stretches: Ints
 
     @classmethod
@@ -35,10 +34,11 @@ class TrellisOrder:
         """Order fields of so many stored values."""
         found = []
         for field, count in enumerate(field_values):
-            step, lane = np.divmod(np.arange(lanes * -(-count // lanes)), lanes)
-            value = lane * -(-count // lanes) + step
+            length = run_length(count, lanes)
+            step, lane = np.divmod(np.arange(lanes * length), lanes)
+            value = lane * length + step
             first = sum(field_values[:field])
-            all_of = np.stack([first + value, lane, step, field * lanes + lane])
+            all_of = np.stack([first + value, lane, field * lanes + lane])
             found.append(all_of[:, value < count])
         return cls(*np.concatenate(found, axis=1))
 

@@ -23,7 +23,7 @@ from tolpack.codecs.ans.coding_order import ClassOrder, TrellisOrder
 from tolpack.codecs.ans.compiled import LoopTables
 from tolpack.codecs.ans.models import CodeModels
 from tolpack.codecs.ans.payload_sizes import longest_payload, most_words
-from tolpack.codecs.ans.trellis import NEXT, in_set, levels_of
+from tolpack.codecs.ans.trellis import in_set, levels_and_sets, run_length
 from tolpack.errors import ConfigError, FormatError
 from tolpack.runtime.array_types import Doubles, Ints
 
@@ -330,10 +330,15 @@ class RowCoder:
         models = np.broadcast_to(self.classes.astype(np.int64), codes.shape)
         if not self.trellis:
             return whole, models
-        states = self._states(whole)
-        if not in_set(whole, states).all():
+        ends = np.cumsum(self.field_values)
+        found = [
+            levels_and_sets(field, run_length(field.shape[1], self.lanes))
+            for field in np.split(whole, ends[:-1], axis=1)
+        ]
+        levels, sets = (np.concatenate(parts, axis=1, dtype=np.int64) for parts in zip(*found))
+        if not in_set(whole, sets).all():
             raise ConfigError("trellis-coded codes must be in the set of their state")
-        return levels_of(whole, states), models + (states & 1)
+        return levels, models + sets
 
     def _check_symbols(self, levels: Ints, models: Ints) -> None:
         """Raise `ConfigError` if a level has neither a symbol nor an escape."""
@@ -342,18 +347,6 @@ class RowCoder:
         numbers = self.models.numbers(levels, models)
         if (self.models.alphabets.frequencies[models, numbers] == 0).any():
             raise ConfigError("a code has no symbol in its model, which has no escape either")
-
-    def _states(self, codes: Ints) -> Ints:
-        """Return the state of the trellis ahead of each code, int64 (n, V)."""
-        order = self._trellis_order()
-        found = np.empty(codes.shape, np.int64)
-        states = np.zeros((len(codes), int(order.stretches.max()) + 1), np.int64)
-        for step in range(int(order.steps.max()) + 1):
-            at = order.steps == step
-            values, stretches = order.values[at], order.stretches[at]
-            now = found[:, values] = states[:, stretches]
-            states[:, stretches] = NEXT[now, levels_of(codes[:, values], now) & 1]
-        return found
 
     def _too_large(self, codes: NDArray[Any]) -> NDArray[np.bool_]:
         limits = 1 << (np.asarray(self.code_bits) - 1)

@@ -37,14 +37,17 @@ def run_length(count: int, lanes: Any) -> Any:
 
 
 def levels_and_sets(
-    codes: NDArray[np.int16], lengths: Any, first: int = 0, states: NDArray[np.uint8] | None = None
+    codes: NDArray[np.signedinteger[Any]],
+    lengths: Any,
+    first: int = 0,
+    states: NDArray[np.uint8] | None = None,
 ) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
     """Return the levels of a field's codes along the trellis, and the sets they are of.
 
     Parameters
     ----------
     codes : ndarray
-        int16 (n, count), of values `first` … of the field.
+        Whole numbers of 16 bits, (n, count), of values `first` … of the field.
     lengths : int or ndarray
         As of `run_length`, for all rows or int (n,) for each: every run begins in state 0.
     first : int
