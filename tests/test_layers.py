@@ -9,8 +9,8 @@ ROOT = Path(tolpack.__file__).parent
 # From the ground up; ``""`` is the package's own ``__init__``.
 LAYERS = (
     "errors version", "runtime", "storage ngrams", "codecs", "container", "reading", "pack",
-    "torch sources", "export", "model workspace", "hf", "lm_eval calibration", "compress",
-    "evaluation", "report demo", "", "commands", "cli",
+    "torch sources", "export", "model workspace", "hf", "lm_eval calibration keys", "compress",
+    "edits evaluation", "report demo", "", "commands", "cli",
 )  # fmt: skip
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in (names.split() or [""])}
 

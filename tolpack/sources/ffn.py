@@ -51,12 +51,20 @@ class GatedFFN:
     up: torch.Tensor
     down: torch.Tensor
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Map float32 `x` (…, hidden) to float32 (…, hidden), in the weights' dtype inside."""
+    def coefficients(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the key coefficients of float32 `x` (…, hidden): (…, inner), the weights' dtype.
+
+        ``c_k = (W_up x)_k · act(W_gate x)_k`` (arXiv 2602.00398 §3): how much of the value
+        ``W_down[:, k]`` the output has.
+        """
         x = x.to(self.gate.dtype)
         gate = F.linear(x, self.gate)
         gate = F.silu(gate) if self.act == "silu" else F.gelu(gate)
-        return F.linear(F.linear(x, self.up).mul_(gate), self.down).float()
+        return F.linear(x, self.up).mul_(gate)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Map float32 `x` (…, hidden) to float32 (…, hidden), in the weights' dtype inside."""
+        return F.linear(self.coefficients(x), self.down).float()
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
