@@ -233,6 +233,18 @@ class Pack(ForkSafe):
         return self._container.resident_bytes
 
     @property
+    def digest(self) -> str:
+        """SHA-256 of the file's preamble and header, 64 digits, by which edits name their pack.
+
+        Raises
+        ------
+        FileAccessError
+            The pack is closed, or reading failed.
+        """
+        with self._container.source.lease():
+            return self._container.digest()
+
+    @property
     def macs_per_token(self) -> int:
         """Multiply–accumulates of the basis products for one token (0 without a basis)."""
         return self._table.macs_per_token
