@@ -10,6 +10,7 @@ from tolpack.commands.build import build
 from tolpack.commands.convert import convert
 from tolpack.commands.demo import demo
 from tolpack.commands.diff import diff
+from tolpack.commands.edit import edit
 from tolpack.commands.evaluate import evaluate
 from tolpack.commands.inspect import inspect
 from tolpack.commands.join import join
@@ -38,7 +39,7 @@ def main() -> None:
 
 for _command in (
     build, evaluate, lm_eval, study, plan, inspect, verify, rows, diff, bench, convert, split, join,
-    strip, demo,
+    strip, edit, demo,
 ):  # fmt: skip
     main.add_command(_command)
 
