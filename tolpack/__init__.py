@@ -6,6 +6,7 @@ imported when it is first used.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tolpack.errors import (
@@ -56,6 +57,7 @@ def open(
     checksums: bool = True,
     table: str | None = None,
     disk_cache: str | int | None = None,
+    edits: Sequence[Location] = (),
 ) -> Pack:
     """Open a pack for reading rows.
 
@@ -63,7 +65,7 @@ def open(
     ----------
     path : str or Path
         The file: a path, or a URL such as ``s3://bucket/model.tolpack``.
-    io, cache, threads, checksums, table, disk_cache
+    io, cache, threads, checksums, table, disk_cache, edits
         As of `Pack`, which also says what is raised.
 
     Returns
@@ -79,6 +81,7 @@ def open(
         checksums=checksums,
         table=table,
         disk_cache=disk_cache,
+        edits=edits,
     )
 
 
