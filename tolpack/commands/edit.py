@@ -106,8 +106,7 @@ def edit(pack: Location, output: Path, as_json: bool, **settings: Any) -> None:
     tolpack edit model.tolpack -o half.edits --tokens ids.npy --scale 0.5 --layers 0-3
     tolpack edit model.tolpack -o new.edits --tokens ids.npy --rows rows.npy
     tolpack edit model.tolpack -o exact.edits --tokens ids.npy --from model.pt
-    tolpack edit model.tolpack -o keys.edits --token 17 --suppress-keys 0:12,3:700 \\
-        --checkpoint model.pt
+    tolpack edit model.tolpack -o k.edits --token 17 --suppress-keys 0:12,3:7 --checkpoint m.pt
     """
     force, table = settings.pop("force"), settings.pop("table")
     request = _request(settings)

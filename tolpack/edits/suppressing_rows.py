@@ -1,0 +1,182 @@
+"""Rows that make chosen next tokens less likely, solved by least squares.
+
+The memory of the last layer is added to the residual stream right before the final norm and the
+head. So a change ``δ`` of that row after token ``t`` moves the logits by ``r·U δ``, with
+``U = W_head diag(w_norm)`` and ``r = 1 / rms(x)``, and it moves no other position's. (The change
+of ``r`` itself is left out.) For each token ``t`` the ``δ`` is sought whose logits move by ``-1`` at
+the targets and by nothing else, in the metric of the Kullback–Leibler divergence,
+``F = Uᵀ (diag(p) - p pᵀ) U``. Averaged over the positions after ``t`` in a text::
+
+    δ_t = -(Σ r² F)⁻¹ Σ r Uᵀ (diag(p) - p pᵀ) 1_targets
+
+Tokens that are rare in the text share the average over all tokens, which counts as some positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tolpack.edits.row_changes import RowChange
+from tolpack.errors import ConfigError
+from tolpack.model.decoder import Decoder
+from tolpack.runtime.array_types import Floats, Ints
+
+# Positions whose logits are held at once: 17 MB at 8,192 tokens.
+_BLOCK = 512
+# Part of the mean diagonal that is added to the matrix, so that it can be inverted.
+_RIDGE = 1e-4
+_Equations = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class SuppressingRows:
+    """What to add to the rows of tokens in field ``layer``, for each nat that the log-odds of the
+    targets shall fall.
+
+    ``token_ids`` int64 (tokens,), ascending; ``per_nat`` float32 (tokens, hidden).
+    """
+
+    layer: int
+    token_ids: Ints
+    per_nat: Floats
+
+    def change(self, nats: float) -> RowChange:
+        """Return the row change that lowers the targets' log-odds by about `nats`."""
+
+        def change(field: int, ids: Ints, rows: Floats) -> Floats:
+            if field != self.layer:
+                return rows
+            added = np.float32(nats) * self.per_nat[np.searchsorted(self.token_ids, ids)]
+            return np.asarray(rows + added, np.float32)
+
+        return change
+
+
+@torch.inference_mode()
+def suppressing_rows(
+    decoder: Decoder,
+    windows: torch.Tensor,
+    targets: Ints,
+    tokens: int,
+    *,
+    shared_positions: float = 100.0,
+    done: Callable[[int], object] = lambda tokens: None,
+) -> SuppressingRows:
+    """Solve for rows of the last layer that make `targets` less likely as next tokens.
+
+    Parameters
+    ----------
+    decoder : Decoder
+        The model, with the memory whose rows will be changed.
+    windows : torch.Tensor
+        int64 (windows, length): a text that the model predicts well, such as its training text.
+    targets : ndarray
+        int64 (targets,): the next tokens to suppress.
+    tokens : int
+        Number of tokens to change: those after which the text gives the targets most probability.
+    shared_positions : float
+        Number of positions that the average over all tokens counts as, for each token.
+    done : callable, optional
+        Called with the number of tokens solved since the last call.
+
+    Returns
+    -------
+    SuppressingRows
+        At most `tokens` tokens: those that the windows hold.
+
+    Raises
+    ------
+    ConfigError
+        The model has no memory, or its final norm is no RMSNorm.
+    """
+    if decoder.memory is None or decoder.norm.kind != "rmsnorm":
+        raise ConfigError("rows are solved for a model with a memory and a final RMSNorm")
+    head = torch.cat([block for _, block in decoder.head.blocks()]) * decoder.norm.weight
+    states = torch.cat([decoder.states(one) for one in windows.split(8)]).flatten(0, 1)
+    scale = (states.square().mean(1) + decoder.norm.eps).rsqrt()
+    equations = _TokenEquations(head, states * scale[:, None], scale, torch.from_numpy(targets))
+    chosen = _most_targeted(equations, windows.flatten(), tokens, decoder.vocab_size)
+    order, starts = _by_token(windows.flatten(), chosen)
+    shared = _average(equations, order)
+    solved = []
+    for token in range(len(chosen)):
+        positions = order[starts[token] : starts[token + 1]]
+        solved.append(_solve(equations(positions), shared, shared_positions))
+        done(1)
+    return SuppressingRows(len(decoder.widths) - 1, chosen.numpy(), torch.stack(solved).numpy())
+
+
+@dataclass(frozen=True, slots=True)
+class _TokenEquations:
+    """Sums of the normal equations over positions.
+
+    ``head`` (vocab, hidden) times the norm's weight; ``states`` (positions, hidden) divided by
+    their rms, ``scale`` (positions,) one over it; ``targets`` int64.
+    """
+
+    head: torch.Tensor
+    states: torch.Tensor
+    scale: torch.Tensor
+    targets: torch.Tensor
+
+    def target_mass(self, positions: torch.Tensor) -> torch.Tensor:
+        """Return the probability of all targets at `positions`: (positions,)."""
+        return self._probabilities(positions)[:, self.targets].sum(1)
+
+    def __call__(self, positions: torch.Tensor) -> _Equations:
+        """Return matrix (hidden, hidden) and right side (hidden,) summed over `positions`."""
+        hidden = self.head.shape[1]
+        weight = torch.zeros(len(self.head))
+        matrix, right = torch.zeros(hidden, hidden), torch.zeros(hidden)
+        for block in positions.split(_BLOCK):
+            p, scale = self._probabilities(block), self.scale[block, None]
+            mean = (p @ self.head) * scale
+            at_targets = p[:, self.targets]
+            weight += (p * scale.square()).sum(0)
+            matrix -= mean.T @ mean
+            right += (at_targets * scale).sum(0) @ self.head[self.targets]
+            right -= at_targets.sum(1) @ mean
+        matrix += (self.head * weight[:, None]).T @ self.head
+        return matrix, right
+
+    def _probabilities(self, positions: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(self.states[positions] @ self.head.T, -1)
+
+
+def _most_targeted(
+    equations: _TokenEquations, ids: torch.Tensor, count: int, vocab_size: int
+) -> torch.Tensor:
+    """Return the tokens after which the targets are most probable in sum, ascending: (tokens,)."""
+    mass = torch.zeros(vocab_size)
+    for block in torch.arange(len(ids)).split(_BLOCK):
+        mass.index_add_(0, ids[block], equations.target_mass(block))
+    found = mass.topk(min(count, int((mass > 0).sum()))).indices
+    return found.sort().values
+
+
+def _by_token(ids: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+    """Return the positions of `tokens`, token after token, and where each token's begin."""
+    place = torch.full((int(ids.max()) + 1,), len(tokens))
+    place[tokens] = torch.arange(len(tokens))
+    counts = torch.bincount(place[ids], minlength=len(tokens))[: len(tokens)]
+    order = place[ids].argsort(stable=True)[: int(counts.sum())]
+    return order, [0, *counts.cumsum(0).tolist()]
+
+
+def _average(equations: _TokenEquations, positions: torch.Tensor) -> _Equations:
+    """Return the equations of a position on average, from at most some thousand positions."""
+    sample = positions[:: max(1, len(positions) // 8192)]
+    matrix, right = equations(sample)
+    return matrix / len(sample), right / len(sample)
+
+
+def _solve(own: _Equations, shared: _Equations, count: float) -> torch.Tensor:
+    """Return the change of one token's row for each nat: float32 (hidden,)."""
+    matrix, right = (a.double() + count * b.double() for a, b in zip(own, shared))
+    ridge = _RIDGE * matrix.diagonal().mean()
+    matrix.diagonal().add_(ridge)
+    return -torch.linalg.solve(matrix, right).float()
