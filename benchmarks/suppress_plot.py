@@ -1,0 +1,81 @@
+"""The picture of `suppress_tokens.py`: how much less likely targets are, and what it costs.
+
+python benchmarks/suppress_plot.py suppress_tokens.json suppress-tokens.png
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+COLORS = {"names": "tab:blue", "numbers": "tab:green", "words": "tab:red",
+          "three words": "tab:orange"}  # fmt: skip
+LABELS = {"names": "18 names", "numbers": "18 numbers", "words": "25 words of war and death",
+          "three words": "3 of these words"}  # fmt: skip
+WAYS = {
+    "solved rows": ("o", "rows of the last layer, solved"),
+    "keys by logit lens": ("^", "64 keys less, by logit lens"),
+    "keys by gradient": ("v", "64 keys less, by gradient"),
+    "keys like the targets": ("s", "64 keys less, those of the targets"),
+    "random keys": ("x", "64 keys less, random"),
+    "zero rows": ("*", "rows are zeros"),
+}
+LINEAR = 0.1  # percent; the goal, and where the logarithmic part of the axis begins
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Draw one panel for each text."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(13, 6.4), sharey=True)
+    for axes, (text, tokens) in zip(panels, result["texts"].items()):
+        draw(axes, [one for one in result["points"] if one["text"] == text])
+        axes.set_title(f"{text}: {tokens:,} tokens", fontsize=11)
+    panels[0].set_ylabel("targets: times less probable")
+    handles = [plt.Line2D([], [], color=COLORS[name], lw=3, label=label)
+               for name, label in LABELS.items()]  # fmt: skip
+    handles += [plt.Line2D([], [], color="black", ls="", marker=mark, label=label)
+                for mark, label in WAYS.values()]  # fmt: skip
+    figure.legend(handles=handles, ncols=4, fontsize=9, loc="lower center")
+    figure.tight_layout(rect=(0, 0.13, 1, 1))
+    figure.savefig(path, dpi=110)
+
+
+def draw(axes: Any, points: list[dict[str, Any]]) -> None:
+    """Draw the ways of all sets: solved rows as curves, others as points."""
+    axes.axhline(10, color="gray", lw=0.8, ls="--")
+    axes.axhline(1, color="gray", lw=0.8)
+    axes.axvspan(-100, LINEAR, color="tab:gray", alpha=0.12, lw=0)
+    for name, color in COLORS.items():
+        own = [one for one in points if one["set"] == name and one["pack"] == "exact"]
+        for way, (mark, _) in WAYS.items():
+            found = sorted((one["ppl_elsewhere_pct"], height(one), one["ppl_elsewhere_se_pct"])
+                           for one in own if one["way"].startswith(way))  # fmt: skip
+            if found:
+                x, y, error = zip(*sorted(found, key=lambda one: one[1]))
+                line = "-" if way == "solved rows" else ""
+                axes.errorbar(x, y, xerr=error, fmt=mark + line, color=color, ms=7, lw=1.4)
+    axes.set(yscale="log", xlabel="perplexity elsewhere, %")
+    axes.set_xscale("symlog", linthresh=0.5, linscale=0.8)
+    axes.set_xticks([-0.5, 0, LINEAR, 0.5, 1, 3, 10, 30, 100, 300, 1000])
+    axes.set_xticklabels(["-0.5", "0", "0.1", "0.5", "1", "3", "10", "30", "100", "300", "1000"])
+    axes.set_yticks([0.5, 1, 2, 3, 5, 10, 20, 30, 50], map(str, [0.5, 1, 2, 3, 5, 10, 20, 30, 50]))
+    axes.minorticks_off()
+    axes.grid(alpha=0.25)
+
+
+def height(point: dict[str, Any]) -> float:
+    """Return the fall at the targets; of their mass everywhere, where there are hardly any."""
+    few = point["targets"] < FEW_TARGETS
+    return float(point["mass_times_less"] if few else point["times_less"])
+
+
+FEW_TARGETS = 20
+
+if __name__ == "__main__":
+    plot(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2]))

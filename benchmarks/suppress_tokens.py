@@ -1,0 +1,339 @@
+"""Can chosen next tokens be suppressed by editing rows of a MemoryLLM's table?
+
+python benchmarks/suppress_tokens.py memoryllm-11m.pt --calibrate calibration.txt \\
+    --text heldout.txt --tokenizer tokenizer.json --pack auto.tolpack \\
+    --json benchmarks/results/suppress_tokens.json --plot docs/suppress-tokens.png
+
+Three sets of words shall come less often: names, numbers, and words of war and death. The edited
+tokens are those after which the calibration text gives a set most probability. Keys, rows and
+amounts are chosen on every second window of the calibration text. Probabilities and perplexity are
+measured on the other windows, and on the held-out text. All edits are made by `edit_pack` and read
+through ``tolpack.open(pack, edits=[…])``.
+
+* *solved rows*: rows of the last layer by least squares (`tolpack.edits.suppressing_rows`), so
+  strong that the targets fall to a 4th, a 12th and a 30th at windows that did not serve;
+* *zero rows*: the rows of the same tokens are zeros;
+* *keys*: rows of the same tokens less 64 keys, chosen by logit lens, by gradients, by
+  `--suppress-like` the targets (8 a layer), or at random.
+
+*Elsewhere* are positions whose next token is no target. Standard errors are paired by window.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from machine import described
+from numpy.typing import NDArray
+from suppress_plot import plot
+from suppression_keys import Keys, TextKeys, random_keys
+
+import tolpack
+from tolpack.edits.edit_pack import edit_pack
+from tolpack.edits.named_tokens import find_tokens
+from tolpack.edits.open_changes import suppress_chosen, suppress_like
+from tolpack.edits.row_changes import RowChange, zero_rows
+from tolpack.edits.suppressing_rows import SuppressingRows, suppressing_rows
+from tolpack.keys.layer_keys import load_layer_keys
+from tolpack.model.decoder import Decoder
+from tolpack.model.perplexity import ratio_se
+from tolpack.model.text import TextTokenizer, read_token_ids
+from tolpack.sources.checkpoint.checkpoint import Checkpoint, open_checkpoint
+
+SETS = {
+    "names": "Casaubon Dorothea Lydgate Fred Brooke Vincy Rosamond Garth Celia Bulstrode "
+    "Featherstone Cadwallader Ladislaw Farebrother Lowick Caleb Chet Mary",
+    "numbers": "two three four five six seven eight nine ten eleven twelve fifteen twenty thirty "
+    "forty fifty hundred thousand",
+    "words": "death dead die died dying kill killed murder blood bloody war battle fight gun sword "
+    "shot wound wounded attack enemy corpse fire cannon knife",
+    "three words": "death blood war",
+}
+FEW = "three words"  # only solved rows
+CONTEXT, KEYS, EDITED, SEEDS = 256, 64, 1000, 3
+SOLVED, FALLS = 0.7, (4, 12, 30)
+BATCH, BLOCK = 8, 512  # windows fed, positions whose logits are held
+Doubles = NDArray[np.float64]
+
+
+@dataclass
+class Losses:
+    """A text under one table: (windows, length) of next-token losses, and of each set's mass."""
+
+    nll: Doubles
+    mass: dict[str, Doubles]
+
+
+@dataclass
+class Experiment:
+    """The model, its texts in windows, and the tokens of each set."""
+
+    checkpoint: Checkpoint
+    decoder: Decoder
+    targets: dict[str, torch.Tensor]
+    choosing: torch.Tensor
+    texts: dict[str, torch.Tensor]
+    base: dict[str, dict[str, Losses]] = field(default_factory=dict)
+    points: list[dict[str, Any]] = field(default_factory=list)
+
+    def losses(self, rows: torch.Tensor, windows: torch.Tensor) -> Losses:
+        """Run the model with `rows` (layers, vocab, hidden)."""
+        found = [self._losses(rows, one) for one in windows.split(BATCH)]
+        nll = torch.cat([one for one, _ in found])
+        mass = {name: torch.cat([one[name] for _, one in found]).double().numpy()
+                for name in self.targets}  # fmt: skip
+        return Losses(nll.double().numpy(), mass)
+
+    @torch.inference_mode()
+    def _losses(
+        self, rows: torch.Tensor, windows: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        fed, following = windows[:, :-1], windows[:, 1:]
+        states = self.decoder.norm(
+            self.decoder.states(fed, None, lambda layer, ids: rows[layer][ids])
+        ).flatten(0, 1)
+        nll, mass = [], {name: list[torch.Tensor]() for name in self.targets}
+        for block, ids in zip(states.split(BLOCK), following.flatten().split(BLOCK)):
+            logits = self.decoder.head.logits(block)
+            normalizer = torch.logsumexp(logits, -1, keepdim=True)
+            nll.append(normalizer[:, 0] - logits.gather(1, ids[:, None])[:, 0])
+            for name, targets in self.targets.items():
+                mass[name].append((logits[:, targets] - normalizer).exp().sum(1))
+        joined = {name: torch.cat(one).view(fed.shape) for name, one in mass.items()}
+        return torch.cat(nll).view(fed.shape), joined
+
+
+def windows_of(path: Path, tokenizer: Path, vocab_size: int) -> torch.Tensor:
+    """Cut a text into windows, each with the token after it: (windows, CONTEXT + 1)."""
+    ids = torch.from_numpy(read_token_ids(path, vocab_size, tokenizer))
+    starts = torch.arange(0, len(ids) - CONTEXT, CONTEXT)
+    return torch.stack([ids[start : start + CONTEXT + 1] for start in starts.tolist()])
+
+
+def table_of(pack: tolpack.Pack) -> torch.Tensor:
+    """Return all rows of a pack: (layers, vocab, hidden)."""
+    rows = pack.rows(np.arange(pack.vocab_size))
+    return torch.from_numpy(rows).transpose(0, 1).contiguous()
+
+
+def compare(now: Losses, base: Losses, following: Any, name: str, targets: Any) -> dict[str, Any]:
+    """Return how much less likely the targets of a set are, and perplexity elsewhere."""
+    hit = np.isin(following, targets)
+    before, after = (np.where(hit, np.exp(-one.nll), 0).sum(1) for one in (base, now))
+    spread = after / after.sum() - before / before.sum() if before.sum() > 0 else after
+    moved = np.where(hit, 0, now.nll - base.nll).sum(1)
+    counts = (~hit).sum(1)
+    increase = np.exp(moved.sum() / counts.sum())
+    return {
+        "targets": int(hit.sum()),
+        "probability_before": float(before.sum() / max(1, hit.sum())),
+        "probability_after": float(after.sum() / max(1, hit.sum())),
+        "times_less": float(before.sum() / after.sum()) if hit.any() else None,
+        "times_less_relative_se": float(np.sqrt(np.square(spread).sum())),
+        "times_less_geometric": float(np.exp((now.nll - base.nll)[hit].mean())) if hit.any()
+        else None,
+        "mass_before": float(base.mass[name].mean()),
+        "mass_after": float(now.mass[name].mean()),
+        "mass_times_less": float(base.mass[name].mean() / now.mass[name].mean()),
+        "ppl_elsewhere_pct": float(100 * (increase - 1)),
+        "ppl_elsewhere_se_pct": float(100 * increase * ratio_se(moved, counts)),
+    }  # fmt: skip
+
+
+class Measurement:
+    """Edits of one pack: made, opened and measured."""
+
+    def __init__(self, run: Experiment, pack: Path, label: str, folder: Path) -> None:
+        self.run, self.path, self.label, self.folder = run, pack, label, folder
+        with tolpack.open(pack) as opened:
+            rows = table_of(opened)
+        self.base = {text: run.losses(rows, windows) for text, windows in run.texts.items()}
+        self.nbytes = pack.stat().st_size
+
+    def edit(self, sets: list[str], way: str, ids: Any, change: RowChange, **more: Any) -> None:
+        """Write edits, open the pack with them, and add a point for each of `sets`."""
+        started = time.perf_counter()
+        with tolpack.open(self.path) as pack:
+            made = edit_pack(pack, self.folder / "e.edits", ids, change, force=True)
+        with tolpack.open(self.path, edits=[made.path]) as pack:
+            rows = table_of(pack)
+        for text, windows in self.run.texts.items():
+            now, base = self.run.losses(rows, windows), self.base[text]
+            for name in sets:
+                found = compare(now, base, windows[:, 1:].numpy(), name, self.run.targets[name])
+                self.run.points.append(
+                    {"set": name, "way": way, "pack": self.label, "text": text, **more,
+                     "tokens": len(made.token_ids), "bytes": made.nbytes, **found}
+                )  # fmt: skip
+                print(shown(self.run.points[-1]), flush=True)
+        print(f"  {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def shown(point: dict[str, Any]) -> str:
+    """Write a point in one line."""
+    factor = point["times_less"]
+    less = "no target" if factor is None else f"{factor:6.2f} times less"
+    return (
+        f"{point['set']:12} {point['way']:22} {point['pack']:6} {point['text']:12} {less}, mass "
+        f"{point['mass_times_less']:6.2f}, elsewhere {point['ppl_elsewhere_pct']:+.3f} ± "
+        f"{point['ppl_elsewhere_se_pct']:.3f} %, {point['tokens']} tokens, {point['bytes']:,} B"
+    )
+
+
+def nats_for(
+    fall: float, run: Experiment, solved: SuppressingRows, targets: torch.Tensor
+) -> float:
+    """Return the nats at which the targets' mean probability falls `fall` times, by bisection.
+
+    It falls at the windows of the choosing text that did not serve to solve.
+    """
+    windows = run.choosing[int(SOLVED * len(run.choosing)) :]
+    with torch.inference_mode():
+        states = torch.cat([run.decoder.states(one[:, :-1]) for one in windows.split(BATCH)])
+        hit = torch.isin(windows[:, 1:], targets)
+        x, ids, following = states[hit], windows[:, :-1][hit], windows[:, 1:][hit]
+        added = torch.zeros(run.decoder.vocab_size, x.shape[1])
+        added[torch.from_numpy(solved.token_ids)] = torch.from_numpy(solved.per_nat)
+
+        def probability(nats: float) -> float:
+            logits = run.decoder.head.logits(run.decoder.norm(x + nats * added[ids]))
+            return float(torch.softmax(logits, -1).gather(1, following[:, None]).mean())
+
+        low, high, before = 0.0, 12.0, probability(0.0)
+        for _ in range(12):
+            middle = (low + high) / 2
+            enough = before / probability(middle) >= fall
+            low, high = (low, middle) if enough else (middle, high)
+    return high
+
+
+def solve_rows(run: Experiment) -> dict[str, tuple[SuppressingRows, dict[int, float]]]:
+    """Return for each set the solved rows, and the nats for each of `FALLS`."""
+    windows, found = run.choosing[: int(SOLVED * len(run.choosing)), :-1], {}
+    for name, targets in run.targets.items():
+        started = time.perf_counter()
+        solved = suppressing_rows(run.decoder, windows, targets.numpy(), EDITED)
+        nats = {fall: nats_for(fall, run, solved, targets) for fall in FALLS}
+        found[name] = solved, nats
+        print(f"{name}: solved in {time.perf_counter() - started:.0f} s, nats {nats}", flush=True)
+    return found
+
+
+def key_ways(run: Experiment, pack: Path) -> Iterator[tuple[str, str, Callable[..., RowChange]]]:
+    """Yield (set, way, the change of a pack's rows) for every way to choose keys."""
+    layers = [load_layer_keys(run.checkpoint, n) for n in range(len(run.decoder.widths))]
+    with tolpack.open(pack) as opened:
+        keys = TextKeys(run.decoder, layers, table_of(opened))
+    named = {name: targets for name, targets in run.targets.items() if name != FEW}
+    hits = sum(torch.isin(run.choosing[:, 1:], one).sum(1) for one in named.values())
+    busiest = run.choosing[torch.as_tensor(hits).argsort(descending=True)[:200]]
+    by_gradient = keys.by_gradient(busiest, named, KEYS)
+    for name, targets in named.items():
+        lens = keys.by_lens(run.choosing, targets, KEYS)
+        yield name, "keys by logit lens", chosen(run.checkpoint, lens)
+        yield name, "keys by gradient", chosen(run.checkpoint, by_gradient[name])
+        yield name, "keys like the targets", like(run.checkpoint, targets, len(layers))
+    for seed in range(SEEDS):
+        some = random_keys(len(layers), layers[0].count, KEYS, seed)
+        yield "", f"random keys, seed {seed}", chosen(run.checkpoint, some)
+
+
+def chosen(checkpoint: Checkpoint, keys: Keys) -> Callable[[tolpack.Pack], RowChange]:
+    """Return what makes the change without given keys."""
+    return lambda pack: suppress_chosen(checkpoint, pack, keys).change
+
+
+def like(
+    checkpoint: Checkpoint, targets: torch.Tensor, layers: int
+) -> Callable[[tolpack.Pack], RowChange]:
+    """Return what makes the change without keys like those of the targets."""
+    ids, count = targets.numpy(), KEYS // layers
+    return lambda pack: suppress_like(checkpoint, pack, ids, count).change
+
+
+def main() -> None:
+    """Run the experiment."""
+    arguments = _arguments()
+    torch.set_num_threads(arguments.threads)
+    started, run = time.perf_counter(), _open(arguments)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        exact = tolpack.build(arguments.checkpoint, folder / "exact.tolpack", bits="lossless").path
+        measured = Measurement(run, exact, "exact", folder)
+        solved = solve_rows(run)
+        everyone = np.unique(np.concatenate([one.token_ids for one, _ in solved.values()]))
+        for target_set, (rows, nats) in solved.items():
+            for fall in FALLS:
+                more = {"fall": fall, "nats": nats[fall]}
+                change = rows.change(nats[fall])
+                measured.edit([target_set], "solved rows", rows.token_ids, change, **more)
+            if target_set != FEW:
+                measured.edit([target_set], "zero rows", rows.token_ids, zero_rows())
+        with tolpack.open(exact) as pack:
+            for target_set, way, make in key_ways(run, exact):
+                sets = [target_set] if target_set else [one for one in run.targets if one != FEW]
+                ids = solved[target_set][0].token_ids if target_set else everyone
+                measured.edit(sets, way, ids, make(pack))
+        for path in arguments.pack:
+            other = Measurement(run, path, path.name, folder)
+            for target_set, (rows, nats) in solved.items():
+                change = rows.change(nats[12])
+                other.edit([target_set], "solved rows", rows.token_ids, change, fall=12)
+    result = _result(run, arguments, time.perf_counter() - started)
+    arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if arguments.plot is not None:
+        plot(result, arguments.plot)
+
+
+def _open(arguments: argparse.Namespace) -> Experiment:
+    checkpoint = open_checkpoint(arguments.checkpoint)
+    decoder, tokenizer = Decoder(checkpoint), TextTokenizer(arguments.tokenizer)
+    targets = {
+        name: torch.from_numpy(find_tokens([f" {word}" for word in words.split()], tokenizer))
+        for name, words in SETS.items()
+    }
+    texts = [windows_of(path, arguments.tokenizer, decoder.vocab_size)
+             for path in (arguments.calibrate, arguments.text)]  # fmt: skip
+    judged = {"calibration": texts[0][1::2][: arguments.windows],
+              "held-out": texts[1][: arguments.windows]}  # fmt: skip
+    return Experiment(checkpoint, decoder, targets, texts[0][::2], judged)
+
+
+def _result(run: Experiment, arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
+    return {
+        **described("torch", "numpy"),
+        "checkpoint": arguments.checkpoint.name,
+        "texts": {name: int(one[:, 1:].numel()) for name, one in run.texts.items()},
+        "sets": SETS,
+        "packs": {path.name: path.stat().st_size for path in arguments.pack},
+        "seconds": round(seconds),
+        "points": run.points,
+    }
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--calibrate", type=Path, required=True)
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--pack", type=Path, action="append", default=[],
+                        help="edit this pack too, by solved rows; repeatable")  # fmt: skip
+    parser.add_argument("--windows", type=int, default=300, help="windows judged of each text")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--plot", type=Path)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
