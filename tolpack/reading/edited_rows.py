@@ -19,8 +19,8 @@ from tolpack.errors import FormatError
 from tolpack.reading.lookup import UniqueSlots
 from tolpack.reading.prefetching import Prefetcher
 from tolpack.reading.record_reader import RecordReader, RecordSink
-from tolpack.reading.row_decoder import TableDecoder
-from tolpack.runtime.array_types import Ints
+from tolpack.reading.row_decoder import StoredValueDecoder, TableDecoder
+from tolpack.runtime.array_types import Floats, Ints
 from tolpack.runtime.fork_safety import ForkSafe
 
 # Rows of a table up to which each one has a byte that says whether it is edited.
@@ -143,6 +143,16 @@ class EditedIds:
             table, own = self.tables[number], self.numbers == number
             copies.append(table.read(self.rows[own], places[own], sink(table.decoder)))
         return np.concatenate(copies, axis=1)
+
+    def values(self) -> Floats:
+        """Return the rows of the edited tokens, float32 (edited, values of all kept fields); errors
+        as of `read`.
+        """
+        found = np.empty((len(self.rows), self.tables[0].decoder.stored_values), np.float32)
+        places = np.arange(len(found))
+        copies = self.read(places, lambda decoder: StoredValueDecoder(decoder, found))
+        found[copies[0]] = found[copies[1]]
+        return found
 
     def extents(self, container: Container) -> Ints:
         """Return the extents of a container's file that hold the rows of the edited tokens, int64
