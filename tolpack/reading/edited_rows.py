@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.codecs.encodings import Encoding
 from tolpack.container.verified_reader import Container
 from tolpack.errors import FormatError
 from tolpack.reading.lookup import UniqueSlots
@@ -214,6 +215,12 @@ class EditedRows(ForkSafe):
             As of `read_token_ids`.
         """
         return self._read_index().ids
+
+    @property
+    def encodings(self) -> list[Encoding]:
+        """How rows of edits are stored, in all their tables."""
+        views = [one.container for one in self._tables]
+        return [view.header.encodings[n] for view in views for n in sorted(view.table.encodings)]
 
     @property
     def identity(self) -> bytes:
