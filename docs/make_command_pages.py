@@ -33,6 +33,7 @@ FURTHER = {
     "join": ["scale.md"],
     "convert": ["convert.md"],
     "edit": ["editing.md", "../formats/v1/SPEC.md"],
+    "merge": ["editing.md", "../formats/v1/SPEC.md"],
     "demo": ["../tolpack/demo/model/README.md"],
 }
 NOTE = "<!-- Made by `python docs/make_command_pages.py`: change the help, not this page. -->"

@@ -22,6 +22,7 @@ from tolpack.errors import (
     UnsupportedVersionError,
 )
 from tolpack.export.convert import convert
+from tolpack.export.merge import merge
 from tolpack.export.parts import join, split
 from tolpack.pack import Pack
 from tolpack.storage.locations import Location
@@ -43,6 +44,7 @@ __all__ = [
     "build",
     "convert",
     "join",
+    "merge",
     "open",
     "split",
 ]

@@ -271,6 +271,12 @@ class Pack(ForkSafe):
         return self._container.preamble.to_bytes() + edits
 
     @property
+    def edit_files(self) -> tuple[str, ...]:
+        """The files of edits that the pack was opened with: absolute paths, or URLs."""
+        found: tuple[str, ...] = self._settings["edits"]
+        return found
+
+    @property
     def edits(self) -> EditedRows | None:
         """What edits the table, for those who use `gather`; ``None`` if nothing does."""
         return self._edits

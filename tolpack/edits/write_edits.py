@@ -173,8 +173,12 @@ def _write(path: Path, new: Sequence[NewEdits], *, force: bool) -> int:
     with PackWriter(
         path, _key(new), start - PREAMBLE_BYTES, replace=force, alignment=SMALL_SECTION_ALIGNMENT
     ) as writer:
-        tables = tuple(one.write(writer, number, number) for number, one in enumerate(new))
-        return writer.commit(_header(new, tables, writer.sections))
+        try:
+            tables = [one.write(writer, number, number) for number, one in enumerate(new)]
+            return writer.commit(_header(new, tables, writer.sections))
+        except BaseException:
+            writer.discard()
+            raise
 
 
 def _planned(new: Sequence[NewEdits], start: int) -> Header:

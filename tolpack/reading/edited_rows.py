@@ -14,13 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.codecs.encodings import Encoding
 from tolpack.container.verified_reader import Container
 from tolpack.errors import FormatError
 from tolpack.reading.lookup import UniqueSlots
 from tolpack.reading.prefetching import Prefetcher
 from tolpack.reading.record_reader import RecordReader, RecordSink
-from tolpack.reading.row_decoder import TableDecoder
-from tolpack.runtime.array_types import Ints
+from tolpack.reading.row_decoder import StoredValueDecoder, TableDecoder
+from tolpack.runtime.array_types import Floats, Ints
 from tolpack.runtime.fork_safety import ForkSafe
 
 # Rows of a table up to which each one has a byte that says whether it is edited.
@@ -144,6 +145,16 @@ class EditedIds:
             copies.append(table.read(self.rows[own], places[own], sink(table.decoder)))
         return np.concatenate(copies, axis=1)
 
+    def values(self) -> Floats:
+        """Return the rows of the edited tokens, float32 (edited, values of all kept fields); errors
+        as of `read`.
+        """
+        found = np.empty((len(self.rows), self.tables[0].decoder.stored_values), np.float32)
+        places = np.arange(len(found))
+        copies = self.read(places, lambda decoder: StoredValueDecoder(decoder, found))
+        found[copies[0]] = found[copies[1]]
+        return found
+
     def extents(self, container: Container) -> Ints:
         """Return the extents of a container's file that hold the rows of the edited tokens, int64
         (edited, 2): offset and bytes; zeros for those that are in another file.
@@ -204,6 +215,12 @@ class EditedRows(ForkSafe):
             As of `read_token_ids`.
         """
         return self._read_index().ids
+
+    @property
+    def encodings(self) -> list[Encoding]:
+        """How rows of edits are stored, in all their tables."""
+        views = [one.container for one in self._tables]
+        return [view.header.encodings[n] for view in views for n in sorted(view.table.encodings)]
 
     @property
     def identity(self) -> bytes:

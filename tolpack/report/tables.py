@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # these load torch, which reading a pack does not need
     from tolpack.compress.size_prediction import SizePrediction
     from tolpack.evaluation.lookup_benchmark import LookupBenchmark
     from tolpack.export.convert import ConvertResult
+    from tolpack.export.merge import MergeResult
     from tolpack.sources.checkpoint.description import CheckpointSummary
     from tolpack.sources.families.description import TablesSummary
 
@@ -304,6 +305,16 @@ def benchmark_table(result: LookupBenchmark) -> str:
         rows.append([one.io, str(one.rows), *("-" if ms is None else f"{ms:.3f}" for ms in times)])
     header = ["io", "rows", "warm p50 ms", "p99", "cold p50 ms", "p99"]
     return "\n\n".join([format_table(header, rows), *result.advice])
+
+
+def merge_line(result: MergeResult) -> str:
+    """Write path and size of a merged pack, and what was edited; old rows that are left in it."""
+    count = sum(result.edited_tokens.values())
+    line = f"{printable(str(result.path))}: {format_bytes(result.bytes)}, {count} edited tokens"
+    left = result.old_rows_left
+    if not left:
+        return line
+    return f"{line}; {left} old row{'s' * (left > 1)} of them still in the file"
 
 
 def convert_line(result: ConvertResult) -> str:
