@@ -1,7 +1,7 @@
-"""Can chosen next tokens be suppressed by editing rows of a MemoryLLM's table?
+r"""Whether chosen next tokens can be suppressed by editing rows of a MemoryLLM's table.
 
-python benchmarks/suppress_tokens.py memoryllm-11m.pt --calibrate calibration.txt \\
-    --text heldout.txt --tokenizer tokenizer.json --pack auto.tolpack \\
+python benchmarks/suppress_tokens.py memoryllm-11m.pt --calibrate calibration.txt \
+    --text heldout.txt --tokenizer tokenizer.json --pack auto.tolpack \
     --json benchmarks/results/suppress_tokens.json --plot docs/suppress-tokens.png
 
 Three sets of words shall come less often: names, numbers, and words of war and death. The edited
@@ -42,7 +42,7 @@ from tolpack.edits.edit_pack import edit_pack
 from tolpack.edits.named_tokens import find_tokens
 from tolpack.edits.open_changes import suppress_chosen, suppress_like
 from tolpack.edits.row_changes import RowChange, zero_rows
-from tolpack.edits.suppressing_rows import SuppressingRows, suppressing_rows
+from tolpack.edits.suppressing_rows import SuppressingRows, nats_for_fall, suppressing_rows
 from tolpack.keys.layer_keys import load_layer_keys
 from tolpack.model.decoder import Decoder
 from tolpack.model.perplexity import ratio_se
@@ -189,40 +189,16 @@ def shown(point: dict[str, Any]) -> str:
     )
 
 
-def nats_for(
-    fall: float, run: Experiment, solved: SuppressingRows, targets: torch.Tensor
-) -> float:
-    """Return the nats at which the targets' mean probability falls `fall` times, by bisection.
-
-    It falls at the windows of the choosing text that did not serve to solve.
-    """
-    windows = run.choosing[int(SOLVED * len(run.choosing)) :]
-    with torch.inference_mode():
-        states = torch.cat([run.decoder.states(one[:, :-1]) for one in windows.split(BATCH)])
-        hit = torch.isin(windows[:, 1:], targets)
-        x, ids, following = states[hit], windows[:, :-1][hit], windows[:, 1:][hit]
-        added = torch.zeros(run.decoder.vocab_size, x.shape[1])
-        added[torch.from_numpy(solved.token_ids)] = torch.from_numpy(solved.per_nat)
-
-        def probability(nats: float) -> float:
-            logits = run.decoder.head.logits(run.decoder.norm(x + nats * added[ids]))
-            return float(torch.softmax(logits, -1).gather(1, following[:, None]).mean())
-
-        low, high, before = 0.0, 12.0, probability(0.0)
-        for _ in range(12):
-            middle = (low + high) / 2
-            enough = before / probability(middle) >= fall
-            low, high = (low, middle) if enough else (middle, high)
-    return high
-
-
 def solve_rows(run: Experiment) -> dict[str, tuple[SuppressingRows, dict[int, float]]]:
     """Return for each set the solved rows, and the nats for each of `FALLS`."""
-    windows, found = run.choosing[: int(SOLVED * len(run.choosing)), :-1], {}
+    served = int(SOLVED * len(run.choosing))
+    windows, left, found = run.choosing[:served, :-1], run.choosing[served:], {}
     for name, targets in run.targets.items():
         started = time.perf_counter()
         solved = suppressing_rows(run.decoder, windows, targets.numpy(), EDITED)
-        nats = {fall: nats_for(fall, run, solved, targets) for fall in FALLS}
+        nats = {
+            fall: nats_for_fall(run.decoder, left, targets.numpy(), solved, fall) for fall in FALLS
+        }
         found[name] = solved, nats
         print(f"{name}: solved in {time.perf_counter() - started:.0f} s, nats {nats}", flush=True)
     return found

@@ -30,6 +30,7 @@ COMMANDS = (
     "join",
     "strip",
     "edit",
+    "merge",
     "demo",
 )
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tolpack.edits.row_changes import zero_rows
-from tolpack.edits.suppressing_rows import suppressing_rows
+from tolpack.edits.suppressing_rows import nats_for_fall, suppressing_rows
 from tolpack.errors import ConfigError
 from tolpack.model.decoder import Decoder
 from tolpack.sources.checkpoint.checkpoint import open_checkpoint
@@ -99,6 +99,29 @@ def test_changes_are_of_the_last_layer_and_scale(decoder, windows):
     once, twice = (found.change(nats)(2, ids, rows) - rows for nats in (1.0, 2.0))
     assert np.allclose(twice, 2 * once, atol=1e-6)
     assert zero_rows()(0, ids, once).sum() == 0
+
+
+def test_nats_make_the_mean_probability_fall_as_asked(decoder, windows):
+    """With the nats found, the targets that come are as much less probable as was asked."""
+    found = suppressing_rows(decoder, windows, TARGETS, 97)
+    nats = nats_for_fall(decoder, windows, TARGETS, found, 1.5)
+    memory, every = decoder.memory, np.arange(97)
+
+    def changed(field, ids):
+        rows = memory(field, torch.arange(97)).clone()
+        rows[found.token_ids] = torch.from_numpy(
+            found.change(nats)(field, found.token_ids, rows.numpy()[found.token_ids])
+        )
+        return rows[ids]
+
+    hit = torch.isin(windows[:, 1:], torch.from_numpy(TARGETS))
+    before, after = (
+        torch.exp(-one.nll(windows))[hit].mean() for one in (decoder, decoder.with_memory(changed))
+    )
+    assert float(before / after) == pytest.approx(1.5, rel=1e-2)
+    none = np.setdiff1d(every, windows.numpy())[:1]
+    with pytest.raises(ConfigError, match="no target comes"):
+        nats_for_fall(decoder, windows, none, found, 2.0)
 
 
 def test_only_tokens_of_the_text_are_chosen(decoder, windows):

@@ -3,13 +3,14 @@
 The memory of the last layer is added to the residual stream right before the final norm and the
 head. So a change ``δ`` of that row after token ``t`` moves the logits by ``r·U δ``, with
 ``U = W_head diag(w_norm)`` and ``r = 1 / rms(x)``, and it moves no other position's. (The change
-of ``r`` itself is left out.) For each token ``t`` the ``δ`` is sought whose logits move by ``-1`` at
-the targets and by nothing else, in the metric of the Kullback–Leibler divergence,
-``F = Uᵀ (diag(p) - p pᵀ) U``. Averaged over the positions after ``t`` in a text::
+of ``r`` itself is left out.) For each token ``t`` the ``δ`` is sought that moves the logits of the
+targets by ``-1`` and no others, as nearly as it can in the metric of the Kullback–Leibler
+divergence, ``diag(p) - p pᵀ``. Summed over the positions after ``t`` in a text::
 
-    δ_t = -(Σ r² F)⁻¹ Σ r Uᵀ (diag(p) - p pᵀ) 1_targets
+    δ_t = -(Σ r² Uᵀ (diag(p) - p pᵀ) U)⁻¹ Σ r Uᵀ (diag(p) - p pᵀ) 1_targets
 
-Tokens that are rare in the text share the average over all tokens, which counts as some positions.
+The average position after any of the tokens counts as some positions of each, so that tokens which
+are rare in the text take over what is found for all.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ import torch
 from tolpack.edits.row_changes import RowChange
 from tolpack.errors import ConfigError
 from tolpack.model.decoder import Decoder
+from tolpack.model.head import nll
 from tolpack.runtime.array_types import Floats, Ints
 
 # Positions whose logits are held at once: 17 MB at 8,192 tokens.
 _BLOCK = 512
 # Part of the mean diagonal that is added to the matrix, so that it can be inverted.
 _RIDGE = 1e-4
+_MOST_NATS = 12.0
 _Equations = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -108,6 +111,56 @@ def suppressing_rows(
         solved.append(_solve(equations(positions), shared, shared_positions))
         done(1)
     return SuppressingRows(len(decoder.widths) - 1, chosen.numpy(), torch.stack(solved).numpy())
+
+
+@torch.inference_mode()
+def nats_for_fall(
+    decoder: Decoder, windows: torch.Tensor, targets: Ints, rows: SuppressingRows, fall: float
+) -> float:
+    """Return how many nats lower the targets' mean probability `fall` times, by bisection.
+
+    Parameters
+    ----------
+    decoder : Decoder
+        The model that `rows` were solved for.
+    windows : torch.Tensor
+        int64 (windows, length + 1): a text that did not serve to solve.
+    targets : ndarray
+        int64 (targets,): the probability is that of the next token, wherever it is a target.
+    rows : SuppressingRows
+        The solved rows.
+    fall : float
+        2 halves the probability.
+
+    Returns
+    -------
+    float
+        At most 12, also if that is not enough: tokens that are not edited keep their predictions.
+
+    Raises
+    ------
+    ConfigError
+        No target comes in the windows.
+    """
+    following = windows[:, 1:]
+    hit = torch.isin(following, torch.from_numpy(targets))
+    if not hit.any():
+        raise ConfigError("no target comes in the text by which nats are chosen: give a longer one")
+    fed = zip(windows.split(8), hit.split(8))
+    states = torch.cat([decoder.states(one[:, :-1])[where] for one, where in fed])
+    added = torch.zeros(decoder.vocab_size, states.shape[1])
+    added[torch.from_numpy(rows.token_ids)] = torch.from_numpy(rows.per_nat)
+    step, wanted = added[windows[:, :-1][hit]], following[hit]
+
+    def probability(nats: float) -> float:
+        losses = nll(decoder.head, decoder.norm(states + nats * step), wanted)
+        return float(torch.exp(-losses).mean())
+
+    low, high, goal = 0.0, _MOST_NATS, probability(0.0) / fall
+    for _ in range(12):
+        middle = (low + high) / 2
+        low, high = (low, middle) if probability(middle) <= goal else (middle, high)
+    return high
 
 
 @dataclass(frozen=True, slots=True)
