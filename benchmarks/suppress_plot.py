@@ -31,15 +31,16 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.lines import Line2D
 
     figure, panels = plt.subplots(1, 2, figsize=(13, 6.4), sharey=True)
     for axes, (text, tokens) in zip(panels, result["texts"].items()):
         draw(axes, [one for one in result["points"] if one["text"] == text])
         axes.set_title(f"{text}: {tokens:,} tokens", fontsize=11)
     panels[0].set_ylabel("targets: times less probable")
-    handles = [plt.Line2D([], [], color=COLORS[name], lw=3, label=label)
+    handles = [Line2D([], [], color=COLORS[name], lw=3, label=label)
                for name, label in LABELS.items()]  # fmt: skip
-    handles += [plt.Line2D([], [], color="black", ls="", marker=mark, label=label)
+    handles += [Line2D([], [], color="black", ls="", marker=mark, label=label)
                 for mark, label in WAYS.values()]  # fmt: skip
     figure.legend(handles=handles, ncols=4, fontsize=9, loc="lower center")
     figure.tight_layout(rect=(0, 0.13, 1, 1))

@@ -87,7 +87,7 @@ class Experiment:
 
     def losses(self, rows: torch.Tensor, windows: torch.Tensor) -> Losses:
         """Run the model with `rows` (layers, vocab, hidden)."""
-        found = [self._losses(rows, one) for one in windows.split(BATCH)]
+        found = [self._losses(rows, one) for one in torch.split(windows, BATCH)]
         nll = torch.cat([one for one, _ in found])
         mass = {name: torch.cat([one[name] for _, one in found]).double().numpy()
                 for name in self.targets}  # fmt: skip
@@ -102,7 +102,7 @@ class Experiment:
             self.decoder.states(fed, None, lambda layer, ids: rows[layer][ids])
         ).flatten(0, 1)
         nll, mass = [], {name: list[torch.Tensor]() for name in self.targets}
-        for block, ids in zip(states.split(BLOCK), following.flatten().split(BLOCK)):
+        for block, ids in zip(torch.split(states, BLOCK), torch.split(following.flatten(), BLOCK)):
             logits = self.decoder.head.logits(block)
             normalizer = torch.logsumexp(logits, -1, keepdim=True)
             nll.append(normalizer[:, 0] - logits.gather(1, ids[:, None])[:, 0])
@@ -243,7 +243,8 @@ def main() -> None:
     started, run = time.perf_counter(), _open(arguments)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        exact = tolpack.build(arguments.checkpoint, folder / "exact.tolpack", bits="lossless").path
+        exact = folder / "exact.tolpack"
+        tolpack.build(arguments.checkpoint, exact, bits="lossless")
         measured = Measurement(run, exact, "exact", folder)
         solved = solve_rows(run)
         everyone = np.unique(np.concatenate([one.token_ids for one, _ in solved.values()]))

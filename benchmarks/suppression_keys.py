@@ -60,7 +60,7 @@ class TextKeys:
         shape = (len(self.layers), self.layers[0].count)
         gains = {name: torch.zeros(shape) for name in sets}
         first, squares = torch.zeros(shape), torch.zeros(shape)
-        for batch in windows.split(_BATCH):
+        for batch in torch.split(windows, _BATCH):
             for name, sums, square in self._effects(batch, sets):
                 if name is None:
                     first, squares = first + sums, squares + square

@@ -99,7 +99,7 @@ def suppressing_rows(
     if decoder.memory is None or decoder.norm.kind != "rmsnorm":
         raise ConfigError("rows are solved for a model with a memory and a final RMSNorm")
     head = torch.cat([block for _, block in decoder.head.blocks()]) * decoder.norm.weight
-    states = torch.cat([decoder.states(one) for one in windows.split(8)]).flatten(0, 1)
+    states = torch.cat([decoder.states(one) for one in torch.split(windows, 8)]).flatten(0, 1)
     scale = (states.square().mean(1) + decoder.norm.eps).rsqrt()
     equations = _TokenEquations(head, states * scale[:, None], scale, torch.from_numpy(targets))
     chosen = _most_targeted(equations, windows.flatten(), tokens, decoder.vocab_size)
@@ -146,7 +146,7 @@ def nats_for_fall(
     hit = torch.isin(following, torch.from_numpy(targets))
     if not hit.any():
         raise ConfigError("no target comes in the text by which nats are chosen: give a longer one")
-    fed = zip(windows.split(8), hit.split(8))
+    fed = zip(torch.split(windows, 8), torch.split(hit, 8))
     states = torch.cat([decoder.states(one[:, :-1])[where] for one, where in fed])
     added = torch.zeros(decoder.vocab_size, states.shape[1])
     added[torch.from_numpy(rows.token_ids)] = torch.from_numpy(rows.per_nat)
@@ -185,7 +185,7 @@ class _TokenEquations:
         hidden = self.head.shape[1]
         weight = torch.zeros(len(self.head))
         matrix, right = torch.zeros(hidden, hidden), torch.zeros(hidden)
-        for block in positions.split(_BLOCK):
+        for block in torch.split(positions, _BLOCK):
             p, scale = self._probabilities(block), self.scale[block, None]
             mean = (p @ self.head) * scale
             at_targets = p[:, self.targets]
@@ -205,7 +205,7 @@ def _most_targeted(
 ) -> torch.Tensor:
     """Return the tokens after which the targets are most probable in sum, ascending: (tokens,)."""
     mass = torch.zeros(vocab_size)
-    for block in torch.arange(len(ids)).split(_BLOCK):
+    for block in torch.split(torch.arange(len(ids)), _BLOCK):
         mass.index_add_(0, ids[block], equations.target_mass(block))
     found = mass.topk(min(count, int((mass > 0).sum()))).indices
     return found.sort().values
@@ -232,4 +232,5 @@ def _solve(own: _Equations, shared: _Equations, count: float) -> torch.Tensor:
     matrix, right = (a.double() + count * b.double() for a, b in zip(own, shared))
     ridge = _RIDGE * matrix.diagonal().mean()
     matrix.diagonal().add_(ridge)
-    return -torch.linalg.solve(matrix, right).float()
+    solution: torch.Tensor = torch.linalg.solve(matrix, right)
+    return -solution.float()
