@@ -1,6 +1,8 @@
-"""The picture of `suppress_tokens.py`: how much less likely targets are, and what it costs.
+"""Picture and table of `suppress_tokens.py`: how much less likely targets are, and what it costs.
 
-python benchmarks/suppress_plot.py suppress_tokens.json suppress-tokens.png
+python benchmarks/suppress_plot.py benchmarks/results/suppress_tokens.json docs/suppress-tokens.png
+
+The table is printed, as docs/editing.md has it.
 """
 
 from __future__ import annotations
@@ -76,7 +78,42 @@ def height(point: dict[str, Any]) -> float:
     return float(point["mass_times_less"] if few else point["times_less"])
 
 
+def table(result: dict[str, Any]) -> str:
+    """Write a line for each set and way of the exact pack, both texts beside each other."""
+    texts = list(result["texts"])
+    head = ["set", "way", *(f"{text}: {what}" for text in texts for what in COLUMNS), "edits"]
+    lines = [head, ["---"] * len(head)]
+    grouped: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+    for point in result["points"]:
+        key = (point["set"], name_of(point), point["pack"])
+        grouped.setdefault(key, {})[point["text"]] = point
+    for (name, way, pack), found in grouped.items():
+        if pack == "exact":
+            cells = [cell for text in texts for cell in cells_of(found[text])]
+            lines.append([name, way, *cells, f"{found[texts[0]]['bytes'] / 1e6:.2f} MB"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def name_of(point: dict[str, Any]) -> str:
+    """Return a way's name, with how far the targets were to fall."""
+    return f"{point['way']}, ÷ {point['fall']}" if "fall" in point else str(point["way"])
+
+
+def cells_of(point: dict[str, Any]) -> list[str]:
+    """Return the fall at the targets, of their mass everywhere, and perplexity elsewhere."""
+    fall, se = point["times_less"], point["times_less_relative_se"]
+    few = point["targets"] < FEW_TARGETS
+    return [
+        f"({point['targets']} targets)" if few else f"{fall:.1f} ± {se * fall:.1f}",
+        f"{point['mass_times_less']:.1f}",
+        f"{point['ppl_elsewhere_pct']:+.2f} ± {point['ppl_elsewhere_se_pct']:.2f} %",
+    ]
+
+
+COLUMNS = ("÷ targets", "÷ mass", "perplexity elsewhere")
 FEW_TARGETS = 20
 
 if __name__ == "__main__":
-    plot(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2]))
+    loaded = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    plot(loaded, Path(sys.argv[2]))
+    print(table(loaded))

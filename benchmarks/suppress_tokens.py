@@ -60,7 +60,7 @@ SETS = {
 }
 FEW = "three words"  # only solved rows
 CONTEXT, KEYS, EDITED, SEEDS = 256, 64, 1000, 3
-SOLVED, FALLS = 0.7, (4, 12, 30)
+SOLVED, FALLS = 7, (4, 12, 30)  # windows of ten that serve to solve; goals
 BATCH, BLOCK = 8, 512  # windows fed, positions whose logits are held
 Doubles = NDArray[np.float64]
 
@@ -117,6 +117,12 @@ def windows_of(path: Path, tokenizer: Path, vocab_size: int) -> torch.Tensor:
     ids = torch.from_numpy(read_token_ids(path, vocab_size, tokenizer))
     starts = torch.arange(0, len(ids) - CONTEXT, CONTEXT)
     return torch.stack([ids[start : start + CONTEXT + 1] for start in starts.tolist()])
+
+
+def spread(windows: torch.Tensor, count: int) -> torch.Tensor:
+    """Return `count` of the windows, from all over the text; all, if there are fewer."""
+    places = np.linspace(0, len(windows) - 1, min(count, len(windows)))
+    return windows[torch.from_numpy(places.astype(np.int64))]
 
 
 def table_of(pack: tolpack.Pack) -> torch.Tensor:
@@ -191,8 +197,8 @@ def shown(point: dict[str, Any]) -> str:
 
 def solve_rows(run: Experiment) -> dict[str, tuple[SuppressingRows, dict[int, float]]]:
     """Return for each set the solved rows, and the nats for each of `FALLS`."""
-    served = int(SOLVED * len(run.choosing))
-    windows, left, found = run.choosing[:served, :-1], run.choosing[served:], {}
+    serves = torch.arange(len(run.choosing)) % 10 < SOLVED
+    windows, left, found = run.choosing[serves, :-1], run.choosing[~serves], {}
     for name, targets in run.targets.items():
         started = time.perf_counter()
         solved = suppressing_rows(run.decoder, windows, targets.numpy(), EDITED)
@@ -280,8 +286,8 @@ def _open(arguments: argparse.Namespace) -> Experiment:
     }
     texts = [windows_of(path, arguments.tokenizer, decoder.vocab_size)
              for path in (arguments.calibrate, arguments.text)]  # fmt: skip
-    judged = {"calibration": texts[0][1::2][: arguments.windows],
-              "held-out": texts[1][: arguments.windows]}  # fmt: skip
+    judged = {"calibration": spread(texts[0][1::2], arguments.windows),
+              "held-out": spread(texts[1], arguments.windows)}  # fmt: skip
     return Experiment(checkpoint, decoder, targets, texts[0][::2], judged)
 
 

@@ -4,8 +4,8 @@ python examples/suppress_words.py model.pt model.tolpack -o war.edits --calibrat
     --tokenizer tokenizer.json --word war --word battle --fall 10
 
 The rows of the last layer are solved for the tokens after which the text makes the words most
-probable (`tolpack.edits.suppressing_rows`), on 70 % of the text. The rest says how strong they must
-be. Each word must be one token of the tokenizer.
+probable (`tolpack.edits.suppressing_rows`), on seven windows of ten. The others say how strong
+they must be. Each word must be one token of the tokenizer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tolpack.model.text import TextTokenizer, read_token_ids
 from tolpack.sources.checkpoint.checkpoint import open_checkpoint
 from tolpack.torch import ToLMemory
 
-SOLVED = 0.7
+SOLVED = 7  # windows of ten
 
 
 def main() -> None:
@@ -39,9 +39,9 @@ def main() -> None:
         ids = read_token_ids(arguments.calibrate, pack.vocab_size, arguments.tokenizer)
         length = arguments.context + 1
         windows = torch.from_numpy(ids[: len(ids) // length * length]).view(-1, length)
-        served = int(SOLVED * len(windows))
-        rows = suppressing_rows(decoder, windows[:served, :-1], targets, arguments.tokens)
-        nats = nats_for_fall(decoder, windows[served:], targets, rows, arguments.fall)
+        serves = torch.arange(len(windows)) % 10 < SOLVED
+        rows = suppressing_rows(decoder, windows[serves, :-1], targets, arguments.tokens)
+        nats = nats_for_fall(decoder, windows[~serves], targets, rows, arguments.fall)
         made = edit_pack(pack, arguments.output, rows.token_ids, rows.change(nats), bits=16,
                          force=arguments.force)  # fmt: skip
     print(f"{made.path}: {made.nbytes:,} bytes, {len(made.token_ids)} tokens, {nats:.2f} nats")

@@ -89,6 +89,17 @@ def test_equations_against_a_hessian(decoder, windows):
     assert np.allclose(found.per_nat[0], expected.numpy(), rtol=1e-2, atol=1e-3 * expected.norm())
 
 
+def test_predictions_after_other_tokens_keep_their_bits(decoder, windows):
+    """A change of the last layer's rows moves the predictions right after their tokens alone."""
+    found = suppressing_rows(decoder, windows, TARGETS, 6)
+    rows = [decoder.memory(layer, torch.arange(97)) for layer in range(3)]
+    rows[2][found.token_ids] += 3 * torch.from_numpy(found.per_nat)
+    edited = torch.isin(windows, torch.from_numpy(found.token_ids))
+    new = decoder(windows, None, lambda layer, ids: rows[layer][ids])
+    same = (new == decoder(windows)).all(-1)
+    assert torch.equal(same, ~edited)
+
+
 def test_changes_are_of_the_last_layer_and_scale(decoder, windows):
     """Twice the nats is twice the change; rows of other layers stay as they are."""
     found = suppressing_rows(decoder, windows, TARGETS, 7)
