@@ -11,7 +11,7 @@ measured on the other windows, and on the held-out text. All edits are made by `
 through ``tolpack.open(pack, edits=[…])``.
 
 * *solved rows*: rows of the last layer by least squares (`tolpack.edits.suppressing_rows`), so
-  strong that the targets fall to a 4th, a 12th and a 30th at windows that did not serve;
+  strong that the targets fall as often as `--fall` says at windows that did not serve;
 * *zero rows*: the rows of the same tokens are zeros;
 * *keys*: rows of the same tokens less 64 keys, chosen by logit lens, by gradients, by
   `--suppress-like` the targets (8 a layer), or at random.
@@ -59,8 +59,9 @@ SETS = {
     "three words": "death blood war",
 }
 FEW = "three words"  # only solved rows
-CONTEXT, KEYS, EDITED, SEEDS = 256, 64, 1000, 3
-SOLVED, FALLS = 7, (4, 12, 30)  # windows of ten that serve to solve; goals
+CONTEXT, KEYS = 256, 64
+SOLVED = 7  # windows of ten that serve to solve
+SETTINGS = ("windows", "choosing", "gradient_windows", "tokens", "fall", "seeds", "threads")
 BATCH, BLOCK = 8, 512  # windows fed, positions whose logits are held
 Doubles = NDArray[np.float64]
 
@@ -82,6 +83,7 @@ class Experiment:
     targets: dict[str, torch.Tensor]
     choosing: torch.Tensor
     texts: dict[str, torch.Tensor]
+    settings: argparse.Namespace
     base: dict[str, dict[str, Losses]] = field(default_factory=dict)
     points: list[dict[str, Any]] = field(default_factory=list)
 
@@ -196,14 +198,15 @@ def shown(point: dict[str, Any]) -> str:
 
 
 def solve_rows(run: Experiment) -> dict[str, tuple[SuppressingRows, dict[int, float]]]:
-    """Return for each set the solved rows, and the nats for each of `FALLS`."""
+    """Return for each set the solved rows, and the nats for each `--fall`."""
     serves = torch.arange(len(run.choosing)) % 10 < SOLVED
     windows, left, found = run.choosing[serves, :-1], run.choosing[~serves], {}
     for name, targets in run.targets.items():
         started = time.perf_counter()
-        solved = suppressing_rows(run.decoder, windows, targets.numpy(), EDITED)
+        solved = suppressing_rows(run.decoder, windows, targets.numpy(), run.settings.tokens)
         nats = {
-            fall: nats_for_fall(run.decoder, left, targets.numpy(), solved, fall) for fall in FALLS
+            fall: nats_for_fall(run.decoder, left, targets.numpy(), solved, fall)
+            for fall in run.settings.fall
         }
         found[name] = solved, nats
         print(f"{name}: solved in {time.perf_counter() - started:.0f} s, nats {nats}", flush=True)
@@ -217,14 +220,16 @@ def key_ways(run: Experiment, pack: Path) -> Iterator[tuple[str, str, Callable[.
         keys = TextKeys(run.decoder, layers, table_of(opened))
     named = {name: targets for name, targets in run.targets.items() if name != FEW}
     hits = sum(torch.isin(run.choosing[:, 1:], one).sum(1) for one in named.values())
-    busiest = run.choosing[torch.as_tensor(hits).argsort(descending=True)[:200]]
+    busiest = run.choosing[
+        torch.as_tensor(hits).argsort(descending=True)[: run.settings.gradient_windows]
+    ]
     by_gradient = keys.by_gradient(busiest, named, KEYS)
     for name, targets in named.items():
         lens = keys.by_lens(run.choosing, targets, KEYS)
         yield name, "keys by logit lens", chosen(run.checkpoint, lens)
         yield name, "keys by gradient", chosen(run.checkpoint, by_gradient[name])
         yield name, "keys like the targets", like(run.checkpoint, targets, len(layers))
-    for seed in range(SEEDS):
+    for seed in range(run.settings.seeds):
         some = random_keys(len(layers), layers[0].count, KEYS, seed)
         yield "", f"random keys, seed {seed}", chosen(run.checkpoint, some)
 
@@ -255,7 +260,7 @@ def main() -> None:
         solved = solve_rows(run)
         everyone = np.unique(np.concatenate([one.token_ids for one, _ in solved.values()]))
         for target_set, (rows, nats) in solved.items():
-            for fall in FALLS:
+            for fall in arguments.fall:
                 more = {"fall": fall, "nats": nats[fall]}
                 change = rows.change(nats[fall])
                 measured.edit([target_set], "solved rows", rows.token_ids, change, **more)
@@ -266,11 +271,12 @@ def main() -> None:
                 sets = [target_set] if target_set else [one for one in run.targets if one != FEW]
                 ids = solved[target_set][0].token_ids if target_set else everyone
                 measured.edit(sets, way, ids, make(pack))
+        strongest = max(arguments.fall)
         for path in arguments.pack:
             other = Measurement(run, path, path.name, folder)
             for target_set, (rows, nats) in solved.items():
-                change = rows.change(nats[12])
-                other.edit([target_set], "solved rows", rows.token_ids, change, fall=12)
+                change = rows.change(nats[strongest])
+                other.edit([target_set], "solved rows", rows.token_ids, change, fall=strongest)
     result = _result(run, arguments, time.perf_counter() - started)
     arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if arguments.plot is not None:
@@ -283,18 +289,22 @@ def _open(arguments: argparse.Namespace) -> Experiment:
     targets = {
         name: torch.from_numpy(find_tokens([f" {word}" for word in words.split()], tokenizer))
         for name, words in SETS.items()
+        if name in arguments.sets
     }
     texts = [windows_of(path, arguments.tokenizer, decoder.vocab_size)
              for path in (arguments.calibrate, arguments.text)]  # fmt: skip
     judged = {"calibration": spread(texts[0][1::2], arguments.windows),
               "held-out": spread(texts[1], arguments.windows)}  # fmt: skip
-    return Experiment(checkpoint, decoder, targets, texts[0][::2], judged)
+    return Experiment(
+        checkpoint, decoder, targets, spread(texts[0][::2], arguments.choosing), judged, arguments
+    )
 
 
 def _result(run: Experiment, arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
     return {
         **described("torch", "numpy"),
         "checkpoint": arguments.checkpoint.name,
+        "settings": {name: getattr(arguments, name) for name in SETTINGS},
         "texts": {name: int(one[:, 1:].numel()) for name, one in run.texts.items()},
         "sets": SETS,
         "packs": {path.name: path.stat().st_size for path in arguments.pack},
@@ -312,6 +322,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--pack", type=Path, action="append", default=[],
                         help="edit this pack too, by solved rows; repeatable")  # fmt: skip
     parser.add_argument("--windows", type=int, default=300, help="windows judged of each text")
+    parser.add_argument("--choosing", type=int, default=729, help="windows that serve to choose")
+    parser.add_argument("--gradient-windows", type=int, default=200)
+    parser.add_argument("--tokens", type=int, default=1000, help="tokens to edit")
+    parser.add_argument("--fall", type=float, nargs="+", default=[4, 12, 30])
+    parser.add_argument("--seeds", type=int, default=3, help="draws of random keys")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--plot", type=Path)
