@@ -45,9 +45,9 @@ _KERNEL_ROWS = 64
 _within_memory = memory_errors("ask for fewer rows at a time, or open it with a smaller cache")
 
 
-def open_first_table(path: Location) -> Pack:
+def open_first_table(path: Location, edits: Sequence[Location] = ()) -> Pack:
     """Open the first table of a pack, or of edits: for what concerns all tables of the file, as
-    `Pack.verify`.
+    `Pack.verify`. `edits`: as of `Pack`.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def open_first_table(path: Location) -> Pack:
     with closing(Container.open(path)) as container:
         header = container.header
     name = (header.unedited_tables or header.tables)[0].name
-    return (Pack if header.base is None else _EditsAlone)(path, table=name)
+    return (Pack if header.base is None else _EditsAlone)(path, table=name, edits=edits)
 
 
 class Pack(ForkSafe):
