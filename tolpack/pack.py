@@ -35,6 +35,7 @@ from tolpack.reading.row_decoder import RowDecoder, TableDecoder
 from tolpack.reading.table_choice import open_table
 from tolpack.reading.token_map import StoredOrder, TokenMap
 from tolpack.reading.verification import Damage, find_damage
+from tolpack.runtime.array_types import Bytes, Ints
 from tolpack.runtime.fork_safety import ForkSafe
 from tolpack.runtime.pool import thread_count
 from tolpack.runtime.sizes import parse_bytes
@@ -45,9 +46,9 @@ _KERNEL_ROWS = 64
 _within_memory = memory_errors("ask for fewer rows at a time, or open it with a smaller cache")
 
 
-def open_first_table(path: Location) -> Pack:
+def open_first_table(path: Location, edits: Sequence[Location] = ()) -> Pack:
     """Open the first table of a pack, or of edits: for what concerns all tables of the file, as
-    `Pack.verify`.
+    `Pack.verify`. `edits`: as of `Pack`.
 
     Raises
     ------
@@ -57,7 +58,7 @@ def open_first_table(path: Location) -> Pack:
     with closing(Container.open(path)) as container:
         header = container.header
     name = (header.unedited_tables or header.tables)[0].name
-    return (Pack if header.base is None else _EditsAlone)(path, table=name)
+    return (Pack if header.base is None else _EditsAlone)(path, table=name, edits=edits)
 
 
 class Pack(ForkSafe):
@@ -342,10 +343,13 @@ class Pack(ForkSafe):
         selection = self._all_layers if layers is None else LayerSelection.of(layers, fields)
         out = check_out(out, (len(ids), selection.count, selection.width), dtype)
         if selection.count > len(selection.zeros):
-            unique = self._read(slots, RowDecoder(self.decoder, out, selection), edited)
-            unique.fill_duplicates(out)
-            if edited is not None:
+            sink = RowDecoder(self.decoder, out, selection)
+            if edited is None:
+                unique = self._read(slots, sink)
+            else:
+                unique = self._read_others(slots, sink, edited)
                 self._put_edited(edited, out, selection)
+            unique.fill_duplicates(out)
         selection.fill_undecoded(out)
         return out
 
@@ -431,7 +435,8 @@ class Pack(ForkSafe):
         """
         ids = check_ids(token_ids, self.vocab_size)
         edited = None if self._edits is None else self._edits.find(ids)
-        return self._read(self._find_slots(ids, edited), sink, edited)
+        slots = self._find_slots(ids, edited)
+        return self._read(slots, sink) if edited is None else self._read_others(slots, sink, edited)
 
     @_within_memory
     def most_frequent(self, count: int) -> NDArray[np.int64]:
@@ -669,18 +674,18 @@ class Pack(ForkSafe):
                 self._reader.advise_one(int(slots[0]))
         return slots
 
-    def _read(
-        self, slots: NDArray[np.int64], sink: RecordSink, edited: EditedIds | None
+    def _read_others(
+        self, slots: NDArray[np.int64], sink: RecordSink, edited: EditedIds
     ) -> UniqueSlots:
-        """Pass the records of `slots` to `sink`; with `edited`, places are those of its others."""
-        if edited is None:
-            return self._read_slots(slots, sink)
+        """Do as `_read` with the slots of those that are not edited, at their places among all."""
         others = edited.others
         if not len(others):
             return UniqueSlots.none()
-        found = self._read_slots(
-            slots, lambda encoding, records, places: sink(encoding, records, others[places])
-        )
+
+        def put(encoding: int, records: Bytes, places: Ints) -> None:
+            sink(encoding, records, others[places])
+
+        found = self._read(slots, put)
         return UniqueSlots(found.slots, others[found.places], others[found.copies])
 
     def _put_edited(self, edited: EditedIds, out: NDArray[Any], layers: LayerSelection) -> None:
@@ -691,7 +696,7 @@ class Pack(ForkSafe):
             self._rows_served += len(edited.positions)
             self._edited_rows_served += len(edited.positions)
 
-    def _read_slots(self, slots: NDArray[np.int64], sink: RecordSink) -> UniqueSlots:
+    def _read(self, slots: NDArray[np.int64], sink: RecordSink) -> UniqueSlots:
         if len(slots) >= _KERNEL_ROWS or self._rows_served >= _KERNEL_ROWS:
             kernels.load()
         with self._container.source.lease():

@@ -1,9 +1,9 @@
 """Rows of edited tokens: which tokens of a lookup are edited, and where their rows come from.
 
-The ids of edited tokens are few and stay in memory, so that other tokens cost a look into a set, or
-one mask for many. Rows of edits are stored whole, in tables of their own: an edited token is read
-from there alone, and its row in the pack is not touched. Of several edits of a token the last one
-counts.
+The ids of edited tokens are few and stay in memory, so that other tokens cost a look at one flag,
+or at those of many together. Rows of edits are stored whole, in tables of their own: an edited token
+is read from there alone, and its row in the pack is not touched. Of several edits of a token the
+last one counts.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from tolpack.reading.row_decoder import StoredValueDecoder, TableDecoder
 from tolpack.runtime.array_types import Floats, Ints
 from tolpack.runtime.fork_safety import ForkSafe
 
-# Rows of a table up to which each one has a byte that says whether it is edited.
-_MASK_ROWS = 1 << 24
+# Rows of a table up to which each one has a flag that says whether it is edited: one byte, where
+# finding an id in a set touches several places of memory.
+_MOST_FLAGS = 1 << 24
 
 
 class EditsTable:
@@ -170,20 +171,22 @@ class EditedIds:
 @dataclass(frozen=True, slots=True)
 class _Index:
     """The edited tokens: ascending ``ids``, the ``numbers`` of their tables and ``rows`` there, all
-    int64 (edited,); ``known``, the ids once more; and a ``mask`` bool (rows of the edited table,),
-    unless that has too many.
+    int64 (edited,).
+
+    ``flags``: for each row of the edited table whether it is edited, a byte; or, if there are too
+    many rows, empty, and ``known`` has the ids once more.
     """
 
     ids: Ints
     numbers: Ints
     rows: Ints
+    flags: bytes
     known: frozenset[int]
-    mask: NDArray[np.bool_] | None
 
     def are_edited(self, ids: Ints) -> NDArray[np.bool_]:
         """Whether each of `ids` is edited."""
-        if self.mask is not None:
-            found: NDArray[np.bool_] = self.mask.take(ids)
+        if self.flags:
+            found: NDArray[np.bool_] = np.frombuffer(self.flags, bool).take(ids)
         else:
             found = self.ids.take(self.ids.searchsorted(ids), mode="clip") == ids
         return found
@@ -237,7 +240,8 @@ class EditedRows(ForkSafe):
         """
         index = self._index or self._read_index()
         if len(ids) == 1:
-            if ids.item() not in index.known:
+            one = ids.item()
+            if not (index.flags[one] if index.flags else one in index.known):
                 return None
             edited = np.ones(1, bool)
         else:
@@ -271,8 +275,8 @@ class EditedRows(ForkSafe):
         counts = [len(one) for one in found]
         numbers = np.repeat(np.arange(len(found)), counts)[::-1][last]
         rows = np.concatenate([np.arange(count) for count in counts])[::-1][last]
-        mask = None
-        if self._rows <= _MASK_ROWS:
-            mask = np.zeros(self._rows, bool)
-            mask[ids] = True
-        return _Index(ids, numbers, rows, frozenset(ids.tolist()), mask)
+        if self._rows > _MOST_FLAGS:
+            return _Index(ids, numbers, rows, b"", frozenset(ids.tolist()))
+        flags = np.zeros(self._rows, bool)
+        flags[ids] = True
+        return _Index(ids, numbers, rows, flags.tobytes(), frozenset())

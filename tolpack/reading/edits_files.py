@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 
 from tolpack.container.edits_checks import fields_difference
 from tolpack.container.header import Table
@@ -71,6 +72,34 @@ def open_edits(
     return found
 
 
+def share_edits(packs: Sequence[Location], edits: Sequence[Location]) -> list[tuple[Location, ...]]:
+    """Return for each of several packs the files of edits that belong to it, in their order.
+
+    Raises
+    ------
+    ConfigError
+        A file holds no edits, or those of none of the packs.
+    FileAccessError, FormatError
+        A file cannot be read, or is damaged.
+    """
+    found: list[list[Location]] = [[] for _ in packs]
+    digests = [_digest(pack) for pack in packs] if edits else []
+    for one in edits:
+        with closing(Container.open(one)) as container:
+            base = _base(container, one)
+        owners = [own for own, digest in zip(found, digests) if digest == base]
+        if not owners:
+            raise ConfigError(_foreign(one, " and ".join(map(str, packs))))
+        for own in owners:
+            own.append(one)
+    return [tuple(own) for own in found]
+
+
+def _digest(pack: Location) -> str:
+    with closing(Container.open(pack)) as container:
+        return container.digest()
+
+
 def _embedded(base: Container) -> Iterator[Container]:
     """Yield the edits of the pack's table in its own file."""
     for number, table in enumerate(base.header.tables):
@@ -93,22 +122,31 @@ def _view(
     """Return the table of `edits` that edits the table `edited` of the pack at `path`; ``None`` if
     there is none.
     """
+    if _base(edits, location) != digest:
+        raise ConfigError(_foreign(location, str(path)))
+    for number, table in enumerate(edits.header.tables):
+        if table.edits is not None and table.edits.table == edited.name:
+            _check_fit(table, edited, f"{location}, tables[{number}]")
+            return edits.of_table(number)
+    return None
+
+
+def _base(edits: Container, location: Location) -> str:
+    """Return the digest of the pack that edits belong to."""
     base = edits.header.base
     if base is None:
         raise ConfigError(
             f"{location} is a pack, and holds no edits of another one: edits are made by `tolpack "
             "edit`"
         )
-    if base != digest:
-        raise ConfigError(
-            f"{location} holds edits of another pack than {path}, or of an earlier build of it: "
-            f"make the edits again from this pack, `tolpack edit {path}`"
-        )
-    for number, table in enumerate(edits.header.tables):
-        if table.edits is not None and table.edits.table == edited.name:
-            _check_fit(table, edited, f"{location}, tables[{number}]")
-            return edits.of_table(number)
-    return None
+    return base
+
+
+def _foreign(edits: Location, packs: str) -> str:
+    return (
+        f"{edits} holds edits of another pack than {packs}, or of an earlier build of it: make the "
+        "edits again from this pack, by `tolpack edit`"
+    )
 
 
 def _check_fit(table: Table, edited: Table, place: str) -> None:

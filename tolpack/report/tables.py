@@ -199,6 +199,8 @@ def pack_table(info: dict[str, Any], path: str) -> str:
     """Write the description of a pack, with a line per layer and per chunk."""
     head = f"{printable(path)}: format {info['format_version']}, made by "
     head += printable(info["producer"])
+    if "base" in info:
+        head += f"\nedits of the pack whose preamble and header have the SHA-256 {info['base']}"
     size = (
         f"{format_bytes(info['bytes'])}, × {info['ratio_fp16']:.2f} smaller than FP16, "
         f"{info['bits_per_weight']:.2f} bits per value"
@@ -221,10 +223,17 @@ def _shape_line(info: dict[str, Any]) -> str:
     if info["ngrams"] is not None:
         orders = info["ngrams"]["orders"]
         rows, heads = "rows", f", {len(orders)} for each token: n-grams up to {max(orders)}"
-    return (
-        f"{info['vocab_size']} {rows} × {info['num_layers']} layers × {widths}, "
-        f"dropped layers: {dropped}{heads}"
-    )
+    line = f"{info['vocab_size']} {rows} × {info['num_layers']} layers × {widths}, "
+    line += f"dropped layers: {dropped}{heads}"
+    if "edits" in info:
+        of = f"of {printable(info['edits']['table'])}, which has {info['edits']['rows']} rows"
+        return f"{line}; {of}: {_listed(info['token_ids'])}"
+    return line + f"; {info['edited_tokens']} {rows} edited" * bool(info["edited_tokens"])
+
+
+def _listed(token_ids: Sequence[int], most: int = 8) -> str:
+    more = f" and {len(token_ids) - most} more" if len(token_ids) > most else ""
+    return f"token ids {', '.join(map(str, token_ids[:most]))}{more}"
 
 
 def _cost_line(info: dict[str, Any]) -> str:
