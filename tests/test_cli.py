@@ -26,7 +26,6 @@ COMMANDS = (
     "diff",
     "plan",
     "convert",
-    "merge",
     "split",
     "join",
     "strip",

@@ -135,6 +135,17 @@ def test_errors_are_one_line(folder, tmp_path):
         assert not (tmp_path / "e").exists()
 
 
+def test_edits_of_edits(folder, tmp_path):
+    """With --edits, rows are changed that were edited before; the new file alone gives them."""
+    pack, first, second = folder / "p.tolpack", tmp_path / "first", tmp_path / "second"
+    run(pack, "-o", first, "--token", 5, "--scale", 0.5)
+    assert run(pack, "-o", second, "--token", 5, "--scale", 4, "--edits", first).exit_code == 0
+    old, new = edited(folder, second)
+    assert np.array_equal(new[5], 2 * old[5])
+    result = run(pack, "-o", first, "--token", 5, "--zero", "--edits", first, "--force")
+    assert "is one of the inputs" in result.stderr
+
+
 def test_files_are_replaced_only_by_force(folder, tmp_path):
     """An existing file stays unless --force is given; the pack itself is never replaced."""
     pack, out = folder / "p.tolpack", tmp_path / "e"

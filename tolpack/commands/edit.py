@@ -13,6 +13,7 @@ from tolpack.commands.options import (
     LOCATION,
     PATH,
     checkpoint_options,
+    edits_option,
     json_option,
     print_json,
     table_option,
@@ -84,6 +85,7 @@ def _change_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--bits", type=click.Choice(("32", "16")), default="32", show_default=True,
     help="32 stores the new rows exactly; 16 rounds them.",
 )  # fmt: skip
+@edits_option
 @table_option
 @checkpoint_options
 @click.option("--force", is_flag=True, help="Replace an existing file.")
@@ -94,7 +96,7 @@ def edit(pack: Location, output: Path, as_json: bool, **settings: Any) -> None:
     tolpack.open(PACK, edits=[EDITS]) and the option --edits of other commands give the rows of PACK
     with these in place. Edits belong to the pack that they were made for, and to no other. Edited
     rows are stored whole, so that no other token's row changes; layers that are not in --layers
-    keep the values that PACK gives.
+    keep the values that PACK gives, with --edits if there are some.
 
     --suppress-keys and --suppress-like subtract c·W_down[:, k] of the keys k, with the coefficients
     c that the token has in --checkpoint. --suppress-like chooses keys in each layer: those whose
@@ -108,12 +110,12 @@ def edit(pack: Location, output: Path, as_json: bool, **settings: Any) -> None:
     tolpack edit model.tolpack -o exact.edits --tokens ids.npy --from model.pt
     tolpack edit model.tolpack -o k.edits --token 17 --suppress-keys 0:12,3:7 --checkpoint m.pt
     """
-    force, table = settings.pop("force"), settings.pop("table")
+    force, table, edits = (settings.pop(name) for name in ("force", "table", "edits"))
     request = _request(settings)
-    check_output(output)
+    check_output(output, edits)
     if output.exists() and not force:
         raise ConfigError(f"{output} exists: use --force to replace it, or another name")
-    with tolpack.open(pack, table=table) as opened:
+    with tolpack.open(pack, table=table, edits=edits) as opened:
         from tolpack.edits.edit_request import EditRequest, make_edits
         from tolpack.report.edit_table import edit_table
 
