@@ -264,10 +264,11 @@ def main() -> None:
                 more = {"fall": fall, "nats": nats[fall]}
                 change = rows.change(nats[fall])
                 measured.edit([target_set], "solved rows", rows.token_ids, change, **more)
-            if target_set != FEW:
+            if target_set != FEW and not arguments.solved_only:
                 measured.edit([target_set], "zero rows", rows.token_ids, zero_rows())
         with tolpack.open(exact) as pack:
-            for target_set, way, make in key_ways(run, exact):
+            ways = [] if arguments.solved_only else key_ways(run, exact)
+            for target_set, way, make in ways:
                 sets = [target_set] if target_set else [one for one in run.targets if one != FEW]
                 ids = solved[target_set][0].token_ids if target_set else everyone
                 measured.edit(sets, way, ids, make(pack))
@@ -328,6 +329,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--fall", type=float, nargs="+", default=[4, 12, 30])
     parser.add_argument("--seeds", type=int, default=3, help="draws of random keys")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--solved-only", action="store_true", help="no zeros and no keys")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--plot", type=Path)
