@@ -197,6 +197,14 @@ def shown(point: dict[str, Any]) -> str:
     )
 
 
+def mean_cosine(decoder: Decoder, targets: torch.Tensor) -> float:
+    """Return how alike targets are: the mean cosine between their rows of the head, centred."""
+    head = next(iter(decoder.head.blocks()))[1] * decoder.norm.weight
+    rows = torch.nn.functional.normalize((head - head.mean(0))[targets], dim=1)
+    count = len(targets)
+    return float(((rows @ rows.T).sum() - count) / (count * (count - 1)))
+
+
 def solve_rows(run: Experiment) -> dict[str, tuple[SuppressingRows, dict[int, float]]]:
     """Return for each set the solved rows, and the nats for each `--fall`."""
     serves = torch.arange(len(run.choosing)) % 10 < SOLVED
@@ -307,7 +315,8 @@ def _result(run: Experiment, arguments: argparse.Namespace, seconds: float) -> d
         "checkpoint": arguments.checkpoint.name,
         "settings": {name: getattr(arguments, name) for name in SETTINGS},
         "texts": {name: int(one[:, 1:].numel()) for name, one in run.texts.items()},
-        "sets": SETS,
+        "sets": {name: SETS[name] for name in run.targets},
+        "mean_cosine": {name: mean_cosine(run.decoder, one) for name, one in run.targets.items()},
         "packs": {path.name: path.stat().st_size for path in arguments.pack},
         "seconds": round(seconds),
         "points": run.points,
