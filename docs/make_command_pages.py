@@ -32,6 +32,7 @@ FURTHER = {
     "split": ["scale.md"],
     "join": ["scale.md"],
     "convert": ["convert.md"],
+    "keys": ["keys.md"],
     "demo": ["../tolpack/demo/model/README.md"],
 }
 NOTE = "<!-- Made by `python docs/make_command_pages.py`: change the help, not this page. -->"

@@ -29,6 +29,7 @@ COMMANDS = (
     "split",
     "join",
     "strip",
+    "keys",
     "demo",
 )
 

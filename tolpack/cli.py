@@ -13,6 +13,7 @@ from tolpack.commands.diff import diff
 from tolpack.commands.evaluate import evaluate
 from tolpack.commands.inspect import inspect
 from tolpack.commands.join import join
+from tolpack.commands.keys import keys
 from tolpack.commands.lm_eval import lm_eval
 from tolpack.commands.plan import plan
 from tolpack.commands.rows import rows
@@ -38,7 +39,7 @@ def main() -> None:
 
 for _command in (
     build, evaluate, lm_eval, study, plan, inspect, verify, rows, diff, bench, convert, split, join,
-    strip, demo,
+    strip, keys, demo,
 ):  # fmt: skip
     main.add_command(_command)
 

@@ -7,7 +7,7 @@ The column ``W_up[:, k]`` is the key, ``W_down[:, k]`` its value, ``c_k`` the co
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -36,6 +36,14 @@ class LayerKeys:
         """The value of each key, ``W_down`` transposed: (keys, hidden), a view."""
         return self._ffn.down.T
 
+    def value_norms(self) -> torch.Tensor:
+        """Return the norm of each value: float32 (keys,).
+
+        The strength of key k for a token is ``|c_k| · ‖W_down[:, k]‖``: the norm of what the key
+        adds to the token's row.
+        """
+        return self._ffn.down.float().norm(dim=0)
+
     @torch.inference_mode()
     def coefficients(self, token_ids: NDArray[np.int64]) -> torch.Tensor:
         """Return ``c_k`` of each token: (ids, keys), in the dtype that the keys were loaded in.
@@ -47,6 +55,21 @@ class LayerKeys:
         """
         x = self._checkpoint.rows("embed_tokens.weight", torch.from_numpy(token_ids)).float()
         return self._ffn.coefficients(self._norm(x))
+
+    def randomized(self, seed: int) -> LayerKeys:
+        """Return keys that were not learned: a control with the same norms, values and tokens.
+
+        The entries of each row of ``W_gate`` and ``W_up`` are put in a random order. Similar
+        embeddings still give similar coefficients, as random projections keep angles.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        gate, up = (_permute_rows(one, generator) for one in (self._ffn.gate, self._ffn.up))
+        return replace(self, _ffn=replace(self._ffn, gate=gate, up=up))
+
+
+def _permute_rows(weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    order = torch.rand(weight.shape, generator=generator).argsort(dim=1)
+    return torch.gather(weight, 1, order)
 
 
 def load_layer_keys(
