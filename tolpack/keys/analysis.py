@@ -76,7 +76,7 @@ class LayerAnalysis:
     layer, keys : int
         Number of the layer, and of its keys.
     clusters : tuple of TokenCluster
-        The largest first.
+        The closest first.
     labels : ndarray
         int64 (tokens,): the cluster of each token.
     places : ndarray or None

@@ -63,7 +63,9 @@ def one_thread() -> Iterator[None]:
 
 
 def fit_clusters(coordinates: Floats, count: int, seed: int) -> tuple[Ints, Floats]:
-    """Assign tokens to clusters, the largest cluster first.
+    """Assign tokens to clusters, numbered from the closest one to the widest.
+
+    The order follows the mean cosine of a cluster's tokens with its centre.
 
     Parameters
     ----------
@@ -85,8 +87,11 @@ def fit_clusters(coordinates: Floats, count: int, seed: int) -> tuple[Ints, Floa
 
     with one_thread():
         fitted = KMeans(count, n_init=1, max_iter=100, random_state=seed).fit(coordinates)
+    centres = fitted.cluster_centers_ / np.linalg.norm(fitted.cluster_centers_, axis=1)[:, None]
+    cosines = np.einsum("td,td->t", coordinates, centres[fitted.labels_])
     sizes = np.bincount(fitted.labels_, minlength=count)
-    order = np.argsort(-sizes, kind="stable")
+    closeness = np.bincount(fitted.labels_, cosines, count) / np.maximum(1, sizes)
+    order = np.argsort(-closeness, kind="stable")
     number = np.empty(count, np.int64)
     number[order] = np.arange(count)
     return number[fitted.labels_], fitted.cluster_centers_[order].astype(np.float32)

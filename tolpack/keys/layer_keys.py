@@ -42,7 +42,8 @@ class LayerKeys:
         The strength of key k for a token is ``|c_k| · ‖W_down[:, k]‖``: the norm of what the key
         adds to the token's row.
         """
-        return self._ffn.down.float().norm(dim=0)
+        norms: torch.Tensor = torch.linalg.norm(self._ffn.down.float(), dim=0)
+        return norms
 
     @torch.inference_mode()
     def coefficients(self, token_ids: NDArray[np.int64]) -> torch.Tensor:

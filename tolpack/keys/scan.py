@@ -150,7 +150,8 @@ def cosines(coefficients: torch.Tensor) -> Floats:
 
 
 def _norms(rows: torch.Tensor) -> torch.Tensor:
-    return rows.norm(dim=1, keepdim=True).clamp_min(1e-20)
+    norms: torch.Tensor = torch.linalg.norm(rows, dim=1, keepdim=True)
+    return norms.clamp_min(1e-20)
 
 
 def _units(rows: torch.Tensor) -> torch.Tensor:

@@ -71,9 +71,8 @@ def layers_table(analysis: KeyAnalysis) -> str:
 
 
 def clusters_table(analysis: KeyAnalysis, layer: LayerAnalysis) -> str:
-    """Write the clusters of a layer that have a key of their own most."""
+    """Write the closest clusters of a layer, and the key that sets each apart most."""
     numbered = [pair for pair in enumerate(layer.clusters) if pair[1].keys]
-    numbered.sort(key=lambda pair: -_lead(pair[1]))
     lines = [
         [
             f"cluster {number} of layer {layer.layer}",
@@ -89,10 +88,6 @@ def clusters_table(analysis: KeyAnalysis, layer: LayerAnalysis) -> str:
     more = len(layer.clusters) - len(lines)
     note = "use it: share of the cluster's tokens that have the key among their 8 strongest"
     return f"{table}\n\n{note}" + (f"; {more} clusters more: --report, --json" if more else "")
-
-
-def _lead(cluster: TokenCluster) -> float:
-    return cluster.keys[0][1] - cluster.keys[0][2]
 
 
 def outliers_table(analysis: KeyAnalysis) -> str:
