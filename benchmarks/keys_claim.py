@@ -1,4 +1,4 @@
-"""Test whether similar tokens use similar keys, layer by layer, against controls.
+r"""Test whether similar tokens use similar keys, layer by layer, against controls.
 
 The script has sets of words that mean something similar (numbers, kin, motion, …), and keeps those
 that are one token of the tokenizer. For each such token it takes the ten tokens whose key
@@ -9,7 +9,7 @@ Chance is a set's size over the vocabulary.
 It also says for which tokens outlier keys are: the median count in a text of the strongest token of
 an outlier key, and of the other keys.
 
-    python benchmarks/keys_claim.py data/memoryllm-11m.pt --tokenizer data/tokenizer.json \\
+    python benchmarks/keys_claim.py data/memoryllm-11m.pt --tokenizer data/tokenizer.json \
         --frequencies data/token-counts.npy --json benchmarks/results/keys_claim.json
 """
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,13 +68,9 @@ def main() -> None:
     counts = np.load(args.frequencies)
     sets = word_sets(args.tokenizer, len(ids))
     embeddings = checkpoint.tensor("embed_tokens.weight").float()
-    result: dict[str, object] = {
-        "sets": {name: len(tokens) for name, tokens in sets.items()},
-        "chance": chance(sets, len(ids)),
-        "embeddings": in_set(embeddings, sets),
-    }
+    by_embedding, by_chance = in_set(embeddings, sets), chance(sets, len(ids))
+    print(f"embeddings {by_embedding['all']:.1%}; chance {by_chance:.1%}")
     print(f"{'':10}{'keys':>8}{'random':>8}   {'outliers':>9}{'others':>8}   by set")
-    print(f"embeddings{result['embeddings']['all']:8.1%}; chance {result['chance']:.1%}")  # type: ignore[index]
     layers = []
     for layer in range(checkpoint.config.num_hidden_layers):
         keys = load_layer_keys(checkpoint, layer)
@@ -84,7 +81,13 @@ def main() -> None:
             f"layer {layer:<4}{found['keys']['all']:8.1%}{found['random_keys']['all']:8.1%}   "
             f"{found['outlier_count']:9.0f}{found['other_count']:8.0f}   {by_set}"
         )
-    result |= {"layers": layers, **described("torch", "scikit-learn")}
+    result = {
+        "sets": {name: len(tokens) for name, tokens in sets.items()},
+        "chance": by_chance,
+        "embeddings": by_embedding,
+        "layers": layers,
+        **described("torch", "scikit-learn"),
+    }
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
 
@@ -102,7 +105,7 @@ def word_sets(tokenizer: Path, vocab_size: int) -> dict[str, NDArray[np.int64]]:
 def measure(
     keys: LayerKeys, ids: NDArray[np.int64], sets: dict[str, NDArray[np.int64]],
     counts: NDArray[np.int64],
-) -> dict[str, dict[str, float] | float]:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
     """Return the shares of a layer and of random keys, and the counts of outliers' tokens."""
     coefficients = keys.coefficients(ids)
     scan = scan_layer(keys, len(ids), coefficients[:1024], np.empty(0, np.int64))
@@ -118,7 +121,7 @@ def measure(
 
 
 def in_set(rows: torch.Tensor, sets: dict[str, NDArray[np.int64]]) -> dict[str, float]:
-    """Return the share of the nearest tokens that are of a token's set, over all tokens and sets."""
+    """Return the share of a token's nearest tokens that are of its set: of all sets, and by set."""
     similar = cosines(rows)
     np.fill_diagonal(similar, -2)
     shares, found = {}, []

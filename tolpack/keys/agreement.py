@@ -23,7 +23,6 @@ import numpy as np
 import torch
 
 from tolpack.keys.clusters import fit_clusters, one_thread
-from tolpack.keys.layer_keys import LayerKeys
 from tolpack.keys.scan import cosines, project
 from tolpack.runtime.array_types import Floats, Ints
 
@@ -76,15 +75,14 @@ class ControlledAgreement:
 
 
 def measure_with_controls(
-    keys: LayerKeys, random_keys: LayerKeys, tokens: Ints, kinds: Ints | None, clusters: int,
-    seed: int,
-) -> ControlledAgreement:  # fmt: skip
-    """Measure the agreement of a layer and its controls on `tokens`, int64 (tokens,).
+    coefficients: torch.Tensor, random: torch.Tensor, kinds: Ints | None, clusters: int, seed: int
+) -> ControlledAgreement:
+    """Measure the agreement of a layer and its controls on a sample of tokens.
 
     Parameters
     ----------
-    keys, random_keys : LayerKeys
-        The layer, and its keys as `LayerKeys.randomized` gives them.
+    coefficients, random : Tensor
+        float32 (tokens, keys): of the layer, and of its keys as `LayerKeys.randomized` gives them.
     kinds : ndarray, optional
         int64 (tokens,): kinds of these tokens.
     clusters : int
@@ -92,10 +90,9 @@ def measure_with_controls(
     seed : int
         Of k-means, and of the order of shuffled coefficients.
     """
-    coefficients = keys.coefficients(tokens).float()
     generator = torch.Generator().manual_seed(seed)
     order = torch.rand(coefficients.shape, generator=generator).argsort(dim=0)
-    sets = (coefficients, random_keys.coefficients(tokens).float(), coefficients.gather(0, order))
+    sets = (coefficients, random, coefficients.gather(0, order))
     return ControlledAgreement(*(_measure(one, kinds, clusters, seed) for one in sets))
 
 

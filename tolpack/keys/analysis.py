@@ -229,19 +229,20 @@ def analyse_layer(
     random = np.random.default_rng([settings.seed, keys.layer])
     sampled = random.choice(vocab_size, min(vocab_size, _SAMPLE_TOKENS), replace=False)
     compared, sampled = np.sort(sampled[:_COMPARED_TOKENS]), np.sort(sampled)
+    sample = keys.coefficients(sampled).float()
     asked = np.array(settings.tokens, np.int64)
-    scan = scan_layer(keys, vocab_size, keys.coefficients(sampled).float(), asked, done)
+    scan = scan_layer(keys, vocab_size, sample, asked, done)
     labels, centres = fit_clusters(scan.coordinates, settings.clusters, settings.seed)
     places = None
     if settings.projection is not None:
         places = map_tokens(scan.coordinates, sampled, settings.projection, settings.seed)
-    random_keys = keys.randomized(settings.seed)
+    control = keys.randomized(settings.seed).coefficients(compared).float()
     agreement = measure_with_controls(
-        keys, random_keys, compared, None if kinds is None else kinds[compared],
+        sample[np.isin(sampled, compared)], control, None if kinds is None else kinds[compared],
         min(settings.clusters, len(compared)), settings.seed,
     )  # fmt: skip
     outliers = find_outliers(scan.kurtosis)
-    random_kurtosis = kurtosis_of(random_keys.coefficients(compared).float(), keys.layer)
+    random_kurtosis = kurtosis_of(control, keys.layer)
     return LayerAnalysis(
         layer=keys.layer,
         keys=keys.count,

@@ -24,6 +24,8 @@ from tolpack.runtime.array_types import Floats, Ints
 MOST_CLUSTERS = 256  # a byte for each token in a report
 # Tokens and keys that are told of a cluster.
 _SHOWN_TOKENS, _SHOWN_KEYS = 24, 3
+# Tokens that centres are fitted to; of a larger vocabulary every n-th.
+_FITTED_TOKENS = 1 << 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +88,17 @@ def fit_clusters(coordinates: Floats, count: int, seed: int) -> tuple[Ints, Floa
     from sklearn.cluster import KMeans
 
     with one_thread():
-        fitted = KMeans(count, n_init=1, max_iter=100, random_state=seed).fit(coordinates)
-    centres = fitted.cluster_centers_ / np.linalg.norm(fitted.cluster_centers_, axis=1)[:, None]
-    cosines = np.einsum("td,td->t", coordinates, centres[fitted.labels_])
-    sizes = np.bincount(fitted.labels_, minlength=count)
-    closeness = np.bincount(fitted.labels_, cosines, count) / np.maximum(1, sizes)
+        model = KMeans(count, n_init=1, max_iter=100, random_state=seed)
+        model.fit(coordinates[:: -(-len(coordinates) // _FITTED_TOKENS)])
+        labels = model.predict(coordinates)
+    centres = model.cluster_centers_ / np.linalg.norm(model.cluster_centers_, axis=1)[:, None]
+    cosines = np.einsum("td,td->t", coordinates, centres[labels])
+    sizes = np.bincount(labels, minlength=count)
+    closeness = np.bincount(labels, cosines, count) / np.maximum(1, sizes)
     order = np.argsort(-closeness, kind="stable")
     number = np.empty(count, np.int64)
     number[order] = np.arange(count)
-    return number[fitted.labels_], fitted.cluster_centers_[order].astype(np.float32)
+    return number[labels], model.cluster_centers_[order].astype(np.float32)
 
 
 def describe_clusters(

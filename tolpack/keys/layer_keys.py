@@ -60,17 +60,20 @@ class LayerKeys:
     def randomized(self, seed: int) -> LayerKeys:
         """Return keys that were not learned: a control with the same norms, values and tokens.
 
-        The entries of each row of ``W_gate`` and ``W_up`` are put in a random order. Similar
-        embeddings still give similar coefficients, as random projections keep angles.
+        The rows of ``W_gate`` and ``W_up`` get random directions. Similar embeddings still give
+        similar coefficients, as random projections keep angles.
         """
         generator = torch.Generator().manual_seed(seed)
-        gate, up = (_permute_rows(one, generator) for one in (self._ffn.gate, self._ffn.up))
+        gate, up = (_random_rows(one, generator) for one in (self._ffn.gate, self._ffn.up))
         return replace(self, _ffn=replace(self._ffn, gate=gate, up=up))
 
 
-def _permute_rows(weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    order = torch.rand(weight.shape, generator=generator).argsort(dim=1)
-    return torch.gather(weight, 1, order)
+def _random_rows(weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return rows of random directions with the norms of those of `weight`, in its dtype."""
+    rows = torch.randn(weight.shape, generator=generator)
+    scale = weight.float().norm(dim=1, keepdim=True) / rows.norm(dim=1, keepdim=True)
+    random: torch.Tensor = (rows * scale).to(weight.dtype)
+    return random
 
 
 def load_layer_keys(

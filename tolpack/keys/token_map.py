@@ -15,7 +15,7 @@ from tolpack.keys.clusters import one_thread
 from tolpack.runtime.array_types import Floats, Ints
 
 PROJECTIONS = ("tsne", "pca")
-_PERPLEXITY, _ITERATIONS, _ANGLE = 15.0, 500, 0.7
+_PERPLEXITY, _ITERATIONS, _ANGLE = 15.0, 350, 0.7
 _LEAST_TOKENS = 8  # t-SNE of fewer says nothing
 _BLOCK_TOKENS = 4096
 _GOLDEN_ANGLE = np.pi * (3 - 5**0.5)
