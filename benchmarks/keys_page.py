@@ -7,11 +7,13 @@ drawing a frame takes.
 
     python benchmarks/keys_page.py --json benchmarks/results/keys_page.json
     python benchmarks/keys_page.py --tokens 8192 --layers 3 --keep folder
+    python benchmarks/keys_page.py --picture keys.html map.png    # the map of a report as it opens
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import statistics
 import tempfile
@@ -53,7 +55,12 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--keep", type=Path, help="folder for the report and pictures of it")
+    parser.add_argument("--picture", type=Path, nargs=2, metavar=("REPORT", "PNG"))
     args = parser.parse_args()
+    if args.picture:
+        with Browser() as browser:
+            take_picture(browser, *args.picture)
+        return
     with tempfile.TemporaryDirectory() as folder:
         keep = args.keep or Path(folder)
         keep.mkdir(parents=True, exist_ok=True)
@@ -98,6 +105,21 @@ def measure(browser: Browser, path: Path) -> dict[str, object]:
         "first_map_ms": round(ready, 1),
         "next_layer_ms": round(layer, 1),
     }
+
+
+def take_picture(browser: Browser, report: Path, picture: Path) -> None:
+    """Save the map of a report, with its list of clusters, as PNG."""
+    browser.resize(1480, 1000)
+    browser.open(report)
+    box = browser.evaluate(
+        "tokenMap.then(async (map) => { await new Promise(requestAnimationFrame);"
+        "await new Promise(requestAnimationFrame);"
+        "const b = document.querySelector('.map').getBoundingClientRect(); return {"
+        "x: b.x - 12, y: b.y + scrollY - 12, width: b.width + 24, height: b.height + 24}; })"
+    )
+    clip = {**box, "scale": 1}
+    data = browser.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
+    picture.write_bytes(base64.b64decode(data["data"]))
 
 
 def example(tokens: int, layers: int, seed: int = 7) -> Page:

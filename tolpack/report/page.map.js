@@ -27,7 +27,17 @@ function readLayer(bytes, count) {
     x[n] = (xHigh[n] * 256 + xLow[n]) / 65535;
     y[n] = (yHigh[n] * 256 + yLow[n]) / 65535;
   }
-  return { x, y, labels };
+  return { x, y, labels, order: looseFirst(labels) };
+}
+
+/** Tokens in the order in which they are drawn: those of the closest clusters come last, on top. */
+function looseFirst(labels) {
+  const starts = new Uint32Array(257);
+  for (const label of labels) starts[255 - label + 1] += 1;
+  for (let n = 0; n < 256; n += 1) starts[n + 1] += starts[n];
+  const order = new Uint32Array(labels.length);
+  labels.forEach((label, token) => { order[starts[255 - label]++] = token; });
+  return order;
 }
 
 const painter = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
@@ -140,7 +150,7 @@ class TokenMap {
     return text === undefined || text === null ? `#${token}` : `‘${text}’`;
   }
 
-  /** Colours of all clusters in the theme that is on. */
+  /** Colours of all clusters in the theme that is on; the wider a cluster, the paler. */
   paint() {
     const style = getComputedStyle(this.canvas);
     this.paper = style.backgroundColor;
@@ -148,8 +158,10 @@ class TokenMap {
     const background = pixelOf(this.paper);
     const dark = (background & 255) < 128;
     this.colours = (this.info ?? []).map((_, n) => {
-      const light = (dark ? 0.76 : 0.6) + [0, 0.07, -0.07][n % 3];
-      return `oklch(${light} ${dark ? 0.13 : 0.16} ${(n * 137.508 + 25) % 360})`;
+      const pale = (n / Math.max(1, this.info.length - 1)) ** 2;
+      const light = (dark ? 0.76 - 0.2 * pale : 0.6 + 0.2 * pale) + [0, 0.06, -0.06][n % 3];
+      const chroma = (dark ? 0.14 : 0.17) * (1 - 0.6 * pale);
+      return `oklch(${light} ${chroma} ${(n * 137.508 + 25) % 360})`;
     });
     this.pixels = Uint32Array.from(this.colours, pixelOf);
     this.background = background;
@@ -247,13 +259,13 @@ class TokenMap {
 
   /** Set the pixels of the tokens of one cluster, or of all, in their colours, or in one. */
   stamp(radius, only, colour) {
-    const { layer: { x, y, labels }, buffer, pixels, view, dpr } = this;
+    const { layer: { x, y, labels, order }, buffer, pixels, view, dpr } = this;
     const [w, h] = [this.canvas.width, this.canvas.height];
     const offsets = disc(Math.max(0.7, radius), w);
     const scale = this.scale * dpr;
     const [left, top] = [w / 2 - view.x * scale, h / 2 - view.y * scale];
     const edge = Math.ceil(radius) + 1;
-    for (let n = 0; n < x.length; n += 1) {
+    for (const n of order) {
       const label = labels[n];
       if (only !== null && label !== only) continue;
       const px = Math.round(x[n] * scale + left);
@@ -280,6 +292,7 @@ class TokenMap {
       for (const token of order) {
         if (this.isolated !== null && this.layer.labels[token] !== this.isolated) continue;
         const [x, y] = this.toScreen(token);
+        if (order === this.order && (this.texts[token] ?? "").trim().length < 2) continue;
         if (x < 4 || y < 10 || x > this.width - 20 || y > this.height - 10) continue;
         tried += 1;
         if (placed >= LABELS || tried > TRIED) return;
