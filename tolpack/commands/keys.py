@@ -51,7 +51,7 @@ _TABLES = (".npy", ".h5", ".hdf5")
     "--projection", type=click.Choice(("tsne", "pca")), default="tsne", show_default=True,
     help="How --report places tokens on its map.",
 )  # fmt: skip
-@click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True,
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True,
               help="Seed of clusters, samples and maps.")  # fmt: skip
 @click.option("--report", type=PATH, help="Write a report with a map of the vocabulary, .html.")
 @json_option

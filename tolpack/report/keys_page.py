@@ -52,7 +52,7 @@ def keys_page(analysis: KeyAnalysis, command: str) -> Page:
             ("Map", _projection_text(analysis)),
             ("Seed", str(analysis.settings.seed)),
             ("Machine", machine()),
-            ("Versions", ", ".join(f"{k} {v}" for k, v in versions("torch", "numpy").items())),
+            ("Versions", ", ".join(f"{k} {v}" for k, v in versions("torch", "scikit-learn", "numpy").items())),
             ("Command", command),
         ),
         (_clustering(analysis), _outliers(analysis), _clusters(analysis)),
