@@ -5,9 +5,8 @@ Layers are read one after the other. What is kept of a layer is small; its coeff
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -223,7 +222,7 @@ def analyse_layer(
     vocab_size: int,
     settings: KeySettings,
     kinds: Ints | None = None,
-    done: Any = lambda tokens: None,
+    done: Callable[[int], object] = lambda tokens: None,
 ) -> LayerAnalysis:
     """Analyse one layer; `kinds` are numbers of kinds, int64 (tokens,)."""
     random = np.random.default_rng([settings.seed, keys.layer])

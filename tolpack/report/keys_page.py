@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,12 +53,17 @@ def keys_page(analysis: KeyAnalysis, command: str) -> Page:
             ("Map", _projection_text(analysis)),
             ("Seed", str(analysis.settings.seed)),
             ("Machine", machine()),
-            ("Versions", ", ".join(f"{k} {v}" for k, v in versions("torch", "scikit-learn", "numpy").items())),
+            ("Versions", _versions()),
             ("Command", command),
         ),
         (_clustering(analysis), _outliers(analysis), _clusters(analysis)),
         _token_map(analysis),
     )  # fmt: skip
+
+
+def _versions() -> str:
+    found = versions("torch", "scikit-learn", "numpy")
+    return ", ".join(f"{name} {version}" for name, version in found.items())
 
 
 def _projection_text(analysis: KeyAnalysis) -> str:
@@ -106,12 +112,12 @@ def _clustering(analysis: KeyAnalysis) -> PageSection:
     return PageSection("Clustering by layer", text, tuple(charts))
 
 
-def _by_layer(analysis: KeyAnalysis, name: str, measure: object) -> Chart:
+def _by_layer(analysis: KeyAnalysis, name: str, measure: Callable[[Agreement], float]) -> Chart:
     series = tuple(
         Series(
             label,
             tuple(
-                ChartPoint(one.layer, _value(measure, getattr(one.agreement, field)))
+                ChartPoint(one.layer, measure(getattr(one.agreement, field)))
                 for one in analysis.layers
             ),
             "line",
@@ -119,10 +125,6 @@ def _by_layer(analysis: KeyAnalysis, name: str, measure: object) -> Chart:
         for label, field in _SETS
     )
     return Chart(Axis("layer"), Axis(name), series, "Keys of the layer, and two controls.")
-
-
-def _value(measure: object, agreement: Agreement) -> float:
-    return float(measure(agreement))  # type: ignore[operator]
 
 
 def _outliers(analysis: KeyAnalysis) -> PageSection:
