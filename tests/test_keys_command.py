@@ -1,7 +1,10 @@
 """``tolpack keys``: tables, JSON, the report, and what is refused before the work."""
 
+import base64
 import json
+import re
 import shutil
+import zlib
 
 import models
 import numpy as np
@@ -69,13 +72,16 @@ def test_tokens_by_their_texts(named):
 
 
 def test_a_report_is_one_file(named, tmp_path):
-    """The report has the map, and the clusters as a table; no file is beside it."""
+    """The report has the map with printable texts, and the clusters as a table, in one file."""
     path = tmp_path / "keys.html"
     result = run(named, *ALL, "--report", path, "--projection", "pca")
     assert result.exit_code == 0, result.stderr
     text = path.read_text("utf-8")
     assert 'id="map-layer-0"' in text and "Outlier keys" in text and "Clusters" in text
     assert [one.name for one in tmp_path.iterdir()] == ["keys.html"]
+    packed = re.search('id="map-texts">([^<]*)<', text)[1]
+    names = json.loads(zlib.decompress(base64.b64decode(packed)))
+    assert len(names) == 4096 and all(name is None or name.isprintable() for name in names)
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,8 @@ def _token_map(analysis: KeyAnalysis) -> TokenMap:
         "Each point is a token. Drag to move; zoom with the buttons, or with the wheel after a "
         "click. A click in the list shows one cluster alone."
     )
-    return TokenMap("Map of the vocabulary", text, analysis.texts, tuple(layers))
+    texts = analysis.texts and tuple(one and printable(one) for one in analysis.texts)
+    return TokenMap("Map of the vocabulary", text, texts, tuple(layers))
 
 
 def _clustering(analysis: KeyAnalysis) -> PageSection:
