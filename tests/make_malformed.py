@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import malformed_coding
+import malformed_edits
 import numpy as np
 from edits import (
     FIELD0,
@@ -99,7 +100,7 @@ def cases(folder: Path) -> dict[str, tuple[str, bytes]]:
     smallest = write(folder / "smallest", RECIPES["smallest"]).data
     opening = preambles(target) | headers(target, smallest) | arrays(target) | fields(target)
     opening |= chunks(two, framed) | large() | shapes(tables)
-    opening |= malformed_coding.opening(folder, framed)
+    opening |= malformed_coding.opening(folder, framed) | malformed_edits.opening(folder)
     opening |= alignments(write(folder / "alignment", RECIPES["alignment"]).data)
     by_chunk = write(folder / "token-chunks", RECIPES["token-chunks"]).data
     opening |= token_chunks(by_chunk)
@@ -113,6 +114,7 @@ def cases(folder: Path) -> dict[str, tuple[str, bytes]]:
         by_chunk, 0, lambda old: old[:-1] + bytes([old[-1] | 1 << 7])
     )
     contents |= written_wrongly(folder) | malformed_coding.contents(folder)
+    contents |= malformed_edits.contents(folder)
     found |= {name: ("rows", content) for name, content in contents.items()}
     found |= {name: ("verify", content) for name, content in hidden(samples).items()}
     return found

@@ -26,6 +26,7 @@ COMMANDS = (
     "diff",
     "plan",
     "convert",
+    "merge",
     "split",
     "join",
     "strip",

@@ -6,20 +6,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from make_golden import EDITED
 from packs import GOLDEN_ONLY, RECIPES, SHAPES, split
 
 import tolpack
+from tolpack.pack import open_first_table
 
 FOLDER = Path(__file__).parents[1] / "formats" / "v1" / "golden"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.tolpack"))
+# Edits are no pack by themselves: they are read with theirs.
+PACKS = [name for name in NAMES if name != "edits"]
 sys.path.insert(0, str(FOLDER.parent))
 
 from decode import Pack as Decoder  # noqa: E402 (found by the line above)
 
 
 def tables(name):
-    """Return the tables of a pack's header, and the name of each one's files without suffix."""
+    """Return the tables of a pack's header that are no edits of another one, and the name of each
+    one's files without suffix.
+    """
     found = split((FOLDER / f"{name}.tolpack").read_bytes())[1]["tables"]
+    found = [one for one in found if "edits" not in one or name == "edits"]
     return [(one, f"{name}.{n}" if len(found) > 1 else name) for n, one in enumerate(found)]
 
 
@@ -41,7 +48,7 @@ def rows_of(pack):
 
 def test_every_kind_of_pack_has_a_golden_one():
     """The folder holds one pack for each recipe of the tests, its rows, and rows of texts."""
-    assert set(NAMES) == {*RECIPES, *GOLDEN_ONLY, *SHAPES}
+    assert set(NAMES) == {*RECIPES, *GOLDEN_ONLY, *SHAPES, *EDITED}
     wanted = {f"{files}.npy" for name in NAMES for _, files in tables(name)}
     wanted |= {f"{f}.text.npy" for name in NAMES for one, f in tables(name) if "ngrams" in one}
     assert {path.name for path in FOLDER.glob("*.npy")} == wanted
@@ -63,7 +70,7 @@ def test_bases_that_are_all_coded_set_two_bits():
         assert preamble["required_features"] & (1 << 16 | 1 << 21 | 1 << codec) == 0x210000
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PACKS)
 def test_golden_packs_decode_to_their_rows(name):
     """Tolpack reads the stored rows, and finds nothing to complain of."""
     for table, files in tables(name):
@@ -72,7 +79,26 @@ def test_golden_packs_decode_to_their_rows(name):
             assert pack.verify() == []
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_golden_edits_are_read_with_their_pack():
+    """Tolpack and ``decode.py`` give the stored rows, however often the edits are named; ``verify``
+    takes them alone.
+    """
+    base, edits = (FOLDER / f"{name}.tolpack" for name in (EDITED["edits"], "edits"))
+    expected = np.load(FOLDER / "edits.npy")
+    with tolpack.open(base, edits=[edits]) as pack:
+        assert rows_of(pack).tobytes() == expected.tobytes()
+        assert pack.edited_tokens.tolist() == [0, 3, 4, 8]
+    decoder = Decoder(base.read_bytes(), edits=[edits.read_bytes()] * 2)
+    rows = np.stack([decoder.row(token) for token in range(len(expected))])
+    assert rows.astype(np.float32).tobytes() == expected.tobytes()
+    with open_first_table(edits) as alone:
+        assert alone.verify() == []
+        assert np.array_equal(alone.rows(range(4)), expected[[0, 3, 4, 8]])
+    with pytest.raises(ValueError, match="edits of another pack"):
+        Decoder((FOLDER / "int4.tolpack").read_bytes(), edits=[edits.read_bytes()])
+
+
+@pytest.mark.parametrize("name", PACKS)
 def test_golden_packs_decode_alike_from_the_specification(name):
     """``formats/v1/decode.py`` reads the stored rows."""
     data = (FOLDER / f"{name}.tolpack").read_bytes()

@@ -6,6 +6,7 @@ imported when it is first used.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tolpack.errors import (
@@ -21,6 +22,7 @@ from tolpack.errors import (
     UnsupportedVersionError,
 )
 from tolpack.export.convert import convert
+from tolpack.export.merge import merge
 from tolpack.export.parts import join, split
 from tolpack.pack import Pack
 from tolpack.storage.locations import Location
@@ -42,6 +44,7 @@ __all__ = [
     "build",
     "convert",
     "join",
+    "merge",
     "open",
     "split",
 ]
@@ -56,6 +59,7 @@ def open(
     checksums: bool = True,
     table: str | None = None,
     disk_cache: str | int | None = None,
+    edits: Sequence[Location] = (),
 ) -> Pack:
     """Open a pack for reading rows.
 
@@ -63,7 +67,7 @@ def open(
     ----------
     path : str or Path
         The file: a path, or a URL such as ``s3://bucket/model.tolpack``.
-    io, cache, threads, checksums, table, disk_cache
+    io, cache, threads, checksums, table, disk_cache, edits
         As of `Pack`, which also says what is raised.
 
     Returns
@@ -79,6 +83,7 @@ def open(
         checksums=checksums,
         table=table,
         disk_cache=disk_cache,
+        edits=edits,
     )
 
 

@@ -15,6 +15,7 @@ from tolpack.commands.inspect import inspect
 from tolpack.commands.join import join
 from tolpack.commands.keys import keys
 from tolpack.commands.lm_eval import lm_eval
+from tolpack.commands.merge import merge
 from tolpack.commands.plan import plan
 from tolpack.commands.rows import rows
 from tolpack.commands.split import split
@@ -38,8 +39,8 @@ def main() -> None:
 
 
 for _command in (
-    build, evaluate, lm_eval, study, plan, inspect, verify, rows, diff, bench, convert, split, join,
-    strip, keys, demo,
+    build, evaluate, lm_eval, study, keys, plan, inspect, verify, rows, diff, bench, convert, merge,
+    split, join, strip, demo,
 ):  # fmt: skip
     main.add_command(_command)
 

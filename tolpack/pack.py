@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -23,6 +23,8 @@ from tolpack.container.header import Field
 from tolpack.container.verified_reader import Container
 from tolpack.errors import ConfigError, FileAccessError, memory_errors
 from tolpack.ngrams.hashing import NGramHash
+from tolpack.reading.edited_rows import EditedIds, EditedRows
+from tolpack.reading.edits_files import open_edits
 from tolpack.reading.lookup import LayerSelection, UniqueSlots, check_ids, check_out
 from tolpack.reading.ngram_rows import NGramRows
 from tolpack.reading.prefetching import Prefetcher
@@ -33,6 +35,7 @@ from tolpack.reading.row_decoder import RowDecoder, TableDecoder
 from tolpack.reading.table_choice import open_table
 from tolpack.reading.token_map import StoredOrder, TokenMap
 from tolpack.reading.verification import Damage, find_damage
+from tolpack.runtime.array_types import Bytes, Ints
 from tolpack.runtime.fork_safety import ForkSafe
 from tolpack.runtime.pool import thread_count
 from tolpack.runtime.sizes import parse_bytes
@@ -43,8 +46,9 @@ _KERNEL_ROWS = 64
 _within_memory = memory_errors("ask for fewer rows at a time, or open it with a smaller cache")
 
 
-def open_first_table(path: Location) -> Pack:
-    """Open the first table of a pack: for what concerns all of its tables, as `Pack.verify`.
+def open_first_table(path: Location, edits: Sequence[Location] = ()) -> Pack:
+    """Open the first table of a pack, or of edits: for what concerns all tables of the file, as
+    `Pack.verify`. `edits`: as of `Pack`.
 
     Raises
     ------
@@ -52,8 +56,9 @@ def open_first_table(path: Location) -> Pack:
         As of `Pack`.
     """
     with closing(Container.open(path)) as container:
-        name = container.header.tables[0].name
-    return Pack(path, table=name)
+        header = container.header
+    name = (header.unedited_tables or header.tables)[0].name
+    return (Pack if header.base is None else _EditsAlone)(path, table=name, edits=edits)
 
 
 class Pack(ForkSafe):
@@ -85,18 +90,24 @@ class Pack(ForkSafe):
     disk_cache : str or int, optional
         Bytes, such as ``"10GB"``, that may be kept on this machine of what was read from URLs; all
         processes of the user share them. Files of this machine need none.
+    edits : sequence of str or Path
+        Files of edits, made by ``tolpack edit``: rows of the tokens that they name are taken from
+        them, of a token in several from the last one. All edits of the pack's own file come before
+        them.
 
     Raises
     ------
     ConfigError
         There is no such table, or there are several, which the message lists, and none is named;
-        or a setting does not fit.
+        or a setting does not fit; or edits belong to another pack.
     FileAccessError
         The file is missing or unreadable.
     FormatError
         The file is not a valid pack (`ChecksumError`: damaged; `UnsupportedVersionError`: newer);
         later, code ``changed``: what the URL names was replaced.
     """
+
+    _opens_edits_alone: ClassVar[bool] = False
 
     @_within_memory
     def __init__(
@@ -109,19 +120,28 @@ class Pack(ForkSafe):
         checksums: bool = True,
         table: str | None = None,
         disk_cache: str | int | None = None,
+        edits: Sequence[Location] = (),
     ) -> None:
         budget = None if cache is None else parse_bytes(cache, "cache", "256MB or 1GB")
         workers = thread_count(threads)
-        self._container = open_table(path, io, table, checksums=checksums, disk_cache=disk_cache)
+        self._container = open_table(
+            path, io, table, checksums=checksums, disk_cache=disk_cache,
+            edits_alone=self._opens_edits_alone,
+        )  # fmt: skip
         self._table = self._container.table
+        try:
+            self._edits = open_edits(self._container, path, edits, io, workers, disk_cache)
+        except BaseException:
+            self._container.close()
+            raise
         self._path = absolute(path)
         self._settings: dict[str, Any] = {
             "io": io, "cache": cache, "threads": threads, "checksums": checksums, "table": table,
-            "disk_cache": disk_cache,
+            "disk_cache": disk_cache, "edits": tuple(map(absolute, edits)),
         }  # fmt: skip
         self._ngrams = NGramRows(self._container)
         self._tokens = TokenMap(self._container)
-        self._rows_served = 0
+        self._rows_served = self._edited_rows_served = 0
         self._cache = None if budget is None else RowCache(self._container.chunks, budget)
         if budget is not None:
             self._container.source.limit_mapped(budget // 64)
@@ -143,8 +163,9 @@ class Pack(ForkSafe):
 
     @property
     def tables(self) -> tuple[str, ...]:
-        """Names of all tables of the pack, in its order."""
-        return tuple(table.name for table in self._container.header.tables)
+        """Names of all tables of the pack, in its order; those with edits of others are none."""
+        header = self._container.header
+        return tuple(table.name for table in header.unedited_tables or header.tables)
 
     @property
     def table(self) -> str:
@@ -233,6 +254,46 @@ class Pack(ForkSafe):
         return self._container.resident_bytes
 
     @property
+    def digest(self) -> str:
+        """SHA-256 of the file's preamble and header, 64 digits, by which edits name their pack.
+
+        Raises
+        ------
+        FileAccessError
+            The pack is closed, or reading failed.
+        """
+        with self._container.source.lease():
+            return self._container.digest()
+
+    @property
+    def identity(self) -> bytes:
+        """What differs if the file, or edits of the table, were replaced: their preambles."""
+        edits = b"" if self._edits is None else self._edits.identity
+        return self._container.preamble.to_bytes() + edits
+
+    @property
+    def edit_files(self) -> tuple[str, ...]:
+        """The files of edits that the pack was opened with: absolute paths, or URLs."""
+        found: tuple[str, ...] = self._settings["edits"]
+        return found
+
+    @property
+    def edits(self) -> EditedRows | None:
+        """What edits the table, for those who use `gather`; ``None`` if nothing does."""
+        return self._edits
+
+    @property
+    def edited_tokens(self) -> NDArray[np.int64]:
+        """The tokens whose rows come from edits, int64 (n,), ascending: a copy.
+
+        Raises
+        ------
+        FormatError, FileAccessError
+            Edits in the pack's own file cannot be read.
+        """
+        return np.empty(0, np.int64) if self._edits is None else self._edits.token_ids.copy()
+
+    @property
     def macs_per_token(self) -> int:
         """Multiply–accumulates of the basis products for one token (0 without a basis)."""
         return self._table.macs_per_token
@@ -276,12 +337,18 @@ class Pack(ForkSafe):
             The pack is closed, or reading failed.
         """
         ids = check_ids(token_ids, self.vocab_size)
-        slots = self._find_slots(ids)
+        edited = None if self._edits is None else self._edits.find(ids)
+        slots = self._find_slots(ids, edited)
         fields = self._table.fields
         selection = self._all_layers if layers is None else LayerSelection.of(layers, fields)
         out = check_out(out, (len(ids), selection.count, selection.width), dtype)
         if selection.count > len(selection.zeros):
-            unique = self._read(slots, RowDecoder(self.decoder, out, selection))
+            sink = RowDecoder(self.decoder, out, selection)
+            if edited is None:
+                unique = self._read(slots, sink)
+            else:
+                unique = self._read_others(slots, sink, edited)
+                self._put_edited(edited, out, selection)
             unique.fill_duplicates(out)
         selection.fill_undecoded(out)
         return out
@@ -350,6 +417,8 @@ class Pack(ForkSafe):
         """Pass the records of the distinct `token_ids` to `sink`, which decodes them elsewhere: on
         another device, or into a form of its own.
 
+        Edited tokens have no such record, and are left out: `edits` finds them.
+
         Parameters
         ----------
         token_ids : array_like of int
@@ -364,7 +433,10 @@ class Pack(ForkSafe):
         UniqueSlots
             Where duplicates belong.
         """
-        return self._read(self._find_slots(check_ids(token_ids, self.vocab_size)), sink)
+        ids = check_ids(token_ids, self.vocab_size)
+        edited = None if self._edits is None else self._edits.find(ids)
+        slots = self._find_slots(ids, edited)
+        return self._read(slots, sink) if edited is None else self._read_others(slots, sink, edited)
 
     @_within_memory
     def most_frequent(self, count: int) -> NDArray[np.int64]:
@@ -407,7 +479,7 @@ class Pack(ForkSafe):
 
     @_within_memory
     def slots(self, token_ids: ArrayLike) -> NDArray[np.int64]:
-        """Return the slot of each id: its number in the order of `most_frequent`.
+        """Return the slot of each id: its number in the order of `most_frequent`, edited or not.
 
         Parameters
         ----------
@@ -434,11 +506,17 @@ class Pack(ForkSafe):
         Returns
         -------
         ndarray
-            int64 (ids, 2): offset and length in bytes. One extent holds all layers of a token.
+            int64 (ids, 2): offset and length in bytes. One extent holds all layers of a token. Of
+            a token in a file of edits they are zeros: nothing is read of the pack.
         """
         with self._container.source.lease():
             slots, numbers = np.unique(self.slots(token_ids), return_inverse=True)
-            return self._reader.extents(slots)[numbers]
+            found = self._reader.extents(slots)[numbers]
+            if self._edits is not None:
+                edited = self._edits.find(check_ids(token_ids, self.vocab_size))
+                if edited is not None:
+                    found[edited.positions] = edited.extents(self._container)
+            return found
 
     def prefetch(self, token_ids: ArrayLike) -> None:
         """Begin to read the blocks of `token_ids`, and return at once.
@@ -491,9 +569,10 @@ class Pack(ForkSafe):
         Returns
         -------
         dict
-            ``rows`` served; reads and bytes asked of the file by purpose (``open_``, ``array_``,
-            ``index_``, ``block_``); ``fetched_…``: in which way extents came, see
-            `tolpack.container.byte_source.FetchCounts`; ``file_bytes`` that this took, and
+            ``rows`` served, and ``edited_rows`` of them; reads and bytes asked of the file, but for
+            edits, by purpose (``open_``, ``array_``, ``index_``, ``block_``); ``fetched_…``: in
+            which way extents came, see `tolpack.container.byte_source.FetchCounts`; ``file_bytes``
+            that this took, and
             ``read_amplification``, those over the bytes of the records that lookups needed and no
             cache had (0 before the first); ``cache_hits`` and ``cache_misses``, distinct rows of a
             lookup, and ``cache_bytes``; ``prefetched_blocks``; ``kernels``: ``numba`` or ``numpy``.
@@ -504,6 +583,7 @@ class Pack(ForkSafe):
             "io": self._container.source.mode,
             "kernels": "numpy" if kernels.loaded() is None else "numba",
             "rows": self._rows_served,
+            "edited_rows": self._edited_rows_served,
             **asdict(self._container.counters),
             **{f"fetched_{way}": count for way, count in fetches.items()},
             "file_bytes": file_bytes,
@@ -545,6 +625,8 @@ class Pack(ForkSafe):
     @_within_memory
     def close(self) -> None:
         """Close the file. Reads that run in other threads end first; later ones fail."""
+        if self._edits is not None:
+            self._edits.close()
         self._container.close()
         self._reader.close()
         self._ahead.close()
@@ -564,8 +646,7 @@ class Pack(ForkSafe):
             The pack is closed; when it is opened, the file is gone, or is another pack by now.
         """
         with self._container.source.lease():
-            identity = self._container.preamble.to_bytes()
-            return reopen, (type(self), self._path, self._settings, identity)
+            return reopen, (type(self), self._path, self._settings, self.identity)
 
     def __repr__(self) -> str:
         name = f"{self.table!r}, " if len(self.tables) > 1 else ""
@@ -579,13 +660,41 @@ class Pack(ForkSafe):
     def _all_layers(self) -> LayerSelection:
         return LayerSelection.of(range(self.num_layers), self._table.fields)
 
-    def _find_slots(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the slots of `ids`; the system begins to read the block of one alone."""
+    def _find_slots(self, ids: NDArray[np.int64], edited: EditedIds | None) -> NDArray[np.int64]:
+        """Return the slots of `ids`, or of those that are not `edited`; the system begins to read
+        the block of one alone.
+        """
         with self._container.source.lease():
+            if edited is not None:
+                ids = ids[edited.others]
+                if not len(ids):
+                    return ids
             slots = self._tokens.slots(ids)
             if len(slots) == 1:
                 self._reader.advise_one(int(slots[0]))
         return slots
+
+    def _read_others(
+        self, slots: NDArray[np.int64], sink: RecordSink, edited: EditedIds
+    ) -> UniqueSlots:
+        """Do as `_read` with the slots of those that are not edited, at their places among all."""
+        others = edited.others
+        if not len(others):
+            return UniqueSlots.none()
+
+        def put(encoding: int, records: Bytes, places: Ints) -> None:
+            sink(encoding, records, others[places])
+
+        found = self._read(slots, put)
+        return UniqueSlots(found.slots, others[found.places], others[found.copies])
+
+    def _put_edited(self, edited: EditedIds, out: NDArray[Any], layers: LayerSelection) -> None:
+        """Read the rows of edited tokens to where they belong in `out`."""
+        copies = edited.read(edited.positions, lambda decoder: RowDecoder(decoder, out, layers))
+        out[copies[0]] = out[copies[1]]
+        with self._lock:
+            self._rows_served += len(edited.positions)
+            self._edited_rows_served += len(edited.positions)
 
     def _read(self, slots: NDArray[np.int64], sink: RecordSink) -> UniqueSlots:
         if len(slots) >= _KERNEL_ROWS or self._rows_served >= _KERNEL_ROWS:
@@ -599,4 +708,15 @@ class Pack(ForkSafe):
 
     def _missing_blocks(self, ids: NDArray[np.int64]) -> list[tuple[int, list[int]]]:
         """By chunk: the blocks of those of `ids` that no cache has."""
+        edited = None if self._edits is None else self._edits.find(ids)
+        if edited is not None:
+            ids = ids[edited.others]
+            if not len(ids):
+                return []
         return self._reader.missing_blocks(np.unique(self._tokens.slots(ids)))
+
+
+class _EditsAlone(Pack):
+    """Edits without their pack: what they hold can be looked at, and verified."""
+
+    _opens_edits_alone = True

@@ -2,6 +2,7 @@
 
     python decode.py PACK TOKEN_ID …               # PACK may be the manifest of a set of part files
     python decode.py PACK --table NUMBER TOKEN_ID …
+    python decode.py PACK --edits FILE TOKEN_ID …   # edits of PACK; also several times
 
 It trusts the file: whether it may is what `validate.py` beside it tells. Written to be read next to
 the specification, not to be fast.
@@ -12,6 +13,8 @@ from __future__ import annotations
 import json
 import struct
 import sys
+from collections.abc import Sequence
+from hashlib import sha256
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -31,9 +34,9 @@ from decode_values import (
 
 
 class Pack:
-    """Table number `number` of a valid pack in memory."""
+    """Table number `number` of a valid pack in memory; `edits`: files of edits of it, in order."""
 
-    def __init__(self, data: bytes, number: int = 0) -> None:
+    def __init__(self, data: bytes, number: int = 0, edits: Sequence[bytes] = ()) -> None:
         self.data = data
         header_length = int.from_bytes(data[12:16], "little")  # §2
         header = json.loads(data[64 : 64 + header_length])  # §4
@@ -41,6 +44,16 @@ class Pack:
         self.table = header["tables"][number]
         self.fields = self.table["fields"]
         self.kept = [field for field in self.fields if not field.get("dropped")]
+        self.edits = []  # §5: the last one of a token counts
+        for file in () if "edits" in self.table else (data, *edits):
+            tables = json.loads(file[64 : 64 + int.from_bytes(file[12:16], "little")])["tables"]
+            for at, table in enumerate(tables):
+                found = table.get("edits")
+                if found is None or found["table"] != self.table["name"]:
+                    continue
+                if found.get("base") not in (None, sha256(data[: 64 + header_length]).hexdigest()):
+                    raise ValueError("edits of another pack")
+                self.edits.append(Pack(file, at))
 
     def section(self, number: int) -> bytes:
         start = self.sections[number]["offset_bytes"]
@@ -77,6 +90,10 @@ class Pack:
 
     def row(self, token_id: int) -> Array:
         """One token: float32 (fields, width); where widths differ, one field after the other."""
+        for edits in reversed(self.edits):  # §5
+            ids = edits.array(edits.table["edits"]["token_ids"])
+            if token_id in ids:
+                return edits.row(int(np.flatnonzero(ids == token_id)[0]))
         slot, first = self.slot(token_id), 0
         for chunk in self.table["chunks"]:
             if slot < first + chunk["rows"]:
@@ -242,9 +259,13 @@ def joined_parts(manifest: dict[str, Any], folder: Path) -> bytes:  # §15
 
 
 if __name__ == "__main__":
-    arguments, number = sys.argv[2:], 0
-    if arguments[:1] == ["--table"]:
-        number, arguments = int(arguments[1]), arguments[2:]
-    pack = Pack(pack_bytes(Path(sys.argv[1])), number)
+    arguments, number, edits = sys.argv[2:], 0, list[bytes]()
+    while arguments[:1] in (["--table"], ["--edits"]):
+        option, value, *arguments = arguments
+        if option == "--table":
+            number = int(value)
+        else:
+            edits.append(pack_bytes(Path(value)))
+    pack = Pack(pack_bytes(Path(sys.argv[1])), number, edits)
     for argument in arguments:
         print(argument, pack.row(int(argument)))

@@ -13,7 +13,7 @@ import numpy as np
 Entry = dict[str, Any]
 Rule = Callable[[Any], bool]
 
-_BITS = (*range(12), *range(16, 20), *range(21, 24), *range(25, 28), *range(32, 36), 48, 49, 56)
+_BITS = (*range(12), *range(16, 20), *range(21, 24), *range(25, 28), *range(32, 36), 48, 49, 50, 56)
 SUPPORTED = sum(1 << bit for bit in _BITS)  # §9
 CODECS = {  # §7, §9: feature bit, bits of a code, bytes of a scale
     "f32": (0, 32, 0), "f16": (1, 16, 0), "bf16": (2, 16, 0), "f8e4m3": (3, 8, 4),
@@ -23,7 +23,7 @@ CODECS = {  # §7, §9: feature bit, bits of a code, bytes of a scale
 FRAMES = {"raw": -1, "zstd": 8, "zstd-runs": 9, "zstd-planes": 10, "ans": 11}  # §8, §9: bit
 DTYPES = {"uint8": 1, "uint16": 2, "uint32": 4, "float16": 2, "float32": 4}
 CODER_ARRAYS = ("code_models", "code_classes")  # §5
-ARRAYS = ("token_map", "basis", "mean", "coded_basis", "id_map", *CODER_ARRAYS)
+ARRAYS = ("token_map", "basis", "mean", "coded_basis", "id_map", "token_ids", *CODER_ARRAYS)
 
 
 class BadPack(Exception):
@@ -61,6 +61,7 @@ class HeaderRules:
             self.fields(table)
             self.chunks(table)
             self.ngrams(table)
+        self.edits()
         self.references()
         self.features()
 
@@ -146,7 +147,11 @@ class HeaderRules:
     def table_keys(self, table: Entry, number: Rule) -> None:
         self.entry("table", table, name=is_name, rows=integers(1, 2**48), fields=objects(4096),
                    chunks=objects(65536), token_map=optional(number),
-                   multiplier=optional(is_normal), ngrams=optional(is_object))  # fmt: skip
+                   multiplier=optional(is_normal), ngrams=optional(is_object),
+                   edits=optional(is_object))  # fmt: skip
+        if table.get("edits") is not None:
+            self.entry("edits", table["edits"], table=is_name, rows=integers(1, 2**48),
+                       token_ids=number, base=optional(is_digest))  # fmt: skip
         if table.get("ngrams") is not None:
             self.entry("ngrams", table["ngrams"], mixing=one_of("xor", "sum"),
                        orders=lists(4096, integers(1, 64)), sizes=lists(4096, integers(1, 2**48)),
@@ -303,6 +308,34 @@ class HeaderRules:
             vocab = section["shape"][:1] if section["kind"] in ARRAYS else []
             self.array_is(ngrams["id_map"], "id_map", "uint32", vocab)
 
+    def edits(self) -> None:
+        found = [table["edits"] for table in self.tables if table.get("edits") is not None]
+        if not found:
+            return
+        need, unedited = self.need, {t["name"]: t for t in self.tables if t.get("edits") is None}
+        bases = {edits.get("base") for edits in found} | ({None} if unedited else set())
+        need(len(bases) == 1, "edits", "§5: all tables are edits of one pack, or of this file")
+        names = {edits["table"] for edits in found}
+        need(len(names) == len(found), "edits", "§5: one table of edits for each table")
+        for table in self.tables:
+            if table.get("edits") is not None:
+                self.edits_table(table, table["edits"], unedited.get(table["edits"]["table"]))
+
+    def edits_table(self, table: Entry, edits: Entry, edited: Entry | None) -> None:
+        need, fields = self.need, table["fields"]
+        self.array_is(edits["token_ids"], "token_ids", "uint32", [table["rows"]])
+        need(table["rows"] <= edits["rows"], "edits", "§5: no more rows than are edited")
+        need(table.get("token_map") is table.get("ngrams") is None, "edits", "§5: no map, no hash")
+        need(np.float32(table.get("multiplier") or 1) == 1, "edits", "§5: no multiplier")
+        whole = all(field.get("basis") is field.get("mean") is None for field in fields)
+        need(whole, "edits", "§5: rows that are stored whole")
+        if edits.get("base") is None:
+            need(edited is not None, "edits", "§5: a table of this file without edits")
+        if edited is not None:
+            need(edits["rows"] == edited["rows"], "edits", "§5: the edited table's rows")
+            same = [shape_of(one) for one in fields] == [shape_of(one) for one in edited["fields"]]
+            need(same, "edits", "§5: the edited table's fields")
+
     def token_map(self, number: int, rows: int, chunks: int) -> None:
         dtype, length = self.sections[number].get("dtype"), rows
         if dtype == "uint8" and rows <= 1 << 24 and chunks <= 256:
@@ -319,6 +352,7 @@ class HeaderRules:
             uses.update(c.get(key) for c in table["chunks"] for key in ("blocks", "index"))
             uses.update(f.get(key) for f in table["fields"] for key in ("basis", "mean"))
             uses.update([table.get("token_map"), (table.get("ngrams") or {}).get("id_map")])
+            uses.update([(table.get("edits") or {}).get("token_ids")])
             uses.update(self.coder_references(table))
         for number, section in enumerate(self.sections):
             self.need(uses[number] > 0, "unused-section", "§5: referred to")
@@ -354,6 +388,8 @@ class HeaderRules:
         dtypes = {s["dtype"] for s in self.sections if s["kind"] == "token_map"}
         bits |= {48} if "uint16" in dtypes else set()
         bits |= {49} if "uint8" in dtypes else set()
+        bits |= {50} if "token_ids" in kinds else set()
+        bits |= {50 for table in tables if table.get("edits") is not None}
         bits |= {56} if self.alignment != 4096 else set()
         bits |= {25} if len(tables) > 1 else set()
         bits |= {26 for table in tables if len({field["width"] for field in table["fields"]}) > 1}
@@ -383,6 +419,10 @@ def is_boolean(value: Any) -> bool:
 
 def is_name(value: Any) -> bool:
     return isinstance(value, str) and 1 <= len(value) <= 128 and all(" " <= c <= "~" for c in value)
+
+
+def is_digest(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
 
 
 def is_group_size(value: Any) -> bool:
@@ -436,6 +476,11 @@ def aligned(number: int, to: int) -> int:
 
 def kept_fields(table: Entry) -> list[Entry]:
     return [field for field in table["fields"] if not field.get("dropped")]
+
+
+def shape_of(field: Entry) -> tuple[Any, ...]:
+    """What a field and the one that it edits have in common."""
+    return field["name"], field["layer"], field["width"], bool(field.get("dropped"))
 
 
 def parts_of(encoding: Entry) -> list[Entry]:

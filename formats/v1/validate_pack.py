@@ -135,6 +135,16 @@ class Check(HeaderRules):
             elif section["kind"] == "id_map":
                 small = bool((np.frombuffer(data, "<u4") < 1 << 31).all())
                 self.need(small, "id-map", "§5: ids below 2^31")
+        for table in self.tables:
+            if table.get("edits") is not None:
+                self.token_ids(table["edits"])
+
+    def token_ids(self, edits: Entry) -> None:
+        """Hold the edited tokens against the rows of the edited table."""
+        ids = np.frombuffer(self.section(edits["token_ids"]), "<u4").astype(np.int64)
+        rising = len(ids) < 2 or int(np.diff(ids).min()) > 0
+        self.need(rising, "token-ids", "§5: strictly ascending")
+        self.need(int(ids[-1]) < edits["rows"], "token-ids", "§5: below the rows that are edited")
 
     def token_chunks(self, number: int, data: bytes) -> None:
         """Hold a map of chunks against their rows."""

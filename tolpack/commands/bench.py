@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import click
 
-from tolpack.commands.options import LOCATION, json_option, print_json, table_option
+from tolpack.commands.options import (
+    LOCATION,
+    edits_option,
+    json_option,
+    print_json,
+    table_option,
+)
 from tolpack.commands.terminal import Terminal, echo
 from tolpack.report import tables
 from tolpack.storage.locations import Location
@@ -17,8 +23,16 @@ from tolpack.storage.locations import Location
     "--seconds", default=1.0, show_default=True, help="Approximate seconds for each measurement."
 )
 @table_option
+@edits_option
 @json_option
-def bench(pack: Location, rows: int, seconds: float, table: str | None, as_json: bool) -> None:
+def bench(
+    pack: Location,
+    rows: int,
+    seconds: float,
+    table: str | None,
+    edits: tuple[Location, ...],
+    as_json: bool,
+) -> None:
     """Time lookups of PACK on this machine, warm and cold, in every I/O mode.
 
     bench reads all of PACK first, and drops it from the page cache before each cold lookup. It
@@ -32,7 +46,7 @@ def bench(pack: Location, rows: int, seconds: float, table: str | None, as_json:
     """
     from tolpack.evaluation.lookup_benchmark import benchmark_lookups
 
-    result = benchmark_lookups(pack, rows, seconds, Terminal(), table)
+    result = benchmark_lookups(pack, rows, seconds, Terminal(), table, edits)
     if as_json:
         print_json(result.to_json())
     else:

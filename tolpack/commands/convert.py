@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 import tolpack
-from tolpack.commands.options import LOCATION, PATH, json_option, print_json
+from tolpack.commands.options import LOCATION, PATH, edits_option, json_option, print_json
 from tolpack.commands.terminal import Terminal, echo
 from tolpack.errors import ConfigError
 from tolpack.export.file_kinds import DTYPES, check_dtype
@@ -26,10 +26,17 @@ from tolpack.storage.locations import Location
 @click.option(
     "--table", metavar="NAME", help="Table of PACK [default: all; .npy and .h5 hold one]."
 )
+@edits_option
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @json_option
 def convert(
-    source: Location, destination: Path, dtype: str, table: str | None, force: bool, as_json: bool
+    source: Location,
+    destination: Path,
+    dtype: str,
+    table: str | None,
+    edits: tuple[Location, ...],
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Write the rows of PACK as a plain TABLE: .npy, .safetensors, .h5, .hdf5 or .gguf.
 
@@ -49,8 +56,9 @@ def convert(
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
     result = tolpack.convert(
-        source, destination, dtype=dtype, table=table, force=force, reporter=Terminal()
-    )
+        source, destination, dtype=dtype, table=table, edits=edits, force=force,
+        reporter=Terminal(),
+    )  # fmt: skip
     if as_json:
         print_json(result.to_json())
     else:

@@ -9,6 +9,7 @@ import click
 from tolpack.commands.options import (
     LOCATION,
     checkpoint_options,
+    edits_option,
     json_option,
     layers_option,
     print_json,
@@ -36,6 +37,7 @@ from tolpack.storage.locations import Location
     help="Number of tokens to list, those with the largest errors.",
 )  # fmt: skip
 @table_option
+@edits_option
 @checkpoint_options
 @layers_option
 @tensor_option
@@ -44,13 +46,15 @@ def diff(pack: Location, reference: Location, as_json: bool, **settings: Any) ->
     """Show where PACK_A differs from PACK_B, or from the CHECKPOINT or table it was made from.
 
     diff prints relative errors by layer, by chunk (tokens of similar frequency), and of the worst
-    tokens. The second argument is the reference. diff reads all of both.
+    tokens. The second argument is the reference. diff reads all of both. Edits go to the pack that
+    they belong to, and to PACK_A if both are that: so a pack is held against its edited self.
 
     \b
     tolpack diff model.tolpack model.pt
     tolpack diff small.tolpack large.tolpack --tokenizer tokenizer.json --worst 20
     tolpack diff model.tolpack model/ --frequencies counts.npy --json
     tolpack diff engram.tolpack model/ --table layer.14
+    tolpack diff model.tolpack model.tolpack --edits names.edits
     """
     from tolpack.evaluation.diff import diff_tables
 

@@ -7,9 +7,16 @@ from typing import Any
 import click
 
 from tolpack.commands.evaluation_setup import OutputFiles, open_evaluator, report_subject
-from tolpack.commands.options import LOCATION, evaluation_options, json_option, print_json
+from tolpack.commands.options import (
+    LOCATION,
+    edits_option,
+    evaluation_options,
+    json_option,
+    print_json,
+)
 from tolpack.commands.terminal import echo
 from tolpack.errors import ConfigError
+from tolpack.reading.edits_files import share_edits
 from tolpack.report import evaluation_tables, sweep_page
 from tolpack.storage.locations import Location
 
@@ -20,12 +27,14 @@ _SWEEP = "Settings to build and evaluate, like 'rank=none,50% bits=4,auto'; repe
 @click.argument("checkpoint", type=LOCATION)
 @click.argument("packs", nargs=-1, type=LOCATION)
 @click.option("--sweep", multiple=True, metavar="SPEC", help=_SWEEP)
+@edits_option
 @evaluation_options
 @json_option
 def evaluate(
     checkpoint: Location,
     packs: tuple[Location, ...],
     sweep: tuple[str, ...],
+    edits: tuple[Location, ...],
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -38,6 +47,8 @@ def evaluate(
 
     With several --text files everything is measured on each of them and over the windows of all.
     The worst text counts for the limits of recommended settings.
+
+    Each of --edits goes to those of PACKS that it belongs to.
 
     With --sweep, eval builds, evaluates and removes packs of many settings. It does not measure a
     setting again that it measured before with the same inputs.
@@ -62,11 +73,12 @@ def evaluate(
     if not sweep and (settings["calibrate"] or settings["frequencies"] or settings["fresh"]):
         raise click.UsageError("--calibrate, --frequencies and --fresh are for --sweep")
     subject = report_subject(checkpoint, settings)
-    outputs = OutputFiles.take(settings, checkpoint, *packs)
+    outputs = OutputFiles.take(settings, checkpoint, *packs, *edits)
     if outputs.any and not packs and not sweep:
         raise click.UsageError("--csv, --plot and --report show packs: name some, or --sweep")
+    share_edits(packs, edits)  # before anything is measured
     evaluator, options = open_evaluator(checkpoint, settings)
-    scores = evaluator.packs(packs)
+    scores = evaluator.packs(packs, edits)
     results, refused = run_sweep(evaluator, grid, options) if grid else ((), ())
     skipped += refused
     evaluation = Evaluation(evaluator.context, evaluator.baseline, scores)

@@ -10,6 +10,7 @@ import click
 from tolpack.commands.options import (
     LOCATION,
     checkpoint_options,
+    edits_option,
     json_option,
     print_json,
     take_checkpoint_options,
@@ -30,9 +31,18 @@ _TABLE_SUFFIXES = (".npy", ".h5", ".hdf5", ".json", ".toml")
 @click.argument("path", metavar="PACK|CHECKPOINT", type=LOCATION)
 @checkpoint_options
 @tensor_option
+@edits_option
 @json_option
-def inspect(path: Location, tensor: str | None, as_json: bool, **settings: Any) -> None:
+def inspect(
+    path: Location,
+    tensor: str | None,
+    edits: tuple[Location, ...],
+    as_json: bool,
+    **settings: Any,
+) -> None:
     """Show the tables, layers and chunks of a pack, or the tables of a checkpoint.
+
+    Of edits, inspect shows which tokens they are of, and the digest of their pack.
 
     For a MemoryLLM, inspect shows the key map that fits its tensor names, the shapes and dtypes
     of its tensors, tensors that are left over, and whether build and eval can use it. For models
@@ -45,6 +55,8 @@ def inspect(path: Location, tensor: str | None, as_json: bool, **settings: Any) 
     tolpack inspect model/ --tensor model.embed_tokens.weight
     """
     pack, found = is_pack(path), input_path(path)
+    if edits and not pack:
+        raise click.UsageError(f"--edits is for packs, and {path} is none")
     if not pack and found.suffix in _TABLE_SUFFIXES:
         raise ConfigError(f"{path} is no pack and no checkpoint: expected .tolpack, "
                           f"{', '.join(CHECKPOINT_SUFFIXES)} or a folder")  # fmt: skip
@@ -55,7 +67,7 @@ def inspect(path: Location, tensor: str | None, as_json: bool, **settings: Any) 
     else:
         if tensor is not None:
             raise click.UsageError(f"--tensor is for checkpoints, and {path} is none")
-        info, text = _describe_pack(path, pack=pack)
+        info, text = _describe_pack(path, edits, pack=pack)
     if as_json:
         print_json(info)
     else:
@@ -94,13 +106,15 @@ def _describe_gguf(path: Path, tensor: str | None) -> tuple[dict[str, Any], str]
     return tables.to_json(), family_table(tables)
 
 
-def _describe_pack(path: Location, *, pack: bool) -> tuple[dict[str, Any], str]:
+def _describe_pack(
+    path: Location, edits: tuple[Location, ...], *, pack: bool
+) -> tuple[dict[str, Any], str]:
     """Return what --json prints, and the text."""
     from tolpack.evaluation.pack_description import describe_pack
     from tolpack.pack import open_first_table
 
     if not pack:
         check_input(input_path(path))
-    with open_first_table(path) as opened:
+    with open_first_table(path, edits) as opened:
         info = describe_pack(opened)
     return info, pack_table(info, str(path))

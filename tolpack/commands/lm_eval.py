@@ -14,6 +14,7 @@ from tolpack.commands.options import (
     LOCATION,
     PATH,
     checkpoint_options,
+    edits_option,
     json_option,
     print_json,
     take_checkpoint_options,
@@ -66,6 +67,7 @@ if TYPE_CHECKING:  # it takes seconds to import
     "--tokenizer", type=LOCATION,
     help="tokenizer.json, or a folder of transformers [default: the checkpoint's].",
 )  # fmt: skip
+@edits_option
 @checkpoint_options
 @json_option
 def lm_eval(
@@ -75,7 +77,8 @@ def lm_eval(
 
     lm-eval mounts each pack in place of the checkpoint's table. The checkpoint is a folder of
     Gemma 3n, Gemma 4 or Qwen4Exp, or any MemoryLLM or Flex-MemoryLLM. Differences of packs from
-    the checkpoint are paired document by document.
+    the checkpoint are paired document by document. Each of --edits goes to those of PACKS that it
+    belongs to.
 
     With --text, lm-eval makes tasks of a text. They need no network.
 
@@ -105,22 +108,25 @@ def _run(
     from tolpack.lm_eval.task_runner import TaskRunner
     from tolpack.lm_eval.task_scores import ModelScores
     from tolpack.pack import open_first_table
+    from tolpack.reading.edits_files import share_edits
 
     if str(settings["device"]).startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"--device {settings['device']}: this torch finds no CUDA; leave it out")
     loading = {name: settings[name] for name in ("tokenizer", "dtype", "device", "batch_size")}
     loading["checkpoint_options"] = take_checkpoint_options(settings)
-    for pack in packs:  # before hours of tasks
-        open_first_table(pack).close()
+    edits = share_edits(packs, settings["edits"])
+    for one in zip(packs, edits):  # before hours of tasks
+        open_first_table(*one).close()
     runner = TaskRunner(options)
     models = [ModelScores(_name(folder), runner.run(TolpackLM(folder, **loading)))]
-    for pack in packs:
+    for pack, own in zip(packs, edits):
         try:
-            model = TolpackLM(folder, pack, **loading)
+            model = TolpackLM(folder, pack, edits=own, **loading)
         except ConfigError as error:
             raise ConfigError(f"{pack}: {error}") from error
         scores = runner.run(model)
-        models.append(ModelScores.compared(str(pack), scores, models[0]))
+        name = " + ".join(map(str, (pack, *own)))
+        models.append(ModelScores.compared(name, scores, models[0]))
     return models
 
 

@@ -60,6 +60,10 @@ tokenizer_option = click.option(
 table_option = click.option(
     "--table", metavar="NAME", help="Table of PACK [default: the only one]."
 )
+edits_option = click.option(
+    "--edits", type=LOCATION, multiple=True,
+    help="Edits of a pack, as tolpack edit makes them; repeatable, and the last one counts.",
+)  # fmt: skip
 layers_option = click.option(
     "--layers", type=click.IntRange(1), help="Number of layers of a two-dimensional plain table."
 )

@@ -7,7 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import tolpack
-from tolpack.commands.options import LOCATION, json_option, print_json, table_option
+from tolpack.commands.options import (
+    LOCATION,
+    edits_option,
+    json_option,
+    print_json,
+    table_option,
+)
 from tolpack.commands.terminal import echo
 from tolpack.container.ngram_header import MAX_ID
 from tolpack.errors import ConfigError
@@ -26,6 +32,7 @@ from tolpack.storage.locations import Location
     "--tokenizer", type=LOCATION, help="tokenizer.json [default: with --text, the one beside PACK]."
 )
 @table_option
+@edits_option
 @json_option
 def rows(
     pack: Location,
@@ -33,6 +40,7 @@ def rows(
     text: str | None,
     tokenizer: Location | None,
     table: str | None,
+    edits: tuple[Location, ...],
     as_json: bool,
 ) -> None:
     """Show the rows of TOKEN_IDs: norm and first values of each layer, or all with --json.
@@ -51,7 +59,7 @@ def rows(
     if bool(token_ids) == (text is not None):
         raise click.UsageError("give either TOKEN_IDs or a --text")
     encoder = _open_tokenizer(pack, text, tokenizer)
-    with tolpack.open(pack, table=table) as opened:
+    with tolpack.open(pack, table=table, edits=edits) as opened:
         if opened.ngrams is not None:
             if encoder is not None and text is not None:
                 _show_row_ids(opened, encoder, text, as_json=as_json)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 import click
 
 from tolpack.commands.options import LOCATION, json_option, print_json
 from tolpack.commands.terminal import Terminal, echo
 from tolpack.errors import printable
-from tolpack.pack import open_first_table
+from tolpack.pack import Pack, open_first_table
 from tolpack.report import tables
 from tolpack.storage.locations import Location
 
@@ -31,10 +32,10 @@ def verify(ctx: click.Context, pack: Location, as_json: bool) -> None:
     """
     terminal = Terminal()
     with open_first_table(pack) as opened, terminal.phase("verifying", opened.nbytes, "B") as done:
-        damages = opened.verify(done)
+        damages, edits = opened.verify(done), _of_edits(opened)
     if as_json:
         values = [asdict(damage) for damage in damages]
-        print_json({"path": str(pack), "ok": not damages, "damages": values})
+        print_json({"path": str(pack), "ok": not damages, "damages": values, **edits})
     else:
         listed = [damage for damage in damages if damage.places == 1][:_MOST_LINES]
         for damage in listed:
@@ -44,5 +45,14 @@ def verify(ctx: click.Context, pack: Location, as_json: bool) -> None:
             echo(f"… and {more} more (--json tells more of them)")
         places = sum(damage.places for damage in damages)
         count = f"{places} damaged place{'s' * (places > 1)}" if damages else "ok"
-        echo(f"{printable(str(pack))}: {count}")
+        said = f"; edits of {edits['rows']} rows of the pack {edits['base']}" if edits else ""
+        echo(f"{printable(str(pack))}: {count}{said}")
     ctx.exit(1 if damages else 0)
+
+
+def _of_edits(pack: Pack) -> dict[str, Any]:
+    """Return what is said of edits alone: the digest of their pack, and their rows."""
+    header = pack.container.header
+    if header.base is None:
+        return {}
+    return {"base": header.base, "rows": sum(table.rows for table in header.tables)}

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tolpack.codecs.encodings import CoderSettings, Encoding
 from tolpack.compress.chunks import ChunkSpan
-from tolpack.container.block_sizes import block_sizes, raw_block_bytes
-from tolpack.container.header import Chunk, Field, Header, Section, Table, section_alignment
-from tolpack.container.index import index_bytes
+from tolpack.container.header import Chunk, Field, Header, Section, Table
+from tolpack.container.planned_sections import (
+    longest_header,
+    placed_sections,
+    planned_chunk,
+    section_alignment,
+)
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, align
 from tolpack.version import PRODUCER
 
-_LARGEST_CRC32 = 2**32 - 1
 # Characters of a name that the estimate counts with its field.
 _SHORT_NAME = 10
 
@@ -67,40 +70,6 @@ class PlannedHeader:
             ngrams=None if table.ngrams is None else replace(table.ngrams, id_map=last),
         )
         return Header((table,), tuple(self.encodings), placed, PRODUCER, alignment=alignment)
-
-
-def longest_header(header: Callable[[int], Header]) -> tuple[int, Header]:
-    """Return where the sections of a header begin, and the header, given it for any beginning."""
-    start = PREAMBLE_BYTES
-    while True:
-        found = header(start)
-        begin = align(PREAMBLE_BYTES + len(found.to_json()), found.alignment)
-        if begin <= start:
-            return start, found
-        start = begin
-
-
-def placed_sections(sections: Iterable[Section], start: int, alignment: int) -> tuple[Section, ...]:
-    """Lay out sections that are yet to be written from `start` on, at multiples of `alignment`;
-    checksums of arrays have the most digits.
-    """
-    placed = []
-    for section in sections:
-        crc = None if section.shape is None else _LARGEST_CRC32
-        placed.append(replace(section, offset_bytes=start, crc32=crc))
-        start = align(placed[-1].end_bytes, alignment)
-    return tuple(placed)
-
-
-def planned_chunk(encoding: Encoding, record_bytes: int, rows: int) -> list[Section]:
-    """Return the sections of a chunk that is yet to be written, its frames of the most bytes."""
-    each = encoding.rows_per_block
-    blocks = -(-rows // each)
-    if not encoding.is_compressed:
-        return [Section("blocks", 0, blocks * raw_block_bytes(record_bytes, each))]
-    sizes = block_sizes(encoding, record_bytes)
-    index = Section("index", 0, index_bytes(blocks, sizes.length_bytes))
-    return [Section("blocks", 0, blocks * sizes.longest), index]
 
 
 def planned_basis(shape: tuple[int, int], coder: CoderSettings, size: int) -> Section:

@@ -24,8 +24,9 @@ from tolpack.codecs.encodings import CoderSettings, Encoding
 from tolpack.codecs.frames import LEVEL
 from tolpack.codecs.record import RecordLayout
 from tolpack.compress.settings import BuildSettings, dropped_fields
-from tolpack.container.header import Chunk, Field, Section, Table, section_alignment
+from tolpack.container.header import Chunk, Field, Section, Table
 from tolpack.container.ngram_header import NGrams
+from tolpack.container.planned_sections import section_alignment
 from tolpack.container.preamble import VERSION
 from tolpack.container.token_chunks import MOST_CHUNKS, map_bytes, pack_numbers
 from tolpack.errors import ConfigError

@@ -10,12 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 from tolpack.codecs.encodings import Encoding
-from tolpack.compress.header_size import (
-    longest_header,
-    placed_sections,
-    planned_basis,
-    planned_chunk,
-)
+from tolpack.compress.header_size import planned_basis
 from tolpack.compress.plan import (
     PackPlan,
     Plan,
@@ -24,9 +19,15 @@ from tolpack.compress.plan import (
     placed_coder,
     planned_array,
 )
-from tolpack.container.header import Chunk, Header, Section, parse_header, section_alignment
+from tolpack.container.header import Chunk, Header, Section, parse_header
 from tolpack.container.header_checks import check_header
 from tolpack.container.header_features import required_features
+from tolpack.container.planned_sections import (
+    longest_header,
+    placed_sections,
+    planned_chunk,
+    section_alignment,
+)
 from tolpack.container.preamble import PREAMBLE_BYTES, Preamble
 from tolpack.container.writer import check_header_room
 from tolpack.errors import ConfigError, FormatError

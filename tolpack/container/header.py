@@ -15,6 +15,7 @@ from tolpack.codecs.ans.record_coder import CODED_CODECS
 from tolpack.codecs.encodings import CoderSettings, Encoding, FieldEncoding, Part
 from tolpack.codecs.frames import FRAMES
 from tolpack.codecs.registry import CODECS
+from tolpack.container.edits_header import Edits, parse_edits
 from tolpack.container.ngram_header import NGrams, parse_ngrams
 from tolpack.container.preamble import (
     MAX_CHUNKS,
@@ -36,7 +37,7 @@ from tolpack.errors import FormatError
 
 SECTION_KINDS = (
     "token_map", "basis", "mean", "coded_basis", "blocks", "index", "id_map", "code_models",
-    "code_classes",
+    "code_classes", "token_ids",
 )  # fmt: skip
 ARRAY_DTYPES = {"uint8": 1, "uint16": 2, "uint32": 4, "float16": 2, "float32": 4}
 # Codecs that the rows of a coded basis may have, and that of entropy-coded ones.
@@ -133,7 +134,8 @@ class Chunk:
 class Table:
     """Rows, their fields, and the chunks that hold them in slot order.
 
-    ``ngrams``: how the rows of a text are found, in a table of hashed n-grams.
+    ``ngrams``: how the rows of a text are found, in a table of hashed n-grams. ``edits``: whose
+    rows its own replace.
     """
 
     name: str
@@ -143,11 +145,13 @@ class Table:
     token_map: int | None = None
     multiplier: float = 1.0
     ngrams: NGrams | None = None
+    edits: Edits | None = None
 
     @property
     def own_sections(self) -> Iterator[int]:
         """Numbers of the sections that the table itself refers to, each as often as it does."""
         numbers = [self.token_map, None if self.ngrams is None else self.ngrams.id_map]
+        numbers += [] if self.edits is None else [self.edits.token_ids]
         numbers += [n for field in self.fields for n in (field.basis, field.mean)]
         numbers += [n for chunk in self.chunks for n in (chunk.blocks, chunk.index)]
         return (number for number in numbers if number is not None)
@@ -194,6 +198,17 @@ class Header:
     file: tuple[int, int] = (0, 1)
     alignment: int = SECTION_ALIGNMENT
 
+    @property
+    def base(self) -> str | None:
+        """Digest of the pack that the file's tables are edits of; ``None`` for a pack."""
+        edits = self.tables[0].edits
+        return None if edits is None else edits.base
+
+    @property
+    def unedited_tables(self) -> tuple[Table, ...]:
+        """The tables that a reader shows: those that are no edits of another one."""
+        return tuple(table for table in self.tables if table.edits is None)
+
     def sections_of(self, table: Table) -> Iterator[int]:
         """Yield the numbers of the sections of a table, each as often as it is referred to: by the
         table, its encodings, and its bases.
@@ -218,15 +233,6 @@ class Header:
         if self.file != (0, 1):
             value["file"] = {"index": self.file[0], "count": self.file[1]}
         return json.dumps(value, separators=(",", ":"), ensure_ascii=True).encode()
-
-
-def section_alignment(encodings: Iterable[Encoding]) -> int:
-    """Return where sections of a new pack of `encodings` begin: at multiples of so many bytes.
-
-    Small packs are mostly entropy-coded, and these have no rows that pages could hold in whole.
-    """
-    coded = any(encoding.coder is not None for encoding in encodings)
-    return SMALL_SECTION_ALIGNMENT if coded else SECTION_ALIGNMENT
 
 
 def parse_header(data: bytes) -> Header:
@@ -303,6 +309,7 @@ def _table(node: Node, last_section: int) -> Table:
         token_map=node.optional_integer("token_map", 0, last_section),
         multiplier=node.number("multiplier", 1.0),
         ngrams=parse_ngrams(node.node("ngrams"), last_section) if node.has("ngrams") else None,
+        edits=parse_edits(node.node("edits"), last_section) if node.has("edits") else None,
     )
 
 
@@ -385,6 +392,7 @@ def _table_json(table: Table) -> dict[str, object]:
         multiplier=None if table.multiplier == 1.0 else table.multiplier,
         token_map=table.token_map,
         ngrams=None if table.ngrams is None else table.ngrams.to_json(),
+        edits=None if table.edits is None else table.edits.to_json(),
         fields=[_field_json(field) for field in table.fields],
         chunks=[
             _without_none(rows=c.rows, encoding=c.encoding, blocks=c.blocks, index=c.index)

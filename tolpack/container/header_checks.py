@@ -13,6 +13,7 @@ from collections import Counter
 from tolpack.codecs.ans.models import MOST_MODELS, NARROWEST, WIDEST
 from tolpack.codecs.encodings import CoderSettings
 from tolpack.container.block_sizes import BlockSizes, block_sizes, coded_basis_bytes
+from tolpack.container.edits_checks import check_edits
 from tolpack.container.header import ARRAY_DTYPES, Chunk, Field, Header, Section, Table
 from tolpack.container.header_features import required_features
 from tolpack.container.index import LENGTH_BYTES, index_bytes
@@ -46,6 +47,11 @@ def check_header(header: Header, preamble: Preamble) -> None:
             _check_token_map(header, table, table.token_map, f"{place}.token_map")
         if table.ngrams is not None:
             _check_ngrams(header, table.ngrams, table.rows, f"{place}.ngrams")
+        if table.edits is not None:
+            shape = (table.rows,)
+            number, own = table.edits.token_ids, f"{place}.edits.token_ids"
+            _check_array(header, number, "token_ids", "uint32", shape, own)
+    check_edits(header)
     _check_references(header)
     _expect("feature-mismatch", "preamble.required_features", preamble.required_features,
             required_features(header))  # fmt: skip

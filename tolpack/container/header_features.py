@@ -25,6 +25,7 @@ def _table_features(header: Header) -> set[str]:
     names |= {"mean" for field in fields if field.mean is not None}
     names |= {"token_map" for table in tables if table.token_map is not None}
     names |= {"multiplier" for table in tables if table.multiplier != 1.0}
+    names |= {"edits" for table in tables if table.edits is not None}
     names |= {"multiple_tables"} if len(tables) != 1 else set()
     widths = [{field.width for field in table.fields} for table in tables]
     names |= {"mixed_widths" for found in widths if len(found) > 1}
@@ -37,6 +38,7 @@ def _array_features(header: Header) -> set[str]:
     dtypes = {(section.kind, section.dtype) for section in sections}
     names = kinds & {"coded_basis", "id_map"}
     names |= {f"frame:{CODED_FRAME}"} if kinds & {"code_models", "code_classes"} else set()
+    names |= {"edits"} if "token_ids" in kinds else set()
     names |= {"entropy_coded_basis" for section in sections if section.coder is not None}
     names |= {"token_chunks"} if ("token_map", "uint8") in dtypes else set()
     names |= {"short_token_map"} if ("token_map", "uint16") in dtypes else set()

@@ -61,13 +61,14 @@ FEATURES = {
     "other_layers": 27,
     "short_token_map": 48,
     "token_chunks": 49,
+    "edits": 50,
     "section_alignment": 56,
 }
 # What a part file of a pack has, and no pack (SPEC §15).
 PART_FILE_FEATURES = 1 << FEATURES["part_file"]
 SUPPORTED_FEATURES = sum(1 << bit for bit in FEATURES.values()) & ~PART_FILE_FEATURES
 # What packs of `VERSION` have not, and the version that has it.
-_NEWER = ("frame:ans", "entropy_coded_basis", "short_token_map", "token_chunks",
+_NEWER = ("frame:ans", "entropy_coded_basis", "short_token_map", "token_chunks", "edits",
           "section_alignment")  # fmt: skip
 _NEWER_VERSION = (1, 4)
 

@@ -8,6 +8,7 @@ without checksums.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -127,6 +128,13 @@ class Container(ForkSafe):
         """What messages call chunk `number`."""
         several = len(self.header.tables) > 1
         return f"chunk {number} of {self.table.name}" if several else f"chunk {number}"
+
+    def digest(self) -> str:
+        """Read preamble and header, and return their SHA-256, 64 digits: edits name their pack by
+        it.
+        """
+        length = PREAMBLE_BYTES + self.preamble.header_length
+        return hashlib.sha256(self.source.read(0, length)).hexdigest()
 
     @property
     def resident_bytes(self) -> int:

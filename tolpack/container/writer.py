@@ -156,6 +156,19 @@ class PackWriter:
         self._write_section(found, [data])
         return number, array
 
+    def add_stored_array(self, described: Section, parts: Iterable[Buffer]) -> int:
+        """Add an array as another pack stores it; returns its section's number.
+
+        Parameters
+        ----------
+        described : Section
+            The section there; it gets another place.
+        parts : iterable of bytes or memoryview
+            Its bytes.
+        """
+        self._write_section(described, parts)
+        return len(self.sections) - 1
+
     def add_entropy_coded_basis(
         self, make: Callable[[], bytes], shape: tuple[int, int], coder: CoderSettings
     ) -> int:

@@ -8,7 +8,7 @@ computes them layer by layer. `tolpack.evaluation.row_errors` sums up the errors
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from tolpack.errors import ConfigError, FormatError
 from tolpack.evaluation.row_errors import ErrorSums, TableDiff, squared_norms
 from tolpack.model.text import TextTokenizer, find_tokenizer
 from tolpack.pack import Pack
+from tolpack.reading.edits_files import share_edits
 from tolpack.runtime.array_types import Doubles, Floats, Ints
 from tolpack.runtime.progress import Reporter
 from tolpack.sources.arrays.npy import read_counts
@@ -44,6 +45,7 @@ def diff_tables(
     layers: int | None = None,
     table: str | None = None,
     tensor: str | None = None,
+    edits: Sequence[Location] = (),
     worst: int = 10,
     reporter: Reporter | None = None,
 ) -> TableDiff:
@@ -68,6 +70,9 @@ def diff_tables(
         Name of the table, in packs and in a checkpoint of several.
     tensor : str, optional
         Name of a tensor of a checkpoint that is the reference.
+    edits : sequence of str or Path
+        Files of edits, each for the one of both packs that it belongs to; of two equal packs for
+        `a`.
     worst : int
         Number of tokens to list, those of the largest error.
     reporter : Reporter, optional
@@ -92,9 +97,10 @@ def diff_tables(
     if a.exists() and not is_pack(a):
         raise ConfigError(f"{a} is no pack: name the pack first, then what it is held against")
     token_texts = _open_tokenizer(tokenizer, a, b, reporter)
+    own, others = _shared(a, b, edits)
     with (
-        _open(a, table) as pack,
-        _open_reference(b, checkpoint_options, layers, table, tensor) as reference,
+        _open(a, table, own) as pack,
+        _open_reference(b, checkpoint_options, layers, table, tensor, others) as reference,
     ):
         _check_shapes(a, _shape(pack), b, reference.shape)
         counts = None if frequencies is None else _counts(frequencies, pack.vocab_size)
@@ -125,12 +131,13 @@ def _open_reference(
     layers: int | None,
     table: str | None = None,
     tensor: str | None = None,
+    edits: Sequence[Location] = (),
 ) -> Iterator[_Reference]:
     if is_pack(path):
         if checkpoint_options is not None or layers is not None or tensor is not None:
             raise ConfigError(f"{path} is a pack: --layers, --tensor and the options of "
                               "checkpoints say how to read something else")  # fmt: skip
-        with _open(path, table) as pack:
+        with _open(path, table, edits) as pack:
 
             def from_pack(ids: Ints, out: Floats) -> None:
                 with _path_in_errors(path):
@@ -235,9 +242,24 @@ def _report_larger_vocabulary(
         )
 
 
-def _open(path: InputPath, table: str | None) -> Pack:
+def _shared(
+    a: InputPath, b: InputPath, edits: Sequence[Location]
+) -> tuple[Sequence[Location], Sequence[Location]]:
+    """Return the edits of `a`, and those of `b`."""
+    if not edits:
+        return (), ()
+    packs = [_location(one) for one in (a, b) if one is a or is_pack(one)]
+    own, *others = share_edits(packs, edits)
+    return own, others[0] if others and others[0] != own else ()
+
+
+def _location(path: InputPath) -> Location:
+    return path if isinstance(path, Path) else str(path)
+
+
+def _open(path: InputPath, table: str | None, edits: Sequence[Location]) -> Pack:
     with _path_in_errors(path):
-        return Pack(path if isinstance(path, Path) else str(path), table=table)
+        return Pack(_location(path), table=table, edits=edits)
 
 
 @contextmanager

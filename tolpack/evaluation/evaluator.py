@@ -17,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.errors import ConfigError
-from tolpack.evaluation.subject import every_table, open_subject, read_bytes_per_token
+from tolpack.evaluation.pack_description import every_table
+from tolpack.evaluation.subject import open_subject, read_bytes_per_token
 from tolpack.model.divergence import Divergence, compare
 from tolpack.model.language_model import LanguageModel, Memory
 from tolpack.model.perplexity import LOGITS_PER_BATCH, Score, increase_pct, score
 from tolpack.model.text import find_tokenizer, read_token_ids
 from tolpack.pack import Pack, open_first_table
+from tolpack.reading.edits_files import share_edits
 from tolpack.reading.summary import bits_per_weight, ratio_fp16
 from tolpack.runtime.progress import Reporter
 from tolpack.sources.checkpoint.options import CheckpointOptions
@@ -59,7 +61,8 @@ class PackScore:
     ``read_bytes_per_token`` is the mean over the evaluated tokens of the bytes that a lookup of one
     token reads from the file; ``ppl_increase_se_pct`` is paired window by window. ``kl_…`` are over
     the scored tokens, ``top1_agreement_pct`` is the share of them where the checkpoint and the pack
-    hold the same token most likely (`tolpack.model.divergence`). With several texts these are over
+    hold the same token most likely (`tolpack.model.divergence`); ``edits`` are the files of edits
+    that the pack was opened with. With several texts these are over
     the windows of all: ``by_text`` on each of them, whose name is ``text``.
     """
 
@@ -86,6 +89,12 @@ class PackScore:
     macs_per_token: int
     text: str = ""
     by_text: tuple[PackScore, ...] = ()
+    edits: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of the pack's file, and those of its edits."""
+        return " + ".join(Path(path).name for path in (self.path, *self.edits))
 
     @property
     def worst_kl(self) -> PackScore:
@@ -114,13 +123,15 @@ class PackScore:
     def from_cache(cls, value: dict[str, Any]) -> PackScore:
         """Return the score of which `value` is `asdict`, after JSON."""
         by_text = tuple(cls.from_cache(one) for one in value["by_text"])
-        return cls(**{**value, "by_text": by_text})
+        return cls(**{**value, "by_text": by_text, "edits": tuple(value.get("edits", ()))})
 
 
 def _plain(score: Baseline | PackScore) -> dict[str, Any]:
-    """Return all fields of a score but its texts."""
+    """Return all fields of a score but its texts, and its edits if there are none."""
     value = asdict(score)
     del value["text"], value["by_text"]
+    if not value.get("edits"):
+        value.pop("edits", None)
     return value
 
 
@@ -262,9 +273,14 @@ class Evaluator:
         own = [base.first(len(one.tokens)) for base, one in zip(self.base_scores, found)]
         return Score.joined(found), Score.joined(own)
 
-    def packs(self, paths: Sequence[str | Path]) -> tuple[PackScore, ...]:
-        """Score packs in place of the memory, side by side; errors as of `pack_windows`."""
-        return tuple(one for one, _ in self._compare(paths)) if paths else ()
+    def packs(
+        self, paths: Sequence[str | Path], edits: Sequence[str | Path] = ()
+    ) -> tuple[PackScore, ...]:
+        """Score packs in place of the memory, side by side, each with those of `edits` that belong
+        to it; errors as of `pack_windows`, and ConfigError also if some belong to none.
+        """
+        own = share_edits(paths, edits)
+        return tuple(one for one, _ in self._compare(paths, own)) if paths else ()
 
     def pack_windows(self, path: str | Path) -> tuple[PackScore, Score]:
         """Score a pack in place of the memory, in sum and window by window.
@@ -274,11 +290,13 @@ class Evaluator:
         CheckpointError, ConfigError, FormatError, FileAccessError
             It cannot be read, or does not fit the checkpoint.
         """
-        return self._compare([path])[0]
+        return self._compare([path], [()])[0]
 
-    def _compare(self, paths: Sequence[str | Path]) -> list[tuple[PackScore, Score]]:
+    def _compare(
+        self, paths: Sequence[str | Path], edits: Sequence[Sequence[str | Path]]
+    ) -> list[tuple[PackScore, Score]]:
         with ExitStack() as stack:
-            packs = [stack.enter_context(open_first_table(path)) for path in paths]
+            packs = [stack.enter_context(open_first_table(*one)) for one in zip(paths, edits)]
             models = [self.subject.with_pack(pack, path) for pack, path in zip(packs, paths)]
             name = Path(paths[0]).name if len(paths) == 1 else f"{len(paths)} packs"
             with self.reporter.phase(name, self._total_tokens * len(paths), "tok") as done:
@@ -320,6 +338,7 @@ class Evaluator:
             macs = sum(table.macs_per_token for table in tables)
         return read, {
             "path": str(path),
+            "edits": pack.edit_files,
             "ffn_bytes": self.subject.ffn_bytes,
             "bytes": pack.nbytes,
             "ratio_fp16": ratio_fp16(pack.container),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -61,13 +62,14 @@ class LookupBenchmark:
 
 @dataclass(frozen=True, slots=True)
 class _Subject:
-    """What is looked up: a table of a pack, ``None`` for the only one."""
+    """What is looked up: a table of a pack, ``None`` for the only one, with edits of it."""
 
     path: Path
     table: str | None
+    edits: Sequence[Location]
 
     def open(self, io: str = "auto") -> Pack:
-        return Pack(self.path, io, table=self.table)
+        return Pack(self.path, io, table=self.table, edits=self.edits)
 
     def files(self, pack: Pack) -> list[Path]:
         """Return the files that hold the pack, which is open."""
@@ -83,9 +85,11 @@ class _Subject:
 
 
 def benchmark_lookups(
-    path: Location, rows: int, seconds: float, reporter: Reporter, table: str | None = None
-) -> LookupBenchmark:
-    """Time lookups of one row and of `rows`, each mode for about `seconds` warm and cold.
+    path: Location, rows: int, seconds: float, reporter: Reporter, table: str | None = None,
+    edits: Sequence[Location] = (),
+) -> LookupBenchmark:  # fmt: skip
+    """Time lookups of one row and of `rows`, each mode for about `seconds` warm and cold. Edits, as
+    of `Pack`, stay warm.
 
     Where widths of fields differ, rows are those of the first field's width: a lookup reads the
     same either way.
@@ -100,7 +104,7 @@ def benchmark_lookups(
     if not 0.01 <= seconds <= 600:
         raise ConfigError(f"--seconds is {seconds:g}, expected 0.01 … 600")
     timings: list[LookupTiming] = []
-    subject = _Subject(local_input(path, "a pack that is timed"), table)
+    subject = _Subject(local_input(path, "a pack that is timed"), table, edits)
     with subject.open() as pack:
         vocab_size, nbytes = pack.vocab_size, pack.nbytes
         row_bytes = 4 * sum(pack.widths)

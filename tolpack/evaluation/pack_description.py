@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from tolpack.container.parts.parts_source import PartsSource
 from tolpack.container.verified_reader import Container
 from tolpack.pack import Pack
 from tolpack.reading.code_costs import code_costs
+from tolpack.reading.edited_rows import read_token_ids
 from tolpack.reading.summary import (
     LayerSummary,
     bits_per_weight,
@@ -48,12 +50,22 @@ def locate(pack: Pack, token_ids: Sequence[int]) -> list[Location]:
     ]
 
 
+@contextmanager
+def every_table(pack: Pack) -> Iterator[list[Pack]]:
+    """Yield `pack`, and its other tables opened for the meantime."""
+    with ExitStack() as stack:
+        others = [name for name in pack.tables if name != pack.table]
+        yield [pack, *(stack.enter_context(pack.open_table(name)) for name in others)]
+
+
 def describe_pack(pack: Pack) -> dict[str, Any]:
     """Return the object that ``tolpack inspect --json`` prints.
 
     A pack in parts has ``part_files``, each with its name, bytes and rows.
     What concerns a table stands beside what concerns the file, or, if there are several tables,
-    under ``tables``, an object each.
+    under ``tables``, an object each. A table has its number of ``edited_tokens``, those of edits
+    that the pack was opened with included. Of edits alone, ``base`` is the digest of their pack,
+    and a table says what it ``edits``, and which ``token_ids``.
     """
     container = pack.container
     major, minor = container.preamble.version
@@ -69,13 +81,25 @@ def describe_pack(pack: Pack) -> dict[str, Any]:
         described["part_files"] = [
             {"name": one.name, "bytes": one.length_bytes, "rows": one.rows} for one in files
         ]
+    if container.header.base is not None:
+        described["base"] = container.header.base
     if len(pack.tables) == 1:
-        return described | _describe_table(container)
+        return described | _describe_table(container) | _describe_edits(pack)
     tables = []
-    for number in range(len(pack.tables)):
-        view = container.of_table(number)
-        tables.append({"bytes": table_bytes(view)} | _describe_table(view))
+    with every_table(pack) as opened:
+        for one in opened:
+            own = {"bytes": table_bytes(one.container)}
+            tables.append(own | _describe_table(one.container) | _describe_edits(one))
     return described | {"tables": tables}
+
+
+def _describe_edits(pack: Pack) -> dict[str, Any]:
+    """Return how many tokens of a table are edited; of edits, which ones they edit."""
+    edits = pack.container.table.edits
+    if edits is None:
+        return {"edited_tokens": len(pack.edited_tokens)}
+    token_ids = read_token_ids(pack.container).tolist()
+    return {"edits": {"table": edits.table, "rows": edits.rows}, "token_ids": token_ids}
 
 
 def _describe_table(container: Container) -> dict[str, Any]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,14 +69,6 @@ class Subject:
                 "together"
             )
         return self.model.with_memory(ToLMemory(pack))
-
-
-@contextmanager
-def every_table(pack: Pack) -> Iterator[list[Pack]]:
-    """Yield `pack`, and its other tables opened for the meantime."""
-    with ExitStack() as stack:
-        others = [name for name in pack.tables if name != pack.table]
-        yield [pack, *(stack.enter_context(pack.open_table(name)) for name in others)]
 
 
 def read_bytes_per_token(tables: Sequence[Pack], token_ids: NDArray[np.int64]) -> float:

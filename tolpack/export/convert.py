@@ -109,6 +109,7 @@ def convert(
     *,
     dtype: str = "float32",
     table: str | None = None,
+    edits: Sequence[Location] = (),
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> ConvertResult:
@@ -133,6 +134,9 @@ def convert(
     table : str, optional
         Table of the pack. Default: all; ``.safetensors`` and ``.gguf`` hold several, as tensors
         that are called as the tables.
+    edits : sequence of str or Path
+        As of `Pack`. ``"stored"`` is for packs without edits: rows of theirs are no tensors of a
+        model.
     force : bool
         Replace an existing file.
     reporter : Reporter, optional
@@ -157,12 +161,14 @@ def convert(
     path = local_output(destination)
     check_dtype(path, dtype)
     _check_destination(path, source, force)
-    with open_first_table(source) as pack:
+    with open_first_table(source, edits) as pack:
         container = pack.container
+        edited = [one.name for one in container.header.unedited_tables if _is_edited(pack, one)]
     found = _table_values(container.header, dtype, table)
+    _check_stored(dtype, found, edited)
     tensors = [tensor for values in found for tensor in values.tensors]
     check_tensors(path, tensors, [values.table.name for values in found])
-    _report_losses(found, container.header, dtype, reporter)
+    _report_losses(found, container.header, dtype, reporter, edited)
     rows = sum(values.table.rows for values in found)
     with (
         replacing(path, sum(tensor.nbytes for tensor in tensors), replace=force) as file,
@@ -170,7 +176,7 @@ def convert(
         reporter.phase("converting", rows, "rows") as done,
     ):
         for values in found:
-            with Pack(source, table=values.table.name) as pack:
+            with Pack(source, table=values.table.name, edits=edits) as pack:
                 _check_unchanged(pack, container)
                 write_table(pack, values, out, done)
         out.finish(_metadata(container, dtype, found))
@@ -193,15 +199,33 @@ def write_table(
 
 def _table_values(header: Header, dtype: str, name: str | None) -> Sequence[TableValues]:
     """Return what a file gets of the table called `name`, or of all; or raise `ConfigError`."""
-    tables = header.tables
+    tables = header.unedited_tables
     if name is not None:
-        tables = (tables[table_number(tables, name)],)
+        tables = (header.tables[table_number(header.tables, name)],)
     if dtype == "stored":
         return [StoredTable(header, table) for table in tables]
     return [
         FloatTable(table, dtype, _TABLE_NAME if len(tables) == 1 else table.name)
         for table in tables
     ]
+
+
+def _is_edited(pack: Pack, table: Table) -> bool:
+    """Whether a table of an open pack has edits."""
+    if table.name == pack.table:
+        return pack.edits is not None
+    with pack.open_table(table.name) as other:
+        return other.edits is not None
+
+
+def _check_stored(dtype: str, found: Sequence[TableValues], edited: Sequence[str]) -> None:
+    """Raise if a table with edits is asked for as the tensors that are stored."""
+    wrong = next((one.table.name for one in found if one.table.name in edited), None)
+    if dtype == "stored" and wrong is not None:
+        raise ConfigError(
+            f"{wrong} has edits, whose rows are no tensors of a model: use --dtype float32, or the "
+            "pack without edits"
+        )
 
 
 def _check_unchanged(pack: Pack, container: Container) -> None:
@@ -253,8 +277,9 @@ def _result(path: Path, dtype: str, found: Sequence[TableValues]) -> ConvertResu
 
 
 def _report_losses(
-    found: Sequence[TableValues], header: Header, dtype: str, reporter: Reporter
-) -> None:
+    found: Sequence[TableValues], header: Header, dtype: str, reporter: Reporter,
+    edited: Sequence[str],
+) -> None:  # fmt: skip
     for one in found:
         if one.dropped:
             names = ", ".join(map(str, one.dropped))
@@ -267,7 +292,8 @@ def _report_losses(
                 f"the values of {one.table.name} are not multiplied: rows of the pack are "
                 f"{one.multiplier:g} times them"
             )
-    if dtype == "float32" and all(_is_float16(header, one.table) for one in found):
+    is_float16 = not edited and all(_is_float16(header, one.table) for one in found)
+    if dtype == "float32" and is_float16:
         reporter.say(
             "the pack stores float16: --dtype float16 takes half the bytes, losing nothing"
         )

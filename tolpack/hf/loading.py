@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.hf.saving import QUANT_METHOD
 from tolpack.storage.inputs import local_input
-from tolpack.storage.locations import is_url
+from tolpack.storage.locations import absolute, is_url
 
 # Options of from_pretrained that also say where the configuration and the tokenizer are.
 _PLACE = (
@@ -29,6 +30,7 @@ def load(
     dtype: Any = "auto",
     device_map: Any = None,
     io: str = "auto",
+    edits: Sequence[str | Path] = (),
     **options: Any,
 ) -> tuple[Any, Any]:
     """Load a causal language model whose table is in a pack.
@@ -43,7 +45,7 @@ def load(
         Default: the one that ``config.json`` names, which lies in the folder.
     dtype, device_map
         As of ``AutoModelForCausalLM.from_pretrained``.
-    io : str
+    io, edits
         As of `tolpack.open`.
     **options
         Further ones of ``from_pretrained``.
@@ -70,6 +72,8 @@ def load(
     place = {name: options[name] for name in _PLACE if name in options}
     config = AutoConfig.from_pretrained(folder, **place)
     config.quantization_config = _settings(config, pack, io, folder)
+    if edits:
+        config.quantization_config["edits"] = [absolute(one) for one in edits]
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder, config=config, dtype=dtype, device_map=device_map, output_loading_info=True,
         **options,

@@ -16,6 +16,7 @@ from tolpack.errors import ConfigError, FileAccessError
 from tolpack.hf.saving import save_with_pack
 from tolpack.hf.table_modules import TableModule, check_vocabulary, table_modules
 from tolpack.pack import Pack, open_first_table
+from tolpack.storage.locations import Location
 from tolpack.torch.embedding import PackEmbedding
 
 _Model = TypeVar("_Model")
@@ -25,7 +26,9 @@ _COMPARED_ROWS = 64
 _LEAST_CORRELATION = 0.2
 
 
-def mount(model: _Model, pack: str | Path | Pack, *, io: str = "auto") -> _Model:
+def mount(
+    model: _Model, pack: str | Path | Pack, *, io: str = "auto", edits: Sequence[Location] = ()
+) -> _Model:
     """Have a loaded `transformers` model read the rows of its tables from a pack.
 
     Some of the tables' rows are compared with the pack's, if the model still has its weights. The
@@ -39,7 +42,7 @@ def mount(model: _Model, pack: str | Path | Pack, *, io: str = "auto") -> _Model
     pack : str, Path or Pack
         A pack of all its tables; one that is open is read with its own settings. It stays open for
         as long as the model is used.
-    io : str
+    io, edits
         As of `tolpack.open`, for a pack that is not open.
 
     Returns
@@ -54,20 +57,21 @@ def mount(model: _Model, pack: str | Path | Pack, *, io: str = "auto") -> _Model
     FileAccessError, FormatError
         The pack cannot be read.
     """
-    replace_tables(model, pack, io, compare=True)
+    replace_tables(model, pack, io, edits, compare=True)
     return model
 
 
 def replace_tables(
-    model: Any, pack: str | Path | Pack, io: str = "auto", *, compare: bool = False
-) -> list[TableModule]:
+    model: Any, pack: str | Path | Pack, io: str = "auto", edits: Sequence[Location] = (), *,
+    compare: bool = False,
+) -> list[TableModule]:  # fmt: skip
     """Do as `mount`, also on a model whose weights are not loaded yet; return what was replaced.
 
     With `compare`, rows are compared.
     """
     found = table_modules(model)
     with ExitStack() as stack:
-        packs = open_packs(found, pack, io, stack)
+        packs = open_packs(found, pack, io, stack, edits)
         for one, opened in zip(found, packs if compare else ()):
             rows = one.rows_of(model, torch.from_numpy(compared_ids(one.rows)))
             if rows is not None:
@@ -90,8 +94,9 @@ def _resize_token_embeddings(
 
 
 def open_packs(
-    found: Sequence[TableModule], pack: str | Path | Pack, io: str, stack: ExitStack
-) -> list[Pack]:
+    found: Sequence[TableModule], pack: str | Path | Pack, io: str, stack: ExitStack,
+    edits: Sequence[Location] = (),
+) -> list[Pack]:  # fmt: skip
     """Open the table of each module in a pack, and check that they fit.
 
     Parameters
@@ -104,6 +109,8 @@ def open_packs(
         As of `tolpack.open`, for a pack that is not open.
     stack : ExitStack
         Closes what is opened here.
+    edits : sequence of str or Path
+        As `io`.
 
     Raises
     ------
@@ -118,7 +125,7 @@ def open_packs(
     else:
         with open_first_table(pack) as first:
             names = first.tables
-        open_table = partial(_open, pack, io)
+        open_table = partial(_open, pack, io, edits)
     packs = []
     for name in _names(found, names):
         if isinstance(pack, Pack) and pack.table == name:
@@ -173,8 +180,8 @@ def compare_rows(pack: Pack, expected: NDArray[Any], name: str) -> None:
         )
 
 
-def _open(path: str | Path, io: str, table: str) -> Pack:
-    return Pack(path, io, table=table)
+def _open(path: str | Path, io: str, edits: Sequence[Location], table: str) -> Pack:
+    return Pack(path, io, table=table, edits=edits)
 
 
 def _names(found: Sequence[TableModule], names: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ names a pack.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ class TolpackConfig(QuantizationConfigMixin):
     pack : str or Path
         A string, as in ``config.json``, is the name of a file in the model's folder. A path may
         lie anywhere.
-    io : str
-        As of `tolpack.open`.
+    io, edits
+        As of `tolpack.open`; ``config.json`` has no edits.
     pack_id : str, optional
         The pack's id, 16 hexadecimal digits; no other one is taken.
     **_
@@ -46,8 +47,9 @@ class TolpackConfig(QuantizationConfigMixin):
     """
 
     def __init__(
-        self, pack: str | Path | None = None, io: str = "auto", pack_id: str | None = None, **_: Any
-    ) -> None:
+        self, pack: str | Path | None = None, io: str = "auto", pack_id: str | None = None,
+        edits: Sequence[str] = (), **_: Any,
+    ) -> None:  # fmt: skip
         is_name = isinstance(pack, str) and pack != "" and Path(pack).name == pack
         if pack is None or not (is_name or isinstance(pack, Path)):
             raise ConfigError(
@@ -55,7 +57,7 @@ class TolpackConfig(QuantizationConfigMixin):
                 "model's folder (or, in Python, a pathlib.Path)"
             )
         self.quant_method: Any = QUANT_METHOD
-        self.pack, self.io, self.pack_id = pack, io, pack_id
+        self.pack, self.io, self.pack_id, self.edits = pack, io, pack_id, tuple(edits)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``config.json`` says."""
@@ -119,7 +121,7 @@ class TolpackQuantizer(HfQuantizer):
         pack = self.quantization_config.pack
         if not isinstance(pack, Path):
             pack = _beside(model.name_or_path, checkpoint_files, pack)
-        replace_tables(model, pack, self.quantization_config.io)
+        replace_tables(model, pack, self.quantization_config.io, self.quantization_config.edits)
         self.quantization_config.check(mounted_pack(model))
         skip_tensors(model)
 

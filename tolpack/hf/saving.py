@@ -123,14 +123,19 @@ def save_pretrained(
     Raises
     ------
     ConfigError
-        ``push_to_hub`` is asked for, the model is quantized by something else, or the pack has a
-        name under which a folder has another file.
+        ``push_to_hub`` is asked for, the model is quantized by something else, the pack has edits
+        in files of their own, or a name under which a folder has another file.
     FileAccessError
         The pack's file is gone or is another pack by now, or it cannot be written.
     """
     if options.get("push_to_hub"):
         raise ConfigError("push_to_hub would upload the folder without its pack: upload it later")
     pack = mounted_pack(model)
+    if pack.edit_files:
+        raise ConfigError(
+            f"{pack.path} is mounted with edits, and a folder has one pack: make one of them by "
+            "tolpack.merge, and mount that"
+        )
     target = Path(save_directory) / Path(pack.path).name
     naming = {"pack_name": target.name, "pack_id": id_of(pack)}
     current = getattr(model.config, "quantization_config", None)

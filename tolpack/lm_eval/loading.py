@@ -7,6 +7,7 @@ is loaded as transformers does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def load_model(
     dtype: str = "auto",
     device: str | None = None,
     io: str = "auto",
+    edits: Sequence[Location] = (),
     checkpoint_options: CheckpointOptions | None = None,
 ) -> tuple[Any, Any]:
     """Load a model of transformers and its tokenizer, with a pack or without.
@@ -70,9 +72,9 @@ def load_model(
         opened = open_checkpoint(checkpoint, checkpoint_options)
         model = _memoryllm(opened, dtype).to(device or "cpu")
         if pack is not None:
-            tolpack.hf.mount(model, pack, io=io)
+            tolpack.hf.mount(model, pack, io=io, edits=edits)
     else:
-        model = _from_folder(checkpoint, pack, dtype, device, io)
+        model = _from_folder(checkpoint, pack, dtype, device, io, edits)
     return model, load_tokenizer(checkpoint, tokenizer)
 
 
@@ -120,12 +122,15 @@ def _is_memoryllm(checkpoint: Path, options: CheckpointOptions | None) -> bool:
 
 
 def _from_folder(
-    folder: Path, pack: str | Path | None, dtype: str, device: str | None, io: str
-) -> Any:
+    folder: Path, pack: str | Path | None, dtype: str, device: str | None, io: str,
+    edits: Sequence[Location],
+) -> Any:  # fmt: skip
     settings, _ = PreTrainedConfig.get_config_dict(folder)
     quantization = settings.get("quantization_config") or {}
     if pack is not None or quantization.get("quant_method") == QUANT_METHOD:
-        return tolpack.hf.load(folder, pack, dtype=dtype, device_map=device, io=io)[0]
+        return tolpack.hf.load(
+            folder, pack, dtype=dtype, device_map=device, io=io, edits=edits
+        )[0]  # fmt: skip
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ class TolpackLM(HFLM):  # type: ignore[misc]
         Where the model runs; default: the CPU.
     io : str
         As of `tolpack.Pack`.
+    edits : str, Path, or a sequence of them
+        Files of edits of the pack.
     batch_size : int or str
         Sequences in a batch, or ``"auto"``.
     checkpoint_options : CheckpointOptions, optional
@@ -62,6 +65,7 @@ class TolpackLM(HFLM):  # type: ignore[misc]
         dtype: str = "auto",
         device: str | None = None,
         io: str = "auto",
+        edits: Location | Sequence[Location] = (),
         batch_size: int | str = 1,
         checkpoint_options: CheckpointOptions | None = None,
         **options: Any,
@@ -72,6 +76,7 @@ class TolpackLM(HFLM):  # type: ignore[misc]
         path = local_input(pretrained, "a model of lm-eval")
         model, found = load_model(
             path, pack, tokenizer, dtype=dtype, device=device, io=io,
+            edits=[edits] if isinstance(edits, (str, Path)) else edits,
             checkpoint_options=checkpoint_options,
         )  # fmt: skip
         super().__init__(

@@ -40,6 +40,12 @@ class UniqueSlots:
         origin = places[np.cumsum(new)[copied] - 1]
         return cls(ascending[new], places, np.stack([order[copied], origin]))
 
+    @classmethod
+    def none(cls) -> UniqueSlots:
+        """Return those of a lookup of nothing."""
+        empty = np.empty(0, np.int64)
+        return cls(empty, empty, np.empty((2, 0), np.int64))
+
     def fill_duplicates(self, out: NDArray[Any]) -> None:
         """Copy the rows of `out`, (ids, …), that duplicates share with the first of them."""
         if self.copies.size:

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from tolpack.container.verified_reader import Container
 from tolpack.errors import FileAccessError
 
 _REMEDY = "open the right file where it is wanted, and pickle its path instead of a pack"
@@ -15,7 +14,7 @@ _REMEDY = "open the right file where it is wanted, and pickle its path instead o
 
 class _Opened(Protocol):
     @property
-    def container(self) -> Container: ...
+    def identity(self) -> bytes: ...
 
     def close(self) -> None: ...
 
@@ -26,7 +25,8 @@ _Pack = TypeVar("_Pack", bound=_Opened)
 def reopen(
     open_pack: Callable[..., _Pack], path: str, settings: dict[str, Any], identity: bytes
 ) -> _Pack:
-    """Open the pack at a path or URL with `settings`, if its preamble is `identity`.
+    """Open the pack at a path or URL with `settings`, if it has that `identity`: see
+    `tolpack.Pack.identity`.
 
     Raises
     ------
@@ -41,7 +41,9 @@ def reopen(
         raise FileAccessError(
             f"a pickled pack cannot be opened again: {error}; {_REMEDY}"
         ) from error
-    if pack.container.preamble.to_bytes() != identity:
+    if pack.identity != identity:
         pack.close()
-        raise FileAccessError(f"{path} is no longer the pack that was pickled: {_REMEDY}")
+        raise FileAccessError(
+            f"{path} is no longer the pack that was pickled, or its edits are others: {_REMEDY}"
+        )
     return pack

@@ -28,8 +28,11 @@ class LayerSummary:
 
 
 def fp16_bytes(container: Container) -> int:
-    """Bytes of all tables of the file in FP16, dropped layers included."""
-    return sum(2 * table.values for table in container.header.tables)
+    """Bytes of all tables of the file in FP16, dropped layers included, and those of edits only
+    where there are no others.
+    """
+    header = container.header
+    return sum(2 * table.values for table in header.unedited_tables or header.tables)
 
 
 def table_bytes(container: Container) -> int:

@@ -11,20 +11,27 @@ from tolpack.storage.locations import Location
 
 
 def open_table(
-    path: Location, io: str, table: str | None, *, checksums: bool, disk_cache: str | int | None
-) -> Container:
+    path: Location, io: str, table: str | None, *, checksums: bool, disk_cache: str | int | None,
+    edits_alone: bool = False,
+) -> Container:  # fmt: skip
     """Open the pack at a path or URL, and view the table named `table`, or the only one if that is
     ``None``.
 
     Raises
     ------
     ConfigError
-        There is no such table; or there are several, and none is named.
+        There is no such table; or there are several, and none is named; or, without `edits_alone`,
+        the file holds edits of another pack.
     FileAccessError, FormatError, ChecksumError, UnsupportedVersionError
         As of `Container.open`.
     """
     container = Container.open(path, io, checksums=checksums, disk_cache=disk_cache)
     try:
+        if container.header.base is not None and not edits_alone:
+            raise ConfigError(
+                f"{path} holds edits of a pack, and no rows of its own: open that pack with "
+                f"edits=[{str(path)!r}], or --edits {path}"
+            )
         number = table_number(container.header.tables, table)
     except ConfigError:
         container.close()
@@ -33,8 +40,16 @@ def open_table(
 
 
 def table_number(tables: Sequence[Table], name: str | None) -> int:
-    """Return the number of the table of that name, or of the only one; errors as `open_table`."""
-    names = [table.name for table in tables]
+    """Return the number of the table of that name, or of the only one; errors as `open_table`.
+
+    Tables that edit another one in the same file are not meant.
+    """
+    numbers = {
+        one.name: number
+        for number, one in enumerate(tables)
+        if one.edits is None or one.edits.base is not None
+    }
+    names = list(numbers)
     if name is None and len(names) > 1:
         raise ConfigError(
             f"the pack has {len(names)} tables, {_listed(names)}: choose one by table=NAME, or "
@@ -42,7 +57,7 @@ def table_number(tables: Sequence[Table], name: str | None) -> int:
         )
     if name is not None and name not in names:
         raise ConfigError(f"the pack has no table {name!r}: it has {_listed(names)}")
-    return 0 if name is None else names.index(name)
+    return numbers[names[0] if name is None else name]
 
 
 def _listed(names: Sequence[str], most: int = 8) -> str:

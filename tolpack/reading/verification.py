@@ -24,6 +24,7 @@ from tolpack.container.verified_reader import Container
 from tolpack.errors import FileAccessError, FormatError
 from tolpack.reading.basis_arrays import float_pieces
 from tolpack.reading.block_checks import BlockChecker
+from tolpack.reading.edited_rows import read_token_ids
 from tolpack.reading.ngram_rows import read_id_map
 from tolpack.reading.part_checks import part_errors
 from tolpack.reading.token_map import StoredOrder, inverse_permutation, read_token_map
@@ -112,7 +113,7 @@ def _envelope_damages(
     sections = sum(section.length_bytes for section in container.header.sections)
     rest = container.preamble.file_length - sections
     rows = sum(table.rows for table in tables)
-    tokens = ((0, rows - 1),) if len(tables) == 1 else None
+    tokens = ((0, rows - 1),) if len(tables) == 1 and tables[0].edits is None else None
     for place, check, size in (
         ("header", container.check_header, 0), ("padding", container.check_padding, rest),
     ):  # fmt: skip
@@ -187,7 +188,8 @@ class _Check:
         self._last: _Finding | None = None
         self._more = 0
         self._more_slots = range(0)
-        self._order = None if self._table.token_map is not None else StoredOrder(None)
+        has_order = self._table.token_map is None and self._table.edits is None
+        self._order = StoredOrder(None) if has_order else None
 
     def arrays(self) -> None:
         """Check the arrays of the table, of which all its rows need each."""
@@ -207,6 +209,8 @@ class _Check:
         ngrams, floats = self._table.ngrams, partial(_read_floats, self._container)
         if self._table.token_map is not None:
             yield "token map", self._table.token_map, self._read_map
+        if self._table.edits is not None:
+            yield "edited token ids", self._table.edits.token_ids, self._read_token_ids
         if ngrams is not None and ngrams.id_map is not None:
             yield "compressed ids", ngrams.id_map, partial(_read_id_map, self._container)
         for field in self._table.kept_fields:
@@ -270,6 +274,9 @@ class _Check:
     def _read_map(self, number: int) -> None:
         self._order = StoredOrder(inverse_permutation(read_token_map(self._container, number)))
 
+    def _read_token_ids(self, number: int) -> None:
+        self._order = StoredOrder(read_token_ids(self._container))
+
     def _index_block(self, number: int, view: ChunkView, run: int, end: int | None) -> int | None:
         """Check one block of an index and its frames; returns where the last frame ends.
 
@@ -330,7 +337,8 @@ class _Check:
         start, stop, order = f.first_slot, f.first_slot + f.rows, self._order
         more = 0
         ranges: tuple[tuple[int, int], ...] | None = None
-        if f.rows == self._table.rows or self._table.token_map is None:
+        is_plain = self._table.token_map is None and self._table.edits is None
+        if is_plain or (f.rows == self._table.rows and self._table.edits is None):
             ranges = ((start, stop - 1),)
         elif order is not None:
             ranges, more = _ranges(order.sorted_tokens(start, stop))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tolpack.errors import printable
@@ -55,9 +54,9 @@ def evaluation_table(evaluation: Evaluation) -> str:
 
 def named_packs(packs: Sequence[PackScore]) -> list[tuple[str, PackScore]]:
     """Return packs with the names of their files, or with their paths if two have one name."""
-    names = [Path(pack.path).name for pack in packs]
+    names = [pack.name for pack in packs]
     if len(set(names)) < len(names):
-        names = [pack.path for pack in packs]
+        names = [" + ".join((pack.path, *pack.edits)) for pack in packs]
     return list(zip(names, packs))
 
 

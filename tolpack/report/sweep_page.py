@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tolpack.report.evaluation_tables import pack_agreement, pack_divergence, pack_increase
@@ -147,7 +146,7 @@ def _series(
     """Return the packs, and the results of each kind of options."""
     series = []
     if packs:
-        given = tuple(_point(one, measure, Path(one.path).name, details(one)) for one in packs)
+        given = tuple(_point(one, measure, one.name, details(one)) for one in packs)
         series.append(Series("packs", given))
     for name in dict.fromkeys(family(result) for result in results):
         own = tuple(
@@ -216,7 +215,7 @@ def settings_sections(
                "± , %", "perplexity", "±")  # fmt: skip
     formats = (".3g", ".1g", ".3g", ".3g", ".3g", ".2f", ".2f", "+.3f", ".3f", ".3f", ".3f")
     costs = ("MB", "× FP16", "bits a value", "read a token, B", "resident, B", "MACs a token")
-    named = [(Path(pack.path).name, pack, None) for pack in packs]
+    named = [(pack.name, pack, None) for pack in packs]
     swept = [(p.options.arguments or "(the defaults)", p.score, p.on_front) for p in results]
     front = {None: None, True: "yes", False: "no"}
     rows: tuple[tuple[str | float | None, ...], ...] = tuple(

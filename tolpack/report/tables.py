@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # these load torch, which reading a pack does not need
     from tolpack.compress.size_prediction import SizePrediction
     from tolpack.evaluation.lookup_benchmark import LookupBenchmark
     from tolpack.export.convert import ConvertResult
+    from tolpack.export.merge import MergeResult
     from tolpack.sources.checkpoint.description import CheckpointSummary
     from tolpack.sources.families.description import TablesSummary
 
@@ -198,6 +199,8 @@ def pack_table(info: dict[str, Any], path: str) -> str:
     """Write the description of a pack, with a line per layer and per chunk."""
     head = f"{printable(path)}: format {info['format_version']}, made by "
     head += printable(info["producer"])
+    if "base" in info:
+        head += f"\nedits of the pack whose preamble and header have the SHA-256 {info['base']}"
     size = (
         f"{format_bytes(info['bytes'])}, × {info['ratio_fp16']:.2f} smaller than FP16, "
         f"{info['bits_per_weight']:.2f} bits per value"
@@ -220,10 +223,17 @@ def _shape_line(info: dict[str, Any]) -> str:
     if info["ngrams"] is not None:
         orders = info["ngrams"]["orders"]
         rows, heads = "rows", f", {len(orders)} for each token: n-grams up to {max(orders)}"
-    return (
-        f"{info['vocab_size']} {rows} × {info['num_layers']} layers × {widths}, "
-        f"dropped layers: {dropped}{heads}"
-    )
+    line = f"{info['vocab_size']} {rows} × {info['num_layers']} layers × {widths}, "
+    line += f"dropped layers: {dropped}{heads}"
+    if "edits" in info:
+        of = f"of {printable(info['edits']['table'])}, which has {info['edits']['rows']} rows"
+        return f"{line}; {of}: {_listed(info['token_ids'])}"
+    return line + f"; {info['edited_tokens']} {rows} edited" * bool(info["edited_tokens"])
+
+
+def _listed(token_ids: Sequence[int], most: int = 8) -> str:
+    more = f" and {len(token_ids) - most} more" if len(token_ids) > most else ""
+    return f"token ids {', '.join(map(str, token_ids[:most]))}{more}"
 
 
 def _cost_line(info: dict[str, Any]) -> str:
@@ -304,6 +314,16 @@ def benchmark_table(result: LookupBenchmark) -> str:
         rows.append([one.io, str(one.rows), *("-" if ms is None else f"{ms:.3f}" for ms in times)])
     header = ["io", "rows", "warm p50 ms", "p99", "cold p50 ms", "p99"]
     return "\n\n".join([format_table(header, rows), *result.advice])
+
+
+def merge_line(result: MergeResult) -> str:
+    """Write path and size of a merged pack, and what was edited; old rows that are left in it."""
+    count = sum(result.edited_tokens.values())
+    line = f"{printable(str(result.path))}: {format_bytes(result.bytes)}, {count} edited tokens"
+    left = result.old_rows_left
+    if not left:
+        return line
+    return f"{line}; {left} old row{'s' * (left > 1)} of them still in the file"
 
 
 def convert_line(result: ConvertResult) -> str:

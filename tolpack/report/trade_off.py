@@ -56,7 +56,7 @@ def plot_sweep(
     packs: Sequence[PackScore], results: Sequence[SweepResult], path: Path, title: str
 ) -> None:
     """Draw packs and results; see `tolpack.report.plots.plot_trade_off`."""
-    drawn = [_point(pack, "packs", Path(pack.path).name, on_front=False) for pack in packs]
+    drawn = [_point(pack, "packs", pack.name, on_front=False) for pack in packs]
     drawn += [
         _point(one.score, family(one), one.options.short_label, on_front=one.on_front)
         for one in results

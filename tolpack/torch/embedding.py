@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 from tolpack.errors import ConfigError
 from tolpack.pack import Pack
+from tolpack.reading.edited_rows import EditedIds
 from tolpack.reading.row_decoder import StoredValueDecoder
 from tolpack.runtime.array_types import Floats, Ints
 from tolpack.runtime.buffers import Buffers
 from tolpack.torch.pack_module import PackModule, check_integers, register_operator
+from tolpack.torch.rows import find_edited
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Memory of rows that nobody uses any more, kept for the next ones.
@@ -148,10 +150,26 @@ class PackEmbedding(PackModule):
         shape = len(ids), decoder.stored_values
         stored = self._buffers_of_rows.array(shape, np.uint16 if as_bits else np.float32)
         self._gather(ids, stored)
+        edited = find_edited(self.pack, ids)
+        if edited is not None:  # they are left out so far, and must not be any numbers
+            stored[edited.positions] = 0
         if as_bits:
-            return torch.from_numpy(stored).view(torch.bfloat16)
-        rows = stored if plain else self._expanded(stored)
-        return torch.from_numpy(rows).to(dtype)
+            rows = torch.from_numpy(stored).view(torch.bfloat16)
+        else:
+            rows = torch.from_numpy(stored if plain else self._expanded(stored)).to(dtype)
+        return rows if edited is None else self._put_edited(edited, rows)
+
+    def _put_edited(self, edited: EditedIds, rows: torch.Tensor) -> torch.Tensor:
+        """Put the rows of edited tokens where they belong, without the pack's multiplier."""
+        values = torch.from_numpy(edited.values() / np.float32(self.pack.decoder.multiplier))
+        starts = np.cumsum([0, *self.pack.widths]).tolist()
+        positions, begin = torch.from_numpy(edited.positions), 0
+        for field in self.pack.kept_layers:
+            end = begin + self.pack.widths[field]
+            own = rows[:, starts[field] : starts[field + 1]]
+            own.index_copy_(0, positions, values[:, begin:end].to(rows.dtype))
+            begin = end
+        return rows
 
     def _gather(self, ids: Ints, stored: NDArray[Any]) -> None:
         if len(ids):

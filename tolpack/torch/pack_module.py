@@ -6,6 +6,7 @@ import itertools
 import weakref
 from collections.abc import Callable
 from copy import deepcopy
+from hashlib import sha256
 from typing import Any, ClassVar, Self
 
 import torch
@@ -32,10 +33,13 @@ class PackModule(torch.nn.Module):
     def _new_name(self) -> str:
         """Return a name by which compiled graphs find this module: they hold no modules.
 
-        Pack and table are part of it: a graph that was saved must not find the rows of others.
+        Pack, table and edits are part of it: a graph that was saved must not find the rows of
+        others.
         """
-        container = self.pack.container
-        name = f"{container.preamble.pack_id:016x}-{container.number}-{next(_numbers)}"
+        container, edits = self.pack.container, self.pack.edits
+        changed = "" if edits is None else f"-{sha256(edits.identity).hexdigest()[:16]}"
+        pack = f"{container.preamble.pack_id:016x}-{container.number}{changed}"
+        name = f"{pack}-{next(_numbers)}"
         _modules[name] = self
         return name
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from tolpack.pack import Pack
+from tolpack.reading.edited_rows import EditedIds
 from tolpack.reading.lookup import LayerSelection, check_ids
 from tolpack.reading.row_decoder import RowDecoder, StoredValueDecoder, TableDecoder
 from tolpack.runtime.array_types import Bytes, Floats, Ints
@@ -42,6 +43,11 @@ def row_source(
         stored = DeviceRecords(pack, device) if on_device else HostCoefficients(pack, device)
         source = Products(pack, dtype, device, stored)
     return HotRows(pack, hot_rows, source) if hot_rows else source
+
+
+def find_edited(pack: Pack, ids: Ints) -> EditedIds | None:
+    """Return which of `ids`, that a lookup has checked, are edited; ``None`` if none is."""
+    return None if pack.edits is None else pack.edits.find(ids)
 
 
 class StackedRows:
@@ -179,7 +185,10 @@ class HostRows:
             pack.gather(ids, FloatDecoder(pack.decoder, rows))
         else:
             pack.gather(ids, RowDecoder(pack.decoder, out, layers))
-            layers.fill_undecoded(out)
+        edited = find_edited(pack, ids)
+        if edited is not None:
+            edited.read(edited.positions, lambda decoder: RowDecoder(decoder, out, layers))
+        layers.fill_undecoded(out)
         return StackedRows(rows if self._device.type == "cpu" else rows.to(self._device))
 
 
@@ -269,15 +278,37 @@ class Products:
     def __call__(self, ids: Ints) -> Layer:
         """Return the rows of distinct `ids`."""
         values, ready = self._stored(ids, self._compute)
+        edited = self._edited_rows(ids)
 
         def rows(layer: int) -> torch.Tensor:
             if ready is not None:  # the stream that asks, which need not be that of a prefetch
                 current = torch.cuda.current_stream(self._device)
                 current.wait_event(ready)
                 values.record_stream(current)
-            return self._rows(layer, values)
+            found = self._rows(layer, values)
+            return found if edited is None else self._put_edited(found, layer, *edited)
 
         return rows
+
+    def _edited_rows(self, ids: Ints) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return where edited tokens stand among `ids`, and their rows, on the device; ``None`` if
+        there are none.
+        """
+        edited = find_edited(self._pack, ids)
+        if edited is None:
+            return None
+        positions, rows = map(torch.from_numpy, (edited.positions, edited.values()))
+        return positions.to(self._device), rows.to(self._device, self._dtype)
+
+    def _put_edited(
+        self, rows: torch.Tensor, layer: int, positions: torch.Tensor, edited: torch.Tensor
+    ) -> torch.Tensor:
+        """Put the rows of edited tokens into a layer's; a dropped layer stays as it is."""
+        fields, number = self._pack.fields, self._numbers.get(layer)
+        if number is None:
+            return rows
+        begin = sum(fields[kept].width for kept in self._pack.kept_layers[:number])
+        return rows.index_copy_(0, positions, edited[:, begin : begin + fields[layer].width])
 
     def _rows(self, layer: int, values: torch.Tensor) -> torch.Tensor:
         number = self._numbers.get(layer)
