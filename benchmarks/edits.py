@@ -2,8 +2,8 @@
 
 Edits are new rows of 1,000 random tokens. The packs have 4 bits and 8,192 tokens, in the shapes of
 a model of 1B parameters (24 × 2048 values a row) and of one of 11M (8 × 256). Lookups are of tokens
-that are not edited, in the pack with edits and in the same pack without, by turns; a ratio is the
-median of those of each turn. All files are in the page cache.
+that are not edited, or that are, in the pack with edits and in the same pack without, by turns, by
+one thread. All files are in the page cache.
 
     python benchmarks/edits.py --json benchmarks/results/edits.json
 """
@@ -63,21 +63,18 @@ def measure(
         rows = source.standard_normal((EDITED, *shape), np.float32)
         written = write_edits(plain, edits, ids, {plain.table: rows}, bits=bits, force=True)
     others = np.setdiff1d(np.arange(VOCAB), ids)
-    with tolpack.open(pack) as plain, tolpack.open(pack, edits=[edits]) as edited:
+    with (
+        tolpack.open(pack, threads=1) as plain,
+        tolpack.open(pack, threads=1, edits=[edits]) as edited,
+        tolpack.open(pack, threads=1) as control,
+    ):
+        sides = plain.rows, edited.rows, control.rows
         return {
             "pack_bytes": plain.nbytes,
             "edits_bytes": written.nbytes,
             "open": opening(pack, edits, opens),
-            "unedited": {
-                f"{count} rows": compared(plain.rows, edited.rows, others, count, lookups)
-                for count, lookups in LOOKUPS.items()
-            },
-            "edited": {
-                f"{count} rows": compared(
-                    plain.rows, edited.rows, ids, count, lookups // 4, bound=False
-                )
-                for count, lookups in LOOKUPS.items()
-            },
+            "unedited": {f"{n} rows": compared(sides, others, n, k) for n, k in LOOKUPS.items()},
+            "edited": {f"{n} rows": compared(sides, ids, n, k // 8) for n, k in LOOKUPS.items()},
         }
 
 
@@ -93,29 +90,31 @@ def opening(pack: Path, edits: Path, opens: int) -> dict[str, float]:
     return {f"{name}, ms": round(statistics.median(times), 3) for name, times in found.items()}
 
 
-def compared(
-    plain: Step, edited: Step, ids: np.ndarray, count: int, lookups: int, *, bound: bool = True
-) -> dict[str, float]:
-    """Microseconds of lookups in both packs, of the same ids, by turns: medians, and the median of
-    the turns' ratios.
+def compared(sides: Sequence[Step], ids: np.ndarray, count: int, lookups: int) -> dict[str, float]:
+    """Microseconds of lookups without edits, with edits, and in another pack without, of the same
+    ids, by turns: medians, and the medians of the turns' ratios to the first.
 
-    Who begins changes with each lookup. Without `bound` there is no ratio to hold.
+    The ratio of the two without edits tells what a ratio is worth on this machine. Who begins
+    changes with each lookup.
     """
     source = np.random.default_rng(count)
-    times: tuple[list[float], list[float]] = ([], [])
+    times: list[list[float]] = [[] for _ in sides]
     for number in range(lookups + 20):
         asked = source.choice(ids, count, replace=False)
-        order: Sequence[int] = (0, 1) if number % 2 else (1, 0)
-        for side in order:
-            lookup = (plain, edited)[side]
+        for turn in range(len(sides)):
+            side = (number + turn) % len(sides)
             begin = time.perf_counter()
-            lookup(asked)
+            sides[side](asked)
             if number >= 20:
                 times[side].append(1e6 * (time.perf_counter() - begin))
-    medians = [statistics.median(one) for one in times]
-    found = {"without edits, us": round(medians[0], 2), "with edits, us": round(medians[1], 2)}
-    ratio = statistics.median(b / a for a, b in zip(*times))
-    return found | ({"ratio": round(ratio, 4)} if bound else {})
+    plain, edited, _ = (round(statistics.median(one), 2) for one in times)
+    ratios = [statistics.median(b / a for a, b in zip(times[0], one)) for one in times[1:]]
+    return {
+        "without edits, us": plain,
+        "with edits, us": edited,
+        "ratio": round(ratios[0], 4),
+        "ratio of two without edits": round(ratios[1], 4),
+    }
 
 
 if __name__ == "__main__":

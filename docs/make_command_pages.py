@@ -34,6 +34,7 @@ FURTHER = {
     "convert": ["convert.md"],
     "edit": ["editing.md", "../formats/v1/SPEC.md"],
     "merge": ["editing.md", "../formats/v1/SPEC.md"],
+    "keys": ["keys.md"],
     "demo": ["../tolpack/demo/model/README.md"],
 }
 NOTE = "<!-- Made by `python docs/make_command_pages.py`: change the help, not this page. -->"

@@ -63,16 +63,17 @@ class Subject:
         try:
             with open_first_table(self._path) as pack:
                 tables = pack.tables[:_MAX_TABLES]
+                self._open = type(pack)  # edits alone are no pack to `tolpack.open`
         except TolpackError:
             return "refused"
-        verdicts = {self._check_table(data, *table) for table in enumerate(tables)}
+        verdicts = {self._check_table(data, table) for table in tables}
         if len(verdicts) > 1:
             raise Broken("verify finds something only in the packs of some tables")
         return verdicts.pop()
 
-    def _check_table(self, data: bytes, number: int, name: str) -> str:
-        with tolpack.open(self._path, io=MODES[len(data) % 3], table=name) as pack:
-            ids = _some_ids(pack)
+    def _check_table(self, data: bytes, name: str) -> str:
+        with self._open(self._path, io=MODES[len(data) % 3], table=name) as pack:
+            ids, number = _some_ids(pack), pack.container.number
             rows, row_ids, error = None, None, None
             try:
                 rows = _rows(pack, ids)
@@ -90,7 +91,7 @@ class Subject:
         return "good"
 
     def _without_checksums(self, ids: list[int], rows: np.ndarray, name: str) -> None:
-        with tolpack.open(self._path, checksums=False, table=name) as pack:
+        with self._open(self._path, checksums=False, table=name) as pack:
             if _rows(pack, ids).tobytes() != rows.tobytes():
                 raise Broken("rows differ without checksums")
 

@@ -31,6 +31,7 @@ COMMANDS = (
     "strip",
     "edit",
     "merge",
+    "keys",
     "demo",
 )
 

@@ -16,6 +16,7 @@ from packs import RECIPES, SHAPES, write
 import tolpack
 from tolpack.edits.write_edits import write_edits
 from tolpack.errors import ConfigError, FileAccessError, TokenIdError
+from tolpack.storage.locations import open_folder, split_location
 
 
 @pytest.fixture
@@ -210,6 +211,24 @@ def test_packs_in_parts_take_the_edits_of_the_joined_pack(edits, pack, tmp_path)
         for own in (path, tmp_path / "edits"):
             with tolpack.open(base, edits=[own]) as edited:
                 assert equal(fields_of(edited, ids), expected(pack, ids, (ids, rows)))
+
+
+@pytest.mark.parametrize("remote", [(True, False), (False, True), (True, True)])
+def test_packs_and_edits_may_be_named_by_urls(remote, edits, pack, tmp_path):
+    """Either of them, or both; so may those that are merged."""
+    pytest.importorskip("obstore")
+    path, ids, rows = edits
+    urls = []
+    for name, own, is_remote in zip(("p.tolpack", "e.tolpack"), (pack.path, path), remote):
+        folder, last = split_location(f"memory://edits/{name}")
+        open_folder(folder).put(last, Path(own))
+        urls.append(f"memory://edits/{name}" if is_remote else own)
+    with tolpack.open(urls[0], edits=[urls[1]]) as edited:
+        assert equal(fields_of(edited, ids), expected(pack, ids, (ids, rows)))
+        assert edited.edit_files == (str(urls[1]),)
+    tolpack.merge(urls[0], [urls[1]], tmp_path / "m")
+    tolpack.merge(pack.path, [path], tmp_path / "n")
+    assert (tmp_path / "m").read_bytes() == (tmp_path / "n").read_bytes()
 
 
 def test_prefetch_and_extents_leave_edited_tokens_out(edits, pack):

@@ -93,6 +93,7 @@ def test_golden_edits_are_read_with_their_pack():
     assert rows.astype(np.float32).tobytes() == expected.tobytes()
     with open_first_table(edits) as alone:
         assert alone.verify() == []
+        assert np.array_equal(alone.rows(range(4)), expected[[0, 3, 4, 8]])
     with pytest.raises(ValueError, match="edits of another pack"):
         Decoder((FOLDER / "int4.tolpack").read_bytes(), edits=[edits.read_bytes()])
 

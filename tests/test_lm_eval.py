@@ -23,6 +23,7 @@ from tokenizers.pre_tokenizers import Whitespace
 
 import tolpack
 from tolpack.cli import main
+from tolpack.edits.write_edits import write_edits
 from tolpack.errors import ConfigError
 from tolpack.lm_eval import TEXT_TASKS, passages
 from tolpack.lm_eval.task_data import make_questions, write_tasks
@@ -339,6 +340,23 @@ def test_the_table_begins_with_the_checkpoint(model, packs, text):
     assert lines[2].split()[:4] == ["tolpack_endings", "acc", "8", "checkpoint"]
     assert lines[3].split()[0] == str(packs[1])
     assert [line.count("±") for line in lines[2:6]] == [1, 2, 1, 2]
+
+
+def test_edits_go_to_their_pack(model, packs, text, tmp_path):
+    """The pack that they belong to is named with them and scores as its merged one does."""
+    with tolpack.open(packs[0]) as pack:
+        ids = np.arange(pack.vocab_size)
+        zeros = np.zeros((len(ids), pack.num_layers, pack.hidden_size), np.float32)
+        write_edits(pack, tmp_path / "e", ids, {pack.table: zeros})
+    tolpack.merge(packs[0], [tmp_path / "e"], tmp_path / "m")
+    found = run(
+        "lm-eval", model, packs[0], tmp_path / "m", "--tasks", "tolpack_endings", "--text", text,
+        "--limit", 12, "--edits", tmp_path / "e", "--json",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.stderr
+    _, edited, merged = json.loads(found.stdout)["models"]
+    assert edited["name"] == f"{packs[0]} + {tmp_path / 'e'}"
+    assert edited["results"] == merged["results"]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from tolpack.commands.edit import edit
 from tolpack.commands.evaluate import evaluate
 from tolpack.commands.inspect import inspect
 from tolpack.commands.join import join
+from tolpack.commands.keys import keys
 from tolpack.commands.lm_eval import lm_eval
 from tolpack.commands.merge import merge
 from tolpack.commands.plan import plan
@@ -39,8 +40,8 @@ def main() -> None:
 
 
 for _command in (
-    build, evaluate, lm_eval, study, plan, inspect, verify, rows, diff, bench, convert, edit, merge,
-    split, join, strip, demo,
+    build, evaluate, lm_eval, study, keys, plan, inspect, verify, rows, diff, bench, convert, edit,
+    merge, split, join, strip, demo,
 ):  # fmt: skip
     main.add_command(_command)
 

@@ -23,6 +23,7 @@ _COMMAND = "tolpack.command"
 _EXTRAS = {
     **dict.fromkeys(("torch", "safetensors", "scipy", "tokenizers", "h5py"), "build"),
     "transformers": "hf",
+    "sklearn": "keys",
 }
 
 

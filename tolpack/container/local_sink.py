@@ -67,6 +67,8 @@ class LocalSink(ByteSink):
         Continue what an interrupted writer left. Without it a leftover is overwritten.
     replace : bool
         Whether a file that has the final name by `commit` is replaced.
+    resumable : bool
+        Whether whoever writes can continue later: messages say so.
 
     Raises
     ------
@@ -78,11 +80,13 @@ class LocalSink(ByteSink):
         file that is no leftover has the name of one.
     """
 
-    def __init__(self, path: Path, key: str, *, resume: bool, replace: bool) -> None:
+    def __init__(
+        self, path: Path, key: str, *, resume: bool, replace: bool, resumable: bool = True
+    ) -> None:
         check_output(path)
         self._path, self._partial = path, partial_path(path)
         self.name, self.resumes = str(self._partial), resume
-        self._key, self._replace = key, replace
+        self._key, self._replace, self._resumable = key, replace, resumable
         self._expected, self._begun = 0, False
         self.finished: list[Section] = []
         with self._disk_errors():
@@ -175,7 +179,7 @@ class LocalSink(ByteSink):
         if missing <= 0:
             return
         hint = "and continue with --resume"
-        if not self.finished:
+        if not (self.finished and self._resumable):
             self.discard()
             hint = "or build elsewhere with -o"
         raise FileAccessError(
@@ -226,7 +230,8 @@ class LocalSink(ByteSink):
             if error.errno in DISK_FULL:
                 missing = self._missing()
                 needed = f"{missing:,} more bytes are needed: " if missing > 0 else ""
-                hint = f"; {needed}free some space and continue with --resume"
+                then = "and continue with --resume" if self._resumable else "or write elsewhere"
+                hint = f"; {needed}free some space {then}"
             raise FileAccessError(
                 f"cannot write {self._partial}: {error.strerror or error}{hint}"
             ) from error

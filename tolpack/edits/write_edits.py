@@ -18,9 +18,10 @@ from numpy.typing import ArrayLike, NDArray
 from tolpack.container.atomic_write import check_output
 from tolpack.container.edits_tables import NewEdits, edits_encoding
 from tolpack.container.header import Field, Header, Section, Table
+from tolpack.container.local_sink import LocalSink
 from tolpack.container.planned_sections import longest_header, placed_sections
 from tolpack.container.preamble import PREAMBLE_BYTES, SMALL_SECTION_ALIGNMENT
-from tolpack.container.writer import PackWriter
+from tolpack.container.writer import PackWriter, check_header_room
 from tolpack.errors import ConfigError, TokenIdError
 from tolpack.pack import Pack
 from tolpack.reading.lookup import check_ids
@@ -170,9 +171,10 @@ def _row_range(columns: Sequence[Floats], start: int, stop: int) -> Floats:
 def _write(path: Path, new: Sequence[NewEdits], *, force: bool) -> int:
     """Write the file; returns its bytes."""
     start, _ = longest_header(partial(_planned, new))
-    with PackWriter(
-        path, _key(new), start - PREAMBLE_BYTES, replace=force, alignment=SMALL_SECTION_ALIGNMENT
-    ) as writer:
+    room, key, alignment = start - PREAMBLE_BYTES, _key(new), SMALL_SECTION_ALIGNMENT
+    check_header_room(room)
+    sink = LocalSink(path, key.hex(), resume=False, replace=force, resumable=False)
+    with PackWriter(sink, key, room, alignment=alignment) as writer:
         try:
             tables = [one.write(writer, number, number) for number, one in enumerate(new)]
             return writer.commit(_header(new, tables, writer.sections))

@@ -21,12 +21,12 @@ from tolpack.codecs.encodings import Encoding
 from tolpack.container.atomic_write import check_output
 from tolpack.container.edits_tables import NewEdits, edits_encoding, edits_name
 from tolpack.container.header import Header, Section, Table
-from tolpack.container.local_sink import check_unfinished
+from tolpack.container.local_sink import LocalSink, check_unfinished
 from tolpack.container.parts.parts_source import local_files
 from tolpack.container.planned_sections import longest_header, placed_sections
 from tolpack.container.preamble import MAX_TABLES, PREAMBLE_BYTES
 from tolpack.container.verified_reader import Container
-from tolpack.container.writer import PackWriter
+from tolpack.container.writer import PackWriter, check_header_room
 from tolpack.errors import ConfigError
 from tolpack.export.copied_pack import CopiedPack, copy_sections
 from tolpack.pack import Pack, open_first_table
@@ -146,9 +146,10 @@ def _merge(
     slots = [np.sort(one.slots(one.edited_tokens)) for one in packs]
     start, _ = longest_header(partial(_planned, copied, new))
     size = base.preamble.file_length
-    with PackWriter(
-        path, key, start - PREAMBLE_BYTES, replace=force, alignment=base.header.alignment
-    ) as writer:
+    check_header_room(start - PREAMBLE_BYTES)
+    sink = LocalSink(path, key.hex(), resume=False, replace=force, resumable=False)
+    room, alignment = start - PREAMBLE_BYTES, base.header.alignment
+    with PackWriter(sink, key, room, alignment=alignment) as writer:
         try:
             writer.expect(size)
             with reporter.phase("merging", size, "B") as done:

@@ -1,9 +1,9 @@
 """Rows of edited tokens: which tokens of a lookup are edited, and where their rows come from.
 
 The ids of edited tokens are few and stay in memory, so that other tokens cost a look at one flag,
-or at those of many together. Rows of edits are stored whole, in tables of their own: an edited token
-is read from there alone, and its row in the pack is not touched. Of several edits of a token the
-last one counts.
+or at those of many together. Rows of edits are stored whole, in tables of their own: edited tokens
+are read from there alone, and nothing is read of their rows in the pack. Of several edits of a
+token the last one counts.
 """
 
 from __future__ import annotations

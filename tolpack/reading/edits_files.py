@@ -103,7 +103,8 @@ def _digest(pack: Location) -> str:
 def _embedded(base: Container) -> Iterator[Container]:
     """Yield the edits of the pack's table in its own file."""
     for number, table in enumerate(base.header.tables):
-        if table.edits is not None and table.edits.table == base.table.name:
+        edits = table.edits
+        if edits is not None and edits.base is None and edits.table == base.table.name:
             yield base.of_table(number)
 
 

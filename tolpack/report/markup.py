@@ -9,9 +9,17 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tolpack.report.page_content import Axis, Chart, DataTable, Heatmap, Page, PageSection
+from tolpack.report.page_content import (
+    Axis,
+    Chart,
+    DataTable,
+    Heatmap,
+    Page,
+    PageSection,
+    TokenMap,
+)
 
-_FACTS = "conditions"
+_FACTS, _MAP = "conditions", "section-map"
 
 
 def text(value: str) -> str:
@@ -37,9 +45,21 @@ def number(value: float | None, spec: str = "") -> str:
 def contents(page: Page) -> str:
     """Write a link to each section."""
     links = [(f"section-{n}", section.title) for n, section in enumerate(page.sections, 1)]
+    if page.token_map is not None:
+        links.insert(0, (_MAP, page.token_map.title))
     if page.facts:
         links.append((_FACTS, "Conditions"))
     return "\n".join(f'<li><a href="#{name}">{text(title)}</a></li>' for name, title in links)
+
+
+def map_section(token_map: TokenMap) -> str:
+    """Write heading and text of a map, and the element that it is drawn in."""
+    return f"""<section id="{_MAP}" aria-labelledby="{_MAP}-title">
+<h2 id="{_MAP}-title">{text(token_map.title)}</h2>
+{paragraphs(token_map.text)}
+<div class="map" id="map"></div>
+<noscript>Scripts are off: the clusters are listed below.</noscript>
+</section>"""
 
 
 def sections(page: Page) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from string import Template
 
 from tolpack.container.atomic_write import replacing
-from tolpack.report import markup
+from tolpack.report import map_data, markup
 from tolpack.report.page_content import Page
 
 _SCRIPTS = ("page.tools.js", "page.chart.js", "page.pointer.js", "page.heat.js", "page.js")
@@ -46,6 +46,12 @@ def write_page(page: Page, path: Path) -> None:
 def render(page: Page) -> str:
     """Return a report as HTML; the same report gives the same text."""
     style, script = _asset("page.css"), "\n".join(map(_asset, _SCRIPTS))
+    shown = data = ""
+    if page.token_map is not None:
+        style += _asset("page.map.css")
+        script += _asset("page.map.js")
+        shown = f"{markup.map_section(page.token_map)}\n"
+        data = f"{map_data.map_elements(page.token_map)}\n"
     charts = [chart for section in page.sections for chart in section.charts]
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; "
@@ -56,6 +62,8 @@ def render(page: Page) -> str:
         title=markup.text(page.title),
         lead=markup.paragraphs(page.lead),
         contents=markup.contents(page),
+        map=shown,
+        map_data=data,
         sections=markup.sections(page),
         facts=markup.facts(page.facts),
         data=markup.chart_data(charts),

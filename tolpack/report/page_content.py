@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from tolpack.runtime.array_types import Floats, Ints
+
 # Increases of perplexity below this, in percent, are drawn in proportion, larger ones by their
 # logarithm.
 LINEAR_PCT = 0.1
@@ -192,6 +194,67 @@ class PageSection:
 
 
 @dataclass(frozen=True, slots=True)
+class MapCluster:
+    """A cluster of tokens on a map.
+
+    Parameters
+    ----------
+    size : int
+        Number of its tokens.
+    tokens : tuple of int
+        The tokens that its name is made of.
+    key : tuple of (int, float, float), optional
+        The key that its tokens share, its share of them, and of all tokens.
+    """
+
+    size: int
+    tokens: tuple[int, ...]
+    key: tuple[int, float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class MapLayer:
+    """The map of one layer.
+
+    Parameters
+    ----------
+    layer : int
+        Its number.
+    places : ndarray
+        float32 (tokens, 2).
+    labels : ndarray
+        int64 (tokens,): the cluster of each token, below 256.
+    clusters : tuple of MapCluster
+        By number.
+    """
+
+    layer: int
+    places: Floats
+    labels: Ints
+    clusters: tuple[MapCluster, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMap:
+    """A map of the vocabulary, with a view for each layer.
+
+    Parameters
+    ----------
+    title, text : str
+        Heading and explanation.
+    texts : tuple of (str or None), optional
+        Text of each token.
+    layers : tuple of MapLayer
+        At least one, all of the same tokens.
+    """
+
+    title: str
+    text: str
+    texts: tuple[str | None, ...] | None
+    layers: tuple[MapLayer, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """A whole report.
 
@@ -204,9 +267,12 @@ class Page:
         command line.
     sections : tuple of PageSection
         The main result first.
+    token_map : TokenMap, optional
+        Shown before the sections.
     """
 
     title: str
     lead: str
     facts: tuple[tuple[str, str], ...]
     sections: tuple[PageSection, ...]
+    token_map: TokenMap | None = None
