@@ -39,11 +39,11 @@ from suppression_keys import Keys, TextKeys, random_keys
 
 import tolpack
 from tolpack.edits.edit_pack import edit_pack
-from tolpack.edits.named_tokens import find_tokens
 from tolpack.edits.open_changes import suppress_chosen, suppress_like
 from tolpack.edits.row_changes import RowChange, zero_rows
 from tolpack.edits.suppressing_rows import SuppressingRows, nats_for_fall, suppressing_rows
 from tolpack.keys.layer_keys import load_layer_keys
+from tolpack.keys.named_tokens import find_tokens
 from tolpack.model.decoder import Decoder
 from tolpack.model.perplexity import ratio_se
 from tolpack.model.text import TextTokenizer, read_token_ids
@@ -295,11 +295,10 @@ def main() -> None:
 def _open(arguments: argparse.Namespace) -> Experiment:
     checkpoint = open_checkpoint(arguments.checkpoint)
     decoder, tokenizer = Decoder(checkpoint), TextTokenizer(arguments.tokenizer)
-    targets = {
-        name: torch.from_numpy(find_tokens([f" {word}" for word in words.split()], tokenizer))
-        for name, words in SETS.items()
-        if name in arguments.sets
-    }
+    targets = {}
+    for name in arguments.sets:
+        words = [f" {word}" for word in SETS[name].split()]
+        targets[name] = torch.from_numpy(find_tokens(words, tokenizer, decoder.vocab_size))
     texts = [windows_of(path, arguments.tokenizer, decoder.vocab_size)
              for path in (arguments.calibrate, arguments.text)]  # fmt: skip
     judged = {"calibration": spread(texts[0][1::2], arguments.windows),

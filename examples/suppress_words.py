@@ -18,8 +18,8 @@ import torch
 
 import tolpack
 from tolpack.edits.edit_pack import edit_pack
-from tolpack.edits.named_tokens import find_tokens
 from tolpack.edits.suppressing_rows import nats_for_fall, suppressing_rows
+from tolpack.keys.named_tokens import find_tokens
 from tolpack.model.decoder import Decoder
 from tolpack.model.text import TextTokenizer, read_token_ids
 from tolpack.sources.checkpoint.checkpoint import open_checkpoint
@@ -32,8 +32,9 @@ def main() -> None:
     """Solve for the rows, and write the edits."""
     arguments = _arguments()
     words = [f" {word}" for word in arguments.word]
-    targets = np.unique(find_tokens(words, TextTokenizer(arguments.tokenizer)))
     decoder = Decoder(open_checkpoint(arguments.checkpoint))
+    tokenizer = TextTokenizer(arguments.tokenizer)
+    targets = np.unique(find_tokens(words, tokenizer, decoder.vocab_size))
     with tolpack.open(arguments.pack) as pack:
         decoder = decoder.with_memory(ToLMemory(pack))
         ids = read_token_ids(arguments.calibrate, pack.vocab_size, arguments.tokenizer)

@@ -19,8 +19,8 @@ from tolpack.keys.analysis import KeySettings, analyse_keys, analyse_layer
 from tolpack.keys.clusters import describe_clusters, fit_clusters
 from tolpack.keys.layer_keys import load_layer_keys
 from tolpack.keys.lookups import look_up_key, look_up_token
+from tolpack.keys.named_tokens import parse_key, parse_layers
 from tolpack.keys.outliers import find_outliers
-from tolpack.keys.questions import parse_key, parse_layers
 from tolpack.keys.scan import kurtosis_of, scan_layer
 from tolpack.keys.token_kinds import KINDS, kind_of, kinds_of
 from tolpack.keys.token_map import map_tokens
@@ -269,7 +269,7 @@ def test_layers_and_keys_are_parsed():
         with pytest.raises(ConfigError, match="--layers"):
             parse_layers(value)
     for value in ("3", "3:", ":4", "a:b", "1:2:3", "-1:2"):
-        with pytest.raises(ConfigError, match="--key"):
+        with pytest.raises(ConfigError, match="LAYER:KEY"):
             parse_key(value)
 
 

@@ -103,7 +103,7 @@ def test_a_text_needs_a_tokenizer(memoryllm):
     """Without a tokenizer a text is no token, and the error says what to give."""
     result = run(memoryllm, "--token", " the")
     assert result.exit_code == 1
-    assert "no tokenizer.json is beside the checkpoint: give --tokenizer" in result.stderr
+    assert "no tokenizer.json beside the model: give --tokenizer" in result.stderr
 
 
 def test_inputs_without_keys(memoryllm, tmp_path):

@@ -8,7 +8,6 @@ from models import make_config, make_state
 
 import tolpack
 from tolpack.edits.edit_pack import edit_pack
-from tolpack.edits.named_tokens import find_tokens, parse_keys, parse_layers, read_tokens
 from tolpack.edits.open_changes import open_keys, open_rows, read_rows, suppress_like
 from tolpack.edits.row_changes import (
     contributions,
@@ -20,6 +19,7 @@ from tolpack.edits.row_changes import (
 )
 from tolpack.errors import CheckpointError, ConfigError, TokenIdError
 from tolpack.keys.layer_keys import load_layer_keys
+from tolpack.keys.named_tokens import find_tokens, parse_keys, parse_layers, read_tokens
 from tolpack.model.text import TextTokenizer
 from tolpack.sources.checkpoint.checkpoint import open_checkpoint
 
@@ -240,13 +240,13 @@ def test_names_of_tokens():
     """Digits are an id; a text must be one token, and the message lists what it is instead."""
     tokenizer = TextTokenizer(DEMO)
     one = tokenizer.encode(" the").tolist()
-    assert find_tokens(["17", " the"], tokenizer).tolist() == [17, *one]
-    with pytest.raises(ConfigError, match="is 2 tokens: ' the' .*; name one token"):
-        find_tokens([" the the"], tokenizer)
-    with pytest.raises(ConfigError, match="is 0 tokens: none"):
-        find_tokens([""], tokenizer)
-    with pytest.raises(ConfigError, match="there is no tokenizer"):
-        find_tokens([" the"], None)
+    assert find_tokens(["17", " the"], tokenizer, 4096).tolist() == [17, *one]
+    with pytest.raises(ConfigError, match="is 2 tokens: give one of them \\(.*' the'"):
+        find_tokens([" the the"], tokenizer, 4096)
+    with pytest.raises(ConfigError, match="is 0 tokens: give a text"):
+        find_tokens([""], tokenizer, 4096)
+    with pytest.raises(ConfigError, match="there is no tokenizer.json"):
+        find_tokens([" the"], None, 4096)
 
 
 def test_token_files(tmp_path):

@@ -21,8 +21,8 @@ from tolpack.commands.options import (
 )
 from tolpack.commands.terminal import checked, echo
 from tolpack.container.atomic_write import check_output
-from tolpack.edits.named_tokens import parse_keys, parse_layers
 from tolpack.errors import ConfigError
+from tolpack.keys.named_tokens import parse_keys, parse_layers
 from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.storage.locations import Location
 

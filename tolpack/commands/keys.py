@@ -97,7 +97,7 @@ def _open(
 ) -> tuple[Checkpoint, KeySettings, list[str | None] | None]:
     """Open checkpoint and tokenizer; returns them with what is asked, checked."""
     from tolpack.keys.analysis import KeySettings, check_settings
-    from tolpack.keys.questions import find_tokens, parse_key, parse_layers
+    from tolpack.keys.named_tokens import find_tokens, parse_key, parse_layers
     from tolpack.sources.checkpoint.checkpoint import open_checkpoint
 
     layers = settings["layers"]
@@ -110,7 +110,7 @@ def _open(
     check_settings(opened, asked)
     path, vocab_size = find_tokenizer(input_path(checkpoint), tokenizer), opened.config.vocab_size
     encoder = None if path is None else TextTokenizer(path)
-    tokens = find_tokens(settings["tokens"], encoder, vocab_size)
+    tokens = tuple(find_tokens(settings["tokens"], encoder, vocab_size).tolist())
     asked = KeySettings(
         asked.layers, asked.clusters, asked.seed, asked.projection, tokens, asked.keys
     )

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from tolpack.edits.edit_pack import EditResult, chosen_layers, edit_pack
-from tolpack.edits.named_tokens import find_tokens, read_tokens
 from tolpack.edits.open_changes import (
     Keys,
     KeySuppression,
@@ -27,6 +26,7 @@ from tolpack.edits.open_changes import (
 from tolpack.edits.row_changes import RowChange, scale_rows, zero_rows
 from tolpack.edits.write_edits import ascending_ids
 from tolpack.errors import ConfigError
+from tolpack.keys.named_tokens import find_tokens, read_tokens
 from tolpack.model.text import TextTokenizer, find_tokenizer
 from tolpack.pack import Pack
 from tolpack.reading.lookup import check_ids
@@ -127,7 +127,7 @@ def _open_tokenizer(pack: Pack, request: EditRequest) -> TextTokenizer | None:
 
 def _token_ids(pack: Pack, request: EditRequest, tokenizer: TextTokenizer | None) -> Ints:
     """Return the ids of the tokens to edit, in the order given."""
-    named = find_tokens(request.names, tokenizer)
+    named = find_tokens(request.names, tokenizer, pack.vocab_size)
     read = np.empty(0, np.int64) if request.tokens is None else read_tokens(request.tokens)
     ids = check_ids(np.concatenate([named, read]), pack.vocab_size)
     ascending_ids(np.unique(ids), pack.container.table)
@@ -163,7 +163,7 @@ def _suppression(
         chosen_layers(pack, tuple(keys))
         checkpoint = open_keys(request.checkpoint, pack, request.options)
         return suppress_chosen(checkpoint, pack, keys)
-    like = check_ids(find_tokens(request.like, tokenizer), pack.vocab_size)
+    like = check_ids(find_tokens(request.like, tokenizer, pack.vocab_size), pack.vocab_size)
     checkpoint = open_keys(request.checkpoint, pack, request.options)
     return suppress_like(checkpoint, pack, like, request.keys_per_layer, request.layers)
 
