@@ -21,7 +21,7 @@ from tolpack.keys.layer_keys import load_layer_keys
 from tolpack.keys.lookups import look_up_key, look_up_token
 from tolpack.keys.named_tokens import parse_key, parse_layers
 from tolpack.keys.outliers import find_outliers
-from tolpack.keys.scan import kurtosis_of, scan_layer
+from tolpack.keys.scan import check_finite, kurtosis_of, scan_layer
 from tolpack.keys.token_kinds import KINDS, kind_of, kinds_of
 from tolpack.keys.token_map import map_tokens
 from tolpack.report.map_data import map_elements
@@ -227,6 +227,21 @@ def test_outliers_are_beyond_the_fence():
     assert find_outliers(np.full(20, 3.0)).size == 0
 
 
+def test_tokens_that_are_all_alike():
+    """Equal coefficients, as of a layer of zeros: one place, one cluster, no outliers."""
+    alike = np.zeros((40, 6), np.float32)
+    assert np.ptp(map_tokens(alike, np.arange(40), "tsne", 0), axis=0).max() == 0
+    labels, centres = fit_clusters(alike, 4, 0)
+    assert len(np.unique(labels)) == 1 and np.isfinite(centres).all()
+    assert len(find_outliers(np.array([1, 1, 1 + 1e-15, 1 + 1e-9]))) == 0
+
+
+def test_coefficients_that_are_not_finite():
+    """A damaged sample is refused by the layer's number, before components are sought."""
+    with pytest.raises(CheckpointError, match="layer 3 are not finite"):
+        check_finite(np.array([[1.0, np.nan]], np.float32), 3)
+
+
 def test_tokens_are_placed_beside_similar_landmarks():
     """Tokens that t-SNE does not place stand around the landmark that is most like them."""
     rows, labels = planted(4, 60)
@@ -289,7 +304,7 @@ def test_a_seed_gives_the_same_again(checkpoint):
     [
         ({"clusters": 1}, "--clusters 1 must be 2 … 97"),
         ({"clusters": 98}, "--clusters 98 must be 2 … 97"),
-        ({"layers": (0, 3)}, "--layers 0,3: the checkpoint has layers 0 … 2"),
+        ({"layers": (0, 3)}, "--layers names 3: the checkpoint has layers 0 … 2"),
         ({"tokens": (97,)}, "--token 97: ids of tokens are 0 … 96"),
         ({"keys": ((0, 20),)}, "--key 0:20: keys of a layer are 0 … 19"),
         ({"keys": ((1, 0),), "layers": (0,)}, "--key 1:0: only layers 0 are read"),

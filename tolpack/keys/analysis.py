@@ -151,14 +151,15 @@ def check_settings(checkpoint: Checkpoint, settings: KeySettings) -> tuple[int, 
     check_memory_ffns(checkpoint)
     check_scikit_learn()
     config, most = checkpoint.config, min(MOST_CLUSTERS, checkpoint.config.vocab_size)
+    if config.vocab_size < 2:
+        raise ConfigError("the checkpoint has one token: clusters need two at least")
     if not 2 <= settings.clusters <= most:
         raise ConfigError(f"--clusters {settings.clusters} must be 2 … {most}")
     count = config.num_hidden_layers
     layers = tuple(range(count)) if settings.layers is None else settings.layers
     if not layers or max(layers) >= count:
-        raise ConfigError(
-            f"--layers {','.join(map(str, layers))}: the checkpoint has layers 0 … {count - 1}"
-        )
+        wrong = max(layers, default=-1)
+        raise ConfigError(f"--layers names {wrong}: the checkpoint has layers 0 … {count - 1}")
     if len(settings.tokens) + len(settings.keys) > _MOST_ASKED:
         raise ConfigError(f"at most {_MOST_ASKED} tokens and keys can be looked up at once")
     for token in settings.tokens:

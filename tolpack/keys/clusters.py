@@ -91,7 +91,8 @@ def fit_clusters(coordinates: Floats, count: int, seed: int) -> tuple[Ints, Floa
         model = KMeans(count, n_init=1, max_iter=100, random_state=seed)
         model.fit(coordinates[:: -(-len(coordinates) // _FITTED_TOKENS)])
         labels = model.predict(coordinates)
-    centres = model.cluster_centers_ / np.linalg.norm(model.cluster_centers_, axis=1)[:, None]
+    norms = np.linalg.norm(model.cluster_centers_, axis=1, keepdims=True)
+    centres = model.cluster_centers_ / np.maximum(norms, np.finfo(np.float32).tiny)
     cosines = np.einsum("td,td->t", coordinates, centres[labels])
     sizes = np.bincount(labels, minlength=count)
     closeness = np.bincount(labels, cosines, count) / np.maximum(1, sizes)

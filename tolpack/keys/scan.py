@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from tolpack.errors import CheckpointError
 from tolpack.keys.layer_keys import LayerKeys
-from tolpack.runtime.array_types import Floats, Ints
+from tolpack.runtime.array_types import Doubles, Floats, Ints
 
 KEYS_PER_TOKEN = 8
 TOKENS_PER_KEY = 16
@@ -68,6 +68,15 @@ class LayerScan:
         return np.bincount(self.token_keys.ravel(), minlength=len(self.kurtosis))
 
 
+def check_finite(values: Floats | Doubles, layer: int) -> None:
+    """Raise `CheckpointError` unless coefficients of a layer, or their moments, are finite."""
+    if not np.isfinite(values).all():
+        raise CheckpointError(
+            f"the key coefficients of layer {layer} are not finite, or too large for float32: "
+            "the checkpoint is damaged"
+        )
+
+
 @torch.inference_mode()
 def scan_layer(
     keys: LayerKeys,
@@ -96,6 +105,7 @@ def scan_layer(
     CheckpointError
         A coefficient is not finite.
     """
+    check_finite(sample.numpy(), keys.layer)
     components = principal_components(sample)
     targets = _units(keys.coefficients(asked).float()).T if asked.size else None
     norms, tops, moments = keys.value_norms(), _TopTokens(keys.count), _Moments(keys.count)
@@ -199,11 +209,7 @@ class _Moments:
     def finish(self, count: int, layer: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return kurtosis and root mean square of each key."""
         mean, m2, m3, m4 = (self._sums / count).numpy()
-        if not np.isfinite(m4).all():
-            raise CheckpointError(
-                f"the key coefficients of layer {layer} are not finite, or too large for float32: "
-                "the checkpoint is damaged"
-            )
+        check_finite(m4, layer)
         variance = m2 - mean**2
         fourth = m4 - 4 * mean * m3 + 6 * mean**2 * m2 - 3 * mean**4
         varies = variance > 1e-12 * m2

@@ -17,6 +17,7 @@ from tolpack.runtime.array_types import Floats, Ints
 PROJECTIONS = ("tsne", "pca")
 _PERPLEXITY, _ITERATIONS, _ANGLE = 15.0, 350, 0.7
 _LEAST_TOKENS = 8  # t-SNE of fewer says nothing
+_LEAST_DISTANCE = 1e-6
 _BLOCK_TOKENS = 4096
 _GOLDEN_ANGLE = np.pi * (3 - 5**0.5)
 
@@ -35,7 +36,9 @@ def map_tokens(coordinates: Floats, landmarks: Ints, projection: str, seed: int)
     seed : int
         Of t-SNE.
     """
-    if projection == "pca" or len(landmarks) < _LEAST_TOKENS:
+    # Of tokens that are all alike t-SNE ends the process: its tree has no depth that parts them.
+    alike = np.ptp(coordinates[landmarks], axis=0).max(initial=0) < _LEAST_DISTANCE
+    if projection == "pca" or len(landmarks) < _LEAST_TOKENS or alike:
         places = np.zeros((len(coordinates), 2), np.float32)
         used = min(2, coordinates.shape[1])
         places[:, :used] = coordinates[:, :used]
