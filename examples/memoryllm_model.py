@@ -176,9 +176,12 @@ class Layer(nn.Module):
 class Transformer(nn.Module):
     """The decoder; its parameters have the checkpoint's names without ``model.``."""
 
-    def __init__(self, config: ModelConfig, dropout: float = 0.0) -> None:
+    def __init__(
+        self, config: ModelConfig, dropout: float = 0.0, *, zero_outputs: bool = False
+    ) -> None:
         super().__init__()
         self.config = config
+        self.zero_outputs = zero_outputs
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, dropout) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=NORM_EPS)
@@ -194,8 +197,9 @@ class Transformer(nn.Module):
         """Unit gain, smaller where a projection adds to the stream; the tied head starts flat."""
         if name.startswith("embed_tokens"):
             return 0.04
-        adds = "o_proj" in name or "down_proj" in name
-        gain = (2 * self.config.layers) ** -0.5 if adds else 1.0
+        gain = 1.0
+        if "o_proj" in name or "down_proj" in name:
+            gain = 0.0 if self.zero_outputs else (2 * self.config.layers) ** -0.5
         return gain * float(weight.shape[1] ** -0.5)
 
     def forward(self, token_ids: torch.Tensor) -> torch.Tensor:

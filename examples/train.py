@@ -63,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         args.out.mkdir(parents=True, exist_ok=True)
         data = load_data(args, process)
         torch.manual_seed(args.seed)
-        model = Transformer(model_config(args, data), args.dropout).to(process.device)
+        model = Transformer(model_config(args, data), args.dropout, zero_outputs=args.zero_outputs)
+        model.to(process.device)
         optimizer = make_optimizer(model)
         batches = torch.Generator().manual_seed(args.seed)
         torch.manual_seed(args.seed + process.rank + 1) if process.rank else None
@@ -104,7 +105,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--tokenizer", type=Path, help="tokenizer.json; default: one trained on the text")
     add("--vocab-size", type=int, default=4096, help="if no tokenizer is given")
     add("--out", type=Path, required=True, help="folder to write")
-    add("--beta", type=float, default=0, help="FFN-C's share of --ffn: 0 MemoryLLM, all of it dense")
+    add(
+        "--beta", type=float, default=0, help="FFN-C's share of --ffn: 0 MemoryLLM, all of it dense"
+    )
     add("--ffn", type=float, default=8, help="weights of a layer's FFNs, in hidden_size²")
     add("--flex-input", choices=["post_attention", "residual"], default="post_attention")
     add("--hidden-size", type=int, default=192)
@@ -112,10 +115,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--heads", type=int, default=6)
     add("--context", type=int, default=256, help="tokens of a window")
     add("--batch", type=int, default=8, help="windows of a step, over all processes")
-    add("--micro-batch", type=int, help="windows at once in a process; default: its share of a step")
+    add(
+        "--micro-batch", type=int, help="windows at once in a process; default: its share of a step"
+    )
     add("--steps", type=int, default=2000, help="optimizer steps")
     add("--learning-rate", type=float, default=4e-3, help="peak learning rate")
     add("--dropout", type=float, default=0.0, help="on what a layer adds to the stream")
+    add("--zero-outputs", action="store_true", help="start with layers that add nothing")
     add("--precision", choices=["float32", "bf16"], default="float32", help="of matrix products")
     add("--weights", choices=["bf16", "float32"], default="bf16", help="dtype of the checkpoint")
     add("--seed", type=int, default=0, help="of initialisation, batches and dropout")
@@ -142,7 +148,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 @dataclass(frozen=True)
 class Process:
-    """This process among those that share a batch: the only one, unless `torchrun` started it."""
+    """One of the processes that share a batch: the only one, unless `torchrun` started it."""
 
     rank: int
     count: int
@@ -178,8 +184,9 @@ def processes(args: argparse.Namespace) -> Iterator[Process]:
     if args.threads:
         torch.set_num_threads(args.threads)
     kind = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)) if kind == "cuda" else None)
+    device = torch.device(kind)
     if kind == "cuda":
+        device = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
     if "RANK" not in os.environ:
         yield Process(0, 1, device)
@@ -299,7 +306,9 @@ def make_optimizer(model: Transformer) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, args: argparse.Namespace) -> None:
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, step: int, args: argparse.Namespace
+) -> None:
     """Linear warm-up over a twentieth of the run, then a cosine to a fiftieth of the peak."""
     warmup = max(1, args.steps // 20)
     share = step / warmup
@@ -315,7 +324,7 @@ def accumulate_gradients(
 ) -> float:
     """Add the gradients of the mean loss over `windows`; returns that loss."""
     total = 0.0
-    for part in windows.split(args.micro_batch or len(windows)):
+    for part in torch.split(windows, args.micro_batch or len(windows)):
         with torch.autocast(windows.device.type, torch.bfloat16, args.precision == "bf16"):
             loss = next_token_loss(network, part) * (len(part) / len(windows))
         loss.backward()  # type: ignore[no-untyped-call]
@@ -399,7 +408,7 @@ class Log:
     def wants(self, step: int) -> bool:
         """Whether a step gets a line."""
         args = self.args
-        return step == args.steps or step % args.log_every == 0 or step % args.eval_every == 0
+        return step == args.steps or not (step % args.log_every and step % args.eval_every)
 
     def write(
         self,
