@@ -9,8 +9,9 @@ runs of MemoryLLM say whether its best rate is another one. Of each memory it is
 small a pack gets: the smallest of ``--bits auto --rank auto`` whose mean KL divergence on the
 held-out text is that of the 4-bit pack.
 
-The text is that of ``demo_text.py``. Runs that are finished are kept, and one that stopped goes on
-from its last save, so the command may be given again at any time::
+The text is that of ``demo_text.py``, unless ``--text`` names a folder with the same three files.
+Runs that are finished are kept, and one that stopped goes on from its last save, so the command may
+be given again at any time::
 
     pip install -e '.[build,plot]'
     python examples/convergence.py --folder build/convergence --json convergence.json
@@ -24,6 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -94,6 +96,8 @@ def parse_arguments() -> argparse.Namespace:
     add: Callable[..., object] = parser.add_argument
     add("--folder", type=Path, default=Path("build/convergence"), help="folder of all runs")
     add("--json", type=Path, default=Path("convergence.json"), help="file of the results")
+    add("--text", type=Path, help="folder with train.txt, validation.txt and heldout.txt")
+    add("--vocab-size", type=int, default=4096)
     add("--steps", type=int, default=1000, help="steps of a run")
     add("--rate-steps", type=int, default=400, help="steps of the runs that choose the rate")
     add("--learning-rate", type=float, help="peak rate; default: dense's best")
@@ -108,15 +112,17 @@ def parse_arguments() -> argparse.Namespace:
 
 def prepare_text(args: argparse.Namespace) -> None:
     """Write the text, its tokenizer, and a part of the training text to calibrate packs with."""
-    text, tokenizer = args.folder / "text", args.folder / "tokenizer.json"
     if (args.folder / "calibration.npy").exists():
         return
-    demo_text.write(text)
-    made = train.train_tokenizer(train.read_documents(text / "train.txt"), 4096)
-    tokenizer.write_text(made.to_str(), encoding="utf-8")
+    text = args.text or args.folder / "text"
+    if args.text is None:
+        demo_text.write(text)
+    tokenizer = train.train_tokenizer(train.read_documents(text / "train.txt"), args.vocab_size)
+    tokenizer.save(str(args.folder / "tokenizer.json"))
     for part in ("train", "validation"):
-        ids = train.read_ids([text / f"{part}.txt"], made).astype(np.uint16)
+        ids = train.read_ids([text / f"{part}.txt"], tokenizer).astype(np.uint32)
         np.save(args.folder / f"{part}.npy", ids)
+    shutil.copyfile(text / "heldout.txt", args.folder / "heldout.txt")
     ids = np.load(args.folder / "train.npy")
     pieces = np.array_split(ids, 64)  # from all over the text
     each = CALIBRATION_TOKENS // len(pieces)
@@ -138,7 +144,7 @@ def trained(run: Run, args: argparse.Namespace) -> dict[str, Any]:
         ]  # fmt: skip
         resume = ["--resume"] if (folder / "training.pt").exists() else []
         reached = train.main([*map(str, command), *resume])
-        reached["heldout_loss"] = heldout_loss(folder, args.folder / "text" / "heldout.txt")
+        reached["heldout_loss"] = heldout_loss(folder, args.folder / "heldout.txt")
         done.write_text(json.dumps(reached) + "\n", encoding="utf-8")
     value: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
     return {**value, "log": train.read_log(folder / "log.jsonl")}
@@ -218,7 +224,7 @@ def packed(run: Run, args: argparse.Namespace) -> dict[str, Any]:
     done = folder / "packs.json"
     if not done.exists():
         train.say(f"packs of {run.name}")
-        text = args.folder / "text" / "heldout.txt"
+        text = args.folder / "heldout.txt"
         four = measured(folder, text, bits=4)
         auto = search(folder, text, four["kl"], args.folder / "calibration.npy")
         done.write_text(json.dumps({"four": four, "tried": auto}) + "\n", encoding="utf-8")
