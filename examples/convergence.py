@@ -38,7 +38,7 @@ import train
 from memoryllm_model import ModelConfig
 
 import tolpack
-from tolpack.evaluation.evaluator import evaluate
+from tolpack.evaluation.evaluator import Evaluator
 from tolpack.model.decoder import Decoder
 from tolpack.model.perplexity import score
 from tolpack.model.text import read_token_ids
@@ -48,8 +48,8 @@ from tolpack.sources.checkpoint.checkpoint import open_checkpoint
 KINDS = {"dense": 8.0, "β = 3": 3.0, "β = 2": 2.0, "β = 1": 1.0, "MemoryLLM": 0.0}
 RATES = (2e-3, 4e-3, 8e-3)
 SIZE = "--hidden-size=96 --heads=4 --layers=6 --context=128 --batch=8 --zero-outputs --threads=1"
-CALIBRATION_TOKENS = 65_536
-MOST_PACKS, KL_TOLERANCE = 5, 0.02  # of the search for the 4-bit pack's KL divergence
+CALIBRATION_TOKENS, KL_TOKENS = 32_768, 16_384
+MOST_PACKS, KL_TOLERANCE = 5, 0.04  # of the search for the 4-bit pack's KL divergence
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,9 @@ def main() -> None:
     """Train what is missing, pack what is missing, and write one JSON."""
     args = parse_arguments()
     prepare_text(args)
-    tries = [Run(k, 0, args.rate_steps, rate) for rate in RATES for k in ("dense", "MemoryLLM")]
+    tries = [
+        Run(k, 0, args.rate_steps, rate) for rate in args.rates for k in ("dense", "MemoryLLM")
+    ]
     rates = [shown_rate(run, trained(run, args)) for run in tries]
     rate = args.learning_rate or best_rate(rates, "dense")
     runs = [Run(k, seed, args.steps, rate) for seed in range(args.seeds) for k in KINDS]
@@ -98,7 +100,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--json", type=Path, default=Path("convergence.json"), help="file of the results")
     add("--text", type=Path, help="folder with train.txt, validation.txt and heldout.txt")
     add("--vocab-size", type=int, default=4096)
-    add("--steps", type=int, default=1000, help="steps of a run")
+    add("--steps", type=int, default=800, help="steps of a run")
+    add("--rates", type=float, nargs="+", default=RATES, help="peak rates to choose from")
     add("--rate-steps", type=int, default=400, help="steps of the runs that choose the rate")
     add("--learning-rate", type=float, help="peak rate; default: dense's best")
     add("--seeds", type=int, default=3)
@@ -267,7 +270,7 @@ def measured(folder: Path, text: Path, **settings: Any) -> dict[str, Any]:
     """Build a pack; return its size, and its KL divergence on `text`."""
     path = folder / "memory.tolpack"
     built = tolpack.build(folder, path, tokenizer=folder / "tokenizer.json", force=True, **settings)
-    (pack,) = evaluate(folder, [path], text).packs
+    pack = Evaluator(folder, text, tokens=KL_TOKENS).packs([path])[0]
     found = {"bytes": built.bytes, "ratio_fp16": built.ratio_fp16, "kl": pack.kl_mean_nats}
     return {**found, "kl_se": pack.kl_mean_se_nats, "max_kld": settings.get("max_kld")}
 
