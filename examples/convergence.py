@@ -78,7 +78,8 @@ def main() -> None:
     rate = args.learning_rate or best_rate(rates, "dense")
     runs = [Run(k, seed, args.steps, rate) for seed in range(args.seeds) for k in KINDS]
     found = {run: trained(run, args) for run in runs}
-    packs = {run: packed(run, args) for run in runs if run.kind != "dense" and not args.no_packs}
+    memories = [run for run in runs if run.kind != "dense" and run.seed < args.pack_seeds]
+    packs = {run: packed(run, args) for run in memories}
     result: dict[str, Any] = {
         "machine": machine(),
         "versions": versions("torch", "numpy"),
@@ -105,7 +106,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--rate-steps", type=int, default=400, help="steps of the runs that choose the rate")
     add("--learning-rate", type=float, help="peak rate; default: dense's best")
     add("--seeds", type=int, default=3)
-    add("--no-packs", action="store_true", help="train only")
+    add("--pack-seeds", type=int, default=3, help="seeds whose memories are packed")
     add("more", nargs="*", default=SIZE.split(), help="settings of train.py, behind --")
     return parser.parse_args()
 
@@ -117,6 +118,7 @@ def prepare_text(args: argparse.Namespace) -> None:
     """Write the text, its tokenizer, and a part of the training text to calibrate packs with."""
     if (args.folder / "calibration.npy").exists():
         return
+    args.folder.mkdir(parents=True, exist_ok=True)
     text = args.text or args.folder / "text"
     if args.text is None:
         demo_text.write(text)

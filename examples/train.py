@@ -67,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         model.to(process.device)
         optimizer = make_optimizer(model)
         batches = torch.Generator().manual_seed(args.seed)
-        torch.manual_seed(args.seed + process.rank + 1) if process.rank else None
+        if process.rank:
+            torch.manual_seed(args.seed + process.rank)  # processes drop different values
         done = Progress()
         if args.resume:
             done = load_training(args, process, model, optimizer, batches)
@@ -265,6 +266,8 @@ def read_ids(paths: list[Path], tokenizer: Tokenizer | None) -> TokenIds:
     """Return the ids of a ``.npy``, or of texts, each document ended by its own token."""
     if paths[0].suffix == ".npy":
         ids: TokenIds = np.load(paths[0], mmap_mode="r")
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            sys.exit(f"{paths[0]} holds {ids.dtype} {ids.shape}, expected one row of integers")
         return ids
     assert tokenizer is not None
     end = tokenizer.token_to_id(END_OF_TEXT)
@@ -488,7 +491,7 @@ def load_training(
         sys.exit(f"{path} is not there: nothing to resume")
     state = torch.load(path, map_location="cpu", weights_only=True)
     now, then = settings(args), state["settings"]
-    other = [f"--{name.replace('_', '-')}" for name in now if now[name] != then[name]]
+    other = [f"--{name.replace('_', '-')}" for name in now if now[name] != then.get(name)]
     if other:
         sys.exit(f"{path} was made with other {', '.join(other)}: give the same")
     if len(state["random"]) != process.count:

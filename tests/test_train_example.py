@@ -199,3 +199,40 @@ def test_two_processes_are_as_good_as_one(train, ids, tmp_path):
             assert second["gradient_norm"][group] == pytest.approx(norm, rel=1e-3)
     found = json.loads(done.stdout)
     assert math.isclose(found["validation_loss"], two[-1]["validation_loss"])
+
+
+def test_the_demo_model_is_trained_and_read_back(train, tmp_path, monkeypatch, capsys):
+    """Its script ships the trainer's checkpoint and the held-out text, and scores the files."""
+    import demo_text
+    import train_demo_model
+
+    def write(folder):
+        folder.mkdir(parents=True)
+        for name in ("train.txt", "validation.txt", "heldout.txt"):
+            (folder / name).write_text(f"{name} one two three " * 99)
+
+    monkeypatch.setattr(demo_text, "write", write)
+    small = ["--steps=2", "--hidden-size=24", "--heads=2", "--layers=1", "--context=16"]
+    folders = ["--output", str(tmp_path / "demo"), "--work", str(tmp_path / "work")]
+    command = ["train_demo_model.py", *folders, "--", *small, "--vocab-size=290", "--threads=1"]
+    monkeypatch.setattr(sys, "argv", command)
+    train_demo_model.main()
+    found = json.loads(capsys.readouterr().out)
+    assert {path.name for path in (tmp_path / "demo").iterdir()} == {
+        *train_demo_model.CHECKPOINT,
+        "heldout.txt",
+    }
+    assert found["validation_ppl"] == pytest.approx(found["validation_ppl_saved"], rel=1e-4)
+    assert all(math.isfinite(found[f"{name}_ppl"]) for name in ("train", "heldout"))
+
+
+def test_settings_of_the_demo_model_are_those_of_the_shipped_one(train):
+    """Config of the shipped model is that of the trainer with the demo's settings."""
+    import train_demo_model
+
+    arguments = [*train_demo_model.SETTINGS.split(), "--data", "x", "--out", "x"]
+    args = train.parse_arguments(arguments)
+    ids = np.zeros(1, np.int64)
+    config = train.model_config(args, train.Data(args.vocab_size, ids, ids)).to_json()
+    shipped = Path(tolpack.__file__).parent / "demo" / "model" / "config.json"
+    assert config == json.loads(shipped.read_text())
