@@ -37,7 +37,8 @@ def test_all_kinds_are_trained_and_drawn(convergence, tmp_path, monkeypatch, cap
     text.mkdir()
     for name in ("train", "validation", "heldout"):
         (text / f"{name}.txt").write_text(f"{name} one two three four " * 99)
-    size = ["--hidden-size=16", "--heads=2", "--layers=1", "--context=8", "--batch=2"]
+    size = ["--hidden-size=16", "--heads=2", "--layers=1", "--context=8", "--batch=2",
+            "--eval-every=20"]  # fmt: skip
     results = tmp_path / "found.json"
     command = [
         *("convergence.py", "--folder", str(tmp_path / "runs"), "--json", str(results)),
