@@ -332,6 +332,7 @@ def test_rows_must_fit_the_table(pack, tmp_path):
         {pack.table: [one[:1] for one in rows]},
         {pack.table: [one.astype(np.float64) for one in rows]},
         {pack.table: np.zeros((2, 9), np.float32)},
+        {pack.table: np.zeros(2, np.float32)},
     ):
         with pytest.raises(ConfigError):
             write_edits(pack, tmp_path / "e", [1, 2], wrong)
