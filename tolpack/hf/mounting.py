@@ -16,6 +16,7 @@ from tolpack.errors import ConfigError, FileAccessError
 from tolpack.hf.saving import save_with_pack
 from tolpack.hf.table_modules import TableModule, check_vocabulary, table_modules
 from tolpack.pack import Pack, open_first_table
+from tolpack.reading.edits_files import listed_edits
 from tolpack.storage.locations import Location
 from tolpack.torch.embedding import PackEmbedding
 
@@ -125,7 +126,7 @@ def open_packs(
     else:
         with open_first_table(pack) as first:
             names = first.tables
-        open_table = partial(_open, pack, io, edits)
+        open_table = partial(_open, pack, io, listed_edits(edits))
     packs = []
     for name in _names(found, names):
         if isinstance(pack, Pack) and pack.table == name:
