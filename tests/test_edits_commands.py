@@ -183,6 +183,9 @@ def test_models_of_transformers_read_edited_rows(tmp_path):
         tolpack.merge(path, [edits], tmp_path / "m.tolpack")
     asked = torch.from_numpy(np.resize(ids, (1, 9)))
     plain, merged = (tolpack.hf.load(folder, one)[0] for one in (path, tmp_path / "m.tolpack"))
+    with tolpack.open(path) as pack:  # most rows that a model is known by
+        other = edit(pack, tmp_path / "other", ids=np.arange(1, pack.vocab_size))[0]
+    tolpack.hf.mount(mounted.stock(folder), path, edits=[other])
     loaded = tolpack.hf.load(folder, path, edits=[edits])[0]
     late = tolpack.hf.mount(mounted.stock(folder), path, edits=[edits])
     wanted = mounted.logits(merged, asked)
