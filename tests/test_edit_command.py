@@ -102,7 +102,7 @@ REFUSED = {
     "a map for nothing": (["--token", "5", "--zero", "--map", "hf-llama"], "reads no checkpoint"),
     "keys per layer": (["--token", "5", "--zero", "--keys-per-layer", "3"], "--suppress-like"),
     "wrong keys": (["--token", "5", "--suppress-keys", "0-1"], "expected LAYER:KEY"),
-    "wrong layers": (["--token", "5", "--zero", "--layers", "x"], "expected 0,3-5"),
+    "wrong layers": (["--token", "5", "--zero", "--layers", "x"], "expected 0,3 or 2-5"),
 }  # fmt: skip
 
 
@@ -120,9 +120,10 @@ def test_errors_are_one_line(folder, tmp_path):
     pack, checkpoint = folder / "p.tolpack", folder / "model.pt"
     for options, message in (
         (["--token", "4096", "--zero"], "token id 4096 is out of range"),
-        (["--token", "no such token", "--zero"], "tokens: 'n"),
+        (["--token", "no such token", "--zero"], "token 'no such token' is 3 tokens"),
         (["--token", "5", "--zero", "--layers", "3"], "layer 3 does not exist"),
         (["--token", "5", "--scale", "inf"], "expected a finite number"),
+        (["--token", "5", "--scale", "-1e39"], "expected a finite number of float32"),
         (["--token", "5", "--suppress-keys", "0:20", "--checkpoint", checkpoint], "no key 20"),
         (["--token", "5", "--suppress-keys", "0:2", "--checkpoint", checkpoint, "--layers", "1"],
          "which --layers leaves out"),
@@ -144,6 +145,41 @@ def test_edits_of_edits(folder, tmp_path):
     assert np.array_equal(new[5], 2 * old[5])
     result = run(pack, "-o", first, "--token", 5, "--zero", "--edits", first, "--force")
     assert "is one of the inputs" in result.stderr
+
+
+def test_a_factor_of_0_is_a_factor(folder, tmp_path):
+    """--scale 0 gives zeros, like --zero."""
+    result = run(folder / "p.tolpack", "-o", tmp_path / "e", "--token", 5, "--scale", 0)
+    assert result.exit_code == 0, result.stderr
+    assert not edited(folder, tmp_path / "e")[1][5].any()
+
+
+def test_no_input_is_replaced(folder, tmp_path):
+    """By --force neither: tokens, rows, other packs, checkpoints, and files in their folders; an
+    older file of edits beside a checkpoint is.
+    """
+    pack = folder / "p.tolpack"
+    model = Path(shutil.copytree(folder, tmp_path / "model"))
+    (model / "weights.index.json").write_text("{}")
+    np.save(tmp_path / "ids.npy", [5])
+    np.save(tmp_path / "rows.npy", np.zeros((1, 3, 24), np.float32))
+    keys = ["--suppress-keys", "0:3", "--checkpoint"]
+    for name, options in {
+        "ids.npy": ["--tokens", tmp_path / "ids.npy", "--zero"],
+        "rows.npy": ["--rows", tmp_path / "rows.npy"],
+        "model/p.tolpack": ["--from", model / "p.tolpack"],
+        "model/model.pt": [*keys, model / "model.pt"],
+        "model/weights.index.json": [*keys, model],
+        "model/tokenizer.json": ["--zero", "--tokenizer", model / "tokenizer.json"],
+    }.items():
+        before = (tmp_path / name).read_bytes()
+        token = [] if name == "ids.npy" else ["--token", 5]
+        result = run(pack, "-o", tmp_path / name, *token, *options, "--force")
+        assert "is one of the inputs" in result.stderr
+        assert (tmp_path / name).read_bytes() == before
+    assert run(pack, "-o", model / "e", "--token", 5, "--zero").exit_code == 0
+    result = run(pack, "-o", model / "e", "--token", 5, *keys, model, "--force")
+    assert "is one of the inputs" not in result.stderr
 
 
 def test_files_are_replaced_only_by_force(folder, tmp_path):

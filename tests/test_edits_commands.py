@@ -161,6 +161,15 @@ def test_edits_of_none_of_the_packs_are_refused(command, edits, pack, memoryllm,
     assert f"holds edits of another pack than {other}" in found.stderr.replace("\n", " ")
 
 
+@pytest.mark.parametrize("command", ["eval", "lm-eval"])
+def test_edits_need_a_pack(command, edits, memoryllm, tmp_path):
+    """The message asks for it."""
+    options = {"eval": ["--text", tmp_path / "none.txt"], "lm-eval": ["--tasks", "x"]}[command]
+    found = run(command, memoryllm, *options, "--edits", edits[0])
+    assert found.exit_code == 1
+    assert "holds edits of a pack, and none is named: add that PACK" in found.stderr
+
+
 def test_models_of_transformers_read_edited_rows(tmp_path):
     """Mounted or loaded, they give the logits that they give with the merged pack; saving such a
     model asks for that one.
@@ -174,6 +183,9 @@ def test_models_of_transformers_read_edited_rows(tmp_path):
         tolpack.merge(path, [edits], tmp_path / "m.tolpack")
     asked = torch.from_numpy(np.resize(ids, (1, 9)))
     plain, merged = (tolpack.hf.load(folder, one)[0] for one in (path, tmp_path / "m.tolpack"))
+    with tolpack.open(path) as pack:  # most rows that a model is known by
+        other = edit(pack, tmp_path / "other", ids=np.arange(1, pack.vocab_size))[0]
+    tolpack.hf.mount(mounted.stock(folder), path, edits=[other])
     loaded = tolpack.hf.load(folder, path, edits=[edits])[0]
     late = tolpack.hf.mount(mounted.stock(folder), path, edits=[edits])
     wanted = mounted.logits(merged, asked)
@@ -186,11 +198,15 @@ def test_models_of_transformers_read_edited_rows(tmp_path):
     assert torch.equal(mounted.logits(tolpack.hf.load(tmp_path / "saved")[0], asked), wanted)
 
 
-def test_rows_of_edits_alone_are_refused(edits):
+def test_rows_of_edits_alone_are_refused(edits, tmp_path):
     """With what to do."""
     found = run("rows", edits[0], 0)
     assert found.exit_code == 1
     assert "open that pack with" in found.stderr
+    for dtype in ("float32", "stored"):
+        found = run("convert", edits[0], tmp_path / "x.safetensors", "--dtype", dtype)
+        assert found.exit_code == 1
+        assert "convert that pack, with --edits" in found.stderr
 
 
 def test_merged_packs_of_auto_io_modes_agree(edits, pack, tmp_path):

@@ -57,6 +57,7 @@ EDITS = "tables.0.edits"
         (set_value(f"{EDITS}.rows", 3), "edits"),  # fewer than are edited
         (set_value(f"{EDITS}.rows", 11), "edits"),  # the pack has ten
         (set_value(f"{EDITS}.token_ids", 1), "section-kind"),
+        (set_value(f"{EDITS}.table", "other"), "edits"),
         (set_value("tables.0.fields.1.name", "other"), "edits"),
         (set_value("tables.0.rows", 2**40), "row-count"),
         (
@@ -95,6 +96,14 @@ def test_edits_of_another_shape_with_a_forged_digest_are_refused(made, tmp_path)
             change = many(set_value(f"{EDITS}.base", base), set_value(f"{EDITS}.rows", rows))
             (tmp_path / "e").write_bytes(forge(made[0], change))
             assert refused(other, tmp_path / "e") == "edits"
+
+
+def test_edits_of_a_table_that_there_is_not_are_not_merged(pack, made, tmp_path):
+    """The result would be a pack without them."""
+    (tmp_path / "e").write_bytes(forge(made[0], set_value(f"{EDITS}.table", "other")))
+    with pytest.raises(FormatError, match="edits.table"):
+        tolpack.merge(pack.path, [tmp_path / "e"], tmp_path / "m")
+    assert not (tmp_path / "m").exists()
 
 
 def test_no_flipped_bit_gives_wrong_rows(pack, made, tmp_path):

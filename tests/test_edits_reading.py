@@ -153,6 +153,18 @@ def test_unpickled_copied_and_forked_packs_have_the_edits(edits, pack):
             assert os.waitpid(child, 0)[1] == 0
 
 
+def test_any_iterable_of_files_will_do(edits, pack, tmp_path):
+    """Pickled packs, other tables and converted ones have the edits of an iterator too."""
+    path, ids, rows = edits
+    with tolpack.open(pack.path, edits=iter([path])) as edited:
+        assert edited.edit_files == (str(path.absolute()),)
+        for other in (pickle.loads(pickle.dumps(edited)), edited.open_table(edited.table)):
+            with other:
+                assert equal(fields_of(other, ids), rows)
+    tolpack.convert(pack.path, tmp_path / "x.npy", edits=iter([path]))
+    assert np.array_equal(np.load(tmp_path / "x.npy")[ids], np.stack(rows, axis=1))
+
+
 def test_edits_that_were_replaced_are_no_longer_those_that_were_pickled(edits, pack):
     """As for the pack itself."""
     path, ids, _ = edits
@@ -332,6 +344,7 @@ def test_rows_must_fit_the_table(pack, tmp_path):
         {pack.table: [one[:1] for one in rows]},
         {pack.table: [one.astype(np.float64) for one in rows]},
         {pack.table: np.zeros((2, 9), np.float32)},
+        {pack.table: np.zeros(2, np.float32)},
     ):
         with pytest.raises(ConfigError):
             write_edits(pack, tmp_path / "e", [1, 2], wrong)

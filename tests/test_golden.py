@@ -96,6 +96,9 @@ def test_golden_edits_are_read_with_their_pack():
         assert np.array_equal(alone.rows(range(4)), expected[[0, 3, 4, 8]])
     with pytest.raises(ValueError, match="edits of another pack"):
         Decoder((FOLDER / "int4.tolpack").read_bytes(), edits=[edits.read_bytes()])
+    for name in ("edits-merged", "int4"):  # packs are no edits of another one
+        with pytest.raises(ValueError, match="edits of another pack"):
+            Decoder(base.read_bytes(), edits=[(FOLDER / f"{name}.tolpack").read_bytes()])
 
 
 @pytest.mark.parametrize("name", PACKS)

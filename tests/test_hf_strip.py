@@ -283,7 +283,7 @@ def test_folders_and_other_formats(saved, tmp_path):
         ("qwen4_exp", "the pack has 560 rows of 1 × 8 values, but"),
         (
             "gemma4",
-            "rows of the pack and of table 'embed_tokens_per_layer' have a correlation of -?0.[01]",
+            " and of table 'embed_tokens_per_layer' have a correlation of -?0.[01]",
         ),
     ],
 )

@@ -7,6 +7,7 @@ import torch
 from models import make_config, make_state
 
 import tolpack
+from tolpack.demo import MODEL
 from tolpack.edits.edit_pack import edit_pack
 from tolpack.edits.open_changes import open_keys, open_rows, read_rows, suppress_like
 from tolpack.edits.row_changes import (
@@ -22,6 +23,7 @@ from tolpack.keys.layer_keys import load_layer_keys
 from tolpack.keys.named_tokens import find_tokens, parse_keys, parse_layers, read_tokens
 from tolpack.model.text import TextTokenizer
 from tolpack.sources.checkpoint.checkpoint import open_checkpoint
+from tolpack.torch.row_comparison import compared_ids
 
 CONFIG = make_config()
 TOKENS = [3, 17, 40, 96]
@@ -224,6 +226,33 @@ def test_other_models_are_refused(pack, tmp_path):
             open_keys(other, opened)
         with pytest.raises(CheckpointError, match="no memory FFNs"):
             open_keys(table, opened)
+
+
+@pytest.fixture(scope="module")
+def demo_pack(tmp_path_factory):
+    """A pack of the bundled model with 4 bits and a layer dropped."""
+    out = tmp_path_factory.mktemp("demo") / "p.tolpack"
+    return tolpack.build(MODEL, out, bits=4, drop="1").path
+
+
+@pytest.mark.parametrize("which", ["demo_pack", "auto_pack"])
+def test_keys_are_those_of_the_packs_model(which, memoryllm, tmp_path, request):
+    """A model of the same shape is refused by its rows; however few bits a pack has, and whatever
+    its edits are, its own is not.
+    """
+    path, own = request.getfixturevalue(which), MODEL if which == "demo_pack" else memoryllm
+    with tolpack.open(path) as opened:
+        assert open_keys(own, opened).has("embed_tokens.weight")
+        if own != MODEL:
+            other = models.save_model(tmp_path, seed=1)
+            with pytest.raises(ConfigError, match="p?.tolpack and of .*model.pt have a corr"):
+                open_keys(other, opened)
+        flip = lambda field, ids, rows: -9 * rows  # noqa: E731
+        for tokens in (compared_ids(opened), range(opened.vocab_size)):
+            edit_pack(opened, tmp_path / "e", tokens, flip, force=True)
+            with tolpack.open(path, edits=[tmp_path / "e"]) as edited:
+                assert not np.isin(compared_ids(edited), edited.edited_tokens).any()
+                open_keys(own, edited)
 
 
 def test_tokens_and_layers_that_there_are_not(pack, tmp_path):

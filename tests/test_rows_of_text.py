@@ -62,6 +62,23 @@ def test_a_line_for_each_token_in_order(folder):
         assert float(cells[8]) == pytest.approx(np.sqrt((row[2] ** 2).sum()), rel=1e-3)
 
 
+def test_edited_tokens_are_in_no_chunk(folder, tmp_path):
+    """Their rows come from edits, beside the pack or in its file, and are counted."""
+    pack = folder / "p.tolpack"
+    main(["edit", str(pack), "-o", str(tmp_path / "e"), "--token", " the", "--zero"],
+         standalone_mode=False)  # fmt: skip
+    tolpack.merge(pack, [tmp_path / "e"], tmp_path / "m")
+    shutil.copy(MODEL / "tokenizer.json", tmp_path)
+    for words in ([pack, "--edits", tmp_path / "e"], [tmp_path / "m"]):
+        result = run(*words, "--text", " of the")
+        assert result.exit_code == 0, result.stderr
+        of, the = result.stdout.split("\n\n")[0].splitlines()[-2:]
+        assert of.rpartition("'")[2].split()[2].isdecimal()
+        assert the.rpartition("'")[2].split()[2] == "edits"
+        assert "1 reads of records" in result.stdout
+        assert ", and 1 of 2 rows from edits; opening" in result.stdout
+
+
 def test_json_adds_the_tokens(folder):
     """With a tokenizer the JSON has the texts of the tokens too, for a text and for ids."""
     plain = json.loads(run(folder / "p.tolpack", 5, "--json").stdout)

@@ -24,7 +24,7 @@ from tolpack.container.verified_reader import Container
 from tolpack.errors import ConfigError, FileAccessError, memory_errors
 from tolpack.ngrams.hashing import NGramHash
 from tolpack.reading.edited_rows import EditedIds, EditedRows
-from tolpack.reading.edits_files import open_edits
+from tolpack.reading.edits_files import listed_edits, open_edits
 from tolpack.reading.lookup import LayerSelection, UniqueSlots, check_ids, check_out
 from tolpack.reading.ngram_rows import NGramRows
 from tolpack.reading.prefetching import Prefetcher
@@ -122,6 +122,7 @@ class Pack(ForkSafe):
         disk_cache: str | int | None = None,
         edits: Sequence[Location] = (),
     ) -> None:
+        edits = listed_edits(edits)
         budget = None if cache is None else parse_bytes(cache, "cache", "256MB or 1GB")
         workers = thread_count(threads)
         self._container = open_table(

@@ -45,15 +45,16 @@ class Pack:
         self.fields = self.table["fields"]
         self.kept = [field for field in self.fields if not field.get("dropped")]
         self.edits = []  # §5: the last one of a token counts
-        for file in () if "edits" in self.table else (data, *edits):
+        digest = sha256(data[: 64 + header_length]).hexdigest()
+        files = [(data, None), *((file, digest) for file in edits)]
+        for file, base in () if "edits" in self.table else files:
             tables = json.loads(file[64 : 64 + int.from_bytes(file[12:16], "little")])["tables"]
             for at, table in enumerate(tables):
-                found = table.get("edits")
-                if found is None or found["table"] != self.table["name"]:
-                    continue
-                if found.get("base") not in (None, sha256(data[: 64 + header_length]).hexdigest()):
-                    raise ValueError("edits of another pack")
-                self.edits.append(Pack(file, at))
+                found = table.get("edits", {})
+                if found.get("base") != base:
+                    raise ValueError("edits of another pack, or none")
+                if found.get("table") == self.table["name"]:
+                    self.edits.append(Pack(file, at))
 
     def section(self, number: int) -> bytes:
         start = self.sections[number]["offset_bytes"]

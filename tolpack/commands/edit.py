@@ -112,7 +112,7 @@ def edit(pack: Location, output: Path, as_json: bool, **settings: Any) -> None:
     """
     force, table, edits = (settings.pop(name) for name in ("force", "table", "edits"))
     request = _request(settings)
-    check_output(output, edits)
+    check_output(output, [pack, *edits])
     if output.exists() and not force:
         raise ConfigError(f"{output} exists: use --force to replace it, or another name")
     with tolpack.open(pack, table=table, edits=edits) as opened:
@@ -136,7 +136,7 @@ def _request(settings: dict[str, Any]) -> dict[str, Any]:
     """
     if not settings["names"] and settings["tokens"] is None:
         raise click.UsageError("no token to edit: give --token TOKEN or --tokens FILE.npy")
-    given = [name for name in _CHANGES if settings[name] not in (None, False, ())]
+    given = [name for name in _CHANGES if _is_given(settings[name])]
     options = [_OPTIONS.get(name, f"--{name}") for name in given]
     if len(given) != 1:
         every = ", ".join(_OPTIONS.get(name, f"--{name}") for name in _CHANGES)
@@ -154,6 +154,11 @@ def _request(settings: dict[str, Any]) -> dict[str, Any]:
     if request["keys"] is not None:
         request["keys"] = parse_keys(request["keys"])
     return request
+
+
+def _is_given(value: Any) -> bool:
+    """Whether an option was given; a number 0 is."""
+    return value is not None and value is not False and value != ()
 
 
 def _check_keys_options(settings: dict[str, Any], change: str, option: str) -> None:

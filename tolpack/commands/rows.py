@@ -45,10 +45,10 @@ def rows(
 ) -> None:
     """Show the rows of TOKEN_IDs: norm and first values of each layer, or all with --json.
 
-    With --text, rows shows one line for each token of the text, in order: its slot and chunk, the
-    bytes that a lookup of it reads, and the norm of its row, whole and by layer. Of a table of
-    hashed n-grams it shows the numbers of the rows that the token touches; there, TOKEN_IDs are
-    numbers of rows.
+    With --text, rows shows one line for each token of the text, in order: its slot and chunk, or
+    that its row comes from edits, the bytes that a lookup of it reads, and the norm of its row,
+    whole and by layer. Of a table of hashed n-grams it shows the numbers of the rows that the token
+    touches; there, TOKEN_IDs are numbers of rows.
 
     \b
     tolpack rows model.tolpack 5 17
@@ -82,6 +82,8 @@ def rows(
     else:
         echo(row_tables.text_table(ids, texts, locations, values, names, opened.kept_layers))
     reads = f"{stats['block_reads']} reads of records, {stats['block_bytes']} bytes"
+    if stats["edited_rows"]:
+        reads += f", and {stats['edited_rows']} of {stats['rows']} rows from edits"
     echo(f"\n{reads}; opening: {stats['open_reads']} reads, {stats['open_bytes']} bytes")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tolpack.container.atomic_write import check_output
 from tolpack.edits.edit_pack import EditResult, chosen_layers, edit_pack
 from tolpack.edits.open_changes import (
     Keys,
@@ -32,8 +33,9 @@ from tolpack.pack import Pack
 from tolpack.reading.lookup import check_ids
 from tolpack.runtime.array_types import Ints
 from tolpack.sources.checkpoint.options import CheckpointOptions
+from tolpack.sources.input_kind import is_pack
 from tolpack.storage.inputs import input_path
-from tolpack.storage.locations import Location
+from tolpack.storage.locations import Location, local_path
 
 DEFAULT_KEYS = 8
 
@@ -60,6 +62,24 @@ class EditRequest:
     options: CheckpointOptions | None = None
     tokenizer: Location | None = None
     bits: int = 32
+
+    @property
+    def input_files(self) -> list[Path]:
+        """The files of this machine that it reads. Of a folder with a checkpoint they are all but
+        packs and edits, which people keep there too.
+        """
+        options = self.options or CheckpointOptions()
+        given = (self.tokens, self.rows, self.source, self.checkpoint, self.tokenizer,
+                 options.config, options.key_map)  # fmt: skip
+        paths = [local_path(one) for one in given if one is not None]
+        return [file for path in paths if path is not None for file in _files_of(path)]
+
+
+def _files_of(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    whole = is_pack(path)
+    return [file for file in path.iterdir() if file.is_file() and (whole or not is_pack(file))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +123,7 @@ def make_edits(
     ConfigError, TokenIdError, CheckpointError, FormatError, FileAccessError
         A setting does not fit the pack, or a file cannot be used.
     """
+    check_output(Path(output), request.input_files)
     chosen_layers(pack, request.layers)
     tokenizer = _open_tokenizer(pack, request)
     ids = _token_ids(pack, request, tokenizer)

@@ -30,6 +30,7 @@ from tolpack.sources.input_kind import is_pack
 from tolpack.sources.open_source import open_source, open_tables
 from tolpack.sources.protocol import TableSource
 from tolpack.storage.locations import Location
+from tolpack.torch.row_comparison import compare_rows, compared_ids
 
 # Tokens that stand for the vocabulary where keys are compared with what all tokens use.
 SAMPLE_TOKENS = 1024
@@ -110,7 +111,7 @@ def open_keys(path: Location, pack: Pack, options: CheckpointOptions | None = No
     Raises
     ------
     ConfigError
-        Its table has not the shape of `pack`.
+        Its table has not the shape of `pack`, or its rows have nothing to do with the pack's.
     CheckpointError
         It has no memory FFNs, and so no keys.
     """
@@ -121,7 +122,20 @@ def open_keys(path: Location, pack: Pack, options: CheckpointOptions | None = No
             "--zero, --scale, --rows or --from"
         )
     _check_shape(path, (source.rows, tuple(one.width for one in source.fields)), pack)
+    _compare_rows(path, source, pack)
     return source.checkpoint
+
+
+def _compare_rows(path: Location, source: TableSource, pack: Pack) -> None:
+    """Refuse keys of another model: what they contribute is no part of the pack's rows."""
+    ids = compared_ids(pack)
+    rows = [
+        source.field_rows(number)(ids)
+        if number in pack.kept_layers
+        else np.zeros((len(ids), field.width), np.float32)
+        for number, field in enumerate(source.fields)
+    ]
+    compare_rows(pack, np.concatenate(rows, axis=1), str(path))
 
 
 @dataclass(frozen=True, slots=True)

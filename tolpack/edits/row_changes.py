@@ -23,6 +23,7 @@ from tolpack.sources.protocol import TableSource
 RowChange = Callable[[int, Ints, Floats], Floats]
 # Tokens whose coefficients are held at once: 22 MB of them for 5,464 keys.
 _BLOCK_TOKENS = 1024
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 def zero_rows() -> RowChange:
@@ -36,11 +37,18 @@ def scale_rows(factor: float) -> RowChange:
     Raises
     ------
     ConfigError
-        The factor is NaN or infinite.
+        The factor is NaN, or infinite in float32.
     """
-    if not np.isfinite(factor):
-        raise ConfigError(f"scale is {factor}, expected a finite number")
-    return lambda field, ids, rows: rows * np.float32(factor)
+    if not abs(factor) <= _LARGEST_FLOAT32:
+        raise ConfigError(
+            f"scale is {factor}, expected a finite number of float32: at most {_LARGEST_FLOAT32:g}"
+        )
+
+    def change(field: int, ids: Ints, rows: Floats) -> Floats:
+        with np.errstate(over="ignore", invalid="ignore"):  # such rows are refused by their token
+            return np.asarray(rows * np.float32(factor))
+
+    return change
 
 
 def rows_of_table(values: Floats, token_ids: Ints) -> RowChange:

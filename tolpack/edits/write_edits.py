@@ -19,6 +19,7 @@ from tolpack.container.atomic_write import check_output
 from tolpack.container.edits_tables import NewEdits, edits_encoding
 from tolpack.container.header import Field, Header, Section, Table
 from tolpack.container.local_sink import LocalSink
+from tolpack.container.parts.parts_source import local_files
 from tolpack.container.planned_sections import longest_header, placed_sections
 from tolpack.container.preamble import PREAMBLE_BYTES, SMALL_SECTION_ALIGNMENT
 from tolpack.container.writer import PackWriter, check_header_room
@@ -26,6 +27,7 @@ from tolpack.errors import ConfigError, TokenIdError
 from tolpack.pack import Pack
 from tolpack.reading.lookup import check_ids
 from tolpack.runtime.array_types import Floats, Ints
+from tolpack.storage.locations import local_path
 from tolpack.version import PRODUCER
 
 # Rows of a table: float32 (tokens, fields, width), or of each field float32 (tokens, width).
@@ -80,14 +82,14 @@ def write_edits(
     ------
     ConfigError
         There is no such table, rows do not fit it, or values do not fit `bits`; or the output
-        exists, or is the pack itself.
+        exists, or is the pack itself or edits that it was opened with.
     TokenIdError
         Ids are out of range, or not strictly ascending.
     FileAccessError
         Reading the pack or writing failed.
     """
     path = Path(output)
-    check_output(path, [base.path])
+    check_output(path, [base.path, *_pack_files(base), *base.edit_files])
     if path.exists() and not force:
         raise ConfigError(f"{path} exists: use --force to replace it, or another name")
     if bits not in (16, 32):
@@ -125,6 +127,11 @@ def ascending_ids(token_ids: ArrayLike, table: Table) -> Ints:
     return ids
 
 
+def _pack_files(pack: Pack) -> list[Path]:
+    path = local_path(pack.path)
+    return [] if path is None else local_files(path, pack.container.source)
+
+
 def _new_edits(table: Table, digest: str, ids: Ints, rows: NewRows, bits: int) -> NewEdits:
     columns = _columns(table, len(ids), rows)
     kept = [(f, c) for f, c in zip(table.fields, columns, strict=True) if not f.dropped]
@@ -136,6 +143,10 @@ def _new_edits(table: Table, digest: str, ids: Ints, rows: NewRows, bits: int) -
 
 def _columns(table: Table, count: int, rows: NewRows) -> list[Floats]:
     """Return the rows of each field, float32 (count, width)."""
+    if isinstance(rows, np.ndarray) and rows.ndim != 3:
+        raise ConfigError(
+            f"rows of {table.name} are {list(rows.shape)}, expected [tokens, fields, width]"
+        )
     given = list(np.moveaxis(rows, 1, 0)) if isinstance(rows, np.ndarray) else list(rows)
     if len(given) != len(table.fields):
         raise ConfigError(

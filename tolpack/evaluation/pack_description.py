@@ -8,6 +8,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from tolpack.container.chunk_view import ChunkView
 from tolpack.container.parts.parts_source import PartsSource
 from tolpack.container.verified_reader import Container
@@ -26,11 +28,11 @@ from tolpack.reading.summary import (
 @dataclass(frozen=True, slots=True)
 class Location:
     """The place of a token: its slot (0: the most frequent, as the pack orders them), its chunk,
-    and the bytes that a lookup of it alone asks the file for.
+    ``None`` if its row comes from edits, and the bytes that a lookup of it alone asks the file for.
     """
 
     slot: int
-    chunk: int
+    chunk: int | None
     read_bytes: int
 
 
@@ -44,9 +46,10 @@ def locate(pack: Pack, token_ids: Sequence[int]) -> list[Location]:
     """
     lengths, slots = pack.extents(token_ids)[:, 1], pack.slots(token_ids)
     starts = [view.first_slot for view in pack.container.chunks]
+    edited = np.isin(token_ids, pack.edited_tokens).tolist()
     return [
-        Location(slot, bisect_right(starts, slot) - 1, length)
-        for slot, length in zip(slots.tolist(), lengths.tolist())
+        Location(slot, None if is_edited else bisect_right(starts, slot) - 1, length)
+        for slot, is_edited, length in zip(slots.tolist(), edited, lengths.tolist())
     ]
 
 

@@ -28,6 +28,7 @@ from tolpack.export.float_table import FloatTable, Rounding
 from tolpack.export.stored_table import StoredTable
 from tolpack.export.tensor_files import Metadata, Tensor, TensorFile
 from tolpack.pack import Pack, open_first_table
+from tolpack.reading.edits_files import listed_edits
 from tolpack.reading.summary import bits_per_weight, ratio_fp16
 from tolpack.reading.table_choice import table_number
 from tolpack.runtime.progress import Reporter
@@ -157,12 +158,17 @@ def convert(
     FileAccessError
         Reading or writing failed.
     """
-    reporter = reporter or Reporter()
+    reporter, edits = reporter or Reporter(), listed_edits(edits)
     path = local_output(destination)
     check_dtype(path, dtype)
     _check_destination(path, source, force)
     with open_first_table(source, edits) as pack:
         container = pack.container
+        if container.header.base is not None:
+            raise ConfigError(
+                f"{source} holds edits of a pack, and no table: convert that pack, with --edits "
+                f"{source}"
+            )
         edited = [one.name for one in container.header.unedited_tables if _is_edited(pack, one)]
     found = _table_values(container.header, dtype, table)
     _check_stored(dtype, found, edited)

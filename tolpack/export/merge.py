@@ -31,6 +31,7 @@ from tolpack.errors import ConfigError
 from tolpack.export.copied_pack import CopiedPack, copy_sections
 from tolpack.pack import Pack, open_first_table
 from tolpack.reading.edited_rows import EditedRows
+from tolpack.reading.edits_files import listed_edits
 from tolpack.runtime.array_types import Floats, Ints
 from tolpack.runtime.progress import Reporter
 from tolpack.storage.inputs import local_output
@@ -103,6 +104,7 @@ def merge(
         Reading or writing failed.
     """
     reporter, path = reporter or Reporter(), local_output(output)
+    edits = listed_edits(edits)
     if not edits:
         raise ConfigError("no edits are named: give the files that `tolpack edit` made")
     check_output(path, [pack, *edits])

@@ -8,22 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from tolpack.errors import ConfigError, FileAccessError
 from tolpack.hf.saving import save_with_pack
 from tolpack.hf.table_modules import TableModule, check_vocabulary, table_modules
 from tolpack.pack import Pack, open_first_table
+from tolpack.reading.edits_files import listed_edits
 from tolpack.storage.locations import Location
-from tolpack.torch.embedding import PackEmbedding
+from tolpack.torch.row_comparison import compare_rows, compared_ids
 
 _Model = TypeVar("_Model")
-# Rows that are compared, and their least correlation. Two models have one of nearly 0. Rows of
-# MemoryLLM at auto bits make up for one another: 0.72 at 8 % of FP16, 0.43 at 3.5 %.
-_COMPARED_ROWS = 64
-_LEAST_CORRELATION = 0.2
 
 
 def mount(
@@ -73,7 +68,7 @@ def replace_tables(
     with ExitStack() as stack:
         packs = open_packs(found, pack, io, stack, edits)
         for one, opened in zip(found, packs if compare else ()):
-            rows = one.rows_of(model, torch.from_numpy(compared_ids(one.rows)))
+            rows = one.rows_of(model, torch.from_numpy(compared_ids(opened)))
             if rows is not None:
                 compare_rows(opened, rows.numpy(), f"{one.path} of the model")
         stack.pop_all()  # they stay open
@@ -125,7 +120,7 @@ def open_packs(
     else:
         with open_first_table(pack) as first:
             names = first.tables
-        open_table = partial(_open, pack, io, edits)
+        open_table = partial(_open, pack, io, listed_edits(edits))
     packs = []
     for name in _names(found, names):
         if isinstance(pack, Pack) and pack.table == name:
@@ -139,45 +134,6 @@ def open_packs(
     for one, opened in zip(found, packs):
         one.check(opened)
     return packs
-
-
-def compared_ids(rows: int) -> NDArray[np.int64]:
-    """Return the numbers of some rows of a table that has so many."""
-    return np.unique(np.linspace(0, rows - 1, _COMPARED_ROWS).astype(np.int64))
-
-
-def compare_rows(pack: Pack, expected: NDArray[Any], name: str) -> None:
-    """Refuse a pack whose rows have nothing to do with those of a table.
-
-    Parameters
-    ----------
-    pack : Pack
-        The open pack.
-    expected : ndarray
-        float32: the table's rows of `compared_ids`, of any scale.
-    name : str
-        How messages call the table.
-
-    Raises
-    ------
-    ConfigError
-        They have nothing to do with each other.
-    FileAccessError, FormatError
-        The pack cannot be read.
-    """
-    found = PackEmbedding(pack, scale=1.0)(torch.from_numpy(compared_ids(pack.vocab_size))).numpy()
-    known = np.isfinite(expected).all(1) & np.isfinite(found).all(1)
-    if not known.any():
-        return
-    found, expected = (rows[known] - rows[known].mean(0) for rows in (found, expected))
-    norms = float(np.linalg.norm(found) * np.linalg.norm(expected))
-    # Rows that are all the same say nothing, such as those of a pack that dropped all fields.
-    correlation = float((found * expected).sum()) / norms if norms else 1.0
-    if correlation < _LEAST_CORRELATION:
-        raise ConfigError(
-            f"rows of the pack and of {name} have a correlation of {correlation:.2f}: the pack is "
-            "of another model of the same shape; build one from this model's folder"
-        )
 
 
 def _open(path: str | Path, io: str, edits: Sequence[Location], table: str) -> Pack:

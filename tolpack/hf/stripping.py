@@ -16,7 +16,7 @@ import numpy as np
 
 from tolpack.container.atomic_write import same_file
 from tolpack.errors import CheckpointError, ConfigError, FileAccessError
-from tolpack.hf.mounting import compare_rows, compared_ids, open_packs
+from tolpack.hf.mounting import open_packs
 from tolpack.hf.saving import QUANT_METHOD, id_of, mended_config
 from tolpack.hf.shards import INDEX, index_without, write_without
 from tolpack.hf.table_modules import TableModule, architecture
@@ -29,6 +29,7 @@ from tolpack.sources.json_file import read_json
 from tolpack.sources.open_source import open_files, open_tables
 from tolpack.sources.protocol import TableSource
 from tolpack.storage.inputs import local_input, local_output
+from tolpack.torch.row_comparison import compare_rows, compared_ids
 
 # Files that may hold the table once more, in another format; the index is written anew.
 _WEIGHTS = (
@@ -218,7 +219,7 @@ def _compare(table: TableSource, pack: Pack) -> None:
     """Refuse a pack whose rows have nothing to do with the table's."""
     if pack.ngrams != table.ngrams:
         raise ConfigError(f"the pack hashes n-grams otherwise than table {table.name!r}")
-    ids = compared_ids(table.rows)
+    ids = compared_ids(pack)
     fields = [table.field_rows(n)(ids) for n in range(len(table.fields))]
     compare_rows(pack, np.concatenate(fields, axis=1), f"table {table.name!r}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 
 from tolpack.container.edits_checks import fields_difference
@@ -15,6 +15,19 @@ from tolpack.storage.locations import Location, local_path
 
 # Files of edits up to this size are read into memory when they are opened: it takes milliseconds.
 _RESIDENT_BYTES = 16 << 20
+
+
+def listed_edits(edits: Iterable[Location]) -> tuple[Location, ...]:
+    """Return files of edits as a tuple, which can be gone through more than once.
+
+    Raises
+    ------
+    ConfigError
+        It is one file: a text would be taken for a list of letters.
+    """
+    if isinstance(edits, (str, os.PathLike)):
+        raise ConfigError(f"edits is {str(edits)!r}, expected a list of files: edits=[…]")
+    return tuple(edits)
 
 
 def open_edits(
@@ -47,8 +60,6 @@ def open_edits(
         It cannot be read, or is damaged.
     """
     tables = [EditsTable(view, threads) for view in _embedded(base)]
-    if isinstance(edits, (str, os.PathLike)):
-        raise ConfigError(f"edits is {str(edits)!r}, expected a list of files: edits=[…]")
     opened: list[Container] = []
     try:
         digest = base.digest() if edits else ""
@@ -57,7 +68,7 @@ def open_edits(
             opened.append(
                 Container.open(one, mode, checksums=base.checksums, disk_cache=disk_cache)
             )
-            view = _view(opened[-1], one, base.table, path, digest)
+            view = _view(opened[-1], one, base, path, digest)
             if view is None:
                 opened.pop().close()
             else:
@@ -78,10 +89,12 @@ def share_edits(packs: Sequence[Location], edits: Sequence[Location]) -> list[tu
     Raises
     ------
     ConfigError
-        A file holds no edits, or those of none of the packs.
+        There are edits but no packs; or a file holds no edits, or those of none of the packs.
     FileAccessError, FormatError
         A file cannot be read, or is damaged.
     """
+    if edits and not packs:
+        raise ConfigError(f"{edits[0]} holds edits of a pack, and none is named: add that PACK")
     found: list[list[Location]] = [[] for _ in packs]
     digests = [_digest(pack) for pack in packs] if edits else []
     for one in edits:
@@ -118,18 +131,23 @@ def _io_mode(location: Location, io: str) -> str:
 
 
 def _view(
-    edits: Container, location: Location, edited: Table, path: Location, digest: str
+    edits: Container, location: Location, base: Container, path: Location, digest: str
 ) -> Container | None:
-    """Return the table of `edits` that edits the table `edited` of the pack at `path`; ``None`` if
+    """Return the table of `edits` that edits the table of `base`, the pack at `path`; ``None`` if
     there is none.
     """
     if _base(edits, location) != digest:
         raise ConfigError(_foreign(location, str(path)))
+    names = [table.name for table in base.header.unedited_tables]
+    found = None
     for number, table in enumerate(edits.header.tables):
-        if table.edits is not None and table.edits.table == edited.name:
-            _check_fit(table, edited, f"{location}, tables[{number}]")
-            return edits.of_table(number)
-    return None
+        name, place = table.edits and table.edits.table, f"{location}, tables[{number}]"
+        if name not in names:
+            raise FormatError("edits", f"{place}.edits.table", name, " or ".join(names))
+        if name == base.table.name:
+            _check_fit(table, base.table, place)
+            found = edits.of_table(number)
+    return found
 
 
 def _base(edits: Container, location: Location) -> str:

@@ -75,7 +75,7 @@ def text_table(
             quote_token(text),
             str(token),
             str(location.slot),
-            str(location.chunk),
+            "edits" if location.chunk is None else str(location.chunk),
             format_bytes(location.read_bytes),
             _digits(float(np.linalg.norm(row)), 4),
             *[_digits(row[layer], 4) if layer in kept_layers else "-" for layer in layers],
