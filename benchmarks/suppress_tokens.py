@@ -10,8 +10,9 @@ amounts are chosen on every second window of the calibration text. Probabilities
 measured on the other windows, and on the held-out text. All edits are made by `edit_pack` and read
 through ``tolpack.open(pack, edits=[…])``.
 
-* *solved rows*: rows of the last layer by least squares (`tolpack.edits.suppressing_rows`), so
-  strong that the targets fall as often as `--fall` says at windows that did not serve;
+* *solved rows*: rows of the last layer by least squares in `--steps` steps
+  (`tolpack.edits.suppressing_rows`), so strong that the targets become `--fall` times less probable
+  at windows that did not serve; every step is measured;
 * *zero rows*: the rows of the same tokens are zeros;
 * *keys*: rows of the same tokens less 64 keys, chosen by logit lens, by gradients, by
   `--suppress-like` the targets (8 a layer), or at random.
@@ -41,7 +42,7 @@ import tolpack
 from tolpack.edits.edit_pack import edit_pack
 from tolpack.edits.open_changes import suppress_chosen, suppress_like
 from tolpack.edits.row_changes import RowChange, zero_rows
-from tolpack.edits.suppressing_rows import SuppressingRows, nats_for_fall, suppressing_rows
+from tolpack.edits.suppressing_rows import SuppressingRows, suppress_in_steps
 from tolpack.keys.layer_keys import load_layer_keys
 from tolpack.keys.named_tokens import find_tokens
 from tolpack.model.decoder import Decoder
@@ -61,7 +62,16 @@ SETS = {
 FEW = "three words"  # only solved rows
 CONTEXT, KEYS = 256, 64
 SOLVED = 7  # windows of ten that serve to solve
-SETTINGS = ("windows", "choosing", "gradient_windows", "tokens", "fall", "seeds", "threads")
+SETTINGS = (
+    "windows",
+    "choosing",
+    "gradient_windows",
+    "tokens",
+    "fall",
+    "steps",
+    "seeds",
+    "threads",
+)
 BATCH, BLOCK = 8, 512  # windows fed, positions whose logits are held
 Doubles = NDArray[np.float64]
 
@@ -205,19 +215,20 @@ def mean_cosine(decoder: Decoder, targets: torch.Tensor) -> float:
     return float(((rows @ rows.T).sum() - count) / (count * (count - 1)))
 
 
-def solve_rows(run: Experiment) -> dict[str, tuple[SuppressingRows, dict[int, float]]]:
-    """Return for each set the solved rows, and the nats for each `--fall`."""
+def solve_rows(run: Experiment) -> dict[str, dict[float, SuppressingRows]]:
+    """Return for each set the rows of every step, by the fall that it is for."""
     serves = torch.arange(len(run.choosing)) % 10 < SOLVED
-    windows, left, found = run.choosing[serves, :-1], run.choosing[~serves], {}
+    windows, left = run.choosing[serves, :-1], run.choosing[~serves]
+    fall, steps, found = run.settings.fall, run.settings.steps, {}
     for name, targets in run.targets.items():
         started = time.perf_counter()
-        solved = suppressing_rows(run.decoder, windows, targets.numpy(), run.settings.tokens)
-        nats = {
-            fall: nats_for_fall(run.decoder, left, targets.numpy(), solved, fall)
-            for fall in run.settings.fall
+        solved = suppress_in_steps(
+            run.decoder, windows, left, targets.numpy(), run.settings.tokens, fall=fall, steps=steps
+        )
+        found[name] = {
+            round(fall ** (n / steps), 2): rows for n, rows in enumerate(solved, start=1)
         }
-        found[name] = solved, nats
-        print(f"{name}: solved in {time.perf_counter() - started:.0f} s, nats {nats}", flush=True)
+        print(f"{name}: solved in {time.perf_counter() - started:.0f} s", flush=True)
     return found
 
 
@@ -266,26 +277,25 @@ def main() -> None:
         tolpack.build(arguments.checkpoint, exact, bits="lossless")
         measured = Measurement(run, exact, "exact", folder)
         solved = solve_rows(run)
-        everyone = np.unique(np.concatenate([one.token_ids for one, _ in solved.values()]))
-        for target_set, (rows, nats) in solved.items():
-            for fall in arguments.fall:
-                more = {"fall": fall, "nats": nats[fall]}
-                change = rows.change(nats[fall])
-                measured.edit([target_set], "solved rows", rows.token_ids, change, **more)
+        last = {name: steps[max(steps)] for name, steps in solved.items()}
+        everyone = np.unique(np.concatenate([one.token_ids for one in last.values()]))
+        for target_set, steps in solved.items():
+            for fall, rows in steps.items():
+                measured.edit([target_set], "solved rows", rows.token_ids, rows.change, fall=fall)
             if target_set != FEW and not arguments.solved_only:
                 measured.edit([target_set], "zero rows", rows.token_ids, zero_rows())
         with tolpack.open(exact) as pack:
             ways = [] if arguments.solved_only else key_ways(run, exact)
             for target_set, way, make in ways:
                 sets = [target_set] if target_set else [one for one in run.targets if one != FEW]
-                ids = solved[target_set][0].token_ids if target_set else everyone
+                ids = last[target_set].token_ids if target_set else everyone
                 measured.edit(sets, way, ids, make(pack))
-        strongest = max(arguments.fall)
         for path in arguments.pack:
             other = Measurement(run, path, path.name, folder)
-            for target_set, (rows, nats) in solved.items():
-                change = rows.change(nats[strongest])
-                other.edit([target_set], "solved rows", rows.token_ids, change, fall=strongest)
+            for target_set, rows in last.items():
+                other.edit(
+                    [target_set], "solved rows", rows.token_ids, rows.change, fall=arguments.fall
+                )
     result = _result(run, arguments, time.perf_counter() - started)
     arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if arguments.plot is not None:
@@ -334,7 +344,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--choosing", type=int, default=729, help="windows that serve to choose")
     parser.add_argument("--gradient-windows", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=1000, help="tokens to edit")
-    parser.add_argument("--fall", type=float, nargs="+", default=[4, 12, 30])
+    parser.add_argument("--fall", type=float, default=16, help="times less probable, at last")
+    parser.add_argument("--steps", type=int, default=4, help="steps of solved rows")
     parser.add_argument("--seeds", type=int, default=3, help="draws of random keys")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--solved-only", action="store_true", help="no zeros and no keys")

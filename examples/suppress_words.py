@@ -18,7 +18,7 @@ import torch
 
 import tolpack
 from tolpack.edits.edit_pack import edit_pack
-from tolpack.edits.suppressing_rows import nats_for_fall, suppressing_rows
+from tolpack.edits.suppressing_rows import suppress_in_steps
 from tolpack.keys.named_tokens import find_tokens
 from tolpack.model.decoder import Decoder
 from tolpack.model.text import TextTokenizer, read_token_ids
@@ -41,11 +41,14 @@ def main() -> None:
         length = arguments.context + 1
         windows = torch.from_numpy(ids[: len(ids) // length * length]).view(-1, length)
         serves = torch.arange(len(windows)) % 10 < SOLVED
-        rows = suppressing_rows(decoder, windows[serves, :-1], targets, arguments.tokens)
-        nats = nats_for_fall(decoder, windows[~serves], targets, rows, arguments.fall)
-        made = edit_pack(pack, arguments.output, rows.token_ids, rows.change(nats), bits=16,
-                         force=arguments.force)  # fmt: skip
-    print(f"{made.path}: {made.nbytes:,} bytes, {len(made.token_ids)} tokens, {nats:.2f} nats")
+        *_, rows = suppress_in_steps(
+            decoder, windows[serves, :-1], windows[~serves], targets, arguments.tokens,
+            fall=arguments.fall,
+        )  # fmt: skip
+        made = edit_pack(
+            pack, arguments.output, rows.token_ids, rows.change, bits=16, force=arguments.force
+        )
+    print(f"{made.path}: {made.nbytes:,} bytes, {len(made.token_ids)} tokens")
 
 
 def _arguments() -> argparse.Namespace:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tolpack.edits.row_changes import zero_rows
-from tolpack.edits.suppressing_rows import nats_for_fall, suppressing_rows
+from tolpack.edits.suppressing_rows import nats_for_fall, suppress_in_steps, suppressing_rows
 from tolpack.errors import ConfigError
 from tolpack.model.decoder import Decoder
 from tolpack.sources.checkpoint.checkpoint import open_checkpoint
@@ -48,7 +48,7 @@ def test_predictions_come_nearest_to_those_wanted(decoder, windows):
     """
     found = suppressing_rows(decoder, windows, TARGETS, 5, shared_positions=0)
     random, nats = torch.Generator().manual_seed(0), 0.02
-    for token, row in zip(found.token_ids, torch.from_numpy(found.per_nat)):
+    for token, row in zip(found.token_ids, torch.from_numpy(found.added)):
         best = distance(decoder, windows, int(token), nats * row, nats)
         assert best < 0.9 * distance(decoder, windows, int(token), 0 * row, nats)
         for _ in range(10):
@@ -86,14 +86,14 @@ def test_equations_against_a_hessian(decoder, windows):
     right = torch.autograd.functional.jacobian(aim, zero)
     ridge = 1e-4 * hessian.diagonal().mean() * torch.eye(24)
     expected = torch.linalg.solve(hessian + ridge, right)
-    assert np.allclose(found.per_nat[0], expected.numpy(), rtol=1e-2, atol=1e-3 * expected.norm())
+    assert np.allclose(found.added[0], expected.numpy(), rtol=1e-2, atol=1e-3 * expected.norm())
 
 
 def test_predictions_after_other_tokens_keep_their_bits(decoder, windows):
     """A change of the last layer's rows moves the predictions right after their tokens alone."""
     found = suppressing_rows(decoder, windows, TARGETS, 6)
     rows = [decoder.memory(layer, torch.arange(97)) for layer in range(3)]
-    rows[2][found.token_ids] += 3 * torch.from_numpy(found.per_nat)
+    rows[2][found.token_ids] += 3 * torch.from_numpy(found.added)
     edited = torch.isin(windows, torch.from_numpy(found.token_ids))
     new = decoder(windows, None, lambda layer, ids: rows[layer][ids])
     same = (new == decoder(windows)).all(-1)
@@ -106,8 +106,8 @@ def test_changes_are_of_the_last_layer_and_scale(decoder, windows):
     assert len(found.token_ids) == 7 and (np.diff(found.token_ids) > 0).all()
     rows = np.ones((2, 24), np.float32)
     ids = found.token_ids[[1, 4]]
-    assert np.array_equal(found.change(2.0)(1, ids, rows), rows)
-    once, twice = (found.change(nats)(2, ids, rows) - rows for nats in (1.0, 2.0))
+    assert np.array_equal(found.times(2.0).change(1, ids, rows), rows)
+    once, twice = (found.times(nats).change(2, ids, rows) - rows for nats in (1.0, 2.0))
     assert np.allclose(twice, 2 * once, atol=1e-6)
     assert zero_rows()(0, ids, once).sum() == 0
 
@@ -121,7 +121,7 @@ def test_nats_make_the_mean_probability_fall_as_asked(decoder, windows):
     def changed(field, ids):
         rows = memory(field, torch.arange(97)).clone()
         rows[found.token_ids] = torch.from_numpy(
-            found.change(nats)(field, found.token_ids, rows.numpy()[found.token_ids])
+            found.times(nats).change(field, found.token_ids, rows.numpy()[found.token_ids])
         )
         return rows[ids]
 
@@ -133,6 +133,27 @@ def test_nats_make_the_mean_probability_fall_as_asked(decoder, windows):
     none = np.setdiff1d(every, windows.numpy())[:1]
     with pytest.raises(ConfigError, match="no target comes"):
         nats_for_fall(decoder, windows, none, found, 2.0)
+
+
+def test_steps_reach_the_fall(decoder, windows):
+    """Each step lowers the targets by the same factor, for the same tokens; the first one is what
+    one step of that fall would be.
+    """
+    several = list(suppress_in_steps(decoder, windows, windows, TARGETS, 97, fall=8.0, steps=3))
+    (once,) = suppress_in_steps(decoder, windows, windows, TARGETS, 97, fall=2.0, steps=1)
+    assert np.allclose(once.added, several[0].added, rtol=1e-5)
+    memory, hit = decoder.memory, torch.isin(windows[:, 1:], torch.from_numpy(TARGETS))
+
+    def probability(added):
+        model = decoder.with_memory(
+            lambda field, ids: memory(field, ids) + (added[ids] if field == 2 else 0)
+        )
+        return float(torch.exp(-model.nll(windows))[hit].mean())
+
+    before = probability(torch.zeros(97, 24))
+    for n, rows in enumerate(several, 1):
+        assert np.array_equal(rows.token_ids, several[0].token_ids)
+        assert before / probability(rows.table(97)) == pytest.approx(2.0**n, rel=0.02)
 
 
 def test_only_tokens_of_the_text_are_chosen(decoder, windows):

@@ -11,20 +11,24 @@ divergence, ``diag(p) - p pᵀ``. Summed over the positions after ``t`` in a tex
 
 The average position after any of the tokens counts as some positions of each, so that tokens which
 are rare in the text take over what is found for all.
+
+The metric is that of the predictions as they are, and holds for small changes. Large ones are made
+in steps, each solved with the rows that the steps before it gave: as targets become less likely,
+their own logits are free to move, and others are kept in place better.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from tolpack.edits.row_changes import RowChange
 from tolpack.errors import ConfigError
 from tolpack.model.decoder import Decoder
 from tolpack.model.head import nll
+from tolpack.model.language_model import Memory
 from tolpack.runtime.array_types import Floats, Ints
 
 # Positions whose logits are held at once: 17 MB at 8,192 tokens.
@@ -37,26 +41,89 @@ _Equations = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class SuppressingRows:
-    """What to add to the rows of tokens in field ``layer``, for each nat that the log-odds of the
-    targets shall fall.
+    """What to add to the rows of tokens in field ``layer``.
 
-    ``token_ids`` int64 (tokens,), ascending; ``per_nat`` float32 (tokens, hidden).
+    ``token_ids`` int64 (tokens,), ascending; ``added`` float32 (tokens, hidden).
     """
 
     layer: int
     token_ids: Ints
-    per_nat: Floats
+    added: Floats
 
-    def change(self, nats: float) -> RowChange:
-        """Return the row change that lowers the targets' log-odds by about `nats`."""
+    def times(self, factor: float) -> SuppressingRows:
+        """Return `factor` times as much."""
+        return replace(self, added=np.float32(factor) * self.added)
 
-        def change(field: int, ids: Ints, rows: Floats) -> Floats:
-            if field != self.layer:
-                return rows
-            added = np.float32(nats) * self.per_nat[np.searchsorted(self.token_ids, ids)]
-            return np.asarray(rows + added, np.float32)
+    def change(self, field: int, ids: Ints, rows: Floats) -> Floats:
+        """Return the new rows: a `tolpack.edits.row_changes.RowChange`."""
+        if field != self.layer:
+            return rows
+        added = self.added[np.searchsorted(self.token_ids, ids)]
+        return np.asarray(rows + added, np.float32)
 
-        return change
+    def table(self, vocab_size: int) -> torch.Tensor:
+        """Return what each token of the vocabulary gets: float32 (vocab_size, hidden)."""
+        added = torch.zeros(vocab_size, self.added.shape[1])
+        added[torch.from_numpy(self.token_ids)] = torch.from_numpy(self.added)
+        return added
+
+
+def suppress_in_steps(
+    decoder: Decoder,
+    windows: torch.Tensor,
+    left: torch.Tensor,
+    targets: Ints,
+    tokens: int,
+    *,
+    fall: float = 10.0,
+    steps: int = 4,
+) -> Iterator[SuppressingRows]:
+    """Yield rows that make `targets` ``fall ** (k / steps)`` times less probable, k = 1 … steps.
+
+    Parameters
+    ----------
+    decoder : Decoder
+        The model, with the memory whose rows will be changed.
+    windows, left : torch.Tensor
+        int64 (windows, length) for `suppressing_rows`, and (windows, length + 1) of a text that
+        does not serve to solve, for `nats_for_fall`.
+    targets : ndarray
+        int64 (targets,): the next tokens to suppress.
+    tokens : int
+        Number of tokens to change.
+    fall : float
+        How many times less probable the targets shall be at the last step.
+    steps : int
+        Number of steps.
+
+    Raises
+    ------
+    ConfigError
+        As of both.
+    """
+    model, rows = decoder, None
+    for _ in range(steps):
+        chosen = tokens if rows is None else rows.token_ids
+        step = suppressing_rows(model, windows, targets, chosen)
+        step = step.times(nats_for_fall(model, left, targets, step, fall ** (1 / steps)))
+        rows = step if rows is None else replace(step, added=rows.added + step.added)
+        yield rows
+        if decoder.memory is not None:
+            added = rows.table(decoder.vocab_size)
+            model = decoder.with_memory(_MemoryPlus(decoder.memory, rows.layer, added))
+
+
+@dataclass(frozen=True, slots=True)
+class _MemoryPlus:
+    """A memory that adds ``added`` (vocab, hidden) to the rows of ``layer``."""
+
+    memory: Memory
+    layer: int
+    added: torch.Tensor
+
+    def __call__(self, layer: int, token_ids: torch.Tensor) -> torch.Tensor:
+        rows = self.memory(layer, token_ids)
+        return rows + self.added[token_ids] if layer == self.layer else rows
 
 
 @torch.inference_mode()
@@ -64,12 +131,12 @@ def suppressing_rows(
     decoder: Decoder,
     windows: torch.Tensor,
     targets: Ints,
-    tokens: int,
+    tokens: int | Ints,
     *,
     shared_positions: float = 100.0,
     done: Callable[[int], object] = lambda tokens: None,
 ) -> SuppressingRows:
-    """Solve for rows of the last layer that make `targets` less likely as next tokens.
+    """Solve for what lowers the log-odds of `targets` by a nat, as rows of the last layer.
 
     Parameters
     ----------
@@ -79,8 +146,9 @@ def suppressing_rows(
         int64 (windows, length): a text that the model predicts well, such as its training text.
     targets : ndarray
         int64 (targets,): the next tokens to suppress.
-    tokens : int
+    tokens : int or ndarray
         Number of tokens to change: those after which the text gives the targets most probability.
+        Or the tokens, int64 (tokens,).
     shared_positions : float
         Number of positions that the average over all tokens counts as, for each token.
     done : callable, optional
@@ -89,7 +157,7 @@ def suppressing_rows(
     Returns
     -------
     SuppressingRows
-        At most `tokens` tokens: those that the windows hold.
+        Of a number of tokens, at most those that the windows hold.
 
     Raises
     ------
@@ -102,8 +170,12 @@ def suppressing_rows(
     states = torch.cat([decoder.states(one) for one in torch.split(windows, 8)]).flatten(0, 1)
     scale = (states.square().mean(1) + decoder.norm.eps).rsqrt()
     equations = _TokenEquations(head, states * scale[:, None], scale, torch.from_numpy(targets))
-    chosen = _most_targeted(equations, windows.flatten(), tokens, decoder.vocab_size)
-    order, starts = _by_token(windows.flatten(), chosen)
+    ids = windows.flatten()
+    if isinstance(tokens, int):
+        chosen = _most_targeted(equations, ids, tokens, decoder.vocab_size)
+    else:
+        chosen = torch.from_numpy(np.unique(tokens))
+    order, starts = _by_token(ids, chosen, decoder.vocab_size)
     shared = _average(equations, order)
     solved = []
     for token in range(len(chosen)):
@@ -128,7 +200,7 @@ def nats_for_fall(
     targets : ndarray
         int64 (targets,): the probability is that of the next token, wherever it is a target.
     rows : SuppressingRows
-        The solved rows.
+        The rows of one nat.
     fall : float
         2 halves the probability.
 
@@ -148,9 +220,7 @@ def nats_for_fall(
         raise ConfigError("no target comes in the text by which nats are chosen: give a longer one")
     fed = zip(torch.split(windows, 8), torch.split(hit, 8))
     states = torch.cat([decoder.states(one[:, :-1])[where] for one, where in fed])
-    added = torch.zeros(decoder.vocab_size, states.shape[1])
-    added[torch.from_numpy(rows.token_ids)] = torch.from_numpy(rows.per_nat)
-    step, wanted = added[windows[:, :-1][hit]], following[hit]
+    step, wanted = rows.table(decoder.vocab_size)[windows[:, :-1][hit]], following[hit]
 
     def probability(nats: float) -> float:
         losses = nll(decoder.head, decoder.norm(states + nats * step), wanted)
@@ -211,9 +281,11 @@ def _most_targeted(
     return found.sort().values
 
 
-def _by_token(ids: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+def _by_token(
+    ids: torch.Tensor, tokens: torch.Tensor, vocab_size: int
+) -> tuple[torch.Tensor, list[int]]:
     """Return the positions of `tokens`, token after token, and where each token's begin."""
-    place = torch.full((int(ids.max()) + 1,), len(tokens))
+    place = torch.full((vocab_size,), len(tokens))
     place[tokens] = torch.arange(len(tokens))
     counts = torch.bincount(place[ids], minlength=len(tokens))[: len(tokens)]
     order = place[ids].argsort(stable=True)[: int(counts.sum())]
