@@ -23,6 +23,7 @@ through ``tolpack.open(pack, edits=[…])``.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 import time
@@ -61,6 +62,7 @@ SETS = {
 }
 FEW = "three words"  # only solved rows
 CONTEXT, KEYS = 256, 64
+LIKENESS = (0, 400, 1600, 1 << 30)  # places between which the cost elsewhere is split
 SOLVED = 7  # windows of ten that serve to solve
 SETTINGS = (
     "windows",
@@ -143,14 +145,28 @@ def table_of(pack: tolpack.Pack) -> torch.Tensor:
     return torch.from_numpy(rows).transpose(0, 1).contiguous()
 
 
-def compare(now: Losses, base: Losses, following: Any, name: str, targets: Any) -> dict[str, Any]:
-    """Return how much less likely the targets of a set are, and perplexity elsewhere."""
+def compare(
+    now: Losses, base: Losses, following: Any, name: str, targets: Any, likeness: Any
+) -> dict[str, Any]:
+    """Return how much less likely the targets of a set are, and perplexity elsewhere.
+
+    `likeness` has each token's place in the order of `by_likeness`. An exact bias would divide the
+    targets' probabilities by the same factor at each position, and give the others what is left.
+    """
     hit = np.isin(following, targets)
     before, after = (np.where(hit, np.exp(-one.nll), 0).sum(1) for one in (base, now))
     spread = after / after.sum() - before / before.sum() if before.sum() > 0 else after
     moved = np.where(hit, 0, now.nll - base.nll).sum(1)
     counts = (~hit).sum(1)
     increase = np.exp(moved.sum() / counts.sum())
+    left = after.sum() / before.sum() if hit.any() else now.mass[name].sum() / base.mass[name].sum()
+    bias = np.log1p(-np.minimum(1 - left, 1) * base.mass[name])[~hit].mean()
+    ranks, shift = likeness[following], np.where(hit, 0, now.nll - base.nll)
+    shares = {
+        f"{low} to {high - 1}": float(100 * shift[(ranks >= low) & (ranks < high)].sum()
+                                      / counts.sum())
+        for low, high in itertools.pairwise(LIKENESS)
+    }  # fmt: skip
     return {
         "targets": int(hit.sum()),
         "probability_before": float(before.sum() / max(1, hit.sum())),
@@ -164,6 +180,8 @@ def compare(now: Losses, base: Losses, following: Any, name: str, targets: Any) 
         "mass_times_less": float(base.mass[name].mean() / now.mass[name].mean()),
         "ppl_elsewhere_pct": float(100 * (increase - 1)),
         "ppl_elsewhere_se_pct": float(100 * increase * ratio_se(moved, counts)),
+        "ppl_elsewhere_of_exact_bias_pct": float(100 * np.expm1(bias)),
+        "points_elsewhere_by_likeness": shares,
     }  # fmt: skip
 
 
@@ -187,7 +205,9 @@ class Measurement:
         for text, windows in self.run.texts.items():
             now, base = self.run.losses(rows, windows), self.base[text]
             for name in sets:
-                found = compare(now, base, windows[:, 1:].numpy(), name, self.run.targets[name])
+                targets = self.run.targets[name]
+                likeness = by_likeness(self.run.decoder, targets)
+                found = compare(now, base, windows[:, 1:].numpy(), name, targets, likeness)
                 self.run.points.append(
                     {"set": name, "way": way, "pack": self.label, "text": text, **more,
                      "tokens": len(made.token_ids), "bytes": made.nbytes, **found}
@@ -207,10 +227,25 @@ def shown(point: dict[str, Any]) -> str:
     )
 
 
+def head_directions(decoder: Decoder) -> torch.Tensor:
+    """Return the head's row of each token, centred and of norm 1: (vocab, hidden)."""
+    head = next(iter(decoder.head.blocks()))[1] * decoder.norm.weight
+    return torch.nn.functional.normalize(head - head.mean(0), dim=1)
+
+
+def by_likeness(decoder: Decoder, targets: torch.Tensor) -> Any:
+    """Return the place of each token among all that are no targets, most like a target first:
+    int64 (vocab,), by the largest cosine of their rows of the head; targets stand last.
+    """
+    rows = head_directions(decoder)
+    likeness = (rows @ rows[targets].T).max(1).values
+    likeness[targets] = -2
+    return likeness.argsort(descending=True).argsort().numpy()
+
+
 def mean_cosine(decoder: Decoder, targets: torch.Tensor) -> float:
     """Return how alike targets are: the mean cosine between their rows of the head, centred."""
-    head = next(iter(decoder.head.blocks()))[1] * decoder.norm.weight
-    rows = torch.nn.functional.normalize((head - head.mean(0))[targets], dim=1)
+    rows = head_directions(decoder)[targets]
     count = len(targets)
     return float(((rows @ rows.T).sum() - count) / (count * (count - 1)))
 
