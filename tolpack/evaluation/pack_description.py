@@ -87,22 +87,28 @@ def describe_pack(pack: Pack) -> dict[str, Any]:
     if container.header.base is not None:
         described["base"] = container.header.base
     if len(pack.tables) == 1:
-        return described | _describe_table(container) | _describe_edits(pack)
-    tables = []
-    with every_table(pack) as opened:
-        for one in opened:
-            own = {"bytes": table_bytes(one.container)}
-            tables.append(own | _describe_table(one.container) | _describe_edits(one))
+        return described | _describe_table(container) | _describe_edits(pack, container)
+    tables, shown = [], set(pack.tables)
+    for number, table in enumerate(container.header.tables):
+        if table.name in shown:
+            view = container.of_table(number)
+            own = {"bytes": table_bytes(view)} | _describe_table(view)
+            tables.append(own | _describe_edits(pack, view))
     return described | {"tables": tables}
 
 
-def _describe_edits(pack: Pack) -> dict[str, Any]:
+def _describe_edits(pack: Pack, view: Container) -> dict[str, Any]:
     """Return how many tokens of a table are edited; of edits, which ones they edit."""
-    edits = pack.container.table.edits
-    if edits is None:
+    edits = view.table.edits
+    if edits is not None:
+        token_ids = read_token_ids(view).tolist()
+        return {"edits": {"table": edits.table, "rows": edits.rows}, "token_ids": token_ids}
+    if view.table.name == pack.table:
         return {"edited_tokens": len(pack.edited_tokens)}
-    token_ids = read_token_ids(pack.container).tolist()
-    return {"edits": {"table": edits.table, "rows": edits.rows}, "token_ids": token_ids}
+    if not pack.edit_files and len(pack.tables) == len(pack.container.header.tables):
+        return {"edited_tokens": 0}  # a file may have thousands of tables: none is opened for that
+    with pack.open_table(view.table.name) as other:
+        return {"edited_tokens": len(other.edited_tokens)}
 
 
 def _describe_table(container: Container) -> dict[str, Any]:

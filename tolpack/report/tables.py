@@ -319,7 +319,8 @@ def benchmark_table(result: LookupBenchmark) -> str:
 def merge_line(result: MergeResult) -> str:
     """Write path and size of a merged pack, and what was edited; old rows that are left in it."""
     count = sum(result.edited_tokens.values())
-    line = f"{printable(str(result.path))}: {format_bytes(result.bytes)}, {count} edited tokens"
+    line = f"{printable(str(result.path))}: {format_bytes(result.bytes)}, {count} edited "
+    line += "token" if count == 1 else "tokens"
     left = result.old_rows_left
     if not left:
         return line
