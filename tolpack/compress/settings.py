@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tolpack.errors import ConfigError
+from tolpack.runtime.number_ranges import parse_ranges
 from tolpack.runtime.sizes import in_range, parse_bytes
 
 # What --bits auto alone may cost on the held-out part of the calibration text: nats of KL
@@ -107,16 +108,9 @@ def parse_drops(value: str) -> Drop:
 
 def parse_drop(value: str, expected: str = "none or 3,7-9") -> tuple[int, ...]:
     """Parse ``none`` or layer numbers and ranges like ``3,7-9``: ascending, each once."""
-    text = value.strip().lower()
-    if text == "none":
+    if value.strip().lower() == "none":
         return ()
-    layers: set[int] = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part.strip())
-        if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise ConfigError(f"--drop {value!r} is not understood: expected {expected}")
-        layers |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return tuple(sorted(layers))
+    return parse_ranges(value, "--drop", expected)
 
 
 def parse_size(value: str | int, full_bytes: int) -> int:

@@ -10,11 +10,11 @@ import numpy as np
 from tolpack.errors import ConfigError
 from tolpack.model.text import TextTokenizer
 from tolpack.runtime.array_types import Ints
+from tolpack.runtime.number_ranges import parse_ranges
 from tolpack.sources.arrays.npy import read_npy
 from tolpack.storage.locations import Location
 
 _ID = re.compile(r"[0-9]{1,18}")
-_RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 _KEY = re.compile(r"([0-9]{1,5}):([0-9]{1,8})")
 _MOST_SHOWN = 6
 
@@ -27,13 +27,7 @@ def parse_layers(value: str) -> tuple[int, ...]:
     ConfigError
         It is not understood.
     """
-    layers: set[int] = set()
-    for part in value.split(","):
-        match = _RANGE.fullmatch(part.strip())
-        if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise ConfigError(f"--layers {value!r} is not understood: expected 0,3 or 2-5")
-        layers |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return tuple(sorted(layers))
+    return parse_ranges(value, "--layers", "0,3 or 2-5")
 
 
 def parse_key(value: str) -> tuple[int, int]:
