@@ -60,14 +60,21 @@ def _check_edited(table: Table, edits: Edits, edited: Table | None, place: str) 
     if edited is None:
         expected = "a table of this file, no edits"
         raise FormatError("edits", f"{place}.edits.table", edits.table, expected)
+    check_fit(table, edits, edited, place)
+
+
+def check_fit(table: Table, edits: Edits, edited: Table, place: str) -> None:
+    """Raise `FormatError` (code ``edits``) unless rows of a table, by its key `edits`, are rows of
+    the `edited` table, of the same file or of another.
+    """
     if edits.rows != edited.rows:
         raise FormatError("edits", f"{place}.edits.rows", edits.rows, edited.rows)
-    difference = fields_difference(table, edited)
+    difference = _fields_difference(table, edited)
     if difference is not None:
         raise FormatError("edits", f"{place}.fields", *difference)
 
 
-def fields_difference(table: Table, edited: Table) -> tuple[str, str] | None:
+def _fields_difference(table: Table, edited: Table) -> tuple[str, str] | None:
     """Return how the fields of a table of edits differ from those of the `edited` table: what was
     found and expected; ``None`` if they fit.
     """

@@ -8,7 +8,7 @@ token the last one counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,8 +141,7 @@ class EditedIds:
             Edits are damaged, or cannot be read.
         """
         copies = [np.empty((2, 0), np.int64)]
-        for number in np.unique(self.numbers).tolist():
-            table, own = self.tables[number], self.numbers == number
+        for table, own in self._by_table():
             copies.append(table.read(self.rows[own], places[own], sink(table.decoder)))
         return np.concatenate(copies, axis=1)
 
@@ -161,11 +160,15 @@ class EditedIds:
         (edited, 2): offset and bytes; zeros for those that are in another file.
         """
         found = np.zeros((len(self.rows), 2), np.int64)
-        for number in np.unique(self.numbers).tolist():
-            table, own = self.tables[number], self.numbers == number
+        for table, own in self._by_table():
             if table.container.source is container.source:
                 found[own] = table.extents(self.rows[own])
         return found
+
+    def _by_table(self) -> Iterator[tuple[EditsTable, NDArray[np.bool_]]]:
+        """Yield each table that is needed, and which of the edited ones it has."""
+        for number in np.unique(self.numbers).tolist():
+            yield self.tables[number], self.numbers == number
 
 
 @dataclass(frozen=True, slots=True)

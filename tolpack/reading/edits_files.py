@@ -6,8 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 
-from tolpack.container.edits_checks import fields_difference
-from tolpack.container.header import Table
+from tolpack.container.edits_checks import check_fit
 from tolpack.container.verified_reader import Container
 from tolpack.errors import ConfigError, FormatError
 from tolpack.reading.edited_rows import EditedRows, EditsTable
@@ -141,11 +140,12 @@ def _view(
     names = [table.name for table in base.header.unedited_tables]
     found = None
     for number, table in enumerate(edits.header.tables):
-        name, place = table.edits and table.edits.table, f"{location}, tables[{number}]"
-        if name not in names:
+        own, place = table.edits, f"{location}, tables[{number}]"
+        if own is None or own.table not in names:
+            name = own and own.table
             raise FormatError("edits", f"{place}.edits.table", name, " or ".join(names))
-        if name == base.table.name:
-            _check_fit(table, base.table, place)
+        if own.table == base.table.name:
+            check_fit(table, own, base.table, place)
             found = edits.of_table(number)
     return found
 
@@ -166,12 +166,3 @@ def _foreign(edits: Location, packs: str) -> str:
         f"{edits} holds edits of another pack than {packs}, or of an earlier build of it: make the "
         "edits again from this pack, by `tolpack edit`"
     )
-
-
-def _check_fit(table: Table, edited: Table, place: str) -> None:
-    """Raise `FormatError` unless rows of a table of edits are rows of the `edited` table."""
-    if table.edits is not None and table.edits.rows != edited.rows:
-        raise FormatError("edits", f"{place}.edits.rows", table.edits.rows, edited.rows)
-    difference = fields_difference(table, edited)
-    if difference is not None:
-        raise FormatError("edits", f"{place}.fields", *difference)
