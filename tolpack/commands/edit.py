@@ -20,8 +20,8 @@ from tolpack.commands.options import (
     take_checkpoint_options,
 )
 from tolpack.commands.terminal import checked, echo
-from tolpack.container.atomic_write import check_output
-from tolpack.errors import ConfigError
+from tolpack.container.atomic_write import check_output, refuse_existing
+from tolpack.edits import DEFAULT_KEYS
 from tolpack.keys.named_tokens import parse_keys, parse_layers
 from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.storage.locations import Location
@@ -29,7 +29,6 @@ from tolpack.storage.locations import Location
 _CHANGES = ("zero", "scale", "rows", "source", "keys", "like")
 _OPTIONS = {"source": "--from", "keys": "--suppress-keys", "like": "--suppress-like"}
 _OF_KEYS = ("keys", "like")
-DEFAULT_KEYS = 8
 
 
 def _change_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -113,8 +112,7 @@ def edit(pack: Location, output: Path, as_json: bool, **settings: Any) -> None:
     force, table, edits = (settings.pop(name) for name in ("force", "table", "edits"))
     request = _request(settings)
     check_output(output, [pack, *edits])
-    if output.exists() and not force:
-        raise ConfigError(f"{output} exists: use --force to replace it, or another name")
+    refuse_existing(output, force=force)
     with tolpack.open(pack, table=table, edits=edits) as opened:
         from tolpack.edits.edit_request import EditRequest, make_edits
         from tolpack.report.edit_table import edit_table

@@ -44,6 +44,12 @@ def check_output(path: Path, inputs: Iterable[str | Path | None] = ()) -> None:
         raise ConfigError(f"output {path} is one of the inputs: give another name")
 
 
+def refuse_existing(path: Path, *, force: bool) -> None:
+    """Raise `ConfigError` if there is something of the output's name, unless `force` is given."""
+    if os.path.lexists(path) and not force:
+        raise ConfigError(f"{path} exists: use --force to replace it, or another name")
+
+
 def same_file(path: str | Path, other: str | Path) -> bool:
     """Whether both are there and are one file, by whatever names or links."""
     try:

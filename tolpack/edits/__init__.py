@@ -4,3 +4,5 @@ In reading order: `row_changes` (what a row becomes), `edit_pack` (rows of a pac
 written), `write_edits` (the file), `open_changes` and `edit_request` (changes as the command line
 asks for them). `suppressing_rows` solves for rows that make next tokens less likely.
 """
+
+DEFAULT_KEYS = 8  # of each layer, that `--suppress-like` takes

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tolpack.container.atomic_write import check_output
+from tolpack.edits import DEFAULT_KEYS
 from tolpack.edits.edit_pack import EditResult, chosen_layers, edit_pack
 from tolpack.edits.open_changes import (
     Keys,
@@ -36,8 +37,6 @@ from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.input_kind import is_pack
 from tolpack.storage.inputs import input_path
 from tolpack.storage.locations import Location, local_path
-
-DEFAULT_KEYS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tolpack.container.atomic_write import check_output
+from tolpack.container.atomic_write import check_output, refuse_existing
 from tolpack.container.edits_tables import NewEdits, edits_encoding
 from tolpack.container.header import Field, Header, Section, Table
 from tolpack.container.local_sink import LocalSink
@@ -90,8 +90,7 @@ def write_edits(
     """
     path = Path(output)
     check_output(path, [base.path, *_pack_files(base), *base.edit_files])
-    if path.exists() and not force:
-        raise ConfigError(f"{path} exists: use --force to replace it, or another name")
+    refuse_existing(path, force=force)
     if bits not in (16, 32):
         raise ConfigError(f"bits is {bits!r}, expected 32 or 16")
     header = base.container.header

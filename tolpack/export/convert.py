@@ -9,7 +9,6 @@ pack has a token map.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.container.atomic_write import check_output, replacing, same_file
+from tolpack.container.atomic_write import check_output, refuse_existing, replacing, same_file
 from tolpack.container.header import Header, Table
 from tolpack.container.verified_reader import Container
 from tolpack.errors import ConfigError, FileAccessError, FormatError
@@ -246,8 +245,7 @@ def _check_destination(path: Path, source: Location, force: bool) -> None:
         raise ConfigError(f"{path} is the pack itself: give another name")
     if not path.parent.is_dir():
         raise FileAccessError(f"cannot write {path}: there is no folder {path.parent}")
-    if os.path.lexists(path) and not force:
-        raise ConfigError(f"{path} exists: use --force to replace it, or another name")
+    refuse_existing(path, force=force)
 
 
 def _metadata(container: Container, dtype: str, found: Sequence[TableValues]) -> Metadata:
