@@ -93,6 +93,7 @@ class Experiment:
     checkpoint: Checkpoint
     decoder: Decoder
     targets: dict[str, torch.Tensor]
+    likeness: dict[str, Any]  # each token's place in the order of `by_likeness`
     choosing: torch.Tensor
     texts: dict[str, torch.Tensor]
     settings: argparse.Namespace
@@ -206,7 +207,7 @@ class Measurement:
             now, base = self.run.losses(rows, windows), self.base[text]
             for name in sets:
                 targets = self.run.targets[name]
-                likeness = by_likeness(self.run.decoder, targets)
+                likeness = self.run.likeness[name]
                 found = compare(now, base, windows[:, 1:].numpy(), name, targets, likeness)
                 self.run.points.append(
                     {"set": name, "way": way, "pack": self.label, "text": text, **more,
@@ -349,8 +350,10 @@ def _open(arguments: argparse.Namespace) -> Experiment:
     judged = {"calibration": spread(texts[0][1::2], arguments.windows),
               "held-out": spread(texts[1], arguments.windows)}  # fmt: skip
     return Experiment(
-        checkpoint, decoder, targets, spread(texts[0][::2], arguments.choosing), judged, arguments
-    )
+        checkpoint, decoder, targets,
+        {name: by_likeness(decoder, one) for name, one in targets.items()},
+        spread(texts[0][::2], arguments.choosing), judged, arguments,
+    )  # fmt: skip
 
 
 def _result(run: Experiment, arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:

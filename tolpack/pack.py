@@ -511,10 +511,11 @@ class Pack(ForkSafe):
             a token in a file of edits they are zeros: nothing is read of the pack.
         """
         with self._container.source.lease():
-            slots, numbers = np.unique(self.slots(token_ids), return_inverse=True)
+            ids = check_ids(token_ids, self.vocab_size)
+            slots, numbers = np.unique(self._tokens.slots(ids), return_inverse=True)
             found = self._reader.extents(slots)[numbers]
             if self._edits is not None:
-                edited = self._edits.find(check_ids(token_ids, self.vocab_size))
+                edited = self._edits.find(ids)
                 if edited is not None:
                     found[edited.positions] = edited.extents(self._container)
             return found
