@@ -39,6 +39,10 @@ class Terminal(Reporter):
         """See `Reporter`."""
         click.echo(printable(text), err=True)
 
+    def warn(self, text: str) -> None:
+        """See `Reporter`."""
+        click.secho(f"Warning: {printable(text)}", err=True, fg="yellow")
+
     @contextmanager
     def phase(self, name: str, total: int, unit: str) -> Iterator[Callable[[int], object]]:
         """See `Reporter`."""

@@ -25,7 +25,7 @@ from tolpack.errors import memory_errors
 from tolpack.pack import Pack
 from tolpack.reading.summary import bits_per_weight, layer_summaries, ratio_fp16
 from tolpack.runtime.pool import processor_count
-from tolpack.runtime.progress import Reporter
+from tolpack.runtime.progress import KeptWarnings, Reporter
 from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.input_location import InputLocation
 from tolpack.sources.open_source import open_tables
@@ -67,13 +67,17 @@ class LayerResult:
 
 @dataclass(frozen=True, slots=True)
 class BuildResult:
-    """A finished pack: its path, or the URL of its folder, its size and its layers."""
+    """A finished pack: its path, or the URL of its folder, its size and its layers.
+
+    ``warnings``: what makes its figures doubtful.
+    """
 
     path: Location
     bytes: int
     ratio_fp16: float
     bits_per_weight: float
     layers: tuple[LayerResult, ...]
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -201,7 +205,7 @@ def build(
     ExecutorError
         Workers were lost; what they made is kept for the next build of the same.
     """
-    reporter = reporter or Reporter()
+    reporter = KeptWarnings(reporter)
     settings = BuildSettings.parse(
         rank, bits, drop, size, max_ppl_increase, compression, max_relative_error, max_kld, trellis
     )  # fmt: skip
@@ -322,14 +326,17 @@ def build_pack(
             output, write_pack = output.afresh(), None  # nothing is left to resume
 
 
-def _result(location: Location, sources: Sequence[TableSource], reporter: Reporter) -> BuildResult:
+def _result(
+    location: Location, sources: Sequence[TableSource], reporter: KeptWarnings
+) -> BuildResult:
     """Open the finished pack and compare a sample of it with the source."""
     layers: list[LayerResult] = []
     for source in sources:
         layers += _layer_results(location, source, reporter)
     with Pack(location, table=sources[0].name) as pack:
         ratio, bits = ratio_fp16(pack.container), bits_per_weight(pack.container)
-        return BuildResult(location, pack.nbytes, ratio, bits, tuple(layers))
+        warnings = tuple(reporter.warnings)
+        return BuildResult(location, pack.nbytes, ratio, bits, tuple(layers), warnings)
 
 
 def _layer_results(

@@ -75,10 +75,16 @@ def build_table(result: BuildResult) -> str:
     first = "table, layer" if several else "layer"
     header = [first, "rank", "bits", *_BOUNDS[: 2 * coded], "rel. error", "bytes"]
     table = format_table(header, rows)
-    return (
+    text = (
         f"{table}\n\n{printable(str(result.path))}: {format_bytes(result.bytes)}, "
         f"× {result.ratio_fp16:.2f} smaller than FP16, {result.bits_per_weight:.2f} bits per value"
     )
+    return text + warning_lines(result.warnings)
+
+
+def warning_lines(warnings: Sequence[str]) -> str:
+    """Write warnings below a result, a line each; nothing if there are none."""
+    return "".join(f"\n\nWarning: {warning}" for warning in warnings)
 
 
 def plan_table(plans: Sequence[SizePrediction]) -> str:

@@ -13,6 +13,9 @@ class Reporter:
     def say(self, text: str) -> None:
         """Tell one thing that the user should know."""
 
+    def warn(self, text: str) -> None:
+        """Tell what makes a result doubtful, and what to do about it."""
+
     @contextmanager
     def phase(self, name: str, total: int, unit: str) -> Iterator[Callable[[int], object]]:
         """Begin a phase of `total` units; yields a function that takes the units just done."""
@@ -41,6 +44,10 @@ class PhaseTimes(Reporter):
         """See `Reporter`."""
         self._reporter.say(text)
 
+    def warn(self, text: str) -> None:
+        """See `Reporter`."""
+        self._reporter.warn(text)
+
     @contextmanager
     def phase(self, name: str, total: int, unit: str) -> Iterator[Callable[[int], object]]:
         """See `Reporter`."""
@@ -48,3 +55,38 @@ class PhaseTimes(Reporter):
         with self._reporter.phase(name, total, unit) as done:
             yield done
         self.seconds.append((name, time.perf_counter() - begin))
+
+
+class KeptWarnings(Reporter):
+    """Passes progress on, and keeps the warnings for a result.
+
+    Parameters
+    ----------
+    reporter : Reporter, optional
+        Receives the progress.
+
+    Attributes
+    ----------
+    warnings : list of str
+        The warnings so far, each once, in order.
+    """
+
+    def __init__(self, reporter: Reporter | None = None) -> None:
+        self.warnings: list[str] = []
+        self._reporter = reporter or Reporter()
+
+    def say(self, text: str) -> None:
+        """See `Reporter`."""
+        self._reporter.say(text)
+
+    def warn(self, text: str) -> None:
+        """See `Reporter`."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self._reporter.warn(text)
+
+    @contextmanager
+    def phase(self, name: str, total: int, unit: str) -> Iterator[Callable[[int], object]]:
+        """See `Reporter`."""
+        with self._reporter.phase(name, total, unit) as done:
+            yield done
