@@ -116,7 +116,9 @@ def test_build_json(memoryllm, tmp_path):
     out = tmp_path / "p.tolpack"
     result = run("build", memoryllm, "-o", out, "--rank", "9,5,24", "--bits", "8", "--json")
     found = json.loads(result.stdout)
-    assert set(found) == {"path", "bytes", "ratio_fp16", "bits_per_weight", "layers"}
+    assert set(found) == {
+        "path", "bytes", "ratio_fp16", "bits_per_weight", "layers", "warnings",
+    }  # fmt: skip
     assert found["path"] == str(out)
     assert found["bytes"] == out.stat().st_size
     assert [layer["rank"] for layer in found["layers"]] == [9, 5, 24]
