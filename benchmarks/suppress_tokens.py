@@ -17,7 +17,7 @@ through ``tolpack.open(pack, edits=[…])``.
 * *keys*: rows of the same tokens less 64 keys, chosen by logit lens, by gradients, by
   `--suppress-like` the targets (8 a layer), or at random.
 
-*Elsewhere* are positions whose next token is no target. Standard errors are paired by window.
+*Elsewhere* are positions whose next token is not a target. Standard errors are paired by window.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ def head_directions(decoder: Decoder) -> torch.Tensor:
 
 
 def by_likeness(decoder: Decoder, targets: torch.Tensor) -> Any:
-    """Return the place of each token among all that are no targets, most like a target first:
+    """Return the place of each token among all that are not targets, most like a target first:
     int64 (vocab,), by the largest cosine of their rows of the head; targets stand last.
     """
     rows = head_directions(decoder)

@@ -138,7 +138,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if not 0 <= args.beta <= args.ffn:
         parser.error(f"--beta is {args.beta}, expected 0 … {args.ffn} (--ffn)")
     if args.hidden_size % (2 * args.heads):
-        parser.error(f"--hidden-size {args.hidden_size} is no multiple of 2 · --heads {args.heads}")
+        wrong = f"--hidden-size {args.hidden_size}"
+        parser.error(f"{wrong} is not a multiple of 2 · --heads {args.heads}")
     if (args.out / "training.pt").exists() and not args.resume:
         parser.error(f"{args.out} holds a run that stopped: --resume it, or remove its training.pt")
     return args

@@ -56,14 +56,14 @@ class Subject:
         Broken
             `verify` finds nothing, but rows cannot be read, or are not those of ``decode.py``.
         Exception
-            Anything that is no `TolpackError`.
+            Anything that is not a `TolpackError`.
         """
         os.ftruncate(self._fd, len(data))
         os.pwrite(self._fd, data, 0)
         try:
             with open_first_table(self._path) as pack:
                 tables = pack.tables[:_MAX_TABLES]
-                self._open = type(pack)  # edits alone are no pack to `tolpack.open`
+                self._open = type(pack)  # edits alone are not a pack to `tolpack.open`
         except TolpackError:
             return "refused"
         verdicts = {self._check_table(data, table) for table in tables}

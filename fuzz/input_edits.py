@@ -1,4 +1,4 @@
-"""Changes of files that are no packs: bytes, JSON, what stands behind a length or a checksum."""
+"""Changes of files that are not packs: bytes, JSON, what stands behind a length or a checksum."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Feed mutated inputs to the parsers of what is no pack: tables, checkpoints, texts, settings.
+"""Feed mutated inputs to the parsers of what is not a pack: tables, checkpoints, texts, settings.
 
     python fuzz/inputs.py npy --inputs 200000 --seed 1
     python fuzz/inputs.py all --inputs 500

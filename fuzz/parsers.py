@@ -1,4 +1,4 @@
-"""The parsers of what is no pack: small files that they read, and what must hold for any others.
+"""The parsers of what is not a pack: small files that they read, and what must hold for any others.
 
 A check returns ``"good"`` or ``"refused"``, ``"contained"`` if a library died of the file in its
 own process, and raises if a promise is broken. What is good is held against another reader, where
@@ -216,7 +216,7 @@ def check_gguf(path: Path) -> None:
     try:
         reader = gguf.GGUFReader(path)
     except (ValueError, KeyError, IndexError):
-        return  # such as a name that is no UTF-8, which it reads and tolpack does not use
+        return  # such as a name that is not UTF-8, which it reads and tolpack does not use
     tensor = next(one for one in reader.tensors if one.name == "x")
     with np.errstate(all="ignore"):
         expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type)

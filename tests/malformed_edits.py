@@ -68,7 +68,7 @@ def opening(folder: Path) -> dict[str, bytes]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Packs whose edited tokens are no ascending ids of the edited table."""
+    """Packs whose edited tokens are not ascending ids of the edited table."""
     merged = _merged(folder, TARGET)
     ids = split(merged)[1]["tables"][1]["edits"]["token_ids"]
     return {

@@ -207,7 +207,7 @@ def test_broken_index_is_named(tmp_path, text):
     """An index file without a usable weight_map gives an error with its path."""
     folder = models.save_folder(tmp_path / "m", models.make_state(CONFIG), CONFIG)
     (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
-    with pytest.raises(CheckpointError, match="index.json is no index with a 'weight_map'"):
+    with pytest.raises(CheckpointError, match="index.json is not an index with a 'weight_map'"):
         open_checkpoint(folder)
 
 
@@ -309,7 +309,7 @@ def test_missing_tensor_is_named_with_similar_ones(tmp_path):
 
 
 def test_integer_tensor_is_refused(tmp_path):
-    """A weight that is no float, such as a quantized one, is refused with the dtypes allowed."""
+    """A weight that is not a float, such as a quantized one, is refused with the dtypes allowed."""
     state = models.make_state(CONFIG)
     state["embed_tokens.weight"] = state["embed_tokens.weight"].to(torch.int8)
     path = models.save_pt(tmp_path / "m.pt", state, CONFIG)

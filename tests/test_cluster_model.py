@@ -279,7 +279,7 @@ def test_rates(text, rate):
 
 @pytest.mark.parametrize("text", ["fast", "1GB", "10Gb/s/s", "-1GB/s", "0GB/s", "1Gibit/s", ""])
 def test_no_rates(text):
-    """What is no rate is refused by the name of its option."""
+    """What is not a rate is refused by the name of its option."""
     with pytest.raises(ConfigError, match="--disk"):
         parse_rate(text, "--disk")
 
@@ -291,7 +291,7 @@ def test_plan_prints_phases(table):
     assert "bytes on disk" in run.stdout
     for name in ("start workers", "check the input", "encode parts", "write parts", "all"):
         assert f"\n{name} " in run.stdout
-    assert "32 worker(s) on 32 core(s)" in run.stdout
+    assert "32 workers on 32 cores" in run.stdout
     assert "measured here, on this machine (" in run.stdout
     assert "cost" not in run.stdout
     priced = CliRunner().invoke(main, ["plan", str(table), *MACHINES, "--price", "1.20"])

@@ -100,7 +100,7 @@ def test_file_is_read_as_utf8_json(tmp_path):
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[" * 200_000, b'{"a": ' + b"9" * 5000])
 def test_broken_file_names_itself(tmp_path, data):
-    """A file that is no JSON gives an error with its path, never another exception."""
+    """A file that is not JSON gives an error with its path, never another exception."""
     path = tmp_path / "config.json"
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"config\.json is not valid JSON"):

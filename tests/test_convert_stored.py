@@ -438,7 +438,7 @@ def test_chunks_that_are_stored_differently_are_refused(tmp_path):
         (Part("bf16", 64), ".npy", "which .npy has not: use .safetensors or .gguf"),
         (Part("f8e4m3-step", 64, step=0.5), ".gguf", "is float8_e4m3fn, which .gguf has not"),
         (Part("f8e4m3", 64, 32), ".npy", "holds one tensor, and these are 2 tensors, 'tols', "),
-        (Part("q8_0", 64, 16), ".gguf", "64 values of q8_0 in groups of 16 are no type of GGML"),
+        (Part("q8_0", 64, 16), ".gguf", "64 values of q8_0 in groups of 16 are not a type of GGML"),
     ],
 )
 def test_dtypes_that_a_format_has_not(part, suffix, message, tmp_path):

@@ -90,7 +90,7 @@ def test_rows_of_another_shard_are_found(folder):
 
 
 def test_shards_of_zeros_are_not_taken_for_copies(folder):
-    """Shards whose rows are all alike, as never trained ones are, are no copies of each other."""
+    """Shards whose rows are all alike, as never trained ones are, are not copies of each other."""
     for number in (1, 2):
         rewrite(
             shard(folder, number), {f"model.shard_{number}.weight": torch.zeros(50, 8).bfloat16()}
@@ -172,7 +172,7 @@ def test_links_into_the_hugging_face_cache_are_compared(folder):
 
 
 def test_hashes_of_another_kind_are_left_out(folder):
-    """Small files have the hash of git, of 40 digits; lines that are no hashes are no errors."""
+    """Small files have the hash of git, of 40 digits; lines that are not hashes are not errors."""
     metadata = folder / ".cache" / "huggingface" / "download"
     metadata.mkdir(parents=True)
     for number, text in enumerate((f"{'0' * 40}\n{'1' * 40}\n1.0\n", "", "\n\n")):

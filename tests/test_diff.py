@@ -188,7 +188,7 @@ def test_zeros_are_no_division(made):
 
 
 def test_dropped_layers_count_as_zeros(made):
-    """A dropped layer has the error of zeros, is named, and is no token's worst layer."""
+    """A dropped layer has the error of zeros, is named, and is not a token's worst layer."""
     found = diff_tables(made / "dropped.tolpack", made / "b8.tolpack")
     assert [one.dropped for one in found.layers] == [None, "A", None]
     assert found.layers[1].relative_error == 1.0

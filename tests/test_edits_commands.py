@@ -112,7 +112,7 @@ def test_convert_stores_no_edits_as_tensors(tmp_path):
         path, _, _ = edit(pack, tmp_path / "e")
     tolpack.merge(tmp_path / "p", [path], tmp_path / "m")
     for source, own in ((tmp_path / "p", [path]), (tmp_path / "m", [])):
-        with pytest.raises(ConfigError, match="has edits, whose rows are no tensors"):
+        with pytest.raises(ConfigError, match="has edits, whose rows are not tensors"):
             tolpack.convert(source, tmp_path / "x.safetensors", dtype="stored", edits=own)
     assert not (tmp_path / "x.safetensors").exists()
     tolpack.convert(tmp_path / "p", tmp_path / "x.safetensors", dtype="stored")

@@ -151,7 +151,7 @@ def test_a_folder_that_cannot_be_made_is_no_error(server, wide, tmp_path, monkey
 
 @pytest.mark.parametrize("budget", ["much", "0", -1, "1PB5"])
 def test_budgets_are_sizes(budget, server, folder):
-    """A budget that is no size is an error that shows what one looks like."""
+    """A budget that is not a size is an error that shows what one looks like."""
     with pytest.raises(tolpack.ConfigError, match="disk_cache"):
         opened(server, budget)
 

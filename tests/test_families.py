@@ -271,7 +271,7 @@ def test_three_dimensional_tensor_has_its_layers(tmp_path):
     ],
 )
 def test_tensors_that_are_no_table(saved, name, layers, error, message):
-    """A name that is not there gets the nearest ones; a shape that is no table is refused."""
+    """A name that is not there gets the nearest ones; a shape that is not a table is refused."""
     with pytest.raises(error, match=message):
         open_source(saved["qwen4_exp"][1], layers=layers, tensor=name)
 

@@ -87,7 +87,7 @@ def test_two_frames_are_refused():
 
 
 def test_skippable_frames_are_refused():
-    """A skippable frame is no content, in front of a frame, behind it or alone."""
+    """A skippable frame is not content, in front of a frame, behind it or alone."""
     skip = b"\x50\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"abcd"
     refused(skip + compress(CONTENT))
     refused(compress(CONTENT) + skip)

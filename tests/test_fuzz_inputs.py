@@ -1,4 +1,4 @@
-"""A short run of the fuzzer of each parser of what is no pack, and what it found (``fuzz/``)."""
+"""A short run of the fuzzer of each parser of what is not a pack, and what it found (``fuzz/``)."""
 
 import os
 import random

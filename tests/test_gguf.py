@@ -97,7 +97,7 @@ def test_other_types_are_float32(tmp_path):
 )
 def test_parts_that_are_no_type_of_ggml_are_refused(part):
     """Only the codecs that GGML has, in groups of 32, are made into blocks."""
-    with pytest.raises(ConfigError, match="are no type of GGML, expected one of f32, f16"):
+    with pytest.raises(ConfigError, match="are not a type of GGML, expected one of f32, f16"):
         ggml_blocks(np.zeros((1, 4), np.uint8), np.zeros((1, 64), np.uint8), part)
 
 

@@ -14,7 +14,7 @@ from tolpack.pack import open_first_table
 
 FOLDER = Path(__file__).parents[1] / "formats" / "v1" / "golden"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.tolpack"))
-# Edits are no pack by themselves: they are read with theirs.
+# Edits are not a pack by themselves: they are read with theirs.
 PACKS = [name for name in NAMES if name != "edits"]
 sys.path.insert(0, str(FOLDER.parent))
 
@@ -22,7 +22,7 @@ from decode import Pack as Decoder  # noqa: E402 (found by the line above)
 
 
 def tables(name):
-    """Return the tables of a pack's header that are no edits of another one, and the name of each
+    """Return the tables of a pack's header that are not edits of another one, and the name of each
     one's files without suffix.
     """
     found = split((FOLDER / f"{name}.tolpack").read_bytes())[1]["tables"]
@@ -96,7 +96,7 @@ def test_golden_edits_are_read_with_their_pack():
         assert np.array_equal(alone.rows(range(4)), expected[[0, 3, 4, 8]])
     with pytest.raises(ValueError, match="edits of another pack"):
         Decoder((FOLDER / "int4.tolpack").read_bytes(), edits=[edits.read_bytes()])
-    for name in ("edits-merged", "int4"):  # packs are no edits of another one
+    for name in ("edits-merged", "int4"):  # packs are not edits of another one
         with pytest.raises(ValueError, match="edits of another pack"):
             Decoder(base.read_bytes(), edits=[(FOLDER / f"{name}.tolpack").read_bytes()])
 

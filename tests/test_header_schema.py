@@ -112,7 +112,7 @@ def test_keys_of_other_kinds_mean_nothing(pack, place, value, validator, request
 @pytest.mark.parametrize("value", [0, 2, 1.5, True, "a", [], {}])
 @pytest.mark.parametrize(("pack", "key"), [("target", "step"), ("coded", "group_size")])
 def test_keys_of_other_codecs_are_errors(pack, key, value, validator, request, tmp_path):
-    """A part with a step or a group size that its codec has not is refused; null is no key."""
+    """A part with a step or a group size that its codec has not is refused; null is not a key."""
     data = request.getfixturevalue(pack)
     wrong = forge(data, set_value(f"{PART0}.{key}", value))
     expected = ("header-field", "header-field", True)

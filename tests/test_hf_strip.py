@@ -334,7 +334,7 @@ def test_nothing_is_overwritten(saved, tmp_path):
     (out / "precious").write_text("x")
     with pytest.raises(FileAccessError, match="is there: use --force to replace it"):
         tolpack.hf.strip(folder, out, pack)
-    with pytest.raises(FileAccessError, match="is no folder that strip wrote"):
+    with pytest.raises(FileAccessError, match="is not a folder that strip wrote"):
         tolpack.hf.strip(folder, out, pack, force=True)
     assert (out / "precious").exists()
     tolpack.hf.strip(folder, tmp_path / "new", pack)
@@ -342,7 +342,7 @@ def test_nothing_is_overwritten(saved, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "out"]
     model = stock(tmp_path / "new")
     model.save_pretrained(tmp_path / "tuned")
-    with pytest.raises(FileAccessError, match="is no folder that strip wrote"):
+    with pytest.raises(FileAccessError, match="is not a folder that strip wrote"):
         tolpack.hf.strip(folder, tmp_path / "tuned", pack, force=True)
     (tmp_path / "link").symlink_to(tmp_path / "new")
     with pytest.raises(FileAccessError, match="is a link: give the folder .*new itself"):

@@ -89,7 +89,7 @@ HOSTILE = {
     "integers": (by_hand(tensors=[tensor("x", (64, 3), 24, 0)], data=DATA), "of type I8, expected"),
     "controls in a name": (by_hand(tensors=[tensor("\x1b[2J\u202e", (40, 3), Q8_0, 0)]),
                            r"'\\x1b\[2J\\u202e'"),
-    "a name that is no UTF-8": (by_hand(tensors=[tensor(b"\xff", (64, 3), Q8_0, 0)], data=DATA),
+    "a name that is not UTF-8": (by_hand(tensors=[tensor(b"\xff", (64, 3), Q8_0, 0)], data=DATA),
                                 "no tensor 'x'"),
     "too many layers": (by_hand(tensors=[tensor("x", (1, 9999, 2), F32, 0)], data=bytes(80000)),
                         "9,999 layers, expected at most"),

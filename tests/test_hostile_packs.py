@@ -14,7 +14,7 @@ Every kind of hostile input, and where it is met (here, if no other file is name
  7. scales and bases that are not finite, zero or subnormal
  8. zstd bombs, wrong sizes, several frames, dictionaries, windows, cut frames
  9. right checksums over malformed content; every single-bit flip
-10. what is no regular file, changes while open, or fails to be read; short reads and system errors
+10. what is not a regular file, changes while open, or cannot be read; short reads, system errors
     are in ``test_pack.py``
 11. hostile token ids, layers and buffers; closing, forking, threads: ``test_pack.py``
 12. checkpoints: ``test_checkpoints.py``, ``test_shards.py``, ``test_key_maps.py``
@@ -698,7 +698,7 @@ def _sparse(path, size, data=b""):
 
 @pytest.mark.parametrize("mode", ["pread", "mmap"])
 def test_a_sparse_terabyte_is_refused_at_once(mode, target, tmp_path):
-    """A huge file that is no pack, or a pack with a huge tail, costs no more than a small one."""
+    """A huge file that is not a pack, or one with a huge tail, costs no more than a small one."""
     path = tmp_path / "pack"
     for data, code in ((b"", "bad-magic"), (target.data, "trailing-bytes")):
         _sparse(path, 2**40, data)
@@ -723,7 +723,7 @@ def test_a_terabyte_pack_opens_by_its_header(mode, tmp_path):
 
 
 def test_a_sparse_terabyte_is_refused_in_memory_mode(tmp_path):
-    """A file that is no pack, or does not fit into memory, is refused before it is read whole."""
+    """A file that is not a pack, or does not fit into memory, is refused before it is read."""
     path = tmp_path / "pack"
     _sparse(path, 2**40)
     code = (

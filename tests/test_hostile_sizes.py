@@ -279,7 +279,7 @@ def test_verify_tells_a_thousand_places_and_counts_the_others(tmp_path):
     assert code == 1
     assert len(lines) == 52
     assert lines[-2].startswith("… and 3950 more")
-    assert lines[-1].endswith("4000 damaged places")
+    assert lines[-1].endswith("4,000 damaged places")
     code, out, _ = run("verify", sample.path, "--json")
     assert sum(one["places"] for one in json.loads(out)["damages"]) == 4000
 
@@ -294,7 +294,7 @@ def test_verify_of_many_damaged_places_ends_soon(tmp_path):
     data[start : start + 64 * rows : 128] ^= 1
     sample.path.write_bytes(data)
     code, out, growth = run("verify", sample.path, timeout=120)
-    assert (code, out.splitlines()[-1].split(": ")[1]) == (1, "100000 damaged places")
+    assert (code, out.splitlines()[-1].split(": ")[1]) == (1, "100,000 damaged places")
     assert bounded(sample.path, growth)
 
 
@@ -310,7 +310,7 @@ def test_runs_of_ids_are_told_and_counted(ids):
 
 
 def test_verify_warns_of_no_overflow(tmp_path):
-    """StepProgress that make products infinite are no damage, and nothing for the terminal."""
+    """StepProgress that make products infinite are not damage, and nothing for the terminal."""
     recipe = Recipe(4, (Layer((step8(4, 3e38),)),), (Run(5),), magnitude=1e39)
     with np.errstate(over="ignore"):
         path = write(tmp_path / "a.tolpack", recipe).path

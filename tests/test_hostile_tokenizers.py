@@ -101,7 +101,7 @@ def test_no_module_of_the_current_folder_is_run(tmp_path, monkeypatch):
 
 
 def test_line_ends_and_bytes_of_a_text(tmp_path):
-    """Line ends are read as everywhere else, and a text that is no UTF-8 is refused, wherever."""
+    """Line ends are read as everywhere else, and a text that is not UTF-8 is refused, wherever."""
     model = {"type": "BPE", "vocab": {"a": 0, "\n": 1, "\r": 2}, "merges": [], "dropout": None}
     path = save(tmp_path, tokenizer(model=model))
     text = tmp_path / "a.txt"

@@ -1,4 +1,4 @@
-"""What is given as an input and is no regular file: refused at once, whatever it is for."""
+"""What is given as an input and is not a regular file: refused at once, whatever it is for."""
 
 import json
 import os
@@ -112,7 +112,7 @@ def test_only_regular_files_are_read(model, tmp_path, name, kind):
     places = {"x": tmp_path / "input", "m": model, "p": tmp_path / "p.tolpack", "tokenizer": here,
               "out": tmp_path / "out.tolpack", "ids": tmp_path / "ids.npy"}  # fmt: skip
     if (name, kind) == ("index", "loop"):
-        pytest.skip("a link that leads nowhere is no index, and the shards are complete without")
+        pytest.skip("a link to nothing is not an index, and the shards are complete without")
     result = CliRunner().invoke(main, [word.format(**places) for word in words])
     assert result.exit_code == 1, result.output
     assert isinstance(result.exception, SystemExit), repr(result.exception)
@@ -188,7 +188,7 @@ NO_CHECKPOINTS = {
                    "org/Model-1.5B --local-dir Model-1.5B.* give the folder Model-1.5B"),
     "a pickle": ("m.pkl", _pickled, "m.pkl is a pickle, expected .* can run code"),
     "a pickle named .pt": ("p.pt", _pickled, "p.pt cannot be loaded .*is a pickle, but none that"),
-    "a whole module": ("w.pt", _whole_module, "holds torch.nn.*Linear, which is no tensor"),
+    "a whole module": ("w.pt", _whole_module, "holds torch.nn.*Linear, which is not a tensor"),
     "a pack": ("p.tolpack", _pack, "p.tolpack is a pack, expected .*tolpack eval CHECKPOINT p.tol"),
     "a pack by its bytes": ("p.safetensors", _pack, "p.safetensors is a pack, expected a checkpo"),
     "a pack named as a table": ("p.npy", _pack, "p.npy is a pack, expected .* or a plain table"),
@@ -236,7 +236,7 @@ def test_inspect_knows_a_pack_by_its_bytes(tmp_path):
 
 @pytest.mark.parametrize("command", ["inspect", "verify", "rows", "bench", "convert", "diff"])
 def test_a_table_given_as_a_pack_is_named(tmp_path, command):
-    """A file that is no pack is named once, and the error says how packs are made."""
+    """A file that is not a pack is named once, and the error says how packs are made."""
     path = tmp_path / "table.tolpack"
     np.save(tmp_path / "table.npy", np.zeros((4, 2, 8), np.float32))
     (tmp_path / "table.npy").rename(path)

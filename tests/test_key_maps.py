@@ -110,7 +110,7 @@ def test_every_map_reaches_the_whole_schema():
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.model."])
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_wrapper_prefixes_are_taken_off(tmp_path, family, prefix):
-    """Prefixes that DDP, FSDP and torch.compile leave are no part of a name."""
+    """Prefixes that DDP, FSDP and torch.compile leave are not part of a name."""
     state = models.make_state(PLAIN)
     named = families.FAMILIES[family](state, PLAIN)
     path = models.save_pt(tmp_path / "m.pt", {prefix + n: t for n, t in named.items()}, PLAIN)
@@ -218,7 +218,7 @@ def test_summary_names_parts_and_what_is_left_over(own, tmp_path):
         ('"g" = "norm', '"h" = "norm', "pattern 'h' of key map map.toml matches no tensor"),
         ("blocks.{N}.mem.out", "blocks.{N}.mem.down", "matches no tensor; nearest names: blocks.0"),
         ('"layers.{N}.memory_layernorm.weight"', '"layers.{N}.memory_norm.weight"',
-         "no name of the schema; nearest names: layers.{N}.memory_layernorm.weight"),
+         "not a name of the schema; nearest names: layers.{N}.memory_layernorm.weight"),
         ('"g" = "norm.weight"', '"g" = "layers.{N}.memory_layernorm.weight"', "on both sides"),
         ('"g" = "norm.weight"', '"g" = 3', "'g' is 3, expected a schema name"),
         ('"g" = "norm.weight"', '"g" = []', "expected a schema name"),
@@ -334,7 +334,7 @@ def test_unknown_tensor_stops_eval_but_not_build(tmp_path, extra):
 
 
 def test_buffers_are_left_out_silently(tmp_path):
-    """Rotary tables that trainers save follow from the config and are no part of the weights."""
+    """Rotary tables that trainers save follow from the config and are not part of the weights."""
     named = families.hf_llama(models.make_state(PLAIN), PLAIN)
     named |= {
         "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(3),

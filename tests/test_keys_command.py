@@ -100,7 +100,7 @@ def test_texts_that_are_no_token(named, value, message):
 
 
 def test_a_text_needs_a_tokenizer(memoryllm):
-    """Without a tokenizer a text is no token, and the error says what to give."""
+    """Without a tokenizer a text is not a token, and the error says what to give."""
     result = run(memoryllm, "--token", " the")
     assert result.exit_code == 1
     assert "no tokenizer.json beside the model: give --tokenizer" in result.stderr
@@ -127,7 +127,7 @@ def test_scikit_learn_is_asked_for(memoryllm, monkeypatch):
 
 
 def test_a_report_that_cannot_be_written_is_refused_first(memoryllm, tmp_path):
-    """A wrong suffix, a folder that is not there, and the checkpoint itself are no reports."""
+    """A wrong suffix, a folder that is not there, and the checkpoint itself are not reports."""
     for path in (tmp_path / "r.txt", tmp_path / "none" / "r.html", tmp_path):
         result = run(memoryllm, "--report", path)
         assert result.exit_code == 1 and str(path) in result.stderr

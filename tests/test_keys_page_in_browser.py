@@ -190,7 +190,7 @@ def test_search_lists_equal_texts_first(browser):
 
 
 def test_nothing_found(browser):
-    """A text that no token has says so; ids outside the vocabulary are no tokens."""
+    """A text that no token has says so; ids outside the vocabulary are not tokens."""
     for query in ("no such text", f"#{TOKENS}"):
         browser.evaluate("tokenMap.then(map => { map.input.value = ''; })")
         type_text(browser, query)

@@ -40,7 +40,7 @@ def test_the_tokenizer_decides(tmp_path, processor, settings, found):
 
 
 def test_without_a_tokenizer_there_is_none(tmp_path):
-    """Nor with a file that is no JSON."""
+    """Nor with a file that is not JSON."""
     assert leading_token(tmp_path, 2) is None
     (tmp_path / "tokenizer.json").write_text("[", encoding="utf-8")
     assert leading_token(tmp_path, 2) is None

@@ -61,7 +61,7 @@ def test_links_in_the_place_of_unfinished_files_are_not_followed(writes, ending,
 
 
 def test_a_dangling_link_in_the_place_of_an_unfinished_file_creates_nothing(writes, tmp_path):
-    """A link to a name that is free is no way to have a file made there."""
+    """A link to a name that is free is not a way to have a file made there."""
     name, run = writes
     os.symlink(tmp_path / "elsewhere", tmp_path / f"{name}.partial")
     with pytest.raises(FileAccessError, match="is in the way"):
@@ -113,12 +113,12 @@ def test_pipes_and_devices_are_no_outputs(writes, tmp_path):
     """A FIFO or a device is refused, force or not, and stays what it is; nobody waits for it."""
     name, run = writes
     os.mkfifo(tmp_path / name)
-    with pytest.raises(ConfigError, match="is no regular file"):
+    with pytest.raises(ConfigError, match="is not a regular file"):
         run(tmp_path / name)
     assert stat.S_ISFIFO(os.lstat(tmp_path / name).st_mode)
     (tmp_path / name).unlink()
     os.symlink("/dev/null", tmp_path / name)
-    with pytest.raises(ConfigError, match="is no regular file"):
+    with pytest.raises(ConfigError, match="is not a regular file"):
         run(tmp_path / name)
     assert os.readlink(tmp_path / name) == "/dev/null"
 

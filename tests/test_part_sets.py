@@ -197,7 +197,7 @@ def test_keys_of_a_manifest_are_needed(path, samples, validator, tmp_path):
     b'{"x":' * 16 + b"1" + b"}" * 16, b"{" + b" " * 2**24 + b"}",
 ])  # fmt: skip
 def test_texts_that_are_no_manifest(text, tmp_path):
-    """What section 4 forbids, or is longer than 2^24 bytes, is no manifest."""
+    """What section 4 forbids, or is longer than 2^24 bytes, is not a manifest."""
     assert refusal(validate_set, text, tmp_path) == "manifest"
 
 
@@ -225,7 +225,7 @@ def test_pieces_are_limited_together(samples, tmp_path):
 
 
 def test_what_a_manifest_adds_means_nothing(samples, tmp_path):
-    """Unknown keys are ignored at every level, and ``null`` is no key."""
+    """Unknown keys are ignored at every level, and ``null`` is not a key."""
     notes = [set_value(f"{at}x-a", [{"sha256": "\ud800"}]) for at in ("", f"{FILE}.", f"{PIECE}.")]
     free = many(*notes, set_value(f"{PIECE}.lengths_offset_bytes", None))
     files = written(samples["two"], cut(samples["two"], CUT), free)

@@ -174,7 +174,7 @@ def test_pickles_and_other_tables_open_the_url_again(s3, tmp_path):
 
 
 def test_a_pickle_of_a_replaced_pack_is_refused(s3, samples):
-    """A copy that would be another pack is no copy."""
+    """A copy that would be another pack is not a copy."""
     put(s3, samples["int4"])
     with tolpack.open(URLS["s3"]) as pack:
         copy = pickle.dumps(pack)

@@ -75,7 +75,7 @@ def test_edited_tokens_are_in_no_chunk(folder, tmp_path):
         of, the = result.stdout.split("\n\n")[0].splitlines()[-2:]
         assert of.rpartition("'")[2].split()[2].isdecimal()
         assert the.rpartition("'")[2].split()[2] == "edits"
-        assert "1 reads of records" in result.stdout
+        assert "1 read of records" in result.stdout
         assert ", and 1 of 2 rows from edits; opening" in result.stdout
 
 
@@ -142,12 +142,13 @@ def test_wrong_calls_say_what_to_give(folder, tmp_path):
     small = tolpack.build(tmp_path / "t.npy", bits=16).path
     tokenizer = ("--tokenizer", MODEL / "tokenizer.json")
     for args, code, words in [
-        ((alone,), 2, "either TOKEN_IDs or a --text"),
-        ((alone, 5, "--text", "cat"), 2, "either TOKEN_IDs or a --text"),
+        ((alone,), 2, "give token ids, like 5 17, or a --text"),
+        ((alone, 5, "--text", "cat"), 2, "give token ids, like 5 17, or a --text"),
+        ((alone, "cat"), 2, "'cat' is not a token id; for words give --text 'cat'"),
         ((alone, "--text", "cat"), 1, "give --tokenizer tokenizer.json"),
         ((alone, "--text", "cat", "--tokenizer", tmp_path / "no.json"), 1, "cannot read tokenizer"),
         ((alone, "--text", "", *tokenizer), 1, "no tokens"),
-        ((alone, "--text", "a\udcff", *tokenizer), 1, "no valid UTF-8"),
+        ((alone, "--text", "a\udcff", *tokenizer), 1, "the text is not valid UTF-8"),
         ((small, "--text", "!cat", *tokenizer), 1, "but the pack has 50 tokens: use the tokenizer"),
         ((tmp_path / "t.npy", "--text", "cat", *tokenizer), 1, "bad-magic"),
     ]:

@@ -137,7 +137,7 @@ def fixed_words(text):
         sizes = re.findall(r"[\d.]+ [KMG]B\b", line)
         if phase:
             found.append((phase[1], sizes))
-        elif line.startswith("none ") or "part(s)" in line:
+        elif line.startswith("none ") or " parts; " in line:
             found.append(tuple(line.split()))
     assert len(found) == 8, text
     return found

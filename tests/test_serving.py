@@ -560,7 +560,7 @@ def test_packs_that_are_refused_or_forgotten_leave_no_file_open(wide):
 
 
 def test_short_direct_reads_go_on(wide, monkeypatch):
-    """A read that ends within a block is no end of the file."""
+    """A read that ends within a block is not the end of the file."""
     path, expected = wide
     truly = os.preadv
 

@@ -119,7 +119,7 @@ def _moved(data, source, target, length):
 
 
 def test_a_block_of_another_table_is_found(alike, tmp_path):
-    """A raw block, a frame, or an index at the same slots of the other table is no valid one."""
+    """A raw block, a frame, or an index at the same slots of the other table is not a valid one."""
     sections, data = alike.header.sections, alike.data
     raw, frames, index = 0, 1, 2  # of table a; those of b stand three sections further
     frame = min(int.from_bytes(data[sections[n].offset_bytes + 8 :][:4], "little") for n in (2, 5))

@@ -168,10 +168,10 @@ def test_index_of_another_checkpoint_is_refused(tmp_path):
 
 
 def test_index_that_names_nothing_is_refused(tmp_path):
-    """An index with an empty weight_map is no index."""
+    """An index with an empty weight_map is not an index."""
     folder = models.save_folder(tmp_path / "m", models.make_state(CONFIG), CONFIG)
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}', encoding="utf-8")
-    with pytest.raises(CheckpointError, match="no index with a 'weight_map'"):
+    with pytest.raises(CheckpointError, match="is not an index with a 'weight_map'"):
         open_source(folder)
 
 

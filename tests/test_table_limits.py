@@ -181,7 +181,7 @@ def test_one_scale_for_an_odd_row_is_kept(tmp_path, width, scale):
 
 
 def test_names_are_those_that_a_pack_can_hold(tmp_path):
-    """A long name keeps its end, and what is no printable ASCII becomes ``?``; such packs open."""
+    """A long name keeps its end, and what is not printable ASCII becomes ``?``; such packs open."""
     assert table_name("a" * 200 + "é\n") == "a" * 126 + "??"
     name = "blk.é." + "x" * 150
     tensors = {name: (np.ones((3, 8), np.float32), "F32")}

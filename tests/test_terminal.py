@@ -61,7 +61,7 @@ def test_tensor_names_are_escaped(tmp_path, suffix):
 
 
 def test_file_names_are_escaped(tmp_path, memoryllm):
-    """Paths in results and in errors, names that are no UTF-8 among them."""
+    """Paths in results and in errors, names that are not UTF-8 among them."""
     folder = tmp_path / EVIL
     folder.mkdir()
     calls = [

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tolpack.runtime.array_types import Doubles
 
 # Counts are taken together where their natural logarithms have one integral part. A mean of fewer
-# rows is noise, and one of such means is no line.
+# rows is noise, and one of such means is not a line.
 _LEAST_ROWS, _LEAST_MEANS = 8, 3
 
 

@@ -3,7 +3,7 @@
 Frames of zstd are compressed and decompressed here. Those of ``ans`` need the models of their
 encoding, and `tolpack.codecs.ans` codes them.
 
-zstd alone is no safe container: it decodes trailing junk, several frames and bombs. Here a frame
+zstd alone is not a safe container: it decodes trailing junk, several frames and bombs. Here a frame
 must declare the size that the header implies (with ``zstd-runs``: one that is possible), need no
 dictionary, ask for no larger window than its content, and be alone.
 """

@@ -58,7 +58,7 @@ def inspect(
     if edits and not pack:
         raise click.UsageError(f"--edits is for packs, and {path} is none")
     if not pack and found.suffix in _TABLE_SUFFIXES:
-        raise ConfigError(f"{path} is no pack and no checkpoint: expected .tolpack, "
+        raise ConfigError(f"{path} is neither a pack nor a checkpoint: expected .tolpack, "
                           f"{', '.join(CHECKPOINT_SUFFIXES)} or a folder")  # fmt: skip
     if not pack and is_gguf(path):
         info, text = _describe_gguf(local_input(found, "a GGUF file"), tensor)

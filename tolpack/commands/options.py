@@ -44,7 +44,7 @@ class _LocationType(click.Path):
         if path is not None:
             return super().convert(path, param, ctx)
         if not self._remote:
-            self.fail(f"{without_credentials(value)} is no path on this machine", param, ctx)
+            self.fail(f"{without_credentials(value)} is not a path on this machine", param, ctx)
         return value
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +23,27 @@ from tolpack.errors import ConfigError
 from tolpack.evaluation.pack_description import locate
 from tolpack.model.text import TextTokenizer, find_tokenizer
 from tolpack.report import row_tables
+from tolpack.runtime.sizes import counted
 from tolpack.storage.inputs import input_path
 from tolpack.storage.locations import Location
 
 
+class _TokenIdType(click.ParamType):
+    """A number; the error for a word names the option that takes words."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """See `click.ParamType`."""
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a token id; for words give --text {value!r}", param, ctx)
+
+
 @click.command()
 @click.argument("pack", type=LOCATION)
-@click.argument("token_ids", metavar="[TOKEN_ID...]", nargs=-1, type=int)
+@click.argument("token_ids", metavar="[TOKEN_ID...]", nargs=-1, type=_TokenIdType())
 @click.option("--text", help="Show the tokens of this text instead of TOKEN_IDs.")
 @click.option(
     "--tokenizer", type=LOCATION, help="tokenizer.json [default: with --text, the one beside PACK]."
@@ -57,14 +74,14 @@ def rows(
     tolpack rows engram.tolpack --table layer.14 --text "The cat sat."
     """
     if bool(token_ids) == (text is not None):
-        raise click.UsageError("give either TOKEN_IDs or a --text")
+        raise click.UsageError("give token ids, like 5 17, or a --text")
     encoder = _open_tokenizer(pack, text, tokenizer)
     with tolpack.open(pack, table=table, edits=edits) as opened:
         if opened.ngrams is not None:
             if encoder is not None and text is not None:
                 _show_row_ids(opened, encoder, text, as_json=as_json)
                 return
-            encoder = None  # numbers of rows are no token ids
+            encoder = None  # numbers of rows are not token ids
         ids = list(token_ids)
         if encoder is not None and text is not None:
             ids = encoder.encode_for(text, opened.vocab_size).tolist()
@@ -81,10 +98,16 @@ def rows(
         echo(row_tables.rows_table(ids, values, names, texts))
     else:
         echo(row_tables.text_table(ids, texts, locations, values, names, opened.kept_layers))
-    reads = f"{stats['block_reads']} reads of records, {stats['block_bytes']} bytes"
+    echo(f"\n{_reads_line(stats)}")
+
+
+def _reads_line(stats: Mapping[str, Any]) -> str:
+    """Write what a lookup read, from `Pack.stats`."""
+    line = f"{counted(stats['block_reads'], 'read')} of records, {stats['block_bytes']:,} bytes"
     if stats["edited_rows"]:
-        reads += f", and {stats['edited_rows']} of {stats['rows']} rows from edits"
-    echo(f"\n{reads}; opening: {stats['open_reads']} reads, {stats['open_bytes']} bytes")
+        line += f", and {stats['edited_rows']} of {counted(stats['rows'], 'row')} from edits"
+    opening = f"{counted(stats['open_reads'], 'read')}, {stats['open_bytes']:,} bytes"
+    return f"{line}; opening: {opening}"
 
 
 def _rows_by_field(pack: tolpack.Pack, ids: list[int]) -> list[list[NDArray[np.float32]]]:
@@ -110,8 +133,9 @@ def _show_row_ids(pack: tolpack.Pack, encoder: TextTokenizer, text: str, *, as_j
         return
     echo(row_tables.row_ids_table(ids, texts, numbers))
     extents = np.unique(pack.extents(np.unique(numbers)), axis=0)
-    size = f"{len(extents)} extents, {int(extents[:, 1].sum())} bytes"
-    echo(f"\n{numbers.size} rows of {len(ids)} tokens: a lookup of all reads {size}")
+    size = f"{counted(len(extents), 'extent')}, {int(extents[:, 1].sum()):,} bytes"
+    rows = f"{counted(numbers.size, 'row')} of {counted(len(ids), 'token')}"
+    echo(f"\n{rows}: a lookup of all reads {size}")
 
 
 def _open_tokenizer(

@@ -9,6 +9,7 @@ import click
 from tolpack.commands.options import PATH, json_option, print_json
 from tolpack.commands.terminal import Terminal, echo
 from tolpack.report.tables import format_bytes
+from tolpack.runtime.sizes import counted
 
 
 @click.command()
@@ -39,8 +40,8 @@ def strip(
     if as_json:
         print_json(result.to_json())
     else:
-        count = len(result.removed_tensors)
-        removed = f"{count} tensor{'s' * (count > 1)} of {format_bytes(result.removed_bytes)}"
+        removed = counted(len(result.removed_tensors), "tensor")
+        removed += f" of {format_bytes(result.removed_bytes)}"
         for name in result.left_out:
             echo(f"left out: {name}")
         echo(

@@ -12,6 +12,7 @@ from tolpack.commands.terminal import Terminal, echo
 from tolpack.errors import printable
 from tolpack.pack import Pack, open_first_table
 from tolpack.report import tables
+from tolpack.runtime.sizes import counted
 from tolpack.storage.locations import Location
 
 # Damaged places that are listed one by one.
@@ -44,7 +45,7 @@ def verify(ctx: click.Context, pack: Location, as_json: bool) -> None:
         if more:
             echo(f"… and {more} more (--json tells more of them)")
         places = sum(damage.places for damage in damages)
-        count = f"{places} damaged place{'s' * (places > 1)}" if damages else "ok"
+        count = counted(places, "damaged place") if damages else "ok"
         said = f"; edits of {edits['rows']} rows of the pack {edits['base']}" if edits else ""
         echo(f"{printable(str(pack))}: {count}{said}")
     ctx.exit(1 if damages else 0)

@@ -198,7 +198,7 @@ def choose_output(
     Raises
     ------
     ConfigError, FileAccessError
-        Something would be lost by writing it, or it is no possible output.
+        Something would be lost by writing it, or it is not a possible output.
     """
     if part_size is None and (output is None or local_path(output) is not None):
         path = output_path(checkpoint, output, force, inputs)
@@ -249,7 +249,7 @@ def output_path(
     Raises
     ------
     ConfigError
-        The output is no possible file, or one of the inputs, or exists and `force` is false; or an
+        The output is not a possible file, or is an input, or exists and `force` is false; or an
         input has the name of an unfinished output.
     """
     source = input_path(checkpoint)
@@ -273,7 +273,7 @@ def output_path(
 
 def _default_output(source: InputPath) -> Path:
     """``NAME.tolpack`` beside the checkpoint, or in the current folder for one that is elsewhere; a
-    dot in a folder's name is no suffix.
+    dot in a folder's name is not a suffix.
     """
     if isinstance(source, Path) and not source.name:
         source = source.resolve()

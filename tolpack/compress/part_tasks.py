@@ -99,7 +99,7 @@ def checked_part(folder: Folder, name: str) -> PartFile | None:
 
 
 def read_candidate(folder: Folder, name: str) -> PartHeader | None:
-    """Return what a file says of itself; ``None`` if it is no part file, or is unreadable."""
+    """Return what a file says of itself; ``None`` if it is not a part file, or is unreadable."""
     try:
         with closing(FolderFile(folder, name)) as source:
             return read_part_header(source)

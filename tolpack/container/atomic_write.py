@@ -32,14 +32,14 @@ def check_output(path: Path, inputs: Iterable[str | Path | None] = ()) -> None:
     Raises
     ------
     ConfigError
-        It is no possible name, a folder, a device, pipe or socket, or one of the `inputs`.
+        It is not a possible name, a folder, a device, pipe or socket, or one of the `inputs`.
     """
     if "\0" in str(path):
         raise ConfigError(f"output {str(path)!r} holds a NUL character: give another name")
     if path.is_dir():
         raise ConfigError(f"output {path} is a folder: give a file name")
     if path.exists() and not path.is_file():
-        raise ConfigError(f"output {path} is no regular file: give the name of a file")
+        raise ConfigError(f"output {path} is not a regular file: give the name of a file")
     if any(same_file(path, one) for one in inputs if one is not None):
         raise ConfigError(f"output {path} is one of the inputs: give another name")
 
@@ -171,7 +171,7 @@ def _begins_with(file: BinaryIO, marker: bytes) -> bool:
 
 
 def _existing(path: Path) -> BinaryIO:
-    """Open a regular file that has no other name, and is no link."""
+    """Open a regular file that has no other name, and is not a link."""
     found = os.lstat(path)
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
         raise _in_the_way(path)

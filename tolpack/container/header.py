@@ -206,7 +206,7 @@ class Header:
 
     @property
     def unedited_tables(self) -> tuple[Table, ...]:
-        """The tables that a reader shows: those that are no edits of another one."""
+        """The tables that a reader shows: those that are not edits of another one."""
         return tuple(table for table in self.tables if table.edits is None)
 
     def sections_of(self, table: Table) -> Iterator[int]:

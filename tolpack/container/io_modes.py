@@ -67,8 +67,8 @@ def _open_local(path: Path, kind: type[LocalFile]) -> ByteSource:
         manifest = path / MANIFEST_NAME
         if not manifest.is_file():
             raise FileAccessError(
-                f"folder {path} holds no {MANIFEST_NAME}: it is no pack in parts, or one that is "
-                "not finished"
+                f"folder {path} holds no {MANIFEST_NAME}: it is not a pack in parts, or its build "
+                "did not finish"
             )
     elif path.suffix != ".json" or not is_json(path):
         return kind(str(path))  # without memory, os.open refuses a Path by a TypeError

@@ -79,7 +79,7 @@ class PackWriter:
         folder, a device or the like.
     FileAccessError
         The folder is not writable, the disk is full, another build writes the same output, or a
-        file that is no leftover has the name of one.
+        file that is not a leftover has the name of one.
     """
 
     def __init__(

@@ -127,7 +127,7 @@ def open_keys(path: Location, pack: Pack, options: CheckpointOptions | None = No
 
 
 def _compare_rows(path: Location, source: TableSource, pack: Pack) -> None:
-    """Refuse keys of another model: what they contribute is no part of the pack's rows."""
+    """Refuse keys of another model: what they contribute is not part of the pack's rows."""
     ids = compared_ids(pack)
     rows = [
         source.field_rows(number)(ids)

@@ -162,7 +162,7 @@ def suppressing_rows(
     Raises
     ------
     ConfigError
-        The model has no memory, or its final norm is no RMSNorm.
+        The model has no memory, or its final norm is not an RMSNorm.
     """
     if decoder.memory is None or decoder.norm.kind != "rmsnorm":
         raise ConfigError("rows are solved for a model with a memory and a final RMSNorm")

@@ -86,7 +86,7 @@ def diff_tables(
     Raises
     ------
     ConfigError
-        The two do not have the same shape, `a` is no pack, a value is not finite, or a setting is
+        The two have different shapes, `a` is not a pack, a value is not finite, or a setting is
         wrong.
     FormatError, FileAccessError, CheckpointError
         One of them is damaged or cannot be read; a `FormatError` names the file.
@@ -95,7 +95,7 @@ def diff_tables(
     if worst < 0:
         raise ConfigError(f"worst is {worst}, expected 0 or more")
     if a.exists() and not is_pack(a):
-        raise ConfigError(f"{a} is no pack: name the pack first, then what it is held against")
+        raise ConfigError(f"{a} is not a pack: name the pack first, then what it is held against")
     token_texts = _open_tokenizer(tokenizer, a, b, reporter)
     own, others = _shared(a, b, edits)
     with (

@@ -135,7 +135,7 @@ def convert(
         Table of the pack. Default: all; ``.safetensors`` and ``.gguf`` hold several, as tensors
         that are called as the tables.
     edits : sequence of str or Path
-        As of `Pack`. ``"stored"`` is for packs without edits: rows of theirs are no tensors of a
+        As of `Pack`. ``"stored"`` is for packs without edits: rows of theirs are not tensors of a
         model.
     force : bool
         Replace an existing file.
@@ -228,8 +228,8 @@ def _check_stored(dtype: str, found: Sequence[TableValues], edited: Sequence[str
     wrong = next((one.table.name for one in found if one.table.name in edited), None)
     if dtype == "stored" and wrong is not None:
         raise ConfigError(
-            f"{wrong} has edits, whose rows are no tensors of a model: use --dtype float32, or the "
-            "pack without edits"
+            f"{wrong} has edits, whose rows are not tensors of a model: use --dtype float32, or "
+            "the pack without edits"
         )
 
 

@@ -30,7 +30,7 @@ _COPY_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class CopiedPack:
-    """The tables of a pack that are no edits, renumbered for a new file.
+    """The tables of a pack that are not edits, renumbered for a new file.
 
     ``numbers``: of its sections there, by their numbers in the pack, in the order in which they are
     written; ``encodings`` the same of encodings.
@@ -131,7 +131,7 @@ def copy_sections(
     copied : CopiedPack
         What is written.
     views : sequence of Container
-        A view of each table that is no edits.
+        A view of each table that is not edits.
     edited : sequence of ndarray
         For each of them the slots of edited tokens, int64 (n,), ascending.
     writer : PackWriter

@@ -35,7 +35,7 @@ def tensor_file(path: str | Path) -> type[TensorFile]:
     suffix = Path(path).suffix
     if suffix not in _FILES:
         raise ConfigError(
-            f"{path} is no name of a table: expected one that ends in {', '.join(_FILES)}"
+            f"{path} does not name a table: expected a name that ends in {', '.join(_FILES)}"
             + (" (tolpack build makes packs)" if suffix == ".tolpack" else "")
         )
     return _FILES[suffix]

@@ -72,7 +72,7 @@ class MemoryEmbedding(nn.Module):
         super().__init__()
         self.memory, self.table = memory, table
         self.num_embeddings, self.embedding_dim = table.rows, sum(table.widths)
-        # Some models ask for its device. It has no values, and is no parameter.
+        # Some models ask for its device. It has no values, and is not a parameter.
         self.weight = torch.empty(0, device="cpu")
         self.changes: Sequence[RowChange | None] | None = None
         self.rows: torch.Tensor | None = None
@@ -95,7 +95,7 @@ class MemoryEmbedding(nn.Module):
         return joined if self.table.scale == 1.0 else joined * self.table.scale
 
 
-class _AskedIds(Exception):  # noqa: N818 (it is no error)
+class _AskedIds(Exception):  # noqa: N818 (it is not an error)
     """Leaves a model as soon as a table is asked; its argument are the ids."""
 
 

@@ -43,7 +43,7 @@ class TolpackConfig(QuantizationConfigMixin):
     Raises
     ------
     ConfigError
-        `pack` is no name.
+        `pack` is not a name.
     """
 
     def __init__(

@@ -2,7 +2,7 @@
 
 ``config.json`` names the pack. Code that does not know tolpack must not load the folder, because it
 would fill the table with random values and only warn. `transformers` raises an error that quotes
-``transformers_weights`` of the configuration where that is no file of safetensors; here it says
+``transformers_weights`` of the configuration where that is not a file of safetensors; here it says
 what to do. The quantizer of `tolpack.hf.quantizer` takes it away before it is looked at.
 """
 
@@ -158,7 +158,7 @@ def _config_written(config: Any, naming: dict[str, str]) -> Iterator[None]:
     """
 
     def write(path: str, use_diff: bool = True) -> None:
-        vars(config).pop("to_json_file", None)  # it is no setting
+        vars(config).pop("to_json_file", None)  # it is not a setting
         mended = mended_config(json.loads(config.to_json_string(use_diff=use_diff)), **naming)
         with replacing(Path(path)) as file:
             file.write(json.dumps(mended, indent=2).encode() + b"\n")

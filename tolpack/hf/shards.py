@@ -81,13 +81,13 @@ def index_without(path: Path, dropped: Collection[str], nbytes: int, values: int
     Raises
     ------
     CheckpointError
-        It is no index.
+        It is not an index.
     """
     try:
         index = read_json(path, _MAX_INDEX_BYTES)
         weight_map, metadata = dict(index["weight_map"]), dict(index.get("metadata") or {})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is no index of shards: {error}") from error
+        raise CheckpointError(f"{path} is not an index of shards: {error}") from error
     for name, less in (("total_size", nbytes), ("total_parameters", values)):
         if isinstance(metadata.get(name), (int, float)):
             metadata[name] = int(metadata[name]) - less

@@ -146,7 +146,7 @@ def _check_output(output: Path, inputs: Sequence[Path], *, force: bool) -> None:
         raise FileAccessError(f"{output} is a link: give the folder {target} itself")
     written = _quantization(output)
     if not written.items() >= {"quant_method": QUANT_METHOD, **_MARK}.items():
-        raise FileAccessError(f"{output} is no folder that strip wrote: give another name")
+        raise FileAccessError(f"{output} is not a folder that strip wrote: give another name")
 
 
 def _quantization(folder: Path) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / 'config.json'} cannot be read: {error}") from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{folder / 'config.json'} is no JSON object: copy it anew")
+        raise CheckpointError(f"{folder / 'config.json'} is not a JSON object: copy it anew")
     return config
 
 
@@ -253,7 +253,7 @@ class _FolderWriter:
             self.write_json(target / INDEX, self._index())
 
     def copy_others(self, target: Path, folder: Path | None = None) -> tuple[str, ...]:
-        """Copy all that is no weights, and return the names of what is."""
+        """Copy all that is not weights, and return the names of what is."""
         done, left_out = {*self._files.store.files, "config.json", INDEX}, list[str]()
         for path in sorted((folder or self._folder).iterdir()):
             linked = path.is_symlink() and path.is_dir()  # it may lead back here

@@ -104,11 +104,11 @@ def read_tokens(path: Location) -> Ints:
     Raises
     ------
     ConfigError
-        It cannot be read, or is no one-dimensional array of integers.
+        It cannot be read, or is not a one-dimensional array of integers.
     """
     ids = read_npy(path, "tokens")
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise ConfigError(f"tokens {path} are {ids.dtype} {ids.shape}, expected integers (tokens,)")
     if ids.dtype == np.uint64 and ids.size and int(ids.max()) > np.iinfo(np.int64).max:
-        raise ConfigError(f"tokens {path} hold {ids.max()}, which is no token id")
+        raise ConfigError(f"tokens {path} hold {ids.max()}, which is not a token id")
     return ids.astype(np.int64)

@@ -95,7 +95,7 @@ def compared(named: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> tuple[Mod
 def difference(score: TaskScore, baseline: TaskScore) -> tuple[float, float | None]:
     """Return how much higher `score` is, and the paired standard error.
 
-    It is ``None`` for fewer than two documents, and where a metric is no mean.
+    It is ``None`` for fewer than two documents, and where a metric is not a mean.
 
     Raises
     ------

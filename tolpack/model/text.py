@@ -76,7 +76,7 @@ class TextTokenizer:
         try:
             data = text.encode()
         except UnicodeEncodeError as error:  # the command line passes other bytes on like this
-            raise ConfigError(f"the text is no valid UTF-8: {error}") from error
+            raise ConfigError(f"the text is not valid UTF-8: {error}") from error
         return self.encode_utf8(data)
 
     def encode_utf8(self, text: bytes) -> NDArray[np.int64]:
@@ -107,7 +107,7 @@ class TextTokenizer:
     def text(self, token_id: int) -> str | None:
         """Return the text that a token adds to the text before it; ``None`` for an unknown id.
 
-        A token that is no whole character is spelled as in the tokenizer's file.
+        A token that is not a whole character is spelled as in the tokenizer's file.
         """
         return self.texts([token_id])[0]
 

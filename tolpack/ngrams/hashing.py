@@ -121,7 +121,7 @@ class NGramHash:
         Raises
         ------
         TokenIdError
-            An id is no integer, negative, beyond the vocabulary of `compressed_ids` or 2^31 - 1;
+            An id is not an integer, negative, over the vocabulary of `compressed_ids` or 2^31 - 1;
             or `history` is of another batch.
         """
         stream = self.stream()
@@ -226,7 +226,7 @@ def _checked(token_ids: ArrayLike, limit: int) -> Ints:
     try:
         ids = np.asarray(token_ids)
     except ValueError as error:
-        raise TokenIdError(f"token ids are no array of integers: {error}") from error
+        raise TokenIdError(f"token ids are not an array of integers: {error}") from error
     if ids.ndim == 0:
         raise TokenIdError("token ids have no dimension, expected (…, tokens): pass a list")
     if ids.size == 0:

@@ -121,7 +121,7 @@ def check_ids(token_ids: ArrayLike, vocab_size: int) -> NDArray[np.int64]:
     try:
         ids = np.asarray(token_ids)
     except ValueError as error:
-        raise TokenIdError(f"token ids are no array of integers: {error}") from error
+        raise TokenIdError(f"token ids are not an array of integers: {error}") from error
     if ids.size == 0 and ids.ndim == 1:
         return np.empty(0, np.int64)
     if ids.dtype.kind not in "iu":
@@ -143,7 +143,7 @@ def check_layers(layers: Sequence[int], count: int) -> list[int]:
     try:
         wanted = [operator.index(layer) for layer in layers]
         if any(isinstance(layer, (bool, np.bool_)) for layer in layers):
-            raise TypeError("bool is no layer number")
+            raise TypeError("bool is not a layer number")
     except TypeError as error:
         raise ConfigError(f"layers are {layers!r}, expected a list of integers") from error
     wrong = [layer for layer in wanted if not 0 <= layer < count]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from tolpack.report.tables import format_bytes, format_table
 from tolpack.runtime.machine import machine
+from tolpack.runtime.sizes import counted
 
 if TYPE_CHECKING:  # it loads torch, which reading a pack does not need
     from tolpack.compress.cluster_model import ClusterPlan
@@ -54,10 +55,10 @@ def _parts_line(plan: ClusterPlan) -> str:
     cluster, work = plan.cluster, plan.work
     pack = format_bytes(work.pack_bytes)
     place = "object storage" if work.remote else "the machine's disk"
-    files = "one file" if work.part_bytes is None else f"{work.parts} part(s)"
+    files = "one file" if work.part_bytes is None else counted(work.parts, "part")
     return (
-        f"{pack} in {files}; {cluster.machines * cluster.processes} worker(s) on "
-        f"{cluster.machines * cluster.cores} core(s); input and pack on {place}"
+        f"{pack} in {files}; {counted(cluster.machines * cluster.processes, 'worker')} on "
+        f"{counted(cluster.machines * cluster.cores, 'core')}; input and pack on {place}"
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tolpack.errors import printable
 from tolpack.report.row_tables import quote_token
 from tolpack.report.tables import format_bytes, format_table
+from tolpack.runtime.sizes import counted
 
 if TYPE_CHECKING:  # it loads torch
     from tolpack.edits.edit_request import MadeEdits
@@ -34,9 +35,8 @@ def edit_table(made: MadeEdits) -> str:
     tokens = [_token(made, token) for token in result.token_ids]
     named = f"edited tokens: {_listed(tokens, _SHOWN_TOKENS)}"
     note = "changes are relative to the length of the old row"
-    count = len(result.token_ids)
     size = f"{printable(str(result.path))}: {format_bytes(result.nbytes)}, "
-    size += f"{count} token{'s' * (count != 1)} of table {printable(result.table)}"
+    size += f"{counted(len(result.token_ids), 'token')} of table {printable(result.table)}"
     return "\n\n".join([named, format_table(heads, lines), f"{note}\n{size}"])
 
 

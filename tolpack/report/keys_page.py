@@ -21,6 +21,7 @@ from tolpack.report.page_content import (
     TokenMap,
 )
 from tolpack.runtime.machine import machine, versions
+from tolpack.runtime.sizes import counted
 
 if TYPE_CHECKING:  # they load torch
     from tolpack.keys.agreement import Agreement
@@ -40,10 +41,9 @@ def keys_page(analysis: KeyAnalysis, command: str) -> Page:
     command : str
         The command line that makes the report.
     """
-    count = len(analysis.layers)
     return Page(
         f"{printable(Path(analysis.path).name)}: tokens by the keys they use",
-        f"{analysis.vocab_size:,} tokens, {count} layer{'s' * (count > 1)} with "
+        f"{counted(analysis.vocab_size, 'token')}, {counted(len(analysis.layers), 'layer')} with "
         f"{analysis.layers[0].keys:,} keys each. Tokens that use similar keys of a memory FFN are "
         "near to each other on the map and share a colour.",
         (

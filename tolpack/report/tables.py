@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tolpack.errors import printable
 from tolpack.reading.verification import Damage
+from tolpack.runtime.sizes import counted
 
 if TYPE_CHECKING:  # these load torch, which reading a pack does not need
     from tolpack.compress.build import BuildResult
@@ -130,7 +131,7 @@ def measured_plan_table(plan: Mapping[str, Any]) -> str:
     size = plan["predicted_bytes"]
     fp16_bytes = 2 * plan["rows"] * sum(field["width"] for field in plan["fields"])
     text += f"\n\nabout {format_bytes(size)}, × {fp16_bytes / size:.2f} smaller than FP16"
-    text += f"; {plan['rows']:,} rows in {len(plan['chunks'])} chunk(s)"
+    text += f"; {counted(plan['rows'], 'row')} in {counted(len(plan['chunks']), 'chunk')}"
     steps = [chunk["step"] for chunk in plan["chunks"] if chunk["step"] is not None]
     if steps:
         text += f"; quantization steps {min(steps):g} … {max(steps):g}"
@@ -308,7 +309,7 @@ def damage_line(damage: Damage, shown: int = 8) -> str:
     ]
     rest = len(runs) - shown + damage.more_ranges
     more = f" and {rest} more runs" if rest > 0 else ""
-    tokens = f"{damage.rows} token{'s' * (damage.rows > 1)}: {', '.join(runs[:shown])}{more}"
+    tokens = f"{counted(damage.rows, 'token')}: {', '.join(runs[:shown])}{more}"
     return f"{damage.place} ({tokens}; {slots}): {damage.message}"
 
 
@@ -325,12 +326,12 @@ def benchmark_table(result: LookupBenchmark) -> str:
 def merge_line(result: MergeResult) -> str:
     """Write path and size of a merged pack, and what was edited; old rows that are left in it."""
     count = sum(result.edited_tokens.values())
-    line = f"{printable(str(result.path))}: {format_bytes(result.bytes)}, {count} edited "
-    line += "token" if count == 1 else "tokens"
+    line = f"{printable(str(result.path))}: {format_bytes(result.bytes)}, "
+    line += counted(count, "edited token")
     left = result.old_rows_left
     if not left:
         return line
-    return f"{line}; {left} old row{'s' * (left > 1)} of them still in the file"
+    return f"{line}; {counted(left, 'old row')} of them still in the file"
 
 
 def convert_line(result: ConvertResult) -> str:

@@ -27,7 +27,7 @@ def thread_count(threads: int | None) -> int:
     Raises
     ------
     ConfigError
-        It is no number from 1 to 1024.
+        It is not a number from 1 to 1024.
     """
     if threads is None:
         return processor_count()

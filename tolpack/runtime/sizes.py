@@ -1,4 +1,4 @@
-"""Sizes as users write them."""
+"""Sizes as users write them, and numbers of things as they read them."""
 
 from __future__ import annotations
 
@@ -32,6 +32,13 @@ def parse_rate(value: str | int, option: str) -> float:
             f"{option} {str(value)[:40]!r} is not understood: expected e.g. 500MB/s or 10Gbit/s"
         )
     return in_range(float(match[1]) * _UNITS[unit] / (8 if bits else 1), text, option)
+
+
+def counted(number: int, noun: str) -> str:
+    """Write how many of something there are: ``1 token``, ``44,553 tokens``; `noun` in the
+    singular, with ``s`` as its plural.
+    """
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def in_range(size: float, text: str, option: str) -> int:

@@ -69,7 +69,7 @@ def file_digest(path: InputPath, done: Callable[[int], object] = lambda size: No
     Raises
     ------
     FileAccessError
-        It cannot be read, or is no regular file.
+        It cannot be read, or is not a regular file.
     """
     read_bytes = _REMOTE_READ_BYTES if isinstance(path, RemotePath) else _READ_BYTES
     digest, buffer = hashlib.sha256(), bytearray(read_bytes)

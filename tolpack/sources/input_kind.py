@@ -28,7 +28,7 @@ _MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def check_input(path: InputPath) -> None:
-    """Refuse a file that is no checkpoint and no table, and say what to give instead.
+    """Refuse a file that is neither a checkpoint nor a table, and say what to give instead.
 
     Folders and unreadable files pass: opening them gives an error of its own.
 

@@ -22,7 +22,7 @@ def read_json(path: InputPath, most_bytes: int) -> Any:
     OSError
         It cannot be read, or is longer (`tolpack.storage.inputs.read_whole`).
     ValueError
-        It is no JSON, or is nested deeper than 64 levels, or holds a great many tiny values.
+        It is not JSON, or is nested deeper than 64 levels, or holds a great many tiny values.
     """
     data = read_whole(path, most_bytes)
     values = sum(data.count(sign) for sign in (b",", b"[", b"{"))

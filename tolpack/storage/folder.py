@@ -127,5 +127,5 @@ class Folder(ABC):
 def check_name(name: str) -> str:
     """Return `name` if it is the plain name of a file; raise `ConfigError` if it is not."""
     if not _NAME.fullmatch(name):
-        raise ConfigError(f"{name!r} is no name of a file: use letters, digits, '.', '_' and '-'")
+        raise ConfigError(f"{name!r} does not name a file: use letters, digits, '.', '_', '-'")
     return name

@@ -194,7 +194,7 @@ def flat_ids(token_ids: torch.Tensor) -> Ints:
     Raises
     ------
     TokenIdError
-        They are no integers.
+        They are not integers.
     """
     check_integers(token_ids)
     return token_ids.reshape(-1).cpu().numpy().astype(np.int64)

@@ -33,7 +33,7 @@ class StepIds:
     Raises
     ------
     TokenIdError
-        They are no integers.
+        They are not integers.
     """
 
     __slots__ = ("_bytes", "_dtype", "_pointer", "_tensor", "_view", "flat", "shape")

@@ -81,7 +81,7 @@ class BasisCoder:
         Raises
         ------
         FormatError
-            Code ``frame``: it is no payload of so many codes; `place` names it.
+            Code ``frame``: it is not a payload of so many codes; `place` names it.
         """
         rank, width = self.shape
         scales, payload = np.split(stored, [rank * _SCALE_BYTES])

@@ -22,6 +22,7 @@ from tolpack.compress.header_size import PlannedHeader, file_bytes
 from tolpack.compress.lossless.encoder import LosslessEncoder, sample_records
 from tolpack.compress.plan import Plan, PlanInputs, PlannedChunk
 from tolpack.runtime.array_types import Bytes, Ints
+from tolpack.runtime.sizes import counted
 from tolpack.sources.protocol import SourceField, TableSource
 
 # What frames save is measured on about this many rows, or bytes if fewer.
@@ -94,8 +95,8 @@ class PlanesCost:
         """Say it in a line, for a table of that name."""
         verdict = "stored as frames" if self.pays else "stored as raw records"
         return (
-            f"{name}: byte planes save {self.saved:.1%} of {stored_bytes:,} bytes; a lookup "
-            f"of one row then decompresses {self.rows} row(s) in {1e6 * self.seconds:.0f} µs; "
+            f"{name}: byte planes save {self.saved:.1%} of {stored_bytes:,} bytes; a lookup of one "
+            f"row then decompresses {counted(self.rows, 'row')} in {1e6 * self.seconds:.0f} µs; "
             f"{verdict}"
         )
 

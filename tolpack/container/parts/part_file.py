@@ -177,7 +177,7 @@ def read_part_header(source: ByteSource) -> PartHeader:
     Raises
     ------
     FormatError, ChecksumError, UnsupportedVersionError, FileAccessError
-        It is no part file, or damaged.
+        It is not a part file, or damaged.
     """
     first = bytes(source.read(0, min(source.size, SECTION_ALIGNMENT)))
     preamble = parse_preamble(first, source.size, PART_FILE_FEATURES)

@@ -86,7 +86,7 @@ def _only_dataset(file: Any) -> Any:
 
 
 def _band_bytes(dataset: Any) -> int:
-    """Bytes of all the chunks that a row lies in, decompressed; 0 if they are no chunks."""
+    """Bytes of all the chunks that a row lies in, decompressed; 0 if they are not chunks."""
     if dataset.chunks is None:
         return 0
     others = (

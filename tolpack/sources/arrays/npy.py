@@ -121,7 +121,7 @@ def read_layout(file: BinaryIO) -> NpyLayout:
     start = file.read(12)
     two = start[6:7] == b"\1"
     if start[:6] != _MAGIC or start[6:8] not in (b"\1\0", b"\2\0", b"\3\0") or len(start) < 12:
-        raise ValueError("it is no .npy file: the magic string or the version is another")
+        raise ValueError("it is not a .npy file: the magic string or the version is another")
     begin = 10 if two else 12
     length = int.from_bytes(start[8:begin], "little")
     if length > min(_MAX_HEADER, size - begin):

@@ -145,7 +145,7 @@ def read_key_map(path: Location) -> KeyMap:
     Raises
     ------
     ConfigError
-        It is no TOML, or a rule cannot be understood; the message names the rule.
+        It is not TOML, or a rule cannot be understood; the message names the rule.
     """
     try:
         text = read_whole(path, _MAX_BYTES).decode("utf-8")
@@ -321,7 +321,7 @@ def _rule(source: str, value: Any, where: str) -> Rule:
 def _check_target(source: str, target: str, where: str) -> None:
     if not is_known(target):
         raise ConfigError(
-            f"{where}: {target!r} is no name of the schema{nearest(target, PATTERNS)} "
+            f"{where}: {target!r} is not a name of the schema{nearest(target, PATTERNS)} "
             "(docs/checkpoints.md)"
         )
     if ("{N}" in source) != ("{N}" in target):

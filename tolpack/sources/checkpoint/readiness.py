@@ -150,6 +150,6 @@ def _refuse_unused(checkpoint: Checkpoint) -> None:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         raise CheckpointError(
             f"tensor {left[0]!r}{more} would not be used by a {checkpoint.config.model_type}, and "
-            "results could be wrong: correct model_type or --arch, or, if it is no part of the "
+            "results could be wrong: correct model_type or --arch, or, if it is not part of the "
             "model, remove it or name it under 'ignore' in a --key-map"
         )

@@ -43,7 +43,7 @@ class SafetensorsFile:
     def infos(self) -> dict[str, TensorInfo]:
         """See `TensorFile.infos`."""
         handle, found = self._open("np"), {}
-        for name in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
+        for name in handle.keys():  # noqa: SIM118 (safe_open is not a mapping)
             part = handle.get_slice(name)
             dtype = str(part.get_dtype())
             found[name] = TensorInfo(tuple(part.get_shape()), _DTYPES.get(dtype, dtype), self.path)

@@ -49,7 +49,7 @@ def read_header(path: InputPath) -> tuple[bytes, Extents]:
     Raises
     ------
     OSError
-        The file cannot be read, or is no regular one.
+        The file cannot be read, or is not a regular one.
     ValueError
         The header is damaged, or a name stands twice, or is over 512 bytes long; or the file is
         shorter or longer than the header says.
@@ -125,7 +125,7 @@ def _entries(header: bytes) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
 def _check(header: bytes) -> dict[str, tuple[int, int]]:
     """Check a header, and return first and last offset of each tensor's data."""
     if header[:1] != b"{":
-        raise ValueError("its header is no JSON object: it is no .safetensors file")
+        raise ValueError("its header is not a JSON object: it is not a .safetensors file")
     if not header.strip(b"{} \t\r\n"):
         return {}  # no tensors: for whoever needs one
     names: dict[str, tuple[int, int]] = {}

@@ -165,13 +165,13 @@ def _weight_map(index: InputPath) -> dict[str, str]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(
-            f"{index} is no index with a 'weight_map': {reason}{lfs_hint(index)}"
+            f"{index} is not an index with a 'weight_map': {reason}{lfs_hint(index)}"
         ) from error
     found = raw.get("weight_map") if isinstance(raw, dict) else None
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
         raise CheckpointError(
-            f"{index} is no index with a 'weight_map': expected tensor names = shard names"
+            f"{index} is not an index with a 'weight_map': expected tensor names = shard names"
         )
     if not found:
-        raise CheckpointError(f"{index} is no index with a 'weight_map': it names no tensor")
+        raise CheckpointError(f"{index} is not an index with a 'weight_map': it names no tensor")
     return found

@@ -46,7 +46,7 @@ def check_archive(path: Path) -> None:
     Raises
     ------
     OSError
-        The file cannot be read, or is no regular one.
+        The file cannot be read, or is not a regular one.
     ValueError
         It is damaged, or was not written by torch.
     """
@@ -150,7 +150,7 @@ def _check_old(file: BufferedReader, most: int) -> None:
 class _Inert:
     """Stands for every class, function, dict and set in a pickle; does nothing.
 
-    But it refuses keys that are no plain ones: tuples of tuples may take for ever to be hashed.
+    But it refuses keys that are not plain ones: tuples of tuples may take for ever to be hashed.
     """
 
     name = ""
@@ -221,7 +221,7 @@ class _Reader(pickle._Unpickler):  # the one in C makes its memo as long as it i
         """Note a storage: ``("storage", class, key, device, values, …)``."""
         kind, stored, key, _, values = pid[:5]
         if kind != "storage" or not isinstance(key, str) or not isinstance(values, int):
-            raise ValueError("it asks for something that is no storage")
+            raise ValueError("it asks for something that is not a storage")
         size = _STORED_BYTES.get(getattr(stored, "name", ""))
         if size is None:
             return _Inert()  # for torch to refuse

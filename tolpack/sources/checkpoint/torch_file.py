@@ -151,5 +151,5 @@ def _reason(error: Exception) -> str:
     text = str(error).strip()
     refused = _REFUSED.search(text)
     if refused is not None:
-        return f"it holds {refused[1][:100]}, which is no tensor"
+        return f"it holds {refused[1][:100]}, which is not a tensor"
     return (text.splitlines() or [type(error).__name__])[0][:200]

@@ -134,7 +134,7 @@ class CheckpointFiles(ForkSafe):
         Raises
         ------
         CheckpointError
-            It is missing, or is no matrix, or holds nothing.
+            It is missing, or is not a matrix, or holds nothing.
         """
         if not self.has(name):
             raise CheckpointError(f"tensor {name!r} is missing from {self.path}")

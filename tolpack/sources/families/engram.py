@@ -9,7 +9,7 @@ the authors' demo  ``N.engram.multi_head_embedding.embedding``,  ``engram_config
 =================  ============================================  ===========================
 
 Both hash compressed token ids, which follow from the ``tokenizer.json`` beside the configuration.
-The demo is no released model. Where its settings stand is a choice made here: an object
+The demo is not a released model. Where its settings stand is a choice made here: an object
 ``engram_config`` with the names of its class ``EngramConfig``.
 """
 

@@ -79,8 +79,8 @@ def ggml_blocks(scales: Bytes, codes: Bytes, part: Part) -> tuple[str, Bytes]:
     fits = part.group_size == _GROUP and part.values % _GROUP == 0 if grouped else type_name
     if type_name is None or not fits:
         raise ConfigError(
-            f"{part.values} values of {part.codec} in groups of {part.group_size} are no type of "
-            f"GGML, expected one of {', '.join(_TYPES)}, the last two in groups of {_GROUP}"
+            f"{part.values} values of {part.codec} in groups of {part.group_size} are not a type "
+            f"of GGML, expected one of {', '.join(_TYPES)}, the last two in groups of {_GROUP}"
         )
     if not grouped:
         return type_name, codes

@@ -31,7 +31,7 @@ def bad_rows(dtype: str, rows: Bytes) -> NDArray[np.int64]:
 
 
 # An unsigned integer of the value's size, what is left of it without the sign, and the least such
-# number that is no finite value.
+# number that is not a finite value.
 _BAD: dict[str, tuple[str, np.unsignedinteger[Any], int]] = {
     "float32": ("<u4", np.uint32(0x7FFFFFFF), 0x7F800000),
     "bfloat16": ("<u2", np.uint16(0x7FFF), 0x7F80),
