@@ -12,6 +12,7 @@ from tolpack.commands.demo import demo
 from tolpack.commands.diff import diff
 from tolpack.commands.edit import edit
 from tolpack.commands.evaluate import evaluate
+from tolpack.commands.generate import generate
 from tolpack.commands.inspect import inspect
 from tolpack.commands.join import join
 from tolpack.commands.keys import keys
@@ -40,8 +41,8 @@ def main() -> None:
 
 
 for _command in (
-    build, evaluate, lm_eval, study, keys, plan, inspect, verify, rows, diff, bench, convert, edit,
-    merge, split, join, strip, demo,
+    build, evaluate, generate, lm_eval, study, keys, plan, inspect, verify, rows, diff, bench,
+    convert, edit, merge, split, join, strip, demo,
 ):  # fmt: skip
     main.add_command(_command)
 
