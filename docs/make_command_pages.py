@@ -22,6 +22,7 @@ FOLDER = DOCS / "commands"
 FURTHER = {
     "build": ["compression.md", "checkpoints.md", "families.md", "scale.md"],
     "eval": ["choosing-settings.md", "checkpoints.md"],
+    "generate": ["checkpoints.md", "transformers.md"],
     "plan": ["compression.md", "families.md", "scale.md"],
     "inspect": ["checkpoints.md", "families.md", "compression.md"],
     "verify": ["integrity.md", "../formats/v1/SPEC.md"],

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = (
     "build",
     "eval",
+    "generate",
     "lm-eval",
     "study",
     "inspect",

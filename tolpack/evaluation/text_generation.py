@@ -39,6 +39,7 @@ class GeneratedText:
     ``end_of_text`` (the model ended the text, by a token that is not in ``token_ids``) or
     ``positions`` (the model was trained on no more). ``prompt_seconds`` is the time up to the first
     token, ``seconds`` that of all. ``read_bytes_per_token`` is what lookups in the pack read.
+    ``warnings``: what makes the text doubtful.
     """
 
     prompt: str
@@ -53,6 +54,7 @@ class GeneratedText:
     positions: int | None = None
     pack: str | None = None
     read_bytes_per_token: float | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -63,7 +65,8 @@ class GeneratedText:
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         more = {"tokens": len(self.token_ids), "tokens_per_second": self.tokens_per_second}
-        return {**asdict(self), "token_ids": list(self.token_ids), **more}
+        lists = {"token_ids": list(self.token_ids), "warnings": list(self.warnings)}
+        return {**asdict(self), **lists, **more}
 
 
 def generate_text(
@@ -126,7 +129,7 @@ def generate_text(
     return GeneratedText(
         prompt, text, tuple(run.token_ids), len(ids), run.prompt_seconds, run.seconds, run.stopped,
         settings.temperature, settings.seed, model.max_position_embeddings,
-        None if pack is None else str(pack), read,
+        None if pack is None else str(pack), read, _warnings(encoder, model),
     )  # fmt: skip
 
 
@@ -205,6 +208,15 @@ def _encode(prompt: str, encoder: TextTokenizer, model: LanguageModel) -> NDArra
             "(max_position_embeddings): give a shorter prompt"
         )
     return ids
+
+
+def _warnings(encoder: TextTokenizer, model: LanguageModel) -> tuple[str, ...]:
+    if encoder.vocab_size <= model.vocab_size:
+        return ()
+    return (
+        f"tokenizer {encoder.path} has {encoder.vocab_size} tokens, but the model's vocabulary has "
+        f"{model.vocab_size}. Use the tokenizer that the model was trained with.",
+    )
 
 
 def end_tokens(
