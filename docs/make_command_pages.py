@@ -36,6 +36,7 @@ FURTHER = {
     "edit": ["editing.md", "../formats/v1/SPEC.md"],
     "merge": ["editing.md", "../formats/v1/SPEC.md"],
     "keys": ["keys.md"],
+    "cache": ["choosing-settings.md", "serving.md"],
     "demo": ["../tolpack/demo/model/README.md"],
 }
 NOTE = "<!-- Made by `python docs/make_command_pages.py`: change the help, not this page. -->"

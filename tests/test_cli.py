@@ -33,6 +33,7 @@ COMMANDS = (
     "edit",
     "merge",
     "keys",
+    "cache",
     "demo",
 )
 

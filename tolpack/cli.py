@@ -7,6 +7,7 @@ import click
 import tolpack
 from tolpack.commands.bench import bench
 from tolpack.commands.build import build
+from tolpack.commands.cache import cache
 from tolpack.commands.convert import convert
 from tolpack.commands.demo import demo
 from tolpack.commands.diff import diff
@@ -42,7 +43,7 @@ def main() -> None:
 
 for _command in (
     build, evaluate, generate, lm_eval, study, keys, plan, inspect, verify, rows, diff, bench,
-    convert, edit, merge, split, join, strip, demo,
+    convert, edit, merge, split, join, strip, cache, demo,
 ):  # fmt: skip
     main.add_command(_command)
 
