@@ -22,6 +22,7 @@ FOLDER = DOCS / "commands"
 FURTHER = {
     "build": ["compression.md", "checkpoints.md", "families.md", "scale.md"],
     "eval": ["choosing-settings.md", "checkpoints.md"],
+    "generate": ["checkpoints.md", "transformers.md"],
     "plan": ["compression.md", "families.md", "scale.md"],
     "inspect": ["checkpoints.md", "families.md", "compression.md"],
     "verify": ["integrity.md", "../formats/v1/SPEC.md"],
@@ -35,6 +36,7 @@ FURTHER = {
     "edit": ["editing.md", "../formats/v1/SPEC.md"],
     "merge": ["editing.md", "../formats/v1/SPEC.md"],
     "keys": ["keys.md"],
+    "cache": ["choosing-settings.md", "serving.md"],
     "demo": ["../tolpack/demo/model/README.md"],
 }
 NOTE = "<!-- Made by `python docs/make_command_pages.py`: change the help, not this page. -->"

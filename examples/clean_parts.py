@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 
-from tolpack.calibration.spread_metrics import SUMS_SUFFIX
 from tolpack.container.parts.manifest import PART_SUFFIX
 from tolpack.container.parts.parts_sink import named_files
 from tolpack.storage.folder import Folder
 from tolpack.storage.local_folder import UNFINISHED, LocalFolder
 from tolpack.storage.locations import open_folder
-from tolpack.workspace.jobs import JOB_SUFFIX
+from tolpack.workspace.jobs import JOB_SUFFIX, SUMS_SUFFIX
 
 
 def main() -> None:

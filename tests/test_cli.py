@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = (
     "build",
     "eval",
+    "generate",
     "lm-eval",
     "study",
     "inspect",
@@ -32,6 +33,7 @@ COMMANDS = (
     "edit",
     "merge",
     "keys",
+    "cache",
     "demo",
 )
 

@@ -7,11 +7,13 @@ import click
 import tolpack
 from tolpack.commands.bench import bench
 from tolpack.commands.build import build
+from tolpack.commands.cache import cache
 from tolpack.commands.convert import convert
 from tolpack.commands.demo import demo
 from tolpack.commands.diff import diff
 from tolpack.commands.edit import edit
 from tolpack.commands.evaluate import evaluate
+from tolpack.commands.generate import generate
 from tolpack.commands.inspect import inspect
 from tolpack.commands.join import join
 from tolpack.commands.keys import keys
@@ -40,8 +42,8 @@ def main() -> None:
 
 
 for _command in (
-    build, evaluate, lm_eval, study, keys, plan, inspect, verify, rows, diff, bench, convert, edit,
-    merge, split, join, strip, demo,
+    build, evaluate, generate, lm_eval, study, keys, plan, inspect, verify, rows, diff, bench,
+    convert, edit, merge, split, join, strip, cache, demo,
 ):  # fmt: skip
     main.add_command(_command)
 

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from tolpack.calibration.metric_sums import MetricSums, groups, sum_group
-from tolpack.model.decoder import sample
+from tolpack.model.generation import sample
 from tolpack.model.language_model import LanguageModel
 from tolpack.runtime.scratch import Scratch, SpilledArray
 

@@ -17,7 +17,7 @@ from typing import IO
 import numpy as np
 
 from tolpack.calibration.loss_metrics import LossMetrics
-from tolpack.runtime.disk_cache import cached_file, keep_file, kept_file
+from tolpack.runtime.disk_cache import cached_file, keep_file, kept_file, kept_name
 from tolpack.runtime.scratch import Scratch, SpilledArray
 
 _INTEGER, _SLOPE, _VALUE = np.dtype("<i8"), np.dtype("<f8"), np.dtype("<f4")
@@ -54,7 +54,7 @@ def keep(key: bytes, calibration: LossMetrics) -> Path | None:
 
 
 def _path(key: bytes) -> Path | None:
-    return cached_file(f"calibration-{key.hex()[:32]}.metrics")
+    return cached_file(kept_name("calibration", key.hex()))
 
 
 def _read(file: IO[bytes], size: int, scratch: Scratch) -> LossMetrics | None:

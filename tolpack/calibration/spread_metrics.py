@@ -33,13 +33,12 @@ from tolpack.sources.protocol import TableSource
 from tolpack.storage.folder import Folder
 from tolpack.storage.inputs import open_stream
 from tolpack.storage.locations import absolute
-from tolpack.workspace.jobs import JOB_SUFFIX, OpenJobs, store_job
+from tolpack.workspace.jobs import JOB_SUFFIX, SUMS_SUFFIX, OpenJobs, store_job
 from tolpack.workspace.limits import Limits
 from tolpack.workspace.run_tasks import run_tasks
 from tolpack.workspace.workers import SharedTorchSettings
 from tolpack.workspace.workspace import Workspace
 
-SUMS_SUFFIX = ".sums"
 _READ_BYTES = 1 << 20
 # A process may have several threads that work on tasks.
 _torch_settings = SharedTorchSettings()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,6 +31,20 @@ _EXTRAS = {
 def echo(text: str) -> None:
     """Print lines of a result on standard output."""
     click.echo("\n".join(map(printable, text.split("\n"))))
+
+
+def print_piece(text: str) -> None:
+    """Print a piece of a model's text on standard output at once, as far as it only shows."""
+    click.echo("".join(c if _only_shows(c) else printable(c) for c in text), nl=False)
+
+
+def _only_shows(character: str) -> bool:
+    """Whether it is printable, a space, a joiner within a word, a line end or a tab."""
+    return (
+        character.isprintable()
+        or character in "\n\t\u200c\u200d"
+        or unicodedata.category(character) == "Zs"
+    )
 
 
 class Terminal(Reporter):

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, Self
 
-from tolpack.calibration.spread_metrics import SUMS_SUFFIX
 from tolpack.compress.build_job import BuildJob
 from tolpack.compress.build_parts import MadeParts, make_parts
 from tolpack.compress.encode import encode
@@ -24,7 +23,7 @@ from tolpack.compress.write import PackFile, write
 from tolpack.container.atomic_write import check_output
 from tolpack.container.local_sink import check_unfinished
 from tolpack.container.parts.layout import DEFAULT_PART_SIZE
-from tolpack.container.parts.manifest import MANIFEST_NAME, PART_SUFFIX
+from tolpack.container.parts.manifest import MANIFEST_NAME
 from tolpack.container.parts.part_file import PartWriter
 from tolpack.container.parts.parts_sink import PartsSink
 from tolpack.errors import ConfigError, FileAccessError
@@ -33,10 +32,10 @@ from tolpack.runtime.sizes import parse_bytes
 from tolpack.sources.protocol import TableSource
 from tolpack.storage.folder import Folder
 from tolpack.storage.inputs import InputPath, input_path, local_output
-from tolpack.storage.local_folder import UNFINISHED, LocalFolder
+from tolpack.storage.local_folder import LocalFolder
 from tolpack.storage.locations import Location, local_path, open_folder
 from tolpack.version import PRODUCER
-from tolpack.workspace.jobs import JOB_SUFFIX
+from tolpack.workspace.jobs import is_build_file, parts_folder
 from tolpack.workspace.workspace import Workspace
 
 # Writes the pack of a plan; takes the tables and a workspace, and returns what `write` returns.
@@ -281,11 +280,6 @@ def _default_output(source: InputPath) -> Path:
     return Path(source.parent if isinstance(source, Path) else "", f"{name}.tolpack")
 
 
-def parts_folder(path: Path) -> Path:
-    """Return where the part files of a pack lie until it is one file."""
-    return path.with_name(path.name + ".parts")
-
-
 def _made(
     plan: PackPlan, sources: Sequence[TableSource], folder: Folder, part_bytes: int,
     workspace: Workspace,
@@ -308,8 +302,6 @@ def _remove_parts(folder: LocalFolder) -> None:
     """
     with contextlib.suppress(OSError):
         for path in folder.path.iterdir():
-            if path.suffix in (PART_SUFFIX, JOB_SUFFIX, SUMS_SUFFIX) or path.name.startswith(
-                UNFINISHED
-            ):
+            if is_build_file(path.name):
                 path.unlink(missing_ok=True)
         folder.path.rmdir()

@@ -148,6 +148,23 @@ def take_over(path: Path, marker: bytes = b"", *, known: bool = False) -> Binary
     return file
 
 
+def lock_leftover(path: Path) -> BinaryIO | None:
+    """Open and lock a file that an interrupted writer left; the caller closes it.
+
+    ``None`` if it is gone, if another kind of file is there, or if a process writes it.
+    """
+    try:
+        file = _existing(path)
+    except OSError:
+        return None
+    try:
+        _lock(file, path)
+    except FileAccessError:
+        close(file)
+        return None
+    return file
+
+
 def close(file: BinaryIO) -> None:
     """Close a file of which nothing more is wanted; what cannot be written must not hide why."""
     with contextlib.suppress(OSError):

@@ -46,6 +46,9 @@ _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], np.uint64)
 _SEGMENTS = 16
 _SEGMENT_ENTRIES = 1 << 16
 _MOST_SEGMENTS = 64
+# The folder of a cache within that of other kept files, and the names of a segment's two files.
+FOLDER = "remote"
+BYTES_SUFFIX, ENTRIES_SUFFIX = ".bytes", ".entries"
 # Seconds after which the use of a segment is noted again.
 _NOTED_SECONDS = 10.0
 
@@ -55,7 +58,7 @@ class _Segment:
 
     def __init__(self, path: Path, fd: int) -> None:
         self.path, self.fd = path, fd
-        self.entries_path = path.with_suffix(".entries")
+        self.entries_path = path.with_suffix(ENTRIES_SUFFIX)
         self.size, self.count, self.noted = os.fstat(fd).st_size, 0, 0.0
         weakref.finalize(self, os.close, fd)  # once no thread reads from it
 
@@ -240,7 +243,7 @@ class ExtentCache(ForkSafe):
             return one
         self._folder.mkdir(parents=True, exist_ok=True)
         self._make_room()
-        path = self._folder / f"{uuid.uuid4().hex}.bytes"
+        path = self._folder / f"{uuid.uuid4().hex}{BYTES_SUFFIX}"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._writing = _Segment(path, fd)
         _lock(fd)
@@ -264,9 +267,9 @@ class ExtentCache(ForkSafe):
     def _make_room(self) -> None:
         """Remove the segments that were not used for longest, until a new one fits."""
         found = []
-        for path in self._folder.glob("*.bytes"):
+        for path in self._folder.glob(f"*{BYTES_SUFFIX}"):
             with contextlib.suppress(OSError):
-                state, beside = path.stat(), path.with_suffix(".entries")
+                state, beside = path.stat(), path.with_suffix(ENTRIES_SUFFIX)
                 size = state.st_size + (beside.stat().st_size if beside.exists() else 0)
                 found.append((state.st_mtime_ns, size, path))
         total = sum(size for _, size, _ in found)
@@ -275,7 +278,7 @@ class ExtentCache(ForkSafe):
             if total + self._segment_bytes <= self._budget and left < _MOST_SEGMENTS:
                 break
             path.unlink(missing_ok=True)
-            path.with_suffix(".entries").unlink(missing_ok=True)
+            path.with_suffix(ENTRIES_SUFFIX).unlink(missing_ok=True)
             total, left = total - size, left - 1
         self._load()
 
@@ -285,7 +288,9 @@ class ExtentCache(ForkSafe):
         segments: list[_Segment] = []
         found = [np.zeros(0, _PLACED)]
         with contextlib.suppress(OSError):
-            paths = sorted(self._folder.glob("*.bytes"), key=lambda path: path.stat().st_mtime_ns)
+            paths = sorted(
+                self._folder.glob(f"*{BYTES_SUFFIX}"), key=lambda path: path.stat().st_mtime_ns
+            )
             for path in paths[-_MOST_SEGMENTS:]:
                 with contextlib.suppress(OSError, FileAccessError):
                     one = known.get(path) or _Segment(path, open_regular(path))
@@ -327,7 +332,7 @@ def open_extent_cache(budget: str | int) -> ExtentCache:
         The budget is not understood, or nothing may be kept on this machine.
     """
     size = parse_bytes(budget, "disk_cache", "10GB")
-    folder = cached_file("remote")
+    folder = cached_file(FOLDER)
     if folder is None or not hasattr(os, "pread"):
         why = "TOLPACK_CACHE is 'off'" if folder is None else "this system has no pread"
         raise ConfigError(f"disk_cache is {budget!r}, but {why}: leave one of the two out")

@@ -22,6 +22,7 @@ from tolpack.container.atomic_write import (
     begin_writeback,
     check_output,
     close,
+    is_leftover,
     partial_path,
     publish,
     remove,
@@ -31,12 +32,18 @@ from tolpack.container.atomic_write import (
 from tolpack.container.byte_sink import ByteSink
 from tolpack.container.header import Section
 from tolpack.container.journal import Journal, has_journal, journal_path
+from tolpack.container.preamble import MAGIC
 from tolpack.errors import ConfigError, FileAccessError
 from tolpack.runtime.array_types import Buffer
 from tolpack.runtime.files import sync, sync_folder
 
 # The first bytes of an unfinished pack, where a finished one has its magic.
 _MARKER = b"\x89TOLPART"
+
+
+def is_unfinished_pack(partial: Path) -> bool:
+    """Whether ``NAME.partial`` is of a pack that was not finished: by its mark, or its journal."""
+    return any(is_leftover(partial, mark) for mark in (_MARKER, MAGIC)) or has_journal(partial)
 
 
 def check_unfinished(path: Path, inputs: Iterable[str | Path | None]) -> None:

@@ -19,7 +19,7 @@ import torch
 from tolpack.calibration.calibrate import CalibrationInputs
 from tolpack.evaluation.evaluator import Evaluator, PackScore
 from tolpack.model.text import find_tokenizer
-from tolpack.runtime.disk_cache import cached_file, keep_file, kept_file
+from tolpack.runtime.disk_cache import cached_file, keep_file, kept_file, kept_name
 from tolpack.runtime.progress import Reporter
 from tolpack.sources.identity import file_digest
 from tolpack.storage.inputs import input_path
@@ -111,7 +111,7 @@ class ResultCache:
 
     def _name(self, experiment: object) -> str:
         digest = hashlib.sha256(self._identity + repr(experiment).encode())
-        return f"measured-{digest.hexdigest()[:32]}.json"
+        return kept_name("measurement", digest.hexdigest())
 
 
 def _read(path: Path) -> object:

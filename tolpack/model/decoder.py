@@ -25,6 +25,7 @@ import torch
 from torch.nn import functional as F
 
 from tolpack.errors import CheckpointError, ConfigError
+from tolpack.model.generation import generate
 from tolpack.model.head import VocabularyMatrix, nll, nll_gradient
 from tolpack.model.language_model import Memory, RowChange
 from tolpack.sources.checkpoint.checkpoint import Checkpoint
@@ -309,29 +310,16 @@ class Decoder:
         """See `LanguageModel.check_unchanged`."""
         self._checkpoint.check_unchanged()
 
-    @torch.inference_mode()
     def generate(
         self,
-        prompt: list[int],
+        prompt: Sequence[int],
         max_new_tokens: int,
         *,
         temperature: float = 0.0,
         seed: int = 0,
     ) -> Iterator[int]:
-        """Yield token ids that continue `prompt`: greedy at temperature 0, else sampled.
-
-        The cache grows with the text; positions beyond ``max_position_embeddings`` are computed
-        but were not trained.
-        """
-        if not prompt:
-            raise ConfigError("prompt is empty: give at least one token id")
-        cache = self.new_cache()
-        generator = torch.Generator().manual_seed(seed)
-        ids = torch.tensor([prompt], dtype=torch.int64)
-        for _ in range(max_new_tokens):
-            logits = self(ids, cache)[:, -1]
-            ids = sample(logits, temperature, generator)
-            yield int(ids[0, 0])
+        """Yield token ids that continue `prompt`; see `tolpack.model.generation.generate`."""
+        return generate(self, prompt, max_new_tokens, temperature=temperature, seed=seed)
 
 
 def macs_per_token(config: ModelConfig) -> int:
@@ -340,13 +328,6 @@ def macs_per_token(config: ModelConfig) -> int:
     inner = (config.memory_intermediate_size or 0) + (config.intermediate_size or 0)
     weights = config.num_hidden_layers * hidden * (4 * hidden + 3 * inner)
     return weights + config.vocab_size * hidden
-
-
-def sample(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> torch.Tensor:
-    """Choose one id per row of `logits` (batch, vocab): int64 (batch, 1); greedy at 0."""
-    if temperature <= 0:
-        return logits.argmax(-1, keepdim=True)
-    return torch.multinomial(torch.softmax(logits / temperature, -1), 1, generator=generator)
 
 
 def _load_layer(checkpoint: Checkpoint, compute: torch.dtype, layer: int) -> _Layer:

@@ -117,6 +117,16 @@ class TextTokenizer:
         answer = self._ask(_request("texts", ids, count * _TEXT_SECONDS, count * _TEXT_BYTES))
         return list(json.loads(answer[1]))
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of token ids, without special tokens and with U+FFFD for bad UTF-8."""
+        ids, count = json.dumps(list(map(int, token_ids))).encode(), len(token_ids)
+        request = _request("decode", ids, count * _TEXT_SECONDS, count * _TEXT_BYTES)
+        return self._ask(request)[1].decode()
+
+    def special_tokens(self) -> dict[str, int]:
+        """Return the ids of the special tokens, such as ``</s>``, by their spelling."""
+        return dict(json.loads(self._ask(_request("special", b"", 0, 0))[1]))
+
     def _ask(self, request: Request) -> Answer:
         try:
             return self._worker.ask(request)

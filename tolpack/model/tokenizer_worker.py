@@ -36,6 +36,16 @@ class TokenizerHandlers:
         """Answer the texts of a JSON list of token ids."""
         return {}, json.dumps([self._text(token_id) for token_id in json.loads(body)]).encode()
 
+    def decode(self, values: dict[str, Any], body: bytes) -> Answer:
+        """Answer the text of a JSON list of token ids in UTF-8, without special tokens."""
+        return {}, self._tokenizer.decode(json.loads(body)).encode()
+
+    def special(self, values: dict[str, Any], body: bytes) -> Answer:
+        """Answer a JSON object: the id of each special token by its spelling."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        found = {one.content: number for number, one in added.items() if one.special}
+        return {}, json.dumps(found).encode()
+
     def _text(self, token_id: int) -> str | None:
         known = 0 <= token_id < 1 << 32
         spelled = self._tokenizer.id_to_token(token_id) if known else None
@@ -51,7 +61,10 @@ class TokenizerHandlers:
 
     def table(self) -> dict[str, Handler]:
         """Return the handlers by name."""
-        return {"load": self.load, "size": self.size, "encode": self.encode, "texts": self.texts}
+        return {
+            "load": self.load, "size": self.size, "encode": self.encode, "texts": self.texts,
+            "decode": self.decode, "special": self.special,
+        }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -19,8 +19,18 @@ from typing import IO, BinaryIO
 from tolpack.runtime.files import open_stream
 
 _VARIABLE = "TOLPACK_CACHE"
+# What is kept, by kind: how the names begin and end; between them stand 32 digits of a hash.
+KEPT_NAMES = {"calibration": ("calibration-", ".metrics"), "measurement": ("measured-", ".json")}
+# Names of files that are being written begin so.
+UNFINISHED = ".tolpack-unfinished-"
 _DIGEST_BYTES = 32
 _COPY_BYTES = 1 << 20
+
+
+def kept_name(kind: str, digest: str) -> str:
+    """Return the name of a file of a kind of `KEPT_NAMES`; `digest` has 32 hex digits or more."""
+    begin, end = KEPT_NAMES[kind]
+    return f"{begin}{digest[:32]}{end}"
 
 
 def cached_file(name: str) -> Path | None:
@@ -41,7 +51,8 @@ def keep_file(path: Path, write: Callable[[IO[bytes]], object]) -> bool:
     """Have `write` write the file, whole or not at all; false if it could not be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        with tempfile.NamedTemporaryFile(prefix=UNFINISHED, dir=path.parent, delete=False) as file:
+            _lock(file.fileno())
             try:
                 write(file)
                 file.flush()
@@ -75,6 +86,14 @@ def kept_file(path: Path) -> Iterator[tuple[BinaryIO, int] | None]:
         except OSError:
             whole = False
         yield (file, size) if whole else None
+
+
+def _lock(fd: int) -> None:
+    """Mark a file as being written, until it is closed, where the system has locks."""
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _digest(name: str, file: IO[bytes], size: int | None) -> tuple[bytes, int]:

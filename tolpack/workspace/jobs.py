@@ -11,23 +11,42 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import pickle
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from tolpack.container.parts.manifest import PART_SUFFIX
 from tolpack.errors import ConfigError, FileAccessError
 from tolpack.storage.folder import AlreadyExistsError, Folder, NoSuchFileError
+from tolpack.storage.local_folder import UNFINISHED
 from tolpack.storage.locations import open_folder
 from tolpack.version import PRODUCER
 
-JOB_SUFFIX = ".job"
+JOB_SUFFIX, SUMS_SUFFIX, PARTS_SUFFIX = ".job", ".sums", ".parts"
+_HASH = "[0-9a-f]{64}"
+_BUILD_FILE = re.compile(
+    rf"{_HASH}({re.escape(PART_SUFFIX)}|{re.escape(JOB_SUFFIX)}|-\d+-{_HASH}{re.escape(SUMS_SUFFIX)})"
+    rf"|{re.escape(UNFINISHED)}.*"
+)
 # Jobs that a process keeps opened: that of a build, and that of its next plan.
 _KEPT_JOBS = 2
 # A job holds an order of tokens and matrices of all layers: far below this.
 _MOST_JOB_BYTES = 1 << 36
 # Stands before the pickled job: those of another version may mean something else.
 _PRODUCER_LINE = f"{PRODUCER}\n".encode()
+
+
+def parts_folder(path: Path) -> Path:
+    """Return where the part files of a pack lie until it is one file."""
+    return path.with_name(path.name + PARTS_SUFFIX)
+
+
+def is_build_file(name: str) -> bool:
+    """Whether a file in a folder of part files has a name that builds give, finished or not."""
+    return _BUILD_FILE.fullmatch(name) is not None
 
 
 def store_job(job: object, folder: Folder) -> str:
