@@ -99,7 +99,7 @@ def test_pickle_with_code_is_refused_and_not_run(tmp_path, kind):
         path.write_bytes(pickle.dumps(Payload(mark)))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
-    with pytest.raises(CheckpointError, match=r"evil\.pt.*weights_only.*safetensors"):
+    with pytest.raises(CheckpointError, match=r"evil\.pt.*can run code.*safetensors"):
         open_checkpoint(path)
     assert not mark.exists()
 
@@ -374,6 +374,9 @@ def test_absent_and_unknown_paths_say_what_is_expected(tmp_path):
         open_source(tmp_path)
     other = tmp_path / "model.gguf"
     other.write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="is a text file, expected a checkpoint"):
+        open_source(other)
+    other.write_bytes(b"\xff\x00")
     with pytest.raises(ConfigError, match="expected .pt, .pth, .safetensors, or a folder"):
         open_source(other)
 

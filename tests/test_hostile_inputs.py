@@ -479,5 +479,5 @@ def test_many_tensors_are_opened_within_memory(tmp_path):
 def test_pickles_of_other_programs_are_refused(tmp_path):
     """A pickle that is not a checkpoint gives the error that says how to save one."""
     (tmp_path / "a.pt").write_bytes(pickle.dumps({"a": [1, 2]}))
-    with pytest.raises(CheckpointError, match="save a plain state dict"):
+    with pytest.raises(CheckpointError, match="save a state dict alone"):
         TorchFile(tmp_path / "a.pt")

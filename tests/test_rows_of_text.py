@@ -150,7 +150,7 @@ def test_wrong_calls_say_what_to_give(folder, tmp_path):
         ((alone, "--text", "", *tokenizer), 1, "no tokens"),
         ((alone, "--text", "a\udcff", *tokenizer), 1, "the text is not valid UTF-8"),
         ((small, "--text", "!cat", *tokenizer), 1, "but the pack has 50 tokens: use the tokenizer"),
-        ((tmp_path / "t.npy", "--text", "cat", *tokenizer), 1, "bad-magic"),
+        ((tmp_path / "t.npy", "--text", "cat", *tokenizer), 1, "t.npy is a .npy array, not a p"),
     ]:
         result = run(*args)
         assert (result.exit_code, result.stdout) == (code, ""), result.output

@@ -33,14 +33,19 @@ class FormatError(TolpackError):
         Where in the file: a field, a section or a byte offset.
     found, expected : object
         What was read and what the format asks for.
+    sentence : str, optional
+        The message, in place of one that is made of the others.
     """
 
-    def __init__(self, code: str, place: str, found: object, expected: object) -> None:
+    def __init__(
+        self, code: str, place: str, found: object, expected: object, sentence: str | None = None
+    ) -> None:
         self.code = code
         self.place = place
         self.found = found
         self.expected = expected
-        super().__init__(f"{code}: {place}: found {_short(found)}, expected {_short(expected)}")
+        made = f"{code}: {place}: found {_short(found)}, expected {_short(expected)}"
+        super().__init__(made if sentence is None else sentence)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Errors of other processes come as what they were."""

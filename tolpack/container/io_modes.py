@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tolpack.container.byte_source import ByteSource
 from tolpack.container.direct_file import DirectFile
+from tolpack.container.file_kind import model_id_hint, not_a_pack_folder
 from tolpack.container.local_file import AutoFile, LocalFile, MappedFile, PreadFile, ResidentFile
 from tolpack.container.parts.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, parse_manifest
 from tolpack.container.parts.parts_source import PartsSource
@@ -66,10 +67,9 @@ def _open_local(path: Path, kind: type[LocalFile]) -> ByteSource:
     if os.path.isdir(path):  # unlike Path.is_dir, it raises for no path
         manifest = path / MANIFEST_NAME
         if not manifest.is_file():
-            raise FileAccessError(
-                f"folder {path} holds no {MANIFEST_NAME}: it is not a pack in parts, or its build "
-                "did not finish"
-            )
+            raise FileAccessError(not_a_pack_folder(path))
+    elif not os.path.exists(path) and model_id_hint(path):
+        raise FileAccessError(f"pack {path} does not exist{model_id_hint(path)}")
     elif path.suffix != ".json" or not is_json(path):
         return kind(str(path))  # without memory, os.open refuses a Path by a TypeError
     found = parse_manifest(read_whole(manifest, MAX_MANIFEST_BYTES))

@@ -20,6 +20,7 @@ from tolpack.container.byte_source import ByteSource, Extent, FetchCounts
 from tolpack.container.chunk_view import chunk_views
 from tolpack.container.coders import Coders
 from tolpack.container.crc import TABLE_PLACES, compare, crc32, low_bytes, place_checksum
+from tolpack.container.file_kind import not_a_pack
 from tolpack.container.header import Header, Section, Table, parse_header
 from tolpack.container.header_checks import check_header
 from tolpack.container.index import FRAMES_PER_INDEX_BLOCK, decode_index_block, index_block_extent
@@ -35,6 +36,8 @@ T = TypeVar("T")
 _ARRAY_BYTES = 4 << 20
 # Such reads of a remote array that are on their way at the same time.
 _ARRAYS_AHEAD = 4
+# Codes of errors that files of other kinds give at opening.
+_OF_OTHER_FILES = ("bad-magic", "truncated", "manifest")
 
 
 @dataclass(slots=True)
@@ -100,10 +103,11 @@ class Container(ForkSafe):
         try:
             return cls.read_from(open_byte_source(path, io, disk_cache), checksums=checksums)
         except FormatError as error:
-            if error.code != "bad-magic":
+            sentence = not_a_pack(path) if error.code in _OF_OTHER_FILES else None
+            if sentence is None:
                 raise
-            expected = f"{error.expected}: `tolpack build` makes packs of checkpoints and tables"
-            raise FormatError(error.code, f"{path}, preamble", error.found, expected) from error
+            place = f"{path}, {error.place}"
+            raise FormatError(error.code, place, error.found, error.expected, sentence) from error
 
     @classmethod
     def read_from(cls, source: ByteSource, *, checksums: bool = True) -> Container:

@@ -7,9 +7,20 @@ file that people do give gets an error that names it and says what to give inste
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
+from tolpack.container.file_kind import (
+    GGUF,
+    GGUF_MAGIC,
+    MANIFEST,
+    PACK,
+    PART_FILE,
+    TORCH_SUFFIXES,
+    ZIP,
+    FileKind,
+    file_kind,
+    model_id_hint,
+)
 from tolpack.container.parts.manifest import MANIFEST_NAME
 from tolpack.container.preamble import MAGIC
 from tolpack.errors import CheckpointError
@@ -17,47 +28,57 @@ from tolpack.storage.inputs import InputPath, input_path, open_stream
 from tolpack.storage.locations import Location
 from tolpack.storage.remote_path import HTTP_NAMES, RemotePath
 
-TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 CHECKPOINT_SUFFIXES = (*TORCH_SUFFIXES, ".safetensors")
-_FILE_SUFFIXES = (*CHECKPOINT_SUFFIXES, ".npy", ".h5", ".hdf5", ".gguf", ".tolpack", ".pkl")
 _EXPECTED = "expected a checkpoint (.safetensors, .pt, .pth, or a folder with config.json)"
-_GGUF = b"GGUF"
-# Any protocol since 2 (Python 2.3) begins so.
-_PICKLE = re.compile(rb"\x80[\x02-\x05]")
-_MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def check_input(path: InputPath) -> None:
-    """Refuse a file that is neither a checkpoint nor a table, and say what to give instead.
+    """Refuse what is neither a checkpoint nor a table, and say what it is and what to give instead.
 
-    Folders and unreadable files pass: opening them gives an error of its own.
+    Folders of other things, unreadable files and unknown bytes pass: opening them gives an error of
+    its own. So do archives named as torch names its files, whose entries may have any order.
 
     Raises
     ------
     CheckpointError
-        The path does not exist, as where it is the id of a model; or it is a pack, a GGUF file, or
-        a pickle under another suffix than those of ``torch.save``.
+        The path does not exist, as where it is the id of a model; or it is of another kind, or its
+        name is one of another kind.
     """
     if not path.exists():
-        hint = _model_id_hint(path) if isinstance(path, Path) else _remote_hint(path)
+        hint = model_id_hint(path) if isinstance(path, Path) else _remote_hint(path)
         raise CheckpointError(f"checkpoint {path} does not exist{hint}")
-    start = _first_bytes(path)
-    if start == MAGIC:
-        raise CheckpointError(
-            f"{path} is a pack, {_EXPECTED} or a plain table: tolpack inspect {path} shows what it "
-            f"holds, and tolpack eval CHECKPOINT {path} measures it"
+    if isinstance(path, Path) and path.is_dir():
+        if is_pack(path):
+            raise CheckpointError(f"{path} is the folder of a pack, {_pack_remedy(path)}")
+        return
+    kind = file_kind(path)
+    archive = kind is ZIP and path.suffix in TORCH_SUFFIXES
+    known = kind is not None and path.suffix in kind.suffixes and kind is not GGUF
+    if kind is not None and not known and not archive:
+        raise CheckpointError(f"{path} is {kind.name}, {_remedy(kind, path)}")
+
+
+def _remedy(kind: FileKind, path: InputPath) -> str:
+    """Say what was expected in place of a file, and what to do."""
+    if kind in (PACK, MANIFEST):
+        return _pack_remedy(path)
+    if kind is PART_FILE:
+        return f"{_EXPECTED}: give the checkpoint that the pack was made from"
+    if kind is GGUF:
+        return (
+            f"{_EXPECTED}: only tables are read from GGUF files (tolpack build {path}); for the "
+            "model, give the safetensors checkpoint that it was converted from"
         )
-    if start.startswith(_GGUF):
-        raise CheckpointError(
-            f"{path} is a GGUF file, {_EXPECTED}: only tables are read from GGUF files (tolpack "
-            f"build {path}); for the model, give the safetensors checkpoint that it was converted "
-            "from"
-        )
-    if _PICKLE.match(start) and path.suffix not in CHECKPOINT_SUFFIXES:
-        raise CheckpointError(
-            f"{path} is a pickle, {_EXPECTED}: pickles can run code and are not read; save the "
-            "state dict as .safetensors, or with torch.save as .pt"
-        )
+    if kind.suffixes:
+        return f"and its name does not say so: rename it to end in {kind.suffixes[0]}"
+    return f"{_EXPECTED}{kind.advice and ': '}{kind.advice}"
+
+
+def _pack_remedy(path: InputPath) -> str:
+    return (
+        f"{_EXPECTED} or a plain table: give the checkpoint that it was made from; tolpack inspect "
+        f"{path} shows what it holds, and tolpack eval CHECKPOINT {path} measures it"
+    )
 
 
 def is_pack(path: Location | RemotePath) -> bool:
@@ -76,7 +97,7 @@ def is_pack(path: Location | RemotePath) -> bool:
 
 def is_gguf(path: Location | RemotePath) -> bool:
     """Whether a file begins as GGUF files do."""
-    return _first_bytes(path).startswith(_GGUF)
+    return _first_bytes(path).startswith(GGUF_MAGIC)
 
 
 def _first_bytes(path: Location | RemotePath, count: int = len(MAGIC)) -> bytes:
@@ -93,14 +114,3 @@ def _remote_hint(path: RemotePath) -> str:
     if not path.is_http:
         return ", and holds no files"
     return f": as a folder it would have one of {', '.join(HTTP_NAMES)}, as HTTP cannot list it"
-
-
-def _model_id_hint(path: Path) -> str:
-    """Say how to download a model, if `path` looks like its id, such as ``org/name``."""
-    shaped = _MODEL_ID.fullmatch(path.as_posix()) and path.suffix not in _FILE_SUFFIXES
-    if not shaped or path.parent.exists():
-        return ""
-    return (
-        f": if it is a model id, download it first (hf download {path.as_posix()} --local-dir "
-        f"{path.name}) and give the folder {path.name}"
-    )

@@ -126,9 +126,9 @@ def _check_old(file: BufferedReader, most: int) -> None:
     size = os.fstat(file.fileno()).st_size
     stream = io.BytesIO(file.read(most))
     if stream.getvalue()[:1] != pickle.PROTO:
-        raise ValueError("it begins as no file of torch does")
+        raise ValueError("it does not begin as files of torch do")
     if _Reader(stream).load() != _OLD_MAGIC:
-        raise ValueError("it is a pickle, but none that torch.save wrote")
+        raise ValueError("it is a pickle, but not one that torch.save wrote")
     for _ in ("protocol version", "system"):
         _Reader(stream).load()
     reader = _Reader(stream)

@@ -19,8 +19,12 @@ from tolpack.sources.checkpoint.torch_archive import check_archive
 
 # Where trainers put the state dict in what they save.
 _STATE_KEYS = ("model", "state_dict", "model_state_dict", "module")
-# How torch's loader names what it will not make.
-_REFUSED = re.compile(r"\bGLOBAL ([\w.]+)")
+# How torch's loader names what it will not make, and how its own advice begins.
+_REFUSED = re.compile(
+    r"\b(?:GLOBAL|class|function|got) (?:<(?:class|function) )?'?([a-z_][\w.]*\.\w+)"
+)
+_ADVICE = "Weights only load failed"
+_DAMAGE = re.compile(r"Unsupported operand \d+|String is too long|negative argument")
 
 
 class TorchFile:
@@ -139,17 +143,29 @@ def _info(tensor: torch.Tensor, path: Path) -> TensorInfo:
 
 
 def _refusal(path: Path, error: Exception) -> CheckpointError:
+    """Say what a file holds that is not loaded, or why it is not read.
+
+    Torch's own message is long, and advises to run what the pickle says (``weights_only=False``).
+    """
+    text = str(error).strip()
+    refused, damage = _REFUSED.search(text), _DAMAGE.search(text)
+    if refused is not None or (_ADVICE in text and damage is None):
+        return CheckpointError(
+            f"{path} holds {_object(refused[1][:100] if refused else None)}, which tolpack does "
+            "not load, because unpickling can run code: save the state dict alone "
+            "(torch.save(model.state_dict(), NAME)), or convert it to .safetensors"
+        )
+    reason = damage[0] if damage else (text.splitlines() or [type(error).__name__])[0][:200]
     return CheckpointError(
-        f"{path} cannot be loaded with weights_only=True ({_reason(error)}): it is cut off, or "
-        "no checkpoint, or holds more than tensors: copy it anew, save a plain state dict, or "
-        f"convert it to .safetensors{lfs_hint(path)}"
+        f"{path} cannot be read as a torch file ({reason}): it is cut off, or not a checkpoint: "
+        "copy it again, save a state dict alone with torch.save, or convert it to .safetensors"
+        f"{lfs_hint(path)}"
     )
 
 
-def _reason(error: Exception) -> str:
-    """The class or function that torch's loader refused, or the first line of what it says."""
-    text = str(error).strip()
-    refused = _REFUSED.search(text)
-    if refused is not None:
-        return f"it holds {refused[1][:100]}, which is not a tensor"
-    return (text.splitlines() or [type(error).__name__])[0][:200]
+def _object(name: str | None) -> str:
+    """What is pickled, by the name that torch refused: of a class, or else of a function."""
+    if name is None:
+        return "pickled objects beside its tensors"
+    kind = "object of class" if name.rpartition(".")[2][:1].isupper() else "call of"
+    return f"a pickled {kind} {name}"
