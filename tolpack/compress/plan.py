@@ -23,6 +23,7 @@ from tolpack.codecs.ans.record_coder import RecordCoder
 from tolpack.codecs.encodings import CoderSettings, Encoding
 from tolpack.codecs.frames import LEVEL
 from tolpack.codecs.record import RecordLayout
+from tolpack.compress.measured_loss import MeasuredLoss
 from tolpack.compress.settings import BuildSettings, dropped_fields
 from tolpack.container.header import Chunk, Field, Section, Table
 from tolpack.container.ngram_header import NGrams
@@ -120,7 +121,9 @@ class Plan:
     number; ``chunks`` are runs of slots and refer to ``encodings``; ``encoder`` turns rows into
     records; ``header_room``: bytes kept for the header; ``predicted_bytes``: of a file of this
     table alone; ``size_limit``: bytes of that file at most, and ``reserve_bytes``: the sum of what
-    earlier plans came out over it. ``number``: which table of the pack it is.
+    earlier plans came out over it. ``number``: which table of the pack it is. ``measured``: what it
+    costs on a part of the calibration text, where the model was run; no byte of the sections
+    depends on it.
     """
 
     key: bytes
@@ -136,6 +139,7 @@ class Plan:
     size_limit: int | None = None
     reserve_bytes: int = 0
     number: int = 0
+    measured: MeasuredLoss | None = None
 
     @property
     def digest(self) -> int:
@@ -242,6 +246,7 @@ class Plan:
             "arrays": arrays,
             "encodings": [asdict(encoding) for encoding in self.encodings],
             "chunks": [asdict(chunk) for chunk in self.chunks],
+            "measured": None if self.measured is None else self.measured.to_json(),
         }
 
 
@@ -272,6 +277,11 @@ class PackPlan:
     def predicted_bytes(self) -> int:
         """Of the whole file, about."""
         return sum(plan.predicted_bytes for plan in self.tables)
+
+    @property
+    def measured(self) -> MeasuredLoss | None:
+        """What the pack costs, where it was measured: that of its table, if there is one alone."""
+        return self.tables[0].measured if len(self.tables) == 1 else None
 
     @property
     def size_limit(self) -> int | None:
