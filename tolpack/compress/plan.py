@@ -28,6 +28,7 @@ from tolpack.container.header import Chunk, Field, Section, Table
 from tolpack.container.ngram_header import NGrams
 from tolpack.container.planned_sections import section_alignment
 from tolpack.container.preamble import VERSION
+from tolpack.container.provenance import Provenance
 from tolpack.container.token_chunks import MOST_CHUNKS, map_bytes, pack_numbers
 from tolpack.errors import ConfigError
 from tolpack.runtime.array_types import Bytes, Ints
@@ -120,7 +121,8 @@ class Plan:
     number; ``chunks`` are runs of slots and refer to ``encodings``; ``encoder`` turns rows into
     records; ``header_room``: bytes kept for the header; ``predicted_bytes``: of a file of this
     table alone; ``size_limit``: bytes of that file at most, and ``reserve_bytes``: the sum of what
-    earlier plans came out over it. ``number``: which table of the pack it is.
+    earlier plans came out over it. ``number``: which table of the pack it is. ``provenance`` is the
+    whole pack's, at its first table.
     """
 
     key: bytes
@@ -136,6 +138,7 @@ class Plan:
     size_limit: int | None = None
     reserve_bytes: int = 0
     number: int = 0
+    provenance: Provenance | None = None
 
     @property
     def digest(self) -> int:
@@ -177,7 +180,7 @@ class Plan:
         )  # fmt: skip
         return replace(
             self, arrays=tuple(self.arrays[n] for n in used), encodings=encodings,
-            order=replace(self.order, counts=None),
+            order=replace(self.order, counts=None), provenance=None,
         )  # fmt: skip
 
     def placed_encodings(self, first_section: int) -> list[Encoding]:
@@ -263,10 +266,15 @@ class PackPlan:
     @property
     def digest(self) -> int:
         """Tells plans of one key apart, as `Plan.digest`."""
-        digest = 0
+        digest = self.header_room  # what was written begins behind it
         for plan in self.tables:
             digest = (31 * digest + plan.digest) % 2**64
         return digest
+
+    @property
+    def provenance(self) -> Provenance:
+        """What the pack is made from, and how."""
+        return self.tables[0].provenance or Provenance()
 
     @property
     def predicted_bytes(self) -> int:
@@ -302,7 +310,7 @@ class PlanInputs:
     ``kept``: numbers of the fields that are stored, ascending; ``ranks``: one per field (``None``:
     no basis), or ``None`` as a whole where they are chosen by loss; ``size_limit``: bytes of
     ``--size`` that the table may take; ``width``: values of each field, where they have a basis or
-    ``--bits auto``.
+    ``--bits auto``; ``provenance`` is the whole pack's, at its first table.
     """
 
     source: TableSource
@@ -313,6 +321,7 @@ class PlanInputs:
     ranks: tuple[int | None, ...] | None
     size_limit: int | None
     width: int
+    provenance: Provenance | None = None
 
     @classmethod
     def of(
@@ -322,6 +331,7 @@ class PlanInputs:
         settings: BuildSettings,
         workspace: Workspace,
         size_limit: int | None,
+        provenance: Provenance | None = None,
     ) -> PlanInputs:
         """Resolve and check the settings for the table.
 
@@ -341,7 +351,9 @@ class PlanInputs:
             raise ConfigError("fields have different multipliers, but a pack has one for all")
         ranks = settings.ranks.for_layers(layers, min(*widths, source.rows))
         kept = tuple(n for n in range(layers) if n not in dropped)
-        return cls(source, stats, settings, workspace, kept, ranks, size_limit, max(widths))
+        return cls(
+            source, stats, settings, workspace, kept, ranks, size_limit, max(widths), provenance
+        )
 
     @property
     def key(self) -> bytes:

@@ -22,6 +22,7 @@ from tolpack.compress.fixed.encoding_choice import (
 from tolpack.compress.frame_choice import chunk_sizes
 from tolpack.compress.header_size import estimate_header_room
 from tolpack.compress.lossless.planner import lossless_encodings, measure_planes
+from tolpack.compress.made_from import provenance_room
 from tolpack.compress.settings import dropped_fields, parse_bits, parse_drop, parse_rank
 from tolpack.container.header import Field, Table
 from tolpack.container.ngram_header import NGrams
@@ -255,8 +256,9 @@ def _predicted(
         ngrams=None if ngrams is None else NGrams.of(ngrams),
     )  # fmt: skip
     header = PREAMBLE_BYTES + estimate_header_room(
-        len(fields), len(raw.fields), len(chunks), has_basis=has_basis, table=described
-    )
+        len(fields), len(raw.fields), len(chunks), has_basis=has_basis, table=described,
+        provenance=provenance_room([source.name], len(fields)),
+    )  # fmt: skip
     sections = [*arrays, *map(math.ceil, chunk_sizes(chunks, raw, framed, saved))]
     total = header + sum(align(size, SECTION_ALIGNMENT) for size in sections[:-1]) + sections[-1]
     fp16 = 2 * source.rows * sum(field.width for field in fields)

@@ -115,7 +115,7 @@ class EntropyCodedPlanner:
             inputs.key, inputs.source.fingerprint(), order,
             sections.table, sections.arrays(), encodings, tuple(chunks), encoder,
             self._header(candidate, sections).room_bytes, self._file_bytes(candidate, sections),
-            inputs.size_limit, reserve_bytes,
+            inputs.size_limit, reserve_bytes, provenance=inputs.provenance,
         )  # fmt: skip
 
     # ---- choosing a candidate --------------------------------------------------------------------
@@ -320,7 +320,10 @@ class EntropyCodedPlanner:
     def _header(self, candidate: Candidate, sections: CodedSections) -> PlannedHeader:
         """The header to come; sections of arrays in the order of the file."""
         encodings, numbers = self._encodings(candidate, sections)
-        return PlannedHeader(sections.table, self.spans, encodings, numbers, sections.planned())
+        return PlannedHeader(
+            sections.table, self.spans, encodings, numbers, sections.planned(),
+            self.inputs.provenance,
+        )  # fmt: skip
 
     def _encodings(
         self, candidate: Candidate, sections: CodedSections
