@@ -27,16 +27,13 @@ def provenance_of(
     texts = [one.text for one in stats if one.text is not None]
     tokenizers = [one.tokenizer for one in stats if one.tokenizer is not None]
     counts = [one.frequencies for one in stats if one.frequencies is not None]
-    weights = replaced_weights(sources)
-    is_ffn = any(one.ffn_bytes is not None for one in sources)
-    return Provenance(
+    return replace(
+        replaced_by_pack(sources),
         checkpoint=table_digests(sources),
         options=_options(settings, sources),
         calibration=texts[0] if texts else None,
         tokenizer=tokenizers[0] if tokenizers else None,
         frequencies=_joined(counts),
-        memory_ffns=weights if is_ffn else None,
-        stored_table=None if is_ffn else weights,
     )
 
 
@@ -54,8 +51,15 @@ def provenance_room(names: Sequence[str], layers: int) -> int:
     return _ROOM + digest_room(names) + _LAYER_ROOM * layers
 
 
-def replaced_weights(sources: Sequence[TableSource]) -> StoredWeights | None:
+def replaced_by_pack(sources: Sequence[TableSource]) -> Provenance:
     """Return the weights that a pack of all tables stands for, if of every table there are any."""
+    weights = _replaced_weights(sources)
+    if any(one.ffn_bytes is not None for one in sources):
+        return Provenance(memory_ffns=weights)
+    return Provenance(stored_table=weights)
+
+
+def _replaced_weights(sources: Sequence[TableSource]) -> StoredWeights | None:
     found = [one.replaced for one in sources]
     known = [one for one in found if one is not None]
     if len(known) < len(found):

@@ -90,6 +90,17 @@ class Provenance:
     measured: Mapping[str, Setting] = field(default_factory=dict)
     edited: bool = False
 
+    def weight_bytes(self) -> dict[str, int | None]:
+        """Return the bytes of what the pack replaces, as results have them in JSON: memory FFNs as
+        stored and in 16 bits, or tables as stored.
+        """
+        ffns, table = self.memory_ffns, self.stored_table
+        return {
+            "ffn_bytes": None if ffns is None else ffns.bytes,
+            "ffn_bytes_16": None if ffns is None else ffns.bytes_16,
+            "table_bytes": None if table is None else table.bytes,
+        }
+
     @property
     def replaced(self) -> StoredWeights | None:
         """The weights that the pack replaces, whatever they are."""
@@ -113,8 +124,13 @@ class Provenance:
 
     @classmethod
     def parse(cls, text: str | None) -> Provenance:
-        """Return what a header's text says; a part that is not as expected is absent."""
-        value = _object(None if text is None else json.loads(text))
+        """Return what a header's text says, as `of` does."""
+        return cls.of(None if text is None else json.loads(text))
+
+    @classmethod
+    def of(cls, found: object) -> Provenance:
+        """Return what JSON says; a part that is not as expected is absent."""
+        value = _object(found)
         return cls(
             checkpoint={
                 name: str(digest) for name, digest in _object(value.get("checkpoint")).items()

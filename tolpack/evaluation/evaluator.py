@@ -42,7 +42,8 @@ class Baseline:
     """Score of the checkpoint itself.
 
     ``nll_nats`` is per token; ``ffn_bytes`` are those of the memory FFNs as stored, ``None`` for a
-    dense model. With several texts: ``by_text`` on each of them, whose name is ``text``.
+    dense model, and ``ffn_bytes_16`` in 16 bits; ``table_bytes`` those of a table that the
+    checkpoint stores. With several texts: ``by_text`` on each of them, whose name is ``text``.
     """
 
     ppl: float
@@ -52,6 +53,8 @@ class Baseline:
     ffn_bytes: int | None
     text: str = ""
     by_text: tuple[Baseline, ...] = ()
+    ffn_bytes_16: int | None = None
+    table_bytes: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -94,6 +97,8 @@ class PackScore:
     text: str = ""
     by_text: tuple[PackScore, ...] = ()
     edits: tuple[str, ...] = ()
+    ffn_bytes_16: int | None = None
+    table_bytes: int | None = None
 
     @property
     def name(self) -> str:
@@ -253,8 +258,10 @@ class Evaluator:
             score.ppl_se,
             score.mean_nll_nats,
             score.total_tokens,
-            self.subject.ffn_bytes,
+            self.subject.weight_bytes["ffn_bytes"],
             text,
+            ffn_bytes_16=self.subject.weight_bytes["ffn_bytes_16"],
+            table_bytes=self.subject.weight_bytes["table_bytes"],
         )
 
     @property
@@ -373,7 +380,7 @@ class Evaluator:
         return read, {
             "path": str(path),
             "edits": pack.edit_files,
-            "ffn_bytes": self.subject.ffn_bytes,
+            **self.subject.weight_bytes,
             "bytes": pack.nbytes,
             "ratio_fp16": ratio_fp16(pack.container),
             "bits_per_weight": bits_per_weight(pack.container),
