@@ -401,14 +401,14 @@ def test_a_loss_is_met_though_it_is_measured_with_noise(start, noise):
     def measure(step):
         return 0.4 * step**1.7 * math.exp(noise * math.sin(1e4 * step)), 0.01
 
-    found = search_loss(lambda step: step, measure, 1.0, start, Reporter())
+    found, _ = search_loss(lambda step: step, measure, 1.0, start, Reporter())
     assert measure(found)[0] <= 1.0
     assert measure(found * 1.15)[0] > 1.0
 
 
 def test_a_loss_below_zero_is_no_obstacle():
     """Fine steps may come out better than the model itself."""
-    found = search_loss(lambda s: s, lambda s: (s**2 - 0.05, 0.01), 0.5, 0.01, Reporter())
+    found, _ = search_loss(lambda s: s, lambda s: (s**2 - 0.05, 0.01), 0.5, 0.01, Reporter())
     assert 0.4 <= found**2 - 0.05 <= 0.5
 
 

@@ -23,12 +23,13 @@ from tolpack.codecs.ans.record_coder import RecordCoder
 from tolpack.codecs.encodings import CoderSettings, Encoding
 from tolpack.codecs.frames import LEVEL
 from tolpack.codecs.record import RecordLayout
+from tolpack.compress.measured_loss import MeasuredLoss
 from tolpack.compress.settings import BuildSettings, dropped_fields
 from tolpack.container.header import Chunk, Field, Section, Table
 from tolpack.container.ngram_header import NGrams
 from tolpack.container.planned_sections import section_alignment
 from tolpack.container.preamble import VERSION
-from tolpack.container.provenance import Provenance
+from tolpack.container.provenance import Provenance, finite_settings
 from tolpack.container.token_chunks import MOST_CHUNKS, map_bytes, pack_numbers
 from tolpack.errors import ConfigError
 from tolpack.runtime.array_types import Bytes, Ints
@@ -121,8 +122,9 @@ class Plan:
     number; ``chunks`` are runs of slots and refer to ``encodings``; ``encoder`` turns rows into
     records; ``header_room``: bytes kept for the header; ``predicted_bytes``: of a file of this
     table alone; ``size_limit``: bytes of that file at most, and ``reserve_bytes``: the sum of what
-    earlier plans came out over it. ``number``: which table of the pack it is. ``provenance`` is the
-    whole pack's, at its first table.
+    earlier plans came out over it. ``number``: which table of the pack it is. ``measured``: what it
+    costs on a part of the calibration text, where the model was run; no byte of the sections
+    depends on it. ``provenance`` is the whole pack's, at its first table.
     """
 
     key: bytes
@@ -138,6 +140,7 @@ class Plan:
     size_limit: int | None = None
     reserve_bytes: int = 0
     number: int = 0
+    measured: MeasuredLoss | None = None
     provenance: Provenance | None = None
 
     @property
@@ -245,6 +248,7 @@ class Plan:
             "arrays": arrays,
             "encodings": [asdict(encoding) for encoding in self.encodings],
             "chunks": [asdict(chunk) for chunk in self.chunks],
+            "measured": None if self.measured is None else self.measured.to_json(),
         }
 
 
@@ -273,13 +277,21 @@ class PackPlan:
 
     @property
     def provenance(self) -> Provenance:
-        """What the pack is made from, and how."""
-        return self.tables[0].provenance or Provenance()
+        """What the pack is made from, how, and what its only table was measured to cost."""
+        made_from, measured = self.tables[0].provenance or Provenance(), self.tables[0].measured
+        if measured is None or len(self.tables) > 1:
+            return made_from
+        return replace(made_from, measured=finite_settings(measured.to_json()))
 
     @property
     def predicted_bytes(self) -> int:
         """Of the whole file, about."""
         return sum(plan.predicted_bytes for plan in self.tables)
+
+    @property
+    def measured(self) -> MeasuredLoss | None:
+        """What the pack costs, where it was measured: that of its table, if there is one alone."""
+        return self.tables[0].measured if len(self.tables) == 1 else None
 
     @property
     def size_limit(self) -> int | None:

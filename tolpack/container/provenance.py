@@ -8,6 +8,7 @@ and settings, but no path, host, user or time, so that the same input gives the 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -161,6 +162,15 @@ def provenance_text(value: object) -> str | None:
     except ValueError:  # 1e999 is a number in JSON, and infinite here
         return None
     return text if len(text) <= MAX_PROVENANCE_BYTES else None
+
+
+def finite_settings(values: Mapping[str, Any]) -> dict[str, Setting]:
+    """Return the values that JSON can hold: neither ``None`` nor NaN or infinite."""
+    return {
+        key: value
+        for key, value in values.items()
+        if value is not None and (not isinstance(value, float) or math.isfinite(value))
+    }
 
 
 def edited_text(text: str | None) -> str | None:

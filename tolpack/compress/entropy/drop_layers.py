@@ -75,14 +75,14 @@ def best_planner(
 def _searched(inputs: PlanInputs) -> EntropyCodedPlanner:
     """Return a planner whose candidate for the settings was searched."""
     planner = EntropyCodedPlanner.of(inputs)
-    return replace(planner, known=planner.chosen())
+    return replace(planner, known=planner.choice())
 
 
 def _cheapest(
     whole: EntropyCodedPlanner, inputs_without: InputsWithout, drop: Drop, reporter: Reporter
 ) -> tuple[int, ...]:
     """Choose layers one by one, as long as each costs less loss than its bytes save."""
-    kept, candidate, validation = whole.inputs.kept, whole.chosen(), whole.measured_on
+    kept, candidate, validation = whole.inputs.kept, whole.chosen, whole.measured_on
     measure, sizes = validation.measure, whole.layer_bytes(candidate)
     predicted = {layer: _predicted_loss(whole, layer) for layer in kept}
     slope = LOSS_POWER * _loss(whole) / whole.predicted_bytes(candidate)
@@ -135,8 +135,8 @@ def _predicted_loss(planner: EntropyCodedPlanner, layer: int) -> float:
 
 def _loss(planner: EntropyCodedPlanner) -> float:
     """Nats per token that the chosen pack costs, and no less than can be told."""
-    loss, _ = planner.measured_loss(planner.chosen())
-    measure = planner.measured_on.measure
+    choice, measure = planner.choice(), planner.measured_on.measure
+    loss, _ = choice.loss or planner.measured_loss(choice.candidate)
     return max(measure.nats(loss), measure.least_nats)
 
 
@@ -144,7 +144,7 @@ def _is_better(one: EntropyCodedPlanner, other: EntropyCodedPlanner, reporter: R
     """Compare sizes brought to equal loss along the slope."""
     merits = []
     for planner in (one, other):
-        size, loss = planner.predicted_bytes(planner.chosen()), _loss(planner)
+        size, loss = planner.predicted_bytes(planner.chosen), _loss(planner)
         merits.append(math.log(size) + math.log(loss) / LOSS_POWER)
     change = float(np.expm1(merits[0] - merits[1]))
     reporter.say(f"auto: dropping changes the size at equal loss by {change:+.1%}")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tolpack.calibration.loss_metrics import loss_windows, window_losses
 from tolpack.calibration.model_losses import CalibratedModel
 from tolpack.compress.entropy.loss_measure import DIVERGENCE, LossMeasure
+from tolpack.compress.measured_loss import MeasuredLoss
 from tolpack.model.divergence import Divergence, window_divergence
 from tolpack.runtime.array_types import Doubles, Floats
 from tolpack.runtime.progress import Reporter
@@ -82,6 +83,13 @@ class HeldOutValidation:
         ratio = math.exp(increase.mean())
         error = float(increase.std()) / math.sqrt(len(increase))
         return 100 * (ratio - 1), 100 * ratio * error
+
+    def measured(self, loss: float, error: float, step: float | None) -> MeasuredLoss:
+        """Return a loss and its standard error, in the measure's unit, as plans carry them."""
+        tokens = self._windows[:, 1:].numel()
+        if self.measure is DIVERGENCE:
+            return MeasuredLoss(tokens, step, kl_mean_nats=loss, kl_mean_se_nats=error)
+        return MeasuredLoss(tokens, step, ppl_increase_pct=loss, ppl_increase_se_pct=error)
 
     @torch.inference_mode()
     def _divergence(self, memory: Callable[[int, torch.Tensor], torch.Tensor]) -> Divergence:

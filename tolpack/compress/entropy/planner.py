@@ -33,6 +33,7 @@ from tolpack.compress.entropy.table_coding import TableCoding, trellis_lanes
 from tolpack.compress.entropy.table_quantizer import Candidate, TableQuantizer
 from tolpack.compress.entropy.trellis_search import STEP_RATIO
 from tolpack.compress.header_size import PlannedHeader
+from tolpack.compress.measured_loss import MeasuredLoss
 from tolpack.compress.plan import Plan, PlanInputs, PlannedChunk
 from tolpack.container.index import index_bytes
 from tolpack.container.preamble import SMALL_SECTION_ALIGNMENT
@@ -55,11 +56,21 @@ _STEP_OF_4_BITS = 0.43
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """The candidate that meets the settings; ``loss``: what it costs on the held-out part, and the
+    standard error, in the unit of the planner's measure, where the model can be run.
+    """
+
+    candidate: Candidate
+    loss: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
 class EntropyCodedPlanner:
     """What plans of one table and setting share: its chunks, a sample of them, and quantizers.
 
-    ``validation``: measures losses, where the model can be run; ``known``: the candidate
-    that meets the settings, where it was found before.
+    ``validation``: measures losses, where the model can be run; ``known``: the choice that meets
+    the settings, where it was made before.
     """
 
     inputs: PlanInputs
@@ -68,7 +79,7 @@ class EntropyCodedPlanner:
     sample: SlotSample
     quantizer: TableQuantizer
     validation: HeldOutValidation | None
-    known: Candidate | None = None
+    known: Choice | None = None
 
     @classmethod
     def of(cls, inputs: PlanInputs) -> EntropyCodedPlanner:
@@ -96,7 +107,8 @@ class EntropyCodedPlanner:
     def plan(self, reserve_bytes: int = 0) -> Plan:
         """Decide everything; see `Plan` for `reserve_bytes`."""
         inputs, order = self.inputs, self.inputs.stored_order([span.rows for span in self.spans])
-        candidate, quantizer = self.chosen(reserve_bytes), self.quantizer
+        choice, quantizer = self.choice(reserve_bytes), self.quantizer
+        candidate = choice.candidate
         stored = {
             n: b.stored(candidate.components[n], candidate.lanes)
             for n, b in quantizer.bases.items()
@@ -115,26 +127,54 @@ class EntropyCodedPlanner:
             inputs.key, inputs.source.fingerprint(), order,
             sections.table, sections.arrays(), encodings, tuple(chunks), encoder,
             self._header(candidate, sections).room_bytes, self._file_bytes(candidate, sections),
-            inputs.size_limit, reserve_bytes, provenance=inputs.provenance,
+            inputs.size_limit, reserve_bytes, measured=self._measured(choice),
+            provenance=inputs.provenance,
         )  # fmt: skip
 
     # ---- choosing a candidate --------------------------------------------------------------------
 
-    def chosen(self, reserve_bytes: int = 0) -> Candidate:
+    @property
+    def chosen(self) -> Candidate:
+        """The candidate of `choice`."""
+        return self.choice().candidate
+
+    def choice(self, reserve_bytes: int = 0) -> Choice:
         """Search the candidate that meets the size or the loss asked for."""
         if self.known is not None and not reserve_bytes:
             return self.known
         inputs, reporter, start = self.inputs, self.inputs.workspace.reporter, self._first_step
         target = inputs.target(reserve_bytes)
         if target is not None:
-            return search_size(self.candidate, self.predicted_bytes, target, start, reporter)
+            found = search_size(self.candidate, self.predicted_bytes, target, start, reporter)
+            return self._tried(found)
         if inputs.settings.max_relative_error is not None:
             limit = inputs.settings.max_relative_error
-            return search_error(self.candidate, self.relative_error_pct, limit, start, reporter)
+            return self._tried(
+                search_error(self.candidate, self.relative_error_pct, limit, start, reporter)
+            )
         if self.validation is None:
-            return self.candidate(start)
+            return Choice(self.candidate(start), None)
         limit, measure = loss_limit(inputs.settings), self.validation.measure
-        return search_loss(self.candidate, self.measured_loss, limit, start, reporter, measure)
+        return Choice(
+            *search_loss(self.candidate, self.measured_loss, limit, start, reporter, measure)
+        )
+
+    def _tried(self, candidate: Candidate) -> Choice:
+        """Measure what a candidate costs that was chosen by something else, and say it."""
+        if self.validation is None:
+            return Choice(candidate, None)
+        loss = self.measured_loss(candidate)
+        shown = self.validation.measure.with_error(*loss)
+        self.inputs.workspace.reporter.say(
+            f"auto: that is step {candidate.step:.3g}, which costs {shown}"
+        )
+        return Choice(candidate, loss)
+
+    def _measured(self, choice: Choice) -> MeasuredLoss | None:
+        """Return what a choice costs, as plans carry it."""
+        if choice.loss is None:
+            return None
+        return self.measured_on.measured(*choice.loss, choice.candidate.step)
 
     def candidate(self, step: float) -> Candidate:
         """Decide ranks and large codes for a step, on a sample; with a trellis by plain rounding to

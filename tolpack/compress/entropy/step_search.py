@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from tolpack.compress.entropy.loss_measure import PERPLEXITY, LossMeasure
 from tolpack.container.preamble import SMALL_SECTION_ALIGNMENT
@@ -83,12 +83,13 @@ def search_error(
     As `search_loss`; `measure` gives a candidate's relative error in percent.
     """
 
-    def error(step: float, made: _Made) -> float:
+    def tried(step: float) -> tuple[_Made, float]:
+        made = make(step)
         found = measure(made)
         reporter.say(f"auto: step {step:.3g} has a relative error of {found:.3f} %")
-        return found
+        return made, found
 
-    best, found = _search_below(make, error, limit_pct, _ERROR_ROOM, start, rising=-1.0)
+    best, found = _search_below(tried, limit_pct, _ERROR_ROOM, start, rising=-1.0)
     if best is None:
         raise ConfigError(
             f"--max-relative-error {limit_pct:g}% is not met by any step: the finest one tried has "
@@ -104,8 +105,9 @@ def search_loss(
     start: float,
     reporter: Reporter,
     measure: LossMeasure = PERPLEXITY,
-) -> _Made:
-    """Return what `make` gives at the largest step whose measured loss stays under a limit.
+) -> tuple[_Made, tuple[float, float]]:
+    """Return what `make` gives at the largest step whose loss stays under a limit, and that
+    loss with its standard error.
 
     Parameters
     ----------
@@ -128,12 +130,13 @@ def search_loss(
         Even the finest step costs more.
     """
 
-    def loss(step: float, made: _Made) -> float:
-        found, error = losses(made)
-        reporter.say(f"auto: step {step:.3g} costs {measure.with_error(found, error)}")
-        return found
+    def tried(step: float) -> tuple[tuple[_Made, tuple[float, float]], float]:
+        made = make(step)
+        loss = losses(made)
+        reporter.say(f"auto: step {step:.3g} costs {measure.with_error(*loss)}")
+        return (made, loss), loss[0]
 
-    best, found = _search_below(make, loss, limit, measure.room, start, rising=-1.6)
+    best, found = _search_below(tried, limit, measure.room, start, rising=-1.6)
     if best is None:
         raise ConfigError(
             f"{measure.option} {limit:g}{measure.unit} is not met by any step: the finest one "
@@ -143,8 +146,7 @@ def search_loss(
 
 
 def _search_below(
-    make: Callable[[float], _Made],
-    measure: Callable[[float, Any], float],
+    measure: Callable[[float], tuple[_Made, float]],
     limit: float,
     room: float,
     start: float,
@@ -153,8 +155,8 @@ def _search_below(
     """As `_search`, for a measured value that stays under a limit; returns the value."""
 
     def found(step: float) -> tuple[_Made, float]:
-        made = make(step)
-        return made, -math.log(max(measure(step, made), 1e-3 * limit))
+        made, value = measure(step)
+        return made, -math.log(max(value, 1e-3 * limit))
 
     best, value = _search(found, -math.log(limit), room, start, rising)
     return best, math.exp(-value)
