@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from tolpack.calibration.model_losses import CalibratedModel, measure_losses, measured_part
 from tolpack.calibration.token_order import TokenOrder, order_tokens
-from tolpack.model.text import find_tokenizer, read_token_ids
+from tolpack.container.provenance import CalibrationText
+from tolpack.model.text import find_tokenizer, read_token_ids, tokenizer_digest
 from tolpack.runtime.array_types import Doubles
 from tolpack.sources.arrays.npy import read_counts
 from tolpack.sources.protocol import TableSource
@@ -61,13 +62,17 @@ class CalibrationStats:
 
     ``counts`` int64 (rows,) by token id, or ``None`` if nothing tells them; ``model`` is ``None``
     where no losses are needed or none can be measured (every direction then counts alike).
-    ``fingerprint`` identifies what went in.
+    ``fingerprint`` identifies what went in; ``text``, and the SHA-256 of ``tokenizer`` and
+    ``frequencies`` in hex, say it of what was there.
     """
 
     order: TokenOrder
     counts: NDArray[np.int64] | None
     model: CalibratedModel | None
     fingerprint: bytes
+    text: CalibrationText | None = None
+    tokenizer: str | None = None
+    frequencies: str | None = None
 
     @property
     def weights(self) -> Doubles:
@@ -100,9 +105,10 @@ def calibrate(
     ConfigError, CheckpointError
         An input is unusable.
     """
-    counts = None
+    counts = given = tokenizer = None
     if inputs.frequencies is not None:
         counts = read_counts(inputs.frequencies, source.rows, source.name)
+        given = hashlib.sha256(counts.astype("<i8").tobytes()).hexdigest()
     ids = None
     if inputs.text is not None:
         found = inputs.tokenizer
@@ -110,6 +116,8 @@ def calibrate(
         if model is not None:
             found = find_tokenizer(model.path, found)
         ids = read_token_ids(inputs.text, _vocabulary(source), found)
+        if found is not None and input_path(inputs.text).suffix != ".npy":
+            tokenizer = tokenizer_digest(found)
         if counts is None:
             counts = _rows_read(source, measured_part(ids, reach or 0))
     if counts is None:
@@ -124,7 +132,21 @@ def calibrate(
     digest.update(b"no text" if ids is None else ids.astype("<i8").tobytes())
     if calibrated is not None:  # all of it shapes the losses
         digest.update(calibrated.model.fingerprint() + repr(calibrated.context).encode())
-    return CalibrationStats(order, counts, calibrated, digest.digest())
+    text = _calibration_text(ids, calibrated)
+    return CalibrationStats(order, counts, calibrated, digest.digest(), text, tokenizer, given)
+
+
+def _calibration_text(
+    ids: NDArray[np.int64] | None, calibrated: CalibratedModel | None
+) -> CalibrationText | None:
+    """Say what losses and counts were measured on: a text, or one sampled from the model."""
+    if ids is not None:
+        return CalibrationText(ids.size, hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest())
+    if calibrated is None:
+        return None
+    held_out = calibrated.validation_ids
+    own = 0 if held_out is calibrated.token_ids else held_out.size
+    return CalibrationText(calibrated.token_ids.size + own)
 
 
 def samples_counts(source: TableSource) -> bool:

@@ -18,6 +18,7 @@ from tolpack.commands.terminal import echo
 from tolpack.errors import ConfigError
 from tolpack.reading.edits_files import share_edits
 from tolpack.report import evaluation_tables, sweep_page
+from tolpack.report.tables import warning_lines
 from tolpack.storage.locations import Location
 
 _SWEEP = "Settings to build and evaluate, like 'rank=none,50% bits=4,auto'; repeatable."
@@ -81,7 +82,7 @@ def evaluate(
     scores = evaluator.packs(packs, edits)
     results, refused = run_sweep(evaluator, grid, options) if grid else ((), ())
     skipped += refused
-    evaluation = Evaluation(evaluator.context, evaluator.baseline, scores)
+    evaluation = Evaluation(evaluator.context, evaluator.baseline, scores, evaluator.warnings)
     recommended = recommend(results, evaluator.windows)
     outputs.write(
         subject.title(evaluation.baseline), scores, results,
@@ -95,12 +96,13 @@ def evaluate(
         more = {"packs": [*value["packs"], *swept], "skipped": list(skipped)} if sweep else {}
         print_json({**value, **more})
         return
-    echo(evaluation_tables.evaluation_table(evaluation))
+    parts = [evaluation_tables.evaluation_table(evaluation)]
     if results:
-        echo("\n" + evaluation_tables.sweep_table(results, skipped))
+        parts.append(evaluation_tables.sweep_table(results, skipped))
     if evaluation.baseline.by_text and (scores or results):
         named = [
             *evaluation_tables.named_packs(scores),
             *((r.options.label, r.score) for r in results),
         ]
-        echo("\n" + evaluation_tables.text_table(evaluation.baseline, named))
+        parts.append(evaluation_tables.text_table(evaluation.baseline, named))
+    echo("\n\n".join(parts) + warning_lines(evaluation.warnings))

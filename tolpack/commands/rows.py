@@ -28,10 +28,8 @@ from tolpack.storage.inputs import input_path
 from tolpack.storage.locations import Location
 
 
-class _TokenIdType(click.ParamType):
+class _TokenIdType(click.types.IntParamType):
     """A number; the error for a word names the option that takes words."""
-
-    name = "integer"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """See `click.ParamType`."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from tolpack.calibration.calibrate import calibrate as run_calibration
 from tolpack.compress.make_plan import TableInputs, make_planner, plan_key
 from tolpack.compress.outputs import PackOutput, choose_output
 from tolpack.compress.settings import BuildSettings
+from tolpack.container.provenance import Provenance
 from tolpack.errors import memory_errors
 from tolpack.pack import Pack
 from tolpack.reading.summary import bits_per_weight, layer_summaries, ratio_fp16
@@ -69,7 +70,8 @@ class LayerResult:
 class BuildResult:
     """A finished pack: its path, or the URL of its folder, its size and its layers.
 
-    ``warnings``: what makes its figures doubtful.
+    ``warnings``: what makes its figures doubtful; ``provenance``: what the pack says of its making,
+    and of the weights that it replaces.
     """
 
     path: Location
@@ -78,10 +80,12 @@ class BuildResult:
     bits_per_weight: float
     layers: tuple[LayerResult, ...]
     warnings: tuple[str, ...] = ()
+    provenance: Provenance = field(default_factory=Provenance)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return {**asdict(self), "path": str(self.path)}
+        own = {"path": str(self.path), "provenance": self.provenance.to_json()}
+        return {**asdict(self), **own, **self.provenance.weight_bytes()}
 
 
 @memory_errors("give less --max-memory or fewer --threads")
@@ -336,7 +340,8 @@ def _result(
     with Pack(location, table=sources[0].name) as pack:
         ratio, bits = ratio_fp16(pack.container), bits_per_weight(pack.container)
         warnings = tuple(reporter.warnings)
-        return BuildResult(location, pack.nbytes, ratio, bits, tuple(layers), warnings)
+        made_from = Provenance.parse(pack.container.header.provenance)
+        return BuildResult(location, pack.nbytes, ratio, bits, tuple(layers), warnings, made_from)
 
 
 def _layer_results(

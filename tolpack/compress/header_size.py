@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from tolpack.codecs.encodings import CoderSettings, Encoding
 from tolpack.compress.chunks import ChunkSpan
+from tolpack.compress.made_from import longest_text
 from tolpack.container.header import Chunk, Field, Header, Section, Table
 from tolpack.container.planned_sections import (
     longest_header,
@@ -21,6 +22,7 @@ from tolpack.container.planned_sections import (
     section_alignment,
 )
 from tolpack.container.preamble import PREAMBLE_BYTES, SECTION_ALIGNMENT, align
+from tolpack.container.provenance import Provenance
 from tolpack.version import PRODUCER
 
 # Characters of a name that the estimate counts with its field.
@@ -31,7 +33,8 @@ _SHORT_NAME = 10
 class PlannedHeader:
     """Everything that a header will say, but for numbers that follow from what is written.
 
-    ``table`` refers to sections by any number; ``numbers`` are those of each chunk's encoding.
+    ``table`` refers to sections by any number; ``numbers`` are those of each chunk's encoding;
+    ``provenance`` is kept in the file.
     """
 
     table: Table
@@ -39,6 +42,7 @@ class PlannedHeader:
     encodings: Sequence[Encoding]
     numbers: Sequence[int]
     arrays: Sequence[Section]
+    provenance: Provenance | None = None
 
     @property
     def room_bytes(self) -> int:
@@ -69,7 +73,11 @@ class PlannedHeader:
             token_map=None if table.token_map is None else last,
             ngrams=None if table.ngrams is None else replace(table.ngrams, id_map=last),
         )
-        return Header((table,), tuple(self.encodings), placed, PRODUCER, alignment=alignment)
+        made_from = None if self.provenance is None else longest_text(self.provenance)
+        return Header(
+            (table,), tuple(self.encodings), placed, PRODUCER, alignment=alignment,
+            provenance=made_from,
+        )  # fmt: skip
 
 
 def planned_basis(shape: tuple[int, int], coder: CoderSettings, size: int) -> Section:
@@ -84,16 +92,20 @@ def _referring_to(field: Field, number: int) -> Field:
 
 
 def estimate_header_room(
-    layers: int, kept: int, chunks: int, *, has_basis: bool, table: Table | None = None
-) -> int:
+    layers: int, kept: int, chunks: int, *, has_basis: bool, table: Table | None = None,
+    provenance: int = 0,
+) -> int:  # fmt: skip
     """Bytes to keep for the header's JSON: an upper bound that fills whole pages with the preamble.
 
     Every chunk may have an index, every kept layer a basis, a mean and two parts, and there are at
-    most two encodings. With `table`, its names and its n-gram hash are counted, too.
+    most two encodings. With `table`, its names and its n-gram hash are counted, too; `provenance`:
+    bytes of that.
     """
     sections = 2 * chunks + (2 * kept if has_basis else 0) + 2
     parts = 2 * kept if has_basis else kept
-    estimate = 512 + 112 * layers + 72 * chunks + 128 * sections + 2 * (64 + 56 * parts)
+    estimate = (
+        provenance + 512 + 112 * layers + 72 * chunks + 128 * sections + 2 * (64 + 56 * parts)
+    )
     if table is not None:
         names = (len(table.name), *(len(field.name) for field in table.fields))
         ngrams = {} if table.ngrams is None else table.ngrams.to_json()

@@ -12,9 +12,11 @@ from tolpack.compress.entropy.drop_layers import best_planner
 from tolpack.compress.entropy.planner import EntropyCodedPlanner
 from tolpack.compress.fixed.planner import FixedBitsPlanner
 from tolpack.compress.lossless.planner import LosslessPlanner
+from tolpack.compress.made_from import provenance_of
 from tolpack.compress.plan import PackPlan, Plan, PlanInputs, pack_key
 from tolpack.compress.planned_pack import plan_pack
 from tolpack.compress.settings import BuildSettings, Drop, parse_size
+from tolpack.container.provenance import Provenance
 from tolpack.errors import ConfigError
 from tolpack.sources.protocol import TableSource
 from tolpack.workspace.workspace import Workspace
@@ -79,8 +81,13 @@ def make_planner(
         The settings do not fit a table.
     """
     limits, total = size_limits(tables, settings), sum(table.fp16_bytes for table in tables)
+    sources, stats = [one.source for one in tables], [one.stats for one in tables]
+    provenance = provenance_of(sources, stats, settings)
     return PackPlanner(
-        tuple(_table_planner(t, settings, workspace, limit) for t, limit in zip(tables, limits)),
+        tuple(
+            _table_planner(table, settings, workspace, limit, None if number else provenance)
+            for number, (table, limit) in enumerate(zip(tables, limits))
+        ),
         tuple(table.source.name for table in tables),
         tuple(table.fp16_bytes / total for table in tables),
     )
@@ -113,10 +120,11 @@ def size_limits(tables: Sequence[TableInputs], settings: BuildSettings) -> list[
 
 
 def _table_planner(
-    table: TableInputs, settings: BuildSettings, workspace: Workspace, size_limit: int | None
-) -> Planner:
+    table: TableInputs, settings: BuildSettings, workspace: Workspace, size_limit: int | None,
+    provenance: Provenance | None,
+) -> Planner:  # fmt: skip
     def inputs_of(given: BuildSettings) -> PlanInputs:
-        return PlanInputs.of(table.source, table.stats, given, workspace, size_limit)
+        return PlanInputs.of(table.source, table.stats, given, workspace, size_limit, provenance)
 
     def inputs_without(layers: tuple[int, ...]) -> PlanInputs:
         return inputs_of(replace(settings, drop=Drop(layers)))

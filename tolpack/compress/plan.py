@@ -29,6 +29,7 @@ from tolpack.container.header import Chunk, Field, Section, Table
 from tolpack.container.ngram_header import NGrams
 from tolpack.container.planned_sections import section_alignment
 from tolpack.container.preamble import VERSION
+from tolpack.container.provenance import Provenance, finite_settings
 from tolpack.container.token_chunks import MOST_CHUNKS, map_bytes, pack_numbers
 from tolpack.errors import ConfigError
 from tolpack.runtime.array_types import Bytes, Ints
@@ -123,7 +124,7 @@ class Plan:
     table alone; ``size_limit``: bytes of that file at most, and ``reserve_bytes``: the sum of what
     earlier plans came out over it. ``number``: which table of the pack it is. ``measured``: what it
     costs on a part of the calibration text, where the model was run; no byte of the sections
-    depends on it.
+    depends on it. ``provenance`` is the whole pack's, at its first table.
     """
 
     key: bytes
@@ -140,6 +141,7 @@ class Plan:
     reserve_bytes: int = 0
     number: int = 0
     measured: MeasuredLoss | None = None
+    provenance: Provenance | None = None
 
     @property
     def digest(self) -> int:
@@ -181,7 +183,7 @@ class Plan:
         )  # fmt: skip
         return replace(
             self, arrays=tuple(self.arrays[n] for n in used), encodings=encodings,
-            order=replace(self.order, counts=None),
+            order=replace(self.order, counts=None), provenance=None,
         )  # fmt: skip
 
     def placed_encodings(self, first_section: int) -> list[Encoding]:
@@ -268,10 +270,18 @@ class PackPlan:
     @property
     def digest(self) -> int:
         """Tells plans of one key apart, as `Plan.digest`."""
-        digest = 0
+        digest = self.header_room  # what was written begins behind it
         for plan in self.tables:
             digest = (31 * digest + plan.digest) % 2**64
         return digest
+
+    @property
+    def provenance(self) -> Provenance:
+        """What the pack is made from, how, and what its only table was measured to cost."""
+        made_from, measured = self.tables[0].provenance or Provenance(), self.tables[0].measured
+        if measured is None or len(self.tables) > 1:
+            return made_from
+        return replace(made_from, measured=finite_settings(measured.to_json()))
 
     @property
     def predicted_bytes(self) -> int:
@@ -312,7 +322,7 @@ class PlanInputs:
     ``kept``: numbers of the fields that are stored, ascending; ``ranks``: one per field (``None``:
     no basis), or ``None`` as a whole where they are chosen by loss; ``size_limit``: bytes of
     ``--size`` that the table may take; ``width``: values of each field, where they have a basis or
-    ``--bits auto``.
+    ``--bits auto``; ``provenance`` is the whole pack's, at its first table.
     """
 
     source: TableSource
@@ -323,6 +333,7 @@ class PlanInputs:
     ranks: tuple[int | None, ...] | None
     size_limit: int | None
     width: int
+    provenance: Provenance | None = None
 
     @classmethod
     def of(
@@ -332,6 +343,7 @@ class PlanInputs:
         settings: BuildSettings,
         workspace: Workspace,
         size_limit: int | None,
+        provenance: Provenance | None = None,
     ) -> PlanInputs:
         """Resolve and check the settings for the table.
 
@@ -351,7 +363,9 @@ class PlanInputs:
             raise ConfigError("fields have different multipliers, but a pack has one for all")
         ranks = settings.ranks.for_layers(layers, min(*widths, source.rows))
         kept = tuple(n for n in range(layers) if n not in dropped)
-        return cls(source, stats, settings, workspace, kept, ranks, size_limit, max(widths))
+        return cls(
+            source, stats, settings, workspace, kept, ranks, size_limit, max(widths), provenance
+        )
 
     @property
     def key(self) -> bytes:

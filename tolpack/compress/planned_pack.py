@@ -11,6 +11,7 @@ from functools import partial
 
 from tolpack.codecs.encodings import Encoding
 from tolpack.compress.header_size import planned_basis
+from tolpack.compress.made_from import longest_text
 from tolpack.compress.plan import (
     PackPlan,
     Plan,
@@ -85,7 +86,11 @@ def _header(plans: Sequence[Plan], start: int) -> Header:
         encodings += plan.placed_encodings(first)
     alignment = section_alignment(encodings)
     placed = placed_sections(sections, start, alignment)
-    return Header(tuple(tables), tuple(encodings), placed, PRODUCER, alignment=alignment)
+    made_from = plans[0].provenance
+    return Header(
+        tuple(tables), tuple(encodings), placed, PRODUCER, alignment=alignment,
+        provenance=None if made_from is None else longest_text(made_from),
+    )  # fmt: skip
 
 
 def _array_section(array: PlannedArray, first_section: int) -> Section:

@@ -22,6 +22,7 @@ from tolpack.compress.fixed.encoding_choice import (
 from tolpack.compress.frame_choice import chunk_sizes
 from tolpack.compress.header_size import estimate_header_room
 from tolpack.compress.lossless.planner import lossless_encodings, measure_planes
+from tolpack.compress.made_from import provenance_room, replaced_by_pack
 from tolpack.compress.settings import dropped_fields, parse_bits, parse_drop, parse_rank
 from tolpack.container.header import Field, Table
 from tolpack.container.ngram_header import NGrams
@@ -41,8 +42,8 @@ class SizePrediction:
     ``bits`` ``"lossless"`` it counts frames where they save enough of a sample.
     ``paper_bytes`` is the paper's ``vocab × layers × hidden × bits / 8`` (arXiv 2602.00398,
     Table 7), with a basis ``layers × rank × (vocab × bits / 8 + 2 × hidden)`` (Table 8); it counts
-    neither scales nor header. ``ffn_bytes`` are the memory FFNs
-    as stored, ``None`` for a plain table.
+    neither scales nor header. ``ffn_bytes`` are the memory FFNs as stored, ``None`` for a plain
+    table, and ``ffn_bytes_16`` in 16 bits; ``table_bytes``: tables that the checkpoint stores.
     """
 
     rank: str
@@ -55,11 +56,13 @@ class SizePrediction:
     macs_per_token: int
     paper_bytes: int
     ffn_bytes: int | None
+    ffn_bytes_16: int | None = None
+    table_bytes: int | None = None
 
     def with_table(self, other: SizePrediction) -> SizePrediction:
         """Return the cost of a pack of these tables and another one."""
         fp16 = self.ratio_fp16 * self.bytes + other.ratio_fp16 * other.bytes
-        total = self.bytes + other.bytes
+        total, stored = self.bytes + other.bytes, (self.table_bytes, other.table_bytes)
         return replace(
             self,
             bytes=total,
@@ -69,6 +72,7 @@ class SizePrediction:
             resident_bytes=self.resident_bytes + other.resident_bytes,
             macs_per_token=self.macs_per_token + other.macs_per_token,
             paper_bytes=self.paper_bytes + other.paper_bytes,
+            table_bytes=None if None in stored else sum(filter(None, stored)),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -255,8 +259,9 @@ def _predicted(
         ngrams=None if ngrams is None else NGrams.of(ngrams),
     )  # fmt: skip
     header = PREAMBLE_BYTES + estimate_header_room(
-        len(fields), len(raw.fields), len(chunks), has_basis=has_basis, table=described
-    )
+        len(fields), len(raw.fields), len(chunks), has_basis=has_basis, table=described,
+        provenance=provenance_room([source.name], len(fields)),
+    )  # fmt: skip
     sections = [*arrays, *map(math.ceil, chunk_sizes(chunks, raw, framed, saved))]
     total = header + sum(align(size, SECTION_ALIGNMENT) for size in sections[:-1]) + sections[-1]
     fp16 = 2 * source.rows * sum(field.width for field in fields)
@@ -274,7 +279,7 @@ def _predicted(
         resident_bytes=header + sum(arrays),
         macs_per_token=0,
         paper_bytes=0,
-        ffn_bytes=source.ffn_bytes,
+        **replaced_by_pack([source]).weight_bytes(),
     )
 
 

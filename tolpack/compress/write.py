@@ -102,7 +102,10 @@ def write(
             return excess
         tables, encodings = written
         sections = tuple(writer.sections)
-        writer.commit(Header(tables, encodings, sections, PRODUCER, alignment=plan.alignment))
+        writer.commit(Header(
+            tables, encodings, sections, PRODUCER, alignment=plan.alignment,
+            provenance=plan.provenance.to_text(),
+        ))  # fmt: skip
     return 0
 
 

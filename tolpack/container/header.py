@@ -31,6 +31,7 @@ from tolpack.container.preamble import (
     SECTION_ALIGNMENT,
     SMALL_SECTION_ALIGNMENT,
 )
+from tolpack.container.provenance import PROVENANCE_KEY, provenance_text
 from tolpack.container.strict_json import parse
 from tolpack.container.typed_json import Node
 from tolpack.errors import FormatError
@@ -189,7 +190,10 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Everything a pack says about itself; sections begin at multiples of ``alignment`` bytes."""
+    """Everything a pack says about itself; sections begin at multiples of ``alignment`` bytes.
+
+    ``provenance``: what it was made from, as `tolpack.container.provenance` has it in JSON.
+    """
 
     tables: tuple[Table, ...]
     encodings: tuple[Encoding, ...]
@@ -197,6 +201,7 @@ class Header:
     producer: str
     file: tuple[int, int] = (0, 1)
     alignment: int = SECTION_ALIGNMENT
+    provenance: str | None = None
 
     @property
     def base(self) -> str | None:
@@ -232,6 +237,8 @@ class Header:
             value["alignment"] = self.alignment
         if self.file != (0, 1):
             value["file"] = {"index": self.file[0], "count": self.file[1]}
+        if self.provenance is not None:
+            value[PROVENANCE_KEY] = json.loads(self.provenance)
         return json.dumps(value, separators=(",", ":"), ensure_ascii=True).encode()
 
 
@@ -254,6 +261,7 @@ def parse_header(data: bytes) -> Header:
         producer=root.text("producer"),
         file=_file(root.node("file")) if root.has("file") else (0, 1),
         alignment=_alignment(root),
+        provenance=provenance_text(root.value.get(PROVENANCE_KEY)),
     )
 
 

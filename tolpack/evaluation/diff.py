@@ -10,18 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from tolpack.container.provenance import Provenance
 from tolpack.errors import ConfigError, FormatError
+from tolpack.evaluation.provenance_check import other_checkpoint, other_origin, pack_name
 from tolpack.evaluation.row_errors import ErrorSums, TableDiff, squared_norms
 from tolpack.model.text import TextTokenizer, find_tokenizer
 from tolpack.pack import Pack
 from tolpack.reading.edits_files import share_edits
 from tolpack.runtime.array_types import Doubles, Floats, Ints
-from tolpack.runtime.progress import Reporter
+from tolpack.runtime.progress import KeptWarnings, Reporter
 from tolpack.sources.arrays.npy import read_counts
 from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.input_kind import is_pack
@@ -91,7 +93,7 @@ def diff_tables(
     FormatError, FileAccessError, CheckpointError
         One of them is damaged or cannot be read; a `FormatError` names the file.
     """
-    a, b, reporter = input_path(a), input_path(b), reporter or Reporter()
+    a, b, reporter = input_path(a), input_path(b), KeptWarnings(reporter)
     if worst < 0:
         raise ConfigError(f"worst is {worst}, expected 0 or more")
     if a.exists() and not is_pack(a):
@@ -103,6 +105,7 @@ def diff_tables(
         _open_reference(b, checkpoint_options, layers, table, tensor, others) as reference,
     ):
         _check_shapes(a, _shape(pack), b, reference.shape)
+        _check_origin(a, _made_from(pack), b, reference, reporter)
         counts = None if frequencies is None else _counts(frequencies, pack.vocab_size)
         _report_larger_vocabulary(token_texts, pack.vocab_size, reporter)
         sums = ErrorSums(pack, reference.kept_layers, counts, worst)
@@ -112,16 +115,22 @@ def diff_tables(
                 _check_finite(squares, ids, a, b)
                 sums.add(number, ids, squares)
                 done(len(ids))
-    return sums.result(a, b, None if token_texts is None else token_texts.texts)
+    found = sums.result(a, b, None if token_texts is None else token_texts.texts)
+    return replace(found, warnings=tuple(reporter.warnings))
 
 
 @dataclass(frozen=True, slots=True)
 class _Reference:
-    """The table `b`: ``fill(ids, out)`` writes the rows of `ids` to `out`."""
+    """The table `b`: ``fill(ids, out)`` writes the rows of `ids` to `out`.
+
+    ``made_from``: what a pack was made from; of others, ``digests`` returns those of the tables.
+    """
 
     shape: tuple[int, int, int]
     kept_layers: frozenset[int]
     fill: Callable[[Ints, Floats], object]
+    made_from: Provenance | None = None
+    digests: Callable[[], dict[str, str]] = dict
 
 
 @contextmanager
@@ -143,9 +152,11 @@ def _open_reference(
                 with _path_in_errors(path):
                     pack.rows(ids, out=out)
 
-            yield _Reference(_shape(pack), frozenset(pack.kept_layers), from_pack)
+            kept = frozenset(pack.kept_layers)
+            yield _Reference(_shape(pack), kept, from_pack, _made_from(pack))
         return
     from tolpack.sources.open_source import open_source, open_tables
+    from tolpack.sources.table_digests import table_digests
 
     opened = open_tables(path, checkpoint_options, layers, tensor)
     named = [one for one in opened if len(opened) > 1 and one.name == table]
@@ -157,7 +168,29 @@ def _open_reference(
             np.multiply(source.field_rows(layer)(ids), multiplier, out=out[:, layer])
 
     shape = (source.vocab_size, source.num_layers, source.hidden_size)
-    yield _Reference(shape, frozenset(range(source.num_layers)), from_source)
+    yield _Reference(
+        shape, frozenset(range(source.num_layers)), from_source,
+        digests=lambda: table_digests([source]),
+    )  # fmt: skip
+
+
+def _made_from(pack: Pack) -> Provenance:
+    return Provenance.parse(pack.container.header.provenance)
+
+
+def _check_origin(
+    a: InputPath, own: Provenance, b: InputPath, reference: _Reference, reporter: Reporter
+) -> None:
+    """Warn if a pack and its reference do not belong together."""
+    name = pack_name(a)
+    if reference.made_from is not None:
+        warning = other_origin(name, own, pack_name(b), reference.made_from)
+    elif own.checkpoint:
+        warning = other_checkpoint(name, own, str(b), reference.digests())
+    else:
+        return
+    if warning is not None:
+        reporter.warn(warning)
 
 
 def _paired_rows(

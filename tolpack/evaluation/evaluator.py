@@ -16,18 +16,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.container.provenance import Provenance
 from tolpack.errors import ConfigError
 from tolpack.evaluation.pack_description import every_table
+from tolpack.evaluation.provenance_check import other_checkpoint, other_tokenizer, pack_name
 from tolpack.evaluation.subject import open_subject, read_bytes_per_token
 from tolpack.model.divergence import Divergence, compare
 from tolpack.model.language_model import LanguageModel, Memory
 from tolpack.model.perplexity import LOGITS_PER_BATCH, Score, increase_pct, score
-from tolpack.model.text import find_tokenizer, read_token_ids
+from tolpack.model.text import find_tokenizer, read_token_ids, tokenizer_digest
 from tolpack.pack import Pack, open_first_table
 from tolpack.reading.edits_files import share_edits
 from tolpack.reading.summary import bits_per_weight, ratio_fp16
-from tolpack.runtime.progress import Reporter
+from tolpack.runtime.progress import KeptWarnings, Reporter
 from tolpack.sources.checkpoint.options import CheckpointOptions
+from tolpack.sources.table_digests import table_digests
+from tolpack.storage.inputs import input_path
 
 # Windows by default: models that were trained on very long ones would have few of them.
 _MAX_CONTEXT, _LEAST_LIMIT = 2048, 512
@@ -38,7 +42,8 @@ class Baseline:
     """Score of the checkpoint itself.
 
     ``nll_nats`` is per token; ``ffn_bytes`` are those of the memory FFNs as stored, ``None`` for a
-    dense model. With several texts: ``by_text`` on each of them, whose name is ``text``.
+    dense model, and ``ffn_bytes_16`` in 16 bits; ``table_bytes`` those of a table that the
+    checkpoint stores. With several texts: ``by_text`` on each of them, whose name is ``text``.
     """
 
     ppl: float
@@ -48,6 +53,8 @@ class Baseline:
     ffn_bytes: int | None
     text: str = ""
     by_text: tuple[Baseline, ...] = ()
+    ffn_bytes_16: int | None = None
+    table_bytes: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -90,6 +97,8 @@ class PackScore:
     text: str = ""
     by_text: tuple[PackScore, ...] = ()
     edits: tuple[str, ...] = ()
+    ffn_bytes_16: int | None = None
+    table_bytes: int | None = None
 
     @property
     def name(self) -> str:
@@ -137,11 +146,14 @@ def _plain(score: Baseline | PackScore) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Result of ``tolpack eval``; ``context`` is the window length in tokens."""
+    """Result of ``tolpack eval``; ``context`` is the window length in tokens, and ``warnings`` say
+    what makes its figures doubtful.
+    """
 
     context: int
     baseline: Baseline
     packs: tuple[PackScore, ...]
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON; with several texts, ``texts`` holds the same for each."""
@@ -149,6 +161,7 @@ class Evaluation:
             "context": self.context,
             "baseline": self.baseline.to_json(),
             "packs": [pack.to_json() for pack in self.packs],
+            "warnings": list(self.warnings),
         }
         texts = [{"text": alone.baseline.text, **alone.to_json()} for alone in self._on_each_text()]
         return {**value, "texts": texts} if texts else value
@@ -198,7 +211,7 @@ class Evaluator:
         tokens: int | None = None,
         reporter: Reporter | None = None,
     ) -> None:
-        self.reporter = reporter or Reporter()
+        self.reporter = KeptWarnings(reporter)
         self.subject = open_subject(checkpoint, checkpoint_options)
         self.model = self.subject.model
         self.context = context or _default_context(self.model)
@@ -207,6 +220,14 @@ class Evaluator:
         ids = [read_token_ids(one, self.model.vocab_size, found) for one in self.texts]
         self.text_ids = [one if tokens is None else one[: tokens + 1] for one in ids]
         self._base_scores: list[Score] = []
+        is_read = any(input_path(one).suffix != ".npy" for one in self.texts)
+        self._tokenizer = found if is_read else None
+        self._digests: dict[str, str] | None = None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What makes results so far doubtful."""
+        return tuple(self.reporter.warnings)
 
     @property
     def base_scores(self) -> list[Score]:
@@ -237,8 +258,10 @@ class Evaluator:
             score.ppl_se,
             score.mean_nll_nats,
             score.total_tokens,
-            self.subject.ffn_bytes,
+            self.subject.weight_bytes["ffn_bytes"],
             text,
+            ffn_bytes_16=self.subject.weight_bytes["ffn_bytes_16"],
+            table_bytes=self.subject.weight_bytes["table_bytes"],
         )
 
     @property
@@ -298,6 +321,8 @@ class Evaluator:
         with ExitStack() as stack:
             packs = [stack.enter_context(open_first_table(*one)) for one in zip(paths, edits)]
             models = [self.subject.with_pack(pack, path) for pack, path in zip(packs, paths)]
+            for pack, path in zip(packs, paths):
+                self._check_origin(pack, pack_name(path))
             name = Path(paths[0]).name if len(paths) == 1 else f"{len(paths)} packs"
             with self.reporter.phase(name, self._total_tokens * len(paths), "tok") as done:
                 compared = [
@@ -308,6 +333,22 @@ class Evaluator:
                 self._pack_scores(pack, path, [found[number] for _, found in compared])
                 for number, (pack, path) in enumerate(zip(packs, paths))
             ]
+
+    def _check_origin(self, pack: Pack, name: str) -> None:
+        """Warn of a pack that does not belong to the checkpoint or the tokenizer."""
+        made_from = Provenance.parse(pack.container.header.provenance)
+        if made_from.checkpoint and self.subject.table is not None:
+            if self._digests is None:  # reads the table's weights once
+                self._digests = table_digests([self.subject.table])
+            found = [other_checkpoint(name, made_from, str(self.subject.path), self._digests)]
+        else:
+            found = []
+        if made_from.tokenizer and self._tokenizer is not None:
+            digest = tokenizer_digest(self._tokenizer)
+            found.append(other_tokenizer(name, made_from, str(self._tokenizer), digest))
+        for warning in found:
+            if warning is not None:
+                self.reporter.warn(warning)
 
     def _pack_scores(
         self, pack: Pack, path: str | Path, found: Sequence[tuple[Score, Divergence]]
@@ -339,7 +380,7 @@ class Evaluator:
         return read, {
             "path": str(path),
             "edits": pack.edit_files,
-            "ffn_bytes": self.subject.ffn_bytes,
+            **self.subject.weight_bytes,
             "bytes": pack.nbytes,
             "ratio_fp16": ratio_fp16(pack.container),
             "bits_per_weight": bits_per_weight(pack.container),
@@ -448,4 +489,4 @@ def evaluate(
         reporter=reporter,
     )
     scores = evaluator.packs(packs)
-    return Evaluation(evaluator.context, evaluator.baseline, scores)
+    return Evaluation(evaluator.context, evaluator.baseline, scores, evaluator.warnings)

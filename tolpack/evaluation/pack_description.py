@@ -12,6 +12,7 @@ import numpy as np
 
 from tolpack.container.chunk_view import ChunkView
 from tolpack.container.parts.parts_source import PartsSource
+from tolpack.container.provenance import Provenance
 from tolpack.container.verified_reader import Container
 from tolpack.pack import Pack
 from tolpack.reading.code_costs import code_costs
@@ -64,6 +65,7 @@ def every_table(pack: Pack) -> Iterator[list[Pack]]:
 def describe_pack(pack: Pack) -> dict[str, Any]:
     """Return the object that ``tolpack inspect --json`` prints.
 
+    ``provenance``: what the pack says of its making (`tolpack.container.provenance`), or ``None``.
     A pack in parts has ``part_files``, each with its name, bytes and rows.
     What concerns a table stands beside what concerns the file, or, if there are several tables,
     under ``tables``, an object each. A table has its number of ``edited_tokens``, those of edits
@@ -72,12 +74,15 @@ def describe_pack(pack: Pack) -> dict[str, Any]:
     """
     container = pack.container
     major, minor = container.preamble.version
+    made_from = Provenance.parse(container.header.provenance)
     described: dict[str, Any] = {
         "format_version": f"{major}.{minor}",
         "producer": container.header.producer,
         "bytes": pack.nbytes,
         "ratio_fp16": ratio_fp16(container),
         "bits_per_weight": bits_per_weight(container),
+        **made_from.weight_bytes(),
+        "provenance": made_from.to_json() or None,
     }
     if isinstance(container.source, PartsSource):
         files = container.source.manifest.files

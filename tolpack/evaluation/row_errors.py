@@ -69,7 +69,7 @@ class TableDiff:
     Errors are fractions, not percentages, and ``None`` where the reference is zeros and the pack is
     not. ``equal``: every value is equal. ``differing_tokens``: tokens of which a value differs;
     ``zero_tokens``: those of them whose reference is zeros. ``weighted_error``: each token counted
-    as often as it occurs; ``None`` without counts.
+    as often as it occurs; ``None`` without counts. ``warnings``: what makes it doubtful.
     """
 
     a: str
@@ -85,6 +85,7 @@ class TableDiff:
     layers: tuple[LayerDiff, ...]
     chunks: tuple[ChunkDiff, ...]
     worst: tuple[TokenDiff, ...]
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON."""

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.compress.made_from import replaced_by_pack
+from tolpack.container.provenance import Provenance
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.model.decoder import Decoder
 from tolpack.model.language_model import LanguageModel
@@ -40,9 +42,11 @@ class Subject:
     mount: Callable[[Pack], LanguageModel] | None = None
 
     @property
-    def ffn_bytes(self) -> int | None:
-        """Stored bytes of the FFN weights that a pack replaces, if there are any."""
-        return None if self.table is None else self.table.ffn_bytes
+    def weight_bytes(self) -> dict[str, int | None]:
+        """Bytes of what a pack replaces, as `Provenance.weight_bytes` has them."""
+        if self.table is None:
+            return Provenance().weight_bytes()
+        return replaced_by_pack([self.table]).weight_bytes()
 
     def with_pack(self, pack: Pack, path: str | Path) -> LanguageModel:
         """Return the model with the rows of a pack, which stays open while it is used.

@@ -25,6 +25,7 @@ from tolpack.container.local_sink import LocalSink, check_unfinished
 from tolpack.container.parts.parts_source import local_files
 from tolpack.container.planned_sections import longest_header, placed_sections
 from tolpack.container.preamble import MAX_TABLES, PREAMBLE_BYTES
+from tolpack.container.provenance import edited_text
 from tolpack.container.verified_reader import Container
 from tolpack.container.writer import PackWriter, check_header_room
 from tolpack.errors import ConfigError
@@ -227,4 +228,5 @@ def _header(
     return Header(
         (*copied.tables, *tables), tuple(encodings),
         (*placed, *sections[len(copied.numbers) :]), PRODUCER, alignment=copied.header.alignment,
+        provenance=edited_text(copied.header.provenance),
     )  # fmt: skip

@@ -8,6 +8,7 @@ follow from the length of the file or the text.
 from __future__ import annotations
 
 import codecs
+import hashlib
 import importlib.util
 import json
 from collections.abc import Sequence
@@ -58,10 +59,7 @@ class TextTokenizer:
                 "text of tokens needs the tokenizers library: pip install 'tolpack[build]'"
             )
         self.path = input_path(path)
-        try:
-            data = read_whole(path, _MAX_TOKENIZER_BYTES)
-        except OSError as error:
-            raise ConfigError(f"cannot read tokenizer {path}: {error.strerror or error}") from error
+        data = _tokenizer_bytes(path)
         load = _request("load", data, len(data) * _LOAD_SECONDS, len(data) * _LOAD_BYTES)
         self._worker = WorkerProcess(_WORKER, load)
         self._vocab_size = int(self._ask(_request("size", b"", 0, 0))[0]["vocab_size"])
@@ -136,6 +134,13 @@ class TextTokenizer:
             ) from error
 
 
+def _tokenizer_bytes(path: Location | RemotePath) -> bytes:
+    try:
+        return read_whole(path, _MAX_TOKENIZER_BYTES)
+    except OSError as error:
+        raise ConfigError(f"cannot read tokenizer {path}: {error.strerror or error}") from error
+
+
 def _request(name: str, body: bytes, more_seconds: float, more_bytes: int) -> Request:
     return Request(name, {}, body, _SECONDS + more_seconds, _MEMORY_BYTES + more_bytes)
 
@@ -179,6 +184,17 @@ def read_token_ids(
             "use the tokenizer that the checkpoint was trained with"
         )
     return ids
+
+
+def tokenizer_digest(path: Location | RemotePath) -> str:
+    """Return the SHA-256 of a tokenizer's file, in hex.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be read.
+    """
+    return hashlib.sha256(_tokenizer_bytes(path)).hexdigest()
 
 
 def find_tokenizer(checkpoint: InputPath, given: Location | RemotePath | None) -> InputPath | None:

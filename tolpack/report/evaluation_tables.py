@@ -13,6 +13,8 @@ if TYPE_CHECKING:  # these load torch
     from tolpack.evaluation.evaluator import Baseline, Evaluation, PackScore
     from tolpack.evaluation.experiment_runner import SweepResult
 
+# What a checkpoint stores, by the column that compares packs with it.
+_STORED = {"× FFN": "memory FFNs", "× stored": "table"}
 _CHANGES = ("perplexity", "increase", "KL mean, nats", "median", "99 %", "largest", "top 1")
 
 
@@ -35,14 +37,15 @@ def evaluation_table(evaluation: Evaluation) -> str:
         f"{base.tokens} tokens in windows of {evaluation.context}; the increase is paired window "
         "by window"
     )
-    if base.ffn_bytes is not None:
-        note += "; the checkpoint's bytes are its memory FFNs"
+    weights = _stored_weights(base)
+    if weights:
+        note += f"; the checkpoint's bytes are its {_STORED[weights[0][0]]}"
     if base.tokens <= evaluation.context:
         note += "; one window tells no standard errors: give a longer text, or --context"
     first = ["checkpoint", f"{base.ppl:.3f} ± {base.ppl_se:.2f}"]
     if not packs:
-        ffn = "-" if base.ffn_bytes is None else format_bytes(base.ffn_bytes)
-        return f"{format_table(['', 'perplexity', 'bytes'], [[*first, ffn]])}\n\n{note}"
+        shown = format_bytes(weights[0][1]) if weights else "-"
+        return f"{format_table(['', 'perplexity', 'bytes'], [[*first, shown]])}\n\n{note}"
     changes = [[*first, *[""] * (len(_CHANGES) - 1)]]
     changes += [[name, *_changes(pack)] for name, pack in named_packs(packs)]
     note += (
@@ -86,16 +89,29 @@ def _changes(pack: PackScore) -> list[str]:
     ]
 
 
+def _stored_weights(score: Baseline | PackScore) -> list[tuple[str, int]]:
+    """Return what a pack replaces: the name of a column that compares with it, and its bytes."""
+    if score.table_bytes is not None:
+        return [("× stored", score.table_bytes)]
+    found = [] if score.ffn_bytes is None else [("× FFN", score.ffn_bytes)]
+    if score.ffn_bytes_16 not in (None, score.ffn_bytes):
+        found.append(("× FFN, 16 bits", score.ffn_bytes_16 or 0))
+    return found
+
+
 def _pack_costs(evaluation: Evaluation) -> str:
-    header = ["", "bytes", "× FP16", "bits/value", "read/token", "resident", "MACs/token"]
-    ffn = evaluation.baseline.ffn_bytes
-    rows = [["checkpoint", "-" if ffn is None else format_bytes(ffn), *[""] * 5]]
+    weights = _stored_weights(evaluation.baseline)
+    header = ["", "bytes", "× FP16", *(column for column, _ in weights), "bits/value",
+              "read/token", "resident", "MACs/token"]  # fmt: skip
+    shown = format_bytes(weights[0][1]) if weights else "-"
+    rows = [["checkpoint", shown, *[""] * (len(header) - 2)]]
     for name, pack in named_packs(evaluation.packs):
         rows.append(
             [
                 name,
                 format_bytes(pack.bytes),
                 f"{pack.ratio_fp16:.2f}",
+                *(f"{size / pack.bytes:.2f}" for _, size in weights),
                 f"{pack.bits_per_weight:.2f}",
                 format_bytes(pack.read_bytes_per_token),
                 format_bytes(pack.resident_bytes),
@@ -122,8 +138,10 @@ def pack_agreement(pack: PackScore) -> str:
 
 def sweep_table(results: Sequence[SweepResult], skipped: Sequence[str] = ()) -> str:
     """Write a line per pack, smallest first; an asterisk marks those on the Pareto front."""
-    header = ["", "", "KL, nats", "top 1", "perplexity increase", "bytes", "× FP16", "bits/value",
-              "read/token", "MACs/token", "build"]  # fmt: skip
+    weights = _stored_weights(results[0].score)[:1] if results else []
+    header = ["", "", "KL, nats", "top 1", "perplexity increase", "bytes", "× FP16",
+              *(column for column, _ in weights), "bits/value", "read/token", "MACs/token",
+              "build"]  # fmt: skip
     rows = [
         [
             result.options.label,
@@ -133,6 +151,7 @@ def sweep_table(results: Sequence[SweepResult], skipped: Sequence[str] = ()) -> 
             pack_increase(result.score),
             format_bytes(result.score.bytes),
             f"{result.score.ratio_fp16:.2f}",
+            *(f"{size / result.score.bytes:.2f}" for _, size in weights),
             f"{result.score.bits_per_weight:.2f}",
             format_bytes(result.score.read_bytes_per_token),
             str(result.score.macs_per_token),

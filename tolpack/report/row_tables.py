@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tolpack.errors import printable
 from tolpack.evaluation.pack_description import Location
-from tolpack.report.tables import format_bytes, format_table
+from tolpack.report.tables import format_bytes, format_table, warning_lines
 
 if TYPE_CHECKING:
     from tolpack.evaluation.row_errors import LayerDiff, TableDiff
@@ -118,9 +118,10 @@ def diff_table(diff: TableDiff) -> str:
         f"{diff.vocab_size} tokens × {diff.num_layers} layers × {diff.hidden_size}"
     )
     if diff.equal:
-        return f"{head}\n\nequal: every value of every row is the same"
+        equal = "equal: every value of every row is the same"
+        return f"{head}\n\n{equal}{warning_lines(diff.warnings)}"
     parts = [head, _layer_table(diff), _chunk_table(diff), _worst_table(diff), _totals(diff)]
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(part for part in parts if part) + warning_lines(diff.warnings)
 
 
 def _layer_table(diff: TableDiff) -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tolpack.container.provenance import Provenance
 from tolpack.errors import printable
 from tolpack.reading.verification import Damage
+from tolpack.report.made_from import beside_weights, made_from_lines
 from tolpack.runtime.sizes import counted
+from tolpack.runtime.sizes import format_bytes as format_bytes  # shown here, and by others
 
 if TYPE_CHECKING:  # these load torch, which reading a pack does not need
     from tolpack.compress.build import BuildResult
@@ -17,15 +20,6 @@ if TYPE_CHECKING:  # these load torch, which reading a pack does not need
     from tolpack.export.merge import MergeResult
     from tolpack.sources.checkpoint.description import CheckpointSummary
     from tolpack.sources.families.description import TablesSummary
-
-
-def format_bytes(size: float) -> str:
-    """Write a number of bytes with a decimal unit and three to four digits."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.2f} {unit}"
-        size /= 1000
-    return f"{size:.2f} TB"
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -80,6 +74,8 @@ def build_table(result: BuildResult) -> str:
         f"{table}\n\n{printable(str(result.path))}: {format_bytes(result.bytes)}, "
         f"× {result.ratio_fp16:.2f} smaller than FP16, {result.bits_per_weight:.2f} bits per value"
     )
+    beside = beside_weights(result.bytes, result.provenance)
+    text += "" if beside is None else f"; {beside}"
     return text + warning_lines(result.warnings)
 
 
@@ -90,9 +86,11 @@ def warning_lines(warnings: Sequence[str]) -> str:
 
 def plan_table(plans: Sequence[SizePrediction]) -> str:
     """Write predicted costs, a line per plan; of a MemoryLLM also the paper's formula."""
-    header = ["rank", "bits", "bytes on disk", "× FP16", "bits/value", "read/token", "resident",
-              "MACs/token", "paper's formula"]  # fmt: skip
-    ffn_bytes = plans[0].ffn_bytes
+    ffn_bytes, table_bytes = plans[0].ffn_bytes, plans[0].table_bytes
+    stored, beside = ffn_bytes or table_bytes, "× FFN" if ffn_bytes else "× stored"
+    header = ["rank", "bits", "bytes on disk", "× FP16", *([beside] if stored else []),
+              "bits/value", "read/token", "resident", "MACs/token",
+              "paper's formula"]  # fmt: skip
     columns = len(header) if ffn_bytes is not None else len(header) - 1
     rows = [
         [
@@ -100,6 +98,7 @@ def plan_table(plans: Sequence[SizePrediction]) -> str:
             str(plan.bits),
             format_bytes(plan.bytes),
             f"{plan.ratio_fp16:.2f}",
+            *([f"{stored / plan.bytes:.2f}"] if stored else []),
             f"{plan.bits_per_weight:.2f}",
             format_bytes(plan.read_bytes_per_token),
             format_bytes(plan.resident_bytes),
@@ -111,6 +110,13 @@ def plan_table(plans: Sequence[SizePrediction]) -> str:
     text = format_table(header[:columns], rows)
     if ffn_bytes is not None:
         text += f"\n\nmemory FFNs as stored in the checkpoint: {format_bytes(ffn_bytes)}"
+        sixteen = plans[0].ffn_bytes_16
+        if sixteen not in (None, ffn_bytes):
+            text += f"; in 16 bits: {format_bytes(sixteen or 0)}"
+        text += "; × FFN: how many times smaller a pack is than they are"
+    elif table_bytes:
+        text += f"\n\nas stored in the checkpoint: {format_bytes(table_bytes)}"
+        text += "; × stored: how many times smaller a pack is than that"
     return text
 
 
@@ -214,9 +220,13 @@ def pack_table(info: dict[str, Any], path: str) -> str:
     )
     if "part_files" in info:
         size += f", in {len(info['part_files'])} part files"
+    made_from = Provenance.of(info["provenance"])
+    beside, lines = beside_weights(info["bytes"], made_from), made_from_lines(made_from)
+    origin = "\n".join([*([] if beside is None else [beside]), *lines])
     if "tables" not in info:
-        return "\n".join([head, _shape_line(info), f"{size}; {_cost_line(info)}\n", _parts(info)])
-    found = [f"{head}\n{len(info['tables'])} tables, {size}"]
+        first = "\n".join([head, _shape_line(info), f"{size}; {_cost_line(info)}"])
+        return "\n\n".join(part for part in (first, origin, _parts(info)) if part)
+    found = [f"{head}\n{len(info['tables'])} tables, {size}", *([origin] if origin else [])]
     for one in info["tables"]:
         name = f"{printable(one['name'])}: {_shape_line(one)}"
         found += [f"{name}\n{format_bytes(one['bytes'])}; {_cost_line(one)}", _parts(one)]

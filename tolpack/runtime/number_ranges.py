@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from tolpack.errors import ConfigError
 
@@ -24,3 +25,14 @@ def parse_ranges(value: str, option: str, expected: str) -> tuple[int, ...]:
             raise ConfigError(f"{option} {value!r} is not understood: expected {expected}")
         numbers |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
     return tuple(sorted(numbers))
+
+
+def format_ranges(numbers: Sequence[int]) -> str:
+    """Write ascending numbers as `parse_ranges` takes them: ``3,7-9``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1] = [runs[-1][0], number]
+        else:
+            runs.append([number])
+    return ",".join("-".join(map(str, run)) for run in runs)

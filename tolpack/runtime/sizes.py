@@ -46,3 +46,12 @@ def in_range(size: float, text: str, option: str) -> int:
     if not 1 <= size < 2**63:
         raise ConfigError(f"{option} {text[:40]!r} is outside 1 … 2^63 bytes")
     return int(size)
+
+
+def format_bytes(size: float) -> str:
+    """Write a number of bytes with a decimal unit and three to four digits."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.2f} {unit}"
+        size /= 1000
+    return f"{size:.2f} TB"

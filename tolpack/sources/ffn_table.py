@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tolpack.container.provenance import StoredWeights
 from tolpack.sources.checkpoint.checkpoint import Checkpoint
 from tolpack.sources.checkpoint.description import group_tensors
 from tolpack.sources.checkpoint.readiness import check_memory_ffns
+from tolpack.sources.checkpoint.tensors import DTYPE_BYTES
 from tolpack.sources.ffn import load_memory_ffn
 from tolpack.sources.protocol import FieldRows, check_finite
 from tolpack.sources.table_limits import equal_fields
@@ -43,9 +45,11 @@ class FFNTable(UniformTable):
         self.compute = compute
         self.inner_size = int(config.require("memory_intermediate_size", "the memory FFNs"))
         self.weight_bytes = 3 * self.hidden_size * self.inner_size * 4
-        self.ffn_bytes = sum(
-            tensor.nbytes for name, tensor in self._tensors.items() if ".memory_" in name
-        )
+        memory = [tensor for name, tensor in self._tensors.items() if ".memory_" in name]
+        self.ffn_bytes = sum(tensor.nbytes for tensor in memory)
+        dtypes = dict.fromkeys(tensor.dtype for tensor in memory)
+        parameters = sum(tensor.nbytes // DTYPE_BYTES[tensor.dtype] for tensor in memory)
+        self._replaced = StoredWeights(parameters, self.ffn_bytes, ", ".join(dtypes))
 
     def field_rows(self, field: int) -> FieldRows:
         """See `TableSource.field_rows`."""
@@ -59,6 +63,11 @@ class FFNTable(UniformTable):
             return values
 
         return rows
+
+    @property
+    def replaced(self) -> StoredWeights:
+        """See `TableSource.replaced`: the memory FFNs, their norms included."""
+        return self._replaced
 
     @property
     def stored_bytes(self) -> int:

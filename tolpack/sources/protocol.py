@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tolpack.codecs.encodings import Part
 from tolpack.codecs.registry import CODECS
+from tolpack.container.provenance import StoredWeights
 from tolpack.errors import CheckpointError
 from tolpack.ngrams import NGramHash
 from tolpack.runtime.array_types import Bytes
@@ -70,8 +71,8 @@ class TableSource(Protocol):
 
     Capabilities that only some sources have are attributes too, with a neutral value in the others:
     ``checkpoint``, ``transformers_model``, ``fields_compensate``, ``compute`` and `computed_in`,
-    ``ffn_bytes``, ``inner_size``, ``weight_bytes`` and ``ngrams``. So no user has to ask what kind
-    of source it has.
+    ``ffn_bytes``, ``replaced``, ``inner_size``, ``weight_bytes`` and ``ngrams``. So no user has to
+    ask what kind of source it has.
     """
 
     @property
@@ -119,6 +120,13 @@ class TableSource(Protocol):
     @property
     def ffn_bytes(self) -> int | None:
         """Stored bytes of the FFN weights that the table replaces; ``None`` if there are none."""
+        ...
+
+    @property
+    def replaced(self) -> StoredWeights | None:
+        """The weights that a pack stands for: the FFNs of ``ffn_bytes``, or the table itself as it
+        is stored; ``None`` where rows are computed from weights that a model keeps.
+        """
         ...
 
     @property

@@ -14,6 +14,7 @@ from typing import Self
 
 import torch
 
+from tolpack.container.provenance import StoredWeights
 from tolpack.ngrams import NGramHash
 from tolpack.sources.checkpoint.checkpoint import Checkpoint
 from tolpack.sources.protocol import (
@@ -80,6 +81,14 @@ class UniformTable:
         return named.digest()
 
     @property
+    def replaced(self) -> StoredWeights | None:
+        """See `TableSource.replaced`: the table as it is stored."""
+        stored = [field.part.row_bytes for field in self.fields]
+        dtypes = dict.fromkeys(f.codes.codec if f.codes else f.dtype for f in self.fields)
+        values = self.rows * sum(field.width for field in self.fields)
+        return StoredWeights(values, self.rows * sum(stored), ", ".join(dtypes))
+
+    @property
     def vocab_size(self) -> int:
         """Number of rows."""
         return self.rows
@@ -135,6 +144,11 @@ class DerivedTable(UniformTable):
     def stored_bytes(self) -> int:
         """See `TableSource.stored_bytes`."""
         return self._source.stored_bytes
+
+    @property
+    def replaced(self) -> StoredWeights | None:
+        """See `TableSource.replaced`."""
+        return self._source.replaced
 
     def field_rows(self, field: int) -> FieldRows:
         """See `TableSource.field_rows`."""

@@ -128,6 +128,7 @@ class EntropyCodedPlanner:
             sections.table, sections.arrays(), encodings, tuple(chunks), encoder,
             self._header(candidate, sections).room_bytes, self._file_bytes(candidate, sections),
             inputs.size_limit, reserve_bytes, measured=self._measured(choice),
+            provenance=inputs.provenance,
         )  # fmt: skip
 
     # ---- choosing a candidate --------------------------------------------------------------------
@@ -359,7 +360,10 @@ class EntropyCodedPlanner:
     def _header(self, candidate: Candidate, sections: CodedSections) -> PlannedHeader:
         """The header to come; sections of arrays in the order of the file."""
         encodings, numbers = self._encodings(candidate, sections)
-        return PlannedHeader(sections.table, self.spans, encodings, numbers, sections.planned())
+        return PlannedHeader(
+            sections.table, self.spans, encodings, numbers, sections.planned(),
+            self.inputs.provenance,
+        )  # fmt: skip
 
     def _encodings(
         self, candidate: Candidate, sections: CodedSections

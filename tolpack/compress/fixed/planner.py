@@ -39,6 +39,7 @@ from tolpack.compress.frame_choice import (
 )
 from tolpack.compress.header_size import estimate_header_room
 from tolpack.compress.low_rank import projection
+from tolpack.compress.made_from import provenance_room
 from tolpack.compress.plan import Plan, PlanInputs, PlannedArray, PlannedChunk
 from tolpack.compress.second_moments import second_moments
 from tolpack.container.header import Field
@@ -105,6 +106,7 @@ class FixedBitsPlanner:
             tuple(arrays), encodings, tuple(chunks),
             FixedBitsEncoder(tuple(layers)), _header_room(inputs, self.spans),
             self._file_bytes(options, saved), inputs.size_limit, reserve_bytes,
+            provenance=inputs.provenance,
         )  # fmt: skip
 
     # ---- ranks -----------------------------------------------------------------------------------
@@ -257,9 +259,13 @@ class FixedBitsPlanner:
 
 def _header_room(inputs: PlanInputs, spans: Sequence[ChunkSpan]) -> int:
     fields = [inputs.field(number) for number in range(len(inputs.source.fields))]
+    made_from, names = inputs.provenance, [inputs.source.name]
+    if made_from is not None:
+        names = list(made_from.checkpoint)
     return estimate_header_room(
         len(fields), len(inputs.kept), len(spans), has_basis=inputs.has_basis,
         table=inputs.table(fields, [section.kind for section in inputs.row_sections()]),
+        provenance=provenance_room(names, len(fields)),
     )  # fmt: skip
 
 

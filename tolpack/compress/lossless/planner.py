@@ -63,7 +63,7 @@ class LosslessPlanner:
         arrays, sections = inputs.row_arrays(), inputs.row_sections()
         fields = [inputs.field(number) for number in range(len(inputs.source.fields))]
         table = inputs.table(fields, [section.kind for section in sections])
-        header = PlannedHeader(table, self.spans, encodings, numbers, sections)
+        header = PlannedHeader(table, self.spans, encodings, numbers, sections, inputs.provenance)
         chunks = [PlannedChunk(s.first_slot, s.rows, n) for s, n in zip(self.spans, numbers)]
         sizes = [
             *(float(section.length_bytes) for section in sections),
@@ -72,7 +72,7 @@ class LosslessPlanner:
         return Plan(
             inputs.key, inputs.source.fingerprint(), replace(order, counts=None), table,
             tuple(arrays), encodings, tuple(chunks), LosslessEncoder(inputs.kept),
-            header.room_bytes, file_bytes(header.room_bytes, sizes),
+            header.room_bytes, file_bytes(header.room_bytes, sizes), provenance=inputs.provenance,
         )  # fmt: skip
 
 

@@ -136,6 +136,11 @@ class ComputedTable(UniformTable):
         """Bytes of the weights that rows depend on, as stored."""
         return sum(self._nbytes(name) for name in self.tensors)
 
+    @property
+    def replaced(self) -> None:
+        """See `TableSource.replaced`: rows follow from embeddings that the model keeps."""
+        return None
+
     def check(self, done: Callable[[int], object]) -> None:
         """See `TableSource.check`."""
         for name in self.tensors[len(self._digests) :]:
