@@ -192,6 +192,15 @@ def test_an_interrupted_build_is_listed_and_removed(folder):
     assert [path.name for path in parts.iterdir()] == ["mine.part"]
 
 
+def test_a_build_that_was_killed_at_its_begin(folder):
+    """Its two files are empty; one empty file alone may be anyone's."""
+    (folder / "p.tolpack.partial").touch()
+    assert kinds() == []
+    (folder / "p.tolpack.partial.journal").touch()
+    assert run("--clear", "partial").stdout == "removed, partial: 2 files, 0 B\n"
+    assert list(folder.iterdir()) == []
+
+
 def test_a_folder_is_named(folder, tmp_path):
     """Only the folders that are named are searched, and the cache."""
     (tmp_path / "other").mkdir()

@@ -132,8 +132,14 @@ def _of_builds(folder: Path) -> Iterator[KeptFile]:
         journal, parts = journal_path(partial), parts_folder(output)
         files = [partial] if is_unfinished_pack(partial) else []
         files += [journal] if has_journal(partial) else []
+        if not files and _is_empty(partial) and _is_empty(journal):  # killed before its first line
+            files = [partial, journal]
         files += [] if named_in(parts) else [p for p in _names(parts) if is_build_file(p.name)]
         yield from _kept("partial", files, [partial, journal])
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size == 0
 
 
 def _outputs(folder: Path) -> list[Path]:
