@@ -1,6 +1,10 @@
 """Decode with every step written out; one lookup per token serves the memory of all layers.
 
-python examples/decode_by_hand.py "The with statement" --tokens 40
+    python examples/decode_by_hand.py "The with statement" --tokens 40
+    python examples/decode_by_hand.py "Call me" --checkpoint model/ --pack model.tolpack
+
+The model is the bundled one, or a MemoryLLM of your own; without --pack a 4-bit pack is built in a
+scratch folder.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from tokenizers import Tokenizer
 import tolpack
 from tolpack.demo import MODEL
 from tolpack.model.decoder import Decoder
+from tolpack.model.text import find_tokenizer
 from tolpack.sources.checkpoint.checkpoint import open_checkpoint
 from tolpack.torch import ToLMemory
 
@@ -37,18 +42,29 @@ def decode(decoder: Decoder, memory: ToLMemory, prompt: list[int], count: int) -
 
 
 def main() -> None:
-    """Build a 4-bit pack of the bundled model in a scratch folder and decode from it."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Open or build a pack and decode from it."""
+    parser = argparse.ArgumentParser(description="Decode with every step written out.")
     parser.add_argument("prompt")
     parser.add_argument("--tokens", type=int, default=40)
+    parser.add_argument("--checkpoint", type=Path, default=MODEL)
+    parser.add_argument("--pack", type=Path)
+    parser.add_argument("--tokenizer", type=Path, help="default: the one beside the checkpoint")
     arguments = parser.parse_args()
-    tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+    found = find_tokenizer(arguments.checkpoint, arguments.tokenizer)
+    if found is None:
+        parser.error(f"{arguments.checkpoint} has no tokenizer.json: give --tokenizer")
+    tokenizer = Tokenizer.from_file(str(found))
     prompt = tokenizer.encode(arguments.prompt, add_special_tokens=False).ids
     with tempfile.TemporaryDirectory() as folder:
-        path = tolpack.build(MODEL, Path(folder) / "demo.tolpack").path
+        path = arguments.pack
+        if path is None:
+            path = tolpack.build(arguments.checkpoint, Path(folder) / "p.tolpack").path
+        decoder = Decoder(open_checkpoint(arguments.checkpoint))
         with tolpack.open(path, cache="1MB") as pack:
+            if (pack.vocab_size, pack.num_layers) != (decoder.vocab_size, len(decoder.layers)):
+                parser.error(f"{path} is not a pack of {arguments.checkpoint}")
             memory = ToLMemory(pack, hot_rows=16)
-            new = decode(Decoder(open_checkpoint(MODEL)), memory, prompt, arguments.tokens)
+            new = decode(decoder, memory, prompt, arguments.tokens)
             print(tokenizer.decode(prompt + new))
             print({name: value for name, value in pack.stats().items() if value})
 

@@ -4,11 +4,15 @@ Such a model calls ``layer.memory_mlp(embeddings)``, but a lookup needs token id
 the ``input_ids`` of each forward pass, and a module that looks up its layer replaces each memory
 FFN. A real model needs only `mount`; the small model here serves as an example.
 
-python examples/mount_in_model.py
+    python examples/mount_in_model.py
+    python examples/mount_in_model.py --checkpoint model/ --pack model.tolpack
+
+Without --pack a 16-bit pack of the model, by default the bundled one, is built in a scratch folder.
 """
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -80,12 +84,20 @@ class Model(nn.Module):
 
 @torch.inference_mode()
 def main() -> None:
-    """Compare the model with a 16-bit pack mounted to the reference decoder with its FFNs."""
-    decoder = Decoder(open_checkpoint(MODEL))
+    """Compare the model with a pack mounted to the reference decoder with its FFNs."""
+    parser = argparse.ArgumentParser(description="Mount a pack in a model, and compare logits.")
+    parser.add_argument("--checkpoint", type=Path, default=MODEL)
+    parser.add_argument("--pack", type=Path)
+    arguments = parser.parse_args()
+    decoder = Decoder(open_checkpoint(arguments.checkpoint))
     model, ids = Model(decoder), torch.arange(100, 116)[None]
     with tempfile.TemporaryDirectory() as folder:
-        path = tolpack.build(MODEL, Path(folder) / "demo.tolpack", bits=16).path
+        path = arguments.pack
+        if path is None:
+            path = tolpack.build(arguments.checkpoint, Path(folder) / "p.tolpack", bits=16).path
         with tolpack.open(path) as pack:
+            if (pack.vocab_size, pack.num_layers) != (decoder.vocab_size, len(decoder.layers)):
+                parser.error(f"{path} is not a pack of {arguments.checkpoint}")
             mount(model, model.layers, ToLMemory(pack))
             difference = (model(input_ids=ids) - decoder(ids)).abs().max()
             print(f"largest difference of a logit with the pack mounted: {difference:.4f}")

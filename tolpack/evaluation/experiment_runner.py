@@ -27,7 +27,11 @@ from tolpack.evaluation.task_accuracy import TaskAccuracy, TaskSettings
 from tolpack.model.language_model import LanguageModel, Memory
 from tolpack.model.perplexity import Score, increase_pct
 from tolpack.pack import Pack
+from tolpack.runtime.progress import PhaseTimes
 from tolpack.workspace.resources import Resources
+
+# Phases of a build that are not repeated for the next one.
+_CALIBRATING = ("sampling", "calibration")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +114,20 @@ class ExperimentRunner:
         )
         if evaluator.subject.table is None:
             raise CheckpointError("a dense model has no memory, so it has no packs")
+        self._times = PhaseTimes(evaluator.reporter)
         self.session = BuildSession(
-            evaluator.subject.table, folder, options.calibration, options.resources,
-            evaluator.reporter,
+            evaluator.subject.table, folder, options.calibration, options.resources, self._times
         )  # fmt: skip
         self._path = folder / "pack.tolpack"
         self.tasks: TaskAccuracy | None = None
         if options.tasks is not None:
             self.tasks = TaskAccuracy(evaluator, options.tasks, folder)
+
+    def calibration_seconds(self) -> float:
+        """Return how long calibrations took since the last call: later packs need not wait."""
+        seconds = sum(seconds for name, seconds in self._times.seconds if name in _CALIBRATING)
+        self._times.seconds.clear()
+        return seconds
 
     def evaluate(self, options: PackOptions) -> SweepResult:
         """Return the score of the pack that `options` build."""

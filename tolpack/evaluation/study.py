@@ -33,7 +33,8 @@ from tolpack.evaluation.experiment_runner import (
 )
 from tolpack.evaluation.model_costs import ModelCosts, model_costs
 from tolpack.evaluation.spectra import LayerSpectrum, layer_spectra
-from tolpack.evaluation.step_progress import StepProgress
+from tolpack.evaluation.step_costs import ablation_step, pack_steps
+from tolpack.evaluation.step_progress import Step, StepProgress
 from tolpack.evaluation.sweep import mark_front
 from tolpack.evaluation.sweep_grid import PackOptions
 from tolpack.lm_eval.task_scores import ModelScores, compared
@@ -156,7 +157,7 @@ class _StudyRun:
         self._ranges = layer_ranges(len(self._evaluator.model.widths))
         self._packs: dict[PackOptions, SweepResult] = {}
         self._skipped: list[str] = []
-        self._progress = StepProgress(self._duration_classes(), self._evaluator.reporter)
+        self._progress = StepProgress(self._steps(), self._evaluator.reporter)
 
     def study(self) -> Study:
         """Run the parts in the order of `STUDY_PARTS`: the cheap packs come first."""
@@ -197,14 +198,23 @@ class _StudyRun:
                 packs += [PackOptions(rank, "auto", max_kld=one) for one in _DIVERGENCES]
         return packs
 
-    def _duration_classes(self) -> list[str]:
-        """Return the classes of the steps to come; see `StepProgress`."""
-        classes = [options.duration_class for options in self._independent_packs()]
+    def _steps(self) -> list[Step]:
+        """Return the steps to come, in their order."""
+        evaluator, packs = self._evaluator, self._independent_packs()
         if "ranks" in self._parts:
-            both = [PackOptions("50%").duration_class, PackOptions("auto").duration_class]
-            classes += both * len(_UNIFORM_RANKS)
-        classes += ["some tokens"] * len(self._ranges) if "layers" in self._parts else []
-        return classes + (["all tokens"] * len(ALPHAS) if "alpha" in self._parts else [])
+            packs += [PackOptions(rank) for one in _UNIFORM_RANKS for rank in (one, "auto")]
+        steps = pack_steps(packs, evaluator)
+        if "layers" in self._parts:
+            steps += [ablation_step(evaluator, self._layer_tokens)] * len(self._ranges)
+        if "alpha" in self._parts:
+            steps += [ablation_step(evaluator)] * len(ALPHAS)
+        return steps
+
+    @property
+    def _layer_tokens(self) -> int:
+        """Tokens of each text on which layers are left out: whole windows."""
+        context = self._evaluator.context
+        return max(1, LAYER_TOKENS // len(self._evaluator.texts) // context) * context
 
     def _evaluate(self, options: PackOptions) -> SweepResult | None:
         """Evaluate a pack; ``None`` if this checkpoint does not allow it."""
@@ -215,7 +225,7 @@ class _StudyRun:
             self._skipped.append(f"{options.label}: {error}")
             self._progress.end(f"not built: {error}")
             return None
-        self._progress.end(result.summary)
+        self._progress.end(result.summary, self._runner.calibration_seconds())
         return result
 
     def _ranks(self) -> tuple[RankComparison, ...]:
@@ -232,13 +242,13 @@ class _StudyRun:
         return tuple(comparisons)
 
     def _layers(self) -> tuple[LayerAblation, ...]:
-        context, widths = self._evaluator.context, self._evaluator.model.widths
-        tokens = max(1, LAYER_TOKENS // len(self._evaluator.texts) // context) * context
-        ablations = []
+        widths, ablations = self._evaluator.model.widths, []
         for first, last in self._ranges:
             memory = MemoryWithoutLayers(self._memory, first, last, widths)
             name = f"without layer {first}" + (f" … {last}" if last > first else "")
-            ablations.append(LayerAblation(first, last, self._ablate(memory, name, tokens)))
+            ablations.append(
+                LayerAblation(first, last, self._ablate(memory, name, self._layer_tokens))
+            )
         return tuple(ablations)
 
     def _alphas(self) -> tuple[AlphaAblation, ...]:

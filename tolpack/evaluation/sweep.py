@@ -8,6 +8,7 @@ from dataclasses import replace
 from tolpack.errors import ConfigError
 from tolpack.evaluation.evaluator import Evaluator
 from tolpack.evaluation.experiment_runner import ExperimentOptions, SweepResult, open_runner
+from tolpack.evaluation.step_costs import pack_steps
 from tolpack.evaluation.step_progress import StepProgress
 from tolpack.evaluation.sweep_grid import PackOptions
 
@@ -30,13 +31,13 @@ def run_sweep(
     """
     results: list[SweepResult] = []
     skipped: list[str] = []
-    progress = StepProgress([one.duration_class for one in grid], evaluator.reporter)
+    progress = StepProgress(pack_steps(list(grid), evaluator), evaluator.reporter)
     with open_runner(evaluator, options) as runner:
         for one in grid:
             progress.begin(one.label)
             try:
                 results.append(runner.evaluate(one))
-                progress.end(results[-1].summary)
+                progress.end(results[-1].summary, runner.calibration_seconds())
             except ConfigError as error:
                 skipped.append(f"{one.label}: {error}")
                 progress.end(f"not built: {error}")

@@ -68,12 +68,6 @@ class PackOptions:
         ]
         return " ".join([*words, *(["--trellis"] if self.trellis else [])])
 
-    @property
-    def duration_class(self) -> str:
-        """Packs of one class take about the same time to build: losses take most of it."""
-        by_loss = "by loss" if "auto" in (self.rank, self.bits) else "plain"
-        return f"{by_loss}, trellis" if self.trellis else by_loss
-
     def build_settings(self) -> BuildSettings:
         """Parse the options, or raise `ConfigError`."""
         return BuildSettings.parse(
