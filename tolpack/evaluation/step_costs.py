@@ -14,21 +14,22 @@ from tolpack.evaluation.sweep_grid import PackOptions
 _COMPARED, _SCORED = 2, 1
 # For each row of the table: what it takes to compute and store it, with a basis, and to plan and
 # code it by loss, with the tries of a search.
-_STORED, _BASIS, _BY_LOSS, _SEARCHED, _TRELLIS = 1, 3, 20, 80, 160
+_STORED, _BASIS, _BY_LOSS, _SEARCHED, _TRELLIS = 1, 3, 40, 80, 160
 # Tokens of the calibration text on which each of some five tries is measured, two passes each.
 _TRIED = 5 * 2 * 4096
-# The loss metrics, which are measured once, against a step of a search.
-_CALIBRATION = 1.0
+# For each row, what the loss metrics take: measured once for searches, and once for ranks alone.
+_CALIBRATION = 80
 
 
 def pack_steps(options: list[PackOptions], evaluator: Evaluator) -> list[Step]:
-    """Return the steps that build and evaluate packs; the first one by loss also calibrates."""
-    steps, calibrated = [], False
+    """Return the steps that build and evaluate packs; the first by loss also calibrate."""
+    steps, calibrated = [], set()
     for one in options:
-        by_loss = "auto" in (one.rank, one.bits)
-        cost = _pack_cost(one, evaluator)
-        steps.append(Step(_kind(one), cost, _CALIBRATION * cost if by_loss > calibrated else 0.0))
-        calibrated = calibrated or by_loss
+        once = 0.0
+        if "auto" in (one.rank, one.bits) and (one.bits == "auto") not in calibrated:
+            calibrated.add(one.bits == "auto")
+            once = float(_CALIBRATION * evaluator.model.vocab_size)
+        steps.append(Step(_kind(one), _pack_cost(one, evaluator), once))
     return steps
 
 
@@ -54,6 +55,6 @@ def _pack_cost(options: PackOptions, evaluator: Evaluator) -> float:
 
 def _kind(options: PackOptions) -> str:
     """Return what packs have in common whose costs are alike."""
-    rank = options.rank if options.rank in ("none", "auto") else "given"
-    bits = "auto" if options.bits == "auto" else "given"
-    return f"rank {rank}, bits {bits}" + (", trellis" if options.trellis else "")
+    if options.bits == "auto":
+        return "searched with a trellis" if options.trellis else "searched"
+    return "ranks by loss" if options.rank == "auto" else "stored"
