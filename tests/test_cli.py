@@ -1,6 +1,7 @@
 """The command line: help, JSON contracts, exit codes, and what goes to which stream."""
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -79,6 +80,19 @@ def test_every_command_has_help_with_an_example(name, flag):
         if param.param_type_name == "option":
             assert param.help
             assert max(param.opts, key=len) in result.stdout
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_helps_are_whole_sentences(name):
+    """The summary of a command and the help of each option end with a full stop, so that none is
+    cut off or left empty; a default that is told stands before it or is added by click.
+    """
+    command = main.commands[name]
+    assert command.get_short_help_str(200).endswith(".")
+    for param in command.params:
+        if param.param_type_name == "option":
+            text = re.sub(r" *\[default: .+?\]", "", param.help)
+            assert text.endswith("."), (param.opts, param.help)
 
 
 @pytest.mark.parametrize("name", sorted(main.commands))

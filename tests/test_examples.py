@@ -4,13 +4,17 @@ import json
 import re
 import runpy
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
+import models
 import pytest
 from click.testing import CliRunner
 
+import tolpack
 from tolpack.cli import main
+from tolpack.demo import MODEL
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -28,6 +32,31 @@ def test_decoding_by_hand_gives_what_the_decoder_gives(monkeypatch, capsys):
     found = run("decode_by_hand.py", monkeypatch, capsys, "The with statement", "--tokens", "12")
     assert found[:-1] == text
     assert "'cache_hits'" in found[-1]
+
+
+@pytest.mark.parametrize("name", ["generate.py", "decode_by_hand.py"])
+def test_examples_take_a_model_of_ones_own(name, tmp_path, monkeypatch, capsys):
+    """Checkpoint, pack and tokenizer; another model's pack and a missing tokenizer are refused."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for one in ("config.json", "model.safetensors"):
+        shutil.copy(MODEL / one, folder)
+    pack = tolpack.build(folder, tmp_path / "own.tolpack", bits=16).path
+    own = ["The with statement", "--tokens", "12", "--checkpoint", str(folder)]
+    given = ["--pack", str(pack), "--tokenizer", str(MODEL / "tokenizer.json")]
+    found = run(name, monkeypatch, capsys, *own, *given)
+    result = CliRunner().invoke(
+        main, ["generate", str(folder), str(pack), own[0], "--tokens", "12", "--temperature", "0",
+               "--tokenizer", given[-1]],
+    )  # fmt: skip
+    assert "\n".join(found).startswith(result.stdout.rstrip("\n"))
+    with pytest.raises(SystemExit):
+        run(name, monkeypatch, capsys, *own, "--pack", str(pack))
+    assert "has no tokenizer.json: give --tokenizer" in capsys.readouterr().err
+    other = models.save_model(tmp_path)
+    wrong = tolpack.build(other, tmp_path / "wrong.tolpack").path
+    with pytest.raises((SystemExit, tolpack.ConfigError)):
+        run(name, monkeypatch, capsys, *own, "--pack", str(wrong), *given[2:])
 
 
 def test_a_mounted_pack_gives_the_logits_of_the_ffns(monkeypatch, capsys):
