@@ -319,6 +319,17 @@ def test_tokenizers_of_other_models(tiny):
     )
 
 
+def test_a_pack_of_an_altered_checkpoint(tiny, tmp_path):
+    """Of the same shape, but from other weights: it is warned of."""
+    models.save_model(tmp_path, seed=1)
+    other = tolpack.build(next(tmp_path.glob("*.pt")), tmp_path / "other.tolpack").path
+    own = tolpack.build(tiny, tmp_path / "own.tolpack").path
+    (warning,) = generated(tiny, other, "w1", "--tokens", 2)["warnings"]
+    assert "other.tolpack" in warning
+    assert generated(tiny, own, "w1", "--tokens", 2)["warnings"] == []
+    assert f"Warning: {warning}" in run(tiny, other, "w1", "--tokens", 2).stderr
+
+
 def test_a_pack_of_another_model(tiny, pack):
     """The shapes of both are named."""
     result = run(tiny, pack, "w1")

@@ -100,6 +100,8 @@ def generate(checkpoint: Location, words: tuple[str, ...], as_json: bool, **sett
     else:
         for line in generation_text(found).split("\n"):
             Terminal().say(line)
+        for warning in found.warnings:
+            Terminal().warn(warning)
 
 
 def _pack_and_prompt(words: tuple[str, ...]) -> tuple[Location | None, str]:

@@ -11,18 +11,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.container.provenance import Provenance
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.evaluation.generation_settings import GenerationSettings
 from tolpack.evaluation.pack_description import every_table
+from tolpack.evaluation.provenance_check import other_checkpoint, other_tokenizer, pack_name
 from tolpack.evaluation.subject import Subject, open_subject, read_bytes_per_token
 from tolpack.model.generation import generate
 from tolpack.model.language_model import LanguageModel
-from tolpack.model.text import TextTokenizer, find_tokenizer
+from tolpack.model.text import TextTokenizer, find_tokenizer, tokenizer_digest
 from tolpack.model.text_stream import TextStream
-from tolpack.pack import open_first_table
+from tolpack.pack import Pack, open_first_table
 from tolpack.reading.edits_files import share_edits
 from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.json_file import read_json
+from tolpack.sources.table_digests import table_digests
 from tolpack.storage.inputs import InputPath, input_path
 from tolpack.storage.locations import Location
 
@@ -114,12 +117,14 @@ def generate_text(
     encoder = _open_tokenizer(subject, tokenizer)
     ids = _encode(prompt, encoder, subject.model)
     ends = end_tokens(subject.path, encoder, options.config)
+    warnings = _tokenizer_warnings(encoder, subject.model)
     with ExitStack() as stack:
         model = subject.model
         opened = None
         if pack is not None:
             opened = stack.enter_context(open_first_table(pack, own_edits[0]))
             model = subject.with_pack(opened, str(pack))
+            warnings += _origin_warnings(opened, str(pack), subject, encoder)
         run = _Run(model, ids, settings, ends)
         text = "".join(_shown(run, TextStream(encoder, ids.tolist()), show))
         read = None
@@ -129,7 +134,7 @@ def generate_text(
     return GeneratedText(
         prompt, text, tuple(run.token_ids), len(ids), run.prompt_seconds, run.seconds, run.stopped,
         settings.temperature, settings.seed, model.max_position_embeddings,
-        None if pack is None else str(pack), read, _warnings(encoder, model),
+        None if pack is None else str(pack), read, tuple(warnings),
     )  # fmt: skip
 
 
@@ -210,13 +215,26 @@ def _encode(prompt: str, encoder: TextTokenizer, model: LanguageModel) -> NDArra
     return ids
 
 
-def _warnings(encoder: TextTokenizer, model: LanguageModel) -> tuple[str, ...]:
+def _tokenizer_warnings(encoder: TextTokenizer, model: LanguageModel) -> list[str]:
     if encoder.vocab_size <= model.vocab_size:
-        return ()
-    return (
+        return []
+    return [
         f"tokenizer {encoder.path} has {encoder.vocab_size} tokens, but the model's vocabulary has "
-        f"{model.vocab_size}. Use the tokenizer that the model was trained with.",
-    )
+        f"{model.vocab_size}. Use the tokenizer that the model was trained with."
+    ]
+
+
+def _origin_warnings(pack: Pack, path: str, subject: Subject, encoder: TextTokenizer) -> list[str]:
+    """Return a warning for each of checkpoint and tokenizer that the pack was not made from."""
+    made_from, name = Provenance.parse(pack.container.header.provenance), pack_name(path)
+    found = []
+    if made_from.checkpoint and subject.table is not None:
+        digests = table_digests([subject.table])
+        found.append(other_checkpoint(name, made_from, str(subject.path), digests))
+    if made_from.tokenizer:
+        digest = tokenizer_digest(encoder.path)
+        found.append(other_tokenizer(name, made_from, str(encoder.path), digest))
+    return [one for one in found if one is not None]
 
 
 def end_tokens(

@@ -29,7 +29,7 @@ def generation_text(found: GeneratedText) -> str:
             f"The text stops at the model's {found.positions:,} positions "
             "(max_position_embeddings): give a shorter prompt, or fewer --tokens."
         )
-    return "\n".join([*lines, *(f"Warning: {one}" for one in found.warnings)])
+    return "\n".join(lines)
 
 
 def _tokens(count: int) -> str:
