@@ -25,6 +25,8 @@ COMPENSATION_REACH = 2
 BITS = ("auto", "lossless", "16", "8", "4")
 # Whether frames of cold rows are entropy-coded where that pays.
 COMPRESSIONS = ("auto", "none")
+# Preamble and header of a pack of one row take about as much.
+_LEAST_BYTES = 512
 _RANK_FORMS = "auto, full, none, an integer, a percentage like 50%, or one integer per layer"
 
 
@@ -126,7 +128,13 @@ def parse_size(value: str | int, full_bytes: int) -> int:
     text = str(value).strip()
     if re.fullmatch(r"\d+(\.\d+)?\s*%", text):
         return in_range(float(text[:-1]) * full_bytes / 100, text, "--size")
-    return parse_bytes(value, "--size", "800MB or 12%")
+    size = parse_bytes(value, "--size", "800MB or 12%")
+    if size < _LEAST_BYTES:
+        raise ConfigError(
+            f"--size {text} is {size} bytes, and no pack is so small: give a unit, like {size}MB, "
+            f"or a percentage of the FP16 table, like {min(size, 99)}%"
+        )
+    return size
 
 
 def parse_increase(value: str | float) -> float:
