@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -117,7 +118,7 @@ def build(checkpoint: Location, bits: str, as_json: bool, **settings: Any) -> No
     if cluster is not None and settings["processes"] is not None:
         raise click.UsageError("--processes and --cluster both say who encodes: give one of them")
     with (
-        when_interrupted(lambda: _continued(checkpoint, output, settings["part_size"])),
+        when_interrupted(_continuation(checkpoint, output, settings["part_size"])),
         nullcontext() if cluster is None else cluster_executor(cluster) as executor,
     ):
         result = tolpack.build(
@@ -129,16 +130,26 @@ def build(checkpoint: Location, bits: str, as_json: bool, **settings: Any) -> No
         echo(tables.build_table(result))
 
 
-def _continued(checkpoint: Location, output: Location | None, part_size: str | None) -> str:
-    """Say what an interrupted build leaves, and what takes it up again."""
-    from tolpack.compress.outputs import unfinished_file
+def _continuation(
+    checkpoint: Location, output: Location | None, part_size: str | None
+) -> Callable[[], str]:
+    """Return what says, once a build is interrupted, what it left and how to go on."""
+    from tolpack.compress.outputs import output_files
+    from tolpack.runtime.files import file_state
 
     if part_size is not None or (output is not None and local_path(output) is None):
-        return "the same command uses the part files that are finished, and makes the others"
-    partial = unfinished_file(checkpoint, output)
-    if partial is None:
+        return lambda: "the same command uses the part files that are finished, and makes the rest"
+    path, partial = output_files(checkpoint, output)
+    before = file_state(path)
+
+    def remedy() -> str:
+        if file_state(path) != before:
+            return f"{path} is complete; only the comparison with its input was not finished"
+        if partial.exists():
+            return f"the same command with --resume continues what was written, {partial}"
         return (
             "nothing was written yet; the same command begins again, and takes a calibration that "
             "was finished from the cache"
         )
-    return f"the same command with --resume continues what was written, {partial}"
+
+    return remedy

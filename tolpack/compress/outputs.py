@@ -281,11 +281,10 @@ def _default_output(source: InputPath) -> Path:
     return Path(source.parent if isinstance(source, Path) else "", f"{name}.tolpack")
 
 
-def unfinished_file(checkpoint: Location, output: Location | None) -> Path | None:
-    """Return what a build to a file left when it was interrupted, if it left anything."""
+def output_files(checkpoint: Location, output: Location | None) -> tuple[Path, Path]:
+    """Return the file that a build writes, and what it is called until it is complete."""
     path = _default_output(input_path(checkpoint)) if output is None else local_output(output)
-    partial = partial_path(path)
-    return partial if partial.exists() else None
+    return path, partial_path(path)
 
 
 def _made(

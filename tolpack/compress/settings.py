@@ -128,13 +128,17 @@ def parse_size(value: str | int, full_bytes: int) -> int:
     text = str(value).strip()
     if re.fullmatch(r"\d+(\.\d+)?\s*%", text):
         return in_range(float(text[:-1]) * full_bytes / 100, text, "--size")
-    size = parse_bytes(value, "--size", "800MB or 12%")
-    if size < _LEAST_BYTES:
+    return parse_bytes(value, "--size", "800MB or 12%")
+
+
+def check_size(value: str | int) -> None:
+    """Raise `ConfigError` if `parse_size` does, or no pack is so small: a unit was left out."""
+    size = parse_size(value, 100 * _LEAST_BYTES)
+    if size < _LEAST_BYTES and "%" not in str(value):
         raise ConfigError(
-            f"--size {text} is {size} bytes, and no pack is so small: give a unit, like {size}MB, "
-            f"or a percentage of the FP16 table, like {min(size, 99)}%"
+            f"--size {str(value).strip()} is {size} bytes, and no pack is so small: give a unit, "
+            f"like {size}MB, or a percentage of the FP16 table, like {min(size, 99)}%"
         )
-    return size
 
 
 def parse_increase(value: str | float) -> float:
@@ -244,6 +248,8 @@ class BuildSettings:
             raise ConfigError("--bits auto is entropy coding, so it has no --compression none")
         if size is not None and bits != "auto" and ranks.word != "auto":
             raise ConfigError("--size chooses ranks or bits: it needs --rank auto or --bits auto")
+        if size is not None:
+            check_size(size)
         increase = None if max_ppl_increase is None else parse_increase(max_ppl_increase)
         error = None if max_relative_error is None else parse_relative_error(max_relative_error)
         kld = None if max_kld is None else parse_kld(max_kld)
