@@ -224,8 +224,8 @@ STEPS = [
      "quotation marks would be taken for text: save what they say as plain text"),
     ("eval m.pt p.tolpack --text x.txt.gz", 1, f"text x.txt.gz is a gzip archive, {TEXT}: unpack "
      "it, and give what it holds"),
-    ("eval m.pt p.tolpack --text tok/tokenizer.json", 1, f"text tok/tokenizer.json is a tokenizer, {TEXT}: "
-     "it goes to --tokenizer"),
+    ("eval m.pt p.tolpack --text tok/tokenizer.json", 1, "text tok/tokenizer.json is a tokenizer, "
+     f"{TEXT}: it goes to --tokenizer"),
     ("eval m.pt p.tolpack --text x.npy", 1, "x.npy must hold a one-dimensional array of integers"),
     *[(f"{words} --tokenizer x.txt", 1, "tokenizer x.txt is a text file, expected the "
        "tokenizer.json of a model")

@@ -212,8 +212,9 @@ def find_raw_config(path: InputPath, given: Location | None, embedded: object) -
 def _json_reason(path: InputPath, error: ValueError) -> str:
     """What another kind of file is, or where JSON is wrong."""
     kind = file_kind(path)
-    known = kind is None or kind in (CONFIG, JSON)
-    return str(error) if known else f"it is {kind.name}"
+    if kind is None or kind in (CONFIG, JSON):
+        return str(error)
+    return f"it is {kind.name}"
 
 
 def _read(path: InputPath) -> object:
