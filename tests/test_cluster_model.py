@@ -334,7 +334,6 @@ def test_a_measured_plan_has_phases_too(table, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [(["--cores", "4"], "--cores needs --machines"),
-     (["--part-size", "1MB"], "--part-size needs --machines"),
      (["--machines", "2", "--disk", "1GB/s"], "--machines needs --network"),
      (["--machines", "2", "--network", "1GB/s"], "--machines needs --disk"),
      (["--machines", "0"], "0 is not in the range"),

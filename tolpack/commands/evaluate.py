@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import click
 
-from tolpack.commands.evaluation_setup import OutputFiles, open_evaluator, report_subject
+from tolpack.commands.evaluation_setup import KEPT, OutputFiles, open_evaluator, report_subject
 from tolpack.commands.options import (
     LOCATION,
     edits_option,
@@ -14,7 +15,7 @@ from tolpack.commands.options import (
     json_option,
     print_json,
 )
-from tolpack.commands.terminal import echo
+from tolpack.commands.terminal import echo, when_interrupted
 from tolpack.errors import ConfigError
 from tolpack.reading.edits_files import share_edits
 from tolpack.report import evaluation_tables, sweep_page
@@ -80,7 +81,8 @@ def evaluate(
     share_edits(packs, edits)  # before anything is measured
     evaluator, options = open_evaluator(checkpoint, settings)
     scores = evaluator.packs(packs, edits)
-    results, refused = run_sweep(evaluator, grid, options) if grid else ((), ())
+    with when_interrupted(lambda: KEPT) if grid else nullcontext():
+        results, refused = run_sweep(evaluator, grid, options) if grid else ((), ())
     skipped += refused
     evaluation = Evaluation(evaluator.context, evaluator.baseline, scores, evaluator.warnings)
     recommended = recommend(results, evaluator.windows)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # these load torch
     from tolpack.evaluation.evaluator import Evaluator, PackScore
     from tolpack.evaluation.experiment_runner import ExperimentOptions, SweepResult
 
+# What Ctrl-C leaves of many measurements.
+KEPT = "what was measured is kept, and the same command without --fresh continues after it"
 # Options that a build of the same pack takes too.
 _SHARED = {
     "calibrate": "--calibrate", "frequencies": "--frequencies", "tokenizer": "--tokenizer",

@@ -13,11 +13,11 @@ import click
 from tolpack.commands.terminal import checked
 from tolpack.compress.settings import (
     COMPRESSIONS,
+    check_size,
     parse_drop,
     parse_increase,
     parse_kld,
     parse_relative_error,
-    parse_size,
 )
 from tolpack.errors import ConfigError
 from tolpack.runtime.sizes import parse_bytes
@@ -139,7 +139,7 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say what a pack may take or cost, and on what that is measured."""
     options = (
         click.option(
-            "--size", callback=checked(lambda value: parse_size(value, 100)),
+            "--size", callback=checked(check_size),
             help="With --rank or --bits auto: largest size of the pack, 800MB or 12% of the FP16 "
             "table.",
         ),

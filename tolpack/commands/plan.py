@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -45,6 +46,33 @@ _MEASURED = (
 )  # fmt: skip
 
 
+def _options_of_writing(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add options of build by which no plan differs: its command line can be given as it is."""
+    options = (
+        click.option(
+            "-o", "--output", type=LOCATION, expose_value=False,
+            help="As for build; nothing is written.",
+        ),
+        click.option(
+            "--processes", type=click.IntRange(1), metavar="N", expose_value=False,
+            help="As for build; changes nothing.",
+        ),
+        click.option(
+            "--cluster", metavar="ADDRESS", expose_value=False,
+            help="As for build; it is not connected to.",
+        ),
+        click.option(
+            "--resume", is_flag=True, expose_value=False, help="As for build; changes nothing."
+        ),
+        click.option(
+            "--force", is_flag=True, expose_value=False, help="As for build; changes nothing."
+        ),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @click.command()
 @click.argument("checkpoint", type=LOCATION)
 @click.option("--rank", callback=checked(parse_rank), help="Rank of the basis, as for build.")
@@ -62,6 +90,7 @@ _MEASURED = (
 @tensor_option
 @resource_options
 @cluster_options
+@_options_of_writing
 @json_option
 def plan(checkpoint: Location, as_json: bool, **settings: Any) -> None:
     """Predict sizes and costs of packs of CHECKPOINT without building one.
@@ -69,6 +98,8 @@ def plan(checkpoint: Location, as_json: bool, **settings: Any) -> None:
     Without a setting, usual ones are predicted from the table's shape. With auto, --size,
     --calibrate or --frequencies, the table is measured as for a build, which may take minutes, and
     the decisions of the build are shown: ranks, codecs, chunks and the predicted size.
+
+    All options of build are taken, so that its command line can be tried with plan in its place.
 
     With --machines, the time of each phase of a build on so many machines is predicted, with the
     bytes that it reads and sends over the network, what it waits for, and its cost. A few thousand

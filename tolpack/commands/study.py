@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tolpack.commands.evaluation_setup import (
+    KEPT,
     OutputFiles,
     open_evaluator,
     report_subject,
@@ -20,7 +21,7 @@ from tolpack.commands.options import (
     print_json,
     task_names,
 )
-from tolpack.commands.terminal import echo
+from tolpack.commands.terminal import echo, when_interrupted
 from tolpack.evaluation import STUDY_PARTS
 from tolpack.report import study_page, study_tables
 from tolpack.storage.inputs import input_path
@@ -68,7 +69,8 @@ def study(
     tasks = _take_tasks(settings)
     outputs = OutputFiles.take(settings, checkpoint)
     evaluator, options = open_evaluator(checkpoint, settings, tokens)
-    results = run_study(evaluator, replace(options, tasks=tasks), parts)
+    with when_interrupted(lambda: KEPT):
+        results = run_study(evaluator, replace(options, tasks=tasks), parts)
     recommended = recommend(results.packs, evaluator.windows)
     outputs.write(
         subject.title(results.baseline), (), results.packs,

@@ -74,6 +74,16 @@ class Terminal(Reporter):
             yield bar.update
 
 
+@contextmanager
+def when_interrupted(remedy: Callable[[], str]) -> Iterator[None]:
+    """Say what Ctrl-C leaves and how to go on, as `remedy` tells it then."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        Terminal().say(f"interrupted: {remedy()}")
+        raise
+
+
 class Group(click.Group):
     """Prints tolpack's errors in one line, with exit code 1."""
 

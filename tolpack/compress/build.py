@@ -18,6 +18,7 @@ import numpy as np
 
 from tolpack.calibration.calibrate import CalibrationInputs, samples_counts
 from tolpack.calibration.calibrate import calibrate as run_calibration
+from tolpack.compress.early_checks import check_request
 from tolpack.compress.make_plan import TableInputs, make_planner, plan_key
 from tolpack.compress.outputs import PackOutput, choose_output
 from tolpack.compress.settings import BuildSettings
@@ -218,6 +219,7 @@ def build(
     resources = Resources(compute, max_memory, threads)
     options = CheckpointOptions(config, arch, map_name, key_map)
     sources = open_tables(checkpoint, options, layers, tensor)
+    check_request(sources, settings, inputs)
     target = choose_output(
         checkpoint, output, part_size, lambda: check_unchanged(sources),
         force=force, resume=resume, inputs=files,

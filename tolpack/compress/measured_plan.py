@@ -12,6 +12,7 @@ from typing import Any
 
 from tolpack.calibration.calibrate import CalibrationInputs
 from tolpack.compress.build import calibrated_tables
+from tolpack.compress.early_checks import check_request
 from tolpack.compress.make_plan import TableInputs, make_plan
 from tolpack.compress.plan import PackPlan
 from tolpack.compress.settings import BuildSettings
@@ -68,6 +69,7 @@ def decided_plan(request: PlanRequest, reporter: Reporter) -> Iterator[DecidedPl
     times, begin = PhaseTimes(reporter), time.perf_counter()
     sources = open_tables(request.checkpoint, request.options, request.layers, request.tensor)
     inputs = request.inputs.beside(request.checkpoint)
+    check_request(sources, request.settings, inputs)
     folder = Path(tempfile.gettempdir())
     measured = calibrated_tables(
         sources, request.settings, inputs, folder, request.resources, times

@@ -20,7 +20,7 @@ from tolpack.compress.build_parts import MadeParts, make_parts
 from tolpack.compress.encode import encode
 from tolpack.compress.plan import PackPlan
 from tolpack.compress.write import PackFile, write
-from tolpack.container.atomic_write import check_output
+from tolpack.container.atomic_write import check_output, check_writable, partial_path
 from tolpack.container.local_sink import check_unfinished
 from tolpack.container.parts.layout import DEFAULT_PART_SIZE
 from tolpack.container.parts.manifest import MANIFEST_NAME
@@ -267,6 +267,7 @@ def output_path(
     check_unfinished(path, given)
     if os.path.lexists(path) and not force:
         raise ConfigError(f"output {path} exists: use --force to replace it, or another -o")
+    check_writable(path)
     return path
 
 
@@ -278,6 +279,12 @@ def _default_output(source: InputPath) -> Path:
         source = source.resolve()
     name = source.name if source.is_dir() else source.stem
     return Path(source.parent if isinstance(source, Path) else "", f"{name}.tolpack")
+
+
+def output_files(checkpoint: Location, output: Location | None) -> tuple[Path, Path]:
+    """Return the file that a build writes, and what it is called until it is complete."""
+    path = _default_output(input_path(checkpoint)) if output is None else local_output(output)
+    return path, partial_path(path)
 
 
 def _made(

@@ -25,6 +25,8 @@ COMPENSATION_REACH = 2
 BITS = ("auto", "lossless", "16", "8", "4")
 # Whether frames of cold rows are entropy-coded where that pays.
 COMPRESSIONS = ("auto", "none")
+# Preamble and header of a pack of one row take about as much.
+_LEAST_BYTES = 512
 _RANK_FORMS = "auto, full, none, an integer, a percentage like 50%, or one integer per layer"
 
 
@@ -127,6 +129,16 @@ def parse_size(value: str | int, full_bytes: int) -> int:
     if re.fullmatch(r"\d+(\.\d+)?\s*%", text):
         return in_range(float(text[:-1]) * full_bytes / 100, text, "--size")
     return parse_bytes(value, "--size", "800MB or 12%")
+
+
+def check_size(value: str | int) -> None:
+    """Raise `ConfigError` if `parse_size` does, or no pack is so small: a unit was left out."""
+    size = parse_size(value, 100 * _LEAST_BYTES)
+    if size < _LEAST_BYTES and "%" not in str(value):
+        raise ConfigError(
+            f"--size {str(value).strip()} is {size} bytes, and no pack is so small: give a unit, "
+            f"like {size}MB, or a percentage of the FP16 table, like {min(size, 99)}%"
+        )
 
 
 def parse_increase(value: str | float) -> float:
@@ -236,6 +248,8 @@ class BuildSettings:
             raise ConfigError("--bits auto is entropy coding, so it has no --compression none")
         if size is not None and bits != "auto" and ranks.word != "auto":
             raise ConfigError("--size chooses ranks or bits: it needs --rank auto or --bits auto")
+        if size is not None:
+            check_size(size)
         increase = None if max_ppl_increase is None else parse_increase(max_ppl_increase)
         error = None if max_relative_error is None else parse_relative_error(max_relative_error)
         kld = None if max_kld is None else parse_kld(max_kld)

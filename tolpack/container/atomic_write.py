@@ -13,6 +13,7 @@ import contextlib
 import errno
 import os
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from shutil import disk_usage
@@ -42,6 +43,21 @@ def check_output(path: Path, inputs: Iterable[str | Path | None] = ()) -> None:
         raise ConfigError(f"output {path} is not a regular file: give the name of a file")
     if any(same_file(path, one) for one in inputs if one is not None):
         raise ConfigError(f"output {path} is one of the inputs: give another name")
+
+
+def check_writable(path: Path) -> None:
+    """Create a nameless file beside `path`: whether that is allowed is known only by trying.
+
+    Raises
+    ------
+    FileAccessError
+        It cannot be created.
+    """
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        reason = error.strerror or error
+        raise FileAccessError(f"cannot write {path}: {reason}: {_WRITABLE}") from error
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:

@@ -68,21 +68,21 @@ PICKLED = FileKind(
     "a pickle", advice="pickles can run code and are not read; save the state dict as "
     ".safetensors, or with torch.save as .pt",
 )  # fmt: skip
-_NPY = FileKind("a .npy array", (".npy",))
+NPY = FileKind("a .npy array", (".npy",))
 _HDF5 = FileKind("an HDF5 file", (".h5", ".hdf5"))
 _NPZ = FileKind("an .npz archive", advice="save its array alone with numpy.save, as .npy")
 ZIP = FileKind("a zip archive", advice=_UNPACK)
-_EMPTY = FileKind("an empty file", advice="copy or download it again")
-_HTML = FileKind(
+EMPTY = FileKind("an empty file", advice="copy or download it again")
+HTML = FileKind(
     "an HTML page", advice="a failed download leaves such a page, so download the file again"
 )
-_LFS = FileKind("a Git LFS pointer", advice="run git lfs pull to get the file itself")
-_CONFIG = FileKind("a model's configuration", advice=_FOLDER, in_folder=True)
+LFS = FileKind("a Git LFS pointer", advice="run git lfs pull to get the file itself")
+CONFIG = FileKind("a model's configuration", advice=_FOLDER, in_folder=True)
 _INDEX = FileKind("the index of a checkpoint's shards", advice=_FOLDER, in_folder=True)
-_TOKENIZER = FileKind("a tokenizer", advice="it goes to --tokenizer")
+TOKENIZER = FileKind("a tokenizer", advice="it goes to --tokenizer")
 MANIFEST = FileKind("the manifest of a pack in parts")
-_JSON = FileKind("a JSON file")
-_TEXT = FileKind("a text file")
+JSON = FileKind("a JSON file")
+TEXT = FileKind("a text file")
 # First bytes of other files that people have; compressed ones stand for what is in them.
 _SIGNATURES = (
     (b"\x1f\x8b", FileKind("a gzip archive", advice=_UNPACK)),
@@ -98,14 +98,14 @@ _SIGNATURES = (
     (b"\xff\xd8\xff", FileKind("a JPEG picture")),
     (b"\x7fELF", FileKind("a program")),
     (GGUF_MAGIC, GGUF),
-    (b"\x93NUMPY", _NPY),
+    (b"\x93NUMPY", NPY),
     (b"\x89HDF\r\n\x1a\n", _HDF5),
 )
 _JSON_KINDS = (
     (re.compile(rb'"tolpack"\s*:\s*"parts"'), MANIFEST),
     (re.compile(rb'"weight_map"\s*:'), _INDEX),
-    (re.compile(rb'"(added_tokens|pre_tokenizer|truncation)"\s*:'), _TOKENIZER),
-    (re.compile(rb'"(model_type|architectures|hidden_size)"\s*:'), _CONFIG),
+    (re.compile(rb'"(added_tokens|pre_tokenizer|truncation)"\s*:'), TOKENIZER),
+    (re.compile(rb'"(model_type|architectures|hidden_size)"\s*:'), CONFIG),
 )
 
 
@@ -123,7 +123,7 @@ def kind_of_bytes(start: bytes, suffix: str = "") -> FileKind | None:
     `suffix` tells texts of a form apart.
     """
     if not start:
-        return _EMPTY
+        return EMPTY
     if start.startswith(MAGIC):
         return _kind_of_pack(start)
     if start.startswith(b"PK\x03\x04"):
@@ -223,7 +223,7 @@ def _is_safetensors(start: bytes) -> bool:
 
 def _kind_of_text(start: bytes, suffix: str) -> FileKind | None:
     if start.startswith(b"version https://git-lfs"):
-        return _LFS
+        return LFS
     if _CONTROL.search(start):
         return None
     try:
@@ -233,7 +233,7 @@ def _kind_of_text(start: bytes, suffix: str) -> FileKind | None:
             return None
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text[:14].lower().startswith((b"<!doctype html", b"<html")):
-        return _HTML
+        return HTML
     if text.startswith(b"{") and suffix != ".jsonl":
-        return next((kind for found, kind in _JSON_KINDS if found.search(text)), _JSON)
-    return _TEXT
+        return next((kind for found, kind in _JSON_KINDS if found.search(text)), JSON)
+    return TEXT

@@ -56,7 +56,9 @@ class PackOptions:
 
     @property
     def arguments(self) -> str:
-        """Arguments of ``tolpack build``, without those that are its defaults."""
+        """Arguments of ``tolpack build``, without those that are its defaults; the defaults
+        themselves are named.
+        """
         given = {"rank": self.rank, "bits": self.bits, "drop": self.drop, "size": self.size,
                  "max-ppl-increase": self.max_ppl_increase, "max-kld": self.max_kld}  # fmt: skip
         unset = PackOptions()
@@ -66,7 +68,8 @@ class PackOptions:
             for name, value in given.items()
             if value is not None and value != defaults.get(name)
         ]
-        return " ".join([*words, *(["--trellis"] if self.trellis else [])])
+        words += ["--trellis"] if self.trellis else []
+        return " ".join(words) or f"--rank {self.rank} --bits {self.bits}"
 
     def build_settings(self) -> BuildSettings:
         """Parse the options, or raise `ConfigError`."""

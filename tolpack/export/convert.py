@@ -244,7 +244,9 @@ def _check_destination(path: Path, source: Location, force: bool) -> None:
     if same_file(path, source):
         raise ConfigError(f"{path} is the pack itself: give another name")
     if not path.parent.is_dir():
-        raise FileAccessError(f"cannot write {path}: there is no folder {path.parent}")
+        raise FileAccessError(
+            f"cannot write {path}: there is no folder {path.parent}; make it, or name another"
+        )
     refuse_existing(path, force=force)
 
 
@@ -316,10 +318,14 @@ def _report_rounding(
 ) -> None:
     if result.changed_values:
         share = result.changed_values / sum(one.table.values for one in found)
+        relative = max(one.rounding.normal_relative for one in found)
         reporter.say(
             f"{result.dtype} cannot hold {result.changed_values:,} values exactly ({share:.2%}): "
-            f"rounded, by up to {result.max_absolute_error:.3g}, or "
-            f"{result.max_relative_error:.3%} of the value; float32 is exact"
+            f"rounded, by up to {result.max_absolute_error:.3g}, or {relative:.3%} of the value; "
+            "float32 is exact"
         )
+        for one in found:
+            if one.rounding.underflows:
+                reporter.say(f"{one.table.name}: {one.rounding.underflows}")
     elif result.dtype in ("float16", "bfloat16"):
         reporter.say(f"{result.dtype} holds every value of the pack exactly")

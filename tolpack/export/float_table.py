@@ -23,6 +23,8 @@ from tolpack.runtime.array_types import Floats
 # Decoded bytes, and rows, at a time.
 _BLOCK_BYTES = 16 << 20
 _BLOCK_ROWS = 1 << 16
+# Smallest normal values: below them a dtype has fewer digits, and then none.
+_LEAST_NORMAL = {"float16": 2.0**-14, "bfloat16": 2.0**-126}
 
 
 class FloatTable:
@@ -80,12 +82,18 @@ class FloatTable:
 
 
 class Rounding:
-    """Converts rows to a dtype, and measures the rounding errors."""
+    """Converts rows to a dtype, and measures the rounding errors.
+
+    ``changed``: values that the dtype does not hold exactly; ``absolute`` and ``relative``: the
+    largest errors of them, and ``normal_relative`` that of those which do not underflow; of the
+    others ``zeroed`` became zero, and ``subnormal`` keep fewer digits.
+    """
 
     def __init__(self, dtype: str) -> None:
         self.dtype = dtype
         self.changed = 0
-        self.relative = self.absolute = 0.0
+        self.relative = self.absolute = self.normal_relative = 0.0
+        self.zeroed = self.subnormal = 0
 
     def rounded(self, ids: NDArray[np.int64], exact: Floats) -> NDArray[Any]:
         """Return `exact`, the rows of `ids`, (n, layers, hidden), in the dtype of the table.
@@ -126,4 +134,25 @@ class Rounding:
         error = np.abs(after.astype(np.float64) - before)
         self.changed += len(error)
         self.absolute = max(self.absolute, float(error.max()))
-        self.relative = max(self.relative, float((error / np.abs(before)).max()))
+        relative = error / np.abs(before)
+        self.relative = max(self.relative, float(relative.max()))
+        tiny = np.abs(after) < _LEAST_NORMAL[self.dtype]
+        self.zeroed += int(np.count_nonzero(after == 0))
+        self.subnormal += int(np.count_nonzero(tiny & (after != 0)))
+        if not tiny.all():
+            self.normal_relative = max(self.normal_relative, float(relative[~tiny].max()))
+
+    @property
+    def underflows(self) -> str:
+        """How many values became zero or lost digits below the dtype's range, in words; "" if none
+        did.
+        """
+        counts = [
+            f"{count:,} {'value' if count == 1 else 'values'} {what}"
+            for count, what in ((self.zeroed, "became 0"), (self.subnormal, "became subnormal"))
+            if count
+        ]
+        if not counts:
+            return ""
+        least = f"{_LEAST_NORMAL[self.dtype]:.2g}"
+        return f"{' and '.join(counts)}, as {self.dtype} has full precision from {least} up only"

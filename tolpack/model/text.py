@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.errors import CheckpointError, ConfigError
+from tolpack.model.text_files import check_text_file, check_tokenizer_bytes, check_tokenizer_file
 from tolpack.runtime.worker_process import Answer, Request, WorkerError, WorkerProcess
 from tolpack.sources.arrays.npy import read_npy
 from tolpack.storage.inputs import InputPath, input_path, read_whole
@@ -60,6 +61,7 @@ class TextTokenizer:
             )
         self.path = input_path(path)
         data = _tokenizer_bytes(path)
+        check_tokenizer_bytes(self.path, data)
         load = _request("load", data, len(data) * _LOAD_SECONDS, len(data) * _LOAD_BYTES)
         self._worker = WorkerProcess(_WORKER, load)
         self._vocab_size = int(self._ask(_request("size", b"", 0, 0))[0]["vocab_size"])
@@ -214,18 +216,42 @@ def _read_ids(path: InputPath) -> NDArray[np.int64]:
 
 
 def _encode(path: InputPath, tokenizer: Location | RemotePath | None) -> NDArray[np.int64]:
+    check_text_file(path)
     if tokenizer is None:
-        raise ConfigError(f"{path} is text: give its --tokenizer tokenizer.json, or ids as .npy")
+        raise _without_tokenizer(path)
     encoder = TextTokenizer(tokenizer)
     try:
         text = read_whole(path, _MAX_TEXT_BYTES)
         _check_utf8(text)
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or f"{error}: save it as UTF-8"
         raise ConfigError(f"cannot read text {path}: {reason}") from error
     if b"\r" in text:  # as Python reads text files
         text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     return encoder.encode_utf8(text)
+
+
+def check_calibration_text(
+    text: Location | RemotePath, tokenizer: Location | RemotePath | None
+) -> None:
+    """Look at the first bytes of a text and of its tokenizer, before anything is encoded.
+
+    Raises
+    ------
+    ConfigError
+        One of them cannot be read or is of another kind, or the tokenizer is missing.
+    """
+    path = input_path(text)
+    check_text_file(path)
+    if path.suffix == ".npy":
+        return
+    if tokenizer is None:
+        raise _without_tokenizer(path)
+    check_tokenizer_file(input_path(tokenizer))
+
+
+def _without_tokenizer(path: InputPath) -> ConfigError:
+    return ConfigError(f"{path} is text: give its --tokenizer tokenizer.json, or ids as .npy")
 
 
 def _check_utf8(text: bytes) -> None:

@@ -28,7 +28,8 @@ def check_output_file(
         raise ConfigError(f"output {path} must end in {' or '.join(suffixes)}")
     folder = path.parent
     if path.is_dir() or not folder.is_dir():
-        reason = "it is a folder" if path.is_dir() else f"there is no folder {folder}"
+        reason = f"there is no folder {folder}; make it, or name another"
+        reason = "it is a folder; name a file" if path.is_dir() else reason
         raise FileAccessError(f"cannot write {path}: {reason}")
     check_output(path, inputs)
     if not os.access(path if path.exists() else folder, os.W_OK):

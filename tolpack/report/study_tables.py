@@ -69,10 +69,8 @@ def recommendation_table(recommended: Sequence[Recommendation]) -> str:
             pack_increase(one.smallest.score),
             format_bytes(one.smallest.score.bytes),
             f"{one.smallest.score.ratio_fp16:.2f}",
-            one.smallest.options.arguments or "(the defaults)",
-            "-"
-            if one.without_basis is None
-            else one.without_basis.options.arguments or "(the defaults)",
+            one.smallest.options.arguments,
+            "-" if one.without_basis is None else one.without_basis.options.arguments,
         ]
         for one in recommended
     ]

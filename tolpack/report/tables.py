@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tolpack.container.provenance import Provenance
 from tolpack.errors import printable
 from tolpack.reading.verification import Damage
+from tolpack.report.legends import build_legend, legend, without_rank
 from tolpack.report.made_from import beside_weights, made_from_lines
 from tolpack.runtime.sizes import counted
 from tolpack.runtime.sizes import format_bytes as format_bytes  # shown here, and by others
@@ -70,8 +71,10 @@ def build_table(result: BuildResult) -> str:
     first = "table, layer" if several else "layer"
     header = [first, "rank", "bits", *_BOUNDS[: 2 * coded], "rel. error", "bytes"]
     table = format_table(header, rows)
+    shown = without_rank(header, [layer.rank for layer in result.layers])
+    meanings = build_legend(shown, [layer.relative_error for layer in result.layers])
     text = (
-        f"{table}\n\n{printable(str(result.path))}: {format_bytes(result.bytes)}, "
+        f"{table}\n\n{meanings}\n\n{printable(str(result.path))}: {format_bytes(result.bytes)}, "
         f"× {result.ratio_fp16:.2f} smaller than FP16, {result.bits_per_weight:.2f} bits per value"
     )
     beside = beside_weights(result.bytes, result.provenance)
@@ -107,7 +110,7 @@ def plan_table(plans: Sequence[SizePrediction]) -> str:
         ][:columns]
         for plan in plans
     ]
-    text = format_table(header[:columns], rows)
+    text = f"{format_table(header[:columns], rows)}\n\n{_plan_legend(plans, header[:columns])}"
     if ffn_bytes is not None:
         text += f"\n\nmemory FFNs as stored in the checkpoint: {format_bytes(ffn_bytes)}"
         sixteen = plans[0].ffn_bytes_16
@@ -118,6 +121,11 @@ def plan_table(plans: Sequence[SizePrediction]) -> str:
         text += f"\n\nas stored in the checkpoint: {format_bytes(table_bytes)}"
         text += "; × stored: how many times smaller a pack is than that"
     return text
+
+
+def _plan_legend(plans: Sequence[SizePrediction], columns: Sequence[str]) -> str:
+    """Return the legend of predictions, whose bits are the setting."""
+    return legend(without_rank([n for n in columns if n != "bits"], [one.rank for one in plans]))
 
 
 def measured_plan_table(plan: Mapping[str, Any]) -> str:
@@ -140,7 +148,7 @@ def measured_plan_table(plan: Mapping[str, Any]) -> str:
     text += f"; {counted(plan['rows'], 'row')} in {counted(len(plan['chunks']), 'chunk')}"
     steps = [chunk["step"] for chunk in plan["chunks"] if chunk["step"] is not None]
     if steps:
-        text += f"; quantization steps {min(steps):g} … {max(steps):g}"
+        text += f"; quantization steps {min(steps):g} … {max(steps):g}\n{legend(['step'])}"
     return text
 
 
@@ -288,7 +296,8 @@ def _parts(info: dict[str, Any]) -> str:
     columns = [*["field"] * named, "layer", "rank", "bits", *_BOUNDS[: 2 * coded], "bytes"]
     rows = "tokens" if info["ngrams"] is None else "rows"
     heads = ["chunk", rows, "encoding", "rows/block", f"per {rows[:-1]}", "bytes"]
-    found = [format_table(columns, layers), format_table(heads, chunks)]
+    meanings = legend(without_rank(columns, [layer["rank"] for layer in info["layers"]]))
+    found = [format_table(columns, layers), meanings, format_table(heads, chunks)]
     if info["coding"] is not None:
         found.append(_coding_line(info["coding"]))
     return "\n\n".join(found)

@@ -23,7 +23,7 @@ from tolpack.container.file_kind import (
 )
 from tolpack.container.parts.manifest import MANIFEST_NAME
 from tolpack.container.preamble import MAGIC
-from tolpack.errors import CheckpointError
+from tolpack.errors import CheckpointError, ConfigError
 from tolpack.storage.inputs import InputPath, input_path, open_stream
 from tolpack.storage.locations import Location
 from tolpack.storage.remote_path import HTTP_NAMES, RemotePath
@@ -41,8 +41,9 @@ def check_input(path: InputPath) -> None:
     Raises
     ------
     CheckpointError
-        The path does not exist, as where it is the id of a model; or it is of another kind, or its
-        name is one of another kind.
+        The path does not exist, as where it is the id of a model; or it is of another kind.
+    ConfigError
+        Its name is one of another kind.
     """
     if not path.exists():
         hint = model_id_hint(path) if isinstance(path, Path) else _remote_hint(path)
@@ -55,7 +56,9 @@ def check_input(path: InputPath) -> None:
     archive = kind is ZIP and path.suffix in TORCH_SUFFIXES
     known = kind is not None and path.suffix in kind.suffixes and kind is not GGUF
     if kind is not None and not known and not archive:
-        raise CheckpointError(f"{path} is {kind.name}, {_remedy(kind, path)}")
+        named = kind.suffixes and kind is not GGUF
+        error = ConfigError if named else CheckpointError  # it would do under another name
+        raise error(f"{path} is {kind.name}, {_remedy(kind, path)}")
 
 
 def _remedy(kind: FileKind, path: InputPath) -> str:

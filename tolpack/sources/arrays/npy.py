@@ -16,8 +16,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from tolpack.container.file_kind import NPY, file_kind
 from tolpack.errors import ConfigError, printable
-from tolpack.storage.inputs import input_path, open_stream, stream_size
+from tolpack.storage.inputs import InputPath, input_path, open_stream, stream_size
 from tolpack.storage.locations import Location
 from tolpack.storage.remote_path import RemotePath
 
@@ -68,9 +69,45 @@ def read_npy(path: Location | RemotePath, purpose: str, *, mapped: bool = False)
             layout = read_layout(file)
             values = _map(file, layout) if mapped else _read(file, layout)
     except (OSError, ValueError, MemoryError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or "it needs too much memory"
-        raise ConfigError(f"cannot read {purpose} {path}: {reason}") from error
+        raise _refusal(path, purpose, error) from error
     return values.reshape(layout.shape, order="F" if layout.fortran else "C")
+
+
+def check_counts(path: Location | RemotePath, vocab_size: int, table: str = "") -> None:
+    """Read the header of token counts alone; parameters and errors as of `read_counts`."""
+    path = _counts_path(path, table)
+    try:
+        with open_stream(path) as file:
+            layout = read_layout(file)
+    except (OSError, ValueError) as error:
+        raise _refusal(path, "--frequencies", error) from error
+    _check_counts(path, layout.dtype, layout.shape, vocab_size, table)
+
+
+def _counts_path(path: Location | RemotePath, table: str) -> InputPath:
+    found = input_path(path)
+    return found / f"{table}.npy" if found.is_dir() else found
+
+
+def _check_counts(
+    path: InputPath, dtype: np.dtype[Any], shape: tuple[int, ...], vocab_size: int, table: str
+) -> None:
+    if dtype.kind not in "iu":
+        raise ConfigError(f"--frequencies {path} must hold integer counts")
+    if shape != (vocab_size,):
+        raise ConfigError(
+            f"--frequencies {path} has shape {list(shape)}, expected [{vocab_size}]: one count for "
+            f"each row of {table or 'the table'}; tables of several lengths take a folder of "
+            "TABLE.npy"
+        )
+
+
+def _refusal(path: Location | RemotePath, purpose: str, error: Exception) -> ConfigError:
+    reason = getattr(error, "strerror", None) or str(error) or "it needs too much memory"
+    kind = None if isinstance(error, OSError) else file_kind(path)
+    if kind is not None and kind is not NPY:
+        reason = f"it is {kind.name}, expected a .npy array"
+    return ConfigError(f"cannot read {purpose} {path}: {reason}")
 
 
 def read_counts(path: Location | RemotePath, vocab_size: int, table: str = "") -> NDArray[np.int64]:
@@ -83,18 +120,9 @@ def read_counts(path: Location | RemotePath, vocab_size: int, table: str = "") -
     ConfigError
         It cannot be read, or has another shape, or holds negative counts or fractions.
     """
-    path = input_path(path)
-    if path.is_dir():
-        path = path / f"{table}.npy"
+    path = _counts_path(path, table)
     counts = read_npy(path, "--frequencies")
-    if counts.dtype.kind not in "iu":
-        raise ConfigError(f"--frequencies {path} must hold integer counts")
-    if counts.shape != (vocab_size,):
-        raise ConfigError(
-            f"--frequencies {path} has shape {list(counts.shape)}, expected [{vocab_size}]: one "
-            f"count for each row of {table or 'the table'}; tables of several lengths take a "
-            "folder of TABLE.npy"
-        )
+    _check_counts(path, counts.dtype, counts.shape, vocab_size, table)
     if counts.size and (int(counts.min()) < 0 or int(counts.max()) >= 2**62):
         raise ConfigError(f"--frequencies {path} holds counts outside 0 … 2^62")
     return counts.astype(np.int64)

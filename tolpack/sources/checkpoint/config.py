@@ -11,6 +11,7 @@ import reprlib
 from dataclasses import dataclass, fields
 from typing import Any
 
+from tolpack.container.file_kind import CONFIG, JSON, file_kind
 from tolpack.errors import CheckpointError, printable
 from tolpack.sources.checkpoint.lfs import lfs_hint
 from tolpack.sources.json_file import read_json
@@ -208,6 +209,14 @@ def find_raw_config(path: InputPath, given: Location | None, embedded: object) -
     return _read(beside) if beside.exists() else None
 
 
+def _json_reason(path: InputPath, error: ValueError) -> str:
+    """What another kind of file is, or where JSON is wrong."""
+    kind = file_kind(path)
+    if kind is None or kind in (CONFIG, JSON):
+        return str(error)
+    return f"it is {kind.name}"
+
+
 def _read(path: InputPath) -> object:
     try:
         return read_json(path, _MAX_BYTES)
@@ -215,7 +224,7 @@ def _read(path: InputPath) -> object:
         raise CheckpointError(f"cannot read config {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise CheckpointError(
-            f"config {path} is not valid JSON: {error}{lfs_hint(path)}"
+            f"config {path} is not valid JSON: {_json_reason(path, error)}{lfs_hint(path)}"
         ) from error
 
 
