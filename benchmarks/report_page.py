@@ -155,12 +155,11 @@ def front_of(points: list[ChartPoint]) -> tuple[ChartPoint, ...]:
 def trade_off(sweep: list[ChartPoint]) -> PageSection:
     """Size against perplexity: the main result."""
     front = front_of(sweep)
-    chosen = {id(point) for point in front}
     chart = Chart(
         SIZE,
         INCREASE,
         (
-            Series("settings", tuple(point for point in sweep if id(point) not in chosen)),
+            Series("settings", tuple(sweep)),
             Series("Pareto front", front, "step"),
         ),
         "Each point is one pack; whiskers are paired standard errors. No pack that is smaller than "

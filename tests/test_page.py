@@ -105,7 +105,7 @@ def test_every_number_is_in_a_table():
     cells = Elements(render(page("tiny", numbers))).cells
     for shown in ("1.25", "37", "1,234"):
         assert cells.count(shown) >= 3 * 3  # x, y and error in three charts, and the heat map
-    assert "1234.00" in cells
+    assert "1,234.00" in cells
 
 
 @pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan, None])

@@ -18,7 +18,8 @@ from tolpack.evaluation.study import run_study
 from tolpack.evaluation.sweep import run_sweep
 from tolpack.evaluation.sweep_grid import PackOptions
 from tolpack.model.divergence import compare
-from tolpack.report.sweep_page import ReportSubject, facts, settings_sections
+from tolpack.report.report_subject import ReportSubject, TradeOff, facts
+from tolpack.report.setting_tables import settings_sections
 
 
 @pytest.fixture(scope="module")
@@ -164,9 +165,9 @@ def test_a_report_names_every_text(memoryllm, texts, packs):
     subject = ReportSubject(memoryllm, tuple(texts), "tolpack eval", "tolpack build")
     names = [name for name, _ in facts(subject, found.context, found.baseline)]
     assert [f"text {text}" in names for text in texts] == [True, True]
-    _, by_text = settings_sections(found.packs, (), "")
+    _, by_text = settings_sections(TradeOff(subject, found.baseline, found.packs, ()), ())
     assert [row[:2] for row in by_text.table.rows] == [
-        (pack.name, str(text)) for pack in packs for text in texts
+        (name, str(text)) for text in texts for name in ("the checkpoint", *(p.name for p in packs))
     ]
 
 

@@ -19,7 +19,8 @@ from tolpack.evaluation.evaluator import Evaluator, evaluate
 from tolpack.evaluation.experiment_runner import ExperimentOptions
 from tolpack.evaluation.sweep import mark_front, run_sweep
 from tolpack.evaluation.sweep_grid import PackOptions, parse_grids
-from tolpack.report.plots import TradeOffPoint, plot_trade_off
+from tolpack.report.plot_labels import TradeOffPoint
+from tolpack.report.plots import plot_trade_off
 
 GRID = "rank=none,9,auto bits=4,8"
 

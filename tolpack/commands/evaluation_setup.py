@@ -16,7 +16,7 @@ from tolpack.report import plots, trade_off
 from tolpack.report.output_files import check_output_file
 from tolpack.report.page import write_page
 from tolpack.report.page_content import Page
-from tolpack.report.sweep_page import ReportSubject
+from tolpack.report.report_subject import ReportSubject
 from tolpack.storage.inputs import input_path
 from tolpack.storage.locations import Location
 

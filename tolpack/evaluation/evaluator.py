@@ -27,7 +27,7 @@ from tolpack.model.perplexity import LOGITS_PER_BATCH, Score, increase_pct, scor
 from tolpack.model.text import find_tokenizer, read_token_ids, tokenizer_digest
 from tolpack.pack import Pack, open_first_table
 from tolpack.reading.edits_files import share_edits
-from tolpack.reading.summary import bits_per_weight, ratio_fp16
+from tolpack.reading.summary import bits_per_weight, ratio_fp16, settings_kind
 from tolpack.runtime.progress import KeptWarnings, Reporter
 from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.table_digests import table_digests
@@ -70,7 +70,8 @@ class PackScore:
     the scored tokens, ``top1_agreement_pct`` is the share of them where the checkpoint and the pack
     hold the same token most likely (`tolpack.model.divergence`); ``edits`` are the files of edits
     that the pack was opened with. With several texts these are over
-    the windows of all: ``by_text`` on each of them, whose name is ``text``.
+    the windows of all: ``by_text`` on each of them, whose name is ``text``. ``kind`` says in words
+    how the pack stores values (`tolpack.reading.summary.settings_kind`); it is not in JSON.
     """
 
     path: str
@@ -99,6 +100,7 @@ class PackScore:
     edits: tuple[str, ...] = ()
     ffn_bytes_16: int | None = None
     table_bytes: int | None = None
+    kind: str = ""
 
     @property
     def name(self) -> str:
@@ -136,9 +138,10 @@ class PackScore:
 
 
 def _plain(score: Baseline | PackScore) -> dict[str, Any]:
-    """Return all fields of a score but its texts, and its edits if there are none."""
+    """Return all fields of a score but its texts and kind, and its edits if there are none."""
     value = asdict(score)
     del value["text"], value["by_text"]
+    value.pop("kind", None)
     if not value.get("edits"):
         value.pop("edits", None)
     return value
@@ -379,6 +382,7 @@ class Evaluator:
             macs = sum(table.macs_per_token for table in tables)
         return read, {
             "path": str(path),
+            "kind": settings_kind(pack.container),
             "edits": pack.edit_files,
             **self.subject.weight_bytes,
             "bytes": pack.nbytes,

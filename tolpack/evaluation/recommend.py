@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tolpack.evaluation import LEAST_WINDOWS
 from tolpack.evaluation.experiment_runner import SweepResult
 
 # Nats of mean KL divergence. Rounding to 4 bits in groups of 64 costs 0.001 to 0.002.
 _LIMITS = (0.0003, 0.001, 0.003, 0.01, 0.03)
 # A divergence counts with so many of its standard errors on top.
 _STANDARD_ERRORS = 2
-_LEAST_WINDOWS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,9 @@ class Recommendation:
         """Return plain values for JSON."""
         other = None if self.without_basis is None else self.without_basis.options.arguments
         return {"limit_nats": self.limit_nats, "options": self.smallest.options.arguments,
-                "bytes": self.smallest.score.bytes, "options_without_basis": other}  # fmt: skip
+                "bytes": self.smallest.score.bytes,
+                "read_bytes_per_token": self.smallest.score.read_bytes_per_token,
+                "options_without_basis": other}  # fmt: skip
 
 
 def recommend(results: Sequence[SweepResult], windows: int) -> tuple[Recommendation, ...]:
@@ -40,7 +42,7 @@ def recommend(results: Sequence[SweepResult], windows: int) -> tuple[Recommendat
 
     Nothing is recommended from fewer than ten windows, whose standard errors mean little.
     """
-    if windows < _LEAST_WINDOWS:
+    if windows < LEAST_WINDOWS:
         return ()
     recommended: list[Recommendation] = []
     for limit in _LIMITS:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from tolpack.errors import ConfigError
 from tolpack.evaluation.evaluator import Evaluator
 from tolpack.evaluation.experiment_runner import ExperimentOptions, SweepResult, open_runner
+from tolpack.evaluation.pareto import on_front
 from tolpack.evaluation.step_costs import pack_steps
 from tolpack.evaluation.step_progress import StepProgress
 from tolpack.evaluation.sweep_grid import PackOptions
@@ -46,9 +47,5 @@ def run_sweep(
 
 def mark_front(results: Sequence[SweepResult]) -> tuple[SweepResult, ...]:
     """Mark the results that no other one dominates in bytes and mean KL divergence."""
-    costs = [(one.score.bytes, one.score.kl_mean_nats) for one in results]
-
-    def dominated(own: tuple[int, float]) -> bool:
-        return any(c != own and c[0] <= own[0] and c[1] <= own[1] for c in costs)
-
-    return tuple(replace(one, on_front=not dominated(own)) for one, own in zip(results, costs))
+    marks = on_front([(one.score.bytes, one.score.kl_mean_nats) for one in results])
+    return tuple(replace(one, on_front=mark) for one, mark in zip(results, marks))

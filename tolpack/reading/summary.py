@@ -74,6 +74,17 @@ def layer_summaries(container: Container) -> list[LayerSummary]:
     return layers
 
 
+def settings_kind(container: Container) -> str:
+    """Return in words how values are stored and whether there is a basis, as `build` makes them."""
+    layers = [one for one in layer_summaries(container) if one.bytes]
+    coded = any(one.entropy_bits is not None for one in layers)
+    ranks = {one.rank for one in layers}
+    basis = (
+        "no basis" if ranks <= {None} else "uniform rank" if len(ranks) == 1 else "ranks by loss"
+    )
+    return f"{'entropy-coded' if coded else 'fixed bits'}, {basis}"
+
+
 def _stored_bytes(container: Container, rates: list[CodeRate] | None) -> list[float]:
     """Bytes of all chunks by kept field."""
     fields, views = container.table.kept_fields, container.chunks

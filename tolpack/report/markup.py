@@ -11,15 +11,21 @@ from typing import Any
 
 from tolpack.report.page_content import (
     Axis,
+    Cell,
+    CellContent,
     Chart,
     DataTable,
     Heatmap,
     Page,
     PageSection,
+    Series,
     TokenMap,
 )
 
 _FACTS, _MAP = "conditions", "section-map"
+# A table with more rows scrolls in its box.
+_MOST_ROWS_OPEN = 40
+_RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 
 def text(value: str) -> str:
@@ -32,14 +38,31 @@ def paragraphs(value: str) -> str:
     return "\n".join(f"<p>{text(part)}</p>" for part in value.split("\n\n") if part.strip())
 
 
+def warnings(values: Sequence[str]) -> str:
+    """Write a paragraph for each warning."""
+    return "\n".join(
+        f'<p class="warning"><strong>Warning:</strong> {text(value)}</p>' for value in values
+    )
+
+
 def number(value: float | None, spec: str = "") -> str:
-    """Write a number with a true minus sign, infinity as "∞", and a missing one as "–"."""
+    """Write a number with commas between thousands, a true minus sign and a power of ten where it
+    is very small; infinity as "∞", and a missing one as "–".
+    """
     if value is None or math.isnan(value):
         return "–"
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
     plain = ",.0f" if 1e3 <= abs(value) < 1e15 else ".4g"
-    return format(value, spec or plain).replace("-", "−")
+    grouped = spec if "," in spec else spec.replace(".", ",.", 1)
+    return _typeset(format(value, grouped or plain))
+
+
+def _typeset(value: str) -> str:
+    """Give a number a true minus sign, and a power of ten for its exponent: 1.2×10⁻⁵."""
+    mantissa, _, exponent = value.partition("e")
+    power = f"×10{str(int(exponent)).translate(_RAISED)}" if exponent else ""
+    return mantissa.replace("-", "−") + power
 
 
 def contents(page: Page) -> str:
@@ -132,40 +155,69 @@ def _table(table: DataTable, caption: str) -> str:
         f"<tr>{''.join(_cell(*cell) for cell in zip(row, specs, numeric))}</tr>"
         for row in table.rows
     )
+    kinds = "table" + " long" * (len(table.rows) > _MOST_ROWS_OPEN) + " matrix" * table.matrix
     return (
-        f'<div class="table" role="region" tabindex="0" aria-label="{text(caption)}">\n<table>\n'
+        f'<div class="{kinds}" role="region" tabindex="0" aria-label="{text(caption)}">\n<table>\n'
         f"<caption>{text(table.caption)}</caption>\n"
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n</div>"
     )
 
 
-def _is_numeric(cells: Sequence[str | float | None]) -> bool:
+def _is_numeric(cells: Sequence[CellContent]) -> bool:
     known = [cell for cell in cells if cell is not None]
-    return bool(known) and not any(isinstance(cell, str) for cell in known)
+    return bool(known) and all(
+        cell.value is not None if isinstance(cell, Cell) else not isinstance(cell, str)
+        for cell in known
+    )
 
 
 def _class(right: bool) -> str:
     return ' class="number"' if right else ""
 
 
-def _cell(value: str | float | None, spec: str, right: bool) -> str:
-    if isinstance(value, str):
-        return f"<td{_class(right)}>{text(value)}</td>"
-    key = "" if value is None or math.isnan(value) else f' data-value="{float(value)!r}"'
-    return f"<td{_class(right)}{key}>{number(value, spec)}</td>"
+def _cell(content: CellContent, spec: str, right: bool) -> str:
+    if isinstance(content, Cell):
+        return _rich_cell(content, right)
+    if isinstance(content, str):
+        return f"<td{_class(right)}>{text(content)}</td>"
+    return f"<td{_class(right)}{_key(content)}>{number(content, spec)}</td>"
+
+
+def _key(value: float | None) -> str:
+    unknown = value is None or math.isnan(value)
+    return "" if unknown else f' data-value="{float(value or 0.0)!r}"'
+
+
+def _rich_cell(cell: Cell, right: bool) -> str:
+    """Write a cell with its note; one that is no number may wrap."""
+    note = f"<small>{text(cell.note)}</small>" if cell.note else ""
+    copied = f' data-command="{text(cell.command)}"' if cell.command else ""
+    kind = "number" if right else "setting"
+    return f'<td class="{kind}"{_key(cell.value)}{copied}><span>{_shown(cell)}</span>{note}</td>'
+
+
+def _shown(cell: Cell) -> str:
+    """Write numbers as `number` does; of arguments, a line may end between two options only."""
+    if cell.value is not None:
+        return text(" ".join(map(_typeset, cell.text.split(" "))))
+    if not cell.command:
+        return text(cell.text)
+    first, *more = cell.text.split(" --")
+    return " ".join(f"<i>{text(part)}</i>" for part in (first, *(f"--{one}" for one in more)))
 
 
 def _chart_table(chart: Chart) -> DataTable:
     """Return the points of a chart as a table, without empty columns."""
     points = [(series.name, point) for series in chart.series for point in series.points]
     names = list(dict.fromkeys(name for _, point in points for name, _ in point.details))
-    rows: list[tuple[str | float | None, ...]] = []
+    rows: list[tuple[CellContent, ...]] = []
     for series, point in points:
         details = dict(point.details)
         x = _category(chart.categories, point.x) if chart.categories else point.x
-        cells = [series, point.label, x, point.y, point.error]
-        rows.append((*cells, *(details.get(name) for name in names)))
-    header = ["series", "setting", chart.x.title, chart.y.title, "±", *names]
+        label = Cell(point.label, command=point.command) if point.command else point.label
+        cells = [label, x, point.y, point.error, *(details.get(name) for name in names)]
+        rows.append((*cells, series))
+    header = ["setting", chart.x.title, chart.y.title, "±", *names, "series"]
     filled = [n for n in range(len(header)) if any(row[n] not in (None, "") for row in rows)]
     return DataTable(
         tuple(header[n] for n in filled),
@@ -182,7 +234,9 @@ def _category(categories: Sequence[str], x: float) -> str | float:
 def _heatmap_table(heat: Heatmap) -> DataTable:
     corner = " \\ ".join(name for name in (heat.row_label, heat.column_label) if name)
     rows = tuple((name, *values) for name, values in zip(heat.rows, heat.values))
-    return DataTable((corner, *heat.columns), rows, caption=Axis(heat.label, heat.unit).title)
+    return DataTable(
+        (corner, *heat.columns), rows, caption=Axis(heat.label, heat.unit).title, matrix=True
+    )
 
 
 def _count_undrawable(chart: Chart) -> int:
@@ -219,7 +273,7 @@ def _chart(chart: Chart) -> dict[str, Any]:
         "series": [
             {
                 "name": series.name,
-                "style": series.style,
+                "style": _style(series, chart.y),
                 "points": [
                     [_rounded(p.x), _rounded(p.y), _rounded(p.error), p.label, p.details]
                     for p in series.points
@@ -228,6 +282,12 @@ def _chart(chart: Chart) -> dict[str, Any]:
             for series in chart.series
         ],
     }
+
+
+def _style(series: Series, y: Axis) -> str:
+    """Return the style to draw; the length of a bar means nothing on a logarithmic axis."""
+    logarithmic = y.log or y.linear_below > 0
+    return "points" if series.style == "bars" and logarithmic else series.style
 
 
 def _axis(axis: Axis) -> dict[str, Any]:

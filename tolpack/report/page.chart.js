@@ -25,6 +25,8 @@ class Chart {
       this.plot.before(html("div", { class: "legend", role: "group", "aria-label": "Series" },
         ...(several ? this.legend() : [])));
     }
+    this.key = html("ol", { class: "key", hidden: "" });
+    this.plot.after(this.key);
     figure.querySelector("details").before(html("p", { class: "hint" }, HINT));
     this.showAll();
     listen(this);
@@ -69,14 +71,16 @@ class Chart {
   }
 
   draw() {
-    this.height = Math.round(clamp(this.width * 0.56, 290, 500));
+    this.height = Math.round(clamp(this.width * 0.56, 300, 560));
     this.box = layout(this);
     this.svg.setAttribute("viewBox", `0 0 ${this.width} ${this.height}`);
     this.active = svg("path", { class: "active", visibility: "hidden" });
     const clip = `clip-${this.plot.parentElement.dataset.chart}`;
     const inside = svg("g", { "clip-path": `url(#${clip})` });
     this.spots = [];
+    this.marks = [];
     for (const series of this.visible) inside.append(drawSeries(this, series));
+    showCovered(this.marks);
     this.svg.replaceChildren(
       svg("clipPath", { id: clip }, svg("rect", {
         x: this.box.left - 6, y: this.box.top - 6,
@@ -239,6 +243,7 @@ function drawSeries(chart, series) {
     const [x, y] = [place(data.x, point[0]), place(data.y, point[1])];
     if (x !== null && y !== null) spots.push({ series, point, x: chart.px(x), y: chart.py(y) });
   }
+  if (series.style === "points" && data.categories.length) standApart(chart, series, spots);
   const group = svg("g", { class: `series ${series.style}` });
   group.style.setProperty("--colour", colourOf(data, series.index));
   if (series.style === "bars") drawBars(chart, series, spots, group);
@@ -251,17 +256,46 @@ function drawSeries(chart, series) {
     group.append(svg("path", { d: path.join(""), class: "line" }));
   }
   for (const spot of spots) drawWhisker(chart, spot, group);
-  if (series.style !== "bars" && (series.style !== "line" || spots.length <= 40)) {
-    const outline = markOf(data, series.index)(series.style === "line" ? 3 : 3.75);
+  if (series.style === "points" || (series.style === "line" && spots.length <= 40)) {
+    const outline = markOf(data, series.index)(series.style === "line" ? 4 : markSize(chart));
     for (const { x, y } of spots) {
       const transform = `translate(${x.toFixed(1)} ${y.toFixed(1)})`;
-      group.append(svg("path", { d: outline, transform, class: "mark" }));
+      const mark = svg("path", { d: outline, transform, class: "mark" });
+      group.append(mark);
+      if (series.style === "points") chart.marks.push({ x, y, mark, scale: 1 });
     }
   }
   const { left, right, top, bottom } = chart.box;
   chart.spots.push(...spots.filter(({ x, y }) =>
     x >= left - 1 && x <= right + 1 && y >= top - 1 && y <= bottom + 1));
   return group;
+}
+
+/** Enlarge a marker that others are drawn over, so that its edge shows around them. */
+function showCovered(marks) {
+  if (marks.length > 400) return;
+  marks.forEach((one, n) => {
+    const over = marks.slice(n + 1)
+      .filter(({ x, y }) => Math.hypot(one.x - x, one.y - y) < 6).length;
+    if (!over) return;
+    one.scale = 1 + 0.5 * Math.min(over, 2);
+    const place = one.mark.getAttribute("transform");
+    one.mark.setAttribute("transform", `${place} scale(${one.scale})`);
+  });
+}
+
+/** Half the width of markers: less where there are many. */
+function markSize(chart) {
+  const count = chart.visible.reduce((sum, { points }) => sum + points.length, 0);
+  return count > 80 ? 4 : 5.5;
+}
+
+/** Points of several series stand side by side in their category. */
+function standApart(chart, series, spots) {
+  const groups = chart.visible.filter(({ style }) => style === "points");
+  const at = groups.findIndex(({ index }) => index === series.index);
+  const apart = Math.min((chart.px(1) - chart.px(0)) * 0.5 / groups.length, 28);
+  for (const spot of spots) spot.x += (at - (groups.length - 1) / 2) * apart;
 }
 
 /** Bars of several series stand side by side in their category. */
@@ -295,49 +329,4 @@ function drawWhisker(chart, spot, group) {
     d: `M${x} ${high.toFixed(1)}V${low.toFixed(1)}m-3 0h6M${x - 3} ${high.toFixed(1)}h6`,
     class: "whisker",
   }));
-}
-
-/** Write names beside points and lines where they cover nothing. */
-function drawLabels(chart) {
-  const group = svg("g", { "aria-hidden": "true" });
-  const { left, right, top, bottom } = chart.box;
-  const taken = chart.spots.map(({ x, y }) => [x - 5, y - 5, x + 5, y + 5]);
-  const free = ([a, b, c, d]) => a >= left && c <= right && b >= top && d <= bottom &&
-    !taken.some(([e, f, g, h]) => a < g && e < c && b < h && f < d);
-  chart.spots.forEach(({ series, x, y }, n) => {
-    const { x: a, y: b, series: same } = chart.spots[n - 1] ?? {};
-    if (same !== series || series.style !== "step") return;
-    taken.push([Math.min(a, x), b - 2, Math.max(a, x), b + 2]);
-    taken.push([x - 2, Math.min(b, y), x + 2, Math.max(b, y)]);
-  });
-  const few = ({ style, points }) =>
-    style === "step" || (style === "points" && points.length <= 12);
-  const named = chart.width < 480 ? []
-    : chart.spots.filter(({ series, point }) => point[3] && few(series));
-  for (const { x, y, point } of named.slice(0, 60)) {
-    const width = measure(point[3]) * 0.92;
-    const tries = [[x + 8, y - 14], [x - width - 8, y + 1], [x + 8, y + 1], [x - width - 8, y - 14]];
-    const found = tries.find(([a, b]) => free([a - 2, b, a + width + 2, b + 13]));
-    if (!found || width > 240) continue;
-    const [a, b] = found;
-    taken.push([a - 4, b - 2, a + width + 4, b + 15]);
-    group.append(svg("text", { x: a, y: b + 10, class: "label" }, point[3]));
-  }
-  if (chart.box.ends) drawEnds(chart, group);
-  return group;
-}
-
-/** Write the names of lines at their right ends, moved apart. */
-function drawEnds(chart, group) {
-  const ends = chart.visible.filter(({ style }) => style === "line").map((series) => {
-    const spot = chart.spots.findLast((one) => one.series.index === series.index);
-    return spot && { name: series.name, x: spot.x, y: spot.y };
-  }).filter(Boolean).sort((a, b) => a.y - b.y);
-  ends.forEach((end, n) => {
-    if (n) end.y = Math.max(end.y, ends[n - 1].y + 14);
-  });
-  const over = ends.length ? Math.max(0, ends.at(-1).y - chart.box.bottom) : 0;
-  for (const { name, x, y } of ends) {
-    group.append(svg("text", { x: x + 8, y: y - over + 4, class: "label" }, name));
-  }
 }

@@ -1,32 +1,4 @@
-// Tables, theme, commands, and the start of it all.
-
-const collator = new Intl.Collator("en", { numeric: true });
-
-/** Let each heading of a table sort its rows: numbers by value, what is not known last. */
-function makeSortable(table) {
-  const body = table.tBodies[0];
-  const headings = [...table.tHead.rows[0].cells];
-  const keyOf = (row, column) => {
-    const cell = row.cells[column];
-    if (cell.dataset.value !== undefined) return Number(cell.dataset.value);
-    return cell.classList.contains("number") || cell.textContent === "–" ? null : cell.textContent;
-  };
-  const compare = (a, b) => (typeof a === "number" && typeof b === "number"
-    ? a - b : collator.compare(a, b));
-  headings.forEach((heading, column) => {
-    const button = html("button", { type: "button" }, heading.textContent);
-    heading.replaceChildren(button);
-    button.addEventListener("click", () => {
-      const down = heading.getAttribute("aria-sort") === "ascending";
-      for (const other of headings) other.removeAttribute("aria-sort");
-      heading.setAttribute("aria-sort", down ? "descending" : "ascending");
-      const rows = [...body.rows].map((row) => ({ row, key: keyOf(row, column) }));
-      rows.sort((a, b) => (a.key === null || b.key === null
-        ? (a.key === null) - (b.key === null) : compare(a.key, b.key) * (down ? -1 : 1)));
-      body.append(...rows.map(({ row }) => row));
-    });
-  });
-}
+// Theme, and the start of it all.
 
 function addThemeButton() {
   const root = document.documentElement;
@@ -41,22 +13,6 @@ function addThemeButton() {
   system.addEventListener("change", name);
   name();
   document.querySelector("header").append(button);
-}
-
-function addCopyButton(box) {
-  const button = html("button", { type: "button" }, "Copy");
-  const code = box.querySelector("code");
-  button.addEventListener("click", async () => {
-    try {
-      await navigator.clipboard.writeText(code.textContent);
-      button.textContent = "Copied";
-    } catch { // not allowed here: the reader copies what is selected
-      getSelection().selectAllChildren(code);
-      button.textContent = "Selected";
-    }
-    setTimeout(() => { button.textContent = "Copy"; }, 1500);
-  });
-  box.append(button);
 }
 
 /** Draw all charts, and again when their width changes. */
@@ -85,5 +41,12 @@ function drawCharts() {
 addThemeButton();
 drawCharts();
 document.querySelectorAll("table").forEach(makeSortable);
-document.querySelectorAll(".command").forEach(addCopyButton);
+document.querySelectorAll(".table:not(.matrix) > table").forEach(makeCards);
+for (const box of document.querySelectorAll(".command")) {
+  const code = box.querySelector("code");
+  addCopyButton(box, code.textContent, code);
+}
+for (const cell of document.querySelectorAll("[data-command]")) {
+  addCopyButton(cell, cell.dataset.command, cell.querySelector("span"));
+}
 performance.mark("tolpack:ready");

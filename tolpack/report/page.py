@@ -21,7 +21,10 @@ from tolpack.container.atomic_write import replacing
 from tolpack.report import map_data, markup
 from tolpack.report.page_content import Page
 
-_SCRIPTS = ("page.tools.js", "page.chart.js", "page.pointer.js", "page.heat.js", "page.js")
+_SCRIPTS = (
+    "page.tools.js", "page.chart.js", "page.labels.js", "page.pointer.js", "page.heat.js",
+    "page.tables.js", "page.js",
+)  # fmt: skip
 
 
 def write_page(page: Page, path: Path) -> None:
@@ -61,6 +64,7 @@ def render(page: Page) -> str:
         policy=policy,
         title=markup.text(page.title),
         lead=markup.paragraphs(page.lead),
+        warnings=markup.warnings(page.warnings),
         contents=markup.contents(page),
         map=shown,
         map_data=data,

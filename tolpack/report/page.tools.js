@@ -2,7 +2,7 @@
 //
 // The script draws the charts and makes tables sort. No library: the usual ones are megabytes in
 // every report (plotly: 4.8 MB), and a report needs four kinds of marks and a heat map. page.py
-// joins the parts in the order page.tools.js, page.chart.js, page.pointer.js, page.heat.js, page.js.
+// joins the parts in the order of its _SCRIPTS.
 "use strict";
 
 // --- Elements ------------------------------------------------------------------------------------
@@ -125,8 +125,10 @@ function shade(scale, part) {
 
 const COLOURS = 6;
 
+/** A series' colour; a front joins points of other series, and has none of its own. */
 function colourOf(data, index) {
-  const count = data.series.length;
+  if (data.series[index].style === "step") return "var(--ink-quiet)";
+  const count = data.series.filter(({ style }) => style !== "step").length;
   if (data.ordered || count > COLOURS) return shade("ramp", count > 1 ? index / (count - 1) : 0);
   return `var(--series-${index + 1})`;
 }
@@ -151,9 +153,9 @@ function swatch(data, index) {
   picture.style.setProperty("--colour", colourOf(data, index));
   if (style === "bars") picture.append(svg("rect", { x: 5, width: 12, height: 12, class: "bar" }));
   if (joined) picture.append(svg("path", { d: "M1 6H21", class: "line" }));
-  if (style === "points" || (joined && !data.ordered)) {
+  if (style === "points" || (style === "line" && !data.ordered)) {
     picture.append(svg("path", {
-      d: markOf(data, index)(3.5), transform: "translate(11 6)", class: "mark",
+      d: markOf(data, index)(4), transform: "translate(11 6)", class: "mark",
     }));
   }
   return picture;

@@ -31,6 +31,8 @@ class ChartPoint:
         Its name, such as the options of a pack.
     details : tuple of (str, str)
         More names and values, shown beside the point.
+    command : str
+        The command line that makes what was measured; a button in the chart's table copies it.
     """
 
     x: float
@@ -38,6 +40,7 @@ class ChartPoint:
     error: float | None = None
     label: str = ""
     details: tuple[tuple[str, str], ...] = ()
+    command: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +54,9 @@ class Series:
     points : tuple of ChartPoint
         Lines and steps join them in the order given.
     style : str
-        ``"points"``; ``"line"``; ``"step"``, which holds a value until the next point's `x`, as a
-        Pareto front does; or ``"bars"``.
+        ``"points"``; ``"line"``; ``"step"``, a Pareto front: it has no markers of its own, holds a
+        value until the next point's `x`, and every point shows its label; or ``"bars"``, drawn as
+        points on an axis that is logarithmic, where the length of a bar has no meaning.
     """
 
     name: str
@@ -148,26 +152,54 @@ class Heatmap:
 
 
 @dataclass(frozen=True, slots=True)
+class Cell:
+    """A cell of a table that is more than a text or a number.
+
+    Parameters
+    ----------
+    text : str
+        The text that it shows.
+    value : float, optional
+        The number that the text stands for; rows sort by it.
+    note : str
+        A line below the text.
+    command : str
+        A command line; a button copies it.
+    """
+
+    text: str
+    value: float | None = None
+    note: str = ""
+    command: str = ""
+
+
+CellContent = str | float | Cell | None
+
+
+@dataclass(frozen=True, slots=True)
 class DataTable:
-    """Text and numbers in columns that a reader can sort.
+    """Text and numbers in columns that a reader can sort; the first column names the row.
 
     Parameters
     ----------
     header : tuple of str
         Names of the columns, with their units.
-    rows : tuple of tuple of (str or float or None)
+    rows : tuple of tuple of (str or float or Cell or None)
         The cells. Numbers sort by value; ``None`` is a missing one.
     formats : tuple of str
         Format of each column's numbers, as for `format`: ``"+.2f"``, ``",.0f"``. An empty or
         missing one writes four significant digits, and all digits before the decimal point.
     caption : str
         Caption of the table.
+    matrix : bool
+        Columns are as many and alike as rows: a narrow window shows the table, not a card a row.
     """
 
     header: tuple[str, ...]
-    rows: tuple[tuple[str | float | None, ...], ...]
+    rows: tuple[tuple[CellContent, ...], ...]
     formats: tuple[str, ...] = ()
     caption: str = ""
+    matrix: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +301,8 @@ class Page:
         The main result first.
     token_map : TokenMap, optional
         Shown before the sections.
+    warnings : tuple of str
+        What makes numbers of the report doubtful, and what to do; shown below the lead.
     """
 
     title: str
@@ -276,3 +310,4 @@ class Page:
     facts: tuple[tuple[str, str], ...]
     sections: tuple[PageSection, ...]
     token_map: TokenMap | None = None
+    warnings: tuple[str, ...] = ()

@@ -3,44 +3,24 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tolpack.container.atomic_write import replacing
 from tolpack.errors import ConfigError
 from tolpack.report.page_content import LINEAR_PCT
+from tolpack.report.plot_labels import TradeOffPoint, label_front, on_drawn_front
 
 SUFFIXES = (".png", ".svg")
-# Colours of families, in their order: Okabe and Ito's, which colour-blind readers can distinguish.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKS = ("o", "s", "D", "^", "v", "P", "X")
-# Labels are wrapped at so many letters; the x axis begins at this share of the smallest size, so
-# that labels fit to the left of all points.
-_LABEL_WIDTH = 20
-_ROOM_LEFT = 0.45
-_INK, _GREY = "#222222", "#8a8a8a"
-
-
-@dataclass(frozen=True, slots=True)
-class TradeOffPoint:
-    """A pack in the plot: ``family`` decides its colour; points on the front show their label."""
-
-    megabytes: float
-    increase_pct: float
-    increase_se_pct: float
-    kl_nats: float
-    kl_se_nats: float
-    family: str
-    label: str
-    on_front: bool
-
-    @property
-    def has_logarithm(self) -> bool:
-        """Whether the divergence has a place on a logarithmic axis."""
-        return 0 < self.kl_nats < math.inf
+# Colours and marks of families, in their order: those of a report's page in the light theme
+# (page.css, page.tools.js).
+COLOURS = ("#2a6593", "#ca5a24", "#044d41", "#b56abd", "#775819", "#7d30ca")
+_MARKS = ("o", "s", "D", "^", "v", "P")
+_PAPER, _INK, _GREY = "#fdfcfa", "#1c2024", "#5a6067"
+# The x axis begins at this share of the smallest size, so that labels fit to the left of points.
+_ROOM_LEFT = 0.6
+_MARK_POINTS = 7.5
 
 
 def check_plot() -> None:
@@ -61,13 +41,13 @@ def plot_trade_off(points: Sequence[TradeOffPoint], path: Path, title: str) -> N
     pyplot = _pyplot()
     with pyplot.rc_context({"font.size": 10, "svg.hashsalt": "tolpack", "svg.fonttype": "none"}):
         figure, (above, below) = pyplot.subplots(
-            2, 1, figsize=(8, 9), layout="constrained", sharex=True
+            2, 1, figsize=(8, 9), layout="constrained", sharex=True, facecolor=_PAPER
         )
         families = list(dict.fromkeys(point.family for point in points))
         _draw_increases(above, points, families)
         _draw_divergences(below, points, families)
         below.set_xlim(left=_ROOM_LEFT * min(point.megabytes for point in points))
-        front = [point for point in points if point.on_front and point.has_logarithm]
+        front = on_drawn_front(points)
         if front:
             _draw_front(below, front)
         _style_sizes(below)
@@ -77,6 +57,9 @@ def plot_trade_off(points: Sequence[TradeOffPoint], path: Path, title: str) -> N
             for side in ("top", "right"):
                 axes.spines[side].set_visible(False)
             axes.legend(frameon=False, fontsize=8.5)
+            axes.set_facecolor(_PAPER)
+        if front:
+            label_front(figure, below, points, front)
         _save(figure, path)
         pyplot.close(figure)
 
@@ -113,27 +96,38 @@ def _draw_divergences(axes: Any, points: Sequence[TradeOffPoint], families: Sequ
 def _draw_points(
     axes: Any, shown: Sequence[tuple[TradeOffPoint, float, float]], families: Sequence[str]
 ) -> None:
-    """Draw points at given heights with given errors, a colour and a mark for each family."""
+    """Draw points at given heights with given errors, a colour and a mark for each family.
+
+    Marks have an outline in the colour of the paper, and one that a later one nearly covers is
+    larger, so that its edge shows.
+    """
     for number, family in enumerate(families):
         own = [one for one in shown if one[0].family == family]
-        axes.errorbar(
-            [point.megabytes for point, _, _ in own],
-            [height for _, height, _ in own],
-            [error for _, _, error in own],
-            fmt=_MARKS[number % len(_MARKS)],
-            color=_COLOURS[number % len(_COLOURS)],
-            markersize=6,
-            elinewidth=1,
-            label=family,
-            zorder=3,
-        )
+        later = [one for one in shown if families.index(one[0].family) > number]
+        colour = COLOURS[number % len(COLOURS)]
+        mark = {"marker": _MARKS[number % len(_MARKS)], "color": colour, "markeredgewidth": 1.0,
+                "markeredgecolor": _PAPER, "linestyle": "none"}  # fmt: skip
+        axes.plot([], [], **mark, markersize=_MARK_POINTS, label=family)
+        for point, height, error in own:
+            covered = any(_covers(other, (point, height, error)) for other in later)
+            axes.errorbar(
+                [point.megabytes], [height], [error], **mark,
+                markersize=_MARK_POINTS * (1.5 if covered else 1), elinewidth=1, zorder=3,
+            )  # fmt: skip
     axes.margins(x=0.05, y=0.12)
     axes.autoscale_view()
 
 
-def _draw_front(axes: Any, front: Sequence[TradeOffPoint]) -> None:
-    """Join the points of the front, and label those whose labels do not overlap."""
-    ordered = sorted(front, key=lambda point: point.megabytes)
+def _covers(
+    one: tuple[TradeOffPoint, float, float], other: tuple[TradeOffPoint, float, float]
+) -> bool:
+    """Return whether two marks lie nearly in one place: by size and height, in proportion."""
+    near = abs(math.log(one[0].megabytes / other[0].megabytes)) < 0.03
+    return near and abs(one[1] - other[1]) <= 0.15 * max(abs(one[1]), abs(other[1]))
+
+
+def _draw_front(axes: Any, ordered: Sequence[TradeOffPoint]) -> None:
+    """Join the points of the front."""
     axes.step(
         [point.megabytes for point in ordered],
         [point.kl_nats for point in ordered],
@@ -143,32 +137,6 @@ def _draw_front(axes: Any, front: Sequence[TradeOffPoint]) -> None:
         zorder=2,
         label="Pareto front",
     )
-    for point in _without_overlap(axes, ordered):
-        axes.annotate(
-            textwrap.fill(point.label, _LABEL_WIDTH),
-            (point.megabytes, point.kl_nats),
-            xytext=(-8, -3),  # no point lies below and to the left of the front
-            textcoords="offset points",
-            horizontalalignment="right",
-            verticalalignment="top",
-            fontsize=8.5,
-            color=_INK,
-            zorder=4,
-        )
-
-
-def _without_overlap(axes: Any, points: Sequence[TradeOffPoint]) -> list[TradeOffPoint]:
-    """Return the points whose labels do not overlap those of points further left."""
-    labelled: list[TradeOffPoint] = []
-    occupied: list[tuple[float, float, float]] = []
-    for point in points:
-        x, y = axes.transData.transform((point.megabytes, point.kl_nats))
-        lines = textwrap.wrap(point.label, _LABEL_WIDTH)
-        left, low = x - 6.5 * max(map(len, lines)) - 8, y - 16 * len(lines)
-        if all(left > right or y < bottom or low > top for right, bottom, top in occupied):
-            occupied.append((x, low, y))
-            labelled.append(point)
-    return labelled
 
 
 def _style_sizes(axes: Any) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tolpack.evaluation import STUDY_PARTS
+from tolpack.report.evaluation_tables import pack_agreement
 from tolpack.report.page_content import (
+    LINEAR_PCT,
     Axis,
+    Cell,
+    CellContent,
     Chart,
     ChartPoint,
     DataTable,
@@ -17,17 +21,17 @@ from tolpack.report.page_content import (
     PageSection,
     Series,
 )
-from tolpack.report.study_tables import COST_HEADER, cost_rows
-from tolpack.report.sweep_page import (
-    INCREASE,
-    ReportSubject,
-    details,
-    facts,
-    lead,
+from tolpack.report.report_subject import ReportSubject, TradeOff, facts, lead
+from tolpack.report.setting_tables import (
+    SIZE_AND_CHANGE,
     recommendation_section,
+    setting_cell,
     settings_sections,
-    trade_off_sections,
+    size_and_change,
+    size_cell,
 )
+from tolpack.report.study_tables import COST_HEADER, ablation_increase, cost_rows, pack_names
+from tolpack.report.sweep_page import INCREASE, details, text_charts, trade_off_sections
 from tolpack.report.task_tables import task_section
 
 if TYPE_CHECKING:  # they load torch
@@ -39,64 +43,58 @@ if TYPE_CHECKING:  # they load torch
 _PAPER_ALPHA = {1.0: 24.348, 0.9: 24.652, 0.8: 25.517, 0.7: 27.457, 0.6: 32.614, 0.5: 53.707}
 _PAPER_BITS = {16: 24.348, 8: 24.347, 4: 24.439}
 _MOST_SINGULAR_VALUES = 256
-_ABLATION = ("perplexity", "±", "increase, %", "± , %", "tokens")
-_ABLATION_FORMATS = (".3f", ".3f", "+.3f", ".3f", ",.0f")
+_ABLATION = ("perplexity increase", "perplexity", "tokens")
 
 
-def study_page(subject: ReportSubject, study: Study, recommended: Sequence[Recommendation]) -> Page:
-    """Return the report of ``tolpack study``; parts that were not run have no section."""
+def study_page(
+    subject: ReportSubject,
+    study: Study,
+    recommended: Sequence[Recommendation],
+    warnings: tuple[str, ...] = (),
+) -> Page:
+    """Return the report of ``tolpack study``; parts that were not run have no section, and
+    `warnings` say what makes its numbers doubtful.
+    """
+    trade_off = TradeOff(subject, study.baseline, (), study.packs)
     sections: list[PageSection] = []
     if study.packs:
-        sections += trade_off_sections((), study.packs, study.skipped, subject.command)
+        sections += trade_off_sections(trade_off, study.skipped)
     if recommended:
         sections.append(recommendation_section(recommended, subject))
-    for part, make in _SECTIONS.items():
-        section = make(study)
-        if section is not None:
-            command = f"{_without_only(subject.command)} --only {part}"
-            sections.append(replace(section, command=command))
+    found = (make(study, subject) for make in _SECTIONS)
+    sections += [section for section in found if section is not None]
     if study.tasks:
-        sections.append(replace(task_section(study.tasks), command=subject.command))
+        sections.append(task_section(study.tasks))
     if study.packs:
-        sections += settings_sections((), study.packs, subject.command)
+        sections += settings_sections(trade_off, text_charts(trade_off))
+    *conditions, command = facts(subject, study.context, study.baseline)
+    parts = ("one part alone", f"the command below with --only and one of {', '.join(STUDY_PARTS)}")
     return Page(
         title=f"{subject.checkpoint.name}: what its memory is worth",
-        lead=lead(recommended),
-        facts=facts(subject, study.context, study.baseline),
+        lead=lead(study.baseline, study.context, recommended),
+        facts=(*conditions, parts, command),
         sections=tuple(sections),
+        warnings=warnings,
     )
 
 
-def _without_only(command: str) -> str:
-    """Return a command line without its ``--only``."""
-    words = shlex.split(command)
-    while "--only" in words:
-        at = words.index("--only")
-        del words[at : at + 2]
-    return shlex.join(word for word in words if not word.startswith("--only="))
-
-
-def _precision(study: Study) -> PageSection | None:
+def _precision(study: Study, subject: ReportSubject) -> PageSection | None:
     plain = [p for p in study.packs if p.options.rank == "none" and p.options.bits in _PAPER_BITS]
     if not plain:
         return None
     reference = _PAPER_BITS[16]
     rows = tuple(
         (
-            float(result.options.bits),
-            result.score.ppl_increase_pct,
-            result.score.ppl_increase_se_pct,
-            result.score.kl_mean_nats,
-            result.score.top1_agreement_pct,
-            result.score.bytes / 1e6,
-            result.score.ratio_fp16,
-            100 * (_PAPER_BITS[int(result.options.bits)] / reference - 1),
+            replace(setting_cell(one, subject), text=str(one.options.bits)),
+            *size_and_change(one.score),
+            Cell(pack_agreement(one.score), one.score.top1_agreement_pct),
+            one.score.ratio_fp16,
+            100 * (_PAPER_BITS[int(one.options.bits)] / reference - 1),
         )
-        for result in plain
+        for one in plain
     )
-    header = ("bits", "increase, %", "± , %", "KL, nats", "top 1, %", "MB", "× FP16",
-              "increase of the paper's 1B model, %")  # fmt: skip
-    table = DataTable(header, rows, (".0f", "+.3f", ".3f", ".3g", ".2f", ".2f", ".2f", "+.2f"))
+    header = ("bits", *SIZE_AND_CHANGE, "top 1", "× FP16", "increase of the paper's 1B model, %")
+    table = DataTable(header, rows, ("",) * 6 + (".2f", "+.2f"))
     text = (
         "Values rounded in groups of 64, without a basis: the paper's Table 7 on this checkpoint. "
         "Scales are counted in the size."
@@ -104,7 +102,7 @@ def _precision(study: Study) -> PageSection | None:
     return PageSection("Precision", text, table=table)
 
 
-def _ranks(study: Study) -> PageSection | None:
+def _ranks(study: Study, subject: ReportSubject) -> PageSection | None:
     if not study.ranks:
         return None
     names = tuple(f"rank {pair.uniform.options.rank}" for pair in study.ranks)
@@ -119,33 +117,26 @@ def _ranks(study: Study) -> PageSection | None:
                 ChartPoint(
                     number, one.score.ppl_increase_pct, one.score.ppl_increase_se_pct,
                     f"{names[number]}: {name}", details(one.score),
+                    subject.build_command(one.options),
                 )
                 for number, one in enumerate(points)
             ),
-            "bars",
         )
         for name, points in both
     )  # fmt: skip
     rows = tuple(
         (
-            pair.uniform.options.rank,
-            pair.uniform.score.bytes / 1e6,
-            pair.uniform.score.ppl_increase_pct,
-            pair.uniform.score.ppl_increase_se_pct,
-            pair.uniform.score.kl_mean_nats,
-            pair.by_loss.score.bytes / 1e6,
-            pair.by_loss.score.ppl_increase_pct,
-            pair.by_loss.score.ppl_increase_se_pct,
-            pair.by_loss.score.kl_mean_nats,
-            pair.gain_pct,
-            pair.gain_se_pct,
+            setting_cell(pair.uniform, subject),
+            *size_and_change(pair.uniform.score),
+            setting_cell(pair.by_loss, subject),
+            *size_and_change(pair.by_loss.score),
+            Cell(f"{pair.gain_pct:.3f} ± {pair.gain_se_pct:.3f} %", pair.gain_pct),
         )
         for pair in study.ranks
     )
-    header = ("uniform rank", "MB", "increase, %", "± , %", "KL, nats", "by loss: MB",
-              "increase, %", "± , %", "KL, nats", "perplexity lower by, %", "± , %")  # fmt: skip
-    formats = ("", ".3f", "+.3f", ".3f", ".3g", ".3f", "+.3f", ".3f", ".3g", ".3f", ".3f")
-    table = DataTable(header, rows, formats)
+    header = ("uniform rank", *SIZE_AND_CHANGE, "ranks by loss", *SIZE_AND_CHANGE,
+              "perplexity lower by")  # fmt: skip
+    table = DataTable(header, rows)
     text = (
         "The paper truncates all layers to the same rank (Table 8) and leaves open whether ranks "
         "that differ do better. Here the second kind takes no more bytes than the first, both at "
@@ -153,18 +144,23 @@ def _ranks(study: Study) -> PageSection | None:
         "paired window by window."
     )
     axis = Axis("uniform rank, and ranks by loss in no more bytes")
-    chart = Chart(axis, INCREASE, series, "Whiskers are standard errors.", names)
+    caption = (
+        f"Whiskers are standard errors; the vertical axis is linear below {LINEAR_PCT:g} % and "
+        "logarithmic above."
+    )
+    chart = Chart(axis, INCREASE, series, caption, names)
     return PageSection("Uniform ranks or ranks by loss", text, (chart,), table)
 
 
-def _layers(study: Study) -> PageSection | None:
+def _layers(study: Study, subject: ReportSubject) -> PageSection | None:
     if not study.layers:
         return None
     count = 1 + max(one.last for one in study.layers)
     single = [one for one in study.layers if one.first == one.last]
     points = tuple(_layer_point(n, one) for n, one in enumerate(single))
     chart = Chart(
-        Axis("layer without memory"), INCREASE, (Series("one layer left out", points, "bars"),),
+        Axis("layer without memory"), Axis("perplexity increase", "%"),
+        (Series("one layer left out", points, "bars"),),
         "The layer's memory outputs are zeros; nothing makes up for them.",
         tuple(str(one.first) for one in single),
     )  # fmt: skip
@@ -178,11 +174,9 @@ def _layers(study: Study) -> PageSection | None:
         row_label="first layer", column_label="last layer", log=True,
     )  # fmt: skip
     rows = tuple(
-        (float(one.first), float(one.last), float(one.last - one.first + 1), *_cells(one.result))
-        for one in study.layers
+        (_range(one), *_cells(one.result), float(one.last - one.first + 1)) for one in study.layers
     )
-    table = DataTable(("first", "last", "layers", *_ABLATION), rows,
-                  (".0f", ".0f", ".0f", *_ABLATION_FORMATS))  # fmt: skip
+    table = DataTable(("layers", *_ABLATION, "how many"), rows)
     text = (
         "Each layer's memory, and every run of neighbouring layers' memories, left out (the "
         "paper's Figures 4 and 12). A pack that drops layers with --bits auto folds them into "
@@ -191,7 +185,7 @@ def _layers(study: Study) -> PageSection | None:
     return PageSection("Which layers matter", text, (chart, heat), table)
 
 
-def _alpha(study: Study) -> PageSection | None:
+def _alpha(study: Study, subject: ReportSubject) -> PageSection | None:
     if not study.alphas:
         return None
     unscaled = ChartPoint(1.0, 0.0, None, "α = 1, the checkpoint itself")
@@ -214,12 +208,12 @@ def _alpha(study: Study) -> PageSection | None:
     )
     chart = Chart(Axis("α"), Axis("perplexity increase", "%", linear_below=1.0), series)
     rows = tuple((one.alpha, *_cells(one.result)) for one in study.alphas)
-    table = DataTable(("α", *_ABLATION), rows, (".1f", *_ABLATION_FORMATS))
+    table = DataTable(("α", *_ABLATION), rows, (".1f",))
     text = "All memory outputs times α (the paper's Table 1): how much the model leans on them."
     return PageSection("Scaling the memory", text, (chart,), table)
 
 
-def _spectra(study: Study) -> PageSection | None:
+def _spectra(study: Study, subject: ReportSubject) -> PageSection | None:
     if not study.spectra:
         return None
     series = []
@@ -246,39 +240,45 @@ def _spectra(study: Study) -> PageSection | None:
     return PageSection("Spectra", text, (chart,), table)
 
 
-def _costs(study: Study) -> PageSection | None:
+def _costs(study: Study, subject: ReportSubject) -> PageSection | None:
     if study.costs is None:
         return None
     costs = study.costs
+    names = dict(pack_names(study.packs))
     rows = tuple(
-        (row[0], row[1] / 1e6, float(row[2]), float(row[3]))
-        for row in cost_rows(costs, study.packs)
-    )
+        (
+            Cell(name, command=subject.build_command(names[name])) if name in names else name,
+            size_cell(size), float(macs), float(whole),
+        )
+        for name, size, macs, whole in cost_rows(costs, study.packs)
+    )  # fmt: skip
     text = (
         "What stands for the memory at inference, and multiply-adds of weights for a token "
         "(attention's products with earlier tokens come on top). The other weights are "
         f"{costs.embedding_weights + costs.head_weights + costs.other_weights:,}."
     )
-    header = ("memory", "MB (FFNs in 16 bits)", *COST_HEADER[2:])
-    table = DataTable(header, rows, ("", ".2f", ",.0f", ",.0f"))
+    table = DataTable(COST_HEADER, rows, ("", "", ",.0f", ",.0f"))
     return PageSection("Weights and operations", text, table=table)
 
 
-def _cells(result: AblationResult) -> tuple[float, ...]:
+def _cells(result: AblationResult) -> tuple[CellContent, ...]:
+    perplexity = f"{result.ppl:,.3f} ± {result.ppl_se:,.3f}"
     return (
-        result.ppl,
-        result.ppl_se,
-        result.increase_pct,
-        result.increase_se_pct,
-        float(result.tokens),
+        Cell(ablation_increase(result), result.increase_pct),
+        Cell(perplexity, result.ppl),
+        Cell(f"{result.tokens:,}", float(result.tokens)),
     )
+
+
+def _range(one: LayerAblation) -> str:
+    return str(one.first) if one.first == one.last else f"{one.first} … {one.last}"
 
 
 def _layer_point(x: int, ablation: LayerAblation) -> ChartPoint:
     result = ablation.result
     shown = (
-        ("perplexity", f"{result.ppl:.3f} ± {result.ppl_se:.3f}"),
-        ("increase", f"{result.increase_pct:+.3f} ± {result.increase_se_pct:.3f} %"),
+        ("perplexity", f"{result.ppl:,.3f} ± {result.ppl_se:,.3f}"),
+        ("increase", ablation_increase(result)),
         ("tokens", f"{result.tokens:,}"),
     )
     return ChartPoint(
@@ -286,12 +286,4 @@ def _layer_point(x: int, ablation: LayerAblation) -> ChartPoint:
     )
 
 
-# By part of the study.
-_SECTIONS = {
-    "precision": _precision,
-    "ranks": _ranks,
-    "layers": _layers,
-    "alpha": _alpha,
-    "spectra": _spectra,
-    "size": _costs,
-}
+_SECTIONS = (_precision, _ranks, _layers, _alpha, _spectra, _costs)

@@ -19,14 +19,15 @@ if TYPE_CHECKING:  # it loads torch
     from tolpack.evaluation.model_costs import ModelCosts
     from tolpack.evaluation.recommend import Recommendation
     from tolpack.evaluation.study import Study
+    from tolpack.evaluation.sweep_grid import PackOptions
 
 
 def study_text(study: Study, recommended: Sequence[Recommendation]) -> str:
     """Write a table for each part that was run, under its title."""
     base = study.baseline
     parts = [
-        f"{base.tokens} tokens in windows of {study.context}: perplexity "
-        f"{base.ppl:.3f} ± {base.ppl_se:.2f}; increases are paired window by window"
+        f"{base.tokens:,} tokens in windows of {study.context:,}: perplexity "
+        f"{base.ppl:,.3f} ± {base.ppl_se:,.2f}; increases are paired window by window"
     ]
     if study.packs:
         table = sweep_table(study.packs, study.skipped)
@@ -58,6 +59,7 @@ def recommendation_table(recommended: Sequence[Recommendation]) -> str:
         "measured",
         "increase",
         "bytes",
+        "read/token",
         "× FP16",
         "tolpack build …",
         "without a basis",
@@ -68,6 +70,7 @@ def recommendation_table(recommended: Sequence[Recommendation]) -> str:
             pack_divergence(one.smallest.score),
             pack_increase(one.smallest.score),
             format_bytes(one.smallest.score.bytes),
+            format_bytes(one.smallest.score.read_bytes_per_token),
             f"{one.smallest.score.ratio_fp16:.2f}",
             one.smallest.options.arguments,
             "-" if one.without_basis is None else one.without_basis.options.arguments,
@@ -79,7 +82,7 @@ def recommendation_table(recommended: Sequence[Recommendation]) -> str:
 
 def ablation_increase(result: AblationResult) -> str:
     """Write an ablation's increase of perplexity with its standard error."""
-    return f"{result.increase_pct:+.3f} ± {result.increase_se_pct:.3f} %"
+    return f"{result.increase_pct:+,.3f} ± {result.increase_se_pct:,.3f} %"
 
 
 def _ranks(study: Study) -> str:
@@ -105,9 +108,9 @@ def _layers(study: Study) -> str:
     rows = [
         [
             str(one.first) if one.first == one.last else f"{one.first} … {one.last}",
-            f"{one.result.ppl:.3f} ± {one.result.ppl_se:.2f}",
+            f"{one.result.ppl:,.3f} ± {one.result.ppl_se:,.2f}",
             ablation_increase(one.result),
-            str(one.result.tokens),
+            f"{one.result.tokens:,}",
         ]
         for one in study.layers
     ]
@@ -118,9 +121,9 @@ def _alphas(study: Study) -> str:
     rows = [
         [
             f"{one.alpha:.1f}",
-            f"{one.result.ppl:.3f} ± {one.result.ppl_se:.2f}",
+            f"{one.result.ppl:,.3f} ± {one.result.ppl_se:,.2f}",
             ablation_increase(one.result),
-            str(one.result.tokens),
+            f"{one.result.tokens:,}",
         ]
         for one in study.alphas
     ]
@@ -149,10 +152,17 @@ def cost_rows(costs: ModelCosts, packs: tuple[SweepResult, ...]) -> list[tuple[s
     for result in sorted(packs, key=lambda result: -result.score.bytes):
         if result.on_front:
             macs = result.score.macs_per_token
-            rows.append(
-                (f"pack: {result.options.short_label}", result.score.bytes, macs, rest + macs)
-            )
+            rows.append((_pack_name(result), result.score.bytes, macs, rest + macs))
     return rows
+
+
+def pack_names(packs: Sequence[SweepResult]) -> list[tuple[str, PackOptions]]:
+    """Return the names of packs in `cost_rows`, with their options."""
+    return [(_pack_name(result), result.options) for result in packs]
+
+
+def _pack_name(result: SweepResult) -> str:
+    return f"pack: {result.options.short_label}"
 
 
 COST_HEADER = ("memory", "bytes (FFNs in 16 bits)", "its MACs/token", "MACs/token in all")

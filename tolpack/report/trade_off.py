@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tolpack.container.atomic_write import replacing
-from tolpack.report.plots import TradeOffPoint, plot_trade_off
+from tolpack.evaluation.pareto import on_front
+from tolpack.report.plot_labels import TradeOffPoint
+from tolpack.report.plots import plot_trade_off
 
 if TYPE_CHECKING:  # they load torch
     from tolpack.evaluation.evaluator import PackScore
@@ -56,19 +58,32 @@ def plot_sweep(
     packs: Sequence[PackScore], results: Sequence[SweepResult], path: Path, title: str
 ) -> None:
     """Draw packs and results; see `tolpack.report.plots.plot_trade_off`."""
-    drawn = [_point(pack, "packs", pack.name, on_front=False) for pack in packs]
-    drawn += [
-        _point(one.score, family(one), one.options.short_label, on_front=one.on_front)
-        for one in results
-    ]
+    front = front_of(packs, results)
+    drawn = [_point(pack, pack_family(pack), pack.name, front) for pack in packs]
+    drawn += [_point(one.score, family(one), one.options.short_label, front) for one in results]
     plot_trade_off(drawn, path, title)
 
 
-def _point(score: PackScore, family: str, label: str, *, on_front: bool) -> TradeOffPoint:
+def front_of(packs: Sequence[PackScore], results: Sequence[SweepResult]) -> list[PackScore]:
+    """Return those of all packs that no other one is both smaller and nearer to the checkpoint
+    than, smallest first.
+    """
+    scores = [*packs, *(one.score for one in results)]
+    marks = on_front([(one.bytes, one.kl_mean_nats) for one in scores])
+    front = (one for one, mark in zip(scores, marks) if mark)
+    return sorted(front, key=lambda score: score.bytes)
+
+
+def _point(score: PackScore, kind: str, label: str, front: Sequence[PackScore]) -> TradeOffPoint:
     return TradeOffPoint(
         score.bytes / 1e6, score.ppl_increase_pct, score.ppl_increase_se_pct, score.kl_mean_nats,
-        score.kl_mean_se_nats, family, label, on_front,
+        score.kl_mean_se_nats, kind, label, score in front,
     )  # fmt: skip
+
+
+def pack_family(pack: PackScore) -> str:
+    """Return the kind of a pack that was given, in the words of `family`."""
+    return pack.kind or "packs"
 
 
 def family(result: SweepResult) -> str:
