@@ -11,6 +11,8 @@ import pytest
 
 import tolpack.report
 from tolpack.errors import FileAccessError
+from tolpack.evaluation.evaluator import Baseline
+from tolpack.report.markup import chart_data, number
 from tolpack.report.page import render, write_page
 from tolpack.report.page_content import (
     Axis,
@@ -22,6 +24,8 @@ from tolpack.report.page_content import (
     PageSection,
     Series,
 )
+from tolpack.report.plots import COLOURS
+from tolpack.report.report_subject import lead
 
 HOSTILE = "</script><img src=x onerror=alert(1)><!--<script>&amp;\"'\u2028\u2029]]>\udcff{{$x}}"
 CSS = (Path(tolpack.report.__file__).parent / "page.css").read_text("utf-8")
@@ -193,3 +197,47 @@ def test_colours_have_contrast(theme):
     assert len(marks) == 9
     assert all(contrast(mark, "paper") >= 3 for mark in marks)
     assert contrast("ink", "heat-low") >= 4.5 and contrast("paper", "heat-high") >= 4.5
+
+
+def test_pictures_have_the_pages_colours():
+    """Families have the colours of the page in the light theme, in the same order."""
+    pairs = re.findall(r"--series-\d: light-dark\((#\w{6}), #\w{6}\)", CSS)
+    assert tuple(pairs) == COLOURS
+
+
+def test_numbers_are_grouped_alike():
+    """Commas between thousands with any format, and no letter e in a small number."""
+    assert number(16330.125, ".3f") == "16,330.125" and number(44553.0) == "44,553"
+    assert number(1.5e-7) == "1.5×10⁻⁷" and number(-1234.5, "+.1f") == "−1,234.5"
+
+
+def test_bars_are_not_drawn_on_a_logarithmic_axis():
+    """Their length would mean nothing there: the script gets points."""
+    series = (Series("s", (ChartPoint(0, 2.0),), "bars"),)
+    axes = (Axis("y"), Axis("y", log=True), Axis("y", linear_below=0.1))
+    charts = tuple(Chart(Axis("x"), y, series, "", ("one",)) for y in axes)
+    drawn = json.loads(chart_data(charts))
+    assert [one["series"][0]["style"] for one in drawn] == ["bars", "points", "points"]
+
+
+def test_warnings_stand_below_the_lead():
+    """Each in a paragraph of its own, before the sections."""
+    text = render(Page("t", "the lead", (), (PageSection("s"),), warnings=("<first>", "second")))
+    found = re.findall(r'<p class="warning"><strong>Warning:</strong> (.*)</p>', text)
+    assert found == ["&lt;first&gt;", "second"]
+    assert text.index("the lead") < text.index("&lt;first&gt;") < text.index("<main>")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "context", "words"),
+    [
+        (332_165, 256, "Measured on 332,165 tokens, in 1,298 windows of 256."),
+        (99_999, 256, "Provisional: measured on 99,999 tokens, in 391 windows of 256. Use 100,000"),
+        (200_000, 40_000, "Provisional: measured on 200,000 tokens, in 5 windows of 40,000."),
+        (206, 256, "Provisional: measured on 206 tokens, in 1 window of 256."),
+    ],
+)
+def test_the_lead_says_what_was_measured_on(tokens, context, words):
+    """Tokens and windows, and that numbers are provisional where they are few."""
+    baseline = Baseline(16.0, 0.1, 2.7, tokens, None)
+    assert words in lead(baseline, context, ())

@@ -269,7 +269,7 @@ def test_commands_take_a_table(sample):
     text = run("inspect", sample.path).output
     assert all(f"{name}: " in text for name in NAMES)
     assert "3 tables" in text
-    assert "1064 rows × 1 layers × 8, dropped layers: none, 3 for each token" in text
+    assert "1,064 rows × 1 layers × 8, dropped layers: none, 3 for each token" in text
     found = json.loads(run("inspect", sample.path, "--json").stdout)
     assert [one["name"] for one in found["tables"]] == list(NAMES)
     assert run("verify", sample.path).output.endswith("ok\n")

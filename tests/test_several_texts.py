@@ -166,7 +166,8 @@ def test_a_report_names_every_text(memoryllm, texts, packs):
     names = [name for name, _ in facts(subject, found.context, found.baseline)]
     assert [f"text {text}" in names for text in texts] == [True, True]
     _, by_text = settings_sections(TradeOff(subject, found.baseline, found.packs, ()), ())
-    assert [row[:2] for row in by_text.table.rows] == [
+    named = [(getattr(row[0], "text", row[0]), row[1]) for row in by_text.table.rows]
+    assert named == [
         (name, str(text)) for text in texts for name in ("the checkpoint", *(p.name for p in packs))
     ]
 

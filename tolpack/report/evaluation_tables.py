@@ -34,15 +34,15 @@ def evaluation_table(evaluation: Evaluation) -> str:
     """Write what packs change and what they cost, a line each for the checkpoint and its packs."""
     base, packs = evaluation.baseline, evaluation.packs
     note = (
-        f"{base.tokens} tokens in windows of {evaluation.context}; the increase is paired window "
-        "by window"
+        f"{base.tokens:,} tokens in windows of {evaluation.context:,}; the increase is paired "
+        "window by window"
     )
     weights = _stored_weights(base)
     if weights:
         note += f"; the checkpoint's bytes are its {_STORED[weights[0][0]]}"
     if base.tokens <= evaluation.context:
         note += "; one window tells no standard errors: give a longer text, or --context"
-    first = ["checkpoint", f"{base.ppl:.3f} ± {base.ppl_se:.2f}"]
+    first = ["checkpoint", f"{base.ppl:,.3f} ± {base.ppl_se:,.2f}"]
     if not packs:
         shown = format_bytes(weights[0][1]) if weights else "-"
         return f"{format_table(['', 'perplexity', 'bytes'], [[*first, shown]])}\n\n{note}"
@@ -69,19 +69,19 @@ def text_table(baseline: Baseline, packs: Sequence[tuple[str, PackScore]]) -> st
     """
     parts = []
     for number, base in enumerate(baseline.by_text):
-        rows = [["checkpoint", "", f"{base.ppl:.3f} ± {base.ppl_se:.2f}", *[""] * 6]]
+        rows = [["checkpoint", "", f"{base.ppl:,.3f} ± {base.ppl_se:,.2f}", *[""] * 6]]
         for name, pack in packs:
             own = pack.by_text[number]
             worst = "*" if own == pack.worst_kl else ""
             rows.append([name, worst, *_changes(own)])
         table = format_table(["", "", *_CHANGES], rows)
-        parts.append(f"{printable(base.text)}: {base.tokens} tokens\n\n{table}")
+        parts.append(f"{printable(base.text)}: {base.tokens:,} tokens\n\n{table}")
     return "\n\n".join([*parts, "* the text of a pack's largest KL divergence"])
 
 
 def _changes(pack: PackScore) -> list[str]:
     return [
-        f"{pack.ppl:.3f} ± {pack.ppl_se:.2f}",
+        f"{pack.ppl:,.3f} ± {pack.ppl_se:,.2f}",
         pack_increase(pack),
         pack_divergence(pack),
         *map(format_nats, (pack.kl_median_nats, pack.kl_p99_nats, pack.kl_max_nats)),
@@ -115,7 +115,7 @@ def _pack_costs(evaluation: Evaluation) -> str:
                 f"{pack.bits_per_weight:.2f}",
                 format_bytes(pack.read_bytes_per_token),
                 format_bytes(pack.resident_bytes),
-                str(pack.macs_per_token),
+                f"{pack.macs_per_token:,}",
             ]
         )
     return format_table(header, rows)
@@ -123,7 +123,7 @@ def _pack_costs(evaluation: Evaluation) -> str:
 
 def pack_increase(pack: PackScore) -> str:
     """Write a pack's increase of perplexity with its standard error."""
-    return f"{pack.ppl_increase_pct:+.3f} ± {pack.ppl_increase_se_pct:.3f} %"
+    return f"{pack.ppl_increase_pct:+,.3f} ± {pack.ppl_increase_se_pct:,.3f} %"
 
 
 def pack_divergence(pack: PackScore) -> str:
@@ -154,7 +154,7 @@ def sweep_table(results: Sequence[SweepResult], skipped: Sequence[str] = ()) -> 
             *(f"{size / result.score.bytes:.2f}" for _, size in weights),
             f"{result.score.bits_per_weight:.2f}",
             format_bytes(result.score.read_bytes_per_token),
-            str(result.score.macs_per_token),
+            f"{result.score.macs_per_token:,}",
             f"{result.build_seconds:.0f} s",
         ]
         for result in sorted(results, key=lambda result: result.score.bytes)

@@ -13,7 +13,7 @@ from typing import Any
 
 _INK, _FONT = "#1c2024", 8.5
 _CLEAR_POINTS = 5.0
-_AWAY_POINTS = (0, 6, 12)
+_AWAY_POINTS = (0, 5)
 _KEY_COLUMNS = 2
 # Left, low, right, high, in pixels.
 _Box = tuple[float, float, float, float]

@@ -16,11 +16,11 @@ SUFFIXES = (".png", ".svg")
 # Colours and marks of families, in their order: those of a report's page in the light theme
 # (page.css, page.tools.js).
 COLOURS = ("#2a6593", "#ca5a24", "#044d41", "#b56abd", "#775819", "#7d30ca")
-_MARKS = ("o", "s", "D", "^", "v", "P")
+MARKS = ("o", "s", "D", "^", "v", "P")
 _PAPER, _INK, _GREY = "#fdfcfa", "#1c2024", "#5a6067"
 # The x axis begins at this share of the smallest size, so that labels fit to the left of points.
-_ROOM_LEFT = 0.6
-_MARK_POINTS = 7.5
+_ROOM_LEFT = 0.4
+_MARK_POINTS = {"^": 8.5, "v": 8.5, "D": 7.0}
 
 
 def check_plot() -> None:
@@ -104,15 +104,16 @@ def _draw_points(
     for number, family in enumerate(families):
         own = [one for one in shown if one[0].family == family]
         later = [one for one in shown if families.index(one[0].family) > number]
-        colour = COLOURS[number % len(COLOURS)]
-        mark = {"marker": _MARKS[number % len(_MARKS)], "color": colour, "markeredgewidth": 1.0,
+        colour, shape = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
+        size = _MARK_POINTS.get(shape, 7.5)
+        mark = {"marker": shape, "color": colour, "markeredgewidth": 1.0,
                 "markeredgecolor": _PAPER, "linestyle": "none"}  # fmt: skip
-        axes.plot([], [], **mark, markersize=_MARK_POINTS, label=family)
+        axes.plot([], [], **mark, markersize=size, label=family)
         for point, height, error in own:
             covered = any(_covers(other, (point, height, error)) for other in later)
             axes.errorbar(
                 [point.megabytes], [height], [error], **mark,
-                markersize=_MARK_POINTS * (1.5 if covered else 1), elinewidth=1, zorder=3,
+                markersize=size * (1.5 if covered else 1), elinewidth=1, zorder=3,
             )  # fmt: skip
     axes.margins(x=0.05, y=0.12)
     axes.autoscale_view()

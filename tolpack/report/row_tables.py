@@ -115,7 +115,7 @@ def diff_table(diff: TableDiff) -> str:
     """Write the differences between two tables: by layer, by chunk, by token, and in all."""
     head = (
         f"{printable(diff.a)} against {printable(diff.b)}\n"
-        f"{diff.vocab_size} tokens × {diff.num_layers} layers × {diff.hidden_size}"
+        f"{diff.vocab_size:,} tokens × {diff.num_layers} layers × {diff.hidden_size}"
     )
     if diff.equal:
         equal = "equal: every value of every row is the same"

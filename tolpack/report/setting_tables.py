@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # they load torch
 # What follows a name: size and change first.
 SIZE_AND_CHANGE = ("size", "KL divergence, nats", "perplexity increase", "read a token")
 _CHANGES = ("median KL", "99 %", "largest", "top 1", "perplexity")
-_COSTS = ("× FP16", "bits a value", "resident", "MACs a token", "on the front")
+_COSTS = ("× FP16", "bits a value", "resident", "MACs a token")
 
 
 def setting_cell(result: SweepResult, subject: ReportSubject, note: str = "") -> Cell:
@@ -100,15 +100,15 @@ def settings_sections(trade_off: TradeOff, by_text: tuple[Chart, ...]) -> list[P
     also one of each text, below the charts `by_text`.
     """
     baseline, front = trade_off.baseline, trade_off.front
-    named: list[tuple[CellContent, PackScore]] = [*named_packs(trade_off.packs)]
+    named = [(Cell(name), pack) for name, pack in named_packs(trade_off.packs)]
     named += [(setting_cell(one, trade_off.subject), one.score) for one in trade_off.results]
-    checkpoint = _checkpoint_row(baseline)
     rows = tuple(
-        (name, *size_and_change(one), *_changes(one), *_costs(one), "yes" if one in front else "no")
+        (replace(name, note="on the Pareto front" * (one in front)), *size_and_change(one),
+         *_changes(one), *_costs(one))
         for name, one in named
-    )
+    )  # fmt: skip
     header = ("setting", *SIZE_AND_CHANGE, *_CHANGES, *_COSTS)
-    table = DataTable(header, (checkpoint, *rows), ("",) * 10 + (".2f", ".2f"))
+    table = DataTable(header, (_checkpoint_row(baseline), *rows), ("",) * 10 + (".2f", ".2f"))
     sections = [PageSection("All packs", table=table)]
     if baseline.by_text:
         sections.append(replace(_text_by_text(baseline, named), charts=by_text))
@@ -128,9 +128,7 @@ def _unchanged(baseline: Baseline, read: bool = True) -> tuple[CellContent, ...]
     return (*zeros, *[Cell("0", 0.0)] * 3, top, Cell(_perplexity(baseline), baseline.ppl))
 
 
-def _text_by_text(
-    baseline: Baseline, named: Sequence[tuple[CellContent, PackScore]]
-) -> PageSection:
+def _text_by_text(baseline: Baseline, named: Sequence[tuple[Cell, PackScore]]) -> PageSection:
     """Return a table with a row for each pack and text, text by text."""
     rows: list[tuple[CellContent, ...]] = []
     for number, own in enumerate(baseline.by_text):

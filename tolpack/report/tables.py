@@ -105,7 +105,7 @@ def plan_table(plans: Sequence[SizePrediction]) -> str:
             f"{plan.bits_per_weight:.2f}",
             format_bytes(plan.read_bytes_per_token),
             format_bytes(plan.resident_bytes),
-            str(plan.macs_per_token),
+            f"{plan.macs_per_token:,}",
             format_bytes(plan.paper_bytes),
         ][:columns]
         for plan in plans
@@ -161,7 +161,7 @@ def checkpoint_table(summary: CheckpointSummary) -> str:
                        f"from {files}")  # fmt: skip
     head = (
         f"{source}\n"
-        f"{summary.vocab_size} tokens × {summary.num_layers} layers × {summary.hidden_size}, "
+        f"{summary.vocab_size:,} tokens × {summary.num_layers} layers × {summary.hidden_size}, "
         f"rotary embeddings: {rotary[summary.rope_interleaved]}"
     )
     left = _left_over(summary.left_over, 20)
@@ -248,10 +248,10 @@ def _shape_line(info: dict[str, Any]) -> str:
     if info["ngrams"] is not None:
         orders = info["ngrams"]["orders"]
         rows, heads = "rows", f", {len(orders)} for each token: n-grams up to {max(orders)}"
-    line = f"{info['vocab_size']} {rows} × {info['num_layers']} layers × {widths}, "
+    line = f"{info['vocab_size']:,} {rows} × {info['num_layers']} layers × {widths}, "
     line += f"dropped layers: {dropped}{heads}"
     if "edits" in info:
-        of = f"of {printable(info['edits']['table'])}, which has {info['edits']['rows']} rows"
+        of = f"of {printable(info['edits']['table'])}, which has {info['edits']['rows']:,} rows"
         return f"{line}; {of}: {_listed(info['token_ids'])}"
     return line + f"; {info['edited_tokens']} {rows} edited" * bool(info["edited_tokens"])
 
@@ -262,9 +262,8 @@ def _listed(token_ids: Sequence[int], most: int = 8) -> str:
 
 
 def _cost_line(info: dict[str, Any]) -> str:
-    return (
-        f"resident {format_bytes(info['resident_bytes'])}, {info['macs_per_token']} MACs per token"
-    )
+    resident, macs = format_bytes(info["resident_bytes"]), info["macs_per_token"]
+    return f"resident {resident}, {macs:,} MACs per token"
 
 
 def _parts(info: dict[str, Any]) -> str:
@@ -285,7 +284,7 @@ def _parts(info: dict[str, Any]) -> str:
     chunks = [
         [
             str(number),
-            str(chunk["tokens"]),
+            f"{chunk['tokens']:,}",
             chunk["encoding"],
             str(chunk["rows_per_block"]),
             f"{chunk['bytes'] / chunk['tokens']:.0f} B",
