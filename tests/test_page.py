@@ -232,7 +232,7 @@ def test_warnings_stand_below_the_lead():
     ("tokens", "context", "words"),
     [
         (332_165, 256, "Measured on 332,165 tokens, in 1,298 windows of 256."),
-        (99_999, 256, "Provisional: measured on 99,999 tokens, in 391 windows of 256. Use 100,000"),
+        (9_999, 256, "Provisional: measured on 9,999 tokens, in 40 windows of 256. Use 10,000"),
         (200_000, 40_000, "Provisional: measured on 200,000 tokens, in 5 windows of 40,000."),
         (206, 256, "Provisional: measured on 206 tokens, in 1 window of 256."),
     ],

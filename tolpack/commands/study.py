@@ -74,7 +74,7 @@ def study(
     recommended = recommend(results.packs, evaluator.windows)
     outputs.write(
         subject.title(results.baseline), (), results.packs,
-        lambda: study_page.study_page(subject, results, recommended),
+        lambda: study_page.study_page(subject, results, recommended, evaluator.warnings),
     )  # fmt: skip
     if as_json:
         more = {"command": subject.command, "choices": [one.to_json() for one in recommended]}

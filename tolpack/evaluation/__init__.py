@@ -3,4 +3,4 @@
 # See `tolpack.evaluation.study`; here, so that the command line knows them without torch.
 STUDY_PARTS = ("precision", "ranks", "trade-off", "layers", "alpha", "spectra", "size")
 # Results of fewer windows, or of fewer tokens, are provisional: their standard errors mean little.
-LEAST_WINDOWS, LEAST_TOKENS = 10, 100_000
+LEAST_WINDOWS, LEAST_TOKENS = 10, 10_000

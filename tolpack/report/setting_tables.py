@@ -115,11 +115,20 @@ def settings_sections(trade_off: TradeOff, by_text: tuple[Chart, ...]) -> list[P
     return sections
 
 
+def stored_in_checkpoint(baseline: Baseline) -> tuple[str, int | None]:
+    """Return a name for what packs replace in the checkpoint, and its bytes as stored."""
+    if baseline.table_bytes is not None:
+        return "the checkpoint, its table", baseline.table_bytes
+    if baseline.ffn_bytes is not None:
+        return "the checkpoint, its memory FFNs", baseline.ffn_bytes
+    return "the checkpoint", None
+
+
 def _checkpoint_row(baseline: Baseline) -> tuple[CellContent, ...]:
-    """Return the row of the checkpoint itself, whose size is that of its memory FFNs."""
-    name = "the checkpoint" if baseline.ffn_bytes is None else "the checkpoint, its memory FFNs"
+    """Return the row of the checkpoint itself, whose size is that of what packs replace."""
+    name, size = stored_in_checkpoint(baseline)
     none = (None,) * len(_COSTS)
-    return (name, size_cell(baseline.ffn_bytes), *_unchanged(baseline), *none)
+    return (name, size_cell(size), *_unchanged(baseline), *none)
 
 
 def _unchanged(baseline: Baseline, read: bool = True) -> tuple[CellContent, ...]:

@@ -22,7 +22,11 @@ from tolpack.report.page_content import (
     Series,
 )
 from tolpack.report.report_subject import ReportSubject, TradeOff, facts, lead
-from tolpack.report.setting_tables import recommendation_section, settings_sections
+from tolpack.report.setting_tables import (
+    recommendation_section,
+    settings_sections,
+    stored_in_checkpoint,
+)
 from tolpack.report.tables import format_bytes
 from tolpack.report.trade_off import family, pack_family
 
@@ -58,7 +62,7 @@ def sweep_page(
         lead=lead(baseline, evaluation.context, recommended),
         facts=facts(subject, evaluation.context, baseline),
         sections=tuple(sections),
-        warnings=warnings,
+        warnings=tuple(dict.fromkeys((*evaluation.warnings, *warnings))),
     )
 
 
@@ -107,11 +111,11 @@ def _points(trade_off: TradeOff, measure: _Measure) -> Iterator[tuple[str, Chart
 
 
 def _checkpoint(baseline: Baseline) -> tuple[Series, ...]:
-    """Return the point of the checkpoint itself, whose memory FFNs the packs replace."""
-    if baseline.ffn_bytes is None:
+    """Return the point of the checkpoint itself: the weights or the table that packs replace."""
+    name, size = stored_in_checkpoint(baseline)
+    if size is None:
         return ()
-    name = "the checkpoint, its memory FFNs"
-    return (Series(name, (ChartPoint(baseline.ffn_bytes / 1e6, 0.0, None, name),)),)
+    return (Series(name, (ChartPoint(size / 1e6, 0.0, None, name),)),)
 
 
 def _front(trade_off: TradeOff) -> tuple[Series, ...]:
