@@ -324,6 +324,7 @@ function drawWhisker(chart, spot, group) {
   const under = place(axis, y - error);
   const low = under === null ? chart.box.bottom + 9 : chart.py(under);
   if (low - high < 3) return;
+  spot.whisker = [high, low];
   const x = spot.x.toFixed(1);
   group.append(svg("path", {
     d: `M${x} ${high.toFixed(1)}V${low.toFixed(1)}m-3 0h6M${x - 3} ${high.toFixed(1)}h6`,

@@ -24,13 +24,16 @@ function* placesFor({ x, y }, width, farthest) {
   }
 }
 
-/** Boxes that labels must not cover: markers, and the lines of fronts. */
+/** Boxes that labels must not cover: markers, whiskers, and the lines of fronts. */
 function coveredBoxes(chart) {
   const around = ({ x, y, scale = 1 }) => {
     const half = 1.2 * scale * markSize(chart) + 1;
     return [x - half, y - half, x + half, y + half];
   };
   const boxes = [...chart.marks, ...chart.spots].map(around);
+  for (const { x, whisker } of chart.spots) {
+    if (whisker) boxes.push([x - 1, whisker[0], x + 1, whisker[1]]);
+  }
   chart.spots.forEach(({ series, x, y }, n) => {
     const { x: a, y: b, series: same } = chart.spots[n - 1] ?? {};
     if (same !== series || series.style !== "step") return;

@@ -24,8 +24,8 @@ if TYPE_CHECKING:  # they load torch
 
 # What follows a name: size and change first.
 SIZE_AND_CHANGE = ("size", "KL divergence, nats", "perplexity increase", "read a token")
-_CHANGES = ("median KL", "99 %", "largest", "top 1", "perplexity")
-_COSTS = ("× FP16", "bits a value", "resident", "MACs a token")
+_CHANGES = ("median KL", "99\u00a0%", "largest", "top 1", "perplexity")
+_COSTS = ("×\u00a0FP16", "bits a value", "resident", "MACs a token")
 
 
 def setting_cell(result: SweepResult, subject: ReportSubject, note: str = "") -> Cell:
@@ -63,7 +63,7 @@ def recommendation_section(
     recommended: Sequence[Recommendation], subject: ReportSubject
 ) -> PageSection:
     """Return a table of the options to ship, for each limit."""
-    header = ("build it with", *SIZE_AND_CHANGE, "× FP16", "top 1", "MACs a token",
+    header = ("build it with", *SIZE_AND_CHANGE, "×\u00a0FP16", "top 1", "MACs a token",
               "without a basis")  # fmt: skip
     rows = tuple(_recommended(one, subject) for one in recommended)
     text = (

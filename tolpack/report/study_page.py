@@ -93,7 +93,8 @@ def _precision(study: Study, subject: ReportSubject) -> PageSection | None:
         )
         for one in plain
     )
-    header = ("bits", *SIZE_AND_CHANGE, "top 1", "× FP16", "increase of the paper's 1B model, %")
+    header = ("bits", *SIZE_AND_CHANGE, "top 1", "×\u00a0FP16",
+              "increase of the paper's 1B model, %")  # fmt: skip
     table = DataTable(header, rows, ("",) * 6 + (".2f", "+.2f"))
     text = (
         "Values rounded in groups of 64, without a basis: the paper's Table 7 on this checkpoint. "
