@@ -78,7 +78,7 @@ def beside_weights(size: float, made_from: Provenance) -> str | None:
         clause = f"the memory FFNs that it replaces take {_sizes(ffns)}, {_compared(size, ffns)}"
         if size > ffns.bytes:
             count = format_count(ffns.parameters)
-            clause += f"; it saves their {count} multiply–accumulates a token"
+            clause += f"; it saves about {count} multiply–accumulates a token"
         return clause
     if stored is None:
         return None
@@ -87,11 +87,12 @@ def beside_weights(size: float, made_from: Provenance) -> str | None:
 
 
 def format_count(count: int) -> str:
-    """Write a number with three digits and a word: ``7.96 million``."""
-    for unit, word in ((10**12, "trillion"), (10**9, "billion"), (10**6, "million")):
-        if count >= unit:
-            return f"{count / unit:.3g} {word}"
-    return f"{count:,}"
+    """Write a number with two digits and a word: ``4.7 million``."""
+    rounded = float(f"{count:.2g}")
+    for unit, word in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if rounded >= unit:
+            return f"{rounded / unit:g} {word}"
+    return f"{rounded:,.0f}"
 
 
 def times(other: float, size: float) -> str:
