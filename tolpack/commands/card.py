@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from tolpack.commands.options import LOCATION, PATH
-from tolpack.commands.terminal import Terminal
+from tolpack.commands.options import LOCATION, PATH, json_option, print_json
+from tolpack.commands.terminal import Terminal, echo
 from tolpack.container.atomic_write import check_output, refuse_existing, replacing
 from tolpack.container.parts.manifest import MANIFEST_NAME
 from tolpack.container.parts.parts_source import PartsSource
@@ -35,9 +35,11 @@ _BLOCK_BYTES = 8 << 20
 )
 @click.option("--license", "licence", metavar="NAME", help="Its license, like apache-2.0.")
 @click.option("--force", is_flag=True, help="Replace an existing page.")
+@json_option
 def card(
-    pack: Location, output: Path | None, results: Location | None, force: bool, **named: Any
-) -> None:
+    pack: Location, output: Path | None, results: Location | None, force: bool, as_json: bool,
+    **named: Any,
+) -> None:  # fmt: skip
     """Write a page about PACK for a model hub.
 
     The page is Markdown with the front matter that hubs read. It says what the file is, its size
@@ -72,12 +74,15 @@ def card(
             terminal.warn(warning)
         digest = _digest(opened, terminal)
         text = model_card(CardSubject(describe_pack(opened), name, digest, figures, base, licence))
-    if output is None:
+    if output is not None:
+        with replacing(output, replace=force) as file:
+            file.write(text.encode())
+    if as_json:
+        print_json({"path": output and str(output), "name": name, "sha256": digest, "text": text})
+    elif output is None:
         click.echo(text, nl=False)
-        return
-    with replacing(output, replace=force) as file:
-        file.write(text.encode())
-    terminal.say(f"{output}: a page about {name}")
+    else:
+        echo(f"{output}: a page about {name}")
 
 
 def _name(named: dict[str, Any], key: str) -> str | None:
