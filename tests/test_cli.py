@@ -134,7 +134,7 @@ def test_eval_json(memoryllm, pack, token_ids):
     """`eval --json` prints baseline and packs with exactly the keys of the contract."""
     found = printed("eval", memoryllm, pack, "--text", token_ids, "--context", "8")
     assert set(found) == {"context", "baseline", "packs", "warnings"}
-    scores = {"ppl", "ppl_se", "nll_nats", "tokens", "ffn_bytes", "ffn_bytes_16", "table_bytes"}
+    scores = {"ppl", "ppl_se", "nll_nats", "tokens", "ffn_bytes", "ffn_bytes_16"}
     assert set(found["baseline"]) == scores
     assert set(found["packs"][0]) == scores | {
         "path", "bytes", "ratio_fp16", "bits_per_weight", "ppl_increase_pct",

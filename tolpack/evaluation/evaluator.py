@@ -136,11 +136,12 @@ class PackScore:
 
 
 def _plain(score: Baseline | PackScore) -> dict[str, Any]:
-    """Return all fields of a score but its texts, and its edits if there are none."""
+    """Return all fields of a score but its texts; edits and the table's bytes where there are any."""
     value = asdict(score)
     del value["text"], value["by_text"]
-    if not value.get("edits"):
-        value.pop("edits", None)
+    for key in ("edits", "table_bytes"):
+        if not value.get(key):
+            value.pop(key, None)
     return value
 
 
