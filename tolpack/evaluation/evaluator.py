@@ -136,7 +136,7 @@ class PackScore:
 
 
 def _plain(score: Baseline | PackScore) -> dict[str, Any]:
-    """Return all fields of a score but its texts; edits and the table's bytes where there are any."""
+    """Return all fields of a score but its texts; edits and table bytes where there are any."""
     value = asdict(score)
     del value["text"], value["by_text"]
     for key in ("edits", "table_bytes"):
