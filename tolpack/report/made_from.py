@@ -83,7 +83,7 @@ def beside_weights(size: float, made_from: Provenance) -> str | None:
     if stored is None:
         return None
     own = f"{format_bytes(stored.bytes)} as stored ({printable(stored.dtype)})"
-    return f"the table takes {own}, so the pack is {times(stored.bytes, size)} it"
+    return f"the table takes {own}, so the pack is {times(stored.bytes, size)} that"
 
 
 def format_count(count: int) -> str:
