@@ -165,8 +165,6 @@ class Evaluation:
             "warnings": list(self.warnings),
         }
         texts = [{"text": alone.baseline.text, **alone.to_json()} for alone in self._on_each_text()]
-        for one in texts:
-            del one["warnings"]
         return {**value, "texts": texts} if texts else value
 
     def _on_each_text(self) -> list[Evaluation]:
