@@ -24,7 +24,7 @@ FURTHER = {
     "eval": ["choosing-settings.md", "checkpoints.md"],
     "generate": ["checkpoints.md", "transformers.md"],
     "plan": ["compression.md", "families.md", "scale.md"],
-    "inspect": ["checkpoints.md", "families.md", "compression.md"],
+    "inspect": ["checkpoints.md", "families.md", "compression.md", "provenance.md"],
     "verify": ["integrity.md", "../formats/v1/SPEC.md"],
     "rows": ["insight.md", "serving.md", "families.md", "integrity.md"],
     "diff": ["insight.md"],
@@ -36,6 +36,7 @@ FURTHER = {
     "edit": ["editing.md", "../formats/v1/SPEC.md"],
     "merge": ["editing.md", "../formats/v1/SPEC.md"],
     "keys": ["keys.md"],
+    "card": ["provenance.md"],
     "cache": ["choosing-settings.md", "serving.md"],
     "demo": ["../tolpack/demo/model/README.md"],
 }

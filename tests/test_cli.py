@@ -36,6 +36,7 @@ COMMANDS = (
     "keys",
     "cache",
     "demo",
+    "card",
 )
 
 
@@ -133,7 +134,8 @@ def test_build_json(memoryllm, tmp_path):
     result = run("build", memoryllm, "-o", out, "--rank", "9,5,24", "--bits", "8", "--json")
     found = json.loads(result.stdout)
     assert set(found) == {
-        "path", "bytes", "ratio_fp16", "bits_per_weight", "layers", "warnings",
+        "path", "bytes", "ratio_fp16", "bits_per_weight", "layers", "warnings", "provenance",
+        "ffn_bytes", "ffn_bytes_16", "table_bytes",
     }  # fmt: skip
     assert found["path"] == str(out)
     assert found["bytes"] == out.stat().st_size
@@ -145,12 +147,12 @@ def test_build_json(memoryllm, tmp_path):
 def test_eval_json(memoryllm, pack, token_ids):
     """`eval --json` prints baseline and packs with exactly the keys of the contract."""
     found = printed("eval", memoryllm, pack, "--text", token_ids, "--context", "8")
-    assert set(found) == {"context", "baseline", "packs"}
-    scores = {"ppl", "ppl_se", "nll_nats", "tokens"}
-    assert set(found["baseline"]) == scores | {"ffn_bytes"}
+    assert set(found) == {"context", "baseline", "packs", "warnings"}
+    scores = {"ppl", "ppl_se", "nll_nats", "tokens", "ffn_bytes", "ffn_bytes_16"}
+    assert set(found["baseline"]) == scores
     assert set(found["packs"][0]) == scores | {
         "path", "bytes", "ratio_fp16", "bits_per_weight", "ppl_increase_pct",
-        "ffn_bytes", "ppl_increase_se_pct", "read_bytes_per_token", "resident_bytes",
+        "ppl_increase_se_pct", "read_bytes_per_token", "resident_bytes",
         "macs_per_token", "kl_mean_nats", "kl_mean_se_nats", "kl_median_nats", "kl_p99_nats",
         "kl_max_nats", "top1_agreement_pct", "top1_agreement_se_pct",
     }  # fmt: skip

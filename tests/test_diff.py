@@ -324,6 +324,7 @@ def test_json_has_the_keys_of_the_contract(made):
     assert set(found) == {
         "a", "b", "vocab_size", "num_layers", "hidden_size", "equal", "differing_tokens",
         "zero_tokens", "relative_error", "weighted_error", "layers", "chunks", "worst",
+        "warnings",
     }  # fmt: skip
     assert len(found["worst"]) == 3
 

@@ -14,12 +14,12 @@ from tolpack.model.perplexity import increase_pct, score
 from tolpack.sources.checkpoint.checkpoint import open_checkpoint
 from tolpack.torch import ToLMemory
 
-BASELINE_KEYS = {"ppl", "ppl_se", "nll_nats", "tokens", "ffn_bytes"}
+BASELINE_KEYS = {"ppl", "ppl_se", "nll_nats", "tokens", "ffn_bytes", "ffn_bytes_16"}
 PACK_KEYS = {
     "path", "ppl", "ppl_se", "nll_nats", "tokens", "bytes", "ratio_fp16", "bits_per_weight",
     "ppl_increase_pct", "ppl_increase_se_pct", "read_bytes_per_token", "resident_bytes",
-    "macs_per_token", "ffn_bytes", "kl_mean_nats", "kl_mean_se_nats", "kl_median_nats",
-    "kl_p99_nats", "kl_max_nats", "top1_agreement_pct", "top1_agreement_se_pct",
+    "macs_per_token", "ffn_bytes", "ffn_bytes_16", "kl_mean_nats", "kl_mean_se_nats",
+    "kl_median_nats", "kl_p99_nats", "kl_max_nats", "top1_agreement_pct", "top1_agreement_se_pct",
 }  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def test_json_has_the_keys_of_the_contract(memoryllm, tmp_path, token_ids):
     """The JSON object has exactly the keys that others rely on, with plain values."""
     pack = tolpack.build(memoryllm, tmp_path / "a.tolpack").path
     found = evaluate(memoryllm, [pack], token_ids).to_json()
-    assert set(found) == {"context", "baseline", "packs"}
+    assert set(found) == {"context", "baseline", "packs", "warnings"}
     assert set(found["baseline"]) == BASELINE_KEYS
     assert set(found["packs"][0]) == PACK_KEYS
     values = [*found["baseline"].values(), *found["packs"][0].values()]

@@ -10,7 +10,8 @@ from tolpack.errors import ConfigError
 
 KEYS = {
     "rank", "bits", "bytes", "ratio_fp16", "bits_per_weight", "read_bytes_per_token",
-    "resident_bytes", "macs_per_token", "paper_bytes", "ffn_bytes",
+    "resident_bytes", "macs_per_token", "paper_bytes", "ffn_bytes", "ffn_bytes_16",
+    "table_bytes",
 }  # fmt: skip
 
 

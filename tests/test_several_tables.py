@@ -251,7 +251,17 @@ def test_descriptions_have_an_object_for_each_table(sample, tmp_path):
     """`inspect --json` gives what it says of a pack of one table under ``tables``, by table."""
     with open_first_table(sample.path) as pack:
         found = describe_pack(pack)
-    file_keys = {"format_version", "producer", "bytes", "ratio_fp16", "bits_per_weight"}
+    file_keys = {
+        "format_version",
+        "producer",
+        "bytes",
+        "ratio_fp16",
+        "bits_per_weight",
+        "provenance",
+        "ffn_bytes",
+        "ffn_bytes_16",
+        "table_bytes",
+    }
     assert set(found) == file_keys | {"tables"}
     values = sum(table.values for table in sample.header.tables)
     assert found["ratio_fp16"] == 2 * values / found["bytes"]

@@ -8,6 +8,7 @@ import tolpack
 from tolpack.commands.bench import bench
 from tolpack.commands.build import build
 from tolpack.commands.cache import cache
+from tolpack.commands.card import card
 from tolpack.commands.convert import convert
 from tolpack.commands.demo import demo
 from tolpack.commands.diff import diff
@@ -43,7 +44,7 @@ def main() -> None:
 
 for _command in (
     build, evaluate, generate, lm_eval, study, keys, plan, inspect, verify, rows, diff, bench,
-    convert, edit, merge, split, join, strip, cache, demo,
+    convert, edit, merge, split, join, strip, card, cache, demo,
 ):  # fmt: skip
     main.add_command(_command)
 

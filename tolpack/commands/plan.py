@@ -30,9 +30,12 @@ from tolpack.compress.settings import (
     parse_drops,
     parse_rank,
 )
+from tolpack.container.provenance import Provenance
 from tolpack.errors import ConfigError
 from tolpack.report import tables
 from tolpack.report.cluster_table import cluster_table
+from tolpack.report.made_from import beside_weights
+from tolpack.runtime.sizes import format_bytes
 from tolpack.storage.locations import Location
 
 if TYPE_CHECKING:  # these load torch, which help does not need
@@ -165,6 +168,12 @@ def _show_measured(
     else:
         heads = [f"{one['name']}\n" if len(found) > 1 else "" for one in found]
         texts = [head + tables.measured_plan_table(one) for head, one in zip(heads, found)]
+        size = sum(one["predicted_bytes"] for one in found)
+        beside = beside_weights(size, Provenance.of(found[0]["provenance"]))
+        if beside is not None and len(found) == 1:
+            texts[0] += f"; {beside}"
+        elif beside is not None:
+            texts.append(f"all tables: about {format_bytes(size)}; {beside}")
         echo("\n\n".join([*texts, *([] if phases is None else [cluster_table(phases)])]))
 
 

@@ -248,6 +248,7 @@ class Plan:
             "arrays": arrays,
             "encodings": [asdict(encoding) for encoding in self.encodings],
             "chunks": [asdict(chunk) for chunk in self.chunks],
+            "provenance": None if self.provenance is None else self.provenance.to_json(),
             "measured": None if self.measured is None else self.measured.to_json(),
         }
 

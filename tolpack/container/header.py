@@ -33,7 +33,7 @@ from tolpack.container.preamble import (
 )
 from tolpack.container.provenance import PROVENANCE_KEY, provenance_text
 from tolpack.container.strict_json import parse
-from tolpack.container.typed_json import Node
+from tolpack.container.typed_json import Node, without_none
 from tolpack.errors import FormatError
 
 SECTION_KINDS = (
@@ -389,12 +389,8 @@ def _group_size(node: Node) -> int:
     return group_size
 
 
-def _without_none(**values: object) -> dict[str, object]:
-    return {key: value for key, value in values.items() if value is not None}
-
-
 def _table_json(table: Table) -> dict[str, object]:
-    return _without_none(
+    return without_none(
         name=table.name,
         rows=table.rows,
         multiplier=None if table.multiplier == 1.0 else table.multiplier,
@@ -403,14 +399,14 @@ def _table_json(table: Table) -> dict[str, object]:
         edits=None if table.edits is None else table.edits.to_json(),
         fields=[_field_json(field) for field in table.fields],
         chunks=[
-            _without_none(rows=c.rows, encoding=c.encoding, blocks=c.blocks, index=c.index)
+            without_none(rows=c.rows, encoding=c.encoding, blocks=c.blocks, index=c.index)
             for c in table.chunks
         ],
     )
 
 
 def _field_json(field: Field) -> dict[str, object]:
-    return _without_none(
+    return without_none(
         name=field.name,
         layer=field.layer,
         width=field.width,
@@ -435,17 +431,17 @@ def _coder_json(coder: CoderSettings | None) -> dict[str, object]:
     if coder is None:
         return {}
     trellis = TRELLIS_STATES if coder.trellis else None
-    return _without_none(**{key: getattr(coder, key) for key in CODER_KEYS}, trellis=trellis)
+    return without_none(**{key: getattr(coder, key) for key in CODER_KEYS}, trellis=trellis)
 
 
 def _part_json(part: Part) -> dict[str, object]:
-    return _without_none(
+    return without_none(
         codec=part.codec, values=part.values, group_size=part.group_size, step=part.step
     )
 
 
 def _section_json(section: Section) -> dict[str, object]:
-    return _without_none(
+    return without_none(
         kind=section.kind,
         offset_bytes=section.offset_bytes,
         length_bytes=section.length_bytes,

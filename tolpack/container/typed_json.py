@@ -98,6 +98,11 @@ class Node:
         return self.value[key]
 
 
+def without_none(**values: object) -> dict[str, object]:
+    """Return the values that are not ``None``, by their names."""
+    return {key: value for key, value in values.items() if value is not None}
+
+
 def _as_float32(value: float) -> float:
     """Round to the nearest float32, ties to even; infinite beyond its range."""
     try:

@@ -138,12 +138,13 @@ class PackScore:
 
 
 def _plain(score: Baseline | PackScore) -> dict[str, Any]:
-    """Return all fields of a score but its texts and kind, and its edits if there are none."""
+    """Return all fields of a score but texts and kind; edits and table bytes if there are any."""
     value = asdict(score)
     del value["text"], value["by_text"]
     value.pop("kind", None)
-    if not value.get("edits"):
-        value.pop("edits", None)
+    for key in ("edits", "table_bytes"):
+        if not value.get(key):
+            value.pop(key, None)
     return value
 
 
