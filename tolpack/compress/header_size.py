@@ -97,15 +97,15 @@ def estimate_header_room(
 ) -> int:  # fmt: skip
     """Bytes to keep for the header's JSON: an upper bound that fills whole pages with the preamble.
 
-    Every chunk may have an index, every kept layer a basis, a mean and two parts, and there are at
-    most two encodings. With `table`, its names and its n-gram hash are counted, too; `provenance`:
-    bytes of that.
+    Every chunk may have an index, and with `has_basis` every kept layer a basis, a mean and two
+    parts; there are at most two encodings. With `table`, its names and its n-gram hash are counted,
+    too; `provenance`: bytes of that.
     """
-    sections = 2 * chunks + (2 * kept if has_basis else 0) + 2
+    arrays = (2 * kept if has_basis else 0) + 2
     parts = 2 * kept if has_basis else kept
-    estimate = (
-        provenance + 512 + 112 * layers + 72 * chunks + 128 * sections + 2 * (64 + 56 * parts)
-    )
+    fields = (112 if has_basis else 84) * layers
+    sections = 128 * arrays + 76 * 2 * chunks  # blocks and indexes have neither checksum nor shape
+    estimate = provenance + 272 + fields + 72 * chunks + sections + 2 * (64 + 60 * parts)
     if table is not None:
         names = (len(table.name), *(len(field.name) for field in table.fields))
         ngrams = {} if table.ngrams is None else table.ngrams.to_json()

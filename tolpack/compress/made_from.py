@@ -15,9 +15,9 @@ from tolpack.runtime.number_ranges import format_ranges
 from tolpack.sources.protocol import TableSource
 from tolpack.sources.table_digests import digest_room, table_digests
 
-# Most bytes of JSON without digests of tables and numbers of layers, without what a search
-# measures, and of that.
-_ROOM, _LAYER_ROOM, _MEASURED_ROOM = 704, 12, 192
+# Most bytes of JSON without digests and numbers of layers, of the digest of an input with its name,
+# of a layer's number, and of what a search measures.
+_ROOM, _DIGEST_ROOM, _LAYER_ROOM, _MEASURED_ROOM = 400, 112, 12, 192
 
 
 def provenance_of(
@@ -44,11 +44,13 @@ def longest_text(provenance: Provenance) -> str:
     return replace(provenance, measured={"x" * _MEASURED_ROOM: 0}).to_text()
 
 
-def provenance_room(names: Sequence[str], layers: int) -> int:
+def provenance_room(names: Sequence[str], layers: int, known: Provenance | None = None) -> int:
     """Return the most bytes of a header that provenance takes with fixed or lossless bits: of
-    tables `names` with so many layers in all.
+    tables `names` with so many layers in all; `known` says which other inputs there are.
     """
-    return _ROOM + digest_room(names) + _LAYER_ROOM * layers
+    inputs = () if known is None else (known.calibration, known.tokenizer, known.frequencies)
+    digests = _DIGEST_ROOM * sum(one is not None for one in inputs)
+    return _ROOM + digest_room(names) + digests + _LAYER_ROOM * layers
 
 
 def replaced_by_pack(sources: Sequence[TableSource]) -> Provenance:

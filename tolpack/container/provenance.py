@@ -1,4 +1,4 @@
-"""What a pack was made from, and how: the header's key ``x-provenance`` (docs/integrity.md).
+"""What a pack was made from, and how: the header's key ``x-provenance`` (docs/provenance.md).
 
 The format leaves keys that begin with ``x-`` to applications, so a reader never fails on this one:
 the header keeps it as text, and what is not as expected counts as absent. It holds digests, numbers

@@ -265,7 +265,7 @@ def _header_room(inputs: PlanInputs, spans: Sequence[ChunkSpan]) -> int:
     return estimate_header_room(
         len(fields), len(inputs.kept), len(spans), has_basis=inputs.has_basis,
         table=inputs.table(fields, [section.kind for section in inputs.row_sections()]),
-        provenance=provenance_room(names, len(fields)),
+        provenance=provenance_room(names, len(fields), made_from),
     )  # fmt: skip
 
 
