@@ -306,7 +306,7 @@ def test_wrong_usage_exits_with_2(args):
         ["build", "{model}", "-o", "{model}", "--force"],
         ["build", "{model}", "-o", "{tmp}/p", "--rank", "25"],
         ["build", "{model}", "-o", "{tmp}/p", "--drop", "3"],
-        ["build", "{model}", "-o", "{tmp}/p", "--rank", "auto", "--size", "10B"],
+        ["build", "{model}", "-o", "{tmp}/p", "--rank", "auto", "--size", "600B"],
         ["build", "{model}", "-o", "{tmp}/p", "--frequencies", "{tmp}/absent.npy"],
         ["build", "{model}", "-o", "{tmp}/p", "--calibrate", "{tmp}/absent.txt"],
         ["build", "{model}", "-o", "{tmp}/p", "--config", "{tmp}/absent.json"],
