@@ -39,16 +39,16 @@ def provenance_of(
 
 def longest_text(provenance: Provenance) -> str:
     """Return it as long as it may become, with what a search is about to measure."""
-    if provenance.options.get("bits") != "auto":
+    if "auto" not in (provenance.options.get("bits"), provenance.options.get("rank")):
         return provenance.to_text()
     return replace(provenance, measured={"x" * _MEASURED_ROOM: 0}).to_text()
 
 
-def provenance_room(names: Sequence[str], layers: int) -> int:
+def provenance_room(names: Sequence[str], layers: int, *, measured: bool = False) -> int:
     """Return the most bytes of a header that provenance takes with fixed or lossless bits: of
-    tables `names` with so many layers in all.
+    tables `names` with so many layers in all; `measured`: with what the pack costs.
     """
-    return _ROOM + digest_room(names) + _LAYER_ROOM * layers
+    return _ROOM + digest_room(names) + _LAYER_ROOM * layers + _MEASURED_ROOM * measured
 
 
 def replaced_by_pack(sources: Sequence[TableSource]) -> Provenance:
