@@ -114,4 +114,5 @@ def facts(subject: ReportSubject, context: int, baseline: Baseline) -> tuple[tup
 
 
 def _tokens(baseline: Baseline) -> str:
-    return f"{baseline.tokens:,} tokens, perplexity {plus_minus(baseline.ppl, baseline.ppl_se, ',.3f')}"
+    perplexity = plus_minus(baseline.ppl, baseline.ppl_se, ",.3f")
+    return f"{baseline.tokens:,} tokens, perplexity {perplexity}"

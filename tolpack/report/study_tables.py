@@ -28,7 +28,8 @@ def study_text(study: Study, recommended: Sequence[Recommendation]) -> str:
     base = study.baseline
     parts = [
         f"{base.tokens:,} tokens in windows of {study.context:,}: perplexity "
-        f"{plus_minus(base.ppl, base.ppl_se, ',.3f', ',.2f')}; increases are paired window by window"
+        + plus_minus(base.ppl, base.ppl_se, ",.3f", ",.2f")
+        + "; increases are paired window by window"
     ]
     if study.packs:
         table = sweep_table(study.packs, study.skipped)
