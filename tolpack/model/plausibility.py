@@ -15,7 +15,7 @@ from tolpack.runtime.sizes import counted, plus_minus
 # Tokens that docs/choosing-settings.md asks for: counts and losses of fewer say little of others.
 LEAST_CALIBRATION_TOKENS = 100_000
 # Tokens and windows of an evaluation whose standard errors can be relied on.
-LEAST_EVALUATION_TOKENS, LEAST_WINDOWS = 10_000, 10
+LEAST_TOKENS, LEAST_WINDOWS = 10_000, 10
 # A perplexity of so much of the vocabulary's size is next to chance.
 _CHANCE = 0.5
 # A perplexity that is lower by this much, in percent, and by so many standard errors, is no chance.
@@ -59,11 +59,11 @@ def fall_warning(increases: Sequence[tuple[str, float, float | None]]) -> str | 
 
 def short_text_warning(tokens: int, windows: int, context: int) -> str | None:
     """Return a warning if an evaluation has few tokens, or few windows."""
-    if tokens >= LEAST_EVALUATION_TOKENS and windows >= LEAST_WINDOWS:
+    if tokens >= LEAST_TOKENS and windows >= LEAST_WINDOWS:
         return None
     return (
         f"the evaluation has {counted(tokens, 'token')} in {counted(windows, 'window')} of "
-        f"{context}, so its numbers are provisional: give {LEAST_EVALUATION_TOKENS:,} tokens or "
+        f"{context}, so its numbers are provisional: give {LEAST_TOKENS:,} tokens or "
         f"more, in {LEAST_WINDOWS} windows at least"
     )
 
