@@ -167,6 +167,8 @@ class Evaluation:
             "warnings": list(self.warnings),
         }
         texts = [{"text": alone.baseline.text, **alone.to_json()} for alone in self._on_each_text()]
+        for one in texts:  # they are of the whole
+            del one["warnings"]
         return {**value, "texts": texts} if texts else value
 
     def _on_each_text(self) -> list[Evaluation]:
