@@ -253,7 +253,7 @@ def windows(values: NDArray[Any], context: int) -> Score:
 def mean_and_error(values: NDArray[Any], context: int) -> tuple[float, float]:
     """Return the mean over tokens and its standard error over windows."""
     score = windows(values, context)
-    return score.mean_nll_nats, score.ppl_se / score.ppl
+    return score.mean_nll_nats, (score.ppl_se or 0.0) / score.ppl
 
 
 def measures(judged: Judged, base: Score, context: int) -> dict[str, float]:
@@ -264,9 +264,9 @@ def measures(judged: Judged, base: Score, context: int) -> dict[str, float]:
     agreement, agreement_error = mean_and_error(judged.agrees, context)
     return {
         "ppl": score.ppl,
-        "ppl_se": score.ppl_se,
+        "ppl_se": score.ppl_se or 0.0,
         "ppl_increase_pct": increase,
-        "ppl_increase_se_pct": increase_error,
+        "ppl_increase_se_pct": increase_error or 0.0,
         "kl_mean_nats": kl,
         "kl_mean_se_nats": kl_error,
         "kl_median_nats": float(np.median(judged.kl)),

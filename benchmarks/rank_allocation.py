@@ -100,7 +100,7 @@ class Experiment:
             increase_pct(uniform_score, self.baseline)[0],
             increase_pct(auto_score, self.baseline)[0],
             gain,
-            gain_se,
+            gain_se or 0.0,
         )
 
     def _uniform_bytes(self, rank: int, full_bytes: int) -> float:

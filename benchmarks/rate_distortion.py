@@ -163,7 +163,7 @@ class Experiment:
         for prefix, base, (score, divergence) in zip(("", "other_"), self.bases, found):
             increase, increase_se = increase_pct(score, base)
             numbers[f"{prefix}increase_pct"] = increase
-            numbers[f"{prefix}increase_se_pct"] = increase_se
+            numbers[f"{prefix}increase_se_pct"] = increase_se or 0.0
             for name in ("kl_mean_nats", "kl_mean_se_nats", "kl_p99_nats", "top1_agreement_pct"):
                 numbers[f"{prefix}{name}"] = getattr(divergence, name)
         names = ("entropy_ratio_fp16", "gaussian_ratio_fp16", "above_gaussian_ratio_fp16")

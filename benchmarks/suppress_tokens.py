@@ -180,7 +180,7 @@ def compare(
         "mass_after": float(now.mass[name].mean()),
         "mass_times_less": float(base.mass[name].mean() / now.mass[name].mean()),
         "ppl_elsewhere_pct": float(100 * (increase - 1)),
-        "ppl_elsewhere_se_pct": float(100 * increase * ratio_se(moved, counts)),
+        "ppl_elsewhere_se_pct": float(100 * increase * (ratio_se(moved, counts) or 0.0)),
         "ppl_elsewhere_of_exact_bias_pct": float(100 * np.expm1(bias)),
         "points_elsewhere_by_likeness": shares,
     }  # fmt: skip

@@ -133,9 +133,9 @@ def test_standard_errors_agree_with_the_bootstrap():
 
 
 def test_one_window_has_no_standard_error():
-    """They are 0, not a division by zero."""
+    """It tells none, so there are none, rather than errors of 0."""
     one = Divergence(np.array([0.1, 0.2]), np.array([1]), np.array([2]))
-    assert (one.kl_mean_se_nats, one.top1_agreement_se_pct) == (0, 0)
+    assert (one.kl_mean_se_nats, one.top1_agreement_se_pct) == (None, None)
 
 
 def test_a_lossless_pack_changes_nothing(tmp_path, token_ids):

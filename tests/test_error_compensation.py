@@ -22,6 +22,7 @@ from tolpack.compress.entropy.layer_basis import (
     mean_pays,
     row_scales,
 )
+from tolpack.compress.entropy.loss_measure import Loss
 from tolpack.compress.entropy.quantizers import (
     BasisQuantizer,
     direct_quantizer,
@@ -399,20 +400,20 @@ def test_a_loss_is_met_though_it_is_measured_with_noise(start, noise):
     """The step found costs no more than the limit, and one a little coarser would."""
 
     def measure(step):
-        return 0.4 * step**1.7 * math.exp(noise * math.sin(1e4 * step)), 0.01
+        return Loss(0.4 * step**1.7 * math.exp(noise * math.sin(1e4 * step)), 0.001)
 
     found, _ = search_loss(lambda step: step, measure, 1.0, start, Reporter())
-    assert measure(found)[0] <= 1.0
-    assert measure(found * 1.15)[0] > 1.0
+    assert measure(found).value <= 1.0
+    assert measure(found * 1.15).value > 1.0
 
 
 def test_a_loss_below_zero_is_no_obstacle():
     """Fine steps may come out better than the model itself."""
-    found, _ = search_loss(lambda s: s, lambda s: (s**2 - 0.05, 0.01), 0.5, 0.01, Reporter())
+    found, _ = search_loss(lambda s: s, lambda s: Loss(s**2 - 0.05, 0.01), 0.5, 0.01, Reporter())
     assert 0.4 <= found**2 - 0.05 <= 0.5
 
 
 def test_a_loss_that_no_step_meets_is_refused():
     """What the finest step costs is said, with what to do."""
     with pytest.raises(ConfigError, match=r"--max-ppl-increase 0.1% is not met .* 5.000 %"):
-        search_loss(lambda s: s, lambda _: (5.0, 0.1), 0.1, 1.0, Reporter())
+        search_loss(lambda s: s, lambda _: Loss(5.0, 0.1), 0.1, 1.0, Reporter())

@@ -12,7 +12,13 @@ from tolpack.calibration.model_losses import CalibratedModel
 from tolpack.cli import main
 from tolpack.compress.entropy import held_out_validation
 from tolpack.compress.entropy.held_out_validation import HeldOutValidation
-from tolpack.compress.entropy.loss_measure import DIVERGENCE, PERPLEXITY, loss_limit, measure_for
+from tolpack.compress.entropy.loss_measure import (
+    DIVERGENCE,
+    PERPLEXITY,
+    Loss,
+    loss_limit,
+    measure_for,
+)
 from tolpack.compress.settings import DEFAULT_KLD, BuildSettings, parse_kld
 from tolpack.errors import ConfigError
 from tolpack.evaluation.sweep_grid import PackOptions, parse_grids
@@ -79,9 +85,9 @@ def test_losses_are_those_of_an_evaluation(memoryllm, tmp_path):
             else:
                 value, error = increase_pct(own, base)
                 expected = value, error * np.sqrt(19 / 20)  # it divides by n there, by n - 1 here
-            assert found == pytest.approx(expected, rel=1e-3)
-            assert measure.nats(found[0]) == pytest.approx(
-                found[0]
+            assert (found.value, found.error) == pytest.approx(expected, rel=1e-3)
+            assert measure.nats(found.value) == pytest.approx(
+                found.value
                 if measure is DIVERGENCE
                 else (own.nll_nats - base.nll_nats).mean() / CONTEXT,
                 rel=1e-3,
@@ -94,7 +100,8 @@ def test_own_rows_have_no_divergence(memoryllm):
     model, tried = validation(memoryllm, ids, DIVERGENCE)
     known = torch.from_numpy(tried.token_ids)
     rows = torch.stack([model.memory(layer, known) for layer in range(3)], 1)
-    assert tried.loss(rows.numpy()) == (0, 0)
+    found = tried.loss(rows.numpy())
+    assert (found.value, found.error) == (0, 0)
 
 
 def test_a_divergence_is_measured_on_fewer_tokens(memoryllm, monkeypatch):
@@ -109,8 +116,8 @@ def test_a_divergence_is_measured_on_fewer_tokens(memoryllm, monkeypatch):
     whole = validation(memoryllm, ids, PERPLEXITY)[1]
     assert len(whole.token_ids) > len(tried.token_ids)
     rows = np.random.default_rng(0).standard_normal((len(tried.token_ids), 3, 24))
-    found, error = tried.loss(rows.astype(np.float32))
-    assert 0 < error < found
+    found = tried.loss(rows.astype(np.float32))
+    assert 0 < found.error < found.value
 
 
 def test_what_bits_auto_keeps_to():
@@ -161,7 +168,7 @@ def test_a_plain_table_has_no_divergence(tmp_path):
 
 def test_a_limit_that_no_step_meets_is_an_error(memoryllm, tmp_path, text, monkeypatch):
     """It names the limit in nats and what was reached."""
-    monkeypatch.setattr(HeldOutValidation, "loss", lambda *_: (0.5, 0.01))
+    monkeypatch.setattr(HeldOutValidation, "loss", lambda *_: Loss(0.5, 0.01))
     with pytest.raises(ConfigError, match=r"--max-kld 0.002 nats is not met .* costs 0.5 nats"):
         tolpack.build(memoryllm, tmp_path / "p.tolpack", bits="auto", calibrate=text[0])
 

@@ -126,10 +126,10 @@ def test_standard_error_agrees_with_the_bootstrap():
 
 
 def test_one_window_has_no_standard_error():
-    """With a single window the standard errors are 0, not a division by zero."""
+    """A single window tells none, so there is none, rather than one of 0."""
     one = Score(np.array([9.0]), np.array([3]))
-    assert one.ppl_se == 0
-    assert increase_pct(one, one) == (0, 0)
+    assert one.ppl_se is None
+    assert increase_pct(one, one) == (0, None)
 
 
 def test_increase_is_paired():

@@ -18,8 +18,11 @@ from numpy.typing import NDArray
 from tolpack.calibration.model_losses import CalibratedModel, measure_losses, measured_part
 from tolpack.calibration.token_order import TokenOrder, order_tokens
 from tolpack.container.provenance import CalibrationText
+from tolpack.model.plausibility import short_calibration_warning
 from tolpack.model.text import find_tokenizer, read_token_ids, tokenizer_digest
+from tolpack.model.tokenizer_check import TokenizerCheck
 from tolpack.runtime.array_types import Doubles
+from tolpack.runtime.progress import Reporter
 from tolpack.sources.arrays.npy import read_counts
 from tolpack.sources.protocol import TableSource
 from tolpack.storage.inputs import input_path
@@ -109,13 +112,16 @@ def calibrate(
     if inputs.frequencies is not None:
         counts = read_counts(inputs.frequencies, source.rows, source.name)
         given = hashlib.sha256(counts.astype("<i8").tobytes()).hexdigest()
-    ids = None
+    ids = check = None
     if inputs.text is not None:
         found = inputs.tokenizer
         model = source.checkpoint or source.transformers_model
         if model is not None:
             found = find_tokenizer(model.path, found)
-        ids = read_token_ids(inputs.text, _vocabulary(source), found)
+        beside = None if model is None else model.path
+        check = TokenizerCheck(beside, _vocabulary(source), workspace.reporter)
+        ids = read_token_ids(inputs.text, _vocabulary(source), found, check)
+        _warn_if_short(ids, workspace.reporter)
         if found is not None and input_path(inputs.text).suffix != ".npy":
             tokenizer = tokenizer_digest(found)
         if counts is None:
@@ -124,7 +130,7 @@ def calibrate(
         workspace.reporter.say("token order: by token id (no --frequencies or --calibrate given)")
     calibrated = None
     if reach is not None:
-        calibrated = measure_losses(source, ids, reach, workspace)
+        calibrated = measure_losses(source, ids, reach, workspace, check)
     order = order_tokens(counts, source.rows)
     if counts is None and calibrated is not None and samples_counts(source):
         counts = _rows_read(source, calibrated.token_ids)
@@ -147,6 +153,12 @@ def _calibration_text(
     held_out = calibrated.validation_ids
     own = 0 if held_out is calibrated.token_ids else held_out.size
     return CalibrationText(calibrated.token_ids.size + own)
+
+
+def _warn_if_short(ids: NDArray[np.int64], reporter: Reporter) -> None:
+    warning = short_calibration_warning(ids.size)
+    if warning is not None:
+        reporter.warn(warning)
 
 
 def samples_counts(source: TableSource) -> bool:

@@ -19,6 +19,7 @@ from tolpack.commands.options import (
 from tolpack.commands.terminal import Terminal, command_line, echo
 from tolpack.errors import ConfigError
 from tolpack.model.text import TextTokenizer, find_tokenizer
+from tolpack.model.tokenizer_check import TokenizerCheck
 from tolpack.report.output_files import check_output_file
 from tolpack.sources.input_kind import is_gguf, is_pack
 from tolpack.storage.inputs import input_path
@@ -110,6 +111,8 @@ def _open(
     check_settings(opened, asked)
     path, vocab_size = find_tokenizer(input_path(checkpoint), tokenizer), opened.config.vocab_size
     encoder = None if path is None else TextTokenizer(path)
+    if encoder is not None:
+        TokenizerCheck(input_path(checkpoint), vocab_size, Terminal())(encoder)
     tokens = tuple(find_tokens(settings["tokens"], encoder, vocab_size).tolist())
     asked = KeySettings(
         asked.layers, asked.clusters, asked.seed, asked.projection, tokens, asked.keys

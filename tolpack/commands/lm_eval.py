@@ -20,14 +20,17 @@ from tolpack.commands.options import (
     take_checkpoint_options,
     task_names,
 )
-from tolpack.commands.terminal import echo
+from tolpack.commands.terminal import Terminal, echo
 from tolpack.errors import ConfigError, FileAccessError
 from tolpack.lm_eval import TEXT_TASKS
+from tolpack.model.text import TextTokenizer, find_tokenizer
+from tolpack.model.tokenizer_check import TokenizerCheck
 from tolpack.report.task_tables import task_table
 from tolpack.storage.inputs import input_path, local_input
 from tolpack.storage.locations import Location
 
 if TYPE_CHECKING:  # it takes seconds to import
+    from tolpack.lm_eval.model import TolpackLM
     from tolpack.lm_eval.task_runner import TaskOptions
     from tolpack.lm_eval.task_scores import ModelScores
 
@@ -118,8 +121,11 @@ def _run(
     for one in zip(packs, edits):  # before hours of tasks
         open_first_table(*one).close()
     runner = TaskRunner(options)
-    models = [ModelScores(_name(folder), runner.run(TolpackLM(folder, **loading)))]
+    model = TolpackLM(folder, **loading)
+    _check_tokenizer(folder, settings["tokenizer"], model)
+    models = [ModelScores(_name(folder), runner.run(model))]
     for pack, own in zip(packs, edits):
+        del model  # one is in memory at a time
         try:
             model = TolpackLM(folder, pack, edits=own, **loading)
         except ConfigError as error:
@@ -128,6 +134,18 @@ def _run(
         name = " + ".join(map(str, (pack, *own)))
         models.append(ModelScores.compared(name, scores, models[0]))
     return models
+
+
+def _check_tokenizer(checkpoint: Path, given: Location | None, model: TolpackLM) -> None:
+    """Say which tokenizer it is, and hold it against the model and the checkpoint's own."""
+    vocab_size = model.model.config.get_text_config().vocab_size
+    check = TokenizerCheck(checkpoint, vocab_size, Terminal())
+    place = checkpoint if given is None else local_input(given, "a tokenizer of lm-eval")
+    path = place / "tokenizer.json" if place.is_dir() else find_tokenizer(checkpoint, given)
+    if path is not None and path.exists():
+        check(TextTokenizer(path))
+    else:
+        check.check_size(str(place), len(model.tokenizer))
 
 
 def _name(checkpoint: Path) -> str:

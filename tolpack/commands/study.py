@@ -24,6 +24,7 @@ from tolpack.commands.options import (
 from tolpack.commands.terminal import echo, when_interrupted
 from tolpack.evaluation import STUDY_PARTS
 from tolpack.report import study_page, study_tables
+from tolpack.report.tables import warning_lines
 from tolpack.storage.inputs import input_path
 from tolpack.storage.locations import Location
 
@@ -80,7 +81,8 @@ def study(
         more = {"command": subject.command, "choices": [one.to_json() for one in recommended]}
         print_json({**results.to_json(), **more})
     else:
-        echo(f"{subject.command}\n\n{study_tables.study_text(results, recommended)}")
+        text = study_tables.study_text(results, recommended)
+        echo(f"{subject.command}\n\n{text}{warning_lines(results.warnings)}")
 
 
 def _take_tasks(settings: dict[str, Any]) -> TaskSettings | None:

@@ -39,18 +39,26 @@ def provenance_of(
 
 def longest_text(provenance: Provenance) -> str:
     """Return it as long as it may become, with what a search is about to measure."""
-    if provenance.options.get("bits") != "auto":
+    if "auto" not in (provenance.options.get("bits"), provenance.options.get("rank")):
         return provenance.to_text()
     return replace(provenance, measured={"x" * _MEASURED_ROOM: 0}).to_text()
 
 
-def provenance_room(names: Sequence[str], layers: int, known: Provenance | None = None) -> int:
+def provenance_room(
+    names: Sequence[str],
+    layers: int,
+    known: Provenance | None = None,
+    *,
+    measured: bool = False,
+) -> int:
     """Return the most bytes of a header that provenance takes with fixed or lossless bits: of
-    tables `names` with so many layers in all; `known` says which other inputs there are.
+    tables `names` with so many layers in all. `known` says which other inputs there are;
+    `measured`: whether the pack's cost is measured.
     """
     inputs = () if known is None else (known.calibration, known.tokenizer, known.frequencies)
     digests = _DIGEST_ROOM * sum(one is not None for one in inputs)
-    return _ROOM + digest_room(names) + digests + _LAYER_ROOM * layers
+    room = _ROOM + digest_room(names) + digests + _LAYER_ROOM * layers
+    return room + _MEASURED_ROOM * measured
 
 
 def replaced_by_pack(sources: Sequence[TableSource]) -> Provenance:

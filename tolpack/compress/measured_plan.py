@@ -17,7 +17,7 @@ from tolpack.compress.make_plan import TableInputs, make_plan
 from tolpack.compress.plan import PackPlan
 from tolpack.compress.settings import BuildSettings
 from tolpack.errors import memory_errors
-from tolpack.runtime.progress import PhaseTimes, Reporter
+from tolpack.runtime.progress import KeptWarnings, PhaseTimes, Reporter
 from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.open_source import open_tables
 from tolpack.storage.locations import Location
@@ -66,7 +66,7 @@ def decided_plan(request: PlanRequest, reporter: Reporter) -> Iterator[DecidedPl
     ConfigError, CheckpointError
         As of `tolpack.build`.
     """
-    times, begin = PhaseTimes(reporter), time.perf_counter()
+    times, begin = PhaseTimes(KeptWarnings(reporter)), time.perf_counter()
     sources = open_tables(request.checkpoint, request.options, request.layers, request.tensor)
     inputs = request.inputs.beside(request.checkpoint)
     check_request(sources, request.settings, inputs)

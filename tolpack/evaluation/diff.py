@@ -269,7 +269,7 @@ def _report_larger_vocabulary(
     tokenizer: TextTokenizer | None, vocab_size: int, reporter: Reporter
 ) -> None:
     if tokenizer is not None and tokenizer.vocab_size > vocab_size:
-        reporter.say(
+        reporter.warn(
             f"tokenizer {tokenizer.path} has more tokens ({tokenizer.vocab_size}) than the pack "
             f"({vocab_size}): the texts may be another model's"
         )

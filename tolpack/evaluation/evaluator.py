@@ -17,14 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolpack.container.provenance import Provenance
-from tolpack.errors import ConfigError
 from tolpack.evaluation.pack_description import every_table
 from tolpack.evaluation.provenance_check import other_checkpoint, other_tokenizer, pack_name
 from tolpack.evaluation.subject import open_subject, read_bytes_per_token
+from tolpack.evaluation.text_windows import checked_context, text_names, window_tokens
 from tolpack.model.divergence import Divergence, compare
-from tolpack.model.language_model import LanguageModel, Memory
-from tolpack.model.perplexity import LOGITS_PER_BATCH, Score, increase_pct, score
+from tolpack.model.language_model import Memory
+from tolpack.model.perplexity import Score, increase_pct, score
+from tolpack.model.plausibility import fall_warning, short_text_warning
 from tolpack.model.text import find_tokenizer, read_token_ids, tokenizer_digest
+from tolpack.model.tokenizer_check import TokenizerCheck
 from tolpack.pack import Pack, open_first_table
 from tolpack.reading.edits_files import share_edits
 from tolpack.reading.summary import bits_per_weight, ratio_fp16, settings_kind
@@ -32,9 +34,6 @@ from tolpack.runtime.progress import KeptWarnings, Reporter
 from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.table_digests import table_digests
 from tolpack.storage.inputs import input_path
-
-# Windows by default: models that were trained on very long ones would have few of them.
-_MAX_CONTEXT, _LEAST_LIMIT = 2048, 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ class Baseline:
     """
 
     ppl: float
-    ppl_se: float
+    ppl_se: float | None
     nll_nats: float
     tokens: int
     ffn_bytes: int | None
@@ -76,7 +75,7 @@ class PackScore:
 
     path: str
     ppl: float
-    ppl_se: float
+    ppl_se: float | None
     nll_nats: float
     tokens: int
     ffn_bytes: int | None
@@ -84,14 +83,14 @@ class PackScore:
     ratio_fp16: float
     bits_per_weight: float
     ppl_increase_pct: float
-    ppl_increase_se_pct: float
+    ppl_increase_se_pct: float | None
     kl_mean_nats: float
-    kl_mean_se_nats: float
+    kl_mean_se_nats: float | None
     kl_median_nats: float
     kl_p99_nats: float
     kl_max_nats: float
     top1_agreement_pct: float
-    top1_agreement_se_pct: float
+    top1_agreement_se_pct: float | None
     read_bytes_per_token: float
     resident_bytes: int
     macs_per_token: int
@@ -168,6 +167,8 @@ class Evaluation:
             "warnings": list(self.warnings),
         }
         texts = [{"text": alone.baseline.text, **alone.to_json()} for alone in self._on_each_text()]
+        for one in texts:  # they are of the whole
+            del one["warnings"]
         return {**value, "texts": texts} if texts else value
 
     def _on_each_text(self) -> list[Evaluation]:
@@ -218,20 +219,42 @@ class Evaluator:
         self.reporter = KeptWarnings(reporter)
         self.subject = open_subject(checkpoint, checkpoint_options)
         self.model = self.subject.model
-        self.context = context or _default_context(self.model)
+        self.context = checked_context(self.model, context)
         found = find_tokenizer(self.subject.path, tokenizer)
-        self.texts = _names([text] if isinstance(text, (str, Path)) else text)
-        ids = [read_token_ids(one, self.model.vocab_size, found) for one in self.texts]
+        self.texts = text_names([text] if isinstance(text, (str, Path)) else text)
+        vocab_size = self.model.vocab_size
+        self._check = TokenizerCheck(self.subject.path, vocab_size, self.reporter)
+        ids = [read_token_ids(one, vocab_size, found, self._check) for one in self.texts]
         self.text_ids = [one if tokens is None else one[: tokens + 1] for one in ids]
         self._base_scores: list[Score] = []
         is_read = any(input_path(one).suffix != ".npy" for one in self.texts)
         self._tokenizer = found if is_read else None
         self._digests: dict[str, str] | None = None
+        self._warn(short_text_warning(self._total_tokens, self.windows, self.context))
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What makes results so far doubtful."""
         return tuple(self.reporter.warnings)
+
+    def warn_of_falls(self, packs: Sequence[tuple[str, PackScore]]) -> None:
+        """Warn if perplexity falls with some of `packs`, by their names, on any text."""
+        lowest = [
+            (name, min((one, *one.by_text), key=lambda own: own.ppl_increase_pct))
+            for name, one in packs
+        ]
+        self._warn(fall_warning(
+            [(name, one.ppl_increase_pct, one.ppl_increase_se_pct) for name, one in lowest]
+        ))  # fmt: skip
+
+    def _warn(self, warning: str | None) -> None:
+        if warning is not None:
+            self.reporter.warn(warning)
+
+    def _judge_baseline(self) -> None:
+        """Warn if the checkpoint predicts a text about as chance does."""
+        for text, own in zip(self.texts, self._base_scores):
+            self._check.judge(own.ppl, input_path(text).name)
 
     @property
     def base_scores(self) -> list[Score]:
@@ -241,6 +264,7 @@ class Evaluator:
                 self._base_scores = [
                     score(self.model, ids, self.context, done) for ids in self.text_ids
                 ]
+            self._judge_baseline()
         return self._base_scores
 
     @property
@@ -276,12 +300,12 @@ class Evaluator:
     @property
     def window_tokens(self) -> NDArray[np.int64]:
         """Tokens scored in each window of all texts, int64 (windows,)."""
-        return np.concatenate([_window_tokens(ids, self.context) for ids in self.text_ids])
+        return np.concatenate([window_tokens(ids, self.context) for ids in self.text_ids])
 
     @property
     def windows(self) -> int:
         """Number of windows, of the shortest text."""
-        return min(len(_window_tokens(ids, self.context)) for ids in self.text_ids)
+        return min(len(window_tokens(ids, self.context)) for ids in self.text_ids)
 
     @property
     def _total_tokens(self) -> int:
@@ -307,7 +331,9 @@ class Evaluator:
         to it; errors as of `pack_windows`, and ConfigError also if some belong to none.
         """
         own = share_edits(paths, edits)
-        return tuple(one for one, _ in self._compare(paths, own)) if paths else ()
+        scores = tuple(one for one, _ in self._compare(paths, own)) if paths else ()
+        self.warn_of_falls([(one.name, one) for one in scores])
+        return scores
 
     def pack_windows(self, path: str | Path) -> tuple[PackScore, Score]:
         """Score a pack in place of the memory, in sum and window by window.
@@ -333,6 +359,7 @@ class Evaluator:
                     compare(self.model, models, ids, self.context, done) for ids in self.text_ids
                 ]
             self._base_scores = [base for base, _ in compared]
+            self._judge_baseline()
             return [
                 self._pack_scores(pack, path, [found[number] for _, found in compared])
                 for number, (pack, path) in enumerate(zip(packs, paths))
@@ -419,29 +446,6 @@ def _pack_score(
         top1_agreement_se_pct=divergence.top1_agreement_se_pct,
         read_bytes_per_token=read_bytes_per_token,
     )
-
-
-def _default_context(model: LanguageModel) -> int:
-    """Return the length of windows: short enough for their logits, and for several windows."""
-    longest = model.max_position_embeddings
-    if longest is None:
-        raise ConfigError("the config has no max_position_embeddings: give --context N")
-    return min(longest, _MAX_CONTEXT, max(_LEAST_LIMIT, LOGITS_PER_BATCH // model.vocab_size))
-
-
-def _names(texts: Sequence[str | Path]) -> tuple[str, ...]:
-    names = tuple(map(str, texts))
-    if not names:
-        raise ConfigError("no text is given: name one at least")
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise ConfigError(f"text {twice[0]} is given twice: name each text once")
-    return names
-
-
-def _window_tokens(ids: NDArray[np.int64], context: int) -> NDArray[np.int64]:
-    full, rest = divmod(ids.size - 1, context)
-    return np.array([context] * full + [rest] * (rest > 0), np.int64)
 
 
 def evaluate(

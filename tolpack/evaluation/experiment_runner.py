@@ -28,6 +28,7 @@ from tolpack.model.language_model import LanguageModel, Memory
 from tolpack.model.perplexity import Score, increase_pct
 from tolpack.pack import Pack
 from tolpack.runtime.progress import PhaseTimes
+from tolpack.runtime.sizes import plus_minus
 from tolpack.workspace.resources import Resources
 
 # Phases of a build that are not repeated for the next one.
@@ -68,7 +69,7 @@ class SweepResult:
         score = self.score
         return (
             f"{score.bytes / 1e6:.2f} MB, × {score.ratio_fp16:.2f}, KL {score.kl_mean_nats:.3g} "
-            f"nats, {score.ppl_increase_pct:+.3f} ± {score.ppl_increase_se_pct:.3f} %"
+            f"nats, {plus_minus(score.ppl_increase_pct, score.ppl_increase_se_pct, '+.3f')} %"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -89,15 +90,15 @@ class AblationResult:
     """Perplexity with a changed memory, and its increase, paired window by window."""
 
     ppl: float
-    ppl_se: float
+    ppl_se: float | None
     increase_pct: float
-    increase_se_pct: float
+    increase_se_pct: float | None
     tokens: int
 
     @property
     def summary(self) -> str:
         """Perplexity and increase, in a line."""
-        return f"{self.ppl:.3f}, {self.increase_pct:+.3f} ± {self.increase_se_pct:.3f} %"
+        return f"{self.ppl:.3f}, {plus_minus(self.increase_pct, self.increase_se_pct, '+.3f')} %"
 
 
 class ExperimentRunner:

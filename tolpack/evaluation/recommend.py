@@ -60,7 +60,7 @@ def recommend(results: Sequence[SweepResult], windows: int) -> tuple[Recommendat
 def _upper_bound_nats(result: SweepResult) -> float:
     """Return the mean divergence and two standard errors, on the worst text."""
     scores = result.score.by_text or (result.score,)
-    return max(one.kl_mean_nats + _STANDARD_ERRORS * one.kl_mean_se_nats for one in scores)
+    return max(one.kl_mean_nats + _STANDARD_ERRORS * (one.kl_mean_se_nats or 0.0) for one in scores)
 
 
 def _bytes(result: SweepResult) -> int:

@@ -27,7 +27,7 @@ from tolpack.version import __version__
 from tolpack.workspace.resources import Resources
 
 # Raised whenever the same inputs give other results.
-_RESULT_VERSION = 2
+_RESULT_VERSION = 3
 
 
 class ResultCache:

@@ -77,7 +77,7 @@ class RankComparison:
     uniform: SweepResult
     by_loss: SweepResult
     gain_pct: float
-    gain_se_pct: float
+    gain_se_pct: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,8 @@ class Study:
     """All results; a part that was not asked for is empty.
 
     ``skipped``: a line for each pack that this checkpoint does not allow. ``tasks``: scores of the
-    checkpoint, of each pack and of each α; empty unless tasks were asked for.
+    checkpoint, of each pack and of each α; empty unless tasks were asked for. ``warnings``: what
+    makes its figures doubtful.
     """
 
     context: int
@@ -98,6 +99,7 @@ class Study:
     spectra: tuple[LayerSpectrum, ...]
     costs: ModelCosts | None
     tasks: tuple[ModelScores, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -126,6 +128,7 @@ class Study:
             "spectra": [asdict(one) for one in self.spectra],
             "size": None if self.costs is None else asdict(self.costs),
             "tasks": [one.to_json() for one in self.tasks],
+            "warnings": list(self.warnings),
             **({"texts": texts} if texts else {}),
         }
 
@@ -173,9 +176,11 @@ class _StudyRun:
         checkpoint = evaluator.subject.checkpoint
         costs = model_costs(checkpoint) if "size" in parts and checkpoint is not None else None
         packs = mark_front(tuple(self._packs.values()))
+        evaluator.warn_of_falls([(one.options.label, one.score) for one in packs])
+        baseline, tasks = evaluator.baseline, self._tasks()
         return Study(
-            evaluator.context, evaluator.baseline, packs, tuple(self._skipped), ranks, layers,
-            alphas, spectra, costs, self._tasks(),
+            evaluator.context, baseline, packs, tuple(self._skipped), ranks, layers,
+            alphas, spectra, costs, tasks, evaluator.warnings,
         )  # fmt: skip
 
     def _tasks(self) -> tuple[ModelScores, ...]:

@@ -42,6 +42,7 @@ def run_sweep(
             except ConfigError as error:
                 skipped.append(f"{one.label}: {error}")
                 progress.end(f"not built: {error}")
+    evaluator.warn_of_falls([(one.options.label, one.score) for one in results])
     return mark_front(results), tuple(skipped)
 
 

@@ -21,7 +21,14 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from tolpack.model.language_model import LanguageModel
-from tolpack.model.perplexity import Score, ratio_se, row_blocks, window_batches, window_score
+from tolpack.model.perplexity import (
+    Score,
+    ratio_se,
+    row_blocks,
+    times,
+    window_batches,
+    window_score,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +50,8 @@ class Divergence:
         return float(self.kl_nats.sum() / len(self.kl_nats))
 
     @property
-    def kl_mean_se_nats(self) -> float:
-        """Standard error of the mean over windows (0 with one window)."""
+    def kl_mean_se_nats(self) -> float | None:
+        """Standard error of the mean over windows; ``None`` with one window."""
         starts = np.concatenate(([0], np.cumsum(self.tokens)[:-1]))
         return ratio_se(np.add.reduceat(self.kl_nats, starts), self.tokens)
 
@@ -69,9 +76,9 @@ class Divergence:
         return 100 * float(self.agreed.sum() / self.tokens.sum())
 
     @property
-    def top1_agreement_se_pct(self) -> float:
-        """Standard error of that percentage over windows (0 with one window)."""
-        return 100 * ratio_se(self.agreed.astype(np.float64), self.tokens)
+    def top1_agreement_se_pct(self) -> float | None:
+        """Standard error of that percentage over windows; ``None`` with one window."""
+        return times(100, ratio_se(self.agreed.astype(np.float64), self.tokens))
 
     @classmethod
     def joined(cls, divergences: Sequence[Divergence]) -> Divergence:

@@ -54,9 +54,9 @@ class Score:
         return _exp(self.mean_nll_nats)
 
     @property
-    def ppl_se(self) -> float:
-        """Standard error of the perplexity over windows (0 with one window)."""
-        return self.ppl * ratio_se(self.nll_nats, self.tokens)
+    def ppl_se(self) -> float | None:
+        """Standard error of the perplexity over windows; ``None`` with one window."""
+        return times(self.ppl, ratio_se(self.nll_nats, self.tokens))
 
     def first(self, windows: int) -> Score:
         """Return the score of the first windows."""
@@ -69,8 +69,9 @@ class Score:
         return cls(np.concatenate(nll), np.concatenate(tokens))
 
 
-def increase_pct(score: Score, baseline: Score) -> tuple[float, float]:
-    """Return the perplexity increase over `baseline` in percent, and its paired standard error.
+def increase_pct(score: Score, baseline: Score) -> tuple[float, float | None]:
+    """Return the perplexity increase over `baseline` in percent, and its paired standard error;
+    ``None`` for that with one window.
 
     Both scores must be of the same windows.
     """
@@ -78,7 +79,7 @@ def increase_pct(score: Score, baseline: Score) -> tuple[float, float]:
         raise ConfigError("the two scores are of different windows and cannot be paired")
     difference = score.nll_nats - baseline.nll_nats
     ratio = _exp(float(difference.sum()) / score.total_tokens)
-    return 100 * (ratio - 1), 100 * ratio * ratio_se(difference, score.tokens)
+    return 100 * (ratio - 1), times(100 * ratio, ratio_se(difference, score.tokens))
 
 
 @torch.inference_mode()
@@ -166,11 +167,18 @@ def _exp(value: float) -> float:
         return math.inf
 
 
-def ratio_se(values: NDArray[np.float64], tokens: NDArray[np.int64]) -> float:
-    """Return the standard error of ``Σ values / Σ tokens`` over windows (delta method)."""
+def times(factor: float, error: float | None) -> float | None:
+    """Return a standard error times a factor; an unknown one stays unknown."""
+    return None if error is None else factor * error
+
+
+def ratio_se(values: NDArray[np.float64], tokens: NDArray[np.int64]) -> float | None:
+    """Return the standard error of ``Σ values / Σ tokens`` over windows (delta method); ``None``
+    with one window, which tells none.
+    """
     windows = len(values)
     if windows < 2:
-        return 0.0
+        return None
     residual = values - values.sum() / tokens.sum() * tokens
     spread = float(np.square(residual).sum()) * windows / (windows - 1)
     return math.sqrt(spread) / int(tokens.sum())

@@ -11,7 +11,7 @@ import codecs
 import hashlib
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,7 +148,10 @@ def _request(name: str, body: bytes, more_seconds: float, more_bytes: int) -> Re
 
 
 def read_token_ids(
-    path: Location | RemotePath, vocab_size: int, tokenizer: Location | RemotePath | None = None
+    path: Location | RemotePath,
+    vocab_size: int,
+    tokenizer: Location | RemotePath | None = None,
+    check: Callable[[TextTokenizer, bytes], object] | None = None,
 ) -> NDArray[np.int64]:
     """Read token ids: from a ``.npy`` of integers, or by encoding a UTF-8 text file.
 
@@ -162,6 +165,8 @@ def read_token_ids(
         Every id must be below it.
     tokenizer : str or Path, optional
         A ``tokenizer.json`` of the ``tokenizers`` library; needed for text.
+    check : callable, optional
+        Is given the tokenizer and the text before it is encoded, and may refuse them.
 
     Returns
     -------
@@ -176,7 +181,7 @@ def read_token_ids(
         An id is outside the vocabulary: tokenizer and checkpoint do not belong together.
     """
     path = input_path(path)
-    ids = _read_ids(path) if path.suffix == ".npy" else _encode(path, tokenizer)
+    ids = _read_ids(path) if path.suffix == ".npy" else _encode(path, tokenizer, check)
     if ids.size < 2:
         raise ConfigError(f"{path} gives {ids.size} tokens: at least 2 are needed")
     low, high = int(ids.min()), int(ids.max())
@@ -215,7 +220,11 @@ def _read_ids(path: InputPath) -> NDArray[np.int64]:
     return ids.astype(np.int64)
 
 
-def _encode(path: InputPath, tokenizer: Location | RemotePath | None) -> NDArray[np.int64]:
+def _encode(
+    path: InputPath,
+    tokenizer: Location | RemotePath | None,
+    check: Callable[[TextTokenizer, bytes], object] | None,
+) -> NDArray[np.int64]:
     check_text_file(path)
     if tokenizer is None:
         raise _without_tokenizer(path)
@@ -228,6 +237,8 @@ def _encode(path: InputPath, tokenizer: Location | RemotePath | None) -> NDArray
         raise ConfigError(f"cannot read text {path}: {reason}") from error
     if b"\r" in text:  # as Python reads text files
         text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    if check is not None:
+        check(encoder, text)
     return encoder.encode_utf8(text)
 
 

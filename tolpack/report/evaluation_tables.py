@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tolpack.errors import printable
 from tolpack.report.tables import format_bytes, format_table
+from tolpack.runtime.sizes import plus_minus
 
 if TYPE_CHECKING:  # these load torch
     from tolpack.evaluation.evaluator import Baseline, Evaluation, PackScore
@@ -42,7 +43,7 @@ def evaluation_table(evaluation: Evaluation) -> str:
         note += f"; the checkpoint's bytes are its {_STORED[weights[0][0]]}"
     if base.tokens <= evaluation.context:
         note += "; one window tells no standard errors: give a longer text, or --context"
-    first = ["checkpoint", f"{base.ppl:,.3f} ± {base.ppl_se:,.2f}"]
+    first = ["checkpoint", plus_minus(base.ppl, base.ppl_se, ",.3f", ",.2f")]
     if not packs:
         shown = format_bytes(weights[0][1]) if weights else "-"
         return f"{format_table(['', 'perplexity', 'bytes'], [[*first, shown]])}\n\n{note}"
@@ -69,7 +70,7 @@ def text_table(baseline: Baseline, packs: Sequence[tuple[str, PackScore]]) -> st
     """
     parts = []
     for number, base in enumerate(baseline.by_text):
-        rows = [["checkpoint", "", f"{base.ppl:,.3f} ± {base.ppl_se:,.2f}", *[""] * 6]]
+        rows = [["checkpoint", "", plus_minus(base.ppl, base.ppl_se, ",.3f", ",.2f"), *[""] * 6]]
         for name, pack in packs:
             own = pack.by_text[number]
             worst = "*" if own == pack.worst_kl else ""
@@ -81,7 +82,7 @@ def text_table(baseline: Baseline, packs: Sequence[tuple[str, PackScore]]) -> st
 
 def _changes(pack: PackScore) -> list[str]:
     return [
-        f"{pack.ppl:,.3f} ± {pack.ppl_se:,.2f}",
+        plus_minus(pack.ppl, pack.ppl_se, ",.3f", ",.2f"),
         pack_increase(pack),
         pack_divergence(pack),
         *map(format_nats, (pack.kl_median_nats, pack.kl_p99_nats, pack.kl_max_nats)),
@@ -123,17 +124,19 @@ def _pack_costs(evaluation: Evaluation) -> str:
 
 def pack_increase(pack: PackScore) -> str:
     """Write a pack's increase of perplexity with its standard error."""
-    return f"{pack.ppl_increase_pct:+,.3f} ± {pack.ppl_increase_se_pct:,.3f} %"
+    return f"{plus_minus(pack.ppl_increase_pct, pack.ppl_increase_se_pct, '+,.3f')} %"
 
 
 def pack_divergence(pack: PackScore) -> str:
     """Write a pack's mean divergence with its standard error."""
+    if pack.kl_mean_se_nats is None:
+        return f"{format_nats(pack.kl_mean_nats)} ± n/a"
     return format_nats(pack.kl_mean_nats, pack.kl_mean_se_nats)
 
 
 def pack_agreement(pack: PackScore) -> str:
     """Write how often a pack and its checkpoint hold the same token most likely."""
-    return f"{pack.top1_agreement_pct:.2f} ± {pack.top1_agreement_se_pct:.2f} %"
+    return f"{plus_minus(pack.top1_agreement_pct, pack.top1_agreement_se_pct, '.2f')} %"
 
 
 def sweep_table(results: Sequence[SweepResult], skipped: Sequence[str] = ()) -> str:

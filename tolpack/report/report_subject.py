@@ -11,6 +11,7 @@ from tolpack.report.evaluation_tables import pack_increase
 from tolpack.report.tables import format_bytes
 from tolpack.report.trade_off import front_of
 from tolpack.runtime.machine import machine, versions
+from tolpack.runtime.sizes import plus_minus
 from tolpack.storage.inputs import InputPath
 
 if TYPE_CHECKING:  # they load torch
@@ -113,4 +114,5 @@ def facts(subject: ReportSubject, context: int, baseline: Baseline) -> tuple[tup
 
 
 def _tokens(baseline: Baseline) -> str:
-    return f"{baseline.tokens:,} tokens, perplexity {baseline.ppl:,.3f} ± {baseline.ppl_se:,.3f}"
+    perplexity = plus_minus(baseline.ppl, baseline.ppl_se, ",.3f")
+    return f"{baseline.tokens:,} tokens, perplexity {perplexity}"

@@ -16,6 +16,7 @@ from tolpack.report.evaluation_tables import (
 from tolpack.report.page_content import Cell, CellContent, Chart, DataTable, PageSection
 from tolpack.report.report_subject import ReportSubject, TradeOff
 from tolpack.report.tables import format_bytes
+from tolpack.runtime.sizes import plus_minus
 
 if TYPE_CHECKING:  # they load torch
     from tolpack.evaluation.evaluator import Baseline, PackScore
@@ -160,7 +161,7 @@ def _changes(score: PackScore) -> tuple[CellContent, ...]:
 
 
 def _perplexity(score: Baseline | PackScore) -> str:
-    return f"{score.ppl:,.3f} ± {score.ppl_se:,.3f}"
+    return plus_minus(score.ppl, score.ppl_se, ",.3f")
 
 
 def _costs(score: PackScore) -> tuple[CellContent, ...]:

@@ -33,6 +33,7 @@ from tolpack.report.setting_tables import (
 from tolpack.report.study_tables import COST_HEADER, ablation_increase, cost_rows, pack_names
 from tolpack.report.sweep_page import INCREASE, details, text_charts, trade_off_sections
 from tolpack.report.task_tables import task_section
+from tolpack.runtime.sizes import plus_minus
 
 if TYPE_CHECKING:  # they load torch
     from tolpack.evaluation.experiment_runner import AblationResult
@@ -131,7 +132,7 @@ def _ranks(study: Study, subject: ReportSubject) -> PageSection | None:
             *size_and_change(pair.uniform.score),
             setting_cell(pair.by_loss, subject),
             *size_and_change(pair.by_loss.score),
-            Cell(f"{pair.gain_pct:.3f} ± {pair.gain_se_pct:.3f} %", pair.gain_pct),
+            Cell(f"{plus_minus(pair.gain_pct, pair.gain_se_pct, '.3f')} %", pair.gain_pct),
         )
         for pair in study.ranks
     )
@@ -263,7 +264,7 @@ def _costs(study: Study, subject: ReportSubject) -> PageSection | None:
 
 
 def _cells(result: AblationResult) -> tuple[CellContent, ...]:
-    perplexity = f"{result.ppl:,.3f} ± {result.ppl_se:,.3f}"
+    perplexity = plus_minus(result.ppl, result.ppl_se, ",.3f")
     return (
         Cell(ablation_increase(result), result.increase_pct),
         Cell(perplexity, result.ppl),
@@ -278,7 +279,7 @@ def _range(one: LayerAblation) -> str:
 def _layer_point(x: int, ablation: LayerAblation) -> ChartPoint:
     result = ablation.result
     shown = (
-        ("perplexity", f"{result.ppl:,.3f} ± {result.ppl_se:,.3f}"),
+        ("perplexity", plus_minus(result.ppl, result.ppl_se, ",.3f")),
         ("increase", ablation_increase(result)),
         ("tokens", f"{result.tokens:,}"),
     )

@@ -13,6 +13,7 @@ from tolpack.report.evaluation_tables import (
 )
 from tolpack.report.tables import format_bytes, format_table
 from tolpack.report.task_tables import task_table
+from tolpack.runtime.sizes import plus_minus
 
 if TYPE_CHECKING:  # it loads torch
     from tolpack.evaluation.experiment_runner import AblationResult, SweepResult
@@ -27,7 +28,8 @@ def study_text(study: Study, recommended: Sequence[Recommendation]) -> str:
     base = study.baseline
     parts = [
         f"{base.tokens:,} tokens in windows of {study.context:,}: perplexity "
-        f"{base.ppl:,.3f} ± {base.ppl_se:,.2f}; increases are paired window by window"
+        + plus_minus(base.ppl, base.ppl_se, ",.3f", ",.2f")
+        + "; increases are paired window by window"
     ]
     if study.packs:
         table = sweep_table(study.packs, study.skipped)
@@ -82,7 +84,7 @@ def recommendation_table(recommended: Sequence[Recommendation]) -> str:
 
 def ablation_increase(result: AblationResult) -> str:
     """Write an ablation's increase of perplexity with its standard error."""
-    return f"{result.increase_pct:+,.3f} ± {result.increase_se_pct:,.3f} %"
+    return f"{plus_minus(result.increase_pct, result.increase_se_pct, '+,.3f')} %"
 
 
 def _ranks(study: Study) -> str:
@@ -97,7 +99,7 @@ def _ranks(study: Study) -> str:
             format_bytes(pair.by_loss.score.bytes),
             pack_increase(pair.by_loss.score),
             pack_divergence(pair.by_loss.score),
-            f"{pair.gain_pct:.3f} ± {pair.gain_se_pct:.3f} %",
+            f"{plus_minus(pair.gain_pct, pair.gain_se_pct, '.3f')} %",
         ]
         for pair in study.ranks
     ]
@@ -108,7 +110,7 @@ def _layers(study: Study) -> str:
     rows = [
         [
             str(one.first) if one.first == one.last else f"{one.first} … {one.last}",
-            f"{one.result.ppl:,.3f} ± {one.result.ppl_se:,.2f}",
+            plus_minus(one.result.ppl, one.result.ppl_se, ",.3f", ",.2f"),
             ablation_increase(one.result),
             f"{one.result.tokens:,}",
         ]
@@ -121,7 +123,7 @@ def _alphas(study: Study) -> str:
     rows = [
         [
             f"{one.alpha:.1f}",
-            f"{one.result.ppl:,.3f} ± {one.result.ppl_se:,.2f}",
+            plus_minus(one.result.ppl, one.result.ppl_se, ",.3f", ",.2f"),
             ablation_increase(one.result),
             f"{one.result.tokens:,}",
         ]

@@ -29,6 +29,7 @@ from tolpack.report.setting_tables import (
 )
 from tolpack.report.tables import format_bytes
 from tolpack.report.trade_off import family, pack_family
+from tolpack.runtime.sizes import plus_minus
 
 if TYPE_CHECKING:  # they load torch
     from tolpack.evaluation.evaluator import Baseline, Evaluation, PackScore
@@ -36,7 +37,7 @@ if TYPE_CHECKING:  # they load torch
     from tolpack.evaluation.recommend import Recommendation
 
 # Gives a measure of a pack, and its standard error.
-_Measure = Callable[["PackScore"], tuple[float, float]]
+_Measure = Callable[["PackScore"], tuple[float, float | None]]
 INCREASE = Axis("perplexity increase", "%", linear_below=LINEAR_PCT)
 _SIZE = Axis("size of the pack", "MB", log=True)
 _DIVERGENCE = Axis("mean KL divergence", "nats", log=True)
@@ -145,7 +146,7 @@ def text_charts(trade_off: TradeOff) -> tuple[Chart, ...]:
 def details(score: PackScore) -> tuple[tuple[str, str], ...]:
     """Return the values that a chart shows beside a pack's point."""
     return (
-        ("perplexity", f"{score.ppl:,.3f} ± {score.ppl_se:,.3f}"),
+        ("perplexity", plus_minus(score.ppl, score.ppl_se, ",.3f")),
         ("increase", pack_increase(score)),
         ("KL divergence", f"{pack_divergence(score)} nats"),
         ("top 1 alike", pack_agreement(score)),
@@ -160,11 +161,11 @@ def _setting_details(result: SweepResult) -> tuple[tuple[str, str], ...]:
     return (("tolpack build", options), *details(result.score))
 
 
-def _increase(score: PackScore) -> tuple[float, float]:
+def _increase(score: PackScore) -> tuple[float, float | None]:
     return score.ppl_increase_pct, score.ppl_increase_se_pct
 
 
-def _divergence(score: PackScore) -> tuple[float, float]:
+def _divergence(score: PackScore) -> tuple[float, float | None]:
     return score.kl_mean_nats, score.kl_mean_se_nats
 
 

@@ -76,8 +76,8 @@ def front_of(packs: Sequence[PackScore], results: Sequence[SweepResult]) -> list
 
 def _point(score: PackScore, kind: str, label: str, front: Sequence[PackScore]) -> TradeOffPoint:
     return TradeOffPoint(
-        score.bytes / 1e6, score.ppl_increase_pct, score.ppl_increase_se_pct, score.kl_mean_nats,
-        score.kl_mean_se_nats, kind, label, score in front,
+        score.bytes / 1e6, score.ppl_increase_pct, score.ppl_increase_se_pct or 0.0,
+        score.kl_mean_nats, score.kl_mean_se_nats or 0.0, kind, label, score in front,
     )  # fmt: skip
 
 

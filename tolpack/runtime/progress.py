@@ -13,6 +13,12 @@ class Reporter:
     def say(self, text: str) -> None:
         """Tell one thing that the user should know."""
 
+    def say_once(self, text: str) -> None:
+        """Tell one thing that several parts of the work may come upon; `KeptWarnings` tells it
+        once.
+        """
+        self.say(text)
+
     def warn(self, text: str) -> None:
         """Tell what makes a result doubtful, and what to do about it."""
 
@@ -44,6 +50,10 @@ class PhaseTimes(Reporter):
         """See `Reporter`."""
         self._reporter.say(text)
 
+    def say_once(self, text: str) -> None:
+        """See `Reporter`."""
+        self._reporter.say_once(text)
+
     def warn(self, text: str) -> None:
         """See `Reporter`."""
         self._reporter.warn(text)
@@ -74,10 +84,17 @@ class KeptWarnings(Reporter):
     def __init__(self, reporter: Reporter | None = None) -> None:
         self.warnings: list[str] = []
         self._reporter = reporter or Reporter()
+        self._said: set[str] = set()
 
     def say(self, text: str) -> None:
         """See `Reporter`."""
         self._reporter.say(text)
+
+    def say_once(self, text: str) -> None:
+        """See `Reporter`."""
+        if text not in self._said:
+            self._said.add(text)
+            self._reporter.say_once(text)
 
     def warn(self, text: str) -> None:
         """See `Reporter`."""

@@ -55,3 +55,11 @@ def format_bytes(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.2f} {unit}"
         size /= 1000
     return f"{size:.2f} TB"
+
+
+def plus_minus(value: float, error: float | None, spec: str, error_spec: str | None = None) -> str:
+    """Write a value with its standard error, in formats like ``+.3f`` and ``.3f``; ``n/a`` where
+    nothing tells the error.
+    """
+    shown = "n/a" if error is None else format(error, error_spec or spec.lstrip("+"))
+    return f"{value:{spec}} ± {shown}"

@@ -22,6 +22,7 @@ from tolpack.compress.entropy.compensation_matrices import (
     remaining_metric,
 )
 from tolpack.compress.entropy.held_out_validation import HeldOutValidation
+from tolpack.compress.entropy.loss_measure import Loss
 from tolpack.compress.entropy.planner import EntropyCodedPlanner
 from tolpack.compress.entropy.table_quantizer import damping
 from tolpack.compress.plan import PlanInputs
@@ -95,9 +96,9 @@ def _cheapest(
         left = (layer for layer in kept if layer not in dropped)
         likely = sorted(left, key=lambda layer: predicted[layer] - slope * sizes[layer])
         for layer in likely[:_TRIED]:
-            cost_and_error = _dropping_cost(inputs_without((*dropped, layer)), validation)
-            reporter.say(f"auto: without layer {layer}: {measure.with_error(*cost_and_error)}")
-            loss = measure.nats(cost_and_error[0])
+            found_loss = _dropping_cost(inputs_without((*dropped, layer)), validation)
+            reporter.say(f"auto: without layer {layer}: {measure.with_error(found_loss)}")
+            loss = measure.nats(found_loss.value)
             found.append((slope * sizes[layer] - (loss - cost), loss, layer))
         gain, loss, layer = max(found)
         if gain <= 0 and drop.most is None:
@@ -106,8 +107,8 @@ def _cheapest(
     return dropped
 
 
-def _dropping_cost(inputs: PlanInputs, validation: HeldOutValidation) -> tuple[float, float]:
-    """Loss of the dropped layers alone, and its standard error, in the unit of its measure."""
+def _dropping_cost(inputs: PlanInputs, validation: HeldOutValidation) -> Loss:
+    """Loss of the dropped layers alone, in the unit of its measure."""
     source, ids = inputs.source, validation.token_ids
     terms = dropped_terms(
         inputs.stats.model, inputs.kept, len(source.fields), damping(inputs),
@@ -136,8 +137,8 @@ def _predicted_loss(planner: EntropyCodedPlanner, layer: int) -> float:
 def _loss(planner: EntropyCodedPlanner) -> float:
     """Nats per token that the chosen pack costs, and no less than can be told."""
     choice, measure = planner.choice(), planner.measured_on.measure
-    loss, _ = choice.loss or planner.measured_loss(choice.candidate)
-    return max(measure.nats(loss), measure.least_nats)
+    loss = choice.loss or planner.measured_loss(choice.candidate)
+    return max(measure.nats(loss.value), measure.least_nats)
 
 
 def _is_better(one: EntropyCodedPlanner, other: EntropyCodedPlanner, reporter: Reporter) -> bool:

@@ -9,7 +9,6 @@ so a quarter of the tokens does, and a trial is no longer than one of perplexity
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
@@ -18,9 +17,10 @@ from numpy.typing import NDArray
 
 from tolpack.calibration.loss_metrics import loss_windows, window_losses
 from tolpack.calibration.model_losses import CalibratedModel
-from tolpack.compress.entropy.loss_measure import DIVERGENCE, LossMeasure
+from tolpack.compress.entropy.loss_measure import DIVERGENCE, Loss, LossMeasure, mean_error
 from tolpack.compress.measured_loss import MeasuredLoss
 from tolpack.model.divergence import Divergence, window_divergence
+from tolpack.model.language_model import Memory
 from tolpack.runtime.array_types import Doubles, Floats
 from tolpack.runtime.progress import Reporter
 
@@ -63,8 +63,8 @@ class HeldOutValidation:
         self.token_ids: NDArray[np.int64] = found
         self.weights: Doubles = counts / counts.sum()
 
-    def loss(self, rows: Floats) -> tuple[float, float]:
-        """Return the loss, and its standard error over windows, in the measure's unit.
+    def loss(self, rows: Floats) -> Loss:
+        """Return the loss in the measure's unit.
 
         Parameters
         ----------
@@ -76,23 +76,28 @@ class HeldOutValidation:
         def memory(layer: int, token_ids: torch.Tensor) -> torch.Tensor:
             return values[torch.searchsorted(known, token_ids.contiguous()), layer]
 
+        return self.loss_with(memory)
+
+    def loss_with(self, memory: Memory) -> Loss:
+        """Return the loss of the model with another memory, as `loss`."""
         if self.measure is DIVERGENCE:
             found = self._divergence(memory)
-            return found.kl_mean_nats, found.kl_mean_se_nats
+            windows = found.kl_nats.reshape(len(found.tokens), -1).mean(1)
+            return Loss(found.kl_mean_nats, found.kl_mean_se_nats, windows)
         increase = self._losses(memory) - self._baseline
-        ratio = math.exp(increase.mean())
-        error = float(increase.std()) / math.sqrt(len(increase))
-        return 100 * (ratio - 1), 100 * ratio * error
+        ratio, error = math.exp(increase.mean()), mean_error(increase)
+        percent = None if error is None else 100 * ratio * error
+        return Loss(100 * (ratio - 1), percent, 100 * ratio * increase)
 
-    def measured(self, loss: float, error: float, step: float | None) -> MeasuredLoss:
-        """Return a loss and its standard error, in the measure's unit, as plans carry them."""
-        tokens = self._windows[:, 1:].numel()
+    def measured(self, loss: Loss, step: float | None) -> MeasuredLoss:
+        """Return a loss as plans carry it."""
+        tokens, value, error = self._windows[:, 1:].numel(), loss.value, loss.error
         if self.measure is DIVERGENCE:
-            return MeasuredLoss(tokens, step, kl_mean_nats=loss, kl_mean_se_nats=error)
-        return MeasuredLoss(tokens, step, ppl_increase_pct=loss, ppl_increase_se_pct=error)
+            return MeasuredLoss(tokens, step, kl_mean_nats=value, kl_mean_se_nats=error)
+        return MeasuredLoss(tokens, step, ppl_increase_pct=value, ppl_increase_se_pct=error)
 
     @torch.inference_mode()
-    def _divergence(self, memory: Callable[[int, torch.Tensor], torch.Tensor]) -> Divergence:
+    def _divergence(self, memory: Memory) -> Divergence:
         model = self._model.model
         changed, length = model.with_memory(memory), self._windows.shape[1] - 1
         step = max(1, _LOGITS_PER_BATCH // (length * model.vocab_size))
@@ -108,7 +113,7 @@ class HeldOutValidation:
     def _baseline(self) -> Doubles:
         return self._losses(None)
 
-    def _losses(self, memory: Callable[[int, torch.Tensor], torch.Tensor] | None) -> Doubles:
+    def _losses(self, memory: Memory | None) -> Doubles:
         found = self._model
         model = found.model if memory is None else found.model.with_memory(memory)
         with self._reporter.phase("trying", self._windows[:, 1:].numel(), "tok") as done:

@@ -11,6 +11,34 @@ import math
 from dataclasses import dataclass
 
 from tolpack.compress.settings import DEFAULT_KLD, BuildSettings
+from tolpack.runtime.array_types import Doubles
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A measured loss in the unit of its measure.
+
+    ``error``: its standard error over windows, ``None`` where one window tells none; ``windows``:
+    the loss of each window, float64 (windows,).
+    """
+
+    value: float
+    error: float | None
+    windows: Doubles | None = None
+
+    def error_of_difference(self, other: Loss) -> float:
+        """Return the standard error of the difference of two losses, paired window by window; 0
+        where nothing tells it.
+        """
+        if self.windows is None or other.windows is None:
+            return max(self.error or 0.0, other.error or 0.0)
+        difference = self.windows - other.windows
+        return mean_error(difference) or 0.0
+
+
+def mean_error(values: Doubles) -> float | None:
+    """Return the standard error of the mean of `values`; ``None`` for one of them."""
+    return float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +62,13 @@ class LossMeasure:
         """Write a value with its unit."""
         return f"{value:.3f} %" if self.unit == "%" else f"{value:.3g} nats"
 
-    def with_error(self, value: float, error: float) -> str:
-        """Write a value with its standard error."""
+    def with_error(self, loss: Loss) -> str:
+        """Write a loss with its standard error."""
         if self.unit == "%":
-            return f"{value:+.3f} ± {error:.3f} % perplexity"
-        return f"{value:.3g} ± {error:.1g} nats of KL divergence"
+            error = "n/a" if loss.error is None else f"{loss.error:.3f}"
+            return f"{loss.value:+.3f} ± {error} % perplexity"
+        error = "n/a" if loss.error is None else f"{loss.error:.1g}"
+        return f"{loss.value:.3g} ± {error} nats of KL divergence"
 
 
 # A percentage's room is half of it in bytes, about; a divergence is measured with less noise.

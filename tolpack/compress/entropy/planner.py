@@ -24,7 +24,7 @@ from tolpack.compress.entropy.coded_sections import CodedSections
 from tolpack.compress.entropy.encoder import EntropyCodedEncoder
 from tolpack.compress.entropy.held_out_validation import HeldOutValidation
 from tolpack.compress.entropy.layer_basis import MAX_CODE, MAX_WIDE_CODE, CodedBasis
-from tolpack.compress.entropy.loss_measure import loss_limit, measure_for
+from tolpack.compress.entropy.loss_measure import Loss, loss_limit, measure_for
 from tolpack.compress.entropy.quantizers import layer_step, layer_steps
 from tolpack.compress.entropy.rank_choice import Component, choose_components
 from tolpack.compress.entropy.slot_sample import FrequencySteps, SlotSample, sample_slots
@@ -57,12 +57,12 @@ _STEP_OF_4_BITS = 0.43
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The candidate that meets the settings; ``loss``: what it costs on the held-out part, and the
-    standard error, in the unit of the planner's measure, where the model can be run.
+    """The candidate that meets the settings; ``loss``: what it costs on the held-out part, in the
+    unit of the planner's measure, where the model can be run.
     """
 
     candidate: Candidate
-    loss: tuple[float, float] | None
+    loss: Loss | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +164,9 @@ class EntropyCodedPlanner:
         if self.validation is None:
             return Choice(candidate, None)
         loss = self.measured_loss(candidate)
-        shown = self.validation.measure.with_error(*loss)
+        shown = self.validation.measure.with_error(loss)
         self.inputs.workspace.reporter.say(
-            f"auto: that is step {candidate.step:.3g}, which costs {shown}"
+            f"auto: chose step {candidate.step:.3g}, which costs {shown}"
         )
         return Choice(candidate, loss)
 
@@ -174,7 +174,7 @@ class EntropyCodedPlanner:
         """Return what a choice costs, as plans carry it."""
         if choice.loss is None:
             return None
-        return self.measured_on.measured(*choice.loss, choice.candidate.step)
+        return self.measured_on.measured(choice.loss, choice.candidate.step)
 
     def candidate(self, step: float) -> Candidate:
         """Decide ranks and large codes for a step, on a sample; with a trellis by plain rounding to
@@ -329,8 +329,8 @@ class EntropyCodedPlanner:
                 found[layer] += float(self.quantizer.bases[layer].row_bytes(scales).sum())
         return found
 
-    def measured_loss(self, candidate: Candidate) -> tuple[float, float]:
-        """Loss on the held-out part, and its standard error, in the unit of its measure."""
+    def measured_loss(self, candidate: Candidate) -> Loss:
+        """Loss on the held-out part, in the unit of its measure."""
         validation = self.measured_on
         return validation.loss(self.quantizer.decoded(candidate, validation.token_ids))
 

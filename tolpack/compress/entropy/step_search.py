@@ -8,12 +8,13 @@ secants of logarithms, kept within the bracket that is known.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from tolpack.compress.entropy.loss_measure import PERPLEXITY, LossMeasure
+from tolpack.compress.entropy.loss_measure import PERPLEXITY, Loss, LossMeasure
 from tolpack.container.preamble import SMALL_SECTION_ALIGNMENT
 from tolpack.errors import ConfigError
+from tolpack.model.plausibility import UNLIKE_TEXT, falls
 from tolpack.runtime.progress import Reporter
 
 # A size may end this much below its limit, and what a section fills up, and is aimed at the middle;
@@ -23,6 +24,12 @@ _SIZE_ROOM, _MOST_SIZE_ROOM = 0.003, 0.012
 _ERROR_ROOM = 0.01
 _MAX_TRIALS = 12
 _FARTHEST = 10.0
+# A loss rises about with this power of the step.
+_LOSS_RISE = -1.6
+_WHAT_A_STEP_IS = (
+    "auto: the step is the distance between neighbouring quantized values; a larger one makes a "
+    "smaller pack, which costs more"
+)
 _Made = TypeVar("_Made")
 
 
@@ -82,14 +89,20 @@ def search_error(
 
     As `search_loss`; `measure` gives a candidate's relative error in percent.
     """
+    trials: list[tuple[float, float]] = []
 
     def tried(step: float) -> tuple[_Made, float]:
         made = make(step)
         found = measure(made)
+        trials.append((step, found))
         reporter.say(f"auto: step {step:.3g} has a relative error of {found:.3f} %")
         return made, found
 
-    best, found = _search_below(tried, limit_pct, _ERROR_ROOM, start, rising=-1.0)
+    def settled(following: float, _: float) -> bool:
+        return _is_listed(following, trials)
+
+    reporter.say(_WHAT_A_STEP_IS)
+    best, found = _search_below(tried, limit_pct, _ERROR_ROOM, start, -1.0, settled)
     if best is None:
         raise ConfigError(
             f"--max-relative-error {limit_pct:g}% is not met by any step: the finest one tried has "
@@ -100,21 +113,24 @@ def search_error(
 
 def search_loss(
     make: Callable[[float], _Made],
-    losses: Callable[[_Made], tuple[float, float]],
+    losses: Callable[[_Made], Loss],
     limit: float,
     start: float,
     reporter: Reporter,
     measure: LossMeasure = PERPLEXITY,
-) -> tuple[_Made, tuple[float, float]]:
-    """Return what `make` gives at the largest step whose loss stays under a limit, and that
-    loss with its standard error.
+) -> tuple[_Made, Loss]:
+    """Return what `make` gives at the largest step whose loss stays under a limit, and that loss.
+
+    The search also ends where the next step's loss would differ from the best one's by less than
+    the measure's room and the standard error of a difference between two trials, or where the step
+    would be told by the same three digits.
 
     Parameters
     ----------
     make : callable
         Gives a candidate for a step.
     losses : callable
-        Gives its loss and the standard error, in the measure's unit.
+        Gives its loss, in the measure's unit.
     limit : float
         In the same unit; the result comes nearer than the measure's room, unless no step does.
     start : float
@@ -129,20 +145,54 @@ def search_loss(
     ConfigError
         Even the finest step costs more.
     """
+    trials: list[tuple[float, Loss]] = []
 
-    def tried(step: float) -> tuple[tuple[_Made, tuple[float, float]], float]:
+    def tried(step: float) -> tuple[tuple[_Made, float, Loss], float]:
         made = make(step)
         loss = losses(made)
-        reporter.say(f"auto: step {step:.3g} costs {measure.with_error(*loss)}")
-        return (made, loss), loss[0]
+        trials.append((step, loss))
+        reporter.say(f"auto: step {step:.3g} costs {measure.with_error(loss)}")
+        return (made, step, loss), loss.value
 
-    best, found = _search_below(tried, limit, measure.room, start, rising=-1.6)
+    def settled(following: float, best: float) -> bool:
+        if _is_listed(following, trials):
+            return True
+        near = sorted(trials, key=lambda one: abs(math.log(one[0] / following)))[:2]
+        error = near[0][1].error_of_difference(near[-1][1])
+        gain = abs(_LOSS_RISE * math.log(following / best))  # as a share of the limit
+        return gain < measure.room and gain * limit < error
+
+    reporter.say(_WHAT_A_STEP_IS)
+    best, found = _search_below(tried, limit, measure.room, start, _LOSS_RISE, settled)
+    _warn_of_falls(trials, measure, reporter)
     if best is None:
         raise ConfigError(
             f"{measure.option} {limit:g}{measure.unit} is not met by any step: the finest one "
             f"tried costs {measure.with_unit(found)}; allow more, or use --bits 8 or 16"
         )
-    return best
+    made, step, loss = best
+    reporter.say(
+        f"auto: chose step {step:.3g}, which costs {measure.with_error(loss)} "
+        f"(limit {limit:g}{' %' * (measure is PERPLEXITY)})"
+    )
+    return made, loss
+
+
+def _is_listed(step: float, trials: Sequence[tuple[float, object]]) -> bool:
+    """Whether a step is told by the same digits as one that was tried."""
+    return f"{step:.3g}" in {f"{tried:.3g}" for tried, _ in trials}
+
+
+def _warn_of_falls(
+    trials: Sequence[tuple[float, Loss]], measure: LossMeasure, reporter: Reporter
+) -> None:
+    """Warn if perplexity fell at a step by more than chance."""
+    step, loss = min(trials, key=lambda one: one[1].value)
+    if measure is PERPLEXITY and falls(loss.value, loss.error):
+        reporter.warn(
+            f"at step {step:.3g} perplexity falls by {-loss.value:.1f} %, though rows are worse: "
+            f"{UNLIKE_TEXT}; limit the KL divergence instead, with --max-kld"
+        )
 
 
 def _search_below(
@@ -151,6 +201,7 @@ def _search_below(
     room: float,
     start: float,
     rising: float,
+    settled: Callable[[float, float], bool],
 ) -> tuple[_Made | None, float]:
     """As `_search`, for a measured value that stays under a limit; returns the value."""
 
@@ -158,7 +209,7 @@ def _search_below(
         made, value = measure(step)
         return made, -math.log(max(value, 1e-3 * limit))
 
-    best, value = _search(found, -math.log(limit), room, start, rising)
+    best, value = _search(found, -math.log(limit), room, start, rising, settled)
     return best, math.exp(-value)
 
 
@@ -168,15 +219,17 @@ def _search(
     room: float,
     start: float,
     rising: float,
+    settled: Callable[[float, float], bool] | None = None,
 ) -> tuple[_Made | None, float]:
     """Find a step where the value, a logarithm, is in ``limit … limit + room``.
 
     `rising` is the value's expected slope over the step's logarithm; its sign decides on which side
-    of the goal values are large. Returns the best that was found with a value of `limit` at least,
+    of the goal values are large; `settled` says whether trying a step can tell no more, given the
+    best one. Returns the best that was found with a value of `limit` at least,
     or ``None`` and the last value.
     """
     best: _Made | None = None
-    best_value = last = math.inf
+    best_value = last = best_at = math.inf
     good = bad = None  # (logarithm of the step, value) on either side of the limit
     at = first = math.log(start)
     for _ in range(_MAX_TRIALS):
@@ -184,7 +237,7 @@ def _search(
         if last >= limit:
             good = (at, last)
             if last < best_value:
-                best, best_value = made, last
+                best, best_value, best_at = made, last, at
             if last <= limit + room:
                 break
         else:
@@ -201,5 +254,7 @@ def _search(
         else:
             at += max(-1.5, min(1.5, (limit + room / 2 - last) / rising))
         if abs(at - first) > _FARTHEST:
+            break
+        if best is not None and settled and settled(math.exp(at), math.exp(best_at)):
             break
     return best, best_value if best is not None else last

@@ -15,6 +15,8 @@ import numpy as np
 
 from tolpack.codecs.encodings import Encoding, FieldEncoding
 from tolpack.compress.chunks import ChunkSpan, doubling_chunks, spread_slots
+from tolpack.compress.entropy.held_out_validation import HeldOutValidation
+from tolpack.compress.entropy.loss_measure import DIVERGENCE
 from tolpack.compress.fixed.encoder import FixedBitsEncoder, LayerProjection, encoded_sample
 from tolpack.compress.fixed.encoding_choice import (
     codec_of,
@@ -30,7 +32,7 @@ from tolpack.compress.fixed.rank_allocation import (
     allocate_to_loss,
     allocate_to_size,
 )
-from tolpack.compress.fixed.rank_validation import choose
+from tolpack.compress.fixed.rank_validation import choose, stored_memory
 from tolpack.compress.frame_choice import (
     MIN_SAVING,
     chunk_encodings,
@@ -40,6 +42,7 @@ from tolpack.compress.frame_choice import (
 from tolpack.compress.header_size import estimate_header_room
 from tolpack.compress.low_rank import projection
 from tolpack.compress.made_from import provenance_room
+from tolpack.compress.measured_loss import MeasuredLoss
 from tolpack.compress.plan import Plan, PlanInputs, PlannedArray, PlannedChunk
 from tolpack.compress.second_moments import second_moments
 from tolpack.container.header import Field
@@ -106,8 +109,23 @@ class FixedBitsPlanner:
             tuple(arrays), encodings, tuple(chunks),
             FixedBitsEncoder(tuple(layers)), _header_room(inputs, self.spans),
             self._file_bytes(options, saved), inputs.size_limit, reserve_bytes,
-            provenance=inputs.provenance,
+            provenance=inputs.provenance, measured=self._measured(options),
         )  # fmt: skip
+
+    def _measured(self, options: Sequence[RankOption | None]) -> MeasuredLoss | None:
+        """Measure what the pack costs, where the model is run for its ranks."""
+        inputs, calibrated = self.inputs, self.inputs.stats.model
+        points = {n: one for n, one in zip(inputs.kept, options) if one is not None}
+        if inputs.ranks is not None or calibrated is None or not points:
+            return None
+        reporter = inputs.workspace.reporter
+        memory = stored_memory(calibrated, points, self.components, self._bits)
+        validation = HeldOutValidation(calibrated, DIVERGENCE, reporter)
+        loss = validation.loss_with(memory)
+        reporter.say(
+            f"rank auto: these ranks cost {DIVERGENCE.with_error(loss)} on the calibration text"
+        )
+        return validation.measured(loss, None)
 
     # ---- ranks -----------------------------------------------------------------------------------
 
@@ -265,7 +283,9 @@ def _header_room(inputs: PlanInputs, spans: Sequence[ChunkSpan]) -> int:
     return estimate_header_room(
         len(fields), len(inputs.kept), len(spans), has_basis=inputs.has_basis,
         table=inputs.table(fields, [section.kind for section in inputs.row_sections()]),
-        provenance=provenance_room(names, len(fields), made_from),
+        provenance=provenance_room(
+            names, len(fields), made_from, measured=inputs.ranks is None
+        ),
     )  # fmt: skip
 
 

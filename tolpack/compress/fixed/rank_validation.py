@@ -124,14 +124,14 @@ def _losses(
 ) -> Doubles:
     """Nats per token of each window of the calibration text, memory stored as `allocation`."""
     points = dict(zip(model.layers, allocation))
-    memory = _stored(calibrated, points, model.components, model.bits)
+    memory = stored_memory(calibrated, points, model.components, model.bits)
     ids, context = calibrated.token_ids, calibrated.context
     tokens = loss_tokens(calibrated.model, len(ids), context)
     with reporter.phase("trying ranks", tokens, "tok") as done:
         return window_losses(calibrated.model.with_memory(memory), ids, context, done)
 
 
-def _stored(
+def stored_memory(
     calibrated: CalibratedModel,
     points: Mapping[int, RankOption],
     components: Mapping[int, PrincipalComponents],
