@@ -198,7 +198,7 @@ def dropped_fields(drop: tuple[int, ...], layers: Sequence[int]) -> tuple[int, .
         known = ", ".join(map(str, sorted(set(layers))))
         if sorted(set(layers)) == list(range(max(layers) + 1)):
             known = f"0 … {max(layers)}"
-        raise ConfigError(f"--drop {missing[-1]} is out of range {known}")
+        raise ConfigError(f"--drop {missing[-1]} is out of range {known} (layers): leave it out")
     if set(drop) == set(layers):
         raise ConfigError("--drop names every layer: keep at least one")
     return tuple(number for number, layer in enumerate(layers) if layer in drop)

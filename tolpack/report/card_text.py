@@ -12,13 +12,15 @@ from collections.abc import Mapping, Sequence
 
 from tolpack.errors import printable
 
-_MARKUP = re.compile(r"([!-%'-/:;=?-@\[-`{-~])")
+_MARKUP = re.compile(r"([!-%'-\-/:;=?-@\[-`{-~])")
+# A dot makes a link or a list only here.
+_DOT = re.compile(r"(\bwww|^\d+)\.", re.IGNORECASE | re.MULTILINE)
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 def plain(text: str) -> str:
-    """Return text that Markdown shows as it is: every ASCII punctuation mark is escaped."""
-    escaped = _MARKUP.sub(r"\\\1", printable(text))
+    """Return text that Markdown shows as it is: marks that may have a meaning are escaped."""
+    escaped = _DOT.sub(r"\1\\.", _MARKUP.sub(r"\\\1", printable(text)))
     return "".join(_ENTITIES.get(one, one) for one in escaped)
 
 

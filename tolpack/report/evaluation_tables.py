@@ -42,7 +42,7 @@ def evaluation_table(evaluation: Evaluation) -> str:
     if weights:
         note += f"; the checkpoint's bytes are its {_STORED[weights[0][0]]}"
     if base.tokens <= evaluation.context:
-        note += "; one window tells no standard errors: give a longer text, or --context"
+        note += "; one window gives no standard error: give a longer text, or a smaller --context"
     first = ["checkpoint", plus_minus(base.ppl, base.ppl_se, ",.3f", ",.2f")]
     if not packs:
         shown = format_bytes(weights[0][1]) if weights else "-"
@@ -51,8 +51,11 @@ def evaluation_table(evaluation: Evaluation) -> str:
     changes += [[name, *_changes(pack)] for name, pack in named_packs(packs)]
     note += (
         "\nKL: divergence of a pack's predictions from the checkpoint's; top 1: how often both "
-        "hold the same next token most likely"
+        "hold the same next token most likely\n× FP16: how many times smaller a pack is than the "
+        "table in FP16"
     )
+    if weights:
+        note += f"; {weights[0][0]}: than the {_STORED[weights[0][0]]} as stored"
     return f"{format_table(['', *_CHANGES], changes)}\n\n{_pack_costs(evaluation)}\n\n{note}"
 
 

@@ -148,7 +148,7 @@ def _chunk_table(diff: TableDiff) -> str:
     lines = [
         [
             str(number),
-            str(one.tokens),
+            f"{one.tokens:,}",
             one.encoding,
             f"{one.bytes / one.tokens:.0f} B",
             *([] if one.share is None else [_percent(one.share)]),
@@ -188,10 +188,10 @@ def _totals(diff: TableDiff) -> str:
     if diff.weighted_error is not None:
         lines.append(f"weighted by frequency: {_percent(diff.weighted_error)}")
     if diff.differing_tokens < diff.vocab_size:
-        lines.append(f"tokens that differ: {diff.differing_tokens} of {diff.vocab_size}")
+        lines.append(f"tokens that differ: {diff.differing_tokens:,} of {diff.vocab_size:,}")
     if diff.zero_tokens:
         lines.append(
-            f"tokens that are zeros in B alone, and have no relative error: {diff.zero_tokens}"
+            f"tokens that are zeros in B alone, and have no relative error: {diff.zero_tokens:,}"
         )
     if _any_dropped(diff):
         lines.append(

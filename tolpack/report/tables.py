@@ -142,13 +142,15 @@ def measured_plan_table(plan: Mapping[str, Any]) -> str:
         rank = "none" if field["rank"] is None else str(field["rank"])
         rows.append([name, rank, parts])
     text = format_table(["layer", "rank", "values of the first chunk"], rows)
+    steps = [chunk["step"] for chunk in plan["chunks"] if chunk["step"] is not None]
+    if steps:
+        text += f"\n\n{legend(['step'])}"
     size = plan["predicted_bytes"]
     fp16_bytes = 2 * plan["rows"] * sum(field["width"] for field in plan["fields"])
     text += f"\n\nabout {format_bytes(size)}, × {fp16_bytes / size:.2f} smaller than FP16"
     text += f"; {counted(plan['rows'], 'row')} in {counted(len(plan['chunks']), 'chunk')}"
-    steps = [chunk["step"] for chunk in plan["chunks"] if chunk["step"] is not None]
     if steps:
-        text += f"; quantization steps {min(steps):g} … {max(steps):g}\n{legend(['step'])}"
+        text += f"; quantization steps {min(steps):g} … {max(steps):g}"
     return text
 
 
