@@ -49,7 +49,7 @@ def test_the_card_says_what_where_from_and_how(pack):
     made = json.loads(run("inspect", pack, "--json").stdout)["provenance"]
     assert result.stdout.startswith(
         '---\nlibrary_name: "tolpack"\ntags:\n- "tolpack"\n- "memoryllm"\n'
-        'base_model: "org/model"\nlicense: "apache-2.0"\n---\n\n# small\\.tolpack\n'
+        'base_model: "org/model"\nlicense: "apache-2.0"\n---\n\n# small.tolpack\n'
     )
     for text in (
         "* table `tol`: 300 tokens × 2 layers × 16\n",
@@ -110,7 +110,7 @@ def test_warnings_of_eval_stand_in_the_card_without_paths(pack, tmp_path):
     (tmp_path / "w.json").write_text(json.dumps(value))
     result = run("card", pack, "--eval", tmp_path / "w.json")
     assert "Warning: small.tolpack was made" in result.stderr
-    assert "> Warning: small\\.tolpack was made" in result.stdout
+    assert "> Warning: small.tolpack was made" in result.stdout
     assert "home" not in result.stdout
 
 

@@ -21,8 +21,10 @@ from tolpack.model.generation import generate
 from tolpack.model.language_model import LanguageModel
 from tolpack.model.text import TextTokenizer, find_tokenizer, tokenizer_digest
 from tolpack.model.text_stream import TextStream
+from tolpack.model.tokenizer_check import TokenizerCheck
 from tolpack.pack import Pack, open_first_table
 from tolpack.reading.edits_files import share_edits
+from tolpack.runtime.progress import KeptWarnings
 from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.json_file import read_json
 from tolpack.sources.table_digests import table_digests
@@ -115,16 +117,17 @@ def generate_text(
     own_edits = share_edits([] if pack is None else [pack], edits)
     subject = open_subject(checkpoint, options)
     encoder = _open_tokenizer(subject, tokenizer)
+    kept = KeptWarnings()
+    TokenizerCheck(subject.path, subject.model.vocab_size, kept)(encoder, prompt.encode())
     ids = _encode(prompt, encoder, subject.model)
     ends = end_tokens(subject.path, encoder, options.config)
-    warnings = _tokenizer_warnings(encoder, subject.model)
     with ExitStack() as stack:
         model = subject.model
         opened = None
         if pack is not None:
             opened = stack.enter_context(open_first_table(pack, own_edits[0]))
             model = subject.with_pack(opened, str(pack))
-            warnings += _origin_warnings(opened, str(pack), subject, encoder)
+            kept.warnings += _origin_warnings(opened, str(pack), subject, encoder)
         run = _Run(model, ids, settings, ends)
         text = "".join(_shown(run, TextStream(encoder, ids.tolist()), show))
         read = None
@@ -134,7 +137,7 @@ def generate_text(
     return GeneratedText(
         prompt, text, tuple(run.token_ids), len(ids), run.prompt_seconds, run.seconds, run.stopped,
         settings.temperature, settings.seed, model.max_position_embeddings,
-        None if pack is None else str(pack), read, tuple(warnings),
+        None if pack is None else str(pack), read, tuple(kept.warnings),
     )  # fmt: skip
 
 
@@ -213,15 +216,6 @@ def _encode(prompt: str, encoder: TextTokenizer, model: LanguageModel) -> NDArra
             "(max_position_embeddings): give a shorter prompt"
         )
     return ids
-
-
-def _tokenizer_warnings(encoder: TextTokenizer, model: LanguageModel) -> list[str]:
-    if encoder.vocab_size <= model.vocab_size:
-        return []
-    return [
-        f"tokenizer {encoder.path} has {encoder.vocab_size} tokens, but the model's vocabulary has "
-        f"{model.vocab_size}. Use the tokenizer that the model was trained with."
-    ]
 
 
 def _origin_warnings(pack: Pack, path: str, subject: Subject, encoder: TextTokenizer) -> list[str]:

@@ -84,7 +84,8 @@ def build_table(result: BuildResult) -> str:
 
 def warning_lines(warnings: Sequence[str]) -> str:
     """Write warnings below a result, a line each; nothing if there are none."""
-    return "".join(f"\n\nWarning: {warning}" for warning in warnings)
+    lines = "\n".join(f"Warning: {warning}" for warning in warnings)
+    return f"\n\n{lines}" if warnings else ""
 
 
 def plan_table(plans: Sequence[SizePrediction]) -> str:
