@@ -1,25 +1,16 @@
 """``docs/tutorial.md`` runs as it stands, and prints what it shows."""
 
-import io
 import re
-import runpy
-import shlex
-import sys
-from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 
 import pytest
 import tqdm
-from click.testing import CliRunner
-
-from tolpack.cli import main
+from console_blocks import check_output, printed_by, run_command
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(console|python) ?(\w*)\n(.*?)^```", TEXT, flags=re.M | re.S)
-NUMBER = r"[-+]?\d[\d,]*(?:\.\d+)?"
-SIZE = rf"{NUMBER}(?: [KMG]?B\b)?"
 
 
 def test_the_tutorials_blocks_are_of_known_kinds():
@@ -51,64 +42,6 @@ def test_the_tutorial_runs_and_prints_what_it_shows(tmp_path, monkeypatch):
             printed = run_command(command, monkeypatch)
             if mark != "unlike":
                 check_output(shown, printed, numbers=mark != "varies")
-
-
-def printed_by(run):
-    """Run something and return what it printed."""
-    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()):
-        run()
-    return out.getvalue()
-
-
-def run_command(line, monkeypatch):
-    """Run a line of the console in this process and return what it printed."""
-    program, *arguments = shlex.split(line)
-    if program == "tolpack":
-        result = CliRunner().invoke(main, arguments)
-        assert result.exit_code == 0, result.output
-        return result.output
-    assert program == "python"
-    monkeypatch.setattr(sys, "argv", arguments)
-    return printed_by(lambda: runpy.run_path(arguments[0], run_name="__main__"))
-
-
-def check_output(shown, printed, *, numbers):
-    """Check that `printed` is `shown`, where ``…`` alone in a line stands for any lines."""
-    lines, skipping = iter(printed.rstrip().splitlines()), False
-    for wanted in shown.rstrip().splitlines():
-        if wanted == "…":
-            skipping = True
-            continue
-        line = next((a for a in lines if not skipping or alike(wanted, a, numbers=numbers)), None)
-        assert line is not None, f"{wanted!r} is not in\n{printed}"
-        assert alike(wanted, line, numbers=numbers), f"shown {wanted!r}, printed {line!r}"
-        skipping = False
-    assert skipping or not list(lines), f"shown:\n{shown}\nprinted:\n{printed}"
-
-
-def alike(shown, printed, *, numbers):
-    """Whether two lines are the same but for the width of columns and for their numbers.
-
-    With `numbers`, fractions may differ by 1 % or a unit of their last digit, as processors round
-    differently; integers may not.
-    """
-    if not numbers:
-        return words(shown, SIZE) == words(printed, SIZE)
-    pairs = list(zip(re.findall(NUMBER, shown), re.findall(NUMBER, printed)))
-    return words(shown, NUMBER) == words(printed, NUMBER) and all(close(*pair) for pair in pairs)
-
-
-def words(line, pattern):
-    """Return the words of a line with a mark for what fits `pattern`."""
-    return re.sub(pattern, "#", re.sub(r"-{3,}", "---", line)).split()
-
-
-def close(shown, printed):
-    """Whether two numbers are close, see `alike`."""
-    digits = len(shown.partition(".")[2])
-    one, other = (float(text.replace(",", "")) for text in (shown, printed))
-    room = max(10.0**-digits, 0.01 * abs(one)) if digits else 0.0
-    return abs(one - other) <= 1.001 * room
 
 
 @pytest.mark.parametrize(
