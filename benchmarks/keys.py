@@ -106,7 +106,7 @@ def now() -> NDArray[np.float64]:
 
 
 def ffn_seconds(checkpoint: Checkpoint) -> NDArray[np.float64]:
-    """Return what a pass over the vocabulary takes, weights loaded anew as by a build; as `now`."""
+    """Return what a pass over the vocabulary takes, weights loaded as by a build; as `now`."""
     began = now()
     table = FFNTable(checkpoint)
     rows, tokens = table.field_rows(0), checkpoint.config.vocab_size

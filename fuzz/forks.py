@@ -5,7 +5,7 @@
 
 Threads look up one row and many, of several packs in every I/O mode, and prefetch; the main thread
 forks. Each child looks up rows of four packs, in its only thread and in new ones, and holds them
-against those that were read before. With ``--loading`` a process is started anew for every ten
+against those that were read before. With ``--loading`` a process is started again for every ten
 forks, which fall into the second in which it loads the loops. A child that has not ended after
 ``--patience`` seconds hangs: it is ended and counted.
 """

@@ -1,7 +1,7 @@
 """Breaking packs behind their checksums.
 
 Flipped bits end at the first checksum. So a pack is taken apart, one thing in it is changed, and
-every checksum that covers it is made anew: the checks behind are met. Now and then the checksums
+every checksum that covers it is made again: the checks behind are met. Now and then the checksums
 stay wrong, as those have branches too.
 """
 

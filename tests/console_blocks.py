@@ -23,7 +23,7 @@ def printed_by(run):
 
 
 def run_command(line, monkeypatch, code=0):
-    """Run a line of the console in this process, which exits with `code`; return what it printed."""
+    """Run a line of the console in this process; it exits with `code`. Return what it printed."""
     program, *arguments = shlex.split(line)
     if program == "tolpack":
         result = CliRunner().invoke(main, arguments, prog_name="tolpack")

@@ -234,7 +234,7 @@ MEANINGS = [
 
 
 def rebuilt(data, change, *, room=None, **preamble):
-    """Change a pack's header and the contents of its sections, and lay the file out anew.
+    """Change a pack's header and the contents of its sections, and lay the file out again.
 
     `change` gets the header and a list of bytes, one for each section. Places, lengths and
     checksums of sections then follow from the contents; those of blocks do not. `room`: the

@@ -6,7 +6,7 @@ Packs come from the recipes in `packs` with a fixed seed; rows come from `packs.
 which decodes one value at a time and uses nothing of tolpack, and those of a text from
 `packs.reference_row_ids`, likewise. A golden pack that is there already
 is left alone: once the format is frozen, what was written must always be readable as it is. Only
-those of a version that is not released yet may be written anew, by their names.
+those of a version that is not released yet may be written again, by their names.
 """
 
 import sys
@@ -86,12 +86,12 @@ def write_edited(folder: Path, name: str) -> tuple[Path, Path | None]:
     return path, None
 
 
-def main(anew: list[str]) -> None:
-    """Write what is missing, and the packs named in `anew`."""
+def main(again: list[str]) -> None:
+    """Write what is missing, and the packs named in `again`."""
     FOLDER.mkdir(exist_ok=True)
     for name, recipe in (RECIPES | GOLDEN_ONLY | SHAPES).items():
         path = FOLDER / f"{name}.tolpack"
-        if path.exists() and name not in anew:
+        if path.exists() and name not in again:
             continue
         compress = frame_forms() if name == "frame-forms" else plain_compress
         sample = write(path, recipe, compress=compress)
@@ -99,7 +99,7 @@ def main(anew: list[str]) -> None:
             np.save(path.with_suffix(suffix), array)
         print(f"{name}: {path.stat().st_size} bytes")
     for name in EDITED:
-        if (FOLDER / f"{name}.tolpack").exists() and name not in anew:
+        if (FOLDER / f"{name}.tolpack").exists() and name not in again:
             continue
         path, base = write_edited(FOLDER, name)
         own = None if base is None else base.read_bytes()

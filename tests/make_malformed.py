@@ -2,7 +2,7 @@
 
     python tests/make_malformed.py
 
-Each file is a valid pack with one thing wrong and every checksum that covers it made anew, so that
+Each file is a valid pack with one thing wrong and every checksum that covers it made again, so that
 a reader meets the check itself, and no other rule is broken but where `INSEPARABLE` says so.
 ``codes.json`` says when a reader must refuse it: at ``open``, at the first lookup (``rows``), or
 only in a check of the whole file (``verify``). A name is the code, and where a code has several

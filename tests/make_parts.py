@@ -4,7 +4,7 @@
 
 A golden set is a golden pack in several files, cut by `CUTS`; one that is there already is left
 alone unless it is named. A malformed set is a valid one with one thing wrong and every checksum and
-digest that covers it made anew, but where `INSEPARABLE` says so. ``codes.json`` says when a reader
+digest that covers it made again, but where `INSEPARABLE` says so. ``codes.json`` says when a reader
 must refuse it.
 """
 
@@ -107,7 +107,7 @@ _FRAMED = [[(0, 2)], [(0, None), (1, None)]]
 def edited(
     data: bytes, change: Callable[[list[PartFile]], object], cuts: list = _TWO, moved: bool = False
 ) -> Set:
-    """Write part files that were changed, and laid out anew after the change if `moved`."""
+    """Write part files that were changed, and laid out again after the change if `moved`."""
     files = cut(data, cuts)
     change(files)
     return written(data, lay_out(files) if moved else files)
@@ -278,12 +278,12 @@ def parts(files: Set) -> Set:
     return {name: content for name, content in files.items() if name != MANIFEST}
 
 
-def main(anew: list[str]) -> None:
-    """Write what is missing of the golden sets, those named in `anew`, and all malformed ones with
+def main(again: list[str]) -> None:
+    """Write what is missing of the golden sets, those named in `again`, and all malformed ones with
     their codes.
     """
     for name in CUTS:
-        if name in anew:
+        if name in again:
             shutil.rmtree(GOLDEN / name, ignore_errors=True)
         if not (GOLDEN / name).exists():
             save(GOLDEN / name, golden(name))

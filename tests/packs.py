@@ -2,7 +2,7 @@
 
 `write` makes a pack from a `Recipe`; `reference_rows` decodes one value at a time from the file's
 bytes with nothing of tolpack, so that the two can be held against each other; `forge` changes a
-pack's header or preamble and computes the checksums anew, so that a test meets the check behind
+pack's header or preamble and computes the checksums again, so that a test meets the check behind
 them.
 """
 
@@ -1011,7 +1011,7 @@ def forge(
     text: bytes | None = None,
     **preamble: Any,
 ) -> bytes:
-    """Change a pack's header (by `edit`, or to `text`) and preamble; checksums are made anew.
+    """Change a pack's header (by `edit`, or to `text`) and preamble; checksums are made again.
 
     The header keeps its length, padded with spaces, unless it outgrows it; ``crc32`` and
     ``header_crc32`` among `preamble` override the right checksums.

@@ -144,7 +144,7 @@ def part_bytes(one: PartFile) -> bytes:
 
 
 def sealed(data: bytes) -> bytes:
-    """Make the checksums of a changed part file's header and preamble anew."""
+    """Make the checksums of a changed part file's header and preamble again."""
     text = data[64 : 64 + int.from_bytes(data[12:16], "little")]
     head = data[:56] + struct.pack("<I", zlib.crc32(text))
     return head + struct.pack("<I", zlib.crc32(head)) + data[64:]

@@ -283,7 +283,7 @@ def test_a_loss_limit_needs_a_model_to_run(tmp_path):
 
 def test_a_calibration_is_kept_for_the_next_build(model, tmp_path, monkeypatch):
     """The same model and text are measured once; what is kept gives the same bytes; damage, another
-    text or another model are measured anew.
+    text or another model are measured again.
     """
     cache = tmp_path / "cache"
     packs, measured = [], []

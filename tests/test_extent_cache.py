@@ -89,7 +89,7 @@ def damage(path, how):
 @pytest.mark.parametrize("how", ["flipped", "zeros", "cut", "gone"])
 @pytest.mark.parametrize("kind", ["bytes", "entries"])
 def test_damaged_files_are_fetched_again(how, kind, server, folder, wide):
-    """Whatever happens to the files, rows are right, and are kept anew."""
+    """Whatever happens to the files, rows are right, and are kept again."""
     with opened(server) as pack:
         pack.rows(range(200))
     for path in files(folder, kind):

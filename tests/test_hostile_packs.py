@@ -1,7 +1,7 @@
 """Packs that are damaged, malformed or malicious end in tolpack's own errors, cheaply.
 
 A right checksum is no proof of sense: where a case is about what stands behind a checksum, the
-checksum is made anew, so that the check itself is met.
+checksum is made again, so that the check itself is met.
 
 Every kind of hostile input, and where it is met (here, if no other file is named):
 

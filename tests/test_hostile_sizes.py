@@ -85,7 +85,7 @@ def many_layers_and_chunks(path, fields, chunks):
 
 
 def _padded(data, room, start):
-    """Lengthen the header by spaces up to the first section, checksums made anew."""
+    """Lengthen the header by spaces up to the first section, checksums made again."""
     from packs import forge
 
     text = data[64 : 64 + split(data)[0]["header_length"]]

@@ -46,7 +46,7 @@ def browser(running, report):
 
 
 def ask(browser, expression):
-    """Return the value of an expression of the map, named `map`, once it has been drawn anew."""
+    """Return the value of an expression of the map, named `map`, once it has been drawn again."""
     return browser.evaluate(
         "tokenMap.then(async (map) => { await new Promise(requestAnimationFrame);"
         f"await new Promise(requestAnimationFrame); return {expression}; }})"

@@ -269,7 +269,7 @@ def test_eval_of_a_memoryllm(tmp_path, token_ids):
 
 
 def test_a_changed_object_is_noticed(tmp_path):
-    """An object that is put anew while it is read ends the build, and leaves no pack."""
+    """An object that is put again while it is read ends the build, and leaves no pack."""
     path = memoryllm(tmp_path / "model")
     url = upload(path)
     name = "model-00001-of-00003.safetensors"

@@ -395,7 +395,7 @@ def test_a_direct_lookup_takes_what_was_prefetched(wide):
         assert np.array_equal(pack.rows(ids), expected[ids])
         after = pack.stats()
         assert after["block_reads"] == before["block_reads"] == before["prefetched_blocks"]
-        assert np.array_equal(pack.rows(ids), expected[ids])  # given away: read anew
+        assert np.array_equal(pack.rows(ids), expected[ids])  # given away: read again
         assert pack.stats()["block_reads"] == 2 * before["block_reads"]
 
 

@@ -640,7 +640,7 @@ class Pack(ForkSafe):
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies, and what another process unpickles, are opened anew by path and settings.
+        """Copies, and what another process unpickles, are opened again by path and settings.
 
         Raises
         ------

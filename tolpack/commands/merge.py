@@ -29,7 +29,7 @@ def merge(
 
     merge blanks the old rows of edited tokens where that touches no other token: where records are
     not compressed, or a block holds one row. Elsewhere old rows stay in NEW, though no reader shows
-    them; merge says how many. To have none of them, build the pack anew.
+    them; merge says how many. To have none of them, build the pack again.
 
     \b
     tolpack merge model.tolpack names.edits -o edited.tolpack

@@ -123,7 +123,7 @@ def _candidates(job: BuildJob, folder: Folder) -> dict[int, str]:
 
 
 def _is_of(job: BuildJob, header: PartHeader) -> bool:
-    if header.index >= len(job.parts):  # that of arrays and indexes is made anew
+    if header.index >= len(job.parts):  # that of arrays and indexes is made again
         return False
     held = [(piece.section, piece.table, piece.first_row, piece.rows) for piece in header.pieces]
     wanted = [_described(run) for run in job.parts[header.index]]

@@ -34,7 +34,7 @@ def encode(plan: PackPlan, sources: Sequence[TableSource], workspace: Workspace)
     for one, source in zip(plan.tables, sources, strict=True):
         if source.fingerprint() != one.source:
             raise ConfigError(
-                "the plan was made for another table, or another --compute: plan anew"
+                "the plan was made for another table, or another --compute: plan again"
             )
 
     def blocks(table: int, number: int, done: Callable[[int], object]) -> Iterator[Buffer]:

@@ -128,7 +128,7 @@ def _raw_blocks(rows: int, pack_id: int, place: int, records: Bytes) -> list[Buf
 
 
 def _whole_blocks(records: Iterable[Bytes], rows: int) -> Iterator[Bytes]:
-    """Cut arrays of rows anew, so that all but the last one hold a whole number of blocks."""
+    """Cut arrays of rows again, so that all but the last one hold a whole number of blocks."""
     left: Bytes | None = None
     for part in records:
         begin = 0

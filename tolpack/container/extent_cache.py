@@ -168,7 +168,7 @@ class ExtentCache(ForkSafe):
                 self._is_off = True
 
     def forget(self, file: str, extents: Sequence[Extent]) -> None:
-        """Have extents read anew: what is kept was damaged before it came."""
+        """Have extents read again: what is kept was damaged before it came."""
         with self._lock:
             self._forgotten.update(self._numbers(file, extents).tolist())
 

@@ -64,7 +64,7 @@ class Journal:
         self._begun(self.file.readlines(), key)
 
     def begin(self, key: str, attempt: int) -> None:
-        """Start anew: no section is finished."""
+        """Start again: no section is finished."""
         self._ends = []
         self._cut(0)
         self._write({"key": key, "attempt": attempt})

@@ -31,7 +31,7 @@ from tolpack.storage.inputs import InputPath, input_path
 from tolpack.storage.locations import Location
 from tolpack.storage.remote_path import RemotePath
 
-# Limits of a block of rows, on each side. A checkpoint's layers are loaded anew for each block, so
+# Limits of a block of rows, on each side. A checkpoint's layers are loaded again for each block, so
 # blocks are large.
 _BLOCK_BYTES = 128 << 20
 _LEAST_BYTES, _BLOCK_ROWS = 8 << 20, 1 << 16

@@ -1,6 +1,6 @@
 """A pack's own tables in a new file: the same arrays and rows, under another pack id.
 
-Checksums of blocks cover the pack id, so they are computed anew; payloads stay as they are. Only
+Checksums of blocks cover the pack id, so they are computed again; payloads stay as they are. Only
 old rows of edited tokens are blanked where no other row is touched by it: where records are not
 compressed, and where a block has one row.
 """

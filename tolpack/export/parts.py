@@ -55,7 +55,7 @@ def split(
     Parameters
     ----------
     pack : str or Path
-        The pack; one that is in parts already is cut anew.
+        The pack; one that is in parts already is cut again.
     folder : str or Path
         Gets the part files and ``manifest.json``; it is made if it does not exist.
     part_size : str or int

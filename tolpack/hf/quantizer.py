@@ -75,7 +75,7 @@ class TolpackConfig(QuantizationConfigMixin):
         if self.pack_id not in (None, id_of(pack)):
             raise ConfigError(
                 f"{pack.path} has pack_id {id_of(pack)}, but config.json says {self.pack_id!r}: "
-                "it is another pack than the folder was written with; copy that one anew, or "
+                "it is another pack than the folder was written with; copy that one again, or "
                 "choose this one by tolpack.hf.load(folder, pack)"
             )
 

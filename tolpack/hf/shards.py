@@ -99,6 +99,6 @@ def _copy(source: BinaryIO, target: BinaryIO, size: int, path: Path) -> None:
     while size:
         data = source.read(min(size, _COPY_BYTES))
         if not data:
-            raise CheckpointError(f"{path} is shorter than when it was opened: copy it anew")
+            raise CheckpointError(f"{path} is shorter than when it was opened: copy it again")
         target.write(data)
         size -= len(data)

@@ -31,7 +31,7 @@ from tolpack.sources.protocol import TableSource
 from tolpack.storage.inputs import local_input, local_output
 from tolpack.torch.row_comparison import compare_rows, compared_ids
 
-# Files that may hold the table once more, in another format; the index is written anew.
+# Files that may hold the table once more, in another format; the index is written again.
 _WEIGHTS = (
     ".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".tolpack",
     ".index.json",
@@ -164,7 +164,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / 'config.json'} cannot be read: {error}") from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{folder / 'config.json'} is not a JSON object: copy it anew")
+        raise CheckpointError(f"{folder / 'config.json'} is not a JSON object: copy it again")
     return config
 
 
@@ -200,7 +200,7 @@ def _check_pack(
         if damages:
             raise ConfigError(
                 f"{path} is damaged in {sum(one.places for one in damages)} places, which `tolpack "
-                "verify` lists: build it anew"
+                "verify` lists: build it again"
             )
     expected = [
         TableModule(

@@ -1,5 +1,5 @@
 // Series on axes. A chart keeps its view as two intervals in the space of its scale (the logarithm
-// on a logarithmic axis), so zooming and moving are linear, and draws itself anew for every view.
+// on a logarithmic axis), so zooming and moving are linear, and draws itself again for every view.
 
 const NEAR = 40; // pixels from which a point is shown
 const HINT = "Drag to zoom, Shift-drag to move, wheel after a click; double-click for all";

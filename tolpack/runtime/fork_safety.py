@@ -2,9 +2,9 @@
 
 A fork copies the memory of all threads and goes on with one of them, so a lock that another thread
 held at that moment would never be released in the child. So whatever has locks, threads or counts
-of them makes them anew in the child (`register_fork_reset`), and what the locks guard is changed in
-steps that leave it usable after each one. Where that cannot be (a module is half imported, code is
-half compiled, under locks of others), a fork waits until it is done (`fork_delaying_lock`).
+of them makes them again in the child (`register_fork_reset`), and what the locks guard is changed
+in steps that leave it usable after each one. Where that cannot be (a module is half imported, code
+is half compiled, under locks of others), a fork waits until it is done (`fork_delaying_lock`).
 
 Trade-off: owners keep plain locks of the interpreter, and replace them. A lock type that does so by
 itself would cost a lookup of one row more than a microsecond.
@@ -26,7 +26,7 @@ class ForkReset(Protocol):
     """An object with locks or threads, neither of which live on in a forked process."""
 
     def reset_after_fork(self) -> None:
-        """Begin anew in the child of a fork: its other threads are gone, and what they held."""
+        """Begin again in the child of a fork: its other threads are gone, and what they held."""
         ...
 
 

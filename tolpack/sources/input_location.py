@@ -62,7 +62,7 @@ class InputLocation:
         if tuple(source.sampled_fingerprint() for source in sources) != tuple(sampled):
             raise CheckpointError(
                 f"{self.path} is another input on this worker than where the build was started, "
-                "or was changed since: copy it anew, and give the same command again"
+                "or was changed since: copy it again, and give the same command again"
             )
         return sources
 

@@ -2,7 +2,7 @@
 
 Pages of a map that were touched count as resident memory for as long as the map lives, so a pass
 over a large checkpoint would end with all of it resident. `MappedMemory` counts the bytes that are
-touched, and has the map dropped before they grow many; the next read maps the file anew.
+touched, and has the map dropped before they grow many; the next read maps the file again.
 
 One touched page can map 2 MB: the kernel maps pages around it, and all of a huge page that the page
 cache happens to hold. So scattered rows are read in pieces. A map is dropped for them only if the
@@ -64,7 +64,7 @@ class MappedMemory(ForkSafe):
         """Cut rows `ids` of a mapped tensor into slices that are to be read one after another.
 
         Each is counted once the next is asked for, so that no more than about `limit` is resident
-        even if every row brings a huge page along. Load the tensor anew for each.
+        even if every row brings a huge page along. Load the tensor again for each.
         """
         if not len(ids):
             yield slice(0, 0)

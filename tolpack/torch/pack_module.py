@@ -23,7 +23,7 @@ class PackModule(torch.nn.Module):
     """
 
     pack: Pack
-    # Attributes that a copy, or another process, makes anew: see `_begin`.
+    # Attributes that a copy, or another process, makes again: see `_begin`.
     _OWN: ClassVar[frozenset[str]] = frozenset()
 
     def _begin(self) -> None:
@@ -73,7 +73,7 @@ class PackModule(torch.nn.Module):
         return {name: value for name, value in state.items() if name not in self._OWN}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Begin anew with the pack and the settings of `state`."""
+        """Begin again with the pack and the settings of `state`."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._begin()
 

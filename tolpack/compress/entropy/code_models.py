@@ -2,7 +2,7 @@
 
 A value's class in a chunk says which model codes it. Classes begin as scales, `_PER_OCTAVE` to an
 octave. Those whose models cost more than they save are merged; then values go to the class whose
-model codes them in the fewest bits, and models are counted anew, in turns (Lloyd 1982). Chunks
+model codes them in the fewest bits, and models are counted again, in turns (Lloyd 1982). Chunks
 share a row of classes where that costs less than a row.
 """
 

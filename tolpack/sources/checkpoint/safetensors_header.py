@@ -69,7 +69,7 @@ def read_header(path: InputPath) -> tuple[bytes, Extents]:
     if end != size:
         raise ValueError(
             f"the file has {size:,} bytes, but its header asks for {end:,}: it is "
-            f"{abs(end - size):,} bytes too {'short' if size < end else 'long'}; copy it anew"
+            f"{abs(end - size):,} bytes too {'short' if size < end else 'long'}; copy it again"
         )
     extents = {name: (first + start, stop - start) for name, (start, stop) in offsets.items()}
     return header, extents
@@ -136,7 +136,7 @@ def _check(header: bytes) -> dict[str, tuple[int, int]]:
             raise ValueError(f"its header is damaged at byte {place}, behind {len(names)} tensors")
         name = _string(found["name"])
         if name in names:
-            raise ValueError(f"its header names tensor {printable(name)} twice: save it anew")
+            raise ValueError(f"its header names tensor {printable(name)} twice: save it again")
         if len(found["name"]) - 2 > MAX_NAME or len(names) > _MAX_TENSORS:
             raise ValueError(
                 f"tensor {printable(name[:40])} has a name of {len(name)} characters, or is one of "

@@ -2,7 +2,7 @@
 
 A store maps its files and gives tensors as views of the maps. Pages that were touched count as
 resident memory for as long as a map lives, so `TensorStore.release` drops the maps; the next tensor
-maps its file anew.
+maps its file again.
 """
 
 from __future__ import annotations

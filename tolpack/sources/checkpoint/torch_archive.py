@@ -79,7 +79,7 @@ def _check_zip(file: BufferedReader, most: int) -> None:
         if len(entries) != len(archive.infolist()) or not all(stored) or total > size:
             raise ValueError(
                 "entries of its archive are compressed, folders, overlap or stand twice, which "
-                "torch.save never does: save it anew"
+                "torch.save never does: save it again"
             )
         pickled = [name for name in entries if name.endswith("/data.pkl")]
         if len(pickled) != 1:

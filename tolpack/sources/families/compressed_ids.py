@@ -66,5 +66,5 @@ def compressed_token_ids(tokenizer: InputPath) -> NDArray[np.uint32]:
     finally:
         worker.close()
     if not answer:
-        raise CheckpointError(f"tokenizer {tokenizer} has no tokens: copy it anew")
+        raise CheckpointError(f"tokenizer {tokenizer} has no tokens: copy it again")
     return np.frombuffer(answer, "<u4").astype(np.uint32)

@@ -141,7 +141,7 @@ def ngram_hash(files: CheckpointFiles, stored: Sequence[str], index: int = 0) ->
         return NGramHash("xor", orders, sizes, offsets, multipliers, pad, boundary)
     except ConfigError as error:
         raise CheckpointError(
-            f"{files.path}: {', '.join(stored)} give no hash: {error}; copy the file anew"
+            f"{files.path}: {', '.join(stored)} give no hash: {error}; copy the file again"
         ) from error
 
 

@@ -148,7 +148,7 @@ class _Parser:
                 "it is big-endian, expected little-endian: convert it with the gguf package's "
                 "gguf-convert-endian"
             )
-        raise ValueError(f"its version is {version}, expected 2 or 3: convert the model anew")
+        raise ValueError(f"its version is {version}, expected 2 or 3: convert the model again")
 
     def _metadata(self, count: int) -> Metadata:
         found: Metadata = {}

@@ -125,7 +125,7 @@ def _ngram_layout(model: GGUFModel) -> TableLayout:
     if ngrams.table_rows > rows:
         raise CheckpointError(
             f"tensor {PER_LAYER!r} has {rows:,} rows, but the heads of {prefix}.head_offsets have "
-            f"{ngrams.table_rows:,}: convert the model anew"
+            f"{ngrams.table_rows:,}: convert the model again"
         )
     return TableLayout(first_layer=layer, ngrams=ngrams)
 
@@ -153,7 +153,7 @@ def _integers(model: GGUFModel, key: str) -> tuple[int, ...]:
     if not isinstance(value, tuple):
         raise CheckpointError(
             f"{model.paths[0]}: {key} is {repr(value)[:40]}, expected a short list of integers: "
-            "convert the model anew"
+            "convert the model again"
         )
     return value
 
@@ -163,7 +163,7 @@ def _integer(model: GGUFModel, key: str, least: int = 1) -> int:
     if type(value) is not int or not least <= value < 2**31:
         raise CheckpointError(
             f"{model.paths[0]}: {key} is {repr(value)[:40]}, expected an integer from {least} on, "
-            "below 2^31: convert the model anew"
+            "below 2^31: convert the model again"
         )
     return value
 

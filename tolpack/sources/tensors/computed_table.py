@@ -199,7 +199,7 @@ def _refuse_bad(name: str, dtype: str, rows: Bytes, first: int) -> None:
     if len(bad):
         raise CheckpointError(
             f"tensor {name!r} holds NaN or Inf at row {first + int(bad[0])}: the file is damaged; "
-            "copy it anew"
+            "copy it again"
         )
 
 

@@ -111,7 +111,7 @@ class RowsFile(ForkSafe):
             if not count:
                 raise CheckpointError(
                     f"{self.path} ends at byte {offset:,}, which it did not when it was opened: it "
-                    "was changed meanwhile; copy it anew"
+                    "was changed meanwhile; copy it again"
                 )
             left, offset = left[count:], offset + count
         return True
@@ -164,7 +164,7 @@ class FileRows:
         if offset + rows * row_bytes > file.size:
             raise CheckpointError(
                 f"{file.path} has {file.size:,} bytes, but tensor {name!r} ends at byte "
-                f"{offset + rows * row_bytes:,}: it is cut off; copy it anew"
+                f"{offset + rows * row_bytes:,}: it is cut off; copy it again"
             )
         self.name, self.path, self.dtype = name, file.path, dtype
         self.rows, self.row_bytes = rows, row_bytes

@@ -209,7 +209,7 @@ def _check_distinct(rows: JoinedRows) -> None:
         first, second = equal
         raise CheckpointError(
             f"tensor {second.name!r} in {second.path.name} has the rows of {first.name!r} in "
-            f"{first.path.name}: one was put in place of the other; copy {second.path.name} anew"
+            f"{first.path.name}: one was put in place of the other; copy {second.path.name} again"
         )
 
 
@@ -221,7 +221,7 @@ def _finite_block(rows: JoinedRows, start: int, stop: int) -> Bytes:
         part, row = rows.place(start + int(bad[0]))
         raise CheckpointError(
             f"tensor {part.name!r} in {part.path.name} holds NaN or Inf at row {row}: the file is "
-            "damaged; copy it anew"
+            "damaged; copy it again"
         )
     return block
 
