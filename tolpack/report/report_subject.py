@@ -77,7 +77,7 @@ def _answer(recommended: Sequence[Recommendation]) -> str:
         f"At a KL divergence of at most {limit:g} nats from the checkpoint's predictions, the "
         f"smallest pack takes {format_bytes(best.score.bytes)} and reads "
         f"{format_bytes(best.score.read_bytes_per_token)} a token: "
-        f"{best.options.arguments or 'the defaults'}. The table in FP16 is {larger}. The pack "
+        f"{best.options.arguments}. The table in FP16 is {larger}. The pack "
         f"changes the perplexity by {pack_increase(best.score)}."
     )
 

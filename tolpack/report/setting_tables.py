@@ -31,7 +31,7 @@ _COSTS = ("×\u00a0FP16", "bits a value", "resident", "MACs a token")
 
 def setting_cell(result: SweepResult, subject: ReportSubject, note: str = "") -> Cell:
     """Return the arguments of a setting, with a button for the whole command that builds it."""
-    arguments = result.options.arguments or "(the defaults)"
+    arguments = result.options.arguments
     return Cell(arguments, note=note, command=subject.build_command(result.options))
 
 

@@ -57,7 +57,7 @@ def study_text(study: Study, recommended: Sequence[Recommendation]) -> str:
 def recommendation_table(recommended: Sequence[Recommendation]) -> str:
     """Write the smallest pack for each limit, and the arguments that build it."""
     header = [
-        "KL + 2 errors, nats",
+        "KL, nats",
         "measured",
         "increase",
         "bytes",
@@ -79,7 +79,8 @@ def recommendation_table(recommended: Sequence[Recommendation]) -> str:
         ]
         for one in recommended
     ]
-    return format_table(header, rows)
+    note = "KL at most: of the divergence and two of its standard errors, on the worst text"
+    return f"{format_table(header, rows)}\n\n{note}"
 
 
 def ablation_increase(result: AblationResult) -> str:

@@ -157,7 +157,7 @@ def details(score: PackScore) -> tuple[tuple[str, str], ...]:
 
 
 def _setting_details(result: SweepResult) -> tuple[tuple[str, str], ...]:
-    options = result.options.arguments or "(the defaults)"
+    options = result.options.arguments
     return (("tolpack build", options), *details(result.score))
 
 
