@@ -6,13 +6,49 @@ import runpy
 import shlex
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
+from pathlib import Path
 
+import tqdm
 from click.testing import CliRunner
 
 from tolpack.cli import main
 
+ROOT = Path(__file__).parents[1]
+# How the command of a block ends, by the block's mark: with success, with its output compared, but
+# for its numbers, or not at all; as a refused input, or as wrong usage.
+EXIT_CODES = {"": 0, "varies": 0, "unlike": 0, "refused": 1, "usage": 2}
 NUMBER = r"[-+]?\d[\d,]*(?:\.\d+)?"
 SIZE = rf"{NUMBER}(?: [KMG]?B\b)?"
+
+
+def read_blocks(path):
+    """Return the blocks of a document: language, mark and body of each."""
+    text = path.read_text(encoding="utf-8")
+    return re.findall(r"^```(console|python) ?(\w*)\n(.*?)^```", text, flags=re.M | re.S)
+
+
+def run_blocks(blocks, folder, monkeypatch):
+    """Run blocks one after the other in a folder that looks like a checkout, and check what they
+    print.
+    """
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("tolpack.commands.terminal.tqdm.tqdm", partial(tqdm.tqdm, disable=True))
+    for name in ("tolpack", "examples"):
+        (folder / name).symlink_to(ROOT / name)
+    names = {}
+    for kind, mark, body in blocks:
+        if kind == "python":
+            shown = re.findall(r"^ *print\(.*\)  # (.*)$", body, flags=re.M)
+            printed = printed_by(lambda body=body: exec(body, names)).splitlines()
+            assert len(shown) == len(printed), body
+            for comment, line in zip(shown, printed):
+                assert comment == line or comment.startswith(f"{line}: "), body
+        else:
+            command, _, shown = body.removeprefix("$ ").partition("\n")
+            printed = run_command(command, monkeypatch, EXIT_CODES[mark])
+            if mark != "unlike":
+                check_output(shown, printed, numbers=mark != "varies")
 
 
 def printed_by(run):

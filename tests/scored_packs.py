@@ -3,9 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-from tolpack.evaluation.evaluator import Baseline, Evaluation, PackScore
 from tolpack.evaluation.experiment_runner import SweepResult
 from tolpack.evaluation.recommend import recommend
+from tolpack.evaluation.scores import Baseline, Evaluation, PackScore
 from tolpack.evaluation.sweep import mark_front
 from tolpack.evaluation.sweep_grid import PackOptions
 from tolpack.report.report_subject import ReportSubject

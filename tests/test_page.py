@@ -11,7 +11,7 @@ import pytest
 
 import tolpack.report
 from tolpack.errors import FileAccessError
-from tolpack.evaluation.evaluator import Baseline
+from tolpack.evaluation.scores import Baseline
 from tolpack.report.markup import chart_data, number
 from tolpack.report.page import render, write_page
 from tolpack.report.page_content import (

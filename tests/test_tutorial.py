@@ -1,16 +1,9 @@
 """``docs/tutorial.md`` runs as it stands, and prints what it shows."""
 
-import re
-from functools import partial
-from pathlib import Path
-
 import pytest
-import tqdm
-from console_blocks import check_output, printed_by, run_command
+from console_blocks import ROOT, check_output, read_blocks, run_blocks
 
-ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(console|python) ?(\w*)\n(.*?)^```", TEXT, flags=re.M | re.S)
+BLOCKS = read_blocks(ROOT / "docs" / "tutorial.md")
 
 
 def test_the_tutorials_blocks_are_of_known_kinds():
@@ -25,23 +18,7 @@ def test_the_tutorials_blocks_are_of_known_kinds():
 
 def test_the_tutorial_runs_and_prints_what_it_shows(tmp_path, monkeypatch):
     """Its blocks run one after the other in one folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tolpack.commands.terminal.tqdm.tqdm", partial(tqdm.tqdm, disable=True))
-    for name in ("tolpack", "examples"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    names = {}
-    for kind, mark, body in BLOCKS:
-        if kind == "python":
-            shown = re.findall(r"^ *print\(.*\)  # (.*)$", body, flags=re.M)
-            printed = printed_by(lambda body=body: exec(body, names)).splitlines()
-            assert len(shown) == len(printed), body
-            for comment, line in zip(shown, printed):
-                assert comment == line or comment.startswith(f"{line}: "), body
-        else:
-            command, _, shown = body.removeprefix("$ ").partition("\n")
-            printed = run_command(command, monkeypatch)
-            if mark != "unlike":
-                check_output(shown, printed, numbers=mark != "varies")
+    run_blocks(BLOCKS, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(

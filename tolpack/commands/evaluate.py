@@ -62,9 +62,9 @@ def evaluate(
     tolpack eval model/ --text held-out.txt --sweep "rank=none,50% bits=4,8" --report sizes.html
     tolpack eval model/ --text held-out.txt --sweep "rank=auto bits=auto max-kld=0.002,0.008"
     """
-    from tolpack.evaluation.evaluator import Evaluation
     from tolpack.evaluation.experiment_runner import results_on_text
     from tolpack.evaluation.recommend import recommend
+    from tolpack.evaluation.scores import Evaluation
     from tolpack.evaluation.sweep import run_sweep
     from tolpack.evaluation.sweep_grid import parse_grids
 

@@ -21,8 +21,9 @@ from tolpack.storage.inputs import input_path
 from tolpack.storage.locations import Location
 
 if TYPE_CHECKING:  # these load torch
-    from tolpack.evaluation.evaluator import Evaluator, PackScore
+    from tolpack.evaluation.evaluator import Evaluator
     from tolpack.evaluation.experiment_runner import ExperimentOptions, SweepResult
+    from tolpack.evaluation.scores import PackScore
 
 # What Ctrl-C leaves of many measurements.
 KEPT = "what was measured is kept, and the same command without --fresh continues after it"

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tolpack.compress.build import build
 from tolpack.errors import FileAccessError
-from tolpack.evaluation.evaluator import Evaluation, evaluate
+from tolpack.evaluation.evaluator import evaluate
+from tolpack.evaluation.scores import Evaluation
 from tolpack.runtime.progress import Reporter
 
 MODEL = Path(__file__).parent / "model"

@@ -20,8 +20,9 @@ import numpy as np
 from tolpack.calibration.calibrate import CalibrationInputs
 from tolpack.compress.build_session import BuildSession
 from tolpack.errors import CheckpointError, FileAccessError
-from tolpack.evaluation.evaluator import Evaluator, PackScore
+from tolpack.evaluation.evaluator import Evaluator
 from tolpack.evaluation.result_cache import ResultCache
+from tolpack.evaluation.scores import PackScore
 from tolpack.evaluation.sweep_grid import PackOptions
 from tolpack.evaluation.task_accuracy import TaskAccuracy, TaskSettings
 from tolpack.model.language_model import LanguageModel, Memory

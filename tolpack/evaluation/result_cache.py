@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from tolpack.calibration.calibrate import CalibrationInputs
-from tolpack.evaluation.evaluator import Evaluator, PackScore
+from tolpack.evaluation.evaluator import Evaluator
+from tolpack.evaluation.scores import PackScore
 from tolpack.model.text import find_tokenizer
 from tolpack.runtime.disk_cache import cached_file, keep_file, kept_file, kept_name
 from tolpack.runtime.progress import Reporter

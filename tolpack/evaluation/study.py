@@ -22,7 +22,7 @@ from typing import Any
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.evaluation import STUDY_PARTS
 from tolpack.evaluation.ablations import MemoryWithoutLayers, ScaledMemory
-from tolpack.evaluation.evaluator import Baseline, Evaluator
+from tolpack.evaluation.evaluator import Evaluator
 from tolpack.evaluation.experiment_runner import (
     AblationResult,
     ExperimentOptions,
@@ -32,6 +32,7 @@ from tolpack.evaluation.experiment_runner import (
     results_on_text,
 )
 from tolpack.evaluation.model_costs import ModelCosts, model_costs
+from tolpack.evaluation.scores import Baseline
 from tolpack.evaluation.spectra import LayerSpectrum, layer_spectra
 from tolpack.evaluation.step_costs import ablation_step, pack_steps
 from tolpack.evaluation.step_progress import Step, StepProgress

@@ -11,8 +11,8 @@ from tolpack.report.tables import format_bytes, format_table
 from tolpack.runtime.sizes import plus_minus
 
 if TYPE_CHECKING:  # these load torch
-    from tolpack.evaluation.evaluator import Baseline, Evaluation, PackScore
     from tolpack.evaluation.experiment_runner import SweepResult
+    from tolpack.evaluation.scores import Baseline, Evaluation, PackScore
 
 # What a checkpoint stores, by the column that compares packs with it.
 _STORED = {"× FFN": "memory FFNs", "× stored": "table"}

@@ -15,9 +15,9 @@ from tolpack.runtime.sizes import plus_minus
 from tolpack.storage.inputs import InputPath
 
 if TYPE_CHECKING:  # they load torch
-    from tolpack.evaluation.evaluator import Baseline, PackScore
     from tolpack.evaluation.experiment_runner import SweepResult
     from tolpack.evaluation.recommend import Recommendation
+    from tolpack.evaluation.scores import Baseline, PackScore
     from tolpack.evaluation.sweep_grid import PackOptions
 
 

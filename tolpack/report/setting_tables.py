@@ -19,9 +19,9 @@ from tolpack.report.tables import format_bytes
 from tolpack.runtime.sizes import plus_minus
 
 if TYPE_CHECKING:  # they load torch
-    from tolpack.evaluation.evaluator import Baseline, PackScore
     from tolpack.evaluation.experiment_runner import SweepResult
     from tolpack.evaluation.recommend import Recommendation
+    from tolpack.evaluation.scores import Baseline, PackScore
 
 # What follows a name: size and change first.
 SIZE_AND_CHANGE = ("size", "KL divergence, nats", "perplexity increase", "read a token")

@@ -32,9 +32,9 @@ from tolpack.report.trade_off import family, pack_family
 from tolpack.runtime.sizes import plus_minus
 
 if TYPE_CHECKING:  # they load torch
-    from tolpack.evaluation.evaluator import Baseline, Evaluation, PackScore
     from tolpack.evaluation.experiment_runner import SweepResult
     from tolpack.evaluation.recommend import Recommendation
+    from tolpack.evaluation.scores import Baseline, Evaluation, PackScore
 
 # Gives a measure of a pack, and its standard error.
 _Measure = Callable[["PackScore"], tuple[float, float | None]]

@@ -14,8 +14,8 @@ from tolpack.report.plot_labels import TradeOffPoint
 from tolpack.report.plots import plot_trade_off
 
 if TYPE_CHECKING:  # they load torch
-    from tolpack.evaluation.evaluator import PackScore
     from tolpack.evaluation.experiment_runner import SweepResult
+    from tolpack.evaluation.scores import PackScore
 
 _COLUMNS = ("rank", "bits", "drop", "size", "max_ppl_increase", "max_kld", "trellis", "path",
             "text", "bytes", "ratio_fp16", "bits_per_weight", "ppl", "ppl_se", "nll_nats", "tokens",
