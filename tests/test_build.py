@@ -166,7 +166,7 @@ def test_dropped_layers_are_zeros_and_others_unchanged(memoryllm, tmp_path, drop
         ({"drop": "3"}, "--drop 3 is out of range"),
         ({"drop": "0-2"}, "keep at least one"),
         ({"size": "10MB"}, "needs --rank auto"),
-        ({"size": "100B", "rank": "auto"}, "--size is too small"),
+        ({"size": "600B", "rank": "auto"}, "--size is too small"),
         ({"size": "nonsense", "rank": "auto"}, "--size 'nonsense' is not understood"),
         ({"layers": 3}, "--layers is for two-dimensional tables"),
     ],
@@ -955,7 +955,10 @@ def test_default_output_of_the_current_folder(tmp_path, monkeypatch):
 def test_result_as_json(memoryllm, tmp_path):
     """The result gives plain values with the layers' ranks, bits, errors and bytes."""
     result = tolpack.build(memoryllm, tmp_path / "p.tolpack", rank="5", drop="2").to_json()
-    assert set(result) == {"path", "bytes", "ratio_fp16", "bits_per_weight", "layers"}
+    assert set(result) == {
+        "path", "bytes", "ratio_fp16", "bits_per_weight", "layers", "ffn_bytes", "ffn_bytes_16",
+        "table_bytes", "provenance", "warnings",
+    }  # fmt: skip
     assert result["path"] == str(tmp_path / "p.tolpack")
     assert [set(layer) for layer in result["layers"]] == [
         {"layer", "rank", "bits", "relative_error", "bytes", "entropy_bits", "gaussian_bits",

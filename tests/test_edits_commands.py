@@ -139,7 +139,7 @@ def test_eval_gives_edits_to_their_packs(memoryllm, token_ids, tmp_path):
         zeros = np.zeros((len(ids), pack.num_layers, pack.hidden_size), np.float32)
         write_edits(pack, tmp_path / "e", ids, {pack.table: zeros})
     tolpack.merge(b, [tmp_path / "e"], tmp_path / "m")
-    evaluator = Evaluator(memoryllm, token_ids, context=64)
+    evaluator = Evaluator(memoryllm, token_ids, context=16)
     found = evaluator.packs([a, b, tmp_path / "m"], [tmp_path / "e"])
     plain = evaluator.packs([a, b])
     assert [one.name for one in found] == ["a.tolpack", "b.tolpack + e", "m"]

@@ -153,7 +153,8 @@ def test_the_prompt_and_the_text_are_all_of_standard_output(pack):
     text = generated(MODEL, pack, PROMPT, "--tokens", 12, *GREEDY)["text"]
     assert "\n" in text
     assert result.stdout == f"{PROMPT}{text}\n"
-    first, second = result.stderr.splitlines()
+    tokenizer, first, second = result.stderr.splitlines()
+    assert tokenizer == f"tokenizer: {MODEL / 'tokenizer.json'} (4,096 tokens)"
     assert first.startswith("12 tokens in ")
     assert "for the prompt's 3 tokens: " in first
     assert first.endswith(" tokens a second")
@@ -181,7 +182,7 @@ def test_one_token_has_no_speed():
     """There is no second token to time."""
     found = generated(MODEL, PROMPT, "--tokens", 1)
     assert (found["tokens"], found["tokens_per_second"], found["pack"]) == (1, None, None)
-    assert run(MODEL, PROMPT, "--tokens", 1).stderr.startswith("1 token in ")
+    assert run(MODEL, PROMPT, "--tokens", 1).stderr.splitlines()[1].startswith("1 token in ")
 
 
 def test_a_terminal_gets_no_escape_sequences():
@@ -278,14 +279,17 @@ def test_the_text_stops_at_the_models_positions(tiny):
 def test_prompts_that_cannot_be_continued(tiny):
     """Too long, empty, not UTF-8."""
     result = run(tiny, "w1 " * 17)
-    assert (result.exit_code, result.stderr) == (
-        1, "Error: the prompt has 17 tokens, but the model has 16 positions "
-        "(max_position_embeddings): give a shorter prompt\n",
-    )  # fmt: skip
+    assert (result.exit_code, result.stderr.splitlines()[1:]) == (1, [
+        "Error: the prompt has 17 tokens, but the model has 16 positions "
+        "(max_position_embeddings): give a shorter prompt",
+    ])  # fmt: skip
     result = run(tiny, "")
-    assert (result.exit_code, result.stderr) == (
-        1, "Error: the prompt has no tokens: give some text\n",
+    assert (result.exit_code, result.stderr.splitlines()[1:]) == (
+        1, ["Error: the prompt has no tokens: give some text"],
     )  # fmt: skip
+    result = run(tiny, "ab\udcff")
+    assert result.exit_code == 1
+    assert "Error: the text is not valid UTF-8" in result.stderr
     result = run(tiny, "-", stdin=b"\xff")
     assert result.exit_code == 2
     assert "the prompt on standard input is not UTF-8" in result.stderr
@@ -311,9 +315,9 @@ def test_tokenizers_of_other_models(tiny):
     for prompt in ("statement", "a"):
         result = run(tiny, prompt, "--tokenizer", other)
         assert (result.exit_code, result.stdout) == (1, "")
-        assert result.stderr == (
+        assert result.stderr.splitlines()[1] == (
             f"Error: tokenizer {other} has 4,096 tokens, but the model has 97: use the tokenizer "
-            "that the model was trained with\n"
+            "that the model was trained with"
         )
 
 

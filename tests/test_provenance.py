@@ -94,6 +94,8 @@ def test_json_gives_back_what_was_written():
     [None, 7, "text", [], [DIGEST], {}, {"checkpoint": 3}, {"checkpoint": {"tol": "AB" * 32}},
      {"calibration": {"tokens": -1, "sha256": DIGEST}}, {"calibration": {"tokens": 5}},
      {"memory_ffns": {"parameters": 0, "bytes": 1, "dtype": "x"}}, {"options": ["bits"]},
+     {"stored_table": {"parameters": 1, "bytes": 1, "dtype": "![x](http://a/b.png)<b>"}},
+     {"options": {"x; rm -rf ~ #": "v"}},
      {"options": {"bits": None, "rank": {}, "": "x"}}, {"measured": {"tokens": "many"}},
      {"tokenizer": 1e300}, {"edited": 1}, {"unknown": {"deep": [[[]]]}}],
 )  # fmt: skip
@@ -255,7 +257,7 @@ def test_eval_and_diff_warn_of_another_checkpoint(model, pack, tmp_path):
     (digest,) = (one[:8] for one in table_digests(open_tables(other)).values())
     expected = (
         f"{pack.name} was made from another checkpoint (SHA-256 {own}…) than {other} "
-        f"({digest}…): its figures say nothing about it"
+        f"({digest}…): unless that is a copy in another dtype, its figures say nothing about it"
     )
     found = run("eval", other, pack, "--text", ids)
     assert f"\nWarning: {expected}\n" in found.stdout

@@ -262,8 +262,8 @@ def test_eval_of_a_memoryllm(tmp_path, token_ids):
     """A MemoryLLM and a text are evaluated in place."""
     path = memoryllm(tmp_path / "model")
     pack = tolpack.build(path, tmp_path / "a.tolpack", bits=4).path
-    here = evaluate(path, [pack], token_ids, context=64)
-    there = evaluate(upload(path), [pack], upload(token_ids), context=64)
+    here = evaluate(path, [pack], token_ids, context=16)
+    there = evaluate(upload(path), [pack], upload(token_ids), context=16)
     assert there.baseline.ppl == here.baseline.ppl
     assert there.packs[0].ppl == here.packs[0].ppl
 

@@ -17,6 +17,7 @@ from tolpack.commands.options import (
 )
 from tolpack.commands.terminal import echo, when_interrupted
 from tolpack.errors import ConfigError
+from tolpack.pack import open_first_table
 from tolpack.reading.edits_files import share_edits
 from tolpack.report import evaluation_tables, sweep_page
 from tolpack.report.tables import warning_lines
@@ -78,7 +79,8 @@ def evaluate(
     outputs = OutputFiles.take(settings, checkpoint, *packs, *edits)
     if outputs.any and not packs and not sweep:
         raise click.UsageError("--csv, --plot and --report show packs: name some, or --sweep")
-    share_edits(packs, edits)  # before anything is measured
+    for pack, own in zip(packs, share_edits(packs, edits)):  # before anything is measured
+        open_first_table(pack, own).close()
     evaluator, options = open_evaluator(checkpoint, settings)
     scores = evaluator.packs(packs, edits)
     with when_interrupted(lambda: KEPT) if grid else nullcontext():

@@ -90,7 +90,7 @@ def generate(checkpoint: Location, words: tuple[str, ...], as_json: bool, **sett
     try:
         found = generate_text(
             checkpoint, prompt, pack, checkpoint_options=options, settings=chosen, show=show,
-            **settings,
+            reporter=Terminal(), **settings,
         )  # fmt: skip
     finally:
         if shown:
@@ -100,8 +100,6 @@ def generate(checkpoint: Location, words: tuple[str, ...], as_json: bool, **sett
     else:
         for line in generation_text(found).split("\n"):
             Terminal().say(line)
-        for warning in found.warnings:
-            Terminal().warn(warning)
 
 
 def _pack_and_prompt(words: tuple[str, ...]) -> tuple[Location | None, str]:

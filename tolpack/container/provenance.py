@@ -18,6 +18,8 @@ PROVENANCE_KEY = "x-provenance"
 # A value that takes more bytes counts as absent.
 MAX_PROVENANCE_BYTES = 1 << 18
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+# Names of settings and of dtypes, which are shown in command lines and pages.
+_NAME, _DTYPES = re.compile(r"[a-z][a-z0-9_]*"), re.compile(r"\w+(, \w+)*", re.ASCII)
 # Characters of a setting, or of a name in it, that is taken as one.
 _MAX_TEXT = 1 << 10
 _MAX_INTEGER = 2**63 - 1
@@ -199,7 +201,8 @@ def _settings(value: object) -> dict[str, Setting]:
     return {
         key: one
         for key, one in _object(value).items()
-        if _is_text(key) and (_is_text(one) or isinstance(one, (int, float)))
+        if _is_text(key) and _NAME.fullmatch(key)
+        if _is_text(one) or isinstance(one, (int, float))
     }
 
 
@@ -214,5 +217,7 @@ def _weights(value: dict[str, Any]) -> StoredWeights | None:
     parameters, size = _count(value.get("parameters")), _count(value.get("bytes"))
     dtype = value.get("dtype")
     if not parameters or not size or not isinstance(dtype, str) or not _is_text(dtype):
+        return None
+    if not _DTYPES.fullmatch(dtype):
         return None
     return StoredWeights(parameters, size, dtype)

@@ -270,8 +270,8 @@ def _report_larger_vocabulary(
 ) -> None:
     if tokenizer is not None and tokenizer.vocab_size > vocab_size:
         reporter.warn(
-            f"tokenizer {tokenizer.path} has more tokens ({tokenizer.vocab_size}) than the pack "
-            f"({vocab_size}): the texts may be another model's"
+            f"tokenizer {tokenizer.path} has more tokens ({tokenizer.vocab_size:,}) than the pack "
+            f"({vocab_size:,}): the texts may be another model's"
         )
 
 

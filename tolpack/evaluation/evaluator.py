@@ -25,7 +25,7 @@ from tolpack.evaluation.text_windows import checked_context, text_names, window_
 from tolpack.model.divergence import Divergence, compare
 from tolpack.model.language_model import Memory
 from tolpack.model.perplexity import Score, increase_pct, score
-from tolpack.model.plausibility import fall_warning, short_text_warning
+from tolpack.model.plausibility import LEAST_WINDOWS, fall_warning, short_text_warning
 from tolpack.model.text import find_tokenizer, read_token_ids, tokenizer_digest
 from tolpack.model.tokenizer_check import TokenizerCheck
 from tolpack.pack import Pack, open_first_table
@@ -89,7 +89,7 @@ class Evaluator:
         is_read = any(input_path(one).suffix != ".npy" for one in self.texts)
         self._tokenizer = found if is_read else None
         self._digests: dict[str, str] | None = None
-        self._warn(short_text_warning(self._total_tokens, self.windows, self.context))
+        self._warn(self._short_text_warning())
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -105,6 +105,15 @@ class Evaluator:
         self._warn(fall_warning(
             [(name, one.ppl_increase_pct, one.ppl_increase_se_pct) for name, one in lowest]
         ))  # fmt: skip
+
+    def _short_text_warning(self) -> str | None:
+        """Return a warning if there are few tokens in all, or if one of the texts is short."""
+        count, sizes = len(self.texts), [ids.size - 1 for ids in self.text_ids]
+        shortest = min(range(count), key=sizes.__getitem__)
+        if count > 1 and self.windows < LEAST_WINDOWS:
+            name = f"text {input_path(self.texts[shortest]).name}"
+            return short_text_warning(sizes[shortest], self.windows, self.context, name)
+        return short_text_warning(self._total_tokens, len(self.window_tokens), self.context)
 
     def _warn(self, warning: str | None) -> None:
         if warning is not None:

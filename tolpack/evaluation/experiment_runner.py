@@ -134,6 +134,8 @@ class ExperimentRunner:
     def evaluate(self, options: PackOptions) -> SweepResult:
         """Return the score of the pack that `options` build."""
         result = self._result(options)
+        for warning in result.get("warnings", ()):  # of the run that measured it
+            self.evaluator.reporter.warn(warning)
         score = PackScore.from_cache(result["score"])
         return SweepResult(options, score, result["build_seconds"], result["eval_seconds"])
 
@@ -204,7 +206,8 @@ class ExperimentRunner:
             self._path.unlink(missing_ok=True)
         times = {"build_seconds": built - begin, "eval_seconds": evaluated - built}
         named = asdict(replace(score, path=options.label))
-        return {"score": named, "window_nll_nats": windows.nll_nats.tolist(), **times, **tasks}
+        kept = {"window_nll_nats": windows.nll_nats.tolist(), "warnings": self.evaluator.warnings}
+        return {"score": named, **kept, **times, **tasks}
 
     def _build(self, options: PackOptions) -> None:
         try:

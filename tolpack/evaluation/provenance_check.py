@@ -22,7 +22,8 @@ def other_checkpoint(
         if own != other:
             return (
                 f"{pack} was made from another checkpoint (SHA-256 {shortened(own)}) than "
-                f"{checkpoint} ({shortened(other)}): its figures say nothing about it"
+                f"{checkpoint} ({shortened(other)}): unless that is a copy in another dtype, its "
+                "figures say nothing about it"
             )
     return None
 

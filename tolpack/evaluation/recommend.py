@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tolpack.evaluation import LEAST_WINDOWS
 from tolpack.evaluation.experiment_runner import SweepResult
+from tolpack.model.plausibility import LEAST_WINDOWS
 
 # Nats of mean KL divergence. Rounding to 4 bits in groups of 64 costs 0.001 to 0.002.
 _LIMITS = (0.0003, 0.001, 0.003, 0.01, 0.03)

@@ -24,7 +24,7 @@ from tolpack.model.text_stream import TextStream
 from tolpack.model.tokenizer_check import TokenizerCheck
 from tolpack.pack import Pack, open_first_table
 from tolpack.reading.edits_files import share_edits
-from tolpack.runtime.progress import KeptWarnings
+from tolpack.runtime.progress import KeptWarnings, Reporter
 from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.json_file import read_json
 from tolpack.sources.table_digests import table_digests
@@ -84,6 +84,7 @@ def generate_text(
     checkpoint_options: CheckpointOptions | None = None,
     settings: GenerationSettings | None = None,
     show: Callable[[str], object] = lambda _: None,
+    reporter: Reporter | None = None,
 ) -> GeneratedText:
     """Continue a prompt with a checkpoint, and with a pack in place of its memory.
 
@@ -106,6 +107,8 @@ def generate_text(
         Number of tokens, temperature and seed.
     show : callable
         Receives the pieces of the continuation as they come, each of whole characters.
+    reporter : Reporter, optional
+        Is told which tokenizer is used, and what makes the text doubtful.
 
     Raises
     ------
@@ -117,8 +120,9 @@ def generate_text(
     own_edits = share_edits([] if pack is None else [pack], edits)
     subject = open_subject(checkpoint, options)
     encoder = _open_tokenizer(subject, tokenizer)
-    kept = KeptWarnings()
-    TokenizerCheck(subject.path, subject.model.vocab_size, kept)(encoder, prompt.encode())
+    kept = KeptWarnings(reporter)
+    check = TokenizerCheck(subject.path, subject.model.vocab_size, kept)
+    check(encoder, prompt.encode(errors="replace"))  # what is no UTF-8 is refused below
     ids = _encode(prompt, encoder, subject.model)
     ends = end_tokens(subject.path, encoder, options.config)
     with ExitStack() as stack:
@@ -127,7 +131,8 @@ def generate_text(
         if pack is not None:
             opened = stack.enter_context(open_first_table(pack, own_edits[0]))
             model = subject.with_pack(opened, str(pack))
-            kept.warnings += _origin_warnings(opened, str(pack), subject, encoder)
+            for warning in _origin_warnings(opened, str(pack), subject, encoder):
+                kept.warn(warning)
         run = _Run(model, ids, settings, ends)
         text = "".join(_shown(run, TextStream(encoder, ids.tolist()), show))
         read = None

@@ -23,7 +23,7 @@ def checked_context(model: LanguageModel, context: int | None) -> int:
     Raises
     ------
     ConfigError
-        The model has not so many positions, or does not say how many.
+        The model has fewer positions, or does not say how many.
     """
     longest = model.max_position_embeddings
     if context is not None:

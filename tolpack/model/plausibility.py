@@ -18,8 +18,9 @@ LEAST_CALIBRATION_TOKENS = 100_000
 LEAST_TOKENS, LEAST_WINDOWS = 10_000, 10
 # A perplexity of so much of the vocabulary's size is next to chance.
 _CHANCE = 0.5
-# A perplexity that is lower by this much, in percent, and by so many standard errors, is no chance.
+# A perplexity lower by this much, in percent, and by so many standard errors, is not chance.
 _FALL_PCT, _FALL_ERRORS = -1.0, 3
+PROVISIONAL = "so its numbers are provisional"
 UNLIKE_TEXT = "this text is unlike the model's training text, or its tokenizer is another one"
 
 
@@ -57,13 +58,15 @@ def fall_warning(increases: Sequence[tuple[str, float, float | None]]) -> str | 
     )
 
 
-def short_text_warning(tokens: int, windows: int, context: int) -> str | None:
-    """Return a warning if an evaluation has few tokens, or few windows."""
+def short_text_warning(
+    tokens: int, windows: int, context: int, subject: str = "the evaluation"
+) -> str | None:
+    """Return a warning if an evaluation, or one of its texts, has few tokens, or few windows."""
     if tokens >= LEAST_TOKENS and windows >= LEAST_WINDOWS:
         return None
     return (
-        f"the evaluation has {counted(tokens, 'token')} in {counted(windows, 'window')} of "
-        f"{context}, so its numbers are provisional: give {LEAST_TOKENS:,} tokens or "
+        f"{subject} has {counted(tokens, 'token')} in {counted(windows, 'window')} of "
+        f"{context}, {PROVISIONAL}: give {LEAST_TOKENS:,} tokens or "
         f"more, in {LEAST_WINDOWS} windows at least"
     )
 

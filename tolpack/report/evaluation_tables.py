@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # these load torch
 
 # What a checkpoint stores, by the column that compares packs with it.
 _STORED = {"× FFN": "memory FFNs", "× stored": "table"}
+# Divergences that would take more decimals are written with an exponent.
+_MOST_DECIMALS = 6
 _CHANGES = ("perplexity", "increase", "KL mean, nats", "median", "99 %", "largest", "top 1")
 
 
@@ -25,10 +27,11 @@ def format_nats(nats: float, error: float | None = None) -> str:
         shown = f"{nats:g}"
         return shown if not error else f"{shown} ± {error:.1g}"
     decimals = max(0, 2 - math.floor(math.log10(abs(nats))))
-    shown = f"{nats:.2e}" if decimals > 8 else f"{nats:.{decimals}f}"
+    small = decimals > _MOST_DECIMALS
+    shown = f"{nats:.2e}" if small else f"{nats:.{decimals}f}"
     if error is None:
         return shown
-    return f"{shown} ± " + (f"{error:.0e}" if decimals > 8 else f"{error:.{decimals}f}")
+    return f"{shown} ± " + (f"{error:.0e}" if small else f"{error:.{decimals}f}")
 
 
 def evaluation_table(evaluation: Evaluation) -> str:

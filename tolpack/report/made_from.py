@@ -52,13 +52,17 @@ def option_words(options: Mapping[str, Setting]) -> str:
 
 
 def measured_words(measured: Mapping[str, Setting]) -> str:
-    """Write what a build measured: ``0.00198 ± 3.1e-05 nats of KL divergence on 1,200 tokens``."""
+    """Write what a build measured: ``0.00198 ± 3.1e-05 nats of KL divergence on 1,200 tokens``.
+
+    Where a step was searched, a part of the calibration text was held out.
+    """
+    kind = "held-out tokens" if "step" in measured else "tokens of the calibration text"
     for value, error, unit in _LOSSES:
         if value in measured:
             shown = _decimal(measured[value])
             shown += f" ± {_decimal(measured[error])}" if error in measured else ""
             tokens = measured.get("tokens")
-            return f"{shown} {unit}" + (f" on {tokens:,} held-out tokens" if tokens else "")
+            return f"{shown} {unit}" + (f" on {tokens:,} {kind}" if tokens else "")
     return ", ".join(f"{printable(name)} {value}" for name, value in measured.items())
 
 
@@ -83,7 +87,7 @@ def beside_weights(size: float, made_from: Provenance) -> str | None:
     if stored is None:
         return None
     own = f"{format_bytes(stored.bytes)} as stored ({printable(stored.dtype)})"
-    return f"the table takes {own}, so the pack is {times(stored.bytes, size)} that"
+    return f"the table takes {own}, so the pack is {times_smaller(stored.bytes, size)} that"
 
 
 def format_count(count: int) -> str:
@@ -95,7 +99,7 @@ def format_count(count: int) -> str:
     return f"{rounded:,.0f}"
 
 
-def times(other: float, size: float) -> str:
+def times_smaller(other: float, size: float) -> str:
     """Write how much smaller or larger `size` is than another: ``× 1.04 smaller than``."""
     ratio = other / size
     if abs(math.log(ratio)) < _SAME:
@@ -111,7 +115,7 @@ def _sizes(weights: StoredWeights) -> str:
 
 
 def _compared(size: float, weights: StoredWeights) -> str:
-    text = f"so the pack is {times(weights.bytes, size)} they are"
+    text = f"so the pack is {times_smaller(weights.bytes, size)} they are"
     if weights.bytes == weights.bytes_16:
         return text
-    return f"{text}, and {times(weights.bytes_16, size)} they would be in 16 bits"
+    return f"{text}, and {times_smaller(weights.bytes_16, size)} they would be in 16 bits"

@@ -189,7 +189,7 @@ def _key(value: float | None) -> str:
 
 
 def _rich_cell(cell: Cell, right: bool) -> str:
-    """Write a cell with its note; one that is no number may wrap."""
+    """Write a cell with its note; one that is not a number may wrap."""
     note = f"<small>{text(cell.note)}</small>" if cell.note else ""
     copied = f' data-command="{text(cell.command)}"' if cell.command else ""
     kind = "number" if right else "setting"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tolpack.evaluation import LEAST_TOKENS, LEAST_WINDOWS
+from tolpack.model.plausibility import LEAST_TOKENS, LEAST_WINDOWS, PROVISIONAL
 from tolpack.report.evaluation_tables import pack_increase
 from tolpack.report.tables import format_bytes
 from tolpack.report.trade_off import front_of
@@ -80,6 +80,11 @@ def _answer(recommended: Sequence[Recommendation]) -> str:
         f"{best.options.arguments}. The table in FP16 is {larger}. The pack "
         f"changes the perplexity by {pack_increase(best.score)}."
     )
+
+
+def shown_warnings(warnings: Sequence[str]) -> tuple[str, ...]:
+    """Return warnings, each once, without those that the lead tells."""
+    return tuple(one for one in dict.fromkeys(warnings) if PROVISIONAL not in one)
 
 
 def _measured_on(baseline: Baseline, context: int) -> str:

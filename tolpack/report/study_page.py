@@ -21,7 +21,7 @@ from tolpack.report.page_content import (
     PageSection,
     Series,
 )
-from tolpack.report.report_subject import ReportSubject, TradeOff, facts, lead
+from tolpack.report.report_subject import ReportSubject, TradeOff, facts, lead, shown_warnings
 from tolpack.report.setting_tables import (
     SIZE_AND_CHANGE,
     recommendation_section,
@@ -75,7 +75,7 @@ def study_page(
         lead=lead(study.baseline, study.context, recommended),
         facts=(*conditions, parts, command),
         sections=tuple(sections),
-        warnings=warnings,
+        warnings=shown_warnings(warnings),
     )
 
 

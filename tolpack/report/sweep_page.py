@@ -21,7 +21,7 @@ from tolpack.report.page_content import (
     PageSection,
     Series,
 )
-from tolpack.report.report_subject import ReportSubject, TradeOff, facts, lead
+from tolpack.report.report_subject import ReportSubject, TradeOff, facts, lead, shown_warnings
 from tolpack.report.setting_tables import (
     recommendation_section,
     settings_sections,
@@ -63,7 +63,7 @@ def sweep_page(
         lead=lead(baseline, evaluation.context, recommended),
         facts=facts(subject, evaluation.context, baseline),
         sections=tuple(sections),
-        warnings=tuple(dict.fromkeys((*evaluation.warnings, *warnings))),
+        warnings=shown_warnings((*evaluation.warnings, *warnings)),
     )
 
 

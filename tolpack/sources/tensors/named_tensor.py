@@ -33,7 +33,7 @@ def open_named_tensor(files: CheckpointFiles, name: str, layers: int | None) -> 
     Raises
     ------
     CheckpointError, ConfigError
-        There is no such tensor, or it is no table, or `layers` do not divide it.
+        There is no such tensor, or it is not a table, or `layers` do not divide it.
     """
     names = _names(files, name)
     shape = files.shape(names[0])
