@@ -49,6 +49,12 @@ def begin_pack(path):
     return sink
 
 
+def let_age(folder, seconds=3700):
+    """Make all files of a folder as old as if they had been written so long ago."""
+    for path in folder.rglob("*"):
+        os.utime(path, (time.time() - seconds,) * 2)
+
+
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     """An empty folder, which is the current one; the cache is another one."""
@@ -183,6 +189,7 @@ def test_an_interrupted_build_is_listed_and_removed(folder):
     for name in ("0" * 64 + ".part", "1" * 64 + ".job", f"{'2' * 64}-3-{'4' * 64}.sums"):
         (parts / name).write_bytes(b"part")
     (parts / "mine.part").write_bytes(b"mine")
+    let_age(folder)
     (one,) = listed()["files"]
     assert (one["kind"], one["path"]) == ("partial", "p.tolpack.partial")
     assert (len(one["files"]), one["in_use"]) == (5, False)
@@ -222,7 +229,29 @@ def test_a_running_build_is_in_use(folder):
     assert result.stdout.endswith("removed: nothing\n")
     assert len(list(folder.iterdir())) == 3
     sink.close(failed=True)
+    let_age(folder)
     assert run("--clear", "partial").stdout.startswith("removed, partial: 3 files, ")
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("name", ["1" * 64 + ".job", f"{'2' * 64}-3-{'4' * 64}.sums"])
+def test_a_build_that_has_not_locked_its_pack_yet_is_in_use(folder, name, resumed):
+    """Its workers measure losses before: for an hour its jobs and sums are left, and so is the pack
+    that it is going to continue.
+    """
+    if resumed:
+        begin_pack(folder / "p.tolpack").close(failed=True)
+    file = folder / "p.tolpack.parts" / name
+    file.parent.mkdir()
+    file.write_bytes(b"job")
+    let_age(folder, 3500)
+    before = sorted(folder.rglob("*"))
+    found = listed("--clear", "partial")
+    assert (found["removed"], [one["in_use"] for one in found["files"]]) == ([], [True])
+    assert sorted(folder.rglob("*")) == before
+    let_age(folder, 3700)
+    assert len(listed("--clear", "partial")["removed"]) == 1
     assert list(folder.iterdir()) == []
 
 
