@@ -11,6 +11,7 @@ from tolpack.cli import main
 from tolpack.container.extent_cache import ExtentCache
 from tolpack.container.local_sink import LocalSink
 from tolpack.runtime.disk_cache import cached_file, keep_file, kept_name
+from tolpack.storage.local_folder import LocalFolder
 from tolpack.workspace.kept_files import find_kept
 
 DAY = 86400
@@ -291,6 +292,34 @@ def test_part_files_without_a_manifest(folder):
     os.utime(path, (time.time() - 4000,) * 2)
     assert len(listed("--clear", "parts")["removed"]) == 1
     assert list(folder.iterdir()) == []
+
+
+def test_unfinished_files_of_others_are_left(folder):
+    """Of hidden files only those are removed whose names have the digits that tolpack gives them."""
+    theirs = [".unfinished-notes.txt", ".unfinished-", f".unfinished-{'a' * 31}g",
+              f".unfinished-{'a' * 33}"]  # fmt: skip
+    for name in theirs:
+        (folder / name).write_text("mine")
+    with LocalFolder(folder).temporary() as written:
+        ours = written.name
+    (folder / ours).write_bytes(b"part")
+    let_age(folder)
+    assert listed("--clear", "parts")["removed"][0]["files"] == [ours]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(theirs)
+
+
+def test_files_that_belong_together_are_listed_by_name(folder):
+    """Below the folder or the pack, which --clear removes with them; at most ten of them."""
+    begin_pack(folder / "p.tolpack").close(failed=True)
+    parts = [f"{number:064x}.part" for number in range(12)]
+    for name in parts:
+        (folder / name).write_bytes(b"part")
+    lines = [line.split() for line in run().stdout.splitlines()]
+    begin = next(n for n, line in enumerate(lines) if line[:1] == ["partial"])
+    assert lines[begin + 1] == ["p.tolpack.partial.journal"]
+    assert lines[begin + 2][0] == "parts"
+    assert lines[begin + 3 : begin + 13] == [[name] for name in parts[:10]]
+    assert " ".join(lines[begin + 13]) == "and 2 more, which --json lists"
 
 
 # -- usage ---------------------------------------------------------------------------------------
