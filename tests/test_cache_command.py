@@ -279,6 +279,26 @@ def test_partial_files_of_others_are_left(folder):
     assert kinds() == []
 
 
+def test_links_are_not_followed(folder, tmp_path):
+    """Neither a link that has the name of a folder of parts, nor links in such a folder."""
+    other = tmp_path / "other"
+    other.mkdir()
+    name = "0" * 64 + ".part"
+    (other / name).write_bytes(b"part")
+    let_age(other)
+    (folder / "link.tolpack.parts").symlink_to(other)
+    assert kinds() == []
+    (folder / "p.tolpack.parts").mkdir()
+    (folder / "p.tolpack.parts" / name).symlink_to(other / name)
+    (folder / ("1" * 64 + ".part")).symlink_to(other / name)
+    assert kinds() == []
+    for kind in ("partial", "parts"):
+        run("--clear", kind)
+    assert (other / name).read_bytes() == b"part"
+    assert len(list(folder.rglob("*"))) == 4
+    assert kinds(other) == ["parts"]
+
+
 def test_part_files_without_a_manifest(folder):
     """Count as in use for an hour, since nobody locks them."""
     for number, age in ((0, 2 * 3600), (1, 1.5 * 3600)):
@@ -295,7 +315,7 @@ def test_part_files_without_a_manifest(folder):
 
 
 def test_unfinished_files_of_others_are_left(folder):
-    """Of hidden files only those are removed whose names have the digits that tolpack gives them."""
+    """Hidden files are removed only if their names have the digits that tolpack gives them."""
     theirs = [".unfinished-notes.txt", ".unfinished-", f".unfinished-{'a' * 31}g",
               f".unfinished-{'a' * 33}"]  # fmt: skip
     for name in theirs:

@@ -141,7 +141,8 @@ def _of_builds(folder: Path) -> Iterator[KeptFile]:
         files += [journal] if has_journal(partial) else []
         if not files and _is_empty(partial) and _is_empty(journal):  # killed before its first line
             files = [partial, journal]
-        files += [] if named_in(parts) else [p for p in _names(parts) if is_build_file(p.name)]
+        if not parts.is_symlink() and not named_in(parts):  # a link leads to another folder
+            files += [path for path in _names(parts) if is_build_file(path.name)]
         yield from _kept("partial", files, [partial, journal])
 
 
@@ -198,8 +199,8 @@ def _kept(
 
 
 def _names(folder: Path) -> list[Path]:
-    """Return the files of a folder; none if it cannot be listed."""
-    return [path for path in _entries(folder) if not path.is_dir()]
+    """Return the files of a folder, without links; none if it cannot be listed."""
+    return [path for path in _entries(folder) if not (path.is_dir() or path.is_symlink())]
 
 
 def _entries(folder: Path) -> list[Path]:
