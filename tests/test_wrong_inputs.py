@@ -24,6 +24,8 @@ from safetensors.numpy import save_file
 import tolpack
 from tolpack.cli import main
 from tolpack.container.file_kind import kind_of_bytes
+from tolpack.errors import ConfigError
+from tolpack.model.text_files import check_text_file
 from tolpack.report.legends import build_legend
 
 CONFIG = models.make_config()
@@ -313,6 +315,30 @@ def test_kinds_by_first_bytes(data, name):
     """What the table of signatures says of bytes at the edges of its kinds."""
     kind = kind_of_bytes(data[:4096])
     assert (kind and kind.name) == name
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "GGUF is a file format",
+        "PAR1 is fine",
+        "BZh is a beginning",
+        "ARROW1 too",
+        "%PDF-files are documents",
+        "x" * 257 + "ustar",
+    ],
+)
+def test_texts_that_begin_with_a_signature(start, tmp_path):
+    """Are texts, short or long; with bytes that no text has they are what the signature names."""
+    path = tmp_path / "x.txt"
+    for text in (start, start + " é, and more" * 1000):
+        path.write_text(text, "utf-8")
+        check_text_file(path)
+    for more in (b"\0", b"\xff\xfe", b"\x15"):
+        path.write_bytes(start.encode() + more * 100)
+        with pytest.raises(ConfigError, match=rf"text .* is an? .*, {TEXT}"):
+            check_text_file(path)
+    assert kind_of_bytes(b"GGUF", ".gguf").name == "a GGUF file"
 
 
 def test_plan_takes_the_command_line_of_build(folder, monkeypatch):
