@@ -248,6 +248,8 @@ STEPS = [
     *[(f"{name} m.pt --bits auto --size 12", 2, "Invalid value for '--size': --size 12 is 12 "
        "bytes, and no pack is so small: give a unit, like 12MB, or a percentage of the FP16 table, "
        "like 12%") for name in ("build", "plan")],
+    ("build m.pt --bits auto --size 500", 2, "Invalid value for '--size': --size 500 is 500 bytes, "
+     "and no pack is so small: give a unit, like 500MB"),
     *[(f"{name} m.pt --rank 500{more}", 1, "--rank 500 is outside 1 … 24 (min of hidden_size and "
        "vocab_size)") for name in ("build", "plan") for more in ("", " --bits auto")],
     *[(f"{name} m.pt --drop 10{more}", 1, "--drop 10 is out of range 0 … 2")
@@ -379,10 +381,8 @@ def test_legend_explains_the_columns_that_are_shown(folder, monkeypatch):
 
 # -- Ctrl-C --------------------------------------------------------------------------------------
 
-NOTHING = (
-    "interrupted: nothing was written yet; the same command begins again, and takes a calibration "
-    "that was finished from the cache"
-)
+NOTHING = "interrupted: nothing was written yet; the same command begins again"
+CACHED = f"{NOTHING}, and takes a calibration that was finished from the cache"
 # Sends itself SIGINT, as Ctrl-C does, once a phase of the build has made some progress.
 INTERRUPTED = """
 import os, signal, sys, time
@@ -408,22 +408,23 @@ main()
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send")
 @pytest.mark.parametrize(
-    ("phase", "more", "told"),
-    [("checking the input", "--bits 4", NOTHING),
-     ("calibration", "--bits auto --calibrate ids.npy --max-kld 0.01", NOTHING),
-     ("trying", "--bits auto --calibrate ids.npy --max-kld 0.01", NOTHING),
-     ("encoding", "--bits 4",
+    ("phase", "more", "cache", "told"),
+    [("checking the input", "--bits 4", "cache", NOTHING),
+     ("calibration", "--bits auto --calibrate ids.npy --max-kld 0.01", "cache", CACHED),
+     ("calibration", "--bits auto --calibrate ids.npy --max-kld 0.01", "off", NOTHING),
+     ("trying", "--bits auto --calibrate ids.npy --max-kld 0.01", "cache", CACHED),
+     ("encoding", "--bits 4", "cache",
       "interrupted: the same command with --resume continues what was written, i.tolpack.partial"),
-     ("checking", "--bits 4",
+     ("checking", "--bits 4", "cache",
       "interrupted: i.tolpack is complete; only the comparison with its input was not finished")],
 )  # fmt: skip
-def test_ctrl_c_says_how_to_go_on(folder, tmp_path, phase, more, told):
+def test_ctrl_c_says_how_to_go_on(folder, tmp_path, phase, more, cache, told):
     """What is said after SIGINT is true, and what it says gives the pack of an undisturbed run."""
     for name in ("m.pt", "ids.npy"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     words = [sys.executable, "-c", INTERRUPTED]
     build = ["build", "m.pt", "-o", "i.tolpack", *more.split()]
-    env = {**os.environ, "TOLPACK_CACHE": str(tmp_path / "cache")}
+    env = {**os.environ, "TOLPACK_CACHE": cache}
     done = subprocess.run(
         [*words, phase, *build], cwd=tmp_path, env=env, capture_output=True, text=True
     )
