@@ -11,6 +11,7 @@ from tolpack.cli import main
 from tolpack.container.extent_cache import ExtentCache
 from tolpack.container.local_sink import LocalSink
 from tolpack.runtime.disk_cache import cached_file, keep_file, kept_name
+from tolpack.storage.local_folder import LocalFolder
 from tolpack.workspace.kept_files import find_kept
 
 DAY = 86400
@@ -47,6 +48,12 @@ def begin_pack(path):
     sink.begin(0)
     sink.write(64, [b"rows"])
     return sink
+
+
+def let_age(folder, seconds=3700):
+    """Make all files of a folder as old as if they had been written so long ago."""
+    for path in folder.rglob("*"):
+        os.utime(path, (time.time() - seconds,) * 2)
 
 
 @pytest.fixture(autouse=True)
@@ -183,6 +190,7 @@ def test_an_interrupted_build_is_listed_and_removed(folder):
     for name in ("0" * 64 + ".part", "1" * 64 + ".job", f"{'2' * 64}-3-{'4' * 64}.sums"):
         (parts / name).write_bytes(b"part")
     (parts / "mine.part").write_bytes(b"mine")
+    let_age(folder)
     (one,) = listed()["files"]
     assert (one["kind"], one["path"]) == ("partial", "p.tolpack.partial")
     assert (len(one["files"]), one["in_use"]) == (5, False)
@@ -222,7 +230,29 @@ def test_a_running_build_is_in_use(folder):
     assert result.stdout.endswith("removed: nothing\n")
     assert len(list(folder.iterdir())) == 3
     sink.close(failed=True)
+    let_age(folder)
     assert run("--clear", "partial").stdout.startswith("removed, partial: 3 files, ")
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("name", ["1" * 64 + ".job", f"{'2' * 64}-3-{'4' * 64}.sums"])
+def test_a_build_that_has_not_locked_its_pack_yet_is_in_use(folder, name, resumed):
+    """Its workers measure losses before: for an hour its jobs and sums are left, and so is the pack
+    that it is going to continue.
+    """
+    if resumed:
+        begin_pack(folder / "p.tolpack").close(failed=True)
+    file = folder / "p.tolpack.parts" / name
+    file.parent.mkdir()
+    file.write_bytes(b"job")
+    let_age(folder, 3500)
+    before = sorted(folder.rglob("*"))
+    found = listed("--clear", "partial")
+    assert (found["removed"], [one["in_use"] for one in found["files"]]) == ([], [True])
+    assert sorted(folder.rglob("*")) == before
+    let_age(folder, 3700)
+    assert len(listed("--clear", "partial")["removed"]) == 1
     assert list(folder.iterdir()) == []
 
 
@@ -249,6 +279,26 @@ def test_partial_files_of_others_are_left(folder):
     assert kinds() == []
 
 
+def test_links_are_not_followed(folder, tmp_path):
+    """Neither a link that has the name of a folder of parts, nor links in such a folder."""
+    other = tmp_path / "other"
+    other.mkdir()
+    name = "0" * 64 + ".part"
+    (other / name).write_bytes(b"part")
+    let_age(other)
+    (folder / "link.tolpack.parts").symlink_to(other)
+    assert kinds() == []
+    (folder / "p.tolpack.parts").mkdir()
+    (folder / "p.tolpack.parts" / name).symlink_to(other / name)
+    (folder / ("1" * 64 + ".part")).symlink_to(other / name)
+    assert kinds() == []
+    for kind in ("partial", "parts"):
+        run("--clear", kind)
+    assert (other / name).read_bytes() == b"part"
+    assert len(list(folder.rglob("*"))) == 4
+    assert kinds(other) == ["parts"]
+
+
 def test_part_files_without_a_manifest(folder):
     """Count as in use for an hour, since nobody locks them."""
     for number, age in ((0, 2 * 3600), (1, 1.5 * 3600)):
@@ -262,6 +312,34 @@ def test_part_files_without_a_manifest(folder):
     os.utime(path, (time.time() - 4000,) * 2)
     assert len(listed("--clear", "parts")["removed"]) == 1
     assert list(folder.iterdir()) == []
+
+
+def test_unfinished_files_of_others_are_left(folder):
+    """Hidden files are removed only if their names have the digits that tolpack gives them."""
+    theirs = [".unfinished-notes.txt", ".unfinished-", f".unfinished-{'a' * 31}g",
+              f".unfinished-{'a' * 33}"]  # fmt: skip
+    for name in theirs:
+        (folder / name).write_text("mine")
+    with LocalFolder(folder).temporary() as written:
+        ours = written.name
+    (folder / ours).write_bytes(b"part")
+    let_age(folder)
+    assert listed("--clear", "parts")["removed"][0]["files"] == [ours]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(theirs)
+
+
+def test_files_that_belong_together_are_listed_by_name(folder):
+    """Below the folder or the pack, which --clear removes with them; at most ten of them."""
+    begin_pack(folder / "p.tolpack").close(failed=True)
+    parts = [f"{number:064x}.part" for number in range(12)]
+    for name in parts:
+        (folder / name).write_bytes(b"part")
+    lines = [line.split() for line in run().stdout.splitlines()]
+    begin = next(n for n, line in enumerate(lines) if line[:1] == ["partial"])
+    assert lines[begin + 1] == ["p.tolpack.partial.journal"]
+    assert lines[begin + 2][0] == "parts"
+    assert lines[begin + 3 : begin + 13] == [[name] for name in parts[:10]]
+    assert " ".join(lines[begin + 13]) == "and 2 more, which --json lists"
 
 
 # -- usage ---------------------------------------------------------------------------------------

@@ -5,10 +5,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tolpack.errors import ConfigError
 from tolpack.evaluation import step_progress
 from tolpack.evaluation.evaluator import Evaluator
+from tolpack.evaluation.experiment_runner import ExperimentOptions, ExperimentRunner
 from tolpack.evaluation.step_costs import ablation_step, pack_steps
 from tolpack.evaluation.step_progress import Step, StepProgress, format_left
+from tolpack.evaluation.study import run_study
+from tolpack.evaluation.sweep import run_sweep
 from tolpack.evaluation.sweep_grid import PackOptions
 from tolpack.runtime.progress import Reporter
 
@@ -39,6 +43,12 @@ def clock(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(step_progress.time, "perf_counter", lambda: now[0])
     return now
+
+
+@pytest.fixture
+def evaluator(memoryllm, token_ids):
+    """The tiny model and its text."""
+    return Evaluator(memoryllm, token_ids)
 
 
 @pytest.fixture
@@ -100,6 +110,37 @@ def test_cached_steps_teach_nothing(clock):
         clock[0] += seconds
         progress.end("result")
     assert progress.seconds_left == pytest.approx(20.0)
+
+
+def test_no_step_takes_less_than_no_time(clock):
+    """What is taken once is at most what the step took: no time is told that is less than zero."""
+    progress = StepProgress([Step("a", 1.0, once=1.0)] * 4, Reporter())
+    for seconds, once in ((10.0, 30.0), (10.0, 0.0)):
+        progress.begin("step")
+        clock[0] += seconds
+        progress.end("result", once)
+        assert progress.seconds_left >= 0
+    assert [own for _, own, _ in progress._timed] == [0.0, 10.0]
+
+
+@pytest.mark.parametrize("kind", ["sweep", "study"])
+def test_a_calibration_counts_for_the_step_that_took_it(kind, evaluator, monkeypatch):
+    """Also where its pack could not be built then: the next step does not get it."""
+    told = []
+
+    def refuse(self, options):
+        if not told:
+            self._times.seconds.append(("calibration", 60.0))
+        raise ConfigError("not this one")
+
+    monkeypatch.setattr(ExperimentRunner, "evaluate", refuse)
+    monkeypatch.setattr(StepProgress, "end", lambda self, text, once=0.0: told.append(once))
+    if kind == "sweep":
+        run_sweep(evaluator, [PackOptions(), PackOptions(bits=8)], ExperimentOptions())
+    else:
+        run_study(evaluator, ExperimentOptions(), ["precision"])
+    assert told == [60.0, 0.0, 0.0][: len(told)]
+    assert len(told) > 1
 
 
 def test_nothing_is_told_before_a_tenth(clock):

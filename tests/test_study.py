@@ -1,6 +1,7 @@
 """``tolpack study``: each experiment against a plain computation, and its tables and page."""
 
 import json
+from dataclasses import replace
 
 import models
 import numpy as np
@@ -258,6 +259,8 @@ def test_the_command_prints_every_part(memoryllm, token_ids, tmp_path):
         "Weights",
     ):
         assert title in result.stdout
+    for column in ("90 %", "99 %", "effective rank", "of"):
+        assert f"\n{column}: " in result.stdout
     page = (tmp_path / "r.html").read_text("utf-8")
     assert "tolpack study" in page
     assert "Which layers matter" in page
@@ -305,3 +308,29 @@ def test_a_page_has_a_section_for_each_part(study, tmp_path):
     empty = run_study(evaluator, ExperimentOptions(), ["size"])
     titles = [section.title for section in study_page.study_page(subject, empty, ()).sections]
     assert titles == ["Weights and operations"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        (["size"], "How many weights and operations the memory takes."),
+        (["spectra"], "How many components hold the energy of a layer's rows."),
+        (["layers", "alpha"], "What the perplexity becomes when the memory of some layers is left "
+         "out. What the perplexity becomes when all memory outputs are scaled."),
+        (["precision"], "What each pack takes on disk, and what it changes in the model's "
+         "predictions."),
+    ],
+)  # fmt: skip
+def test_a_page_leads_with_what_it_shows(parts, words, study, tmp_path):
+    """Packs are spoken of only where there are some."""
+    subject = ReportSubject(tmp_path / "m.pt", (tmp_path / "t.npy",), "tolpack study", "")
+    found = run_study(study[0], ExperimentOptions(), parts)
+    page = study_page.study_page(subject, found, ())
+    assert page.lead.partition("\n\n")[0] == words
+
+
+def test_a_page_says_that_no_pack_could_be_built(study, tmp_path):
+    """Where packs were all that was asked for."""
+    subject = ReportSubject(tmp_path / "m.pt", (tmp_path / "t.npy",), "tolpack study", "")
+    nothing = replace(study[1], packs=(), layers=(), alphas=(), spectra=(), costs=None, tasks=())
+    assert study_page.study_page(subject, nothing, ()).lead.startswith("No pack could be built.")

@@ -23,6 +23,8 @@ from safetensors.numpy import save_file
 import tolpack
 from tolpack.cli import main
 from tolpack.container.file_kind import kind_of_bytes
+from tolpack.errors import ConfigError
+from tolpack.model.text_files import check_text_file
 from tolpack.report.legends import build_legend
 
 CONFIG = models.make_config()
@@ -245,6 +247,8 @@ STEPS = [
     *[(f"{name} m.pt --bits auto --size 12", 2, "Invalid value for '--size': --size 12 is 12 "
        "bytes, and no pack is so small: give a unit, like 12MB, or a percentage of the FP16 table, "
        "like 12%") for name in ("build", "plan")],
+    ("build m.pt --bits auto --size 500", 2, "Invalid value for '--size': --size 500 is 500 bytes, "
+     "and no pack is so small: give a unit, like 500MB"),
     *[(f"{name} m.pt --rank 500{more}", 1, "--rank 500 is outside 1 … 24 (min of hidden_size and "
        "vocab_size)") for name in ("build", "plan") for more in ("", " --bits auto")],
     *[(f"{name} m.pt --drop 10{more}", 1, "--drop 10 is out of range 0 … 2")
@@ -314,6 +318,30 @@ def test_kinds_by_first_bytes(data, name):
     assert (kind and kind.name) == name
 
 
+@pytest.mark.parametrize(
+    "start",
+    [
+        "GGUF is a file format",
+        "PAR1 is fine",
+        "BZh is a beginning",
+        "ARROW1 too",
+        "%PDF-files are documents",
+        "x" * 257 + "ustar",
+    ],
+)
+def test_texts_that_begin_with_a_signature(start, tmp_path):
+    """Are texts, short or long; with bytes that no text has they are what the signature names."""
+    path = tmp_path / "x.txt"
+    for text in (start, start + " é, and more" * 1000):
+        path.write_text(text, "utf-8")
+        check_text_file(path)
+    for more in (b"\0", b"\xff\xfe", b"\x15"):
+        path.write_bytes(start.encode() + more * 100)
+        with pytest.raises(ConfigError, match=rf"text .* is an? .*, {TEXT}"):
+            check_text_file(path)
+    assert kind_of_bytes(b"GGUF", ".gguf").name == "a GGUF file"
+
+
 def test_plan_takes_the_command_line_of_build(folder, monkeypatch):
     """Options that say where and how a pack is written change nothing of a plan."""
     monkeypatch.chdir(folder)
@@ -352,10 +380,8 @@ def test_legend_explains_the_columns_that_are_shown(folder, monkeypatch):
 
 # -- Ctrl-C --------------------------------------------------------------------------------------
 
-NOTHING = (
-    "interrupted: nothing was written yet; the same command begins again, and takes a calibration "
-    "that was finished from the cache"
-)
+NOTHING = "interrupted: nothing was written yet; the same command begins again"
+CACHED = f"{NOTHING}, and takes a calibration that was finished from the cache"
 # Sends itself SIGINT, as Ctrl-C does, once a phase of the build has made some progress.
 INTERRUPTED = """
 import os, signal, sys, time
@@ -382,22 +408,23 @@ main()
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send")
 @pytest.mark.parametrize(
-    ("phase", "more", "told"),
-    [("checking the input", "--bits 4", NOTHING),
-     ("calibration", "--bits auto --calibrate ids.npy --max-kld 0.01", NOTHING),
-     ("trying", "--bits auto --calibrate ids.npy --max-kld 0.01", NOTHING),
-     ("encoding", "--bits 4",
+    ("phase", "more", "cache", "told"),
+    [("checking the input", "--bits 4", "cache", NOTHING),
+     ("calibration", "--bits auto --calibrate ids.npy --max-kld 0.01", "cache", CACHED),
+     ("calibration", "--bits auto --calibrate ids.npy --max-kld 0.01", "off", NOTHING),
+     ("trying", "--bits auto --calibrate ids.npy --max-kld 0.01", "cache", CACHED),
+     ("encoding", "--bits 4", "cache",
       "interrupted: the same command with --resume continues what was written, i.tolpack.partial"),
-     ("checking", "--bits 4",
+     ("checking", "--bits 4", "cache",
       "interrupted: i.tolpack is complete; only the comparison with its input was not finished")],
 )  # fmt: skip
-def test_ctrl_c_says_how_to_go_on(folder, tmp_path, phase, more, told):
+def test_ctrl_c_says_how_to_go_on(folder, tmp_path, phase, more, cache, told):
     """What is said after SIGINT is true, and what it says gives the pack of an undisturbed run."""
     for name in ("m.pt", "ids.npy"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     words = [sys.executable, "-c", INTERRUPTED]
     build = ["build", "m.pt", "-o", "i.tolpack", *more.split()]
-    env = {**os.environ, "TOLPACK_CACHE": str(tmp_path / "cache")}
+    env = {**os.environ, "TOLPACK_CACHE": cache}
     done = subprocess.run(
         [*words, phase, *build], cwd=tmp_path, env=env, capture_output=True, text=True
     )

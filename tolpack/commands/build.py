@@ -109,7 +109,7 @@ def build(checkpoint: Location, bits: str, as_json: bool, **settings: Any) -> No
     given = tuple(settings[name] for name in names)
     number = parse_bits(bits)
     try:
-        BuildSettings.parse(settings["rank"], number, *given)
+        parsed = BuildSettings.parse(settings["rank"], number, *given)
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
     refuse_two_maps(settings)
@@ -117,8 +117,9 @@ def build(checkpoint: Location, bits: str, as_json: bool, **settings: Any) -> No
     output, terminal, cluster = settings.pop("output"), Terminal(), settings.pop("cluster")
     if cluster is not None and settings["processes"] is not None:
         raise click.UsageError("--processes and --cluster both say who encodes: give one of them")
+    calibrates = parsed.loss_reach is not None
     with (
-        when_interrupted(_continuation(checkpoint, output, settings["part_size"])),
+        when_interrupted(_continuation(checkpoint, output, settings["part_size"], calibrates)),
         nullcontext() if cluster is None else cluster_executor(cluster) as executor,
     ):
         result = tolpack.build(
@@ -131,10 +132,13 @@ def build(checkpoint: Location, bits: str, as_json: bool, **settings: Any) -> No
 
 
 def _continuation(
-    checkpoint: Location, output: Location | None, part_size: str | None
+    checkpoint: Location, output: Location | None, part_size: str | None, calibrates: bool
 ) -> Callable[[], str]:
-    """Return what says, once a build is interrupted, what it left and how to go on."""
+    """Return what says, once a build is interrupted, what it left and how to go on; `calibrates`:
+    whether it measures losses, which are cached.
+    """
     from tolpack.compress.outputs import output_files
+    from tolpack.runtime.disk_cache import cached_file
     from tolpack.runtime.files import file_state
 
     if part_size is not None or (output is not None and local_path(output) is None):
@@ -147,9 +151,9 @@ def _continuation(
             return f"{path} is complete; only the comparison with its input was not finished"
         if partial.exists():
             return f"the same command with --resume continues what was written, {partial}"
-        return (
-            "nothing was written yet; the same command begins again, and takes a calibration that "
-            "was finished from the cache"
-        )
+        again = "nothing was written yet; the same command begins again"
+        if not calibrates or cached_file("name") is None:
+            return again
+        return f"{again}, and takes a calibration that was finished from the cache"
 
     return remedy

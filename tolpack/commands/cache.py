@@ -53,7 +53,8 @@ def cache(folders: tuple[Path, ...], cleared: tuple[str, ...], age: float, as_js
     partial (an unfinished pack with its journal, which build --resume continues) and parts (part
     files that no manifest names).
 
-    Without --clear nothing is removed. Files that a running process uses are not removed.
+    Without --clear nothing is removed. Files that a running process uses are not removed. Part
+    files and jobs of builds count as used until an hour after the last of them was written.
 
     \b
     tolpack cache

@@ -135,9 +135,10 @@ def check_size(value: str | int) -> None:
     """Raise `ConfigError` if `parse_size` does, or no pack is so small: a unit was left out."""
     size = parse_size(value, 100 * _LEAST_BYTES)
     if size < _LEAST_BYTES and "%" not in str(value):
+        share = f", or a percentage of the FP16 table, like {size}%" if size <= 100 else ""
         raise ConfigError(
             f"--size {str(value).strip()} is {size} bytes, and no pack is so small: give a unit, "
-            f"like {size}MB, or a percentage of the FP16 table, like {min(size, 99)}%"
+            f"like {size}MB{share}"
         )
 
 

@@ -2,7 +2,8 @@
 
 One table of signatures serves every place where a file is opened, so that a GGUF file is called a
 GGUF file whether a pack, a checkpoint or a text was expected. What no signature names is a text if
-it is UTF-8 without control characters, and nothing known otherwise.
+it is UTF-8 without control characters, and nothing known otherwise. A text may begin with the
+letters of a signature.
 """
 
 from __future__ import annotations
@@ -130,14 +131,13 @@ def kind_of_bytes(start: bytes, suffix: str = "") -> FileKind | None:
         return _kind_of_zip(start)
     if PICKLE.match(start):
         return TORCH if _OLD_TORCH in start[:32] else PICKLED
-    if start[257:262] == b"ustar":
+    text = _kind_of_text(start, suffix)
+    if start[257:262] == b"ustar" and text is None:
         return FileKind("a tar archive", advice=_UNPACK)
     for signature, kind in _SIGNATURES:
-        if start.startswith(signature):
+        if start.startswith(signature) and (text is None or suffix in kind.suffixes):
             return kind
-    if _is_safetensors(start):
-        return SAFETENSORS
-    return _kind_of_text(start, suffix)
+    return SAFETENSORS if _is_safetensors(start) else text
 
 
 def not_a_pack(location: Location) -> str | None:

@@ -62,6 +62,7 @@ class StepProgress:
         ``once_seconds``: how much of the step's time no other step takes again.
         """
         seconds = time.perf_counter() - self._begin
+        once_seconds = min(once_seconds, seconds)
         if seconds > _LEAST_SECONDS:
             self._timed.append((self._steps[self._done], seconds - once_seconds, once_seconds))
         self._done += 1

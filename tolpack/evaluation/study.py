@@ -229,7 +229,7 @@ class _StudyRun:
             result = self._packs[options] = self._runner.evaluate(options)
         except ConfigError as error:
             self._skipped.append(f"{options.label}: {error}")
-            self._progress.end(f"not built: {error}")
+            self._progress.end(f"not built: {error}", self._runner.calibration_seconds())
             return None
         self._progress.end(result.summary, self._runner.calibration_seconds())
         return result

@@ -41,7 +41,7 @@ def run_sweep(
                 progress.end(results[-1].summary, runner.calibration_seconds())
             except ConfigError as error:
                 skipped.append(f"{one.label}: {error}")
-                progress.end(f"not built: {error}")
+                progress.end(f"not built: {error}", runner.calibration_seconds())
     evaluator.warn_of_falls([(one.options.label, one.score) for one in results])
     return mark_front(results), tuple(skipped)
 

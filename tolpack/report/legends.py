@@ -19,6 +19,11 @@ _MEANINGS = {
     "read/token": "bytes of the file that one lookup reads",
     "resident": "bytes that a reader keeps in memory",
     "MACs/token": "multiply–accumulates with a basis in one lookup",
+    "90 %": "number of components that hold 90 % of the energy, the sum of squared singular values",
+    "99 %": "number of components that hold 99 % of the energy",
+    "effective rank": "number of components that would have the same entropy if they shared the "
+    "energy equally",
+    "of": "number of components that the layer has",
     "paper's formula": "vocabulary × layers × hidden size × bits / 8, plus a basis, without scales "
     "and header (arXiv 2602.00398)",
 }

@@ -20,6 +20,9 @@ if TYPE_CHECKING:  # they load torch
     from tolpack.evaluation.scores import Baseline, PackScore
     from tolpack.evaluation.sweep_grid import PackOptions
 
+# Leads a report of packs.
+PACKS = "What each pack takes on disk, and what it changes in the model's predictions."
+
 
 @dataclass(frozen=True, slots=True)
 class ReportSubject:
@@ -59,16 +62,17 @@ class TradeOff:
         return front_of(self.packs, self.results)
 
 
-def lead(baseline: Baseline, context: int, recommended: Sequence[Recommendation]) -> str:
-    """Return the pack for the middle limit, with the tightest limit that it meets, and what the
-    numbers were measured on.
+def lead(
+    baseline: Baseline, context: int, recommended: Sequence[Recommendation], shown: str = PACKS
+) -> str:
+    """Return the pack for the middle limit, with the tightest limit that it meets, or what is
+    `shown` if none is recommended; and what the numbers were measured on.
     """
-    return f"{_answer(recommended)}\n\n{_measured_on(baseline, context)}"
+    answer = _answer(recommended) if recommended else shown
+    return f"{answer}\n\n{_measured_on(baseline, context)}"
 
 
 def _answer(recommended: Sequence[Recommendation]) -> str:
-    if not recommended:
-        return "What each pack takes on disk, and what it changes in the model's predictions."
     best = recommended[len(recommended) // 2].smallest
     limit = min(one.limit_nats for one in recommended if one.smallest is best)
     ratio = best.score.ratio_fp16

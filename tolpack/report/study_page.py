@@ -21,7 +21,14 @@ from tolpack.report.page_content import (
     PageSection,
     Series,
 )
-from tolpack.report.report_subject import ReportSubject, TradeOff, facts, lead, shown_warnings
+from tolpack.report.report_subject import (
+    PACKS,
+    ReportSubject,
+    TradeOff,
+    facts,
+    lead,
+    shown_warnings,
+)
 from tolpack.report.setting_tables import (
     SIZE_AND_CHANGE,
     recommendation_section,
@@ -72,11 +79,25 @@ def study_page(
     parts = ("one part alone", f"the command below with --only and one of {', '.join(STUDY_PARTS)}")
     return Page(
         title=f"{subject.checkpoint.name}: what its memory is worth",
-        lead=lead(study.baseline, study.context, recommended),
+        lead=lead(study.baseline, study.context, recommended, _shown(study)),
         facts=(*conditions, parts, command),
         sections=tuple(sections),
         warnings=shown_warnings(warnings),
     )
+
+
+def _shown(study: Study) -> str:
+    """Say what a study shows: of one without packs, what each of its parts does."""
+    if study.packs:
+        return PACKS
+    parts = (
+        (study.layers, "What the perplexity becomes when the memory of some layers is left out."),
+        (study.alphas, "What the perplexity becomes when all memory outputs are scaled."),
+        (study.tasks, "How the model answers the tasks of lm-eval."),
+        (study.spectra, "How many components hold the energy of a layer's rows."),
+        (study.costs, "How many weights and operations the memory takes."),
+    )
+    return " ".join(text for found, text in parts if found) or "No pack could be built."
 
 
 def _precision(study: Study, subject: ReportSubject) -> PageSection | None:

@@ -11,6 +11,7 @@ from tolpack.report.evaluation_tables import (
     sweep_table,
     text_table,
 )
+from tolpack.report.legends import legend
 from tolpack.report.tables import format_bytes, format_table
 from tolpack.report.task_tables import task_table
 from tolpack.runtime.sizes import plus_minus
@@ -141,7 +142,8 @@ def _spectra(study: Study) -> str:
         ]
         for one in study.spectra
     ]  # fmt: skip
-    return format_table(["layer", "90 %", "99 %", "effective rank", "of"], rows)
+    header = ["layer", "90 %", "99 %", "effective rank", "of"]
+    return f"{format_table(header, rows)}\n\n{legend(header)}"
 
 
 def cost_rows(costs: ModelCosts, packs: tuple[SweepResult, ...]) -> list[tuple[str, int, int, int]]:

@@ -29,7 +29,7 @@ JOB_SUFFIX, SUMS_SUFFIX, PARTS_SUFFIX = ".job", ".sums", ".parts"
 _HASH = "[0-9a-f]{64}"
 _BUILD_FILE = re.compile(
     rf"{_HASH}({re.escape(PART_SUFFIX)}|{re.escape(JOB_SUFFIX)}|-\d+-{_HASH}{re.escape(SUMS_SUFFIX)})"
-    rf"|{re.escape(UNFINISHED)}.*"
+    rf"|{re.escape(UNFINISHED)}[0-9a-f]{{32}}"
 )
 # Jobs that a process keeps opened: that of a build, and that of its next plan.
 _KEPT_JOBS = 2

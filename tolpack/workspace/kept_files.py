@@ -9,8 +9,9 @@ partial     a build's ``NAME.partial`` with its journal and part files: ``--resu
 parts       part files in a folder that no manifest names
 =========== ==========================================================================
 
-Whoever writes a file holds its lock, and a file that is locked is in use. Part files of a folder
-have no lock: they count as in use for an hour after the last of them was written.
+Whoever writes a file holds its lock, and a file that is locked is in use. Part files and jobs have
+no lock, and a build writes some before it locks its pack: they count as in use for an hour after
+the last of them was written.
 """
 
 from __future__ import annotations
@@ -60,10 +61,16 @@ class KeptFile:
     @property
     def in_use(self) -> bool:
         """Whether a running process writes it, or may."""
-        if self.kind == "parts":
-            return self.age_seconds < _IN_USE_SECONDS
+        if self._may_be_written:
+            return True
         with ExitStack() as stack:
             return not _lock_all(self.locked, stack)
+
+    @property
+    def _may_be_written(self) -> bool:
+        """Whether files that nobody locks were written so lately that a build may still run."""
+        unlocked = self.kind == "parts" or any(_is_of_parts(file) for file in self.files)
+        return unlocked and self.age_seconds < _IN_USE_SECONDS
 
     @property
     def age_seconds(self) -> float:
@@ -72,7 +79,7 @@ class KeptFile:
 
     def remove(self) -> bool:
         """Remove the files, unless they are in use; returns whether they are gone."""
-        if self.kind == "parts" and self.in_use:
+        if self._may_be_written:
             return False
         with ExitStack() as stack:
             if not _lock_all(self.locked, stack):
@@ -82,7 +89,7 @@ class KeptFile:
                     file.unlink(missing_ok=True)
                 except OSError:
                     return False
-        for folder in {file.parent for file in self.files if file.parent.suffix == PARTS_SUFFIX}:
+        for folder in {file.parent for file in self.files if _is_of_parts(file)}:
             with contextlib.suppress(OSError):  # something else is there
                 folder.rmdir()
         return True
@@ -134,8 +141,13 @@ def _of_builds(folder: Path) -> Iterator[KeptFile]:
         files += [journal] if has_journal(partial) else []
         if not files and _is_empty(partial) and _is_empty(journal):  # killed before its first line
             files = [partial, journal]
-        files += [] if named_in(parts) else [p for p in _names(parts) if is_build_file(p.name)]
+        if not parts.is_symlink() and not named_in(parts):  # a link leads to another folder
+            files += [path for path in _names(parts) if is_build_file(path.name)]
         yield from _kept("partial", files, [partial, journal])
+
+
+def _is_of_parts(file: Path) -> bool:
+    return file.parent.suffix == PARTS_SUFFIX
 
 
 def _is_empty(path: Path) -> bool:
@@ -187,8 +199,8 @@ def _kept(
 
 
 def _names(folder: Path) -> list[Path]:
-    """Return the files of a folder; none if it cannot be listed."""
-    return [path for path in _entries(folder) if not path.is_dir()]
+    """Return the files of a folder, without links; none if it cannot be listed."""
+    return [path for path in _entries(folder) if not (path.is_dir() or path.is_symlink())]
 
 
 def _entries(folder: Path) -> list[Path]:
