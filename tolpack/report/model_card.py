@@ -123,7 +123,7 @@ def _size(subject: CardSubject) -> str:
 def _costs(subject: CardSubject) -> list[str]:
     found, measured = [], subject.made_from.measured
     if measured:
-        found.append(f"Its build measured {plain(measured_words(measured))}.")
+        found.append(f"Its build measured {measured_words(measured)}.")
     if subject.evaluation is not None:
         found += _evaluated(subject.evaluation)
     return found or ["Nothing was measured: run `tolpack eval`."]
