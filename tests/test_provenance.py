@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 import tolpack
 from tolpack.cli import main
-from tolpack.compress.made_from import longest_text, provenance_room
+from tolpack.compress.pack_provenance import longest_text, provenance_room
 from tolpack.container.header import parse_header
 from tolpack.container.provenance import (
     MAX_PROVENANCE_BYTES,

@@ -34,7 +34,7 @@ from tolpack.container.provenance import Provenance
 from tolpack.errors import ConfigError
 from tolpack.report import tables
 from tolpack.report.cluster_table import cluster_table
-from tolpack.report.made_from import beside_weights
+from tolpack.report.provenance_lines import beside_weights
 from tolpack.runtime.sizes import format_bytes
 from tolpack.storage.locations import Location
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from tolpack.codecs.encodings import CoderSettings, Encoding
 from tolpack.compress.chunks import ChunkSpan
-from tolpack.compress.made_from import longest_text
+from tolpack.compress.pack_provenance import longest_text
 from tolpack.container.header import Chunk, Field, Header, Section, Table
 from tolpack.container.planned_sections import (
     longest_header,

@@ -12,7 +12,7 @@ from tolpack.compress.entropy.drop_layers import best_planner
 from tolpack.compress.entropy.planner import EntropyCodedPlanner
 from tolpack.compress.fixed.planner import FixedBitsPlanner
 from tolpack.compress.lossless.planner import LosslessPlanner
-from tolpack.compress.made_from import provenance_of
+from tolpack.compress.pack_provenance import provenance_of
 from tolpack.compress.plan import PackPlan, Plan, PlanInputs, pack_key
 from tolpack.compress.planned_pack import plan_pack
 from tolpack.compress.settings import BuildSettings, Drop, parse_size

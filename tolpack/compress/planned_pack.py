@@ -11,7 +11,7 @@ from functools import partial
 
 from tolpack.codecs.encodings import Encoding
 from tolpack.compress.header_size import planned_basis
-from tolpack.compress.made_from import longest_text
+from tolpack.compress.pack_provenance import longest_text
 from tolpack.compress.plan import (
     PackPlan,
     Plan,

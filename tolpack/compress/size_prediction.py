@@ -22,7 +22,7 @@ from tolpack.compress.fixed.encoding_choice import (
 from tolpack.compress.frame_choice import chunk_sizes
 from tolpack.compress.header_size import estimate_header_room
 from tolpack.compress.lossless.planner import lossless_encodings, measure_planes
-from tolpack.compress.made_from import provenance_room, replaced_by_pack
+from tolpack.compress.pack_provenance import provenance_room, replaced_by_pack
 from tolpack.compress.settings import dropped_fields, parse_bits, parse_drop, parse_rank
 from tolpack.container.header import Field, Table
 from tolpack.container.ngram_header import NGrams

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.compress.made_from import replaced_by_pack
+from tolpack.compress.pack_provenance import replaced_by_pack
 from tolpack.container.provenance import Provenance
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.model.decoder import Decoder

@@ -13,7 +13,7 @@ from tolpack.container.provenance import Provenance
 from tolpack.evaluation.kept_results import PACK_VALUES, find_pack, numbers, objects
 from tolpack.report.card_text import code, fenced, front_matter, plain, table
 from tolpack.report.evaluation_tables import format_nats
-from tolpack.report.made_from import beside_weights, measured_words, option_words
+from tolpack.report.provenance_lines import beside_weights, measured_words, option_words
 from tolpack.runtime.sizes import format_bytes
 from tolpack.storage.locations import Location
 

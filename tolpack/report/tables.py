@@ -9,7 +9,7 @@ from tolpack.container.provenance import Provenance
 from tolpack.errors import printable
 from tolpack.reading.verification import Damage
 from tolpack.report.legends import build_legend, legend, without_rank
-from tolpack.report.made_from import beside_weights, made_from_lines
+from tolpack.report.provenance_lines import beside_weights, made_from_lines
 from tolpack.runtime.sizes import counted
 from tolpack.runtime.sizes import format_bytes as format_bytes  # shown here, and by others
 

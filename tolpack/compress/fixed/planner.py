@@ -41,8 +41,8 @@ from tolpack.compress.frame_choice import (
 )
 from tolpack.compress.header_size import estimate_header_room
 from tolpack.compress.low_rank import projection
-from tolpack.compress.made_from import provenance_room
 from tolpack.compress.measured_loss import MeasuredLoss
+from tolpack.compress.pack_provenance import provenance_room
 from tolpack.compress.plan import Plan, PlanInputs, PlannedArray, PlannedChunk
 from tolpack.compress.second_moments import second_moments
 from tolpack.container.header import Field
