@@ -251,7 +251,7 @@ STEPS = [
      "and no pack is so small: give a unit, like 500MB"),
     *[(f"{name} m.pt --rank 500{more}", 1, "--rank 500 is outside 1 … 24 (min of hidden_size and "
        "vocab_size)") for name in ("build", "plan") for more in ("", " --bits auto")],
-    *[(f"{name} m.pt --drop 10{more}", 1, "--drop 10 is out of range 0 … 2")
+    *[(f"{name} m.pt --drop 10{more}", 1, "--drop 10 is out of range 0 … 2 (layers): leave it out")
       for name in ("build", "plan") for more in ("", " --bits auto")],
     ("build m.pt --size 12%", 2, "--size chooses ranks or bits: it needs --rank auto or --bits "
      "auto"),
