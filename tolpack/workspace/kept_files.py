@@ -32,7 +32,7 @@ from tolpack.container.atomic_write import lock_leftover, partial_path
 from tolpack.container.journal import has_journal, journal_path
 from tolpack.container.local_sink import is_unfinished_pack
 from tolpack.container.parts.parts_sink import named_files
-from tolpack.errors import FormatError, TolpackError
+from tolpack.errors import TolpackError
 from tolpack.runtime.disk_cache import KEPT_NAMES, UNFINISHED, cached_file
 from tolpack.storage.local_folder import LocalFolder
 from tolpack.workspace.jobs import PARTS_SUFFIX, is_build_file, parts_folder
@@ -176,7 +176,7 @@ def named_in(folder: Path) -> set[str]:
     """Return the files that a manifest names; every file of the folder, if it cannot be read."""
     try:
         return named_files(LocalFolder(folder))
-    except (FormatError, TolpackError):
+    except TolpackError:
         return {path.name for path in _names(folder)}
 
 
