@@ -16,7 +16,7 @@ if (
     or not model
     or size > 6_000_000
     or len(maps) < 5
-    or len(report) != 10
+    or len(report) != 12
     or len(tasks) != 4
 ):
     sys.exit(
