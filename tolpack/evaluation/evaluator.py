@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.container.provenance import Provenance
 from tolpack.evaluation.pack_description import every_table
-from tolpack.evaluation.provenance_check import other_checkpoint, other_tokenizer, pack_name
+from tolpack.evaluation.provenance_check import OriginCheck, pack_name
 from tolpack.evaluation.scores import Baseline, Evaluation, PackScore
 from tolpack.evaluation.subject import open_subject, read_bytes_per_token
 from tolpack.evaluation.text_windows import checked_context, text_names, window_tokens
@@ -26,14 +25,13 @@ from tolpack.model.divergence import Divergence, compare
 from tolpack.model.language_model import Memory
 from tolpack.model.perplexity import Score, increase_pct, score
 from tolpack.model.plausibility import LEAST_WINDOWS, fall_warning, short_text_warning
-from tolpack.model.text import find_tokenizer, read_token_ids, tokenizer_digest
+from tolpack.model.text import find_tokenizer, read_token_ids
 from tolpack.model.tokenizer_check import TokenizerCheck
 from tolpack.pack import Pack, open_first_table
 from tolpack.reading.edits_files import share_edits
 from tolpack.reading.summary import bits_per_weight, ratio_fp16, settings_kind
 from tolpack.runtime.progress import KeptWarnings, Reporter
 from tolpack.sources.checkpoint.options import CheckpointOptions
-from tolpack.sources.table_digests import table_digests
 from tolpack.storage.inputs import input_path
 
 
@@ -87,8 +85,7 @@ class Evaluator:
         self.text_ids = [one if tokens is None else one[: tokens + 1] for one in ids]
         self._base_scores: list[Score] = []
         is_read = any(input_path(one).suffix != ".npy" for one in self.texts)
-        self._tokenizer = found if is_read else None
-        self._digests: dict[str, str] | None = None
+        self._check_origin = OriginCheck(self.subject, found if is_read else None, self.reporter)
         self._warn(self._short_text_warning())
 
     @property
@@ -232,22 +229,6 @@ class Evaluator:
                 self._pack_scores(pack, path, [found[number] for _, found in compared])
                 for number, (pack, path) in enumerate(zip(packs, paths))
             ]
-
-    def _check_origin(self, pack: Pack, name: str) -> None:
-        """Warn of a pack that does not belong to the checkpoint or the tokenizer."""
-        made_from = Provenance.parse(pack.container.header.provenance)
-        if made_from.checkpoint and self.subject.table is not None:
-            if self._digests is None:  # reads the table's weights once
-                self._digests = table_digests([self.subject.table])
-            found = [other_checkpoint(name, made_from, str(self.subject.path), self._digests)]
-        else:
-            found = []
-        if made_from.tokenizer and self._tokenizer is not None:
-            digest = tokenizer_digest(self._tokenizer)
-            found.append(other_tokenizer(name, made_from, str(self._tokenizer), digest))
-        for warning in found:
-            if warning is not None:
-                self.reporter.warn(warning)
 
     def _pack_scores(
         self, pack: Pack, path: str | Path, found: Sequence[tuple[Score, Divergence]]

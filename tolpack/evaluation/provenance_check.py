@@ -3,12 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tolpack.container.provenance import Provenance
+from tolpack.model.text import tokenizer_digest
+from tolpack.pack import Pack
+from tolpack.runtime.progress import Reporter
+from tolpack.storage.inputs import InputPath
+
+if TYPE_CHECKING:  # it loads torch
+    from tolpack.evaluation.subject import Subject
 
 # Hex digits of a digest that a warning shows.
 _SHOWN = 8
+
+
+class OriginCheck:
+    """Warns of packs that were not made from a checkpoint, or not calibrated with its tokenizer.
+
+    Parameters
+    ----------
+    subject : Subject
+        The checkpoint; weights that its table follows from are read once, with the first pack.
+    tokenizer : InputPath, optional
+        What encodes the texts.
+    reporter : Reporter
+        Is told.
+    """
+
+    def __init__(self, subject: Subject, tokenizer: InputPath | None, reporter: Reporter) -> None:
+        self._subject, self._tokenizer, self._reporter = subject, tokenizer, reporter
+
+    def __call__(self, pack: Pack, name: str) -> None:
+        """Warn if `pack`, which `name` names, does not belong to them."""
+        made_from, found = Provenance.parse(pack.container.header.provenance), []
+        if made_from.checkpoint:
+            path = str(self._subject.path)
+            found.append(other_checkpoint(name, made_from, path, self._digests))
+        if made_from.tokenizer and self._tokenizer is not None:
+            digest = tokenizer_digest(self._tokenizer)
+            found.append(other_tokenizer(name, made_from, str(self._tokenizer), digest))
+        for warning in found:
+            if warning is not None:
+                self._reporter.warn(warning)
+
+    @cached_property
+    def _digests(self) -> Mapping[str, str]:
+        from tolpack.sources.table_digests import table_digests  # loads torch
+
+        table = self._subject.table
+        return {} if table is None else table_digests([table])
 
 
 def other_checkpoint(

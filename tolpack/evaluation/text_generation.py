@@ -11,23 +11,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tolpack.container.provenance import Provenance
 from tolpack.errors import CheckpointError, ConfigError
 from tolpack.evaluation.generation_settings import GenerationSettings
 from tolpack.evaluation.pack_description import every_table
-from tolpack.evaluation.provenance_check import other_checkpoint, other_tokenizer, pack_name
+from tolpack.evaluation.provenance_check import OriginCheck, pack_name
 from tolpack.evaluation.subject import Subject, open_subject, read_bytes_per_token
 from tolpack.model.generation import generate
 from tolpack.model.language_model import LanguageModel
-from tolpack.model.text import TextTokenizer, find_tokenizer, tokenizer_digest
+from tolpack.model.text import TextTokenizer, find_tokenizer
 from tolpack.model.text_stream import TextStream
 from tolpack.model.tokenizer_check import TokenizerCheck
-from tolpack.pack import Pack, open_first_table
+from tolpack.pack import open_first_table
 from tolpack.reading.edits_files import share_edits
 from tolpack.runtime.progress import KeptWarnings, Reporter
 from tolpack.sources.checkpoint.options import CheckpointOptions
 from tolpack.sources.json_file import read_json
-from tolpack.sources.table_digests import table_digests
 from tolpack.storage.inputs import InputPath, input_path
 from tolpack.storage.locations import Location
 
@@ -131,8 +129,7 @@ def generate_text(
         if pack is not None:
             opened = stack.enter_context(open_first_table(pack, own_edits[0]))
             model = subject.with_pack(opened, str(pack))
-            for warning in _origin_warnings(opened, str(pack), subject, encoder):
-                kept.warn(warning)
+            OriginCheck(subject, encoder.path, kept)(opened, pack_name(str(pack)))
         run = _Run(model, ids, settings, ends)
         text = "".join(_shown(run, TextStream(encoder, ids.tolist()), show))
         read = None
@@ -221,19 +218,6 @@ def _encode(prompt: str, encoder: TextTokenizer, model: LanguageModel) -> NDArra
             "(max_position_embeddings): give a shorter prompt"
         )
     return ids
-
-
-def _origin_warnings(pack: Pack, path: str, subject: Subject, encoder: TextTokenizer) -> list[str]:
-    """Return a warning for each of checkpoint and tokenizer that the pack was not made from."""
-    made_from, name = Provenance.parse(pack.container.header.provenance), pack_name(path)
-    found = []
-    if made_from.checkpoint and subject.table is not None:
-        digests = table_digests([subject.table])
-        found.append(other_checkpoint(name, made_from, str(subject.path), digests))
-    if made_from.tokenizer:
-        digest = tokenizer_digest(encoder.path)
-        found.append(other_tokenizer(name, made_from, str(encoder.path), digest))
-    return [one for one in found if one is not None]
 
 
 def end_tokens(
